@@ -1,0 +1,203 @@
+"""Backends: what can run a plan, which one to take, and why the others were skipped.
+
+Promises: `probe` never raises; ``backend="auto"`` takes the first of `AUTO` that probes ok, never the reference, and logs
+one line about what it skipped; a name that is unknown or cannot run here is an error, never a substitution.
+
+A backend is a module with ``probe()`` and ``compile(plan, *, dtype, n_threads)``; a `Program` is a plan compiled.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import BackendError
+from ..plan import Mode, Plan
+
+__all__ = ["AUTO", "BACKENDS", "Hyper", "Probe", "Program", "compile_plan", "probe_all", "resolve", "thread_count"]
+
+AUTO = ("cpp", "numba")
+"""Order of preference for ``backend="auto"``."""
+BACKENDS = (*AUTO, "reference")
+
+log = logging.getLogger("narrows")
+
+
+class Probe(NamedTuple):
+    """Whether a backend can run here, and why (not)."""
+
+    ok: bool
+    reason: str
+
+
+@dataclass(frozen=True)
+class Hyper:
+    """What changes from step to step.
+
+    Attributes
+    ----------
+    seed : int
+        Key of the random numbers, below 2**64.
+    step : int
+        Updates done before this call; counts on inside it.
+    learning_rate : ndarray of float64, shape (n_steps,)
+    """
+
+    seed: int
+    step: int
+    learning_rate: NDArray[np.float64]
+
+
+State = dict[str, NDArray[Any]]
+"""Parameters by slot name (``W0``, ``b0``, ...) and optimiser state (``moment1.W0``, ``moment2.W0``, ...)."""
+
+
+class Program(Protocol):
+    """A compiled plan with its own memory. Not for two threads at once."""
+
+    plan: Plan
+
+    def load(self, state: Mapping[str, NDArray[Any]]) -> None:
+        """Set parameters, and optimiser state where present (zero otherwise)."""
+
+    def state(self) -> State:
+        """Copies of parameters and optimiser state."""
+
+    def bind(self, X: Any, target: Any = None, weight: Any = None) -> None:
+        """Set the data that `train` and `gradient` take their rows from: ndarray (any strides) or CSR."""
+
+    def train(
+        self, rows: NDArray[np.int64], hyper: Hyper, poll: Callable[[], bool] | None = None
+    ) -> NDArray[np.float64]:
+        """One update for each consecutive `plan.batch` of `rows` (the last may be shorter).
+
+        `poll` is called about every 50 ms between two steps; when it returns True, training stops there.
+
+        Returns
+        -------
+        ndarray, shape (steps done, len(plan.terms))
+        """
+
+    def gradient(self, rows: NDArray[np.int64], seed: int = 0, step: int = 0) -> tuple[NDArray[np.float64], State]:
+        """Terms and gradients of one training step, without the update."""
+
+    def apply(self, X: Any, mode: Mode, target: Any = None) -> NDArray[Any]:
+        """Run an inference mode over all rows of X; DECODE takes latent codes for X."""
+
+    def close(self) -> None:
+        """Free the memory; further calls are errors."""
+
+
+@cache
+def _module(name: str) -> Any:
+    return importlib.import_module(f".{name}", __name__)
+
+
+def probe(name: str) -> Probe:
+    """Whether the backend `name` can run here."""
+    try:
+        result: Probe = _module(name).probe()
+        return result
+    except Exception as error:
+        return Probe(False, f"{type(error).__name__}: {error}")
+
+
+def probe_all() -> dict[str, Probe]:
+    """`probe` of every backend, in order of preference."""
+    return {name: probe(name) for name in BACKENDS}
+
+
+_announced: set[str] = set()
+
+
+def resolve(name: str = "auto") -> str:
+    """The backend that will run: `name`, or the first of `AUTO` that can.
+
+    ``NARROWS_BACKEND`` overrides ``"auto"``.
+
+    Raises
+    ------
+    ValueError
+        Unknown name.
+    BackendError
+        The backend cannot run here.
+    """
+    origin = "backend"
+    if name == "auto" and (forced := os.environ.get("NARROWS_BACKEND")):
+        name, origin = forced, "NARROWS_BACKEND"
+    if name == "auto":
+        skipped = []
+        for candidate in AUTO:
+            found = probe(candidate)
+            if found.ok:
+                note = f"backend {candidate}" + "".join(f"; skipped {s}" for s in skipped)
+                if note not in _announced:
+                    _announced.add(note)
+                    log.log(logging.WARNING if skipped else logging.INFO, note)
+                return candidate
+            skipped.append(f"{candidate} ({found.reason})")
+        raise BackendError(f"no backend can run here: {'; '.join(skipped)}; see `narrows doctor`")
+    if name not in BACKENDS:
+        raise ValueError(f"{origin}={name!r} is not a backend; choose from {', '.join(('auto', *BACKENDS))}")
+    found = probe(name)
+    if not found.ok:
+        raise BackendError(f"{origin}={name!r} cannot run here: {found.reason}; see `narrows doctor`")
+    return name
+
+
+def compile_plan(plan: Plan, backend: str, *, dtype: Any = np.float32, n_threads: int | None = None) -> Program:
+    """Compile `plan` for the backend named `backend` (already resolved)."""
+    program: Program = _module(backend).compile(plan, dtype=np.dtype(dtype), n_threads=thread_count(n_threads))
+    return program
+
+
+def thread_count(n_threads: int | None = None) -> int:
+    """Threads to use: the argument, else ``NARROWS_NUM_THREADS``, else ``SLURM_CPUS_PER_TASK``, else what this
+    process may use of the machine (affinity mask and cgroup quota); never simply the cores of the node.
+    """
+    return thread_choice(n_threads)[0]
+
+
+def thread_choice(n_threads: int | None = None) -> tuple[int, str]:
+    """`thread_count` and where the number comes from."""
+    if n_threads is not None:
+        if isinstance(n_threads, bool) or int(n_threads) != n_threads or n_threads < 1:
+            raise ValueError(f"n_threads={n_threads!r} must be a positive integer or None")
+        return int(n_threads), "n_threads"
+    for variable in ("NARROWS_NUM_THREADS", "SLURM_CPUS_PER_TASK"):
+        if value := os.environ.get(variable):
+            if not value.isdecimal() or int(value) < 1:
+                raise ValueError(f"{variable}={value!r} must be a positive integer")
+            return int(value), variable
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = _cgroup_cpus()
+    if quota is not None and quota < allowed:
+        return quota, "cgroup quota"
+    return allowed, "affinity mask"
+
+
+def _cgroup_cpus() -> int | None:
+    """Whole CPUs of the cgroup's quota (v2, then v1), or None without a quota."""
+    try:
+        with open("/sys/fs/cgroup/cpu.max") as file:
+            quota, period = file.read().split()
+    except (OSError, ValueError):
+        try:
+            with (
+                open("/sys/fs/cgroup/cpu/cpu.cfs_quota_us") as q,
+                open("/sys/fs/cgroup/cpu/cpu.cfs_period_us") as p,
+            ):
+                quota, period = q.read().strip(), p.read().strip()
+        except OSError:
+            return None
+    if quota in ("max", "-1"):
+        return None
+    return max(1, int(quota) // int(period))

@@ -1,0 +1,471 @@
+"""The executable specification: every op as the formula it stands for, in NumPy.
+
+Promises: float64 by default, each op readable on its own, no cleverness; correct for any plan `lower` writes. Other
+backends are right when they agree with this one.
+Never: chosen by ``backend="auto"``; fast.
+
+The ops are written over a dtype and the arrays they are handed, so the generic ops of other array backends are these.
+Names follow `plan.SIGNATURES`; ``m`` is the number of rows of the batch at hand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .. import philox
+from ..plan import (
+    GRAIN,
+    SIGNATURES,
+    Activation,
+    Corruption,
+    Loss,
+    Mode,
+    Op,
+    OpCode,
+    Plan,
+    Region,
+    Slot,
+    Solver,
+)
+from . import Hyper, Probe, State
+
+__all__ = ["OPS", "ReferenceProgram", "Run", "compile", "probe"]
+
+Array = NDArray[Any]
+
+
+@dataclass
+class Run:
+    """What an op may know besides its operands: the batch, the step and the flat regions."""
+
+    rows: NDArray[np.int64]
+    mode: Mode
+    sources: Mapping[int, Any]
+    seed: int = 0
+    step: int = 0
+    learning_rate: float = 0.0
+    regions: Mapping[Region, Array] = field(default_factory=dict)
+
+    @property
+    def m(self) -> int:
+        return len(self.rows)
+
+
+# --- activations -----------------------------------------------------------------------------------------------------
+
+LEAK = 0.01
+"""Slope of leaky_relu below zero (Maas et al., 2013)."""
+
+
+def sigmoid(z: Array) -> Array:
+    e = np.exp(-np.abs(z))
+    return np.where(z >= 0, 1 / (1 + e), e / (1 + e))
+
+
+def softplus(z: Array) -> Array:
+    return np.maximum(z, 0) + np.log1p(np.exp(-np.abs(z)))
+
+
+def softmax(z: Array) -> Array:
+    e = np.exp(z - z.max(axis=1, keepdims=True))
+    return e / e.sum(axis=1, keepdims=True)
+
+
+def normal_cdf(z: Array) -> Array:
+    from scipy.special import ndtr
+
+    cdf: Array = ndtr(z)
+    return cdf
+
+
+def normal_pdf(z: Array) -> Array:
+    return np.exp(-0.5 * z * z) / np.sqrt(2 * np.pi).astype(z.dtype)
+
+
+ACTIVATE: Mapping[Activation, Callable[[Array], Array]] = {
+    Activation.LINEAR: lambda z: z,
+    Activation.RELU: lambda z: np.maximum(z, 0),
+    Activation.LEAKY_RELU: lambda z: np.where(z > 0, z, z.dtype.type(LEAK) * z),
+    Activation.ELU: lambda z: np.where(z > 0, z, np.expm1(np.minimum(z, 0))),
+    Activation.GELU: lambda z: z * normal_cdf(z),
+    Activation.SILU: lambda z: z * sigmoid(z),
+    Activation.SIGMOID: sigmoid,
+    Activation.TANH: np.tanh,
+    Activation.SOFTPLUS: softplus,
+    Activation.EXP: np.exp,
+    Activation.SOFTMAX: softmax,
+}
+
+DERIVATIVE: Mapping[Activation, Callable[[Array], Array]] = {
+    # From the output a, except for gelu and silu: from the pre-activation z.
+    Activation.LINEAR: np.ones_like,
+    Activation.RELU: lambda a: (a > 0).astype(a.dtype),
+    Activation.LEAKY_RELU: lambda a: np.where(a > 0, a.dtype.type(1), a.dtype.type(LEAK)),
+    Activation.ELU: lambda a: np.where(a > 0, a.dtype.type(1), a + 1),
+    Activation.GELU: lambda z: normal_cdf(z) + z * normal_pdf(z),
+    Activation.SILU: lambda z: (s := sigmoid(z)) * (1 + z * (1 - s)),
+    Activation.SIGMOID: lambda a: a * (1 - a),
+    Activation.TANH: lambda a: (1 - a) * (1 + a),
+    Activation.SOFTPLUS: lambda a: -np.expm1(-a),
+    Activation.EXP: lambda a: a,
+}
+
+
+# --- ops: data in ----------------------------------------------------------------------------------------------------
+
+
+def gather(run: Run, *, out: Array, source: int) -> None:
+    data = run.sources[source]
+    picked = data[run.rows]
+    if hasattr(picked, "toarray"):
+        picked = picked.toarray()
+    out[...] = picked.reshape(out.shape)
+
+
+def corrupt(run: Run, *, x: Array, kind: int, stream: int, level: float, low: float, high: float) -> None:
+    if kind == Corruption.GAUSSIAN:
+        x += (level * philox.normal(run.seed, stream, run.step, *x.shape)).astype(x.dtype)
+        return
+    u = philox.uniform(run.seed, stream, run.step, *x.shape)
+    if kind == Corruption.MASKING:
+        x[u < level] = 0
+    else:
+        x[u < level] = high
+        x[u < level / 2] = low
+
+
+# --- ops: forward ----------------------------------------------------------------------------------------------------
+
+
+def dense(
+    run: Run, *, x: Array, W: Array, b: Array, out: Array, pre: Array | None, activation: int, transposed: int
+) -> None:
+    z = x @ (W.T if transposed else W) + b
+    if pre is not None:
+        pre[...] = z
+    out[...] = ACTIVATE[Activation(activation)](z)
+
+
+def dropout(run: Run, *, x: Array, stream: int, rate: float) -> None:
+    keep = philox.uniform(run.seed, stream, run.step, *x.shape) >= rate
+    x *= keep * x.dtype.type(1 / (1 - rate))
+
+
+def link(run: Run, *, z: Array, activation: int) -> None:
+    z[...] = ACTIVATE[Activation(activation)](z)
+
+
+def loss(
+    run: Run,
+    *,
+    z: Array,
+    target: Array,
+    weight: Array | None,
+    rowloss: Array,
+    loss: int,
+    activation: int,
+    delta: float,
+) -> None:
+    value, dz = _loss_of_logits(Loss(loss), Activation(activation), z, target, delta)
+    rowloss[:, 0] = value
+    if run.mode & (Mode.TRAIN | Mode.GRADIENT):
+        scale = z.dtype.type(1 / run.m)
+        z[...] = dz * (scale if weight is None else scale * weight)
+
+
+def _loss_of_logits(
+    loss: Loss, activation: Activation, z: Array, y: Array, delta: float
+) -> tuple[Array, Array]:
+    """Loss of each row and its derivative by the pre-activation z.
+
+    With the matching link the stable joint form is used; otherwise the chain rule through the output.
+    """
+    if loss is Loss.BCE and activation is Activation.SIGMOID:
+        # -y log p - (1 - y) log(1 - p), p = sigmoid(z)
+        value = np.maximum(z, 0) - z * y + np.log1p(np.exp(-np.abs(z)))
+        return value.sum(axis=1), sigmoid(z) - y
+    if loss is Loss.MULTINOMIAL and activation is Activation.SOFTMAX:
+        # -sum_j y_j log p_j, p = softmax(z); the multinomial coefficient does not depend on p and is left out
+        shifted = z - z.max(axis=1, keepdims=True)
+        log_p = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+        return -(y * log_p).sum(axis=1), np.exp(log_p) * y.sum(axis=1, keepdims=True) - y
+    p = ACTIVATE[activation](z)
+    if loss is Loss.MSE:
+        value, dp = (p - y) ** 2, 2 * (p - y)
+    elif loss is Loss.HUBER:
+        # Huber (1964): quadratic within delta of the target, linear beyond
+        d = p - y
+        value = np.where(np.abs(d) <= delta, 0.5 * d * d, delta * (np.abs(d) - 0.5 * delta))
+        dp = np.clip(d, -delta, delta)
+    elif loss is Loss.BCE:
+        # Logarithms are held above -100, so that p = 0 or 1 costs a finite amount.
+        tiny = z.dtype.type(np.exp(-100.0)) if z.dtype == np.float64 else np.finfo(z.dtype).tiny
+        q = 1 - p
+        value = -(y * np.log(np.maximum(p, tiny)) + (1 - y) * np.log(np.maximum(q, tiny)))
+        dp = (1 - y) / np.maximum(q, tiny) - y / np.maximum(p, tiny)
+    else:
+        raise ValueError(f"loss {loss.name} has no form for the output activation {activation.name}")
+    if activation is Activation.SOFTMAX:
+        return value.sum(axis=1), p * (dp - (p * dp).sum(axis=1, keepdims=True))
+    saved = z if activation.needs_preactivation else p
+    return value.sum(axis=1), dp * DERIVATIVE[activation](saved)
+
+
+# --- ops: backward ---------------------------------------------------------------------------------------------------
+
+
+def wgrad(run: Run, *, x: Array, dz: Array, dW: Array, accumulate: int) -> None:
+    product = x.T @ dz
+    dW[...] = dW + product if accumulate else product
+
+
+def colsum(run: Run, *, x: Array, weight: Array | None, out: Array, mean: int) -> None:
+    total = (x if weight is None else x * weight).sum(axis=0)
+    out[0] = total / run.m if mean else total
+
+
+def dgrad(
+    run: Run, *, dz: Array, W: Array, saved: Array, out: Array, activation: int, transposed: int, scale: float
+) -> None:
+    out[...] = (dz @ (W if transposed else W.T)) * DERIVATIVE[Activation(activation)](
+        saved * saved.dtype.type(scale)
+    )
+
+
+def activity_l1(
+    run: Run,
+    *,
+    a: Array,
+    saved: Array,
+    weight: Array | None,
+    dz: Array,
+    rowpenalty: Array,
+    activation: int,
+    strength: float,
+) -> None:
+    scale = a.dtype.type(strength / run.m)
+    slope = np.sign(a) * DERIVATIVE[Activation(activation)](saved)
+    dz += scale * slope * (1 if weight is None else weight)
+    rowpenalty[:, 0] = a.dtype.type(strength) * np.abs(a).sum(axis=1)
+
+
+def kl_sparsity(
+    run: Run,
+    *,
+    saved: Array,
+    mean: Array,
+    weight: Array | None,
+    dz: Array,
+    penalty: Array,
+    activation: int,
+    strength: float,
+    target: float,
+) -> None:
+    # KL(target || mean) of Bernoulli variables for each unit (Ng, CS294A notes on sparse autoencoders, 2011)
+    tiny = np.finfo(mean.dtype).eps
+    rho = np.clip(mean, tiny, 1 - tiny)
+    penalty[...] = strength * (
+        target * np.log(target / rho) + (1 - target) * np.log((1 - target) / (1 - rho))
+    )
+    slope = ((1 - target) / (1 - rho) - target / rho) * mean.dtype.type(strength / run.m)
+    dz += slope * DERIVATIVE[Activation(activation)](saved) * (1 if weight is None else weight)
+
+
+def decay(run: Run, *, W: Array, dW: Array, rowpenalty: Array, l2: float, l1: float) -> None:
+    # Divided by the batch size, as scikit-learn's multilayer perceptrons do
+    s2, s1 = W.dtype.type(l2 / run.m), W.dtype.type(l1 / run.m)
+    dW += s2 * W + s1 * np.sign(W)
+    rowpenalty[0] = (0.5 * s2 * W * W + s1 * np.abs(W)).sum(axis=1)
+
+
+# --- ops: sums and updates -------------------------------------------------------------------------------------------
+
+
+def reduce(run: Run, *, x: Array, weight: Array | None, terms: Array, index: int, mean: int) -> None:
+    total = (x if weight is None else x * weight).sum(dtype=np.float64)
+    terms[0, index] += total / run.m if mean else total
+
+
+def sqnorm(run: Run, *, partial: Array) -> None:
+    g = run.regions[Region.GRADIENT]
+    for i in range(partial.shape[1]):
+        partial[0, i] = np.sum(g[i * GRAIN : (i + 1) * GRAIN] ** 2, dtype=np.float64)
+
+
+def shrink(run: Run, *, W: Array, rate: float) -> None:
+    W *= W.dtype.type(1 - run.learning_rate * rate)
+
+
+def update(
+    run: Run, *, partial: Array | None, solver: int, beta_1: float, beta_2: float, epsilon: float, clip: float
+) -> None:
+    W, g, m1 = (run.regions[r] for r in (Region.PARAMETER, Region.GRADIENT, Region.MOMENT1))
+    T = W.dtype.type
+    if partial is not None:
+        g = g * T(clip_scale(float(partial.sum(dtype=np.float64)), clip))
+    lr, t = run.learning_rate, run.step + 1
+    if solver == Solver.SGD:
+        m1[...] = T(beta_1) * m1 - T(lr) * g
+        W += m1
+        return
+    # Adam (Kingma and Ba, 2015), the bias corrections folded into two scalars
+    m2 = run.regions[Region.MOMENT2]
+    m1[...] = T(beta_1) * m1 + T(1 - beta_1) * g
+    m2[...] = T(beta_2) * m2 + T(1 - beta_2) * (g * g)
+    rate, root = T(lr / (1 - beta_1**t)), T(1 / np.sqrt(1 - beta_2**t))
+    W -= rate * m1 / (np.sqrt(m2) * root + T(epsilon))
+
+
+def clip_scale(sum_of_squares: float, clip: float) -> float:
+    """The factor that brings a gradient down to norm `clip` (1 if it is there already)."""
+    norm = float(np.sqrt(sum_of_squares))
+    return min(1.0, clip / (norm + 1e-6))
+
+
+OPS: Mapping[OpCode, Callable[..., None]] = {
+    OpCode.GATHER: gather,
+    OpCode.CORRUPT: corrupt,
+    OpCode.DENSE: dense,
+    OpCode.DROPOUT: dropout,
+    OpCode.LINK: link,
+    OpCode.LOSS: loss,
+    OpCode.WGRAD: wgrad,
+    OpCode.COLSUM: colsum,
+    OpCode.DGRAD: dgrad,
+    OpCode.ACTIVITY_L1: activity_l1,
+    OpCode.KL_SPARSITY: kl_sparsity,
+    OpCode.DECAY: decay,
+    OpCode.REDUCE: reduce,
+    OpCode.SQNORM: sqnorm,
+    OpCode.SHRINK: shrink,
+    OpCode.UPDATE: update,
+}
+
+
+# --- the program -----------------------------------------------------------------------------------------------------
+
+
+class ReferenceProgram:
+    """A plan run op by op over NumPy arrays; every slot has memory of its own, so a fault in the sharing of arena memory
+    shows as a difference from this backend."""
+
+    def __init__(
+        self, plan: Plan, dtype: Any = np.float64, ops: Mapping[OpCode, Callable[..., None]] = OPS
+    ) -> None:
+        self.plan = plan
+        self.dtype = np.dtype(dtype)
+        self.ops = ops
+        self.regions = {
+            r: np.zeros(plan.parameter_size, self.dtype)
+            for r in (Region.PARAMETER, Region.GRADIENT, Region.MOMENT1, Region.MOMENT2)[: 2 + plan.n_moments]
+        }
+        self.arrays = [
+            self._view(self.regions[s.region], s)
+            if s.region < Region.BATCH
+            else np.zeros((s.rows, s.cols), self.dtype)
+            for s in plan.slots
+        ]
+        self.sources: dict[int, Any] = {}
+
+    @staticmethod
+    def _view(region: Array, slot: Slot) -> Array:
+        return region[slot.offset : slot.offset + slot.size].reshape(slot.rows, slot.ld)[:, : slot.cols]
+
+    def _moments(self, slot: Slot) -> dict[str, Array]:
+        pairs = ((Region.MOMENT1, "moment1"), (Region.MOMENT2, "moment2"))[: self.plan.n_moments]
+        return {f"{name}.{slot.name}": self._view(self.regions[region], slot) for region, name in pairs}
+
+    def load(self, state: Mapping[str, Array]) -> None:
+        for slot in self.plan.parameters:
+            self.arrays[self.plan.index[slot.name]][...] = np.reshape(
+                state[slot.name], (slot.rows, slot.cols)
+            )
+            for name, view in self._moments(slot).items():
+                view[...] = np.reshape(state[name], view.shape) if name in state else 0
+
+    def state(self) -> State:
+        out: State = {}
+        for slot in self.plan.parameters:
+            out[slot.name] = self.arrays[self.plan.index[slot.name]].copy()
+            out |= {name: view.copy() for name, view in self._moments(slot).items()}
+        return out
+
+    def bind(self, X: Any, target: Any = None, weight: Any = None) -> None:
+        self.sources = {0: X, 1: target, 2: weight}
+
+    def train(
+        self, rows: NDArray[np.int64], hyper: Hyper, poll: Callable[[], bool] | None = None
+    ) -> NDArray[np.float64]:
+        batch = self.plan.batch
+        done: list[Array] = []
+        for i, start in enumerate(range(0, len(rows), batch)):
+            run = Run(
+                rows[start : start + batch],
+                Mode.TRAIN,
+                self.sources,
+                hyper.seed,
+                hyper.step + i,
+                float(hyper.learning_rate[i]),
+                self.regions,
+            )
+            done.append(self._step(run))
+            if poll is not None and poll():
+                break
+        return np.array(done, np.float64).reshape(len(done), len(self.plan.terms))
+
+    def gradient(
+        self, rows: NDArray[np.int64], seed: int = 0, step: int = 0
+    ) -> tuple[NDArray[np.float64], State]:
+        terms = self._step(Run(rows, Mode.GRADIENT, self.sources, seed, step, regions=self.regions))
+        return terms, {
+            s.name: self.arrays[self.plan.index[f"d{s.name}"]].copy() for s in self.plan.parameters
+        }
+
+    def _step(self, run: Run) -> NDArray[np.float64]:
+        terms = self.arrays[self.plan.index["terms"]]
+        terms[...] = 0
+        self._run(run)
+        return terms[0, : len(self.plan.terms)].astype(np.float64)
+
+    def apply(self, X: Any, mode: Mode, target: Any = None) -> Array:
+        result = self.plan.slots[slot := self.plan.outputs[mode]]
+        n = X.shape[0]
+        out = np.empty((n, result.cols), self.dtype)
+        sources = {3: X} if mode is Mode.DECODE else {0: X, 1: target}
+        for start in range(0, n, self.plan.batch):
+            rows = np.arange(start, min(start + self.plan.batch, n))
+            self._run(Run(rows, mode, sources, regions=self.regions))
+            out[rows] = self.arrays[slot][: len(rows)]
+        return out
+
+    def _run(self, run: Run) -> None:
+        for op in self.plan.ops:
+            if op.modes & run.mode:
+                self.ops[op.code](run, **self._operands(op, run.m))
+
+    def _operands(self, op: Op, m: int) -> dict[str, Any]:
+        signature = SIGNATURES[op.code]
+        operands: dict[str, Any] = {}
+        for role, i in zip(signature.slots, op.slots, strict=True):
+            is_batch = i >= 0 and self.plan.slots[i].region is Region.BATCH
+            operands[role] = None if i < 0 else self.arrays[i][:m] if is_batch else self.arrays[i]
+        operands |= zip(signature.ints, op.ints, strict=True)
+        operands |= zip(signature.floats, op.floats, strict=True)
+        return operands
+
+    def close(self) -> None:
+        self.arrays, self.regions, self.sources = [], {}, {}
+
+
+def probe() -> Probe:
+    return Probe(True, "NumPy, float64; for checking, never chosen by itself")
+
+
+def compile(plan: Plan, *, dtype: Any, n_threads: int) -> ReferenceProgram:
+    """The reference computes in float64 whatever the precision asked for: it is the yardstick."""
+    return ReferenceProgram(plan, np.float64)

@@ -1,0 +1,79 @@
+"""Counter-based random numbers: Philox4x32-10 in NumPy.
+
+The specification for `csrc/philox.h`: both give the same 32-bit words for the same counter, so corruption, dropout
+and initial weights are the same on every backend, for any number of threads and in any order of evaluation.
+Nothing here has state; NumPy's global generator is never touched.
+
+An element (row, column) of a random matrix takes word ``column % 4`` of the block whose counter is
+``(column // 4, row, step, stream)`` under the 64-bit seed as key.
+
+Source: Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["normal", "uniform", "words"]
+
+_MULTIPLIERS = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
+_WEYL = (0x9E3779B9, 0xBB67AE85)
+_LOW = np.uint64(0xFFFFFFFF)
+_SHIFT = np.uint64(32)
+
+
+def words(seed: int, stream: int, step: int, n_rows: int, n_columns: int) -> NDArray[np.uint32]:
+    """32 random bits for each element of a matrix.
+
+    Parameters
+    ----------
+    seed : int
+        64-bit key.
+    stream : int
+        Names the consumer (one per random op of a plan), below 2**32.
+    step : int
+        Training step, below 2**32.
+    n_rows, n_columns : int
+        Shape of the matrix.
+
+    Returns
+    -------
+    ndarray of uint32, shape (n_rows, n_columns)
+    """
+    n_blocks = -(-n_columns // 4)
+    shape = (n_rows, n_blocks)
+    c0 = np.broadcast_to(np.arange(n_blocks, dtype=np.uint64), shape)
+    c1 = np.broadcast_to(np.arange(n_rows, dtype=np.uint64)[:, None], shape)
+    c2 = np.broadcast_to(np.uint64(step & 0xFFFFFFFF), shape)
+    c3 = np.broadcast_to(np.uint64(stream & 0xFFFFFFFF), shape)
+    k0, k1 = seed & 0xFFFFFFFF, (seed >> 32) & 0xFFFFFFFF
+    for _ in range(10):
+        p0, p1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
+        c0, c1, c2, c3 = (
+            (p1 >> _SHIFT) ^ c1 ^ np.uint64(k0),
+            p1 & _LOW,
+            (p0 >> _SHIFT) ^ c3 ^ np.uint64(k1),
+            p0 & _LOW,
+        )
+        k0, k1 = (k0 + _WEYL[0]) & 0xFFFFFFFF, (k1 + _WEYL[1]) & 0xFFFFFFFF
+    blocks = np.stack([c0, c1, c2, c3], axis=-1).astype(np.uint32)
+    return np.ascontiguousarray(blocks.reshape(n_rows, 4 * n_blocks)[:, :n_columns])
+
+
+def uniform(seed: int, stream: int, step: int, n_rows: int, n_columns: int) -> NDArray[np.float64]:
+    """Uniform numbers in the open interval (0, 1): the centres of 2**24 equal cells.
+
+    24 bits, so that ``u - 1/2`` is exact in float32, and float32 and float64 backends take the same decision when they
+    compare one with a probability.
+    """
+    cells = words(seed, stream, step, n_rows, n_columns) >> np.uint32(8)
+    return (cells.astype(np.float64) + 0.5) * 2.0**-24
+
+
+def normal(seed: int, stream: int, step: int, n_rows: int, n_columns: int) -> NDArray[np.float64]:
+    """Standard normal numbers: the normal quantile of :func:`uniform`, one word each."""
+    from scipy.special import ndtri
+
+    z: NDArray[np.float64] = ndtri(uniform(seed, stream, step, n_rows, n_columns))
+    return z

@@ -1,0 +1,697 @@
+"""The plan: a network lowered, once, to a flat list of ops over the slots of one arena.
+
+Promises: a plan is plain data (no array, no backend, no Python object inside); the same specification and batch give the
+same plan; every backend runs the same list, so the network is described here and nowhere else.
+Never: touches data, draws numbers, imports a backend.
+
+Reading order: the enumerations, `SIGNATURES` (what each op reads and writes), `NetworkSpec`, `lower`.
+
+A training step is the whole list. Encoding, reconstruction and scoring are the same list with the ops of other modes left
+out, so what is trained is what is applied.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = [
+    "ACTIVATIONS",
+    "LOSSES",
+    "Activation",
+    "Corruption",
+    "LayerSpec",
+    "Loss",
+    "Mode",
+    "NetworkSpec",
+    "Op",
+    "OpCode",
+    "Plan",
+    "Region",
+    "Slot",
+    "Solver",
+    "lower",
+]
+
+LANES = 16
+"""Columns of a slot are padded to this many elements: one cache line of float32, whole vectors on every CPU."""
+
+
+class Activation(enum.IntEnum):
+    """Elementwise activations, and softmax, which couples the elements of a row."""
+
+    LINEAR = 0
+    RELU = 1
+    LEAKY_RELU = 2
+    ELU = 3
+    GELU = 4
+    SILU = 5
+    SIGMOID = 6
+    TANH = 7
+    SOFTPLUS = 8
+    EXP = 9
+    SOFTMAX = 10
+
+    @property
+    def needs_preactivation(self) -> bool:
+        """Whether the derivative cannot be told from the output alone."""
+        return self in (Activation.GELU, Activation.SILU)
+
+
+class Loss(enum.IntEnum):
+    """Losses of a row: a sum over its features (see `backends.reference` for the formulas)."""
+
+    MSE = 0
+    BCE = 1
+    HUBER = 2
+    MULTINOMIAL = 3
+
+
+class Corruption(enum.IntEnum):
+    """Input corruption of denoising autoencoders (Vincent et al., JMLR 11, 2010)."""
+
+    GAUSSIAN = 0
+    MASKING = 1
+    SALT_AND_PEPPER = 2
+
+
+class Solver(enum.IntEnum):
+    """Update rules."""
+
+    SGD = 0
+    ADAM = 1
+    ADAMW = 2
+
+
+ACTIVATIONS: Mapping[str, Activation] = {
+    **{a.name.lower(): a for a in Activation},
+    "identity": Activation.LINEAR,
+    "logistic": Activation.SIGMOID,
+}
+LOSSES: Mapping[str, Loss] = {loss.name.lower(): loss for loss in Loss}
+
+
+class Mode(enum.IntFlag):
+    """What a run of the op list is for; an op runs if it carries the mode's bit."""
+
+    ENCODE = 1
+    DECODE = 2
+    RECONSTRUCT = 4
+    SCORE = 8
+    GRADIENT = 16
+    """Forward and backward of a training step, without the update."""
+    TRAIN = 32
+
+
+FORWARD = Mode.ENCODE | Mode.RECONSTRUCT | Mode.SCORE | Mode.GRADIENT | Mode.TRAIN
+LEARN = Mode.GRADIENT | Mode.TRAIN
+
+
+class Region(enum.IntEnum):
+    """What a slot's memory is; the first four have the same layout, element for element."""
+
+    PARAMETER = 0
+    GRADIENT = 1
+    MOMENT1 = 2
+    """First moment (adam, adamw) or velocity (sgd)."""
+    MOMENT2 = 3
+    BATCH = 4
+    """One row per sample of the batch; memory is shared between slots that are not alive together."""
+    SCRATCH = 5
+
+
+class OpCode(enum.IntEnum):
+    """The op kinds; `SIGNATURES` names their operands."""
+
+    GATHER = 0
+    CORRUPT = 1
+    DENSE = 2
+    DROPOUT = 3
+    LINK = 4
+    LOSS = 5
+    WGRAD = 6
+    COLSUM = 7
+    DGRAD = 8
+    ACTIVITY_L1 = 9
+    KL_SPARSITY = 10
+    DECAY = 11
+    REDUCE = 12
+    SQNORM = 13
+    SHRINK = 14
+    UPDATE = 15
+
+
+class Signature(NamedTuple):
+    """Names of an op's operands: slots it reads, slots it writes, integer and float attributes.
+
+    A slot named in both `reads` and `writes` is updated in place.
+    """
+
+    reads: tuple[str, ...]
+    writes: tuple[str, ...]
+    ints: tuple[str, ...] = ()
+    floats: tuple[str, ...] = ()
+
+    @property
+    def slots(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(self.reads + self.writes))
+
+
+SIGNATURES: Mapping[OpCode, Signature] = {
+    # out = rows of a bound source; source: 0 = X, 1 = target, 2 = sample weights, 3 = latent codes
+    OpCode.GATHER: Signature((), ("out",), ints=("source",)),
+    # x = corrupt(x), in place
+    OpCode.CORRUPT: Signature(("x",), ("x",), ints=("kind", "stream"), floats=("level", "low", "high")),
+    # out = activation(x @ W + b); pre = x @ W + b where the derivative needs it; W is used transposed for tied layers
+    OpCode.DENSE: Signature(("x", "W", "b"), ("out", "pre"), ints=("activation", "transposed")),
+    # x = x * mask / (1 - rate), in place; the same stream gives the same mask, so it serves forward and backward
+    OpCode.DROPOUT: Signature(("x",), ("x",), ints=("stream",), floats=("rate",)),
+    # z = activation(z), in place: the output layer's link outside training
+    OpCode.LINK: Signature(("z",), ("z",), ints=("activation",)),
+    # rowloss = loss(activation(z), target); z = d(mean weighted loss)/dz in training
+    OpCode.LOSS: Signature(
+        ("z", "target", "weight"), ("z", "rowloss"), ints=("loss", "activation"), floats=("delta",)
+    ),
+    # dW (+)= x' dz
+    OpCode.WGRAD: Signature(("x", "dz", "dW"), ("dW",), ints=("accumulate",)),
+    # out = column sums of x, each row times its weight if given, divided by the rows of the batch if mean
+    OpCode.COLSUM: Signature(("x", "weight"), ("out",), ints=("mean",)),
+    # out = (dz W') * activation'(saved), saved being the output times scale, or the pre-activation
+    OpCode.DGRAD: Signature(
+        ("dz", "W", "saved"), ("out",), ints=("activation", "transposed"), floats=("scale",)
+    ),
+    # dz += strength * weight / m * sign(a) * activation'(saved); rowpenalty = strength * sum |a|
+    OpCode.ACTIVITY_L1: Signature(
+        ("a", "saved", "weight", "dz"), ("dz", "rowpenalty"), ints=("activation",), floats=("strength",)
+    ),
+    # dz += d(strength * sum_j KL(target || mean_j))/da * activation'(saved); term = that penalty
+    OpCode.KL_SPARSITY: Signature(
+        ("saved", "mean", "weight", "dz"),
+        ("dz", "penalty"),
+        ints=("activation",),
+        floats=("strength", "target"),
+    ),
+    # dW += (l2 W + l1 sign(W)) / m; rowpenalty_i = (l2 / 2 |W_i|^2 + l1 |W_i|_1) / m for each row i of W
+    OpCode.DECAY: Signature(("W", "dW"), ("dW", "rowpenalty"), floats=("l2", "l1")),
+    # terms[index] += sum of x (times weight), divided by the rows of the batch if mean
+    OpCode.REDUCE: Signature(("x", "weight", "terms"), ("terms",), ints=("index", "mean")),
+    # partial = sums of squares of the gradient region, one per grain of GRAIN elements
+    OpCode.SQNORM: Signature((), ("partial",)),
+    # W *= 1 - learning_rate * rate: adamw's decoupled decay
+    OpCode.SHRINK: Signature(("W",), ("W",), floats=("rate",)),
+    # the update rule over the whole parameter region, gradients scaled down to norm `clip` if it is positive
+    OpCode.UPDATE: Signature(
+        ("partial",), (), ints=("solver",), floats=("beta_1", "beta_2", "epsilon", "clip")
+    ),
+}
+
+GRAIN = 4096
+"""Elements of a flat region that one thread takes at a time; fixes the order of `SQNORM`'s sums."""
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A matrix in the arena.
+
+    Attributes
+    ----------
+    name : str
+        ``"W0"``, ``"b0"``, ``"a1"``, ...
+    region : Region
+    rows, cols : int
+        Logical shape; `rows` is the batch capacity for ``Region.BATCH``.
+    offset : int
+        First element, counted from the start of the region (parameter-like) or of the arena's working area.
+    """
+
+    name: str
+    region: Region
+    rows: int
+    cols: int
+    offset: int
+
+    @property
+    def ld(self) -> int:
+        """Elements from one row to the next."""
+        return padded(self.cols)
+
+    @property
+    def size(self) -> int:
+        return self.rows * self.ld
+
+
+@dataclass(frozen=True)
+class Op:
+    """One op: what it does, when it runs, and its operands in the order of its signature (-1: absent)."""
+
+    code: OpCode
+    modes: Mode
+    slots: tuple[int, ...]
+    ints: tuple[int, ...] = ()
+    floats: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class LayerSpec:
+    """A dense layer of the specification; `tied_to` is the index of the layer whose weight it uses transposed."""
+
+    n_in: int
+    n_out: int
+    activation: Activation
+    dropout: float = 0.0
+    tied_to: int | None = None
+
+
+@dataclass(frozen=True)
+class NetworkSpec:
+    """Everything `lower` needs to know about a model.
+
+    `latent` counts the encoder's layers: layer ``latent - 1`` writes the code. `separate_target` says that the target is
+    bound apart from the input (denoising pairs, super-resolution).
+    """
+
+    layers: tuple[LayerSpec, ...]
+    latent: int
+    loss: Loss = Loss.MSE
+    huber_delta: float = 1.0
+    corruption: Corruption | None = None
+    corruption_level: float = 0.0
+    corruption_range: tuple[float, float] = (0.0, 1.0)
+    activity_l1: float = 0.0
+    kl_sparsity: float = 0.0
+    sparsity_target: float = 0.05
+    alpha: float = 0.0
+    weight_l1: float = 0.0
+    solver: Solver = Solver.ADAM
+    momentum: float = 0.9
+    beta_1: float = 0.9
+    beta_2: float = 0.999
+    epsilon: float = 1e-8
+    clip_norm: float | None = None
+    separate_target: bool = False
+    weighted: bool = False
+
+    @property
+    def n_features(self) -> int:
+        return self.layers[0].n_in
+
+    @property
+    def n_components(self) -> int:
+        return self.layers[self.latent - 1].n_out
+
+    @property
+    def n_outputs(self) -> int:
+        return self.layers[-1].n_out
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A lowered network for batches of up to `batch` rows."""
+
+    spec: NetworkSpec
+    batch: int
+    slots: tuple[Slot, ...]
+    ops: tuple[Op, ...]
+    terms: tuple[str, ...]
+    """Names of the values a training step reports: ``"loss"`` and the penalties."""
+    parameter_size: int
+    """Elements of the parameter region, and so of each of the three with the same layout."""
+    work_size: int
+    """Elements of the working area (batch and scratch slots)."""
+    outputs: Mapping[Mode, int] = field(default_factory=dict)
+    """The slot that holds the result of a run in each inference mode."""
+
+    @cached_property
+    def index(self) -> dict[str, int]:
+        return {slot.name: i for i, slot in enumerate(self.slots)}
+
+    @cached_property
+    def parameters(self) -> tuple[Slot, ...]:
+        return tuple(s for s in self.slots if s.region is Region.PARAMETER)
+
+    @property
+    def n_moments(self) -> int:
+        """Regions of optimiser state."""
+        return 1 if self.spec.solver is Solver.SGD else 2
+
+    @property
+    def arena_size(self) -> int:
+        """Elements of the whole arena: parameters, gradients, optimiser state, working area."""
+        return (2 + self.n_moments) * self.parameter_size + self.work_size
+
+    @cached_property
+    def flops(self) -> int:
+        """Floating-point operations of the matrix products of one training step of a full batch."""
+        total = 0
+        for i, layer in enumerate(self.spec.layers):
+            total += (4 if i == 0 else 6) * self.batch * layer.n_in * layer.n_out
+        return total
+
+    def __str__(self) -> str:
+        lines = [
+            f"plan: batch {self.batch}, {sum(s.rows * s.cols for s in self.parameters)} parameters, "
+            f"{self.flops / 1e9:.4g} GFLOP a step, arena of {self.arena_size} elements"
+        ]
+        for op in self.ops:
+            signature = SIGNATURES[op.code]
+            operands = [
+                f"{role}={self.slots[i].name}"
+                for role, i in zip(signature.slots, op.slots, strict=True)
+                if i >= 0
+            ]
+            operands += [f"{n}={v}" for n, v in zip(signature.ints, op.ints, strict=True)]
+            operands += [f"{n}={v:g}" for n, v in zip(signature.floats, op.floats, strict=True)]
+            modes = "".join(m.name[0].lower() if m & op.modes and m.name else "." for m in Mode)
+            lines.append(f"  {modes} {op.code.name.lower():12s} {' '.join(operands)}")
+        return "\n".join(lines)
+
+    def slot_table(self) -> NDArray[np.int64]:
+        """The slots as an array for a native backend, shape (n_slots, 4): region, rows, cols, offset."""
+        return np.array([(s.region, s.rows, s.cols, s.offset) for s in self.slots], np.int64).reshape(-1, 4)
+
+    def op_table(self) -> NDArray[np.void]:
+        """The ops as a structured array for a native backend; absent operands are -1."""
+        table = np.zeros(len(self.ops), OP_DTYPE)
+        table["slots"] = -1
+        for row, op in zip(table, self.ops, strict=True):
+            row["code"], row["modes"] = op.code, op.modes
+            row["slots"][: len(op.slots)] = op.slots
+            row["ints"][: len(op.ints)] = op.ints
+            row["floats"][: len(op.floats)] = op.floats
+        return table
+
+
+OP_DTYPE = np.dtype(
+    [("code", "i4"), ("modes", "i4"), ("slots", "i4", 6), ("ints", "i4", 2), ("floats", "f8", 4)], align=True
+)
+
+
+def padded(cols: int) -> int:
+    """`cols` rounded up to whole vectors."""
+    return -(-cols // LANES) * LANES
+
+
+class _Lowering:
+    """The op list while it is being written. Slots are named; offsets are given out at the end."""
+
+    def __init__(self, batch: int) -> None:
+        self.batch = batch
+        self.shapes: dict[str, tuple[Region, int, int]] = {}
+        self.ops: list[Op] = []
+        self.names: list[str] = []
+        self.terms: list[str] = []
+        self.n_streams = 0
+
+    def slot(self, name: str, region: Region, rows: int, cols: int) -> str:
+        self.shapes[name] = (region, rows, cols)
+        self.names.append(name)
+        return name
+
+    def rows(self, name: str, cols: int) -> str:
+        """A slot with one row per sample."""
+        return self.slot(name, Region.BATCH, self.batch, cols)
+
+    def op(
+        self, code: OpCode, modes: Mode, slots: Mapping[str, str | None], **attributes: float
+    ) -> None:
+        signature = SIGNATURES[code]
+        unknown = (set(slots) - set(signature.slots)) | (
+            set(attributes) ^ {*signature.ints, *signature.floats}
+        )
+        if unknown:
+            raise TypeError(f"{code.name}: operands {sorted(unknown)} do not fit its signature")
+        indices = tuple(
+            -1 if (name := slots.get(role)) is None else self.names.index(name) for role in signature.slots
+        )
+        self.ops.append(
+            Op(
+                code,
+                modes,
+                indices,
+                tuple(int(attributes[n]) for n in signature.ints),
+                tuple(float(attributes[n]) for n in signature.floats),
+            )
+        )
+
+    def stream(self) -> int:
+        """A random stream of its own for the op being written."""
+        self.n_streams += 1
+        return self.n_streams - 1
+
+    def term(self, name: str) -> int:
+        if name not in self.terms:
+            self.terms.append(name)
+        return self.terms.index(name)
+
+    def assign(self, keep: set[str]) -> tuple[tuple[Slot, ...], int, int]:
+        """Give every slot its offset; batch slots share memory when no op needs both.
+
+        Slots in `keep` (results of a mode) are held to the end of the list.
+        """
+        first: dict[int, int] = {}
+        last: dict[int, int] = {}
+        for position, op in enumerate(self.ops):
+            for i in op.slots:
+                first.setdefault(i, position)
+                last[i] = position
+        slots: list[Slot] = []
+        size = dict.fromkeys(Region, 0)
+        placed: list[tuple[int, int, int, int]] = []  # offset, end, first op, last op
+        for i, name in enumerate(self.names):
+            region, rows, cols = self.shapes[name]
+            extent = rows * padded(cols)
+            if region < Region.BATCH:
+                offset = size[region]
+                size[region] += extent
+            else:
+                shared = region is Region.BATCH
+                begin = first.get(i, 0) if shared else 0
+                end = last.get(i, 0) if shared and name not in keep else len(self.ops)
+                offset = 0
+                for o, e, f, to in sorted(placed):
+                    if f <= end and begin <= to and offset < e and o < offset + extent:
+                        offset = e
+                placed.append((offset, offset + extent, begin, end))
+            slots.append(Slot(name, region, rows, cols, offset))
+        return tuple(slots), size[Region.PARAMETER], max((p[1] for p in placed), default=0)
+
+
+def lower(spec: NetworkSpec, batch: int) -> Plan:
+    """Write the op list of a network for batches of up to `batch` rows.
+
+    Parameters
+    ----------
+    spec : NetworkSpec
+    batch : int
+        Capacity in rows; a run may use fewer.
+
+    Returns
+    -------
+    Plan
+    """
+    low = _Lowering(batch)
+    layers = spec.layers
+    last = len(layers) - 1
+
+    weights: list[str] = []
+    for i, layer in enumerate(layers):
+        if layer.tied_to is None:
+            weights.append(low.slot(f"W{i}", Region.PARAMETER, layer.n_in, layer.n_out))
+        else:
+            weights.append(f"W{layer.tied_to}")
+        low.slot(f"b{i}", Region.PARAMETER, 1, layer.n_out)
+    for name in list(low.names):
+        _, rows, cols = low.shapes[name]
+        low.slot(f"d{name}", Region.GRADIENT, rows, cols)
+
+    # Forward. Saved: what the backward pass reads of each layer, its output or its pre-activation.
+    x = low.rows("x", spec.n_features)
+    low.op(OpCode.GATHER, FORWARD, {"out": x}, source=0)
+    target = x
+    if spec.corruption is not None or spec.separate_target:
+        target = low.rows("target", spec.n_outputs)
+        low.op(OpCode.GATHER, Mode.SCORE | LEARN, {"out": target}, source=1 if spec.separate_target else 0)
+    weight = None
+    if spec.weighted:
+        weight = low.rows("weight", 1)
+        low.op(OpCode.GATHER, LEARN, {"out": weight}, source=2)
+    if spec.corruption is not None:
+        low.op(
+            OpCode.CORRUPT,
+            LEARN,
+            {"x": x},
+            kind=spec.corruption,
+            stream=low.stream(),
+            level=spec.corruption_level,
+            low=spec.corruption_range[0],
+            high=spec.corruption_range[1],
+        )
+    inputs: list[str] = []
+    saved: list[str] = []
+    streams: list[int | None] = []
+    modes = FORWARD
+    for i, layer in enumerate(layers):
+        inputs.append(x)
+        keeps_pre = layer.activation.needs_preactivation and i != last
+        out = low.rows(f"a{i}", layer.n_out)
+        pre = low.rows(f"z{i}", layer.n_out) if keeps_pre else None
+        low.op(
+            OpCode.DENSE,
+            modes,
+            {"x": x, "W": weights[i], "b": f"b{i}", "out": out, "pre": pre},
+            # The output layer stops at the pre-activation: its activation is the loss's link.
+            activation=Activation.LINEAR if i == last else layer.activation,
+            transposed=layer.tied_to is not None,
+        )
+        saved.append(pre or out)
+        streams.append(low.stream() if layer.dropout > 0 else None)
+        if (stream := streams[-1]) is not None:
+            low.op(OpCode.DROPOUT, LEARN, {"x": out}, stream=stream, rate=layer.dropout)
+        if i == spec.latent - 1:
+            modes = (modes & ~Mode.ENCODE) | Mode.DECODE
+            low.op(OpCode.GATHER, Mode.DECODE, {"out": out}, source=3)
+        x = out
+
+    z = x
+    if layers[last].activation is not Activation.LINEAR:
+        low.op(OpCode.LINK, Mode.DECODE | Mode.RECONSTRUCT, {"z": z}, activation=layers[last].activation)
+    rowloss = low.rows("rowloss", 1)
+    low.op(
+        OpCode.LOSS,
+        Mode.SCORE | LEARN,
+        {"z": z, "target": target, "weight": weight, "rowloss": rowloss},
+        loss=spec.loss,
+        activation=layers[last].activation,
+        delta=spec.huber_delta,
+    )
+
+    # Backward, from dz of the output layer, which the loss has left in z.
+    reductions: list[tuple[str, str | None, str, bool]] = [(rowloss, weight, "loss", True)]
+    dz = z
+    seen: set[str] = set()
+    for i in range(last, -1, -1):
+        layer = layers[i]
+        source, sink = (dz, inputs[i]) if layer.tied_to is not None else (inputs[i], dz)
+        gradient = f"d{weights[i]}"
+        low.op(
+            OpCode.WGRAD, LEARN, {"x": source, "dz": sink, "dW": gradient}, accumulate=gradient in seen
+        )
+        seen.add(gradient)
+        low.op(OpCode.COLSUM, LEARN, {"x": dz, "out": f"db{i}"}, mean=False)
+        if i == 0:
+            break
+        before = layers[i - 1]
+        dx = low.rows(f"d{i - 1}", before.n_out)
+        low.op(
+            OpCode.DGRAD,
+            LEARN,
+            {"dz": dz, "W": weights[i], "saved": saved[i - 1], "out": dx},
+            activation=before.activation,
+            transposed=layer.tied_to is not None,
+            # Dropout scaled the saved output in place; its derivative is wanted before that.
+            scale=1.0 if before.activation.needs_preactivation else 1.0 - before.dropout,
+        )
+        if (stream := streams[i - 1]) is not None:
+            low.op(OpCode.DROPOUT, LEARN, {"x": dx}, stream=stream, rate=before.dropout)
+        dz = dx
+        if i == spec.latent:
+            reductions += _latent_penalties(low, spec, f"a{i - 1}", saved[i - 1], weight, dz)
+    reductions += _weight_penalties(low, spec)
+
+    terms = low.slot("terms", Region.SCRATCH, 1, max(1, len({r[2] for r in reductions})))
+    for name, row_weight, term, mean in reductions:
+        low.op(
+            OpCode.REDUCE,
+            LEARN,
+            {"x": name, "weight": row_weight, "terms": terms},
+            index=low.term(term),
+            mean=mean,
+        )
+    plan_slots, parameter_size, _ = low.assign(set())
+    partial = None
+    if spec.clip_norm is not None:
+        partial = low.slot("gradnorm", Region.SCRATCH, 1, -(-parameter_size // GRAIN))
+        low.op(OpCode.SQNORM, LEARN, {"partial": partial})
+    if spec.solver is Solver.ADAMW and spec.alpha > 0:
+        for i, layer in enumerate(layers):
+            if layer.tied_to is None:
+                low.op(OpCode.SHRINK, Mode.TRAIN, {"W": f"W{i}"}, rate=spec.alpha)
+    low.op(
+        OpCode.UPDATE,
+        Mode.TRAIN,
+        {"partial": partial},
+        solver=spec.solver,
+        beta_1=spec.momentum if spec.solver is Solver.SGD else spec.beta_1,
+        beta_2=spec.beta_2,
+        epsilon=spec.epsilon,
+        clip=spec.clip_norm or 0.0,
+    )
+    latent = f"a{spec.latent - 1}"
+    plan_slots, parameter_size, work_size = low.assign({latent, z, rowloss})
+    index = {s.name: i for i, s in enumerate(plan_slots)}
+    outputs = {
+        Mode.ENCODE: index[latent],
+        Mode.DECODE: index[z],
+        Mode.RECONSTRUCT: index[z],
+        Mode.SCORE: index[rowloss],
+    }
+    return Plan(
+        spec, batch, plan_slots, tuple(low.ops), tuple(low.terms), parameter_size, work_size, outputs
+    )
+
+
+def _latent_penalties(
+    low: _Lowering, spec: NetworkSpec, a: str, saved: str, weight: str | None, dz: str
+) -> list[tuple[str, str | None, str, bool]]:
+    """Penalties on the latent layer, added to its dz once the decoder's part is there."""
+    activation = spec.layers[spec.latent - 1].activation
+    reductions: list[tuple[str, str | None, str, bool]] = []
+    if spec.activity_l1 > 0:
+        penalty = low.rows("rowpenalty", 1)
+        low.op(
+            OpCode.ACTIVITY_L1,
+            LEARN,
+            {"a": a, "saved": saved, "weight": weight, "dz": dz, "rowpenalty": penalty},
+            activation=activation,
+            strength=spec.activity_l1,
+        )
+        reductions.append((penalty, weight, "activity_l1", True))
+    if spec.kl_sparsity > 0:
+        mean = low.slot("mean_activity", Region.SCRATCH, 1, spec.n_components)
+        penalty = low.slot("kl_penalty", Region.SCRATCH, 1, spec.n_components)
+        low.op(OpCode.COLSUM, LEARN, {"x": a, "weight": weight, "out": mean}, mean=True)
+        low.op(
+            OpCode.KL_SPARSITY,
+            LEARN,
+            {"saved": saved, "mean": mean, "weight": weight, "dz": dz, "penalty": penalty},
+            activation=activation,
+            strength=spec.kl_sparsity,
+            target=spec.sparsity_target,
+        )
+        reductions.append((penalty, None, "kl_sparsity", False))
+    return reductions
+
+
+def _weight_penalties(low: _Lowering, spec: NetworkSpec) -> list[tuple[str, str | None, str, bool]]:
+    """L2 and L1 on weights, never on biases; adamw takes its L2 as decoupled decay instead of as a gradient."""
+    reductions: list[tuple[str, str | None, str, bool]] = []
+    l2 = 0.0 if spec.solver is Solver.ADAMW else spec.alpha
+    if l2 > 0 or spec.weight_l1 > 0:
+        for i, layer in enumerate(spec.layers):
+            if layer.tied_to is None:
+                penalty = low.slot(f"decay{i}", Region.SCRATCH, 1, layer.n_in)
+                low.op(
+                    OpCode.DECAY,
+                    LEARN,
+                    {"W": f"W{i}", "dW": f"dW{i}", "rowpenalty": penalty},
+                    l2=l2,
+                    l1=spec.weight_l1,
+                )
+                reductions.append((penalty, None, "weight_penalty", False))
+    return reductions
