@@ -1,0 +1,326 @@
+// The Python module narrows._core: checks buffers, releases the GIL, calls. No arithmetic.
+
+#include <pybind11/functional.h>
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <chrono>
+#include <cstdlib>
+#include <cstring>
+
+#include "cpu/program.h"
+
+namespace py = pybind11;
+
+namespace narrows {
+namespace {
+
+const Isa& chosen_isa() {
+  const char* name = std::getenv("NARROWS_ISA");
+  return isa_select(name ? name : "");
+}
+
+// Held by a Program while it runs, so that a second caller gets an error instead of a corrupted state.
+class InUse {
+ public:
+  explicit InUse(std::atomic<bool>& flag) : flag_(flag) {
+    if (flag_.exchange(true)) throw std::runtime_error("this program is already running in another thread");
+  }
+  ~InUse() { flag_.store(false); }
+
+ private:
+  std::atomic<bool>& flag_;
+};
+
+SourceView dense_view(const py::array& array) {
+  SourceView view;
+  view.is_double = array.dtype().is(py::dtype::of<double>()) || array.dtype().equal(py::dtype::of<double>());
+  if (!view.is_double && !array.dtype().equal(py::dtype::of<float>()))
+    throw py::type_error("expected float32 or float64 of native byte order, got " + std::string(py::str(array.dtype())));
+  if (array.ndim() != 1 && array.ndim() != 2) throw std::invalid_argument("expected a matrix");
+  view.rows = array.shape(0);
+  view.cols = array.ndim() == 2 ? array.shape(1) : 1;
+  view.data = static_cast<const char*>(array.data());
+  view.row_stride = array.strides(0);
+  view.col_stride = array.ndim() == 2 ? array.strides(1) : array.itemsize();
+  return view;
+}
+
+class PyProgram {
+ public:
+  PyProgram(const py::array& slots, const py::array& ops, index_t batch, index_t parameter_size, index_t work_size,
+            int moments, bool is_double, int n_threads, int simulate) {
+    PlanDesc plan;
+    plan.batch = batch, plan.parameter_size = parameter_size, plan.work_size = work_size, plan.moments = moments;
+    if (slots.ndim() != 2 || slots.shape(1) != 4 || !slots.dtype().equal(py::dtype::of<int64_t>()) ||
+        !(slots.flags() & py::array::c_style))
+      throw std::invalid_argument("plan: slots must be an int64 array of shape (n, 4)");
+    if (ops.ndim() != 1 || ops.itemsize() != py::ssize_t(sizeof(OpDesc)) || !(ops.flags() & py::array::c_style))
+      throw std::invalid_argument("plan: ops must be a structured array of " + std::to_string(sizeof(OpDesc)) +
+                                  "-byte items");
+    plan.slots.resize(size_t(slots.shape(0)));
+    plan.ops.resize(size_t(ops.shape(0)));
+    if (!plan.slots.empty()) std::memcpy(plan.slots.data(), slots.data(), size_t(slots.nbytes()));
+    if (!plan.ops.empty()) std::memcpy(plan.ops.data(), ops.data(), size_t(ops.nbytes()));
+    program_ = Program::compile(std::move(plan), chosen_isa(), is_double, n_threads, simulate);
+    is_double_ = is_double;
+  }
+
+  void bind_dense(int bank, int source, const py::array& array) { set(bank, source, dense_view(array), {array}); }
+
+  void bind_csr(int bank, int source, const py::array& indptr, const py::array& indices, const py::array& values,
+                index_t cols) {
+    SourceView view = dense_view(values);
+    const bool is64 = indices.dtype().equal(py::dtype::of<int64_t>());
+    for (const py::array& a : {indptr, indices, values})
+      if (a.ndim() != 1 || !(a.flags() & py::array::c_style))
+        throw std::invalid_argument("CSR: indptr, indices and data must be contiguous vectors");
+    if (!indptr.dtype().equal(indices.dtype()) || !(is64 || indices.dtype().equal(py::dtype::of<int32_t>())))
+      throw std::invalid_argument("CSR: indptr and indices must both be int32 or both int64");
+    if (indptr.shape(0) < 1) throw std::invalid_argument("CSR: indptr is empty");
+    if (indices.shape(0) != values.shape(0)) throw std::invalid_argument("CSR: indices and data differ in length");
+    view.stored = values.shape(0);
+    view.rows = indptr.shape(0) - 1;
+    view.cols = cols;
+    view.is_csr = true;
+    view.is_index64 = is64;
+    view.indptr = indptr.data();
+    view.indices = indices.data();
+    set(bank, source, view, {indptr, indices, values});
+  }
+
+  py::array_t<double> train(const py::array_t<int64_t, py::array::c_style>& rows, uint64_t seed, uint32_t step,
+                            const py::array_t<double, py::array::c_style>& learning_rate, const py::object& poll) {
+    const index_t batch = program_->plan().batch, n = rows.size(), steps = (n + batch - 1) / batch;
+    if (learning_rate.size() < steps)
+      throw std::invalid_argument("train: " + std::to_string(learning_rate.size()) + " learning rates for " +
+                                  std::to_string(steps) + " steps");
+    py::array_t<double> terms({steps, program_->terms_size()});
+    double* out = terms.mutable_data();
+    const index_t* row_data = rows.data();
+    const Hyper hyper{seed, step, learning_rate.data()};
+    auto last = std::chrono::steady_clock::now();
+    auto stop = [&]() {
+      const auto now = std::chrono::steady_clock::now();
+      if (now - last < std::chrono::milliseconds(50)) return false;
+      last = now;
+      py::gil_scoped_acquire gil;
+      if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+      return !poll.is_none() && py::cast<bool>(poll());
+    };
+    InUse guard(in_use_);
+    index_t done;
+    {
+      py::gil_scoped_release nogil;
+      done = program_->train(row_data, n, hyper, out, stop);
+    }
+    if (done < steps) terms.resize({done, program_->terms_size()});
+    return terms;
+  }
+
+  py::array_t<double> gradient(const py::array_t<int64_t, py::array::c_style>& rows, uint64_t seed, uint32_t step) {
+    py::array_t<double> terms(program_->terms_size());
+    double* out = terms.mutable_data();
+    InUse guard(in_use_);
+    py::gil_scoped_release nogil;
+    program_->gradient(rows.data(), rows.size(), seed, step, out);
+    return terms;
+  }
+
+  void apply(int mode, index_t result, py::array& out) {
+    const SlotDesc& slot = program_->plan().slots.at(size_t(result));
+    const SourceView& source = sources_[BANK_APPLY][mode == MODE_DECODE ? SOURCE_LATENT : SOURCE_X];
+    const py::dtype type = is_double_ ? py::dtype::of<double>() : py::dtype::of<float>();
+    if (out.ndim() != 2 || out.shape(0) != source.rows || out.shape(1) != slot.cols || !out.dtype().equal(type) ||
+        !(out.flags() & py::array::c_style) || !out.writeable() || slot.region != REGION_BATCH)
+      throw std::invalid_argument("apply: out does not fit the result");
+    void* data = out.mutable_data();
+    InUse guard(in_use_);
+    py::gil_scoped_release nogil;
+    program_->apply(mode, result, data);
+  }
+
+  // A writable view of a slot's memory, without the padding; its base is this program.
+  static py::array slot(const py::object& self, index_t slot, int moment) {
+    PyProgram& p = self.cast<PyProgram&>();
+    const SlotDesc& s = p.program_->plan().slots.at(size_t(slot));
+    void* data = moment < 0 ? p.program_->slot_data(slot) : p.program_->moment_data(moment, slot);
+    return p.view(self, data, s.rows, s.cols, s.ld());
+  }
+
+  static py::array arena(const py::object& self) {
+    PyProgram& p = self.cast<PyProgram&>();
+    const index_t n = p.program_->plan().arena_size();
+    return p.view(self, p.program_->arena(), 1, n, n);
+  }
+
+ private:
+  py::array view(const py::object& self, void* data, index_t rows, index_t cols, index_t ld) const {
+    const py::ssize_t size = is_double_ ? 8 : 4;
+    return py::array(is_double_ ? py::dtype::of<double>() : py::dtype::of<float>(), {rows, cols}, {ld * size, size},
+                     data, self);
+  }
+
+  void set(int bank, int source, const SourceView& view, std::vector<py::array> owners) {
+    if (bank < 0 || bank >= BANK_COUNT || source < 0 || source >= SOURCE_COUNT) throw std::invalid_argument("bind: unknown source");
+    InUse guard(in_use_);
+    {
+      py::gil_scoped_release nogil;
+      program_->bind(bank, source, view);
+    }
+    sources_[bank][source] = view;
+    owners_[bank][source] = std::move(owners);
+  }
+
+  std::unique_ptr<Program> program_;
+  bool is_double_ = false;
+  SourceView sources_[BANK_COUNT][SOURCE_COUNT];
+  std::vector<py::array> owners_[BANK_COUNT][SOURCE_COUNT];  // keep what the views point into
+  std::atomic<bool> in_use_{false};
+};
+
+template <class T>
+Matrix<const T> matrix(const py::array& a, const char* name) {
+  if (a.ndim() != 2 || !a.dtype().equal(py::dtype::of<T>()))
+    throw std::invalid_argument(std::string(name) + ": expected a matrix of the layer's dtype");
+  const index_t size = index_t(sizeof(T));
+  if (a.strides(0) % size || a.strides(1) % size)
+    throw std::invalid_argument(std::string(name) + ": strides must be whole elements");
+  return {static_cast<const T*>(a.data()), a.shape(0), a.shape(1), a.strides(0) / size, a.strides(1) / size, false};
+}
+
+template <class T>
+Matrix<T> output(py::array& a, index_t rows, index_t cols, const char* name) {
+  const Matrix<const T> m = matrix<T>(a, name);
+  if (m.rows != rows || m.cols != cols || m.col_stride != 1 || !a.writeable())
+    throw std::invalid_argument(std::string(name) + ": does not fit (" + std::to_string(rows) + ", " +
+                                std::to_string(cols) + ") with contiguous rows");
+  return {static_cast<T*>(a.mutable_data()), m.rows, m.cols, m.row_stride, 1, false};
+}
+
+int elementwise(int activation) {
+  if (activation < 0 || activation >= ACT_SOFTMAX) throw std::invalid_argument("activation is not elementwise");
+  return activation;
+}
+
+// Threads that a layer of this much work is worth.
+int team(double flop, int n_threads) {
+  if (n_threads < 1) throw std::invalid_argument("n_threads must be positive");
+  return flop < 2.5e5 ? 1 : n_threads;
+}
+
+template <class T>
+void dense_layer(const py::array& x, const py::array& W, const py::object& bias, int activation, py::array& out,
+                 const py::object& pre, int n_threads) {
+  LayerArgs<T> l;
+  l.x = matrix<T>(x, "X");
+  l.W = matrix<T>(W, "W");
+  if (l.x.cols != l.W.rows) throw std::invalid_argument("X and W: inner sizes differ");
+  l.out = output<T>(out, l.x.rows, l.W.cols, "out");
+  py::array pre_array, bias_array;
+  if (!pre.is_none()) {
+    pre_array = pre.cast<py::array>();
+    l.pre = output<T>(pre_array, l.x.rows, l.W.cols, "pre");
+  }
+  if (!bias.is_none()) {
+    bias_array = bias.cast<py::array>();
+    if (bias_array.ndim() != 1 || bias_array.shape(0) != l.W.cols || !(bias_array.flags() & py::array::c_style) ||
+        !bias_array.dtype().equal(py::dtype::of<T>()))
+      throw std::invalid_argument("b: expected a contiguous vector of the layer's width and dtype");
+    l.bias = static_cast<const T*>(bias_array.data());
+  }
+  const Kernels<T>& kernels = chosen_isa().kernels<T>();
+  elementwise(activation);
+  const int nt = team(2.0 * double(l.x.rows) * double(l.x.cols) * double(l.W.cols), n_threads);
+  py::gil_scoped_release nogil;
+  Arena scratch(size_t(nt) * SCRATCH * sizeof(T));
+  launch(nt, [&](int tid, int n) {
+    LayerArgs<T> mine = l;
+    mine.scratch = static_cast<T*>(scratch.data()) + tid * SCRATCH;
+    kernels.dense(activation, mine, tid, n);
+  });
+}
+
+template <class T>
+void slope_layer(const py::array& dA, const py::array& saved, int activation, py::array& out, int n_threads) {
+  const Matrix<const T> d = matrix<T>(dA, "dA"), s = matrix<T>(saved, "A");
+  if (d.rows != s.rows || d.cols != s.cols || d.col_stride != 1 || s.col_stride != 1)
+    throw std::invalid_argument("dA and A: shapes differ");
+  const Matrix<T> o = output<T>(out, d.rows, d.cols, "dZ");
+  const Kernels<T>& kernels = chosen_isa().kernels<T>();
+  elementwise(activation);
+  const int nt = team(double(o.rows) * double(o.cols), n_threads);
+  py::gil_scoped_release nogil;
+  launch(nt, [&](int tid, int n) { kernels.slope(activation, d, s, o, tid, n); });
+}
+
+template <class T>
+void colsum_layer(const py::array& x, py::array& out, int n_threads) {
+  const Matrix<const T> m = matrix<T>(x, "dZ");
+  if (m.col_stride != 1 || out.ndim() != 1 || out.shape(0) != m.cols || !out.dtype().equal(py::dtype::of<T>()) ||
+      !(out.flags() & py::array::c_style))
+    throw std::invalid_argument("db: expected a contiguous vector of the layer's width and dtype");
+  T* sums = static_cast<T*>(out.mutable_data());
+  const Kernels<T>& kernels = chosen_isa().kernels<T>();
+  const int nt = team(double(m.rows) * double(m.cols), n_threads);
+  py::gil_scoped_release nogil;
+  launch(nt, [&](int tid, int n) { kernels.colsum(m, sums, tid, n); });
+}
+
+template <class Fn32, class Fn64>
+auto by_dtype(Fn32 f32, Fn64 f64) {
+  return [=](const py::array& first, auto&&... rest) {
+    if (first.dtype().equal(py::dtype::of<float>())) return f32(first, rest...);
+    if (first.dtype().equal(py::dtype::of<double>())) return f64(first, rest...);
+    throw py::type_error("expected float32 or float64, got " + std::string(py::str(first.dtype())));
+  };
+}
+
+py::dict build_info() {
+  py::dict info;
+  py::list tables;
+  for (const Isa* isa : isa_tables()) tables.append(py::make_tuple(isa->name, isa->supported()));
+  info["isa_tables"] = tables;
+  info["threads"] = team_kind();
+  info["compiler"] = __VERSION__;
+  info["op_names"] = op_names();
+  info["activation_names"] = activation_names();
+  info["loss_names"] = loss_names();
+  info["op_size"] = sizeof(OpDesc);
+  return info;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_core, m) {
+  m.doc() = "Native backend of narrows.";
+  install_fork_handler();
+  m.def("build_info", build_info);
+  m.def("isa", [] { return std::string(chosen_isa().name); });
+  m.def("dense",
+        [](const py::array& x, const py::array& W, const py::object& b, int activation, py::array out,
+           const py::object& pre, int n_threads) {
+          return by_dtype(dense_layer<float>, dense_layer<double>)(x, W, b, activation, out, pre, n_threads);
+        });
+  m.def("slope", [](const py::array& dA, const py::array& saved, int activation, py::array out, int n_threads) {
+    return by_dtype(slope_layer<float>, slope_layer<double>)(dA, saved, activation, out, n_threads);
+  });
+  m.def("colsum", [](const py::array& x, py::array out, int n_threads) {
+    return by_dtype(colsum_layer<float>, colsum_layer<double>)(x, out, n_threads);
+  });
+  py::class_<PyProgram>(m, "Program")
+      .def(py::init<const py::array&, const py::array&, index_t, index_t, index_t, int, bool, int, int>(),
+           py::arg("slots"), py::arg("ops"), py::arg("batch"), py::arg("parameter_size"), py::arg("work_size"),
+           py::arg("moments"), py::arg("is_double"), py::arg("n_threads"), py::arg("simulate_threads") = 0)
+      .def("bind_dense", &PyProgram::bind_dense)
+      .def("bind_csr", &PyProgram::bind_csr)
+      .def("train", &PyProgram::train, py::arg("rows"), py::arg("seed"), py::arg("step"), py::arg("learning_rate"),
+           py::arg("poll"))
+      .def("gradient", &PyProgram::gradient)
+      .def("apply", &PyProgram::apply)
+      .def_static("slot", &PyProgram::slot, py::arg("program"), py::arg("slot"), py::arg("moment") = -1)
+      .def_static("arena", &PyProgram::arena);
+}
+
+}  // namespace narrows

@@ -1,0 +1,249 @@
+// Data in, dense layers forward and backward.
+// Included inside the namespace of an instruction set; operands in the order of plan.SIGNATURES.
+
+template <class T>
+inline index_t rows_of(const Args<T>& args, const Context<T>& ctx, int i) {
+  return args.batch[i] ? ctx.m : args.slots[i].rows;
+}
+
+// The rows of the batch at hand, as a read-only matrix.
+template <class T>
+inline Matrix<const T> view(const Args<T>& args, const Context<T>& ctx, int i) {
+  const Matrix<T>& s = args.slots[i];
+  return {s.data, rows_of(args, ctx, i), s.cols, s.row_stride, 1, true};
+}
+template <class T>
+inline Matrix<const T> transposed(const Matrix<const T>& m) {
+  return {m.data, m.cols, m.rows, m.col_stride, m.row_stride, false};
+}
+
+// --- gather ----------------------------------------------------------------------------------------------------------
+
+template <class T, class In>
+inline void gather_dense_row(const SourceView& s, index_t row, T* out) {
+  const char* p = s.data + row * s.row_stride;
+  if (s.col_stride == index_t(sizeof(In))) {
+    const In* in = reinterpret_cast<const In*>(p);
+    for (index_t j = 0; j < s.cols; ++j) out[j] = T(in[j]);
+  } else {
+    for (index_t j = 0; j < s.cols; ++j) out[j] = T(*reinterpret_cast<const In*>(p + j * s.col_stride));
+  }
+}
+
+template <class T, class In, class Index>
+inline void gather_csr_row(const SourceView& s, index_t row, T* out) {
+  const Index* indptr = static_cast<const Index*>(s.indptr);
+  const Index* indices = static_cast<const Index*>(s.indices);
+  const In* values = reinterpret_cast<const In*>(s.data);
+  for (index_t j = 0; j < s.cols; ++j) out[j] = T(0);
+  for (index_t k = indptr[row]; k < index_t(indptr[row + 1]); ++k) out[indices[k]] += T(values[k]);
+}
+
+template <class T>
+void gather(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
+  const SourceView& s = ctx.sources[args.ints[0]];
+  const Range rows(ctx.m, tid, nt);
+  for (index_t i = rows.begin; i < rows.end; ++i) {
+    const index_t row = ctx.rows[i];
+    T* out = args.slots[0].row(i);
+    if (!s.is_csr)
+      s.is_double ? gather_dense_row<T, double>(s, row, out) : gather_dense_row<T, float>(s, row, out);
+    else if (s.is_index64)
+      s.is_double ? gather_csr_row<T, double, int64_t>(s, row, out) : gather_csr_row<T, float, int64_t>(s, row, out);
+    else
+      s.is_double ? gather_csr_row<T, double, int32_t>(s, row, out) : gather_csr_row<T, float, int32_t>(s, row, out);
+  }
+}
+
+// --- noise -----------------------------------------------------------------------------------------------------------
+
+// Calls fn(j, cells, n) for each run of n <= LANES columns from j on, with their random cells (see philox.h).
+template <class Fn>
+inline void for_cells(uint64_t seed, int stream, uint32_t step, index_t row, index_t cols, const Fn& fn) {
+  alignas(64) uint32_t words[LANES];
+  for (index_t j = 0; j < cols; j += LANES) {
+    for (int w = 0; w < LANES; w += 4)
+      philox4x32(uint32_t((j + w) / 4), uint32_t(row), step, uint32_t(stream), seed, words + w);
+    for (uint32_t& word : words) word = philox_cell(word);
+    fn(j, words, cols - j < LANES ? cols - j : LANES);
+  }
+}
+
+template <class T>
+void corrupt_gaussian(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
+  const Matrix<T>& x = args.slots[0];
+  const T level = T(args.floats[0]);
+  const Range rows(ctx.m, tid, nt);
+  for (index_t i = rows.begin; i < rows.end; ++i)
+    for_cells(ctx.seed, args.ints[1], ctx.step, i, x.cols, [&](index_t j, const uint32_t* cells, index_t n) {
+      for (index_t l = 0; l < n; l += WIDTH<T>) {
+        // Both exact: q = u - 1/2 and its distance to the end of the interval are odd multiples of 2**-25.
+        vec<T> q, tail;
+        for (int k = 0; k < WIDTH<T>; ++k) {
+          const int32_t odd = int32_t(2 * cells[l + k] + 1) - (1 << 24);
+          q[k] = T(odd) * T(0x1p-25);
+          tail[k] = T((1 << 24) - (odd < 0 ? -odd : odd)) * T(0x1p-25);
+        }
+        T* p = x.row(i) + j + l;
+        store(p, load(p) + level * normal_quantile(q, tail));
+      }
+    });
+}
+
+template <class T>
+void corrupt_masking(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
+  const Matrix<T>& x = args.slots[0];
+  const uint32_t drop = philox_threshold(args.floats[0]);
+  const Range rows(ctx.m, tid, nt);
+  for (index_t i = rows.begin; i < rows.end; ++i)
+    for_cells(ctx.seed, args.ints[1], ctx.step, i, x.cols, [&](index_t j, const uint32_t* cells, index_t n) {
+      for (index_t l = 0; l < n; ++l)
+        if (cells[l] < drop) x.row(i)[j + l] = T(0);
+    });
+}
+
+template <class T>
+void corrupt_salt_and_pepper(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
+  const Matrix<T>& x = args.slots[0];
+  const uint32_t any = philox_threshold(args.floats[0]), pepper = philox_threshold(args.floats[0] / 2);
+  const T low = T(args.floats[1]), high = T(args.floats[2]);
+  const Range rows(ctx.m, tid, nt);
+  for (index_t i = rows.begin; i < rows.end; ++i)
+    for_cells(ctx.seed, args.ints[1], ctx.step, i, x.cols, [&](index_t j, const uint32_t* cells, index_t n) {
+      for (index_t l = 0; l < n; ++l)
+        if (cells[l] < any) x.row(i)[j + l] = cells[l] < pepper ? low : high;
+    });
+}
+
+template <class T>
+void dropout(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
+  const Matrix<T>& x = args.slots[0];
+  const uint32_t drop = philox_threshold(args.floats[0]);
+  const T scale = T(1 / (1 - args.floats[0]));
+  const Range rows(ctx.m, tid, nt);
+  for (index_t i = rows.begin; i < rows.end; ++i)
+    for_cells(ctx.seed, args.ints[0], ctx.step, i, x.cols, [&](index_t j, const uint32_t* cells, index_t n) {
+      T* p = x.row(i) + j;
+      for (index_t l = 0; l < n; ++l) p[l] = cells[l] < drop ? T(0) : p[l] * scale;
+    });
+}
+
+// --- dense -----------------------------------------------------------------------------------------------------------
+
+// Calls fn(i, j, z, n) for every vector z of a finished tile at row i, column j, of which n lanes count.
+template <class T, class Fn>
+inline void for_vectors(const Tile& t, const T* tile, const Fn& fn) {
+  for (int i = 0; i < t.rows; ++i)
+    for (index_t j = 0; j < t.cols; j += WIDTH<T>)
+      fn(t.row + i, t.col + j, load(tile + i * NR<T> + j), t.cols - j);
+}
+
+template <class Act, class T>
+inline void dense_forward(const LayerArgs<T>& l, int tid, int nt) {
+  gemm(
+      l.x, l.W, l.out, l.scratch,
+      [&](const Tile& t, const T* tile) {
+        for_vectors(t, tile, [&](index_t i, index_t j, vec<T> z, index_t n) {
+          if (l.bias) z += load_n(l.bias + j, n);
+          if (l.pre.data) store_n(l.pre.row(i) + j, z, n);
+          store_n(l.out.row(i) + j, Act::value(z), n);
+        });
+      },
+      tid, nt);
+}
+
+template <class Act, class T>
+void dense(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
+  LayerArgs<T> l;
+  l.x = view(args, ctx, 0);
+  l.W = args.ints[1] ? transposed(view(args, ctx, 1)) : view(args, ctx, 1);
+  l.bias = args.slots[2].data;
+  l.out = args.slots[3];
+  l.pre = args.slots[4];
+  l.scratch = ctx.scratch + tid * ctx.scratch_stride;
+  dense_forward<Act>(l, tid, nt);
+}
+
+template <class Act, class T>
+void link(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
+  const Matrix<T>& z = args.slots[0];
+  const Range rows(ctx.m, tid, nt);
+  for (index_t i = rows.begin; i < rows.end; ++i)
+    for (index_t j = 0; j < z.cols; j += WIDTH<T>) store(z.row(i) + j, Act::value(load(z.row(i) + j)));
+}
+
+template <class Act, class T>
+void slope(Matrix<const T> dA, Matrix<const T> saved, Matrix<T> out, int tid, int nt) {
+  const Range rows(out.rows, tid, nt);
+  for (index_t i = rows.begin; i < rows.end; ++i)
+    for (index_t j = 0; j < out.cols; j += WIDTH<T>) {
+      const index_t n = out.cols - j;
+      store_n(out.row(i) + j, load_n(dA.row(i) + j, n) * Act::slope(load_n(saved.row(i) + j, n)), n);
+    }
+}
+
+template <class T>
+void wgrad(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
+  const Matrix<T>& dW = args.slots[2];
+  const bool accumulate = args.ints[0];
+  // K is the batch here: a batch beyond PACK_DEPTH is not cut, since dz is read in place.
+  gemm(
+      transposed(view(args, ctx, 0)), view(args, ctx, 1), dW, static_cast<T*>(nullptr),
+      [&](const Tile& t, const T* tile) {
+        for_vectors(t, tile, [&](index_t i, index_t j, vec<T> g, index_t n) {
+          T* p = dW.row(i) + j;
+          store_n(p, accumulate ? load_n(p, n) + g : g, n);
+        });
+      },
+      tid, nt);
+}
+
+template <class Act, class T>
+void dgrad(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
+  const Matrix<T>&saved = args.slots[2], &out = args.slots[3];
+  const Matrix<const T> W = view(args, ctx, 1);
+  const T scale = T(args.floats[0]);
+  gemm(
+      view(args, ctx, 0), args.ints[1] ? W : transposed(W), out, ctx.scratch + tid * ctx.scratch_stride,
+      [&](const Tile& t, const T* tile) {
+        for_vectors(t, tile, [&](index_t i, index_t j, vec<T> g, index_t n) {
+          store_n(out.row(i) + j, g * Act::slope(load(saved.row(i) + j) * scale), n);
+        });
+      },
+      tid, nt);
+}
+
+// --- column sums -----------------------------------------------------------------------------------------------------
+
+// Columns are cut into grains of LANES; one thread walks all rows of its columns in order. fn(j, sums, n) takes them.
+template <class T, class Fn>
+inline void column_sums(Matrix<const T> x, const T* weight, index_t weight_stride, const Fn& fn, int tid, int nt) {
+  constexpr int N = LANES / WIDTH<T>;
+  const Range grains((x.cols + LANES - 1) / LANES, tid, nt);
+  for (index_t g = grains.begin; g < grains.end; ++g) {
+    const index_t j = g * LANES, n = x.cols - j < LANES ? x.cols - j : LANES;
+    vec<T> sum[N] = {};
+    for (index_t i = 0; i < x.rows; ++i) {
+      const T w = weight ? weight[i * weight_stride] : T(1);
+      for (int v = 0; v < N && v * WIDTH<T> < n; ++v)
+        sum[v] += w * load_n(x.row(i) + j + v * WIDTH<T>, n - v * WIDTH<T>);
+    }
+    for (int v = 0; v < N && v * WIDTH<T> < n; ++v) fn(j + v * WIDTH<T>, sum[v], n - v * WIDTH<T>);
+  }
+}
+
+template <class T>
+void colsum(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
+  const T scale = args.ints[0] ? T(1.0 / double(ctx.m)) : T(1);
+  T* out = args.slots[2].data;
+  column_sums(
+      view(args, ctx, 0), static_cast<const T*>(args.slots[1].data), args.slots[1].row_stride,
+      [&](index_t j, vec<T> sum, index_t n) { store_n(out + j, sum * scale, n); }, tid, nt);
+}
+
+template <class T>
+void colsum_of(Matrix<const T> x, T* out, int tid, int nt) {
+  column_sums(
+      x, static_cast<const T*>(nullptr), 0, [&](index_t j, vec<T> sum, index_t n) { store_n(out + j, sum, n); }, tid,
+      nt);
+}

@@ -1,0 +1,137 @@
+// Matrix product with an epilogue: C = epilogue(A B).
+//
+// Promises: each element of C is one chain of fused multiply-adds over k = 0, 1, ..., K-1, whatever the tile, the block,
+// the layout, the thread count or the vector width; A may have any strides and is never packed; B is read in place when
+// its rows are contiguous and padded, else packed into panels of NR columns in the thread's scratch memory.
+// Included inside the namespace of an instruction set.
+//
+// MR x NR is the micro-kernel's tile: MR * NV accumulators, NV vectors of B and one broadcast of A fill the registers
+// (24 + 4 + 1 of 32 with AVX-512, 12 + 2 + 1 of 16 with AVX2 and SSE).
+
+constexpr int MR = 6;
+constexpr int NV = NARROWS_TILE_VECTORS;
+template <class T>
+constexpr int NR = NV * WIDTH<T>;
+
+// tile (MR_ x NV_ vectors, rows NR apart) = [tile +] A B over K steps.
+template <class T, int MR_, int NV_>
+inline void micro_kernel(index_t K, const T* a, index_t a_row, index_t a_col, const T* b, index_t b_row, T* tile,
+                         bool accumulate) {
+  vec<T> acc[MR_][NV_];
+#pragma GCC unroll 8
+  for (int i = 0; i < MR_; ++i)
+#pragma GCC unroll 8
+    for (int j = 0; j < NV_; ++j)
+      acc[i][j] = accumulate ? load(tile + i * NR<T> + j * WIDTH<T>) : vec<T>{};
+  for (index_t k = 0; k < K; ++k, a += a_col, b += b_row) {
+    vec<T> bv[NV_];
+#pragma GCC unroll 8
+    for (int j = 0; j < NV_; ++j) bv[j] = load(b + j * WIDTH<T>);
+#pragma GCC unroll 8
+    for (int i = 0; i < MR_; ++i) {
+      const vec<T> av = vec<T>{} + a[i * a_row];
+#pragma GCC unroll 8
+      for (int j = 0; j < NV_; ++j) acc[i][j] += av * bv[j];
+    }
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < MR_; ++i)
+#pragma GCC unroll 8
+    for (int j = 0; j < NV_; ++j) store(tile + i * NR<T> + j * WIDTH<T>, acc[i][j]);
+}
+
+template <class T>
+using MicroKernel = void (*)(index_t, const T*, index_t, index_t, const T*, index_t, T*, bool);
+
+template <class T, int MR_, int NV_>
+void micro_kernel_entry(index_t K, const T* a, index_t a_row, index_t a_col, const T* b, index_t b_row, T* tile,
+                        bool accumulate) {
+  micro_kernel<T, MR_, NV_>(K, a, a_row, a_col, b, b_row, tile, accumulate);
+}
+
+// By rows and vectors: the edge kernels are the same code with fewer of either.
+template <class T>
+inline MicroKernel<T> micro(int rows, int vectors) {
+#define ROW(r)                                                                       \
+  {                                                                                  \
+    micro_kernel_entry<T, r, 1>, micro_kernel_entry<T, r, (NV > 1 ? 2 : 1)>,         \
+        micro_kernel_entry<T, r, (NV > 2 ? 3 : 1)>, micro_kernel_entry<T, r, (NV > 3 ? 4 : 1)> \
+  }
+  static const MicroKernel<T> table[MR][4] = {ROW(1), ROW(2), ROW(3), ROW(4), ROW(5), ROW(6)};
+#undef ROW
+  return table[rows - 1][vectors - 1];
+}
+
+// Copies k0..k0+depth of columns j0..j0+cols of B into a zero-padded panel, NR apart.
+template <class T>
+inline void pack(const Matrix<const T>& B, index_t k0, index_t depth, index_t j0, index_t cols, T* panel) {
+  if (B.row_stride == 1) {
+    // A transposed view: read down its contiguous columns.
+    for (index_t j = 0; j < cols; ++j) {
+      const T* column = B.data + k0 + (j0 + j) * B.col_stride;
+      for (index_t k = 0; k < depth; ++k) panel[k * NR<T> + j] = column[k];
+    }
+  } else {
+    for (index_t k = 0; k < depth; ++k) {
+      const T* row = B.data + (k0 + k) * B.row_stride + j0 * B.col_stride;
+      for (index_t j = 0; j < cols; ++j) panel[k * NR<T> + j] = row[j * B.col_stride];
+    }
+  }
+  for (index_t k = 0; k < depth && cols < NR<T>; ++k)
+    for (index_t j = cols; j < NR<T>; ++j) panel[k * NR<T> + j] = T(0);
+}
+
+// Where a tile lies in C.
+struct Tile {
+  index_t row, col;
+  int rows;
+  index_t cols;
+};
+
+// The finished tiles go to epilogue(tile, values), values being rows of NR elements. Partial sums of a K that is cut for
+// packing wait in `partial`, a matrix of C's shape with contiguous rows (usually C itself).
+template <class T, class Epilogue>
+inline void gemm(Matrix<const T> A, Matrix<const T> B, Matrix<T> partial, T* scratch, const Epilogue& epilogue,
+                 int tid, int nt) {
+  const index_t M = A.rows, N = B.cols, K = A.cols;
+  const index_t panels = (N + NR<T> - 1) / NR<T>, blocks = (M + MR - 1) / MR;
+  const bool direct = B.col_stride == 1 && B.padded;
+  const index_t depth_max = direct ? (K > 0 ? K : 1) : PACK_DEPTH;
+  alignas(64) T tile[MR * NR<T>];
+  // Grains are tiles, ordered panel by panel, so that a thread packs few panels.
+  const Range grains(panels * blocks, tid, nt);
+  for (index_t g = grains.begin; g < grains.end;) {
+    const index_t panel = g / blocks;
+    const index_t stop = (panel + 1) * blocks < grains.end ? (panel + 1) * blocks : grains.end;
+    const index_t j0 = panel * NR<T>, cols = N - j0 < NR<T> ? N - j0 : NR<T>;
+    const int vectors = int((cols + WIDTH<T> - 1) / WIDTH<T>);
+    index_t k0 = 0;
+    do {
+      const index_t depth = K - k0 < depth_max ? K - k0 : depth_max;
+      const T* b = B.data + k0 * B.row_stride + j0;
+      index_t b_row = B.row_stride;
+      if (!direct) {
+        pack(B, k0, depth, j0, cols, scratch);
+        b = scratch, b_row = NR<T>;
+      }
+      const bool last = k0 + depth >= K;
+      for (index_t block = g - panel * blocks; block < stop - panel * blocks; ++block) {
+        const index_t i0 = block * MR;
+        const int rows = int(M - i0 < MR ? M - i0 : MR);
+        if (k0 > 0)
+          for (int i = 0; i < rows; ++i)
+            __builtin_memcpy(tile + i * NR<T>, partial.row(i0 + i) + j0, size_t(cols) * sizeof(T));
+        micro<T>(rows, vectors)(depth, A.data + i0 * A.row_stride + k0 * A.col_stride, A.row_stride, A.col_stride, b,
+                                b_row, tile, k0 > 0);
+        if (last) {
+          epilogue(Tile{i0, j0, rows, cols}, tile);
+        } else {
+          for (int i = 0; i < rows; ++i)
+            __builtin_memcpy(partial.row(i0 + i) + j0, tile + i * NR<T>, size_t(cols) * sizeof(T));
+        }
+      }
+      k0 += depth;
+    } while (k0 < K);
+    g = stop;
+  }
+}

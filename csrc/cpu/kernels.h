@@ -1,0 +1,112 @@
+// What a kernel is: the op contract, and the table of one instruction set's kernels.
+//
+// An op is a pure function of (args, ctx, tid, nt): no OpenMP inside, no allocation, no throw, no global. Its work is cut
+// into grains whose borders depend on shapes only; a sum is walked by one thread in a fixed order. So the bits are the same
+// for any nt, and running tid = 0..nt-1 one after the other gives the same result as running them at once.
+
+#pragma once
+
+#include <cstddef>
+
+#include "../plan.h"
+
+namespace narrows {
+
+// A matrix with any strides (in elements); `padded` says that rows are contiguous and may be read up to a multiple of
+// LANES columns.
+template <class T>
+struct Matrix {
+  T* data = nullptr;
+  index_t rows = 0, cols = 0, row_stride = 0, col_stride = 1;
+  bool padded = false;
+
+  T* row(index_t i) const { return data + i * row_stride; }
+};
+
+// Rows of data as the user gave them: dense of any strides (in bytes), or CSR. Read-only, float32 or float64.
+struct SourceView {
+  index_t rows = 0, cols = 0;
+  bool is_double = false;
+  const char* data = nullptr;  // dense elements, or the values of CSR
+  index_t row_stride = 0, col_stride = 0;
+  bool is_csr = false, is_index64 = false;
+  index_t stored = 0;  // values of CSR
+  const void *indptr = nullptr, *indices = nullptr;
+};
+
+// What changes from step to step, and what an op may know besides its operands.
+template <class T>
+struct Context {
+  index_t m = 0;                  // rows of this batch
+  const index_t* rows = nullptr;  // which rows of the sources they are
+  bool learn = false;             // a training step: the loss leaves its gradient
+  uint64_t seed = 0;
+  uint32_t step = 0;
+  double learning_rate = 0;
+  const SourceView* sources = nullptr;
+  T* regions[4] = {};  // parameters, gradients, first and second moments
+  index_t parameter_size = 0;
+  T* scratch = nullptr;  // thread tid works in the SCRATCH elements from tid * scratch_stride on
+  index_t scratch_stride = 0;
+};
+
+constexpr index_t PACK_DEPTH = 512;          // rows of a packed panel: with 64 columns it stays in L2
+constexpr index_t SCRATCH = PACK_DEPTH * 64;  // elements of scratch memory of one thread
+
+template <class T>
+struct Args {
+  Matrix<T> slots[MAX_SLOTS];  // data is null where an operand is absent; batch slots have `batch` set
+  bool batch[MAX_SLOTS] = {};
+  int ints[MAX_INTS] = {};
+  double floats[MAX_FLOATS] = {};
+};
+
+template <class T>
+using Op = void (*)(const Args<T>&, const Context<T>&, int tid, int nt);
+
+// Single fused layers, for libraries; every operand with strides of its own. The bias may be null.
+template <class T>
+struct LayerArgs {
+  Matrix<const T> x, W;
+  const T* bias = nullptr;
+  Matrix<T> out, pre;  // pre.data may be null
+  T* scratch = nullptr;
+};
+
+template <class T>
+struct Kernels {
+  // The kernel of an op; picks the activation, loss and solver once, so that no kernel branches on them.
+  Op<T> (*resolve)(int code, const int* ints);
+  // out = activation(x W + b)
+  void (*dense)(int activation, const LayerArgs<T>&, int tid, int nt);
+  // out = dA * activation'(saved), elementwise
+  void (*slope)(int activation, Matrix<const T> dA, Matrix<const T> saved, Matrix<T> out, int tid, int nt);
+  // out[j] = sum of column j
+  void (*colsum)(Matrix<const T> x, T* out, int tid, int nt);
+};
+
+struct Isa {
+  const char* name;
+  bool (*supported)();
+  Kernels<float> f32;
+  Kernels<double> f64;
+
+  template <class T>
+  const Kernels<T>& kernels() const;
+};
+template <>
+inline const Kernels<float>& Isa::kernels<float>() const {
+  return f32;
+}
+template <>
+inline const Kernels<double>& Isa::kernels<double>() const {
+  return f64;
+}
+
+// A thread's share of n grains.
+struct Range {
+  index_t begin, end;
+  Range(index_t n, int tid, int nt) : begin(n * tid / nt), end(n * (tid + 1) / nt) {}
+};
+
+}  // namespace narrows

@@ -1,0 +1,108 @@
+// Losses fused with the output link: each row's loss and, in training, the gradient by the pre-activation, in place.
+// Included inside the namespace of an instruction set.
+
+// What a row's gradient is multiplied with: d(mean over the batch)/d(row's loss).
+template <class T>
+inline T row_scale(const Matrix<T>& weight, const Context<T>& ctx, index_t i) {
+  const T scale = T(1.0 / double(ctx.m));
+  return weight.data ? scale * weight.row(i)[0] : scale;
+}
+
+template <class Loss, class Act, class T>
+void loss_elementwise(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
+  const Matrix<T>&z = args.slots[0], &target = args.slots[1], &rowloss = args.slots[3];
+  const T delta = T(args.floats[0]);
+  const Range rows(ctx.m, tid, nt);
+  for (index_t i = rows.begin; i < rows.end; ++i) {
+    const T scale = row_scale(args.slots[2], ctx, i);
+    LaneSum<T> sum;
+    for (index_t j = 0; j < z.cols; j += WIDTH<T>) {
+      const index_t n = z.cols - j;
+      T* p = z.row(i) + j;
+      vec<T> dz;
+      vec<T> value = Linked<Loss, Act>::eval(load(p), load(target.row(i) + j), delta, dz);
+      // Lanes past the last column hold whatever the slot's memory held before.
+      for (int l = n < WIDTH<T> ? int(n) : WIDTH<T>; l < WIDTH<T>; ++l) value[l] = T(0);
+      sum.add(j, value);
+      if (ctx.learn) store(p, dz * scale);
+    }
+    rowloss.row(i)[0] = T(sum.total());
+  }
+}
+
+// z becomes softmax(z) in place; returns log sum exp(z) - max z, and the maximum in `highest`.
+template <class T>
+inline T softmax_row(T* z, index_t cols, T& highest) {
+  highest = z[0];
+  for (index_t j = 1; j < cols; ++j) highest = z[j] > highest ? z[j] : highest;
+  LaneSum<T> sum;
+  for (index_t j = 0; j < cols; j += WIDTH<T>) {
+    vec<T> e = exp_(load(z + j) - highest);
+    for (int l = cols - j < WIDTH<T> ? int(cols - j) : WIDTH<T>; l < WIDTH<T>; ++l) e[l] = T(0);
+    sum.add(j, e);
+    store(z + j, e);
+  }
+  const double total = sum.total();
+  const T inverse = T(1 / total);
+  for (index_t j = 0; j < cols; j += WIDTH<T>) store(z + j, load(z + j) * inverse);
+  return T(__builtin_log(total));
+}
+
+template <class T>
+void link_softmax(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
+  const Range rows(ctx.m, tid, nt);
+  T highest;
+  for (index_t i = rows.begin; i < rows.end; ++i) softmax_row(args.slots[0].row(i), args.slots[0].cols, highest);
+}
+
+// -sum_j y_j log p_j with p = softmax(z); dz = p sum_j y_j - y.
+template <class T>
+void loss_multinomial(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
+  const Matrix<T>&z = args.slots[0], &target = args.slots[1], &rowloss = args.slots[3];
+  const Range rows(ctx.m, tid, nt);
+  for (index_t i = rows.begin; i < rows.end; ++i) {
+    T* p = z.row(i);
+    const T *y = target.row(i), scale = row_scale(args.slots[2], ctx, i);
+    // The logits are gone after the softmax, so their part of the loss is taken first.
+    T highest = p[0];
+    for (index_t j = 1; j < z.cols; ++j) highest = p[j] > highest ? p[j] : highest;
+    LaneSum<T> counts, inner;
+    for (index_t j = 0; j < z.cols; j += WIDTH<T>) {
+      const vec<T> v = load_n(y + j, z.cols - j);
+      counts.add(j, v);
+      inner.add(j, select(v == vec<T>{}, vec<T>{}, v * (load_n(p + j, z.cols - j) - highest)));
+    }
+    const T total = T(counts.total()), log_sum = softmax_row(p, z.cols, highest);
+    rowloss.row(i)[0] = T(double(total) * double(log_sum) - inner.total());
+    if (ctx.learn)
+      for (index_t j = 0; j < z.cols; j += WIDTH<T>) store(p + j, (load(p + j) * total - load(y + j)) * scale);
+  }
+}
+
+// Any other loss behind softmax, by the chain rule: dz = p (dp - sum_k p_k dp_k).
+template <class Loss, class T>
+void loss_softmax(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
+  const Matrix<T>&z = args.slots[0], &target = args.slots[1], &rowloss = args.slots[3];
+  const T delta = T(args.floats[0]);
+  const Range rows(ctx.m, tid, nt);
+  for (index_t i = rows.begin; i < rows.end; ++i) {
+    T *p = z.row(i), highest;
+    const T *y = target.row(i), scale = row_scale(args.slots[2], ctx, i);
+    softmax_row(p, z.cols, highest);
+    LaneSum<T> sum, inner;
+    for (index_t j = 0; j < z.cols; j += WIDTH<T>) {
+      const index_t n = z.cols - j;
+      const vec<T> pv = load_n(p + j, n), yv = load_n(y + j, n);
+      vec<T> value = Loss::value(pv, yv, delta), product = pv * Loss::slope(pv, yv, delta);
+      for (int l = n < WIDTH<T> ? int(n) : WIDTH<T>; l < WIDTH<T>; ++l) value[l] = product[l] = T(0);
+      sum.add(j, value), inner.add(j, product);
+    }
+    rowloss.row(i)[0] = T(sum.total());
+    const T mean = T(inner.total());
+    if (ctx.learn)
+      for (index_t j = 0; j < z.cols; j += WIDTH<T>) {
+        const vec<T> pv = load(p + j);
+        store(p + j, pv * (Loss::slope(pv, load(y + j), delta) - mean) * scale);
+      }
+  }
+}

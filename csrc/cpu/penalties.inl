@@ -1,0 +1,66 @@
+// Penalties on the latent layer and on weights: gradient added in place, value left to be reduced.
+// Included inside the namespace of an instruction set.
+
+template <class V>
+inline V sign_(V a) {
+  return select(a > V{}, splat<V>(1), select(a < V{}, splat<V>(-1), V{}));
+}
+
+template <class Act, class T>
+void activity_l1(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
+  const Matrix<T>&a = args.slots[0], &saved = args.slots[1], &weight = args.slots[2], &dz = args.slots[3];
+  const T strength = T(args.floats[0]);
+  const Range rows(ctx.m, tid, nt);
+  for (index_t i = rows.begin; i < rows.end; ++i) {
+    const T scale = strength * row_scale(weight, ctx, i);
+    LaneSum<T> sum;
+    for (index_t j = 0; j < a.cols; j += WIDTH<T>) {
+      const index_t n = a.cols - j;
+      const vec<T> av = load_n(a.row(i) + j, n);
+      sum.add(j, abs_(av));
+      T* p = dz.row(i) + j;
+      store_n(p, load_n(p, n) + scale * (sign_(av) * Act::slope(load_n(saved.row(i) + j, n))), n);
+    }
+    args.slots[4].row(i)[0] = T(double(strength) * sum.total());
+  }
+}
+
+template <class Act, class T>
+void kl_sparsity(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
+  const Matrix<T>&saved = args.slots[0], &weight = args.slots[2], &dz = args.slots[3];
+  const T *mean = args.slots[1].data, strength = T(args.floats[0]), target = T(args.floats[1]);
+  const T tiny = sizeof(T) == 4 ? T(0x1p-23) : T(0x1p-52);
+  // Cut by columns: a unit's penalty depends on its mean alone.
+  const Range grains((saved.cols + LANES - 1) / LANES, tid, nt);
+  for (index_t j = grains.begin * LANES; j < grains.end * LANES && j < saved.cols; j += WIDTH<T>) {
+    const index_t n = saved.cols - j;
+    const vec<T> t = splat<vec<T>>(double(target)), one = splat<vec<T>>(1);
+    const vec<T> rho = min_(max_(load_n(mean + j, n), splat<vec<T>>(double(tiny))), one - tiny);
+    store_n(args.slots[4].data + j,
+            strength * (t * log_(t / rho) + (one - t) * log_((one - t) / (one - rho))), n);
+    const vec<T> slope = (one - t) / (one - rho) - t / rho;
+    for (index_t i = 0; i < ctx.m; ++i) {
+      T* p = dz.row(i) + j;
+      const T scale = strength * row_scale(weight, ctx, i);
+      store_n(p, load_n(p, n) + scale * (slope * Act::slope(load_n(saved.row(i) + j, n))), n);
+    }
+  }
+}
+
+template <class T>
+void decay(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
+  const Matrix<T>&W = args.slots[0], &dW = args.slots[1];
+  const T l2 = T(args.floats[0] / double(ctx.m)), l1 = T(args.floats[1] / double(ctx.m));
+  const Range rows(W.rows, tid, nt);
+  for (index_t i = rows.begin; i < rows.end; ++i) {
+    LaneSum<T> sum;
+    for (index_t j = 0; j < W.cols; j += WIDTH<T>) {
+      const index_t n = W.cols - j;
+      const vec<T> w = load_n(W.row(i) + j, n);
+      T* p = dW.row(i) + j;
+      store_n(p, load_n(p, n) + l2 * w + l1 * sign_(w), n);
+      sum.add(j, T(0.5) * l2 * w * w + l1 * abs_(w));
+    }
+    args.slots[2].data[i] = T(sum.total());
+  }
+}

@@ -1,0 +1,235 @@
+#include "program.h"
+
+#include <sys/mman.h>
+
+#include <cstdlib>
+#include <cstring>
+#include <new>
+#include <stdexcept>
+#include <string>
+
+namespace narrows {
+
+namespace {
+
+constexpr size_t HUGE_PAGE = size_t(2) << 20;
+
+// Below this many operations a step is cheaper on one thread than a second one is to wake.
+constexpr double SERIAL_FLOP = 5e5;
+
+std::string number(index_t n) { return std::to_string(n); }
+
+// CSR is walked without a check, so its structure is checked once, here.
+template <class Index>
+void check_csr(const SourceView& v) {
+  const Index* indptr = static_cast<const Index*>(v.indptr);
+  const Index* indices = static_cast<const Index*>(v.indices);
+  if (indptr[0] != 0) throw std::invalid_argument("CSR: indptr must start at 0");
+  for (index_t i = 0; i < v.rows; ++i)
+    if (indptr[i + 1] < indptr[i]) throw std::invalid_argument("CSR: indptr decreases at row " + number(i));
+  if (index_t(indptr[v.rows]) > v.stored)
+    throw std::invalid_argument("CSR: indptr ends at " + number(indptr[v.rows]) + ", past the " +
+                                number(v.stored) + " stored values");
+  for (index_t k = 0; k < index_t(indptr[v.rows]); ++k)
+    if (indices[k] < 0 || index_t(indices[k]) >= v.cols)
+      throw std::invalid_argument("CSR: column " + number(indices[k]) + " of " + number(v.cols));
+}
+
+template <class T>
+struct CompiledOp {
+  Op<T> run;
+  Args<T> args;
+  int modes;
+};
+
+template <class T>
+class TypedProgram final : public Program {
+ public:
+  TypedProgram(PlanDesc plan, const Isa& isa, int n_threads, int simulate)
+      : plan_(std::move(plan)),
+        arena_(size_t(plan_.arena_size()) * sizeof(T)),
+        simulate_(simulate),
+        n_threads_(n_threads),
+        rows_(size_t(plan_.batch)) {
+    T* base = static_cast<T*>(arena_.data());
+    for (int r = 0; r < 2 + plan_.moments; ++r) ctx_.regions[r] = base + r * plan_.parameter_size;
+    work_ = base + (2 + plan_.moments) * plan_.parameter_size;
+    ctx_.parameter_size = plan_.parameter_size;
+    const int teams = simulate_ > 0 ? 1 : n_threads_;
+    scratch_.reset(new Arena(size_t(teams) * SCRATCH * sizeof(T)));
+    const Kernels<T>& kernels = isa.kernels<T>();
+    double flop = 0;
+    for (const OpDesc& op : plan_.ops) {
+      CompiledOp<T> compiled;
+      compiled.run = kernels.resolve(op.code, op.ints);
+      compiled.modes = op.modes;
+      if (!compiled.run) throw std::invalid_argument(std::string("plan: no kernel for ") + op_name(op.code));
+      for (int i = 0; i < MAX_SLOTS; ++i)
+        if (op.slots[i] >= 0) {
+          const SlotDesc& s = plan_.slots[size_t(op.slots[i])];
+          compiled.args.slots[i] = {address(s), s.rows, s.cols, s.ld(), 1, true};
+          compiled.args.batch[i] = s.region == REGION_BATCH;
+        }
+      std::memcpy(compiled.args.ints, op.ints, sizeof op.ints);
+      std::memcpy(compiled.args.floats, op.floats, sizeof op.floats);
+      if (op.code == OP_DENSE || op.code == OP_DGRAD) {
+        const SlotDesc& W = plan_.slots[size_t(op.slots[1])];
+        flop += 2.0 * double(plan_.batch) * double(W.rows) * double(W.cols);
+      }
+      if (op.code == OP_REDUCE) terms_ = &plan_.slots[size_t(op.slots[2])];
+      ops_.push_back(compiled);
+    }
+    if (flop < SERIAL_FLOP) n_threads_ = 1;
+  }
+
+  void bind(int bank, int source, const SourceView& view) override {
+    for (size_t i = 0; i < ops_.size(); ++i)
+      if (plan_.ops[i].code == OP_GATHER && plan_.ops[i].ints[0] == source &&
+          ops_[i].args.slots[0].cols != view.cols)
+        throw std::invalid_argument("bind: source " + number(source) + " has " + number(view.cols) +
+                                    " columns, the plan expects " + number(ops_[i].args.slots[0].cols));
+    if (view.is_csr) view.is_index64 ? check_csr<int64_t>(view) : check_csr<int32_t>(view);
+    sources_[bank][source] = view;
+  }
+
+  index_t train(const index_t* rows, index_t n_rows, const Hyper& hyper, double* terms,
+                const std::function<bool()>& stop) override {
+    ctx_.sources = sources_[BANK_TRAIN];
+    check_sources(MODE_TRAIN, rows, n_rows);
+    index_t done = 0;
+    for (index_t start = 0; start < n_rows; start += plan_.batch, ++done) {
+      if (done > 0 && stop()) break;
+      ctx_.rows = rows + start;
+      ctx_.m = n_rows - start < plan_.batch ? n_rows - start : plan_.batch;
+      ctx_.seed = hyper.seed;
+      ctx_.step = hyper.step + uint32_t(done);
+      ctx_.learning_rate = hyper.learning_rate[done];
+      step(MODE_TRAIN, terms + done * terms_size());
+    }
+    return done;
+  }
+
+  void gradient(const index_t* rows, index_t n_rows, uint64_t seed, uint32_t step_index, double* terms) override {
+    ctx_.sources = sources_[BANK_TRAIN];
+    check_sources(MODE_GRADIENT, rows, n_rows);
+    if (n_rows < 1 || n_rows > plan_.batch)
+      throw std::invalid_argument("gradient: " + number(n_rows) + " rows for a batch of " + number(plan_.batch));
+    ctx_.rows = rows, ctx_.m = n_rows, ctx_.seed = seed, ctx_.step = step_index;
+    step(MODE_GRADIENT, terms);
+  }
+
+  void apply(int mode, index_t result, void* out) override {
+    ctx_.sources = sources_[BANK_APPLY];
+    const index_t n = ctx_.sources[mode == MODE_DECODE ? SOURCE_LATENT : SOURCE_X].rows;
+    check_sources(mode, nullptr, 0);
+    const SlotDesc& slot = plan_.slots.at(size_t(result));
+    const T* from = address(slot);
+    T* to = static_cast<T*>(out);
+    for (index_t start = 0; start < n; start += plan_.batch) {
+      ctx_.m = n - start < plan_.batch ? n - start : plan_.batch;
+      for (index_t i = 0; i < ctx_.m; ++i) rows_[size_t(i)] = start + i;
+      ctx_.rows = rows_.data();
+      run(mode);
+      for (index_t i = 0; i < ctx_.m; ++i)
+        std::memcpy(to + (start + i) * slot.cols, from + i * slot.ld(), size_t(slot.cols) * sizeof(T));
+    }
+  }
+
+  void* slot_data(index_t slot) override { return address(plan_.slots.at(size_t(slot))); }
+  void* moment_data(int moment, index_t slot) override {
+    const SlotDesc& s = plan_.slots.at(size_t(slot));
+    if (moment < 0 || moment >= plan_.moments || s.region != REGION_PARAMETER)
+      throw std::invalid_argument("moment " + number(moment) + " of slot " + number(slot) + " does not exist");
+    return ctx_.regions[REGION_MOMENT1 + moment] + s.offset;
+  }
+  index_t terms_size() const override { return terms_ ? terms_->cols : 0; }
+  const PlanDesc& plan() const override { return plan_; }
+  void* arena() const override { return arena_.data(); }
+
+ private:
+  T* address(const SlotDesc& s) const {
+    return (s.region < REGION_BATCH ? ctx_.regions[s.region] : work_) + s.offset;
+  }
+
+  // Every source that the mode gathers from is bound and holds the rows asked for.
+  void check_sources(int mode, const index_t* rows, index_t n_rows) const {
+    const index_t n_apply = ctx_.sources[mode == MODE_DECODE ? SOURCE_LATENT : SOURCE_X].rows;
+    for (const OpDesc& op : plan_.ops) {
+      if (op.code != OP_GATHER || !(op.modes & mode)) continue;
+      const SourceView& s = ctx_.sources[op.ints[0]];
+      if (!s.data && s.rows * s.cols > 0)
+        throw std::invalid_argument("source " + number(op.ints[0]) + " is not bound");
+      if (rows) {
+        for (index_t i = 0; i < n_rows; ++i)
+          if (rows[i] < 0 || rows[i] >= s.rows)
+            throw std::out_of_range("row " + number(rows[i]) + " of a source with " + number(s.rows) + " rows");
+      } else if (s.rows < n_apply) {
+        throw std::invalid_argument("source " + number(op.ints[0]) + " has " + number(s.rows) + " rows, expected " +
+                                    number(n_apply));
+      }
+    }
+  }
+
+  void step(int mode, double* terms) {
+    T* values = terms_ ? address(*terms_) : nullptr;
+    for (index_t i = 0; i < terms_size(); ++i) values[i] = T(0);
+    run(mode);
+    for (index_t i = 0; i < terms_size(); ++i) terms[i] = double(values[i]);
+  }
+
+  void run(int mode) {
+    ctx_.learn = mode & (MODE_TRAIN | MODE_GRADIENT);
+    ctx_.scratch = static_cast<T*>(scratch_->data());
+    ctx_.scratch_stride = simulate_ > 0 ? 0 : SCRATCH;  // simulated threads take turns with the one there is
+    if (simulate_ > 0) {
+      for (const CompiledOp<T>& op : ops_)
+        if (op.modes & mode)
+          for (int tid = 0; tid < simulate_; ++tid) op.run(op.args, ctx_, tid, simulate_);
+      return;
+    }
+    launch(n_threads_, [&](int tid, int nt) {
+      for (const CompiledOp<T>& op : ops_)
+        if (op.modes & mode) {
+          op.run(op.args, ctx_, tid, nt);
+          barrier_.wait(nt);
+        }
+    });
+  }
+
+  PlanDesc plan_;
+  Arena arena_;
+  std::unique_ptr<Arena> scratch_;
+  int simulate_;
+  int n_threads_;
+  std::vector<index_t> rows_;
+  SourceView sources_[BANK_COUNT][SOURCE_COUNT];
+  Context<T> ctx_;
+  T* work_ = nullptr;
+  const SlotDesc* terms_ = nullptr;
+  std::vector<CompiledOp<T>> ops_;
+  Barrier barrier_;
+};
+
+}  // namespace
+
+Arena::Arena(size_t bytes) : bytes_((bytes + 4095) / 4096 * 4096) {
+  if (bytes_ == 0) bytes_ = 4096;
+  data_ = mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (data_ == MAP_FAILED) throw std::bad_alloc();
+#ifdef MADV_HUGEPAGE
+  if (bytes_ >= HUGE_PAGE) madvise(data_, bytes_, MADV_HUGEPAGE);
+#endif
+}
+
+Arena::~Arena() { munmap(data_, bytes_); }
+
+std::unique_ptr<Program> Program::compile(PlanDesc plan, const Isa& isa, bool is_double, int n_threads, int simulate) {
+  validate(plan);
+  if (n_threads < 1 || n_threads > 4096 || simulate < 0 || simulate > 4096)
+    throw std::invalid_argument("threads " + number(n_threads) + " (simulated " + number(simulate) +
+                                ") are out of range");
+  if (is_double) return std::make_unique<TypedProgram<double>>(std::move(plan), isa, n_threads, simulate);
+  return std::make_unique<TypedProgram<float>>(std::move(plan), isa, n_threads, simulate);
+}
+
+}  // namespace narrows

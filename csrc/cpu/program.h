@@ -1,0 +1,66 @@
+// A plan compiled for this CPU: one arena, an op loop, batches.
+//
+// Promises: a constructed program needs no allocation to run; a training step is one parallel region; train() stops between
+// two steps and never inside one.
+// Never: holds the data it is bound to (the caller keeps it alive), or is used by two callers at once.
+
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <vector>
+
+#include "isa.h"
+#include "kernels.h"
+#include "team.h"
+
+namespace narrows {
+
+// Zeroed memory aligned to a page (huge pages where the system grants them). Throws std::bad_alloc.
+class Arena {
+ public:
+  explicit Arena(size_t bytes);
+  ~Arena();
+  Arena(const Arena&) = delete;
+  Arena& operator=(const Arena&) = delete;
+  void* data() const { return data_; }
+  size_t bytes() const { return bytes_; }
+
+ private:
+  void* data_ = nullptr;
+  size_t bytes_ = 0;
+};
+
+struct Hyper {
+  uint64_t seed = 0;
+  uint32_t step = 0;
+  const double* learning_rate = nullptr;  // one per step
+};
+
+// The interface of both precisions.
+class Program {
+ public:
+  virtual ~Program() = default;
+
+  // Throws std::invalid_argument for an invalid plan. simulate > 0 runs that many threads one after the other.
+  static std::unique_ptr<Program> compile(PlanDesc plan, const Isa& isa, bool is_double, int n_threads, int simulate);
+
+  // Checks a source against the plan (columns, CSR structure) and remembers it.
+  virtual void bind(int bank, int source, const SourceView& view) = 0;
+  // Steps over consecutive batches of `rows`; terms has terms_size() values a step. Stops early when stop(steps done)
+  // says so, which is asked after every step. Returns the steps done.
+  virtual index_t train(const index_t* rows, index_t n_rows, const Hyper& hyper, double* terms,
+                        const std::function<bool()>& stop) = 0;
+  // Forward and backward of one batch, without the update.
+  virtual void gradient(const index_t* rows, index_t n_rows, uint64_t seed, uint32_t step, double* terms) = 0;
+  // Runs a mode over all rows of the bound source and copies the rows of slot `result` to out, which is C-contiguous.
+  virtual void apply(int mode, index_t result, void* out) = 0;
+
+  virtual void* slot_data(index_t slot) = 0;
+  virtual void* moment_data(int moment, index_t slot) = 0;
+  virtual index_t terms_size() const = 0;
+  virtual const PlanDesc& plan() const = 0;
+  virtual void* arena() const = 0;
+};
+
+}  // namespace narrows

@@ -1,0 +1,138 @@
+// One instruction set's table of kernels. A table_*.cpp defines NARROWS_ISA (its namespace), NARROWS_VECTOR_BYTES and
+// NARROWS_TILE_VECTORS, is compiled with that instruction set's flags, and includes this file.
+//
+// Everything lives in the namespace NARROWS_ISA and no inline function of the standard library is used, so the linker
+// cannot take a function compiled for one instruction set for another's.
+
+#include <stdint.h>
+
+#include "kernels.h"
+
+namespace narrows {
+namespace NARROWS_ISA {
+
+#include "../philox.h"
+#include "vec.inl"
+// The functors rest on the vector functions above.
+#include "../functors.h"
+#include "gemm.inl"
+#include "dense.inl"
+#include "losses.inl"
+#include "optimisers.inl"
+#include "penalties.inl"
+
+// kernel<Functor, T> for each activation.
+#define NARROWS_BY_ACTIVATION(activation, kernel) \
+  switch (activation) { NARROWS_ACTIVATIONS(kernel) }
+
+template <class T>
+Op<T> resolve_loss(int loss, int activation) {
+  if (activation == ACT_SOFTMAX) {
+    switch (loss) {
+      case LOSS_MSE:
+        return loss_softmax<Mse, T>;
+      case LOSS_HUBER:
+        return loss_softmax<Huber, T>;
+      case LOSS_BCE:
+        return loss_softmax<Bce, T>;
+      case LOSS_MULTINOMIAL:
+        return loss_multinomial<T>;
+    }
+  }
+  if (loss == LOSS_BCE && activation == ACT_SIGMOID) return loss_elementwise<Bce, Sigmoid, T>;
+#define X(name, functor)                                               \
+  case ACT_##name:                                                     \
+    if (loss == LOSS_MSE) return loss_elementwise<Mse, functor, T>;    \
+    if (loss == LOSS_HUBER) return loss_elementwise<Huber, functor, T>; \
+    break;
+  NARROWS_BY_ACTIVATION(activation, X)
+#undef X
+  return nullptr;
+}
+
+template <class T>
+Op<T> resolve(int code, const int* ints) {
+#define X(name, functor) \
+  case ACT_##name:       \
+    return NARROWS_KERNEL<functor, T>;
+  switch (code) {
+    case OP_GATHER:
+      return gather<T>;
+    case OP_CORRUPT:
+      return ints[0] == CORRUPT_GAUSSIAN  ? corrupt_gaussian<T>
+             : ints[0] == CORRUPT_MASKING ? corrupt_masking<T>
+                                          : corrupt_salt_and_pepper<T>;
+#define NARROWS_KERNEL dense
+    case OP_DENSE:
+      NARROWS_BY_ACTIVATION(ints[0], X)
+      break;
+#undef NARROWS_KERNEL
+    case OP_DROPOUT:
+      return dropout<T>;
+#define NARROWS_KERNEL link
+    case OP_LINK:
+      if (ints[0] == ACT_SOFTMAX) return link_softmax<T>;
+      NARROWS_BY_ACTIVATION(ints[0], X)
+      break;
+#undef NARROWS_KERNEL
+    case OP_LOSS:
+      return resolve_loss<T>(ints[0], ints[1]);
+    case OP_WGRAD:
+      return wgrad<T>;
+    case OP_COLSUM:
+      return colsum<T>;
+#define NARROWS_KERNEL dgrad
+    case OP_DGRAD:
+      NARROWS_BY_ACTIVATION(ints[0], X)
+      break;
+#undef NARROWS_KERNEL
+#define NARROWS_KERNEL activity_l1
+    case OP_ACTIVITY_L1:
+      NARROWS_BY_ACTIVATION(ints[0], X)
+      break;
+#undef NARROWS_KERNEL
+#define NARROWS_KERNEL kl_sparsity
+    case OP_KL_SPARSITY:
+      NARROWS_BY_ACTIVATION(ints[0], X)
+      break;
+#undef NARROWS_KERNEL
+    case OP_DECAY:
+      return decay<T>;
+    case OP_REDUCE:
+      return reduce<T>;
+    case OP_SQNORM:
+      return sqnorm<T>;
+    case OP_SHRINK:
+      return shrink<T>;
+    case OP_UPDATE:
+      return ints[0] == SOLVER_SGD ? update_sgd<T> : update_adam<T>;
+  }
+#undef X
+  return nullptr;
+}
+
+template <class T>
+void layer_dense(int activation, const LayerArgs<T>& l, int tid, int nt) {
+#define X(name, functor) \
+  case ACT_##name:       \
+    return dense_forward<functor>(l, tid, nt);
+  NARROWS_BY_ACTIVATION(activation, X)
+#undef X
+}
+
+template <class T>
+void layer_slope(int activation, Matrix<const T> dA, Matrix<const T> saved, Matrix<T> out, int tid, int nt) {
+#define X(name, functor) \
+  case ACT_##name:       \
+    return slope<functor, T>(dA, saved, out, tid, nt);
+  NARROWS_BY_ACTIVATION(activation, X)
+#undef X
+}
+
+template <class T>
+constexpr Kernels<T> kernels() {
+  return {resolve<T>, layer_dense<T>, layer_slope<T>, colsum_of<T>};
+}
+
+}  // namespace NARROWS_ISA
+}  // namespace narrows

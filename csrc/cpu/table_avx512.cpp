@@ -1,0 +1,13 @@
+// Kernels for AVX-512 (F, BW, DQ, VL).
+
+#define NARROWS_ISA avx512
+#define NARROWS_VECTOR_BYTES 64
+#define NARROWS_TILE_VECTORS 4
+#include "table.inl"
+
+#include "isa.h"
+
+namespace narrows {
+const Isa isa_avx512 = {"avx512", cpu_has_avx512, avx512::kernels<float>(),
+                        avx512::kernels<double>()};
+}

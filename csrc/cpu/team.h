@@ -1,0 +1,51 @@
+// Threads: the only file that knows where they come from.
+//
+// Promises: launch() runs fn(tid, nt) on up to n threads and returns when all are done; nt is what could be had, so results
+// must not depend on it. A process that has launched may fork: the child starts threads of its own.
+// Never: changes the floating-point mode, the signal mask or another library's thread settings.
+
+#pragma once
+
+#include <atomic>
+
+namespace narrows {
+
+// A spinning barrier of its own, an order of magnitude cheaper than the runtime's between ops of a few microseconds; it
+// yields after a while, so that more threads than cores still make progress.
+class Barrier {
+ public:
+  void wait(int nt) {
+    if (nt == 1) return;
+    const int generation = generation_.load(std::memory_order_relaxed);
+    if (arrived_.fetch_add(1, std::memory_order_acq_rel) == nt - 1) {
+      arrived_.store(0, std::memory_order_relaxed);
+      generation_.store(generation + 1, std::memory_order_release);
+    } else {
+      spin(generation);
+    }
+  }
+
+ private:
+  void spin(int generation) const;
+
+  alignas(64) std::atomic<int> arrived_{0};
+  alignas(64) std::atomic<int> generation_{0};
+};
+
+using TeamFn = void (*)(void* data, int tid, int nt);
+
+void launch(int n, TeamFn fn, void* data);
+
+template <class Fn>
+void launch(int n, const Fn& fn) {
+  launch(
+      n, [](void* data, int tid, int nt) { (*static_cast<const Fn*>(data))(tid, nt); }, const_cast<Fn*>(&fn));
+}
+
+// "openmp" or "std::thread".
+const char* team_kind();
+
+// To be called once, when the library is loaded.
+void install_fork_handler();
+
+}  // namespace narrows

@@ -1,0 +1,262 @@
+// Each activation and each loss, once: value and derivative over a value type V.
+//
+// Promises: valid C++17 and valid NVRTC; V is a scalar or a short vector with arithmetic operators, for which the
+// includer has defined scalar_t<V>, splat<V>(x), select(mask, a, b), max_, min_, abs_, exp_, expm1_, log_, log1p_, tanh_,
+// sqrt_ and normal_cdf_. The formulas are those of python/narrows/backends/reference.py.
+// Included inside a namespace of the includer, so that each instruction set has functions of its own.
+
+#ifndef NARROWS_HD
+#define NARROWS_HD inline
+#endif
+
+// --- activations -----------------------------------------------------------------------------------------------------
+// value(z), and slope(s): the derivative from the saved tensor, which is the output a, or z where FROM_PRE is true.
+
+struct Linear {
+  static constexpr bool FROM_PRE = false;
+  template <class V>
+  NARROWS_HD static V value(V z) {
+    return z;
+  }
+  template <class V>
+  NARROWS_HD static V slope(V) {
+    return splat<V>(1);
+  }
+};
+
+struct Relu {
+  static constexpr bool FROM_PRE = false;
+  template <class V>
+  NARROWS_HD static V value(V z) {
+    return select(z < V{}, V{}, z);  // in this order NaN stays NaN
+  }
+  template <class V>
+  NARROWS_HD static V slope(V a) {
+    return select(a > V{}, splat<V>(1), V{});
+  }
+};
+
+// Slope 0.01 below zero (Maas et al., 2013).
+struct LeakyRelu {
+  static constexpr bool FROM_PRE = false;
+  template <class V>
+  NARROWS_HD static V value(V z) {
+    return select(z > V{}, z, scalar_t<V>(0.01) * z);
+  }
+  template <class V>
+  NARROWS_HD static V slope(V a) {
+    return select(a > V{}, splat<V>(1), splat<V>(0.01));
+  }
+};
+
+struct Elu {
+  static constexpr bool FROM_PRE = false;
+  template <class V>
+  NARROWS_HD static V value(V z) {
+    return select(z > V{}, z, expm1_(min_(V{}, z)));
+  }
+  template <class V>
+  NARROWS_HD static V slope(V a) {
+    return select(a > V{}, splat<V>(1), a + scalar_t<V>(1));
+  }
+};
+
+// The exact form, z times the normal distribution function (Hendrycks and Gimpel, 2016).
+struct Gelu {
+  static constexpr bool FROM_PRE = true;
+  template <class V>
+  NARROWS_HD static V value(V z) {
+    return z * normal_cdf_(z);
+  }
+  template <class V>
+  NARROWS_HD static V slope(V z) {
+    using S = scalar_t<V>;
+    return normal_cdf_(z) + z * exp_(S(-0.5) * z * z) * S(0.3989422804014327);
+  }
+};
+
+struct Sigmoid {
+  static constexpr bool FROM_PRE = false;
+  template <class V>
+  NARROWS_HD static V value(V z) {
+    const V e = exp_(-abs_(z)), r = scalar_t<V>(1) / (scalar_t<V>(1) + e);
+    return select(z < V{}, e * r, r);
+  }
+  template <class V>
+  NARROWS_HD static V slope(V a) {
+    return a * (scalar_t<V>(1) - a);
+  }
+};
+
+struct Silu {
+  static constexpr bool FROM_PRE = true;
+  template <class V>
+  NARROWS_HD static V value(V z) {
+    return z * Sigmoid::value(z);
+  }
+  template <class V>
+  NARROWS_HD static V slope(V z) {
+    using S = scalar_t<V>;
+    const V s = Sigmoid::value(z);
+    return s * (S(1) + z * (S(1) - s));
+  }
+};
+
+struct Tanh {
+  static constexpr bool FROM_PRE = false;
+  template <class V>
+  NARROWS_HD static V value(V z) {
+    return tanh_(z);
+  }
+  template <class V>
+  NARROWS_HD static V slope(V a) {
+    using S = scalar_t<V>;
+    return (S(1) - a) * (S(1) + a);
+  }
+};
+
+struct Softplus {
+  static constexpr bool FROM_PRE = false;
+  template <class V>
+  NARROWS_HD static V value(V z) {
+    return select(z < V{}, V{}, z) + log1p_(exp_(-abs_(z)));
+  }
+  template <class V>
+  NARROWS_HD static V slope(V a) {
+    return -expm1_(-a);
+  }
+};
+
+struct Exp {
+  static constexpr bool FROM_PRE = false;
+  template <class V>
+  NARROWS_HD static V value(V z) {
+    return exp_(z);
+  }
+  template <class V>
+  NARROWS_HD static V slope(V a) {
+    return a;
+  }
+};
+
+// --- losses ----------------------------------------------------------------------------------------------------------
+// value(p, y) of one feature, and slope(p, y) = d value / d p.
+
+struct Mse {
+  template <class V>
+  NARROWS_HD static V value(V p, V y, scalar_t<V>) {
+    return (p - y) * (p - y);
+  }
+  template <class V>
+  NARROWS_HD static V slope(V p, V y, scalar_t<V>) {
+    return scalar_t<V>(2) * (p - y);
+  }
+};
+
+struct Huber {
+  template <class V>
+  NARROWS_HD static V value(V p, V y, scalar_t<V> delta) {
+    using S = scalar_t<V>;
+    const V d = abs_(p - y);
+    return select(d > V{} + delta, delta * (d - S(0.5) * delta), S(0.5) * d * d);
+  }
+  template <class V>
+  NARROWS_HD static V slope(V p, V y, scalar_t<V> delta) {
+    const V d = p - y, bound = V{} + delta;
+    return select(d > bound, bound, select(d < -bound, -bound, d));
+  }
+};
+
+// For links without a joint form; a probability is held above the smallest normal number, so 0 and 1 cost a finite
+// amount.
+struct Bce {
+  template <class V>
+  NARROWS_HD static V floor(V p) {
+    return max_(p, splat<V>(sizeof(scalar_t<V>) == 8 ? 3.720075976020836e-44 : 1.17549435e-38));
+  }
+  template <class V>
+  NARROWS_HD static V value(V p, V y, scalar_t<V>) {
+    const V one = splat<V>(1);
+    return -(y * log_(floor(p)) + (one - y) * log_(floor(one - p)));
+  }
+  template <class V>
+  NARROWS_HD static V slope(V p, V y, scalar_t<V>) {
+    const V one = splat<V>(1);
+    return (one - y) / floor(one - p) - y / floor(p);
+  }
+};
+
+// A loss behind an elementwise link: value and derivative by the pre-activation z.
+template <class Loss, class Act>
+struct Linked {
+  template <class V>
+  NARROWS_HD static V eval(V z, V y, scalar_t<V> delta, V& dz) {
+    const V p = Act::value(z);
+    dz = Loss::slope(p, y, delta) * Act::slope(Act::FROM_PRE ? z : p);
+    return Loss::value(p, y, delta);
+  }
+};
+
+template <class Loss>
+struct Linked<Loss, Linear> {
+  template <class V>
+  NARROWS_HD static V eval(V z, V y, scalar_t<V> delta, V& dz) {
+    dz = Loss::slope(z, y, delta);
+    return Loss::value(z, y, delta);
+  }
+};
+
+// The joint form, from logits: exact for any z and free of cancellation.
+template <>
+struct Linked<Bce, Sigmoid> {
+  template <class V>
+  NARROWS_HD static V eval(V z, V y, scalar_t<V>, V& dz) {
+    using S = scalar_t<V>;
+    const V e = exp_(-abs_(z)), r = S(1) / (S(1) + e);
+    dz = select(z < V{}, e * r, r) - y;
+    return select(z < V{}, V{}, z) - z * y + log1p_(e);
+  }
+};
+
+// --- normal quantile -------------------------------------------------------------------------------------------------
+
+// The standard normal quantile of 1/2 + q, |q| < 1/2 (Wichura, Algorithm AS 241, Applied Statistics 37, 1988). `tail`
+// is 1/2 - |q|, passed apart because it is exact there. Numbers of 24 bits never reach AS 241's far tail.
+template <class V>
+NARROWS_HD V normal_quantile(V q, V tail) {
+  using S = scalar_t<V>;
+  const V r = S(0.180625) - q * q;
+  V num = S(2.5090809287301226727e+3) * r + S(3.3430575583588128105e+4);
+  num = num * r + S(6.7265770927008700853e+4);
+  num = num * r + S(4.5921953931549871457e+4);
+  num = num * r + S(1.3731693765509461125e+4);
+  num = num * r + S(1.9715909503065514427e+3);
+  num = num * r + S(1.3314166789178437745e+2);
+  num = num * r + S(3.3871328727963666080e+0);
+  V den = S(5.2264952788528545610e+3) * r + S(2.8729085735721942674e+4);
+  den = den * r + S(3.9307895800092710610e+4);
+  den = den * r + S(2.1213794301586595867e+4);
+  den = den * r + S(5.3941960214247511077e+3);
+  den = den * r + S(6.8718700749205790830e+2);
+  den = den * r + S(4.2313330701600911252e+1);
+  den = den * r + S(1);
+  const V central = q * num / den;
+
+  const V t = sqrt_(-log_(tail)) - S(1.6);
+  num = S(7.74545014278341407640e-4) * t + S(2.27238449892691845833e-2);
+  num = num * t + S(2.41780725177450611770e-1);
+  num = num * t + S(1.27045825236838258258e+0);
+  num = num * t + S(3.64784832476320460504e+0);
+  num = num * t + S(5.76949722146069140550e+0);
+  num = num * t + S(4.63033784615654529590e+0);
+  num = num * t + S(1.42343711074968357734e+0);
+  den = S(1.05075007164441684324e-9) * t + S(5.47593808499534494600e-4);
+  den = den * t + S(1.51986665636164571966e-2);
+  den = den * t + S(1.48103976427480074590e-1);
+  den = den * t + S(6.89767334985100004550e-1);
+  den = den * t + S(1.67638483018380384940e+0);
+  den = den * t + S(2.05319162663775882187e+0);
+  den = den * t + S(1);
+  const V far = num / den;
+  return select(abs_(q) > splat<V>(0.425), select(q < V{}, -far, far), central);
+}

@@ -1,0 +1,262 @@
+// Validation of plans as hostile input, and the one table of its error messages.
+
+#include "plan.h"
+
+#include <cmath>
+#include <stdexcept>
+
+namespace narrows {
+
+namespace {
+
+constexpr index_t MAX_EXTENT = index_t(1) << 40;  // elements; keeps every product of sizes below 2**63
+constexpr index_t MAX_DIM = index_t(1) << 31;
+
+struct Counts {
+  const char* name;
+  int slots, ints, floats;
+};
+
+constexpr Counts OPS[] = {
+#define X(name, slots, ints, floats) {#name, slots, ints, floats},
+    NARROWS_OPS(X)
+#undef X
+};
+
+std::string shape(const SlotDesc& s) {
+  return "(" + std::to_string(s.rows) + ", " + std::to_string(s.cols) + ")";
+}
+
+// The checks of one op; each names the op's position, its kind and the operand.
+class Check {
+ public:
+  Check(const PlanDesc& plan, size_t position)
+      : plan_(plan), op_(plan.ops[position]), position_(position) {}
+
+  void run() const {
+    require(op_.code >= 0 && op_.code < OP_COUNT, "op code " + std::to_string(op_.code) + " is unknown");
+    const Counts& counts = OPS[op_.code];
+    require(op_.modes > 0 && op_.modes < 64, "modes " + std::to_string(op_.modes) + " are out of range");
+    for (int i = 0; i < MAX_SLOTS; ++i) {
+      const int s = op_.slots[i];
+      require(s >= -1 && s < (i < counts.slots ? index_t(plan_.slots.size()) : 0),
+              "operand " + std::to_string(i) + " is slot " + std::to_string(s) + " of " +
+                  std::to_string(plan_.slots.size()));
+    }
+    for (int i = 0; i < counts.floats; ++i)
+      require(std::isfinite(op_.floats[i]), "attribute " + std::to_string(i) + " is not finite");
+    operands();
+  }
+
+ private:
+  [[noreturn]] void fail(const std::string& what) const {
+    const bool known = op_.code >= 0 && op_.code < OP_COUNT;
+    throw std::invalid_argument("plan: op " + std::to_string(position_) +
+                                (known ? std::string(" (") + OPS[op_.code].name + ")" : "") + ": " + what);
+  }
+  void require(bool ok, const std::string& what) const {
+    if (!ok) fail(what);
+  }
+  bool has(int i) const { return op_.slots[i] >= 0; }
+  const SlotDesc& slot(int i, const char* role) const {
+    require(has(i), std::string(role) + " is missing");
+    return plan_.slots[size_t(op_.slots[i])];
+  }
+  const SlotDesc& batch(int i, const char* role, index_t cols = -1) const {
+    const SlotDesc& s = slot(i, role);
+    require(s.region == REGION_BATCH, std::string(role) + " must be a batch slot");
+    require(cols < 0 || s.cols == cols,
+            std::string(role) + " has shape " + shape(s) + ", expected " + std::to_string(cols) + " columns");
+    return s;
+  }
+  const SlotDesc& exact(int i, const char* role, index_t rows, index_t cols) const {
+    const SlotDesc& s = slot(i, role);
+    require(s.region != REGION_BATCH && s.rows == rows && s.cols == cols,
+            std::string(role) + " has shape " + shape(s) + ", expected (" + std::to_string(rows) + ", " +
+                std::to_string(cols) + ")");
+    return s;
+  }
+  void weight(int i) const {
+    if (has(i)) batch(i, "weight", 1);
+  }
+  void distinct(int i, int j, const char* what) const {
+    require(op_.slots[i] != op_.slots[j], std::string(what) + " must be different slots");
+  }
+  void elementwise(int activation) const {
+    require(activation >= 0 && activation < ACT_SOFTMAX,
+            "activation " + std::to_string(activation) + " is not elementwise");
+  }
+  void range(int value, int count, const char* what) const {
+    require(value >= 0 && value < count, std::string(what) + " " + std::to_string(value) + " is unknown");
+  }
+  void flag(int value, const char* what) const { range(value, 2, what); }
+
+  void operands() const {
+    const int i0 = op_.ints[0], i1 = op_.ints[1];
+    const double* f = op_.floats;
+    switch (op_.code) {
+      case OP_GATHER:
+        range(i0, SOURCE_COUNT, "source");
+        batch(0, "out", i0 == SOURCE_WEIGHT ? 1 : -1);
+        break;
+      case OP_CORRUPT:
+        range(i0, CORRUPT_COUNT, "corruption");
+        require(f[0] >= 0 && (i0 == CORRUPT_GAUSSIAN || f[0] <= 1), "level is out of range");
+        batch(0, "x");
+        break;
+      case OP_DENSE: {
+        const SlotDesc &x = batch(0, "x"), &out = batch(3, "out");
+        flag(i1, "transposed");
+        exact(1, "W", i1 ? out.cols : x.cols, i1 ? x.cols : out.cols);
+        exact(2, "b", 1, out.cols);
+        if (has(4)) batch(4, "pre", out.cols), distinct(4, 3, "pre and out"), distinct(4, 0, "pre and x");
+        distinct(0, 3, "x and out");
+        elementwise(i0);
+        break;
+      }
+      case OP_DROPOUT:
+        batch(0, "x");
+        require(f[0] >= 0 && f[0] < 1, "rate is out of range");
+        break;
+      case OP_LINK:
+        batch(0, "z");
+        range(i0, ACT_COUNT, "activation");
+        break;
+      case OP_LOSS: {
+        const SlotDesc& z = batch(0, "z");
+        batch(1, "target", z.cols);
+        weight(2);
+        batch(3, "rowloss", 1);
+        distinct(0, 1, "z and target"), distinct(0, 3, "z and rowloss"), distinct(1, 3, "target and rowloss");
+        range(i0, LOSS_COUNT, "loss");
+        range(i1, ACT_COUNT, "activation");
+        require(i0 != LOSS_BCE || i1 == ACT_SIGMOID || i1 == ACT_SOFTMAX, "bce needs sigmoid or softmax");
+        require(i0 != LOSS_MULTINOMIAL || i1 == ACT_SOFTMAX, "multinomial needs softmax");
+        require(f[0] > 0, "delta must be positive");
+        break;
+      }
+      case OP_WGRAD: {
+        const SlotDesc &x = batch(0, "x"), &dz = batch(1, "dz");
+        exact(2, "dW", x.cols, dz.cols);
+        flag(i0, "accumulate");
+        break;
+      }
+      case OP_COLSUM:
+        exact(2, "out", 1, batch(0, "x").cols);
+        weight(1);
+        flag(i0, "mean");
+        break;
+      case OP_DGRAD: {
+        const SlotDesc &dz = batch(0, "dz"), &out = batch(3, "out");
+        flag(i1, "transposed");
+        exact(1, "W", i1 ? dz.cols : out.cols, i1 ? out.cols : dz.cols);
+        batch(2, "saved", out.cols);
+        distinct(0, 3, "dz and out"), distinct(2, 3, "saved and out");
+        elementwise(i0);
+        break;
+      }
+      case OP_ACTIVITY_L1: {
+        const SlotDesc& a = batch(0, "a");
+        batch(1, "saved", a.cols), weight(2), batch(3, "dz", a.cols), batch(4, "rowpenalty", 1);
+        distinct(0, 3, "a and dz"), distinct(1, 3, "saved and dz"), distinct(3, 4, "dz and rowpenalty");
+        elementwise(i0);
+        break;
+      }
+      case OP_KL_SPARSITY: {
+        const SlotDesc& saved = batch(0, "saved");
+        exact(1, "mean", 1, saved.cols), weight(2), batch(3, "dz", saved.cols);
+        exact(4, "penalty", 1, saved.cols);
+        distinct(0, 3, "saved and dz"), distinct(1, 4, "mean and penalty");
+        elementwise(i0);
+        require(f[1] > 0 && f[1] < 1, "target must lie between 0 and 1");
+        break;
+      }
+      case OP_DECAY: {
+        const SlotDesc& W = slot(0, "W");
+        exact(0, "W", W.rows, W.cols), exact(1, "dW", W.rows, W.cols), exact(2, "rowpenalty", 1, W.rows);
+        distinct(0, 1, "W and dW"), distinct(1, 2, "dW and rowpenalty"), distinct(0, 2, "W and rowpenalty");
+        break;
+      }
+      case OP_REDUCE: {
+        slot(0, "x"), weight(1);
+        if (has(1)) batch(0, "x", 1);
+        const SlotDesc& terms = slot(2, "terms");
+        exact(2, "terms", 1, terms.cols);
+        require(i0 >= 0 && i0 < terms.cols, "index is outside terms");
+        flag(i1, "mean");
+        distinct(0, 2, "x and terms");
+        break;
+      }
+      case OP_SQNORM:
+        exact(0, "partial", 1, (plan_.parameter_size + GRAIN - 1) / GRAIN);
+        break;
+      case OP_SHRINK:
+        require(slot(0, "W").region == REGION_PARAMETER, "W must be a parameter");
+        break;
+      case OP_UPDATE:
+        if (has(0)) exact(0, "partial", 1, (plan_.parameter_size + GRAIN - 1) / GRAIN);
+        range(i0, SOLVER_COUNT, "solver");
+        require(i0 == SOLVER_SGD || plan_.moments == 2, "the solver needs two moments");
+        break;
+    }
+  }
+
+  const PlanDesc& plan_;
+  const OpDesc& op_;
+  size_t position_;
+};
+
+}  // namespace
+
+void validate(const PlanDesc& plan) {
+  auto require = [](bool ok, const std::string& what) {
+    if (!ok) throw std::invalid_argument("plan: " + what);
+  };
+  require(plan.batch >= 1 && plan.batch < MAX_DIM,
+          "batch " + std::to_string(plan.batch) + " is out of range");
+  require(plan.moments == 1 || plan.moments == 2, "moments " + std::to_string(plan.moments) + " must be 1 or 2");
+  for (index_t size : {plan.parameter_size, plan.work_size})
+    require(size >= 0 && size <= MAX_EXTENT && size % LANES == 0,
+            "region of " + std::to_string(size) + " elements is out of range");
+  for (size_t i = 0; i < plan.slots.size(); ++i) {
+    const SlotDesc& s = plan.slots[i];
+    const std::string name = "slot " + std::to_string(i) + " " + shape(s);
+    require(s.region >= REGION_PARAMETER && s.region <= REGION_SCRATCH &&
+                (s.region != REGION_MOMENT2 || plan.moments == 2),
+            name + ": unknown region");
+    require(s.rows >= 1 && s.cols >= 1 && s.rows < MAX_DIM && s.cols < MAX_DIM && s.rows <= MAX_EXTENT / s.ld(),
+            name + ": shape is out of range");
+    require(s.region != REGION_BATCH || s.rows == plan.batch,
+            name + ": a batch slot has as many rows as the batch, " + std::to_string(plan.batch));
+    const index_t extent = s.region < REGION_BATCH ? plan.parameter_size : plan.work_size;
+    require(s.offset >= 0 && s.offset % LANES == 0 && s.offset <= extent && s.size() <= extent - s.offset,
+            name + ": offset " + std::to_string(s.offset) + " leaves its region of " + std::to_string(extent));
+  }
+  for (size_t i = 0; i < plan.ops.size(); ++i) Check(plan, i).run();
+}
+
+const char* op_name(int code) { return OPS[code].name; }
+
+std::vector<std::string> op_names() {
+  std::vector<std::string> names;
+  for (const Counts& op : OPS) names.emplace_back(op.name);
+  return names;
+}
+
+std::vector<std::string> activation_names() {
+  return {
+#define X(name, functor) #name,
+      NARROWS_ACTIVATIONS(X)
+#undef X
+          "SOFTMAX"};
+}
+
+std::vector<std::string> loss_names() {
+  return {
+#define X(name, functor) #name,
+      NARROWS_LOSSES(X)
+#undef X
+  };
+}
+
+}  // namespace narrows

@@ -1,0 +1,136 @@
+// The plan as native backends see it: enumerations, descriptors, limits, validation.
+//
+// Promises: the numbers here are those of python/narrows/plan.py (a test compares the names); a table that passes
+// validate() can be run without another check of a shape or an index.
+// Never: trusts its input; allocates in proportion to a number it has not checked.
+
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace narrows {
+
+using index_t = int64_t;
+
+// X(NAME, functor)
+#define NARROWS_ACTIVATIONS(X) \
+  X(LINEAR, Linear)            \
+  X(RELU, Relu)                \
+  X(LEAKY_RELU, LeakyRelu)     \
+  X(ELU, Elu)                  \
+  X(GELU, Gelu)                \
+  X(SILU, Silu)                \
+  X(SIGMOID, Sigmoid)          \
+  X(TANH, Tanh)                \
+  X(SOFTPLUS, Softplus)        \
+  X(EXP, Exp)
+
+// SOFTMAX couples the elements of a row, so it is an output link and not an elementwise functor.
+enum Activation : int {
+#define X(name, functor) ACT_##name,
+  NARROWS_ACTIVATIONS(X)
+#undef X
+      ACT_SOFTMAX,
+  ACT_COUNT
+};
+
+#define NARROWS_LOSSES(X) \
+  X(MSE, Mse)             \
+  X(BCE, Bce)             \
+  X(HUBER, Huber)         \
+  X(MULTINOMIAL, Multinomial)
+
+enum Loss : int {
+#define X(name, functor) LOSS_##name,
+  NARROWS_LOSSES(X)
+#undef X
+      LOSS_COUNT
+};
+
+enum Corruption : int { CORRUPT_GAUSSIAN, CORRUPT_MASKING, CORRUPT_SALT_AND_PEPPER, CORRUPT_COUNT };
+enum Solver : int { SOLVER_SGD, SOLVER_ADAM, SOLVER_ADAMW, SOLVER_COUNT };
+enum Mode : int {
+  MODE_ENCODE = 1,
+  MODE_DECODE = 2,
+  MODE_RECONSTRUCT = 4,
+  MODE_SCORE = 8,
+  MODE_GRADIENT = 16,
+  MODE_TRAIN = 32
+};
+enum Region : int {
+  REGION_PARAMETER,
+  REGION_GRADIENT,
+  REGION_MOMENT1,
+  REGION_MOMENT2,
+  REGION_BATCH,
+  REGION_SCRATCH
+};
+// Training keeps its sources bound while validation data is applied.
+enum Bank : int { BANK_TRAIN, BANK_APPLY, BANK_COUNT };
+enum Source : int { SOURCE_X, SOURCE_TARGET, SOURCE_WEIGHT, SOURCE_LATENT, SOURCE_COUNT };
+
+// X(NAME, slots, integers, floats), in the order of plan.SIGNATURES
+#define NARROWS_OPS(X)    \
+  X(GATHER, 1, 1, 0)      \
+  X(CORRUPT, 1, 2, 3)     \
+  X(DENSE, 5, 2, 0)       \
+  X(DROPOUT, 1, 1, 1)     \
+  X(LINK, 1, 1, 0)        \
+  X(LOSS, 4, 2, 1)        \
+  X(WGRAD, 3, 1, 0)       \
+  X(COLSUM, 3, 1, 0)      \
+  X(DGRAD, 4, 2, 1)       \
+  X(ACTIVITY_L1, 5, 1, 1) \
+  X(KL_SPARSITY, 5, 1, 2) \
+  X(DECAY, 3, 0, 2)       \
+  X(REDUCE, 3, 2, 0)      \
+  X(SQNORM, 1, 0, 0)      \
+  X(SHRINK, 1, 0, 1)      \
+  X(UPDATE, 1, 1, 4)
+
+enum OpCode : int {
+#define X(name, slots, ints, floats) OP_##name,
+  NARROWS_OPS(X)
+#undef X
+      OP_COUNT
+};
+
+constexpr int MAX_SLOTS = 6, MAX_INTS = 2, MAX_FLOATS = 4;
+constexpr index_t LANES = 16;    // slots are padded to this many columns; sums run over as many virtual lanes
+constexpr index_t GRAIN = 4096;  // elements of a flat region one thread takes at a time
+
+struct OpDesc {
+  int32_t code, modes;
+  int32_t slots[MAX_SLOTS];
+  int32_t ints[MAX_INTS];
+  double floats[MAX_FLOATS];
+};
+
+struct SlotDesc {
+  int64_t region, rows, cols, offset;
+  index_t ld() const { return (cols + LANES - 1) / LANES * LANES; }
+  index_t size() const { return rows * ld(); }
+};
+
+struct PlanDesc {
+  std::vector<SlotDesc> slots;
+  std::vector<OpDesc> ops;
+  index_t batch = 0;
+  index_t parameter_size = 0;  // elements of each of the parameter-like regions
+  index_t work_size = 0;       // elements shared by batch and scratch slots
+  int moments = 0;             // regions of optimiser state, 1 or 2
+
+  index_t arena_size() const { return (2 + moments) * parameter_size + work_size; }
+};
+
+// Throws std::invalid_argument naming the op, the operand and the values that do not fit.
+void validate(const PlanDesc& plan);
+
+const char* op_name(int code);
+std::vector<std::string> op_names();
+std::vector<std::string> activation_names();
+std::vector<std::string> loss_names();
+
+}  // namespace narrows

@@ -1,0 +1,154 @@
+"""The native CPU backend: plans compiled by `narrows._core`.
+
+Promises: the same bits for any number of threads, with each row's result independent of the rest of its batch; no copy of
+the data it is bound to; the GIL is free while a step runs.
+Never: falls back to another backend.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..plan import Mode, OpCode, Plan
+from . import Hyper, Probe, State
+
+__all__ = ["CppProgram", "compile", "isa", "own_ops", "probe"]
+
+_TRAIN, _APPLY = 0, 1
+_X, _TARGET, _WEIGHT, _LATENT = range(4)
+
+
+def probe() -> Probe:
+    try:
+        from .. import _core
+    except ImportError as error:
+        return Probe(False, f"the extension was not built ({error})")
+    try:
+        return Probe(True, f"{_core.isa()}, {_core.build_info()['threads']}")
+    except (ValueError, RuntimeError) as error:
+        return Probe(False, str(error))
+
+
+def isa() -> str:
+    """The instruction set whose kernels run, e.g. ``"avx512"``."""
+    from .. import _core
+
+    name: str = _core.isa()
+    return name
+
+
+def own_ops() -> frozenset[OpCode]:
+    """Every op: nothing is left to the generic ones."""
+    return frozenset(OpCode)
+
+
+class CppProgram:
+    """A plan compiled for this CPU, float32 or float64.
+
+    Parameters
+    ----------
+    plan : Plan
+    dtype : dtype
+        float32 or float64.
+    n_threads : int
+    simulate_threads : int
+        For tests: run the plan as that many threads, one after the other.
+    """
+
+    def __init__(self, plan: Plan, dtype: Any, n_threads: int, simulate_threads: int = 0) -> None:
+        from .. import _core
+
+        self.plan = plan
+        self.dtype = np.dtype(dtype)
+        self._slot = _core.Program.slot
+        self._program: Any = _core.Program(
+            plan.slot_table(),
+            plan.op_table(),
+            plan.batch,
+            plan.parameter_size,
+            plan.work_size,
+            plan.n_moments,
+            self.dtype == np.float64,
+            n_threads,
+            simulate_threads,
+        )
+
+    def _memory(self) -> dict[str, NDArray[Any]]:
+        """Views of parameters and optimiser state, by the names of `State`."""
+        views = {}
+        for slot in self.plan.parameters:
+            index = self.plan.index[slot.name]
+            views[slot.name] = self._slot(self._program, index)
+            for moment in range(self.plan.n_moments):
+                views[f"moment{moment + 1}.{slot.name}"] = self._slot(self._program, index, moment)
+        return views
+
+    def load(self, state: Mapping[str, NDArray[Any]]) -> None:
+        for name, view in self._memory().items():
+            if name in state or not name.startswith("moment"):
+                view[...] = np.reshape(state[name], view.shape)
+            else:
+                view[...] = 0
+
+    def state(self) -> State:
+        return {name: view.copy() for name, view in self._memory().items()}
+
+    def bind(self, X: Any, target: Any = None, weight: Any = None) -> None:
+        for source, data in ((_X, X), (_TARGET, target), (_WEIGHT, weight)):
+            if data is not None:
+                self._bind(_TRAIN, source, data)
+
+    def _bind(self, bank: int, source: int, data: Any) -> None:
+        if hasattr(data, "indptr"):
+            self._program.bind_csr(bank, source, *_index_pair(data), data.data, data.shape[1])
+        else:
+            self._program.bind_dense(bank, source, data)
+
+    def train(
+        self, rows: NDArray[np.int64], hyper: Hyper, poll: Callable[[], bool] | None = None
+    ) -> NDArray[np.float64]:
+        terms: NDArray[np.float64] = self._program.train(
+            rows, hyper.seed, hyper.step, hyper.learning_rate, poll
+        )
+        return terms[:, : len(self.plan.terms)]
+
+    def gradient(
+        self, rows: NDArray[np.int64], seed: int = 0, step: int = 0
+    ) -> tuple[NDArray[np.float64], State]:
+        terms: NDArray[np.float64] = self._program.gradient(rows, seed, step)
+        gradients = {
+            s.name: self._slot(self._program, self.plan.index[f"d{s.name}"]).copy()
+            for s in self.plan.parameters
+        }
+        return terms[: len(self.plan.terms)], gradients
+
+    def apply(self, X: Any, mode: Mode, target: Any = None) -> NDArray[Any]:
+        self._bind(_APPLY, _LATENT if mode is Mode.DECODE else _X, X)
+        if target is not None:
+            self._bind(_APPLY, _TARGET, target)
+        result = self.plan.outputs[mode]
+        out = np.empty((X.shape[0], self.plan.slots[result].cols), self.dtype)
+        self._program.apply(int(mode), result, out)
+        return out
+
+    def arena(self) -> NDArray[Any]:
+        """The whole memory of the program, for tests of what is written where."""
+        view: NDArray[Any] = type(self._program).arena(self._program)
+        return view[0]
+
+    def close(self) -> None:
+        self._program = None
+
+
+def _index_pair(data: Any) -> tuple[NDArray[Any], NDArray[Any]]:
+    """indptr and indices of CSR in one integer type."""
+    kind = np.result_type(data.indptr, data.indices)
+    return data.indptr.astype(kind, copy=False), data.indices.astype(kind, copy=False)
+
+
+def compile(plan: Plan, *, dtype: Any, n_threads: int, simulate_threads: int = 0) -> CppProgram:
+    return CppProgram(plan, dtype, n_threads, simulate_threads)
