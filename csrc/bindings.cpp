@@ -37,8 +37,10 @@ SourceView dense_view(const py::array& array) {
   SourceView view;
   view.is_double = array.dtype().is(py::dtype::of<double>()) || array.dtype().equal(py::dtype::of<double>());
   if (!view.is_double && !array.dtype().equal(py::dtype::of<float>()))
-    throw py::type_error("expected float32 or float64 of native byte order, got " + std::string(py::str(array.dtype())));
+    throw py::type_error("expected float32 or float64 of native byte order, got " +
+                         std::string(py::str(array.dtype())));
   if (array.ndim() != 1 && array.ndim() != 2) throw std::invalid_argument("expected a matrix");
+  view.bound = true;
   view.rows = array.shape(0);
   view.cols = array.ndim() == 2 ? array.shape(1) : 1;
   view.data = static_cast<const char*>(array.data());
@@ -163,7 +165,8 @@ class PyProgram {
   }
 
   void set(int bank, int source, const SourceView& view, std::vector<py::array> owners) {
-    if (bank < 0 || bank >= BANK_COUNT || source < 0 || source >= SOURCE_COUNT) throw std::invalid_argument("bind: unknown source");
+    if (bank < 0 || bank >= BANK_COUNT || source < 0 || source >= SOURCE_COUNT)
+      throw std::invalid_argument("bind: unknown source");
     InUse guard(in_use_);
     {
       py::gil_scoped_release nogil;
@@ -210,36 +213,66 @@ int team(double flop, int n_threads) {
   return flop < 2.5e5 ? 1 : n_threads;
 }
 
+// bias, out and pre of a layer of shape (rows, cols); `keep` holds the arrays while the layer runs.
+template <class T>
+LayerArgs<T> layer_args(index_t rows, index_t cols, const py::object& bias, py::array& out, const py::object& pre,
+                        std::vector<py::array>& keep) {
+  LayerArgs<T> l;
+  l.out = output<T>(out, rows, cols, "out");
+  if (!pre.is_none()) {
+    keep.push_back(pre.cast<py::array>());
+    l.pre = output<T>(keep.back(), rows, cols, "Z");
+  }
+  if (!bias.is_none()) {
+    keep.push_back(bias.cast<py::array>());
+    const py::array& b = keep.back();
+    if (b.ndim() != 1 || b.shape(0) != cols || !(b.flags() & py::array::c_style) ||
+        !b.dtype().equal(py::dtype::of<T>()))
+      throw std::invalid_argument("b: expected a contiguous vector of the layer's width and dtype");
+    l.bias = static_cast<const T*>(b.data());
+  }
+  return l;
+}
+
+// Scratch memory of the calling thread's layers, kept from call to call.
+void* layer_scratch(size_t bytes) {
+  thread_local std::unique_ptr<Arena> arena;
+  if (!arena || arena->bytes() < bytes) arena.reset(), arena.reset(new Arena(bytes));
+  return arena->data();
+}
+
 template <class T>
 void dense_layer(const py::array& x, const py::array& W, const py::object& bias, int activation, py::array& out,
                  const py::object& pre, int n_threads) {
-  LayerArgs<T> l;
-  l.x = matrix<T>(x, "X");
-  l.W = matrix<T>(W, "W");
-  if (l.x.cols != l.W.rows) throw std::invalid_argument("X and W: inner sizes differ");
-  l.out = output<T>(out, l.x.rows, l.W.cols, "out");
-  py::array pre_array, bias_array;
-  if (!pre.is_none()) {
-    pre_array = pre.cast<py::array>();
-    l.pre = output<T>(pre_array, l.x.rows, l.W.cols, "pre");
-  }
-  if (!bias.is_none()) {
-    bias_array = bias.cast<py::array>();
-    if (bias_array.ndim() != 1 || bias_array.shape(0) != l.W.cols || !(bias_array.flags() & py::array::c_style) ||
-        !bias_array.dtype().equal(py::dtype::of<T>()))
-      throw std::invalid_argument("b: expected a contiguous vector of the layer's width and dtype");
-    l.bias = static_cast<const T*>(bias_array.data());
-  }
+  const Matrix<const T> xm = matrix<T>(x, "X"), Wm = matrix<T>(W, "W");
+  if (xm.cols != Wm.rows) throw std::invalid_argument("X and W: inner sizes differ");
+  std::vector<py::array> keep;
+  LayerArgs<T> l = layer_args<T>(xm.rows, Wm.cols, bias, out, pre, keep);
+  l.x = xm, l.W = Wm;
   const Kernels<T>& kernels = chosen_isa().kernels<T>();
   elementwise(activation);
   const int nt = team(2.0 * double(l.x.rows) * double(l.x.cols) * double(l.W.cols), n_threads);
   py::gil_scoped_release nogil;
-  Arena scratch(size_t(nt) * SCRATCH * sizeof(T));
+  T* scratch = static_cast<T*>(layer_scratch(size_t(nt) * SCRATCH * sizeof(T)));
   launch(nt, [&](int tid, int n) {
     LayerArgs<T> mine = l;
-    mine.scratch = static_cast<T*>(scratch.data()) + tid * SCRATCH;
+    mine.scratch = scratch + tid * SCRATCH;
     kernels.dense(activation, mine, tid, n);
   });
+}
+
+template <class T>
+void activate_layer(const py::array& z, const py::object& bias, int activation, py::array& out, const py::object& pre,
+                    int n_threads) {
+  const Matrix<const T> zm = matrix<T>(z, "Z");
+  if (zm.col_stride != 1) throw std::invalid_argument("Z: expected contiguous rows");
+  std::vector<py::array> keep;
+  const LayerArgs<T> l = layer_args<T>(zm.rows, zm.cols, bias, out, pre, keep);
+  const Kernels<T>& kernels = chosen_isa().kernels<T>();
+  elementwise(activation);
+  const int nt = team(double(zm.rows) * double(zm.cols), n_threads);
+  py::gil_scoped_release nogil;
+  launch(nt, [&](int tid, int n) { kernels.activate(activation, zm, l, tid, n); });
 }
 
 template <class T>
@@ -298,11 +331,14 @@ PYBIND11_MODULE(_core, m) {
   install_fork_handler();
   m.def("build_info", build_info);
   m.def("isa", [] { return std::string(chosen_isa().name); });
-  m.def("dense",
-        [](const py::array& x, const py::array& W, const py::object& b, int activation, py::array out,
-           const py::object& pre, int n_threads) {
-          return by_dtype(dense_layer<float>, dense_layer<double>)(x, W, b, activation, out, pre, n_threads);
-        });
+  m.def("dense", [](const py::array& x, const py::array& W, const py::object& b, int activation, py::array out,
+                    const py::object& pre, int n_threads) {
+    return by_dtype(dense_layer<float>, dense_layer<double>)(x, W, b, activation, out, pre, n_threads);
+  });
+  m.def("activate", [](const py::array& z, const py::object& b, int activation, py::array out, const py::object& pre,
+                       int n_threads) {
+    return by_dtype(activate_layer<float>, activate_layer<double>)(z, b, activation, out, pre, n_threads);
+  });
   m.def("slope", [](const py::array& dA, const py::array& saved, int activation, py::array out, int n_threads) {
     return by_dtype(slope_layer<float>, slope_layer<double>)(dA, saved, activation, out, n_threads);
   });

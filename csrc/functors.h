@@ -1,9 +1,9 @@
 // Each activation and each loss, once: value and derivative over a value type V.
 //
 // Promises: valid C++17 and valid NVRTC; V is a scalar or a short vector with arithmetic operators, for which the
-// includer has defined scalar_t<V>, splat<V>(x), select(mask, a, b), max_, min_, abs_, exp_, expm1_, log_, log1p_, tanh_,
-// sqrt_ and normal_cdf_. The formulas are those of python/narrows/backends/reference.py.
-// Included inside a namespace of the includer, so that each instruction set has functions of its own.
+// includer has defined scalar_t<V>, splat<V>(x), select(mask, a, b), max_, min_, abs_, exp_, expm1_, log_, log1p_,
+// tanh_, sqrt_ and normal_cdf_. The formulas are those of python/narrows/backends/reference.py. Included inside a
+// namespace of the includer, so that each instruction set has functions of its own.
 
 #ifndef NARROWS_HD
 #define NARROWS_HD inline

@@ -23,15 +23,12 @@ constexpr Counts OPS[] = {
 #undef X
 };
 
-std::string shape(const SlotDesc& s) {
-  return "(" + std::to_string(s.rows) + ", " + std::to_string(s.cols) + ")";
-}
+std::string shape(const SlotDesc& s) { return "(" + std::to_string(s.rows) + ", " + std::to_string(s.cols) + ")"; }
 
 // The checks of one op; each names the op's position, its kind and the operand.
 class Check {
  public:
-  Check(const PlanDesc& plan, size_t position)
-      : plan_(plan), op_(plan.ops[position]), position_(position) {}
+  Check(const PlanDesc& plan, size_t position) : plan_(plan), op_(plan.ops[position]), position_(position) {}
 
   void run() const {
     require(op_.code >= 0 && op_.code < OP_COUNT, "op code " + std::to_string(op_.code) + " is unknown");
@@ -71,9 +68,9 @@ class Check {
   }
   const SlotDesc& exact(int i, const char* role, index_t rows, index_t cols) const {
     const SlotDesc& s = slot(i, role);
-    require(s.region != REGION_BATCH && s.rows == rows && s.cols == cols,
-            std::string(role) + " has shape " + shape(s) + ", expected (" + std::to_string(rows) + ", " +
-                std::to_string(cols) + ")");
+    require(s.region != REGION_BATCH && s.rows == rows && s.cols == cols, std::string(role) + " has shape " + shape(s) +
+                                                                              ", expected (" + std::to_string(rows) +
+                                                                              ", " + std::to_string(cols) + ")");
     return s;
   }
   void weight(int i) const {
@@ -212,8 +209,7 @@ void validate(const PlanDesc& plan) {
   auto require = [](bool ok, const std::string& what) {
     if (!ok) throw std::invalid_argument("plan: " + what);
   };
-  require(plan.batch >= 1 && plan.batch < MAX_DIM,
-          "batch " + std::to_string(plan.batch) + " is out of range");
+  require(plan.batch >= 1 && plan.batch < MAX_DIM, "batch " + std::to_string(plan.batch) + " is out of range");
   require(plan.moments == 1 || plan.moments == 2, "moments " + std::to_string(plan.moments) + " must be 1 or 2");
   for (index_t size : {plan.parameter_size, plan.work_size})
     require(size >= 0 && size <= MAX_EXTENT && size % LANES == 0,
@@ -221,9 +217,9 @@ void validate(const PlanDesc& plan) {
   for (size_t i = 0; i < plan.slots.size(); ++i) {
     const SlotDesc& s = plan.slots[i];
     const std::string name = "slot " + std::to_string(i) + " " + shape(s);
-    require(s.region >= REGION_PARAMETER && s.region <= REGION_SCRATCH &&
-                (s.region != REGION_MOMENT2 || plan.moments == 2),
-            name + ": unknown region");
+    require(
+        s.region >= REGION_PARAMETER && s.region <= REGION_SCRATCH && (s.region != REGION_MOMENT2 || plan.moments == 2),
+        name + ": unknown region");
     require(s.rows >= 1 && s.cols >= 1 && s.rows < MAX_DIM && s.cols < MAX_DIM && s.rows <= MAX_EXTENT / s.ld(),
             name + ": shape is out of range");
     require(s.region != REGION_BATCH || s.rows == plan.batch,

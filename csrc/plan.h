@@ -59,14 +59,7 @@ enum Mode : int {
   MODE_GRADIENT = 16,
   MODE_TRAIN = 32
 };
-enum Region : int {
-  REGION_PARAMETER,
-  REGION_GRADIENT,
-  REGION_MOMENT1,
-  REGION_MOMENT2,
-  REGION_BATCH,
-  REGION_SCRATCH
-};
+enum Region : int { REGION_PARAMETER, REGION_GRADIENT, REGION_MOMENT1, REGION_MOMENT2, REGION_BATCH, REGION_SCRATCH };
 // Training keeps its sources bound while validation data is applied.
 enum Bank : int { BANK_TRAIN, BANK_APPLY, BANK_COUNT };
 enum Source : int { SOURCE_X, SOURCE_TARGET, SOURCE_WEIGHT, SOURCE_LATENT, SOURCE_COUNT };

@@ -134,8 +134,7 @@ void dropout(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
 template <class T, class Fn>
 inline void for_vectors(const Tile& t, const T* tile, const Fn& fn) {
   for (int i = 0; i < t.rows; ++i)
-    for (index_t j = 0; j < t.cols; j += WIDTH<T>)
-      fn(t.row + i, t.col + j, load(tile + i * NR<T> + j), t.cols - j);
+    for (index_t j = 0; j < t.cols; j += WIDTH<T>) fn(t.row + i, t.col + j, load(tile + i * NR<T> + j), t.cols - j);
 }
 
 template <class Act, class T>
@@ -170,6 +169,19 @@ void link(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
   const Range rows(ctx.m, tid, nt);
   for (index_t i = rows.begin; i < rows.end; ++i)
     for (index_t j = 0; j < z.cols; j += WIDTH<T>) store(z.row(i) + j, Act::value(load(z.row(i) + j)));
+}
+
+template <class Act, class T>
+void activate(Matrix<const T> z, const LayerArgs<T>& l, int tid, int nt) {
+  const Range rows(l.out.rows, tid, nt);
+  for (index_t i = rows.begin; i < rows.end; ++i)
+    for (index_t j = 0; j < l.out.cols; j += WIDTH<T>) {
+      const index_t n = l.out.cols - j;
+      vec<T> v = load_n(z.row(i) + j, n);
+      if (l.bias) v += load_n(l.bias + j, n);
+      if (l.pre.data) store_n(l.pre.row(i) + j, v, n);
+      store_n(l.out.row(i) + j, Act::value(v), n);
+    }
 }
 
 template <class Act, class T>

@@ -1,8 +1,8 @@
 // Matrix product with an epilogue: C = epilogue(A B).
 //
-// Promises: each element of C is one chain of fused multiply-adds over k = 0, 1, ..., K-1, whatever the tile, the block,
-// the layout, the thread count or the vector width; A may have any strides and is never packed; B is read in place when
-// its rows are contiguous and padded, else packed into panels of NR columns in the thread's scratch memory.
+// Promises: each element of C is one chain of fused multiply-adds over k = 0, 1, ..., K-1, whatever the tile, the
+// block, the layout, the thread count or the vector width; A may have any strides and is never packed; B is read in
+// place when its rows are contiguous and padded, else packed into panels of NR columns in the thread's scratch memory.
 // Included inside the namespace of an instruction set.
 //
 // MR x NR is the micro-kernel's tile: MR * NV accumulators, NV vectors of B and one broadcast of A fill the registers
@@ -21,8 +21,7 @@ inline void micro_kernel(index_t K, const T* a, index_t a_row, index_t a_col, co
 #pragma GCC unroll 8
   for (int i = 0; i < MR_; ++i)
 #pragma GCC unroll 8
-    for (int j = 0; j < NV_; ++j)
-      acc[i][j] = accumulate ? load(tile + i * NR<T> + j * WIDTH<T>) : vec<T>{};
+    for (int j = 0; j < NV_; ++j) acc[i][j] = accumulate ? load(tile + i * NR<T> + j * WIDTH<T>) : vec<T>{};
   for (index_t k = 0; k < K; ++k, a += a_col, b += b_row) {
     vec<T> bv[NV_];
 #pragma GCC unroll 8
@@ -52,9 +51,9 @@ void micro_kernel_entry(index_t K, const T* a, index_t a_row, index_t a_col, con
 // By rows and vectors: the edge kernels are the same code with fewer of either.
 template <class T>
 inline MicroKernel<T> micro(int rows, int vectors) {
-#define ROW(r)                                                                       \
-  {                                                                                  \
-    micro_kernel_entry<T, r, 1>, micro_kernel_entry<T, r, (NV > 1 ? 2 : 1)>,         \
+#define ROW(r)                                                                                 \
+  {                                                                                            \
+    micro_kernel_entry<T, r, 1>, micro_kernel_entry<T, r, (NV > 1 ? 2 : 1)>,                   \
         micro_kernel_entry<T, r, (NV > 2 ? 3 : 1)>, micro_kernel_entry<T, r, (NV > 3 ? 4 : 1)> \
   }
   static const MicroKernel<T> table[MR][4] = {ROW(1), ROW(2), ROW(3), ROW(4), ROW(5), ROW(6)};
@@ -88,11 +87,11 @@ struct Tile {
   index_t cols;
 };
 
-// The finished tiles go to epilogue(tile, values), values being rows of NR elements. Partial sums of a K that is cut for
-// packing wait in `partial`, a matrix of C's shape with contiguous rows (usually C itself).
+// The finished tiles go to epilogue(tile, values), values being rows of NR elements. Partial sums of a K that is cut
+// for packing wait in `partial`, a matrix of C's shape with contiguous rows (usually C itself).
 template <class T, class Epilogue>
-inline void gemm(Matrix<const T> A, Matrix<const T> B, Matrix<T> partial, T* scratch, const Epilogue& epilogue,
-                 int tid, int nt) {
+inline void gemm(Matrix<const T> A, Matrix<const T> B, Matrix<T> partial, T* scratch, const Epilogue& epilogue, int tid,
+                 int nt) {
   const index_t M = A.rows, N = B.cols, K = A.cols;
   const index_t panels = (N + NR<T> - 1) / NR<T>, blocks = (M + MR - 1) / MR;
   const bool direct = B.col_stride == 1 && B.padded;

@@ -18,8 +18,8 @@ extern const Isa isa_baseline, isa_avx2, isa_avx512;
 // Every table built into this library, best first.
 const std::vector<const Isa*>& isa_tables();
 
-// The table named `name`, or the best that this CPU supports if it is empty. Throws std::invalid_argument for an unknown
-// name and std::runtime_error for one that this CPU cannot run.
+// The table named `name`, or the best that this CPU supports if it is empty. Throws std::invalid_argument for an
+// unknown name and std::runtime_error for one that this CPU cannot run.
 const Isa& isa_select(const std::string& name);
 
 }  // namespace narrows

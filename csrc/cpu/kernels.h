@@ -1,8 +1,8 @@
 // What a kernel is: the op contract, and the table of one instruction set's kernels.
 //
-// An op is a pure function of (args, ctx, tid, nt): no OpenMP inside, no allocation, no throw, no global. Its work is cut
-// into grains whose borders depend on shapes only; a sum is walked by one thread in a fixed order. So the bits are the same
-// for any nt, and running tid = 0..nt-1 one after the other gives the same result as running them at once.
+// An op is a pure function of (args, ctx, tid, nt): no OpenMP inside, no allocation, no throw, no global. Its work is
+// cut into grains whose borders depend on shapes only; a sum is walked by one thread in a fixed order. So the bits are
+// the same for any nt, and running tid = 0..nt-1 one after the other gives the same result as running them at once.
 
 #pragma once
 
@@ -25,6 +25,7 @@ struct Matrix {
 
 // Rows of data as the user gave them: dense of any strides (in bytes), or CSR. Read-only, float32 or float64.
 struct SourceView {
+  bool bound = false;
   index_t rows = 0, cols = 0;
   bool is_double = false;
   const char* data = nullptr;  // dense elements, or the values of CSR
@@ -50,7 +51,7 @@ struct Context {
   index_t scratch_stride = 0;
 };
 
-constexpr index_t PACK_DEPTH = 512;          // rows of a packed panel: with 64 columns it stays in L2
+constexpr index_t PACK_DEPTH = 512;           // rows of a packed panel: with 64 columns it stays in L2
 constexpr index_t SCRATCH = PACK_DEPTH * 64;  // elements of scratch memory of one thread
 
 template <class T>
@@ -79,6 +80,8 @@ struct Kernels {
   Op<T> (*resolve)(int code, const int* ints);
   // out = activation(x W + b)
   void (*dense)(int activation, const LayerArgs<T>&, int tid, int nt);
+  // out = activation(z + b) for a z that is there already; pre as in dense, x and W unused
+  void (*activate)(int activation, Matrix<const T> z, const LayerArgs<T>&, int tid, int nt);
   // out = dA * activation'(saved), elementwise
   void (*slope)(int activation, Matrix<const T> dA, Matrix<const T> saved, Matrix<T> out, int tid, int nt);
   // out[j] = sum of column j

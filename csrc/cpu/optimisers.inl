@@ -9,8 +9,7 @@ void reduce(const Args<T>& args, const Context<T>& ctx, int tid, int) {
   const index_t rows = rows_of(args, ctx, 0);
   double total = 0;
   for (index_t i = 0; i < rows; ++i)
-    for (index_t j = 0; j < x.cols; ++j)
-      total += double(x.row(i)[j]) * (weight.data ? double(weight.row(i)[0]) : 1.0);
+    for (index_t j = 0; j < x.cols; ++j) total += double(x.row(i)[j]) * (weight.data ? double(weight.row(i)[0]) : 1.0);
   args.slots[2].data[args.ints[0]] += T(args.ints[1] ? total / double(ctx.m) : total);
 }
 

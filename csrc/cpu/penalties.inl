@@ -36,8 +36,7 @@ void kl_sparsity(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
     const index_t n = saved.cols - j;
     const vec<T> t = splat<vec<T>>(double(target)), one = splat<vec<T>>(1);
     const vec<T> rho = min_(max_(load_n(mean + j, n), splat<vec<T>>(double(tiny))), one - tiny);
-    store_n(args.slots[4].data + j,
-            strength * (t * log_(t / rho) + (one - t) * log_((one - t) / (one - rho))), n);
+    store_n(args.slots[4].data + j, strength * (t * log_(t / rho) + (one - t) * log_((one - t) / (one - rho))), n);
     const vec<T> slope = (one - t) / (one - rho) - t / rho;
     for (index_t i = 0; i < ctx.m; ++i) {
       T* p = dz.row(i) + j;

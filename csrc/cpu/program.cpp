@@ -28,8 +28,8 @@ void check_csr(const SourceView& v) {
   for (index_t i = 0; i < v.rows; ++i)
     if (indptr[i + 1] < indptr[i]) throw std::invalid_argument("CSR: indptr decreases at row " + number(i));
   if (index_t(indptr[v.rows]) > v.stored)
-    throw std::invalid_argument("CSR: indptr ends at " + number(indptr[v.rows]) + ", past the " +
-                                number(v.stored) + " stored values");
+    throw std::invalid_argument("CSR: indptr ends at " + number(indptr[v.rows]) + ", past the " + number(v.stored) +
+                                " stored values");
   for (index_t k = 0; k < index_t(indptr[v.rows]); ++k)
     if (indices[k] < 0 || index_t(indices[k]) >= v.cols)
       throw std::invalid_argument("CSR: column " + number(indices[k]) + " of " + number(v.cols));
@@ -84,8 +84,7 @@ class TypedProgram final : public Program {
 
   void bind(int bank, int source, const SourceView& view) override {
     for (size_t i = 0; i < ops_.size(); ++i)
-      if (plan_.ops[i].code == OP_GATHER && plan_.ops[i].ints[0] == source &&
-          ops_[i].args.slots[0].cols != view.cols)
+      if (plan_.ops[i].code == OP_GATHER && plan_.ops[i].ints[0] == source && ops_[i].args.slots[0].cols != view.cols)
         throw std::invalid_argument("bind: source " + number(source) + " has " + number(view.cols) +
                                     " columns, the plan expects " + number(ops_[i].args.slots[0].cols));
     if (view.is_csr) view.is_index64 ? check_csr<int64_t>(view) : check_csr<int32_t>(view);
@@ -147,9 +146,7 @@ class TypedProgram final : public Program {
   void* arena() const override { return arena_.data(); }
 
  private:
-  T* address(const SlotDesc& s) const {
-    return (s.region < REGION_BATCH ? ctx_.regions[s.region] : work_) + s.offset;
-  }
+  T* address(const SlotDesc& s) const { return (s.region < REGION_BATCH ? ctx_.regions[s.region] : work_) + s.offset; }
 
   // Every source that the mode gathers from is bound and holds the rows asked for.
   void check_sources(int mode, const index_t* rows, index_t n_rows) const {
@@ -157,8 +154,7 @@ class TypedProgram final : public Program {
     for (const OpDesc& op : plan_.ops) {
       if (op.code != OP_GATHER || !(op.modes & mode)) continue;
       const SourceView& s = ctx_.sources[op.ints[0]];
-      if (!s.data && s.rows * s.cols > 0)
-        throw std::invalid_argument("source " + number(op.ints[0]) + " is not bound");
+      if (!s.bound) throw std::invalid_argument("source " + number(op.ints[0]) + " is not bound");
       if (rows) {
         for (index_t i = 0; i < n_rows; ++i)
           if (rows[i] < 0 || rows[i] >= s.rows)

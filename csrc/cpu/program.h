@@ -1,8 +1,8 @@
 // A plan compiled for this CPU: one arena, an op loop, batches.
 //
-// Promises: a constructed program needs no allocation to run; a training step is one parallel region; train() stops between
-// two steps and never inside one.
-// Never: holds the data it is bound to (the caller keeps it alive), or is used by two callers at once.
+// Promises: a constructed program needs no allocation to run; a training step is one parallel region; train() stops
+// between two steps and never inside one. Never: holds the data it is bound to (the caller keeps it alive), or is used
+// by two callers at once.
 
 #pragma once
 

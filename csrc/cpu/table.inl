@@ -15,8 +15,8 @@ namespace NARROWS_ISA {
 #include "vec.inl"
 // The functors rest on the vector functions above.
 #include "../functors.h"
-#include "gemm.inl"
 #include "dense.inl"
+#include "gemm.inl"
 #include "losses.inl"
 #include "optimisers.inl"
 #include "penalties.inl"
@@ -40,9 +40,9 @@ Op<T> resolve_loss(int loss, int activation) {
     }
   }
   if (loss == LOSS_BCE && activation == ACT_SIGMOID) return loss_elementwise<Bce, Sigmoid, T>;
-#define X(name, functor)                                               \
-  case ACT_##name:                                                     \
-    if (loss == LOSS_MSE) return loss_elementwise<Mse, functor, T>;    \
+#define X(name, functor)                                                \
+  case ACT_##name:                                                      \
+    if (loss == LOSS_MSE) return loss_elementwise<Mse, functor, T>;     \
     if (loss == LOSS_HUBER) return loss_elementwise<Huber, functor, T>; \
     break;
   NARROWS_BY_ACTIVATION(activation, X)
@@ -121,6 +121,15 @@ void layer_dense(int activation, const LayerArgs<T>& l, int tid, int nt) {
 }
 
 template <class T>
+void layer_activate(int activation, Matrix<const T> z, const LayerArgs<T>& l, int tid, int nt) {
+#define X(name, functor) \
+  case ACT_##name:       \
+    return activate<functor>(z, l, tid, nt);
+  NARROWS_BY_ACTIVATION(activation, X)
+#undef X
+}
+
+template <class T>
 void layer_slope(int activation, Matrix<const T> dA, Matrix<const T> saved, Matrix<T> out, int tid, int nt) {
 #define X(name, functor) \
   case ACT_##name:       \
@@ -131,7 +140,7 @@ void layer_slope(int activation, Matrix<const T> dA, Matrix<const T> saved, Matr
 
 template <class T>
 constexpr Kernels<T> kernels() {
-  return {resolve<T>, layer_dense<T>, layer_slope<T>, colsum_of<T>};
+  return {resolve<T>, layer_dense<T>, layer_activate<T>, layer_slope<T>, colsum_of<T>};
 }
 
 }  // namespace NARROWS_ISA

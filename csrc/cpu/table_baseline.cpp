@@ -13,4 +13,4 @@
 
 namespace narrows {
 const Isa isa_baseline = {"baseline", [] { return true; }, baseline::kernels<float>(), baseline::kernels<double>()};
-}
+}  // namespace narrows

@@ -39,8 +39,8 @@ void launch(int n, TeamFn fn, void* data) {
 
 const char* team_kind() { return "openmp"; }
 
-// A pool's threads do not survive fork, but the runtime's record of them does, and the child would wait for them for ever.
-// Letting the pool go before the fork leaves both sides a clean start.
+// A pool's threads do not survive fork, but the runtime's record of them does, and the child would wait for them for
+// ever. Letting the pool go before the fork leaves both sides a clean start.
 void install_fork_handler() {
   pthread_atfork(
       [] {

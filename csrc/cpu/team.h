@@ -1,8 +1,8 @@
 // Threads: the only file that knows where they come from.
 //
-// Promises: launch() runs fn(tid, nt) on up to n threads and returns when all are done; nt is what could be had, so results
-// must not depend on it. A process that has launched may fork: the child starts threads of its own.
-// Never: changes the floating-point mode, the signal mask or another library's thread settings.
+// Promises: launch() runs fn(tid, nt) on up to n threads and returns when all are done; nt is what could be had, so
+// results must not depend on it. A process that has launched may fork: the child starts threads of its own. Never:
+// changes the floating-point mode, the signal mask or another library's thread settings.
 
 #pragma once
 
@@ -38,8 +38,7 @@ void launch(int n, TeamFn fn, void* data);
 
 template <class Fn>
 void launch(int n, const Fn& fn) {
-  launch(
-      n, [](void* data, int tid, int nt) { (*static_cast<const Fn*>(data))(tid, nt); }, const_cast<Fn*>(&fn));
+  launch(n, [](void* data, int tid, int nt) { (*static_cast<const Fn*>(data))(tid, nt); }, const_cast<Fn*>(&fn));
 }
 
 // "openmp" or "std::thread".

@@ -95,8 +95,8 @@ inline To bit_cast(From from) {
   return to;
 }
 
-// A sum over LANES virtual lanes: element j of a row goes to lane j % LANES, and the lanes are added in a fixed order at
-// the end, so the sum does not depend on the vector width.
+// A sum over LANES virtual lanes: element j of a row goes to lane j % LANES, and the lanes are added in a fixed order
+// at the end, so the sum does not depend on the vector width.
 template <class T>
 struct LaneSum {
   static constexpr int N = LANES / WIDTH<T>;
@@ -142,9 +142,7 @@ inline vf exp_(vf x) {
   return y * bit_cast<vf>((half + 127) << 23) * bit_cast<vf>((n - half + 127) << 23);
 }
 
-inline vf expm1_(vf x) {
-  return select(abs_(x) < splat<vf>(0.3465), exp_tail(x) * x * x + x, exp_(x) - 1.0f);
-}
+inline vf expm1_(vf x) { return select(abs_(x) < splat<vf>(0.3465), exp_tail(x) * x * x + x, exp_(x) - 1.0f); }
 
 inline vf log_(vf x) {
   const vf smallest = splat<vf>(1.17549435e-38), inf = splat<vf>(__builtin_inf());
@@ -216,10 +214,10 @@ inline vf sqrt_(vf x) {
 
 // --- float64 ---------------------------------------------------------------------------------------------------------
 
-#define NARROWS_BY_LANE(name, call)                                     \
-  inline vd name(vd x) {                                                \
+#define NARROWS_BY_LANE(name, call)                                        \
+  inline vd name(vd x) {                                                   \
     for (int i = 0; i < WIDTH<double>; ++i) x[i] = __builtin_##call(x[i]); \
-    return x;                                                           \
+    return x;                                                              \
   }
 NARROWS_BY_LANE(exp_, exp)
 NARROWS_BY_LANE(expm1_, expm1)

@@ -153,6 +153,16 @@ def resolve(name: str = "auto") -> str:
     return name
 
 
+def layer_backend() -> Any:
+    """The module whose `dense_layer`, `slope_layer` and `colsum_layer` serve `narrows.functional`."""
+    return _layer_backend(os.environ.get("NARROWS_BACKEND"), os.environ.get("NARROWS_ISA"))
+
+
+@cache
+def _layer_backend(forced: str | None, isa: str | None) -> Any:
+    return _module(resolve())
+
+
 def compile_plan(plan: Plan, backend: str, *, dtype: Any = np.float32, n_threads: int | None = None) -> Program:
     """Compile `plan` for the backend named `backend` (already resolved)."""
     program: Program = _module(backend).compile(plan, dtype=np.dtype(dtype), n_threads=thread_count(n_threads))
@@ -184,6 +194,7 @@ def thread_choice(n_threads: int | None = None) -> tuple[int, str]:
     return allowed, "affinity mask"
 
 
+@cache
 def _cgroup_cpus() -> int | None:
     """Whole CPUs of the cgroup's quota (v2, then v1), or None without a quota."""
     try:

@@ -144,6 +144,34 @@ class CppProgram:
         self._program = None
 
 
+# --- single layers ---------------------------------------------------------------------------------------------------
+# The protocol of `narrows.functional`: outputs are given, C-contiguous, of the operands' dtype (float32 or float64).
+
+
+def dense_layer(X: Any, W: Any, b: Any, activation: int, out: Any, Z: Any, n_threads: int) -> None:
+    """out = activation(X @ W + b); Z, if given, takes the pre-activation."""
+    from .. import _core
+
+    if hasattr(X, "indptr"):
+        _core.activate(X @ W, b, activation, out, Z, n_threads)
+    else:
+        _core.dense(X, W, b, activation, out, Z, n_threads)
+
+
+def slope_layer(dA: Any, saved: Any, activation: int, out: Any, n_threads: int) -> None:
+    """out = dA * activation'(saved)."""
+    from .. import _core
+
+    _core.slope(np.ascontiguousarray(dA), np.ascontiguousarray(saved), activation, out, n_threads)
+
+
+def colsum_layer(dZ: Any, out: Any, n_threads: int) -> None:
+    """out = column sums of dZ."""
+    from .. import _core
+
+    _core.colsum(dZ, out, n_threads)
+
+
 def _index_pair(data: Any) -> tuple[NDArray[Any], NDArray[Any]]:
     """indptr and indices of CSR in one integer type."""
     kind = np.result_type(data.indptr, data.indices)

@@ -462,6 +462,24 @@ class ReferenceProgram:
         self.arrays, self.regions, self.sources = [], {}, {}
 
 
+# --- single layers: the protocol of `narrows.functional` (see backends/cpp.py), in the operands' precision -------------
+
+
+def dense_layer(X: Any, W: Any, b: Any, activation: int, out: Any, Z: Any, n_threads: int) -> None:
+    z = X @ W if b is None else X @ W + b
+    if Z is not None:
+        Z[...] = z
+    out[...] = ACTIVATE[Activation(activation)](z)
+
+
+def slope_layer(dA: Any, saved: Any, activation: int, out: Any, n_threads: int) -> None:
+    np.multiply(dA, DERIVATIVE[Activation(activation)](saved), out=out)
+
+
+def colsum_layer(dZ: Any, out: Any, n_threads: int) -> None:
+    np.sum(dZ, axis=0, out=out)
+
+
 def probe() -> Probe:
     return Probe(True, "NumPy, float64; for checking, never chosen by itself")
 

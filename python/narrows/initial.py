@@ -1,0 +1,47 @@
+"""Seeds and first weights, the same on every backend.
+
+Never: touches NumPy's global random state.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import philox
+from .plan import Activation
+
+__all__ = ["draw_seed", "initial_weight"]
+
+STREAM = 2**31
+"""First random stream of initial weights; the streams of a plan's ops count from 0."""
+
+_RECTIFIERS = frozenset(
+    {Activation.RELU, Activation.LEAKY_RELU, Activation.ELU, Activation.GELU, Activation.SILU}
+)
+
+
+def draw_seed(random_state: Any) -> int:
+    """A 64-bit seed: the integer itself, one draw from a generator, or fresh entropy for None."""
+    if random_state is None:
+        entropy = np.random.SeedSequence().entropy
+        assert isinstance(entropy, int)
+        return entropy & (2**64 - 1)
+    if isinstance(random_state, np.random.RandomState):
+        return int(random_state.randint(0, 2**63 - 1, dtype=np.int64))
+    if isinstance(random_state, np.random.Generator):
+        return int(random_state.integers(0, 2**63 - 1))
+    return int(random_state) & (2**64 - 1)
+
+
+def initial_weight(
+    n_in: int, n_out: int, activation: Activation, seed: int, layer: int = 0
+) -> NDArray[np.float64]:
+    """First weight of a layer, shape (n_in, n_out): He uniform before rectifiers, Glorot uniform otherwise.
+
+    References: He, Zhang, Ren and Sun, ICCV 2015; Glorot and Bengio, AISTATS 2010.
+    """
+    fan = n_in if activation in _RECTIFIERS else n_in + n_out
+    return (2 * philox.uniform(seed, STREAM + layer, 0, n_in, n_out) - 1) * np.sqrt(6.0 / fan)

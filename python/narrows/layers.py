@@ -1,0 +1,127 @@
+"""Dense layers with parameters, for libraries that write their own training loop.
+
+Promises: forward and backward are `functional.dense` and `functional.dense_backward`; parameters and gradients are plain
+NumPy arrays that the caller may update in place.
+Never: updates a parameter itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import functional
+from .initial import draw_seed, initial_weight
+from .plan import ACTIVATIONS
+
+__all__ = ["Dense", "Sequential"]
+
+
+class Dense:
+    """``activation(X @ W + b)`` with parameters of its own.
+
+    Parameters
+    ----------
+    in_features, out_features : int
+    activation : str
+        An elementwise activation.
+    random_state : int, RandomState, Generator or None
+        For the first weights: He uniform before rectifiers, Glorot uniform otherwise; biases start at zero.
+    dtype : dtype
+        float32 or float64.
+
+    Attributes
+    ----------
+    params : dict
+        ``"W"`` (in_features, out_features) and ``"b"`` (out_features,).
+    grads : dict
+        The same names; filled by :meth:`backward`.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        activation: str = "linear",
+        *,
+        random_state: Any = None,
+        dtype: Any = np.float32,
+    ) -> None:
+        act = functional._elementwise(activation)
+        for name, value in (("in_features", in_features), ("out_features", out_features)):
+            if int(value) != value or value < 1:
+                raise ValueError(f"{name}={value!r} must be a positive integer")
+        self.in_features = int(in_features)
+        self.out_features = int(out_features)
+        self.activation = activation
+        weight = initial_weight(self.in_features, self.out_features, act, draw_seed(random_state))
+        self.params: dict[str, NDArray[Any]] = {
+            "W": weight.astype(dtype),
+            "b": np.zeros(self.out_features, dtype),
+        }
+        self.grads: dict[str, Any] = {}
+        self._saved: tuple[Any, Any, Any] | None = None
+
+    def forward(self, X: Any) -> Any:
+        """The layer's output; X and what the derivative needs are kept for :meth:`backward`."""
+        Z = None
+        if ACTIVATIONS[self.activation].needs_preactivation:
+            Z = np.empty((X.shape[0], self.out_features), self._dtype(X))
+        A = functional.dense(X, self.params["W"], self.params["b"], self.activation, Z=Z)
+        self._saved = (X, A, Z)
+        return A
+
+    def backward(self, dA: Any) -> Any:
+        """Fill `grads` and return the gradient by the last :meth:`forward`'s X."""
+        if self._saved is None:
+            raise RuntimeError("backward() needs a forward() before it")
+        X, A, Z = self._saved
+        dX, dW, db = functional.dense_backward(dA, X, self.params["W"], A, self.activation, Z=Z)
+        self.grads = {"W": dW, "b": db}
+        return dX
+
+    def _dtype(self, X: Any) -> Any:
+        return np.float64 if str(X.dtype).endswith("float64") else self.params["W"].dtype
+
+    def __repr__(self) -> str:
+        return f"Dense({self.in_features}, {self.out_features}, {self.activation!r})"
+
+
+class Sequential:
+    """Layers one after the other.
+
+    Parameters
+    ----------
+    layers : sequence of Dense or Sequential
+    """
+
+    def __init__(self, layers: Sequence[Any]) -> None:
+        self.layers = list(layers)
+
+    @property
+    def params(self) -> list[dict[str, NDArray[Any]]]:
+        """The layers' parameters, in order."""
+        return [layer.params for layer in self.layers]
+
+    @property
+    def grads(self) -> list[dict[str, Any]]:
+        """The layers' gradients, in order."""
+        return [layer.grads for layer in self.layers]
+
+    def forward(self, X: Any) -> Any:
+        for layer in self.layers:
+            X = layer.forward(X)
+        return X
+
+    def backward(self, dA: Any) -> Any:
+        for layer in reversed(self.layers):
+            dA = layer.backward(dA)
+        return dA
+
+    def __repr__(self) -> str:
+        return f"Sequential([{', '.join(map(repr, self.layers))}])"
+
+

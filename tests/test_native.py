@@ -1,0 +1,443 @@
+"""What only the native backend promises: hostile plans are refused, forks and signals are safe, every instruction set is
+tested, no symbol of one instruction set is another's, and nothing is written outside its slot."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from narrows.backends import Hyper, probe
+from narrows.plan import (
+    ACTIVATIONS,
+    LOSSES,
+    SIGNATURES,
+    Activation,
+    Corruption,
+    LayerSpec,
+    Loss,
+    Mode,
+    NetworkSpec,
+    OpCode,
+    Plan,
+    Region,
+    Solver,
+    lower,
+)
+
+if not probe("cpp").ok:
+    pytest.skip(f"no native backend: {probe('cpp').reason}", allow_module_level=True)
+
+from narrows import _core
+from narrows.backends.cpp import CppProgram
+
+
+def small_spec(**changes: object) -> NetworkSpec:
+    layers = (
+        LayerSpec(37, 70, Activation.GELU, dropout=0.2),
+        LayerSpec(70, 19, Activation.SIGMOID),
+        LayerSpec(19, 70, Activation.TANH, dropout=0.1),
+        LayerSpec(70, 37, Activation.LINEAR),
+    )
+    return NetworkSpec(layers, 2, **changes)  # type: ignore[arg-type]
+
+
+def rich_plan(batch: int = 29) -> Plan:
+    return lower(
+        small_spec(
+            activity_l1=0.1,
+            kl_sparsity=0.2,
+            alpha=0.1,
+            weight_l1=0.1,
+            clip_norm=1.0,
+            weighted=True,
+            solver=Solver.ADAMW,
+            corruption=Corruption.GAUSSIAN,
+            corruption_level=0.3,
+        ),
+        batch,
+    )
+
+
+def started(plan: Plan, dtype: type = np.float32, n_rows: int = 60, **options: int) -> CppProgram:
+    """A program with parameters and data."""
+    rng = np.random.default_rng(0)
+    program = CppProgram(plan, dtype, **{"n_threads": 2, **options})
+    program.load({s.name: rng.normal(size=(s.rows, s.cols)) * 0.3 for s in plan.parameters})
+    data = rng.random((n_rows, plan.spec.n_features)).astype(dtype)
+    program.bind(data, weight=np.ones(n_rows, dtype))
+    return program
+
+
+def test_enumerations_are_those_of_the_plan() -> None:
+    info = _core.build_info()
+    assert info["op_names"] == [op.name for op in OpCode]
+    assert info["activation_names"] == [a.name for a in Activation]
+    assert info["loss_names"] == [loss.name for loss in Loss]
+    assert info["op_size"] == rich_plan().op_table().dtype.itemsize
+    assert {*ACTIVATIONS.values()} == {*Activation}
+    assert {*LOSSES.values()} == {*Loss}
+    assert {*SIGNATURES} == {*OpCode}
+
+
+# --- hostile plans ---------------------------------------------------------------------------------------------------
+
+
+def compile_tables(plan: Plan, slots: np.ndarray, ops: np.ndarray, **changes: object) -> object:
+    arguments = {
+        "batch": plan.batch,
+        "parameter_size": plan.parameter_size,
+        "work_size": plan.work_size,
+        "moments": plan.n_moments,
+        "is_double": False,
+        "n_threads": 1,
+    } | changes
+    return _core.Program(slots, ops, **arguments)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"batch": 0},
+        {"batch": -1},
+        {"batch": 2**40},
+        {"batch": 30},
+        {"parameter_size": 16},
+        {"parameter_size": -16},
+        {"parameter_size": 2**60},
+        {"work_size": 17},
+        {"work_size": 2**62},
+        {"moments": 0},
+        {"moments": 1},
+        {"moments": 3},
+        {"n_threads": 0},
+        {"n_threads": 10**6},
+    ],
+)
+def test_absurd_sizes_are_refused_at_once(changes: dict[str, int]) -> None:
+    plan = rich_plan()
+    start = time.perf_counter()
+    with pytest.raises(ValueError, match=r"plan|threads"):
+        compile_tables(plan, plan.slot_table(), plan.op_table(), **changes)
+    assert time.perf_counter() - start < 5, "refused before any work"
+
+
+def test_random_damage_to_a_plan_is_refused_or_harmless() -> None:
+    """Fuzz: any table either raises ValueError or runs within its memory (guarded by the address sanitizer build)."""
+    plan = rich_plan()
+    rng = np.random.default_rng(1)
+    refused = 0
+    for _ in range(3000):
+        slots, ops = plan.slot_table(), plan.op_table()
+        flat = [slots.reshape(-1), ops.view(np.uint8)][int(rng.integers(2))]
+        if flat.dtype == np.int64:
+            flat[rng.integers(len(flat))] = rng.choice([-1, 0, 1, 15, 16, 48, 2**31, 2**40, 2**62, -(2**62)])
+        else:
+            flat[rng.integers(len(flat))] = rng.integers(256)
+        try:
+            program = compile_tables(plan, slots, ops)
+        except ValueError:
+            refused += 1
+            continue
+        X = np.zeros((40, 37), np.float32)
+        try:
+            for source in (0, 1, 2, 3):
+                program.bind_dense(0, source, X if source != 2 else X[:, 0])
+            program.train(np.arange(40), 0, 0, np.full(2, 1e-3), None)
+        except ValueError:
+            refused += 1
+    assert refused > 1000
+
+
+def test_shapes_are_checked_op_by_op() -> None:
+    plan = rich_plan()
+    for position, op in enumerate(plan.ops):
+        for i, slot in enumerate(op.slots):
+            if slot < 0:
+                continue
+            ops = plan.op_table()
+            ops["slots"][position, i] = len(plan.slots)
+            with pytest.raises(ValueError, match=rf"op {position} \({op.code.name}\).*operand {i}"):
+                compile_tables(plan, plan.slot_table(), ops)
+
+
+def test_bad_bindings_and_rows() -> None:
+    program = started(rich_plan())
+    one = Hyper(0, 0, np.ones(1))
+    with pytest.raises(ValueError, match="38 columns, the plan expects 37"):
+        program.bind(np.zeros((3, 38), np.float32))
+    with pytest.raises(IndexError, match="row 60 of a source with 60 rows"):
+        program.train(np.array([0, 60]), one)
+    with pytest.raises(IndexError, match="row -1"):
+        program.train(np.array([-1]), one)
+    with pytest.raises(TypeError, match="float16"):
+        program.bind(np.zeros((3, 37), np.float16))
+    with pytest.raises(ValueError, match="learning rates"):
+        program.train(np.arange(60), Hyper(0, 0, np.ones(2)))
+    with pytest.raises(ValueError, match="not bound"):
+        CppProgram(rich_plan(), np.float32, 1).train(np.arange(3), one)
+
+
+@pytest.mark.parametrize(
+    ("indptr", "indices", "message"),
+    [
+        ([0, 2, 1], [0, 1], "decreases at row 1"),
+        ([1, 1, 2], [0, 1], "start at 0"),
+        ([0, 1, 9], [0, 1], "past the 2 stored"),
+        ([0, 1, 2], [0, 37], "column 37 of 37"),
+        ([0, 1, 2], [0, -1], "column -1"),
+    ],
+)
+def test_damaged_csr_is_refused(indptr: list[int], indices: list[int], message: str) -> None:
+    program = started(rich_plan())
+    for kind in (np.int32, np.int64):
+        with pytest.raises(ValueError, match=message):
+            program._program.bind_csr(
+                0, 0, np.array(indptr, kind), np.array(indices, kind), np.ones(2, np.float32), 37
+            )
+
+
+# --- memory ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_no_stray_write(dtype: type) -> None:
+    """Every element of the arena that belongs to no slot still holds its poison after training and inference."""
+    plan = rich_plan()
+    program = started(plan, dtype)
+    arena = program.arena()
+    owned = np.zeros(arena.size, bool)
+    base = {r: r * plan.parameter_size for r in range(4)}
+    work = (2 + plan.n_moments) * plan.parameter_size
+    for slot in plan.slots:
+        starts = (
+            [work]
+            if slot.region >= Region.BATCH
+            else [base[r] for r in range(4)]  # moments mirror parameters
+        )
+        for start in starts:
+            owned[start + slot.offset : start + slot.offset + slot.size] = True
+    # The padding of parameters must stay zero: the update runs over it.
+    for slot in plan.parameters:
+        for start in base.values():
+            rows = arena[start + slot.offset : start + slot.offset + slot.size].reshape(slot.rows, slot.ld)
+            assert not rows[:, slot.cols :].any()
+    arena[~owned] = 12345.0
+    program.train(np.arange(60), Hyper(3, 0, np.full(3, 1e-2)))
+    X = np.random.default_rng(2).random((31, 37)).astype(dtype)
+    for mode in (Mode.ENCODE, Mode.RECONSTRUCT, Mode.SCORE):
+        program.apply(X, mode)
+    assert (arena[~owned] == 12345.0).all()
+    for slot in plan.parameters:
+        for start in base.values():
+            rows = arena[start + slot.offset : start + slot.offset + slot.size].reshape(slot.rows, slot.ld)
+            assert not rows[:, slot.cols :].any()
+
+
+def test_rows_beyond_int32_are_reached(tmp_path: Path) -> None:
+    """A sparse file of 17 GB apparent size: element offsets need 64 bits."""
+    n, k = 2**26 + 1, 64
+    path = tmp_path / "huge.f4"
+    with path.open("wb") as file:
+        try:
+            file.truncate(n * k * 4)
+        except OSError as error:
+            pytest.skip(f"no sparse files here: {error}")
+    data = np.memmap(path, np.float32, "r+", shape=(n, k))
+    rows = np.array([0, 2**25, 2**26])
+    data[rows] = np.arange(3)[:, None] + 1
+    spec = NetworkSpec((LayerSpec(k, 3, Activation.LINEAR), LayerSpec(3, k, Activation.LINEAR)), 1)
+    program = CppProgram(lower(spec, 3), np.float32, 1)
+    program.load({s.name: np.zeros((s.rows, s.cols)) for s in program.plan.parameters})
+    program.bind(data)
+    terms, _ = program.gradient(rows)
+    assert terms[0] == pytest.approx(k * (1 + 4 + 9) / 3)
+
+
+# --- instruction sets ------------------------------------------------------------------------------------------------
+
+TRAIN_AND_HASH = """
+import hashlib, numpy as np, sys
+sys.path[:0] = {path!r}
+from test_native import rich_plan, started
+from narrows.backends import Hyper
+p = started(rich_plan())
+for i in range(25):
+    p.train(np.arange(60), Hyper(3, 3 * i, np.full(3, 1e-3)))
+print(hashlib.sha256(b"".join(a.tobytes() for a in p.state().values())).hexdigest())
+"""
+
+
+def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def test_isa_is_chosen_by_environment_and_the_fma_ones_agree_bitwise() -> None:
+    code = TRAIN_AND_HASH.format(path=[str(Path(__file__).parent)])
+    hashes = {}
+    for name, supported in _core.build_info()["isa_tables"]:
+        result = run_python(code, NARROWS_ISA=name)
+        if supported:
+            assert result.returncode == 0, result.stderr
+            hashes[name] = result.stdout
+        else:
+            assert "this CPU does not have it" in result.stderr
+    fused = {hashes[name] for name in ("avx2", "avx512") if name in hashes}
+    assert len(fused) <= 1, "AVX2 and AVX-512 trained to different bits"
+
+
+def test_unknown_isa_is_an_error() -> None:
+    result = run_python("from narrows.backends import resolve; resolve('cpp')", NARROWS_ISA="sse9")
+    assert result.returncode != 0
+    assert "NARROWS_ISA='sse9' is not an instruction set; choose from" in result.stderr
+
+
+def test_no_symbol_can_be_taken_for_another_instruction_sets(tmp_path: Path) -> None:
+    """Weak (inline) functions compiled with an instruction set's flags live in its namespace."""
+    try:
+        symbols = subprocess.run(
+            ["nm", "-C", _core.__file__], capture_output=True, text=True, check=True
+        ).stdout.splitlines()
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"no symbol table to look at: {error}")
+    for name in ("avx512", "avx2", "baseline"):
+        kernels = [s for s in symbols if f"narrows::{name}::" in s]
+        for symbol in kernels:
+            assert "std::" not in symbol.split("narrows::", 1)[0], symbol
+
+
+# --- processes, threads, signals -------------------------------------------------------------------------------------
+
+
+def train_hash(_: int = 0) -> bytes:
+    program = started(rich_plan(256), n_rows=2000)
+    program.train(np.arange(2000), Hyper(1, 0, np.full(8, 1e-3)))
+    return b"".join(a.tobytes() for a in program.state().values())
+
+
+def nested_hash(_: int) -> bytes:
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+    child = context.Process(target=lambda: sender.send_bytes(train_hash()))
+    child.start()
+    result = receiver.recv_bytes()
+    child.join(30)
+    return result
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_fork_after_training_and_nested() -> None:
+    here = train_hash()
+    context = multiprocessing.get_context("fork")
+    for worker in (train_hash, nested_hash):
+        ready: list[bytes] = []
+        receiver, sender = context.Pipe(duplex=False)
+        child = context.Process(target=lambda s, w: s.send_bytes(w(0)), args=(sender, worker))
+        child.start()
+        watchdog = threading.Timer(60, child.kill)
+        watchdog.start()
+        try:
+            ready.append(receiver.recv_bytes())
+        finally:
+            watchdog.cancel()
+            child.join(30)
+        assert ready == [here], f"{worker.__name__} in a forked child"
+    assert train_hash() == here
+
+
+def test_interrupt_stops_between_steps_and_soon() -> None:
+    """SIGINT during one long call: KeyboardInterrupt well within a second, a whole number of steps done."""
+    plan = lower(small_spec(), 64)
+    program = started(plan, n_rows=64)
+    n = 10**6
+    rates = np.full(n, 1e-6)
+    for delay in np.random.default_rng(0).uniform(0.05, 0.3, 5):
+        sent = []
+        timer = threading.Timer(
+            delay, lambda sent=sent: (sent.append(time.monotonic()), os.kill(os.getpid(), signal.SIGINT))
+        )
+        timer.start()
+        with pytest.raises(KeyboardInterrupt):
+            program.train(np.zeros(64 * n, np.int64), Hyper(0, 0, rates))
+        assert time.monotonic() - sent[0] < 2.0
+        timer.join()
+        assert all(np.isfinite(a).all() for a in program.state().values())
+
+
+def test_a_program_in_two_threads_at_once_is_an_error() -> None:
+    program = started(lower(small_spec(), 64), n_rows=64)
+    n = 20000
+    errors: list[str] = []
+
+    def work() -> None:
+        try:
+            program.train(np.zeros(64 * n, np.int64), Hyper(0, 0, np.full(n, 1e-6)), lambda: bool(errors))
+        except RuntimeError as error:
+            errors.append(str(error))
+
+    threads = [threading.Thread(target=work) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert errors == ["this program is already running in another thread"]
+
+
+def test_two_programs_in_two_threads_equal_serial() -> None:
+    results: dict[int, bytes] = {}
+    threads = [threading.Thread(target=lambda i=i: results.update({i: train_hash()})) for i in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert results == {0: train_hash(), 1: train_hash()}
+
+
+def test_out_of_memory_is_an_exception() -> None:
+    code = """
+import resource, numpy as np
+from narrows.backends.cpp import CppProgram
+from narrows.plan import Activation, LayerSpec, NetworkSpec, lower
+resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))
+wide = NetworkSpec((LayerSpec(2**16, 2**17, Activation.LINEAR), LayerSpec(2**17, 2**16, Activation.LINEAR)), 1)
+try:
+    CppProgram(lower(wide, 4), np.float32, 1)
+except MemoryError:
+    print("MemoryError")
+"""
+    result = run_python(code)
+    assert result.stdout.strip() == "MemoryError", result.stderr
+
+
+def test_import_is_a_good_citizen() -> None:
+    """Importing starts no thread, takes no signal, draws no random number and leaves the rounding mode alone."""
+    code = """
+import random, signal, threading
+import numpy as np
+np.random.seed(0); random.seed(0)
+before = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)], np.random.get_state()[1].tolist(), random.getstate()
+import narrows, narrows._core
+after = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)], np.random.get_state()[1].tolist(), random.getstate()
+assert before == after
+assert threading.active_count() == 1
+assert len(__import__("os").listdir("/proc/self/task")) <= {tasks}, "threads were started"
+assert np.float32(1e-40) * np.float32(1) > 0, "subnormals are flushed"
+"""
+    plain = run_python("import numpy, os; print(len(os.listdir('/proc/self/task')))")
+    result = run_python(code.replace("{tasks}", plain.stdout.strip()))
+    assert result.returncode == 0, result.stderr
