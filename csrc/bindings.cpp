@@ -196,7 +196,8 @@ Matrix<const T> matrix(const py::array& a, const char* name) {
 template <class T>
 Matrix<T> output(py::array& a, index_t rows, index_t cols, const char* name) {
   const Matrix<const T> m = matrix<T>(a, name);
-  if (m.rows != rows || m.cols != cols || m.col_stride != 1 || !a.writeable())
+  const bool contiguous = m.col_stride == 1 || m.cols <= 1 || m.rows == 0;
+  if (m.rows != rows || m.cols != cols || !contiguous || !a.writeable())
     throw std::invalid_argument(std::string(name) + ": does not fit (" + std::to_string(rows) + ", " +
                                 std::to_string(cols) + ") with contiguous rows");
   return {static_cast<T*>(a.mutable_data()), m.rows, m.cols, m.row_stride, 1, false};
@@ -265,7 +266,7 @@ template <class T>
 void activate_layer(const py::array& z, const py::object& bias, int activation, py::array& out, const py::object& pre,
                     int n_threads) {
   const Matrix<const T> zm = matrix<T>(z, "Z");
-  if (zm.col_stride != 1) throw std::invalid_argument("Z: expected contiguous rows");
+  if (!(z.flags() & py::array::c_style)) throw std::invalid_argument("Z: expected C order");
   std::vector<py::array> keep;
   const LayerArgs<T> l = layer_args<T>(zm.rows, zm.cols, bias, out, pre, keep);
   const Kernels<T>& kernels = chosen_isa().kernels<T>();
@@ -278,8 +279,9 @@ void activate_layer(const py::array& z, const py::object& bias, int activation, 
 template <class T>
 void slope_layer(const py::array& dA, const py::array& saved, int activation, py::array& out, int n_threads) {
   const Matrix<const T> d = matrix<T>(dA, "dA"), s = matrix<T>(saved, "A");
-  if (d.rows != s.rows || d.cols != s.cols || d.col_stride != 1 || s.col_stride != 1)
-    throw std::invalid_argument("dA and A: shapes differ");
+  if (d.rows != s.rows || d.cols != s.cols) throw std::invalid_argument("dA and A: shapes differ");
+  for (const py::array& a : {dA, saved})
+    if (!(a.flags() & py::array::c_style)) throw std::invalid_argument("dA and A: expected C order");
   const Matrix<T> o = output<T>(out, d.rows, d.cols, "dZ");
   const Kernels<T>& kernels = chosen_isa().kernels<T>();
   elementwise(activation);
@@ -291,7 +293,7 @@ void slope_layer(const py::array& dA, const py::array& saved, int activation, py
 template <class T>
 void colsum_layer(const py::array& x, py::array& out, int n_threads) {
   const Matrix<const T> m = matrix<T>(x, "dZ");
-  if (m.col_stride != 1 || out.ndim() != 1 || out.shape(0) != m.cols || !out.dtype().equal(py::dtype::of<T>()) ||
+  if (!(x.flags() & py::array::c_style) || out.ndim() != 1 || out.shape(0) != m.cols || !out.dtype().equal(py::dtype::of<T>()) ||
       !(out.flags() & py::array::c_style))
     throw std::invalid_argument("db: expected a contiguous vector of the layer's width and dtype");
   T* sums = static_cast<T*>(out.mutable_data());

@@ -11,15 +11,17 @@
 namespace narrows {
 namespace NARROWS_ISA {
 
+// In this order: the functors rest on the vector functions, the ops on all before them.
+// clang-format off
 #include "../philox.h"
 #include "vec.inl"
-// The functors rest on the vector functions above.
 #include "../functors.h"
-#include "dense.inl"
 #include "gemm.inl"
+#include "dense.inl"
 #include "losses.inl"
-#include "optimisers.inl"
 #include "penalties.inl"
+#include "optimisers.inl"
+// clang-format on
 
 // kernel<Functor, T> for each activation.
 #define NARROWS_BY_ACTIVATION(activation, kernel) \
