@@ -1,0 +1,12 @@
+"""Reading data sets: files, folders, arrays and frames as one kind of `Source`.
+
+`open` is for files, `as_source` for anything; `Source` is the interface that training and encoding read from.
+"""
+
+from __future__ import annotations
+
+from .checks import check_counts, check_finite
+from .readers import open
+from .source import ArraySource, Source, as_source
+
+__all__ = ["ArraySource", "Source", "as_source", "check_counts", "check_finite", "open"]

@@ -1,0 +1,470 @@
+"""What a data set is to narrows: rows of numbers that can be read block by block.
+
+Promises: `read_rows` gives cells x genes blocks in float32 or float64, dense or canonical CSR, whatever the
+container; a sparse matrix is never densified; the caller's array is never written to and, where its dtype
+allows, never copied. Nothing here reads files: `narrows.data.readers` does.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import DataError
+
+__all__ = ["ArraySource", "Source", "as_source"]
+
+_HASH_BLOCK = 1 << 20
+_SPAN_LIMIT = 32 << 20  # bytes of scattered rows fetched from a file in one go
+
+
+def float_dtype(dtype: npt.DTypeLike) -> np.dtype[Any]:
+    """The dtype in which numbers of `dtype` are read: float64 for itself, float32 for the rest."""
+    given = np.dtype(dtype)
+    if given.kind not in "biuf":
+        raise DataError(f"numbers expected, got dtype {given}")
+    return np.dtype(np.float64 if given.kind == "f" and given.itemsize == 8 else np.float32)
+
+
+def canonical_csr(
+    data: npt.NDArray[Any],
+    indices: npt.NDArray[Any],
+    indptr: npt.NDArray[Any],
+    n_columns: int,
+    *,
+    where: str = "X",
+    row_offset: int = 0,
+) -> Any:
+    """Build a CSR block with floating data and sorted, unique indices from parts that nobody else owns.
+
+    Parameters
+    ----------
+    data, indices : ndarray of shape (nnz,)
+    indptr : ndarray of shape (n_rows + 1,)
+        Starts at 0, does not decrease and ends at ``nnz`` (see `check_indptr`).
+    where, row_offset : str, int
+        The name of the matrix and the number of its first row, for the message.
+
+    Returns
+    -------
+    scipy.sparse.csr_array of shape (n_rows, n_columns)
+
+    Raises
+    ------
+    DataError
+        If an index lies outside ``0..n_columns - 1``; the message names its row.
+    """
+    from scipy import sparse
+
+    if indices.dtype.kind not in "iu":
+        raise DataError(f"{where}: column indices are {indices.dtype}, not integers")
+    if len(indices) and (int(indices.min()) < 0 or int(indices.max()) >= n_columns):
+        at = int(np.flatnonzero((indices < 0) | (indices >= n_columns))[0])
+        row = int(np.searchsorted(indptr, at, side="right")) - 1 + row_offset
+        raise DataError(f"{where}: row {row} has column index {indices[at]}, outside 0..{n_columns - 1}")
+    small = max(n_columns, len(indices)) <= np.iinfo(np.int32).max
+    index_dtype = np.int32 if small else np.int64
+    block = sparse.csr_array(
+        (
+            data.astype(float_dtype(data.dtype), copy=False),
+            indices.astype(index_dtype, copy=False),
+            indptr.astype(index_dtype, copy=False),
+        ),
+        shape=(len(indptr) - 1, n_columns),
+    )
+    if not block.has_canonical_format:
+        block.sum_duplicates()
+    return block
+
+
+def check_indptr(indptr: npt.NDArray[Any], n_rows: int, n_data: int, n_indices: int, where: str) -> None:
+    """Raise `DataError` unless `indptr` describes `n_rows` rows over the stored values."""
+    if indptr.ndim != 1 or indptr.dtype.kind not in "iu":
+        raise DataError(
+            f"{where}: indptr must be a 1-D array of integers, not {indptr.ndim}-D {indptr.dtype}"
+        )
+    if len(indptr) != n_rows + 1:
+        raise DataError(f"{where}: indptr has {len(indptr)} entries, {n_rows} rows need {n_rows + 1}")
+    if n_data != n_indices:
+        raise DataError(f"{where}: {n_data} values but {n_indices} column indices")
+    falls = np.flatnonzero(indptr[1:] < indptr[:-1])
+    if len(falls):
+        raise DataError(f"{where}: indptr decreases at row {falls[0]}")
+    if int(indptr[0]) != 0 or int(indptr[-1]) != n_data:
+        raise DataError(f"{where}: indptr runs {indptr[0]}..{indptr[-1]}, {n_data} values are stored")
+
+
+class Source(ABC):
+    """Rows of a data set, read on demand.
+
+    Attributes
+    ----------
+    shape : tuple of (int, int)
+        Rows (samples, cells) and columns (features, genes).
+    dtype : numpy.dtype
+        float32 or float64: the dtype of the blocks that `read_rows` returns.
+    is_sparse : bool
+        Whether `read_rows` returns CSR arrays.
+    nnz : int or None
+        Number of stored values of a sparse source.
+    obs_names, var_names : ndarray of str, or None
+        Names of the rows and of the columns.
+    labels : ndarray of shape (n_rows,), or None
+        Known classes of the rows, where the file holds them.
+    path : pathlib.Path or None
+        The file or folder read.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, int],
+        dtype: npt.DTypeLike,
+        *,
+        nnz: int | None = None,
+        obs_names: npt.ArrayLike | None = None,
+        var_names: npt.ArrayLike | None = None,
+        labels: npt.ArrayLike | None = None,
+        path: Path | None = None,
+        name: str = "X",
+    ) -> None:
+        self.path = path
+        self.name = str(path) if path is not None else name
+        self.shape = (int(shape[0]), int(shape[1]))
+        if min(self.shape) < 1:
+            raise DataError(f"{self.name}: empty ({self.shape[0]} rows, {self.shape[1]} columns)")
+        self.dtype = float_dtype(dtype)
+        self.nnz = nnz
+        self.obs_names = self._per("obs_names", obs_names, 0)
+        self.var_names = self._per("var_names", var_names, 1)
+        self.labels = self._per("labels", labels, 0)
+        self._digest: str | None = None
+        self._closed = False
+
+    def _per(self, what: str, values: npt.ArrayLike | None, axis: int) -> npt.NDArray[Any] | None:
+        if values is None:
+            return None
+        array = np.asarray(values)
+        if array.dtype.kind != "U" and (what != "labels" or array.dtype.kind in "OT"):
+            array = np.asarray([str(value) for value in array.tolist()])
+        if array.shape != (self.shape[axis],):
+            side = ("rows", "columns")[axis]
+            raise DataError(f"{self.name}: {what} has shape {array.shape} for {self.shape[axis]} {side}")
+        return array
+
+    @property
+    def is_sparse(self) -> bool:
+        return self.nnz is not None
+
+    def read_rows(self, rows: slice | npt.ArrayLike) -> Any:
+        """Read some rows.
+
+        Parameters
+        ----------
+        rows : slice, or array of int or bool
+            Row numbers from 0, in any order, duplicates allowed; or one bool for each row.
+
+        Returns
+        -------
+        ndarray or scipy.sparse.csr_array of shape (n_selected, n_columns)
+            Of `dtype`; CSR has sorted, unique indices. Data in memory may come as a view: do not write to it.
+
+        Raises
+        ------
+        IndexError
+            If a row does not exist.
+        DataError
+            If the file turns out to be damaged; the message names it.
+        """
+        if self._closed:
+            raise ValueError(f"{self.name}: this source is closed")
+        n_rows = self.shape[0]
+        if isinstance(rows, slice):
+            start, stop, step = rows.indices(n_rows)
+            if step == 1:
+                return self._slice(start, max(start, stop))
+            index: npt.NDArray[Any] = np.arange(start, stop, step)
+        else:
+            index = np.asarray(rows)
+            if index.dtype == bool:
+                if index.shape != (n_rows,):
+                    raise IndexError(f"a mask of shape {index.shape} does not select among {n_rows} rows")
+                index = np.flatnonzero(index)
+            elif index.size == 0:
+                index = index.reshape(-1).astype(np.int64)
+            if index.ndim != 1 or index.dtype.kind not in "iu":
+                raise IndexError(
+                    f"rows must be a slice or a 1-D array of integers, not {index.ndim}-D {index.dtype}"
+                )
+            outside = (index < 0) | (index >= n_rows)
+            if outside.any():
+                raise IndexError(f"row {index[outside][0]} is outside 0..{n_rows - 1} of {self.name}")
+        return self._take(index.astype(np.int64, copy=False))
+
+    @abstractmethod
+    def _slice(self, start: int, stop: int) -> Any:
+        """Rows ``start:stop``, ``0 <= start <= stop <= n_rows``, in the form that `read_rows` promises."""
+
+    def _take(self, index: npt.NDArray[np.int64]) -> Any:
+        """Scattered rows, from as few contiguous reads as the layout of the file makes sensible."""
+        if len(index) == 0:
+            return self._slice(0, 0)
+        unique, inverse = np.unique(index, return_inverse=True)
+        first, last, grain = self._extent(unique)
+        limit = max(1, _SPAN_LIMIT // max(1, self._unit_bytes()))
+        cuts = (
+            np.flatnonzero((first[1:] - last[:-1] > grain) | (first[1:] // limit != first[:-1] // limit)) + 1
+        )
+        parts = []
+        for wanted in np.split(unique, cuts):
+            block = self._slice(int(wanted[0]), int(wanted[-1]) + 1)
+            parts.append(block if len(wanted) == block.shape[0] else block[wanted - wanted[0]])
+        if len(parts) == 1:
+            block = parts[0]
+        elif self.is_sparse:
+            from scipy import sparse
+
+            block = sparse.vstack(parts, format="csr")
+        else:
+            block = np.concatenate(parts)
+        return block if len(unique) == len(index) and np.all(unique == index) else block[inverse]
+
+    def _extent(self, rows: npt.NDArray[np.int64]) -> tuple[npt.NDArray[Any], npt.NDArray[Any], int]:
+        """Where each row starts and ends in the file, and the gap that is cheaper read than skipped."""
+        return rows, rows + 1, 0
+
+    def _unit_bytes(self) -> int:
+        """Bytes of one position of `_extent`."""
+        return self.shape[1] * self.dtype.itemsize
+
+    def blocks(self, n_rows: int) -> Iterator[tuple[int, Any]]:
+        """Iterate over ``(first_row, block)``, `n_rows` rows at a time, in order."""
+        if n_rows < 1:
+            raise ValueError(f"n_rows must be at least 1, got {n_rows}")
+        for start in range(0, self.shape[0], n_rows):
+            yield start, self.read_rows(slice(start, start + n_rows))
+
+    def sha256(self) -> str:
+        """Hex SHA-256 of the content, computed once.
+
+        A file gives the hash of its bytes, a folder that of its files' relative names and bytes, and data in
+        memory that of its shape, dtype and values.
+        """
+        if self._digest is None:
+            self._digest = _hash_path(self.path) if self.path is not None else self._hash_rows()
+        return self._digest
+
+    def _hash_rows(self) -> str:
+        digest = hashlib.sha256(f"{self.shape} {self.dtype.name} {self.is_sparse}".encode())
+        for _, block in self.blocks(max(1, _HASH_BLOCK // self.shape[1])):
+            if self.is_sparse:
+                digest.update(np.diff(block.indptr).astype("<i8").data)
+                digest.update(block.indices.astype("<i8").data)
+                block = block.data
+            digest.update(np.ascontiguousarray(block, dtype=self.dtype.newbyteorder("<")).reshape(-1).data)
+        return digest.hexdigest()
+
+    def close(self) -> None:
+        """Release the file; reading afterwards is a ``ValueError``. Closing twice is allowed."""
+        self._closed = True
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __repr__(self) -> str:
+        layout = "dense"
+        if self.nnz is not None:
+            layout = f"CSR, {100 * self.nnz / math.prod(self.shape):.3g} % stored"
+        state = ", closed" if self._closed else ""
+        name = self.path.name if self.path is not None else self.name
+        rows, columns = self.shape
+        return f"<{type(self).__name__} {name}: {rows} x {columns} {self.dtype}, {layout}{state}>"
+
+
+class ArraySource(Source):
+    """A `Source` over an array in memory or mapped into it.
+
+    Parameters
+    ----------
+    X : array_like, memory map, SciPy sparse matrix or array, pandas or polars frame, or AnnData
+        Two-dimensional numbers. CSR is used as it is, other sparse layouts are converted to CSR once. A frame
+        gives its column names, and its index unless that is a plain range.
+    obs_names, var_names, labels : array_like, optional
+        See `Source`; they override the names found in a frame.
+    path : path, optional
+        The file that `X` came from; `sha256` is then that of the file.
+    name : str
+        What messages call `X` when there is no path.
+
+    Attributes
+    ----------
+    array : ndarray or scipy.sparse.csr_array
+        The data as held, of its own dtype: for callers that want all of it without a copy. CSR given by the
+        caller may be unsorted or hold duplicates here; `read_rows` returns it in canonical form.
+
+    Raises
+    ------
+    DataError
+        If `X` is not two-dimensional, is empty or is not numeric.
+    """
+
+    array: Any
+
+    def __init__(
+        self,
+        X: Any,
+        *,
+        obs_names: npt.ArrayLike | None = None,
+        var_names: npt.ArrayLike | None = None,
+        labels: npt.ArrayLike | None = None,
+        path: Path | None = None,
+        name: str = "X",
+    ) -> None:
+        name = str(path) if path is not None else name
+        array, found_obs, found_var = _plain_array(X, name)
+        if array.ndim != 2:
+            raise DataError(
+                f"{name}: rows and columns are needed, got {array.ndim} dimension(s), shape {array.shape}"
+            )
+        if array.dtype.kind not in "biuf":
+            raise DataError(f"{name}: numbers expected, got dtype {array.dtype}")
+        nnz = None
+        if _is_sparse(array):
+            from scipy import sparse
+
+            if array.format != "csr":
+                array = array.tocsr()
+            nnz = len(array.indices)
+            check_indptr(array.indptr, array.shape[0], len(array.data), nnz, name)
+            data = array.data
+            if not data.dtype.isnative or data.dtype == np.float16:  # SciPy's own routines take neither
+                data = data.astype(float_dtype(data.dtype))
+            # A view on the same buffers, so that nothing below changes an attribute of the caller's object.
+            array = sparse.csr_array((data, array.indices, array.indptr), shape=array.shape, copy=False)
+            if nnz and (int(array.indices.min()) < 0 or int(array.indices.max()) >= array.shape[1]):
+                canonical_csr(array.data, array.indices, array.indptr, array.shape[1], where=name)
+        self.array = array
+        super().__init__(
+            array.shape,
+            array.dtype,
+            nnz=nnz,
+            obs_names=found_obs if obs_names is None else obs_names,
+            var_names=found_var if var_names is None else var_names,
+            labels=labels,
+            path=path,
+            name=name,
+        )
+
+    def _slice(self, start: int, stop: int) -> Any:
+        X = self.array
+        if not self.is_sparse:
+            return np.asarray(X[start:stop], dtype=self.dtype)
+        if start == 0 and stop == self.shape[0] and X.dtype == self.dtype and X.has_canonical_format:
+            return X
+        first, last = int(X.indptr[start]), int(X.indptr[stop])
+        data, indices = X.data[first:last], X.indices[first:last]
+        if not X.has_canonical_format:
+            data, indices = data.copy(), indices.copy()  # canonical_csr sorts in place
+        indptr = X.indptr[start : stop + 1] - X.indptr[start]
+        return canonical_csr(data, indices, indptr, self.shape[1], where=self.name, row_offset=start)
+
+    def _take(self, index: npt.NDArray[np.int64]) -> Any:
+        if not self.is_sparse:
+            return np.asarray(np.asarray(self.array)[index], dtype=self.dtype)
+        block = self.array[index]
+        return canonical_csr(block.data, block.indices, block.indptr, self.shape[1], where=self.name)
+
+    def close(self) -> None:
+        """Drop the reference to the array, which unmaps a memory map nobody else uses."""
+        super().close()
+        self.array = None
+
+
+def as_source(X: Any, *, name: str = "X") -> Source:
+    """Return a `Source` over anything that holds a table of numbers.
+
+    Parameters
+    ----------
+    X : Source, path, array_like, SciPy sparse, pandas or polars frame, or AnnData
+        A `Source` is returned as it is; a ``str`` or path is opened with `narrows.data.open`.
+    name : str
+        What messages call it.
+
+    Raises
+    ------
+    DataError
+        If it is not two-dimensional, is empty or is not numeric.
+    """
+    if isinstance(X, Source):
+        return X
+    if isinstance(X, str | Path):
+        from .readers import open as open_path
+
+        return open_path(X)
+    return ArraySource(X, name=name)
+
+
+def _is_sparse(X: Any) -> bool:
+    # Duck typing spares the import of scipy.sparse for dense data.
+    return hasattr(X, "tocsr") and hasattr(X, "nnz")
+
+
+def _plain_array(X: Any, name: str) -> tuple[Any, Any, Any]:
+    """An ndarray or SciPy sparse object for `X`, with the row and column names it carries."""
+    obs_names = var_names = None
+    if hasattr(X, "obs_names") and hasattr(X, "var_names") and hasattr(X, "X"):  # AnnData
+        if getattr(X, "isbacked", False):
+            raise DataError(
+                f"{name}: a backed AnnData is read by its path: narrows.data.open({str(X.filename)!r})"
+            )
+        if X.X is None:
+            raise DataError(f"{name}: this AnnData has no X")
+        obs_names, var_names, X = np.asarray(X.obs_names), np.asarray(X.var_names), X.X
+    elif hasattr(X, "columns") and hasattr(X, "to_numpy"):  # pandas, polars
+        var_names = np.asarray([str(column) for column in X.columns])
+        index = getattr(X, "index", None)
+        if index is not None and type(index).__name__ != "RangeIndex":
+            obs_names = np.asarray([str(label) for label in index])
+        pandas_sparse = index is not None and all(hasattr(dtype, "fill_value") for dtype in X.dtypes)
+        X = X.sparse.to_coo() if pandas_sparse and len(X.columns) else X.to_numpy()
+    if _is_sparse(X):
+        return X, obs_names, var_names
+    if hasattr(X, "__cuda_array_interface__"):
+        raise DataError(f"{name}: the data are on a GPU; copy them to the host or use backend='cuda'")
+    if isinstance(X, np.ma.MaskedArray) and np.ma.is_masked(X):
+        raise DataError(f"{name}: a masked array with masked values; fill them first")
+    try:
+        array = np.asanyarray(X)
+        if array.dtype.kind == "O":
+            array = array.astype(np.float64)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{name}: not a table of numbers ({error})") from error
+    return array, obs_names, var_names
+
+
+def _hash_path(path: Path) -> str:
+    digest = hashlib.sha256()
+    folder = path.is_dir()
+    files = sorted(p for p in path.rglob("*") if p.is_file()) if folder else [path]
+    for file in files:
+        if folder:
+            digest.update(f"{file.relative_to(path).as_posix()}\0{file.stat().st_size}\0".encode())
+        with file.open("rb") as stream:
+            while chunk := stream.read(_HASH_BLOCK):
+                digest.update(chunk)
+    return digest.hexdigest()

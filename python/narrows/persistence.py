@@ -1,0 +1,309 @@
+"""Durable files and the model format.
+
+Promises: a file written here is either the old one or the new one, whole, even if the process is killed or
+the power fails in between; a model file is data and cannot run code; a damaged, foreign or newer one is a
+`ModelFileError`, and what does load is exactly what was saved. Never done: pickle, `eval`, writing in place.
+
+A model file is a safetensors file. Its ``__metadata__`` has the single key ``narrows``, a JSON text
+``{"format": 1, "kind": ..., "version": ..., "meta": ..., "sha256": ...}``; the digest covers the other four
+and the names, dtypes, shapes and bytes of all tensors.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import math
+import os
+import secrets
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+
+from ._version import __version__
+from .errors import ModelFileError, NarrowsError, OutputError
+
+__all__ = ["FORMAT", "atomic_write", "load_tensors", "save_tensors"]
+
+FORMAT = 1
+_HEADER_LIMIT = 32 << 20  # bytes; a header names tensors and holds settings and feature names, never data
+_DTYPES = frozenset(
+    ["bool", "float16", "float32", "float64"]
+    + [f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)]
+)
+# JSON has neither of these; each is written as an object with one of the keys, which meta itself may not use.
+_FLOAT, _TUPLE = "__float__", "__tuple__"
+
+
+def atomic_write(
+    path: str | os.PathLike[str], write: Callable[[BinaryIO], object] | bytes, *, mode: int = 0o666
+) -> None:
+    """Write a file so that a reader, now or after a crash, finds the old content or the new, never a part.
+
+    The content goes to a temporary file in the same folder, is flushed to the disk and moved over `path`;
+    then the folder is flushed. On any failure before the move, ``KeyboardInterrupt`` included, the temporary
+    file is removed and `path` is as it was. A symbolic link is followed: its target is replaced.
+
+    Parameters
+    ----------
+    path : path
+        The file to create or replace; its folder must exist.
+    write : bytes or callable
+        The content, or a function that writes it to the binary stream it is given.
+    mode : int
+        Permissions of the file, less the process's umask.
+
+    Raises
+    ------
+    OutputError
+        Also an ``OSError``, with its ``errno``. The path cannot be written: the message says why.
+    """
+    shown = os.fspath(path)
+    target = os.path.realpath(shown)
+    folder, base = os.path.split(target)
+    temporary = os.path.join(folder, f".{base[:64]}.{secrets.token_hex(8)}.tmp")
+    try:
+        if os.path.isdir(target):
+            raise IsADirectoryError(errno.EISDIR, "it is a folder")
+        try:
+            # os.open applies the umask itself; reading it would need a process-wide change.
+            flags = (
+                os.O_WRONLY
+                | os.O_CREAT
+                | os.O_EXCL
+                | getattr(os, "O_CLOEXEC", 0)
+                | getattr(os, "O_BINARY", 0)
+            )
+            with os.fdopen(os.open(temporary, flags, mode), "wb") as stream:
+                if callable(write):
+                    write(stream)
+                else:
+                    stream.write(write)
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.replace(temporary, target)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+            raise
+        _sync_folder(folder)
+    except NarrowsError:
+        raise
+    except OSError as error:
+        failure = OutputError(f"cannot write {shown}: {error.strerror or error}")
+        failure.errno = error.errno
+        raise failure from error
+
+
+def _sync_folder(folder: str) -> None:
+    if os.name == "nt":  # folders cannot be opened there
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some file systems cannot sync a folder
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def save_tensors(
+    path: str | os.PathLike[str],
+    tensors: Mapping[str, npt.NDArray[Any]],
+    meta: Mapping[str, Any],
+    *,
+    kind: str,
+) -> None:
+    """Write arrays and settings as one model file, atomically.
+
+    Parameters
+    ----------
+    path : path
+    tensors : mapping of str to ndarray
+        Any shape, 0-d and empty included; any memory layout; bool, (unsigned) integers, float16, 32, 64.
+    meta : mapping of str to values
+        None, bool, int, float (NaN and infinity too), str, and lists, tuples and dicts of these (str keys).
+        NumPy scalars are stored as Python numbers; tuples come back as tuples.
+    kind : str
+        What the file is, for example ``"model"``; `load_tensors` asks for it by this word.
+
+    Raises
+    ------
+    TypeError
+        If a tensor's dtype or a value of `meta` has no place in the format; the message names it.
+    OutputError
+        If the file cannot be written.
+    """
+    from safetensors.numpy import save
+
+    arrays: dict[str, npt.NDArray[Any]] = {}
+    for name, tensor in tensors.items():
+        if not isinstance(name, str) or name == "__metadata__":
+            raise TypeError(f"{name!r} cannot be the name of a tensor")
+        array = np.asarray(tensor)
+        if array.dtype.name not in _DTYPES:
+            raise TypeError(f"tensor {name!r} has dtype {array.dtype}, which a model file cannot hold")
+        # safetensors writes the buffer as it lies in memory, so the layout has to be made plain first.
+        arrays[name] = np.asarray(array, dtype=array.dtype.newbyteorder("="), order="C")
+    envelope = {"format": FORMAT, "kind": kind, "version": __version__, "meta": _encode(dict(meta), "meta")}
+    envelope["sha256"] = _digest(envelope, arrays)
+    content = save(arrays, metadata={"narrows": _json(envelope)})
+    if int.from_bytes(content[:8], "little") > _HEADER_LIMIT:
+        raise TypeError(f"meta is too large: names and settings may take {_HEADER_LIMIT >> 20} MiB")
+    atomic_write(path, content)
+
+
+def load_tensors(
+    path: str | os.PathLike[str], *, kind: str
+) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:
+    """Read a model file strictly.
+
+    Parameters
+    ----------
+    path : path
+    kind : str
+        The kind given to `save_tensors`.
+
+    Returns
+    -------
+    tensors : dict of str to ndarray
+        Writable arrays that own their memory.
+    meta : dict
+        As saved.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ModelFileError
+        If the file is damaged, is not a model file of narrows, is of another kind or of a newer format.
+    """
+    shown = os.fspath(path)
+    try:
+        content = Path(path).read_bytes()
+    except FileNotFoundError:
+        missing = FileNotFoundError(f"{shown}: no such model file")
+        missing.errno = errno.ENOENT
+        raise missing from None
+    except IsADirectoryError:
+        raise ModelFileError(f"{shown}: is a folder, not a model file") from None
+    envelope = _envelope(content, shown)
+    number = envelope.get("format")
+    if type(number) is not int or number < 1:
+        raise ModelFileError(f"{shown}: damaged: format number {_short(number)}")
+    if number > FORMAT:
+        raise ModelFileError(
+            f"{shown}: format {_short(number)}, written by narrows {_short(envelope.get('version'))}, is "
+            f"newer than this narrows {__version__}, which reads format {FORMAT}: upgrade narrows"
+        )
+    if envelope.get("kind") != kind:
+        raise ModelFileError(f"{shown}: holds a {_short(envelope.get('kind'))}, not a {kind!r}")
+    tensors = _tensors(content, shown)
+    claimed = envelope.pop("sha256", None)
+    try:
+        actual = _digest(envelope, tensors)
+        meta = _decode(envelope.get("meta"))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ModelFileError(f"{shown}: damaged: unreadable settings ({_short(error)})") from error
+    if claimed != actual or not isinstance(meta, dict):
+        raise ModelFileError(f"{shown}: damaged: the content does not match its checksum")
+    return tensors, meta
+
+
+def _envelope(content: bytes, shown: str) -> dict[str, Any]:
+    """The JSON object of narrows in the safetensors header, which is bounded before it is parsed."""
+    if len(content) < 8:
+        raise ModelFileError(f"{shown}: damaged or not a model file: {len(content)} bytes long")
+    size = int.from_bytes(content[:8], "little")
+    if size > min(_HEADER_LIMIT, len(content) - 8):
+        raise ModelFileError(f"{shown}: damaged or not a model file: it claims a header of {size} bytes")
+    try:
+        header = json.loads(content[8 : 8 + size], parse_constant=_refuse)
+        text = header["__metadata__"]["narrows"]
+    except (KeyError, TypeError):
+        raise ModelFileError(
+            f"{shown}: not a model file of narrows (safetensors of another program?)"
+        ) from None
+    except (ValueError, RecursionError):
+        raise ModelFileError(f"{shown}: damaged or not a model file: its header is not JSON") from None
+    try:
+        envelope = json.loads(text, parse_constant=_refuse)
+    except (ValueError, TypeError, RecursionError):
+        envelope = None
+    if not isinstance(envelope, dict):
+        raise ModelFileError(f"{shown}: damaged: the settings are not JSON")
+    return envelope
+
+
+def _tensors(content: bytes, shown: str) -> dict[str, npt.NDArray[Any]]:
+    from safetensors.numpy import load
+
+    try:
+        return {name: np.array(view, order="C", copy=True) for name, view in load(content).items()}
+    except MemoryError:
+        raise
+    except Exception as error:  # whatever the parser of another project makes of hostile bytes
+        raise ModelFileError(f"{shown}: damaged: {_short(error)}") from error
+
+
+def _digest(envelope: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]]) -> str:
+    digest = hashlib.sha256(_json(envelope).encode())
+    for name in sorted(arrays):
+        array = arrays[name]
+        digest.update(f"\n{json.dumps(name)} {array.dtype.name} {array.shape}\n".encode())
+        digest.update(array.reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, separators=(",", ":"), allow_nan=False)
+
+
+def _encode(value: Any, place: str) -> Any:
+    """`value` in strict JSON types."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else {_FLOAT: str(value)}
+    if isinstance(value, tuple):
+        return {_TUPLE: [_encode(item, f"{place}[{i}]") for i, item in enumerate(value)]}
+    if isinstance(value, list):
+        return [_encode(item, f"{place}[{i}]") for i, item in enumerate(value)]
+    if isinstance(value, dict):
+        for key in value:
+            if not isinstance(key, str) or key in (_FLOAT, _TUPLE):
+                raise TypeError(f"{place}: {key!r} cannot be a key in a model file")
+        return {key: _encode(item, f"{place}.{key}") for key, item in value.items()}
+    raise TypeError(f"{place} is a {type(value).__name__}, which a model file cannot hold")
+
+
+def _decode(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_decode(item) for item in value]
+    if isinstance(value, dict):
+        if value.keys() == {_FLOAT}:
+            return {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}.get(value[_FLOAT])
+        if value.keys() == {_TUPLE}:
+            return tuple(_decode(item) for item in value[_TUPLE])
+        return {key: _decode(item) for key, item in value.items()}
+    return value
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is not JSON")
+
+
+def _short(value: object) -> str:
+    text = (
+        value if isinstance(value, str) else repr(value) if not isinstance(value, Exception) else str(value)
+    )
+    text = " ".join(text.split())
+    return text if len(text) <= 120 else text[:117] + "..."
