@@ -1,9 +1,10 @@
 """Training steps side by side with other libraries, in one run on one machine.
 
-Usage: ``python bench/peers.py [--cases keras-deep,...] [--threads 2] [--rounds 15] [--out bench/results/peers.json]`` in an
-environment that holds narrows and the peers (``pip install torch``); a peer that is not installed is left out, and the
-result says so. Rounds are interleaved (narrows, peer, narrows, ...), so that a machine that changes its speed changes it for
-both; figures are the median and the quartiles over rounds, the ratio is the median of the ratios of each round.
+Usage: ``python bench/peers.py [--cases keras-deep,...] [--threads 2] [--rounds 15] [--out bench/results/peers.json]``
+in an environment that holds narrows and the peers (``pip install torch``); a peer that is not installed is left out,
+and the result says so. Rounds are interleaved (narrows, peer, narrows, ...), so that a machine that changes its speed
+changes it for both; figures are the median and the quartiles over rounds, the ratio is the median of the ratios of
+each round.
 """
 
 from __future__ import annotations
@@ -67,10 +68,7 @@ def narrows_round(backend: str) -> Callable[[Case, np.ndarray, int], Round]:
         program = compile_plan(plan, backend, dtype=np.float32, n_threads=threads)
         rng = np.random.default_rng(0)
         program.load(
-            {
-                s.name: (rng.standard_normal((s.rows, s.cols)) * 0.05).astype(np.float32)
-                for s in plan.parameters
-            }
+            {s.name: (rng.standard_normal((s.rows, s.cols)) * 0.05).astype(np.float32) for s in plan.parameters}
         )
         program.bind(X)
         rows, hyper = np.arange(len(X)), Hyper(0, 0, np.full(STEPS, 1e-3))
@@ -130,7 +128,12 @@ def measure(case: Case, threads: int, rounds: int) -> dict[str, Any]:
         for name, run in runs.items():
             times[name][i] = timed(run)
     gflop = case.plan().flops / 1e9
-    result: dict[str, Any] = asdict(case) | {"loss": case.loss.name.lower(), "gflop": gflop, "ms": {}, "ratio": {}}
+    result: dict[str, Any] = asdict(case) | {
+        "loss": case.loss.name.lower(),
+        "gflop": gflop,
+        "ms": {},
+        "ratio": {},
+    }
     for name, t in times.items():
         q1, median, q3 = np.quantile(t, (0.25, 0.5, 0.75))
         result["ms"][name] = {"median": median, "q1": q1, "q3": q3, "gflop_per_s": gflop / median * 1e3}
@@ -146,7 +149,12 @@ def machine() -> dict[str, Any]:
         cpu = {k.strip(): v.strip() for k, v in fields.items() if k.strip() in ("model name", "cpu family", "model")}
     except OSError:
         cpu = {"model name": platform.processor()}
-    return {"cpu": cpu, "cores": os.cpu_count(), "system": platform.platform(), "python": platform.python_version()}
+    return {
+        "cpu": cpu,
+        "cores": os.cpu_count(),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+    }
 
 
 def main() -> None:
@@ -172,7 +180,12 @@ def main() -> None:
     for name in wanted:
         result = measure(by_name[name], options.threads, options.rounds)
         report["cases"].append(result)
-        print(name, *(f"{n}: {v['median']:.3f} ms" for n, v in result["ms"].items()), result["ratio"], sep="\n  ")
+        print(
+            name,
+            *(f"{n}: {v['median']:.3f} ms" for n, v in result["ms"].items()),
+            result["ratio"],
+            sep="\n  ",
+        )
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(report, indent=1) + "\n")
 

@@ -76,8 +76,9 @@ class PyProgram {
     SourceView view = dense_view(values);
     const bool is64 = indices.dtype().equal(py::dtype::of<int64_t>());
     for (const py::array& a : {indptr, indices, values})
-      if (a.ndim() != 1 || !(a.flags() & py::array::c_style))
-        throw std::invalid_argument("CSR: indptr, indices and data must be contiguous vectors");
+      if (a.ndim() != 1 || !(a.flags() & py::array::c_style) ||
+          reinterpret_cast<uintptr_t>(a.data()) % uintptr_t(a.itemsize()))
+        throw std::invalid_argument("CSR: indptr, indices and data must be contiguous, aligned vectors");
     if (!indptr.dtype().equal(indices.dtype()) || !(is64 || indices.dtype().equal(py::dtype::of<int32_t>())))
       throw std::invalid_argument("CSR: indptr and indices must both be int32 or both int64");
     if (indptr.shape(0) < 1) throw std::invalid_argument("CSR: indptr is empty");
@@ -188,8 +189,8 @@ Matrix<const T> matrix(const py::array& a, const char* name) {
   if (a.ndim() != 2 || !a.dtype().equal(py::dtype::of<T>()))
     throw std::invalid_argument(std::string(name) + ": expected a matrix of the layer's dtype");
   const index_t size = index_t(sizeof(T));
-  if (a.strides(0) % size || a.strides(1) % size)
-    throw std::invalid_argument(std::string(name) + ": strides must be whole elements");
+  if (a.strides(0) % size || a.strides(1) % size || reinterpret_cast<uintptr_t>(a.data()) % alignof(T))
+    throw std::invalid_argument(std::string(name) + ": expected aligned elements");
   return {static_cast<const T*>(a.data()), a.shape(0), a.shape(1), a.strides(0) / size, a.strides(1) / size, false};
 }
 

@@ -108,9 +108,7 @@ def write_10x_folder(path: Path, *, zipped: bool = True, kinds: list[str] | None
         "barcodes.tsv": "".join(f"{c}\n" for c in CELLS).encode(),
     }
     for name, content in tables.items():
-        (path / f"{name}.gz").write_bytes(gzip.compress(content)) if zipped else (path / name).write_bytes(
-            content
-        )
+        (path / f"{name}.gz").write_bytes(gzip.compress(content)) if zipped else (path / name).write_bytes(content)
     return path
 
 
@@ -248,9 +246,7 @@ def test_any_rows_in_any_order(files, name):
     @given(ROWS)
     def check(rows):
         block = source.read_rows(rows)
-        expected = COUNTS[
-            rows if isinstance(rows, slice) else np.asarray(rows, dtype=None if len(rows) else int)
-        ]
+        expected = COUNTS[rows if isinstance(rows, slice) else np.asarray(rows, dtype=None if len(rows) else int)]
         assert block.shape == expected.shape
         np.testing.assert_array_equal(dense(block), expected)
         if source.is_sparse:
@@ -299,18 +295,14 @@ def test_npy_is_mapped_and_64_bit_clean(tmp_path):
     """17 GB apparent size: nothing but the rows asked for is touched, and no index overflows 32 bits."""
     path, n = tmp_path / "large.npy", 2**26 + 1
     with path.open("wb") as stream:
-        np.lib.format.write_array_header_1_0(
-            stream, {"descr": "<f4", "fortran_order": False, "shape": (n, 64)}
-        )
+        np.lib.format.write_array_header_1_0(stream, {"descr": "<f4", "fortran_order": False, "shape": (n, 64)})
         start = stream.tell()
         for row in (0, 2**25, 2**26):
             stream.seek(start + row * 256)
             stream.write(np.full(64, row % 1000 + 1, "<f4").tobytes())
     with nd.open(path) as source:
         rows = [2**26, 0, 2**25, 1]
-        np.testing.assert_array_equal(
-            source.read_rows(rows)[:, 63], [2**26 % 1000 + 1, 1, 2**25 % 1000 + 1, 0]
-        )
+        np.testing.assert_array_equal(source.read_rows(rows)[:, 63], [2**26 % 1000 + 1, 1, 2**25 % 1000 + 1, 0])
         assert source.read_rows(slice(2**26, None)).shape == (1, 64)
 
 
@@ -434,19 +426,13 @@ def test_names_and_labels_must_fit():
 
 def test_hash_of_memory_is_that_of_the_values():
     X = sparse.csr_array(COUNTS)
-    digests = {
-        nd.as_source(x).sha256()
-        for x in (COUNTS, COUNTS.copy(), np.asfortranarray(COUNTS), COUNTS.astype(int))
-    }
+    digests = {nd.as_source(x).sha256() for x in (COUNTS, COUNTS.copy(), np.asfortranarray(COUNTS), COUNTS.astype(int))}
     assert len(digests) == 1
     wide = sparse.csr_array((X.data, X.indices.astype(np.int64), X.indptr.astype(np.int64)), shape=X.shape)
     assert nd.as_source(X).sha256() == nd.as_source(wide).sha256() == nd.as_source(X.tocsc()).sha256()
     changed = COUNTS.copy()
     changed[6, 4] += 1
-    others = [
-        nd.as_source(x).sha256()
-        for x in (changed, sparse.csr_array(changed), X, COUNTS.T, COUNTS.astype("f8"))
-    ]
+    others = [nd.as_source(x).sha256() for x in (changed, sparse.csr_array(changed), X, COUNTS.T, COUNTS.astype("f8"))]
     assert len(digests | set(others)) == 6
 
 
@@ -530,9 +516,7 @@ def test_10x_reads_genes_and_other_features_on_request(tmp_path, write, caplog):
             assert source.shape == (7, len(columns))
             np.testing.assert_array_equal(dense(source.read_rows([6, 0])), COUNTS[[6, 0]][:, columns])
     assert "the 3 features of type 'Gene Expression' of 5" in caplog.text
-    with pytest.raises(
-        DataError, match="no feature type 'CRISPR'; there is 'Gene Expression', 'Antibody Capture'"
-    ):
+    with pytest.raises(DataError, match="no feature type 'CRISPR'; there is 'Gene Expression', 'Antibody Capture'"):
         nd.open(path, layer="CRISPR")
 
 
@@ -545,9 +529,7 @@ def test_10x_genomes_of_version_2(tmp_path):
 
 def test_repeated_gene_symbols_become_unique(tmp_path):
     path = write_10x_folder(tmp_path / "a", zipped=False)
-    (path / "genes.tsv").write_text(
-        "".join(f"E{j}\t{s}\n" for j, s in enumerate(["A", "B", "A", "A-1", "A"]))
-    )
+    (path / "genes.tsv").write_text("".join(f"E{j}\t{s}\n" for j, s in enumerate(["A", "B", "A", "A-1", "A"])))
     assert nd.open(path).var_names.tolist() == ["A", "B", "A-2", "A-1", "A-3"]
 
 
@@ -745,9 +727,7 @@ def test_parquet_faults(tmp_path):
 def test_missing_and_unknown(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"absent\.csv: no such file or folder$"):
         nd.open(tmp_path / "absent.csv")
-    with pytest.raises(
-        FileNotFoundError, match="absent: no such file or folder; bundled data sets: pbmc4k, digits"
-    ):
+    with pytest.raises(FileNotFoundError, match="absent: no such file or folder; bundled data sets: pbmc4k, digits"):
         nd.open("absent")
     for name in ("a.xyz", "noext", "a.npy.gz", "a.tar.gz"):
         (tmp_path / name).write_bytes(b"x")
@@ -814,9 +794,7 @@ def test_objects_are_never_unpickled(tmp_path, kind):
 
 def test_absurd_shapes_allocate_nothing(tmp_path):
     header = io.BytesIO()
-    np.lib.format.write_array_header_1_0(
-        header, {"descr": "<f4", "fortran_order": False, "shape": (2**40, 2**20)}
-    )
+    np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": (2**40, 2**20)})
     (tmp_path / "a.npy").write_bytes(header.getvalue() + b"\0" * 64)
     with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
         archive.writestr("X.npy", header.getvalue() + b"\0" * 64)
@@ -930,9 +908,7 @@ def test_counts_pass():
 
 
 def test_bad_value_of_an_unsorted_row_is_the_leftmost():
-    X = sparse.csr_array(
-        (np.array([np.nan, np.nan, 1.0]), np.array([2, 0, 1]), np.array([0, 0, 3])), shape=(2, 3)
-    )
+    X = sparse.csr_array((np.array([np.nan, np.nan, 1.0]), np.array([2, 0, 1]), np.array([0, 0, 3])), shape=(2, 3))
     with pytest.raises(DataError, match="row 1, column 0"):
         nd.check_finite(X)
 
@@ -971,9 +947,7 @@ def test_bundled_names_and_paths_open_alike(name, shape, tmp_path, monkeypatch):
     by_name, by_path = nd.open(name), nd.open(datasets.path(name))
     assert by_name.shape == by_path.shape == datasets.open(name).shape == shape
     assert by_name.labels.shape == (shape[0],)
-    assert (
-        by_name.sha256() == by_path.sha256() == hashlib.sha256(datasets.path(name).read_bytes()).hexdigest()
-    )
+    assert by_name.sha256() == by_path.sha256() == hashlib.sha256(datasets.path(name).read_bytes()).hexdigest()
     with pytest.raises(DataError, match="cells x genes"):
         nd.open(name, genes_by_cells=True)
     np.savez(tmp_path / "x.npz", X=COUNTS)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import narrows
 from narrows import functional, layers
 from narrows.backends.reference import ACTIVATE, DERIVATIVE
-from narrows.plan import ACTIVATIONS, Activation
+from narrows.plan import Activation
 
 ELEMENTWISE = [a for a in Activation if a is not Activation.SOFTMAX]
 LIPSCHITZ = {Activation.EXP: None, Activation.GELU: 1.13, Activation.SILU: 1.1}
@@ -38,11 +38,9 @@ def layouts(a: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def bound(X: np.ndarray, W: np.ndarray, b: np.ndarray, lipschitz: float) -> np.ndarray:
-    """|computed - exact| for float32, element by element (see reliability in docs/architecture.md): one rounding for each
-    product, a few for the bias and the activation."""
-    u = np.finfo(np.float32).eps / 2
-    magnitude = np.abs(X) @ np.abs(W) + np.abs(b)
-    return (X.shape[1] + 8) * u * magnitude * lipschitz + 8 * u
+    """|computed - exact| for float32, element by element (see reliability in docs/architecture.md): one rounding for
+    each product, a few for the bias and the activation.""" u = np.finfo(np.float32).eps / 2 magnitude = np.abs(X) @
+    np.abs(W) + np.abs(b) return (X.shape[1] + 8) * u * magnitude * lipschitz + 8 * u
 
 
 @pytest.mark.parametrize("activation", ELEMENTWISE, ids=lambda a: a.name.lower())

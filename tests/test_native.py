@@ -1,5 +1,5 @@
-"""What only the native backend promises: hostile plans are refused, forks and signals are safe, every instruction set is
-tested, no symbol of one instruction set is another's, and nothing is written outside its slot."""
+"""What only the native backend promises: hostile plans are refused, forks and signals are safe, every instruction set
+is tested, no symbol of one instruction set is another's, and nothing is written outside its slot."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_enumerations_are_those_of_the_plan() -> None:
     assert {*SIGNATURES} == {*OpCode}
 
 
-# --- hostile plans ---------------------------------------------------------------------------------------------------
+# --- hostile plans --------------------------------------------------------------------------------------------------
 
 
 def compile_tables(plan: Plan, slots: np.ndarray, ops: np.ndarray, **changes: object) -> object:
@@ -200,12 +200,10 @@ def test_damaged_csr_is_refused(indptr: list[int], indices: list[int], message: 
     program = started(rich_plan())
     for kind in (np.int32, np.int64):
         with pytest.raises(ValueError, match=message):
-            program._program.bind_csr(
-                0, 0, np.array(indptr, kind), np.array(indices, kind), np.ones(2, np.float32), 37
-            )
+            program._program.bind_csr(0, 0, np.array(indptr, kind), np.array(indices, kind), np.ones(2, np.float32), 37)
 
 
-# --- memory ----------------------------------------------------------------------------------------------------------
+# --- memory ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -219,9 +217,7 @@ def test_no_stray_write(dtype: type) -> None:
     work = (2 + plan.n_moments) * plan.parameter_size
     for slot in plan.slots:
         starts = (
-            [work]
-            if slot.region >= Region.BATCH
-            else [base[r] for r in range(4)]  # moments mirror parameters
+            [work] if slot.region >= Region.BATCH else [base[r] for r in range(4)]  # moments mirror parameters
         )
         for start in starts:
             owned[start + slot.offset : start + slot.offset + slot.size] = True
@@ -262,7 +258,7 @@ def test_rows_beyond_int32_are_reached(tmp_path: Path) -> None:
     assert terms[0] == pytest.approx(k * (1 + 4 + 9) / 3)
 
 
-# --- instruction sets ------------------------------------------------------------------------------------------------
+# --- instruction sets -----------------------------------------------------------------------------------------------
 
 TRAIN_AND_HASH = """
 import hashlib, numpy as np, sys
@@ -320,7 +316,7 @@ def test_no_symbol_can_be_taken_for_another_instruction_sets(tmp_path: Path) -> 
             assert "std::" not in symbol.split("narrows::", 1)[0], symbol
 
 
-# --- processes, threads, signals -------------------------------------------------------------------------------------
+# --- processes, threads, signals ------------------------------------------------------------------------------------
 
 
 def train_hash(_: int = 0) -> bytes:
@@ -430,10 +426,12 @@ def test_import_is_a_good_citizen() -> None:
 import random, signal, threading
 import numpy as np
 np.random.seed(0); random.seed(0)
-before = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)], np.random.get_state()[1].tolist(), random.getstate()
+def state():
+    handlers = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
+    return handlers, np.random.get_state()[1].tolist(), random.getstate()
+before = state()
 import narrows, narrows._core
-after = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)], np.random.get_state()[1].tolist(), random.getstate()
-assert before == after
+assert before == state()
 assert threading.active_count() == 1
 assert len(__import__("os").listdir("/proc/self/task")) <= {tasks}, "threads were started"
 assert np.float32(1e-40) * np.float32(1) > 0, "subnormals are flushed"

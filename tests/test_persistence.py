@@ -89,9 +89,7 @@ def test_symbolic_link_is_followed(tmp_path):
 
 
 @pytest.mark.parametrize("call", ["open", "fdopen", "fsync", "replace"])
-@pytest.mark.parametrize(
-    "error", [OSError(28, "No space left on device"), KeyboardInterrupt(), MemoryError()]
-)
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt(), MemoryError()])
 def test_a_failing_call_leaves_the_old_file_and_no_other(tmp_path, monkeypatch, call, error):
     path = tmp_path / "f"
     path.write_bytes(b"old")
@@ -243,9 +241,7 @@ def test_metadata_is_one_strict_json_text(model):
 
 
 def test_numpy_scalars_become_numbers(tmp_path):
-    save_tensors(
-        tmp_path / "m", {}, {"i": np.int32(3), "f": np.float32(0.5), "b": np.bool_(True)}, kind="model"
-    )
+    save_tensors(tmp_path / "m", {}, {"i": np.int32(3), "f": np.float32(0.5), "b": np.bool_(True)}, kind="model")
     _, meta = load_tensors(tmp_path / "m", kind="model")
     assert meta == {"i": 3, "f": 0.5, "b": True}
     assert [type(meta[key]) for key in "ifb"] == [int, float, bool]

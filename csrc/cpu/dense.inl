@@ -19,14 +19,21 @@ inline Matrix<const T> transposed(const Matrix<const T>& m) {
 
 // --- gather ----------------------------------------------------------------------------------------------------------
 
+// Users' strides are in bytes and need not be aligned.
+template <class In>
+inline In read(const char* p) {
+  In value;
+  __builtin_memcpy(&value, p, sizeof value);
+  return value;
+}
+
 template <class T, class In>
 inline void gather_dense_row(const SourceView& s, index_t row, T* out) {
   const char* p = s.data + row * s.row_stride;
   if (s.col_stride == index_t(sizeof(In))) {
-    const In* in = reinterpret_cast<const In*>(p);
-    for (index_t j = 0; j < s.cols; ++j) out[j] = T(in[j]);
+    for (index_t j = 0; j < s.cols; ++j) out[j] = T(read<In>(p + j * index_t(sizeof(In))));
   } else {
-    for (index_t j = 0; j < s.cols; ++j) out[j] = T(*reinterpret_cast<const In*>(p + j * s.col_stride));
+    for (index_t j = 0; j < s.cols; ++j) out[j] = T(read<In>(p + j * s.col_stride));
   }
 }
 

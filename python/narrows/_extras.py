@@ -23,6 +23,4 @@ def require(module: str, extra: str, purpose: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise MissingExtraError(
-            f"{purpose} needs {module}: pip install 'narrows[{extra}]' ({error})"
-        ) from None
+        raise MissingExtraError(f"{purpose} needs {module}: pip install 'narrows[{extra}]' ({error})") from None

@@ -189,11 +189,11 @@ def _common(x: Any, w: NDArray[Any]) -> np.dtype[Any]:
 
 
 def _cast(array: Any, dtype: np.dtype[Any]) -> Any:
-    """The native dtype, without a copy where it is that already (and its strides are whole elements)."""
+    """The native dtype, without a copy where it is that already (with aligned elements and strides)."""
     if array.dtype != dtype or not array.dtype.isnative:
         return array.astype(dtype)
-    if isinstance(array, np.ndarray) and any(s % dtype.itemsize for s in array.strides):
-        return np.ascontiguousarray(array)
+    if isinstance(array, np.ndarray) and not array.flags.aligned:
+        return array.copy()
     return array
 
 
@@ -206,9 +206,7 @@ def _output(array: Any, shape: tuple[int, int], dtype: np.dtype[Any], name: str)
         or (shape[1] > 1 and array.strides[1] != dtype.itemsize)
     ):
         found = f"{array.dtype} of shape {array.shape}" if isinstance(array, np.ndarray) else type(array).__name__
-        raise ValueError(
-            f"{name} must be a writable {dtype} array of shape {shape} with contiguous rows, got {found}"
-        )
+        raise ValueError(f"{name} must be a writable {dtype} array of shape {shape} with contiguous rows, got {found}")
     return array
 
 

@@ -5,6 +5,7 @@ Never: touches NumPy's global random state.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -18,9 +19,7 @@ __all__ = ["draw_seed", "initial_weight"]
 STREAM = 2**31
 """First random stream of initial weights; the streams of a plan's ops count from 0."""
 
-_RECTIFIERS = frozenset(
-    {Activation.RELU, Activation.LEAKY_RELU, Activation.ELU, Activation.GELU, Activation.SILU}
-)
+_RECTIFIERS = frozenset({Activation.RELU, Activation.LEAKY_RELU, Activation.ELU, Activation.GELU, Activation.SILU})
 
 
 def draw_seed(random_state: Any) -> int:
@@ -36,12 +35,10 @@ def draw_seed(random_state: Any) -> int:
     return int(random_state) & (2**64 - 1)
 
 
-def initial_weight(
-    n_in: int, n_out: int, activation: Activation, seed: int, layer: int = 0
-) -> NDArray[np.float64]:
+def initial_weight(n_in: int, n_out: int, activation: Activation, seed: int, layer: int = 0) -> NDArray[np.float64]:
     """First weight of a layer, shape (n_in, n_out): He uniform before rectifiers, Glorot uniform otherwise.
 
     References: He, Zhang, Ren and Sun, ICCV 2015; Glorot and Bengio, AISTATS 2010.
     """
     fan = n_in if activation in _RECTIFIERS else n_in + n_out
-    return (2 * philox.uniform(seed, STREAM + layer, 0, n_in, n_out) - 1) * np.sqrt(6.0 / fan)
+    return (2 * philox.uniform(seed, STREAM + layer, 0, n_in, n_out) - 1) * math.sqrt(6.0 / fan)

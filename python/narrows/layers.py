@@ -1,7 +1,7 @@
 """Dense layers with parameters, for libraries that write their own training loop.
 
-Promises: forward and backward are `functional.dense` and `functional.dense_backward`; parameters and gradients are plain
-NumPy arrays that the caller may update in place.
+Promises: forward and backward are `functional.dense` and `functional.dense_backward`; parameters and gradients are
+plain NumPy arrays that the caller may update in place.
 Never: updates a parameter itself.
 """
 
@@ -123,5 +123,3 @@ class Sequential:
 
     def __repr__(self) -> str:
         return f"Sequential([{', '.join(map(repr, self.layers))}])"
-
-

@@ -33,8 +33,7 @@ __all__ = ["FORMAT", "atomic_write", "load_tensors", "save_tensors"]
 FORMAT = 1
 _HEADER_LIMIT = 32 << 20  # bytes; a header names tensors and holds settings and feature names, never data
 _DTYPES = frozenset(
-    ["bool", "float16", "float32", "float64"]
-    + [f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)]
+    ["bool", "float16", "float32", "float64"] + [f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)]
 )
 # JSON has neither of these; each is written as an object with one of the keys, which meta itself may not use.
 _FLOAT, _TUPLE = "__float__", "__tuple__"
@@ -72,13 +71,7 @@ def atomic_write(
             raise IsADirectoryError(errno.EISDIR, "it is a folder")
         try:
             # os.open applies the umask itself; reading it would need a process-wide change.
-            flags = (
-                os.O_WRONLY
-                | os.O_CREAT
-                | os.O_EXCL
-                | getattr(os, "O_CLOEXEC", 0)
-                | getattr(os, "O_BINARY", 0)
-            )
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
             with os.fdopen(os.open(temporary, flags, mode), "wb") as stream:
                 if callable(write):
                     write(stream)
@@ -159,9 +152,7 @@ def save_tensors(
     atomic_write(path, content)
 
 
-def load_tensors(
-    path: str | os.PathLike[str], *, kind: str
-) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:
+def load_tensors(path: str | os.PathLike[str], *, kind: str) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:
     """Read a model file strictly.
 
     Parameters
@@ -227,9 +218,7 @@ def _envelope(content: bytes, shown: str) -> dict[str, Any]:
         header = json.loads(content[8 : 8 + size], parse_constant=_refuse)
         text = header["__metadata__"]["narrows"]
     except (KeyError, TypeError):
-        raise ModelFileError(
-            f"{shown}: not a model file of narrows (safetensors of another program?)"
-        ) from None
+        raise ModelFileError(f"{shown}: not a model file of narrows (safetensors of another program?)") from None
     except (ValueError, RecursionError):
         raise ModelFileError(f"{shown}: damaged or not a model file: its header is not JSON") from None
     try:
@@ -302,8 +291,6 @@ def _refuse(constant: str) -> None:
 
 
 def _short(value: object) -> str:
-    text = (
-        value if isinstance(value, str) else repr(value) if not isinstance(value, Exception) else str(value)
-    )
+    text = value if isinstance(value, str) else repr(value) if not isinstance(value, Exception) else str(value)
     text = " ".join(text.split())
     return text if len(text) <= 120 else text[:117] + "..."

@@ -1,13 +1,13 @@
 """The plan: a network lowered, once, to a flat list of ops over the slots of one arena.
 
-Promises: a plan is plain data (no array, no backend, no Python object inside); the same specification and batch give the
-same plan; every backend runs the same list, so the network is described here and nowhere else.
+Promises: a plan is plain data (no array, no backend, no Python object inside); the same specification and batch give
+the same plan; every backend runs the same list, so the network is described here and nowhere else.
 Never: touches data, draws numbers, imports a backend.
 
 Reading order: the enumerations, `SIGNATURES` (what each op reads and writes), `NetworkSpec`, `lower`.
 
-A training step is the whole list. Encoding, reconstruction and scoring are the same list with the ops of other modes left
-out, so what is trained is what is applied.
+A training step is the whole list. Encoding, reconstruction and scoring are the same list with the ops of other modes
+left out, so what is trained is what is applied.
 """
 
 from __future__ import annotations
@@ -175,17 +175,13 @@ SIGNATURES: Mapping[OpCode, Signature] = {
     # z = activation(z), in place: the output layer's link outside training
     OpCode.LINK: Signature(("z",), ("z",), ints=("activation",)),
     # rowloss = loss(activation(z), target); z = d(mean weighted loss)/dz in training
-    OpCode.LOSS: Signature(
-        ("z", "target", "weight"), ("z", "rowloss"), ints=("loss", "activation"), floats=("delta",)
-    ),
+    OpCode.LOSS: Signature(("z", "target", "weight"), ("z", "rowloss"), ints=("loss", "activation"), floats=("delta",)),
     # dW (+)= x' dz
     OpCode.WGRAD: Signature(("x", "dz", "dW"), ("dW",), ints=("accumulate",)),
     # out = column sums of x, each row times its weight if given, divided by the rows of the batch if mean
     OpCode.COLSUM: Signature(("x", "weight"), ("out",), ints=("mean",)),
     # out = (dz W') * activation'(saved), saved being the output times scale, or the pre-activation
-    OpCode.DGRAD: Signature(
-        ("dz", "W", "saved"), ("out",), ints=("activation", "transposed"), floats=("scale",)
-    ),
+    OpCode.DGRAD: Signature(("dz", "W", "saved"), ("out",), ints=("activation", "transposed"), floats=("scale",)),
     # dz += strength * weight / m * sign(a) * activation'(saved); rowpenalty = strength * sum |a|
     OpCode.ACTIVITY_L1: Signature(
         ("a", "saved", "weight", "dz"), ("dz", "rowpenalty"), ints=("activation",), floats=("strength",)
@@ -206,9 +202,7 @@ SIGNATURES: Mapping[OpCode, Signature] = {
     # W *= 1 - learning_rate * rate: adamw's decoupled decay
     OpCode.SHRINK: Signature(("W",), ("W",), floats=("rate",)),
     # the update rule over the whole parameter region, gradients scaled down to norm `clip` if it is positive
-    OpCode.UPDATE: Signature(
-        ("partial",), (), ints=("solver",), floats=("beta_1", "beta_2", "epsilon", "clip")
-    ),
+    OpCode.UPDATE: Signature(("partial",), (), ints=("solver",), floats=("beta_1", "beta_2", "epsilon", "clip")),
 }
 
 GRAIN = 4096
@@ -272,8 +266,8 @@ class LayerSpec:
 class NetworkSpec:
     """Everything `lower` needs to know about a model.
 
-    `latent` counts the encoder's layers: layer ``latent - 1`` writes the code. `separate_target` says that the target is
-    bound apart from the input (denoising pairs, super-resolution).
+    `latent` counts the encoder's layers: layer ``latent - 1`` writes the code. `separate_target` says that the target
+    is bound apart from the input (denoising pairs, super-resolution).
     """
 
     layers: tuple[LayerSpec, ...]
@@ -361,9 +355,7 @@ class Plan:
         for op in self.ops:
             signature = SIGNATURES[op.code]
             operands = [
-                f"{role}={self.slots[i].name}"
-                for role, i in zip(signature.slots, op.slots, strict=True)
-                if i >= 0
+                f"{role}={self.slots[i].name}" for role, i in zip(signature.slots, op.slots, strict=True) if i >= 0
             ]
             operands += [f"{n}={v}" for n, v in zip(signature.ints, op.ints, strict=True)]
             operands += [f"{n}={v:g}" for n, v in zip(signature.floats, op.floats, strict=True)]
@@ -417,18 +409,12 @@ class _Lowering:
         """A slot with one row per sample."""
         return self.slot(name, Region.BATCH, self.batch, cols)
 
-    def op(
-        self, code: OpCode, modes: Mode, slots: Mapping[str, str | None], **attributes: float
-    ) -> None:
+    def op(self, code: OpCode, modes: Mode, slots: Mapping[str, str | None], **attributes: float) -> None:
         signature = SIGNATURES[code]
-        unknown = (set(slots) - set(signature.slots)) | (
-            set(attributes) ^ {*signature.ints, *signature.floats}
-        )
+        unknown = (set(slots) - set(signature.slots)) | (set(attributes) ^ {*signature.ints, *signature.floats})
         if unknown:
             raise TypeError(f"{code.name}: operands {sorted(unknown)} do not fit its signature")
-        indices = tuple(
-            -1 if (name := slots.get(role)) is None else self.names.index(name) for role in signature.slots
-        )
+        indices = tuple(-1 if (name := slots.get(role)) is None else self.names.index(name) for role in signature.slots)
         self.ops.append(
             Op(
                 code,
@@ -494,10 +480,21 @@ def lower(spec: NetworkSpec, batch: int) -> Plan:
     Returns
     -------
     Plan
+
+    Raises
+    ------
+    ValueError
+        A specification without a decoder, or with dropout on the latent or the output layer: the latent penalties are
+        of the code itself, and the output layer's activation belongs to the loss.
     """
-    low = _Lowering(batch)
     layers = spec.layers
     last = len(layers) - 1
+    if not 1 <= spec.latent <= last:
+        raise ValueError(f"latent={spec.latent} must leave at least one of {last + 1} layers to the decoder")
+    for i in (spec.latent - 1, last):
+        if layers[i].dropout > 0:
+            raise ValueError(f"layer {i} is the latent or the output layer and takes no dropout")
+    low = _Lowering(batch)
 
     weights: list[str] = []
     for i, layer in enumerate(layers):
@@ -579,9 +576,7 @@ def lower(spec: NetworkSpec, batch: int) -> Plan:
         layer = layers[i]
         source, sink = (dz, inputs[i]) if layer.tied_to is not None else (inputs[i], dz)
         gradient = f"d{weights[i]}"
-        low.op(
-            OpCode.WGRAD, LEARN, {"x": source, "dz": sink, "dW": gradient}, accumulate=gradient in seen
-        )
+        low.op(OpCode.WGRAD, LEARN, {"x": source, "dz": sink, "dW": gradient}, accumulate=gradient in seen)
         seen.add(gradient)
         low.op(OpCode.COLSUM, LEARN, {"x": dz, "out": f"db{i}"}, mean=False)
         if i == 0:
@@ -641,9 +636,7 @@ def lower(spec: NetworkSpec, batch: int) -> Plan:
         Mode.RECONSTRUCT: index[z],
         Mode.SCORE: index[rowloss],
     }
-    return Plan(
-        spec, batch, plan_slots, tuple(low.ops), tuple(low.terms), parameter_size, work_size, outputs
-    )
+    return Plan(spec, batch, plan_slots, tuple(low.ops), tuple(low.terms), parameter_size, work_size, outputs)
 
 
 def _latent_penalties(

@@ -1,7 +1,7 @@
 """Backends: what can run a plan, which one to take, and why the others were skipped.
 
-Promises: `probe` never raises; ``backend="auto"`` takes the first of `AUTO` that probes ok, never the reference, and logs
-one line about what it skipped; a name that is unknown or cannot run here is an error, never a substitution.
+Promises: `probe` never raises; ``backend="auto"`` takes the first of `AUTO` that probes ok, never the reference, and
+logs one line about what it skipped; a name that is unknown or cannot run here is an error, never a substitution.
 
 A backend is a module with ``probe()`` and ``compile(plan, *, dtype, n_threads)``; a `Program` is a plan compiled.
 """
@@ -22,7 +22,17 @@ from numpy.typing import NDArray
 from ..errors import BackendError
 from ..plan import Mode, Plan
 
-__all__ = ["AUTO", "BACKENDS", "Hyper", "Probe", "Program", "compile_plan", "probe_all", "resolve", "thread_count"]
+__all__ = [
+    "AUTO",
+    "BACKENDS",
+    "Hyper",
+    "Probe",
+    "Program",
+    "compile_plan",
+    "probe_all",
+    "resolve",
+    "thread_count",
+]
 
 AUTO = ("cpp", "numba")
 """Order of preference for ``backend="auto"``."""
@@ -134,7 +144,7 @@ def resolve(name: str = "auto") -> str:
     if name == "auto" and (forced := os.environ.get("NARROWS_BACKEND")):
         name, origin = forced, "NARROWS_BACKEND"
     if name == "auto":
-        skipped = []
+        skipped: list[str] = []
         for candidate in AUTO:
             found = probe(candidate)
             if found.ok:

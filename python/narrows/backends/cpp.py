@@ -1,7 +1,7 @@
 """The native CPU backend: plans compiled by `narrows._core`.
 
-Promises: the same bits for any number of threads, with each row's result independent of the rest of its batch; no copy of
-the data it is bound to; the GIL is free while a step runs.
+Promises: the same bits for any number of threads, with each row's result independent of the rest of its batch; no
+copy of the data it is bound to; the GIL is free while a step runs.
 Never: falls back to another backend.
 """
 
@@ -111,18 +111,13 @@ class CppProgram:
     def train(
         self, rows: NDArray[np.int64], hyper: Hyper, poll: Callable[[], bool] | None = None
     ) -> NDArray[np.float64]:
-        terms: NDArray[np.float64] = self._program.train(
-            rows, hyper.seed, hyper.step, hyper.learning_rate, poll
-        )
+        terms: NDArray[np.float64] = self._program.train(rows, hyper.seed, hyper.step, hyper.learning_rate, poll)
         return terms[:, : len(self.plan.terms)]
 
-    def gradient(
-        self, rows: NDArray[np.int64], seed: int = 0, step: int = 0
-    ) -> tuple[NDArray[np.float64], State]:
+    def gradient(self, rows: NDArray[np.int64], seed: int = 0, step: int = 0) -> tuple[NDArray[np.float64], State]:
         terms: NDArray[np.float64] = self._program.gradient(rows, seed, step)
         gradients = {
-            s.name: self._slot(self._program, self.plan.index[f"d{s.name}"]).copy()
-            for s in self.plan.parameters
+            s.name: self._slot(self._program, self.plan.index[f"d{s.name}"]).copy() for s in self.plan.parameters
         }
         return terms[: len(self.plan.terms)], gradients
 
@@ -137,14 +132,14 @@ class CppProgram:
 
     def arena(self) -> NDArray[Any]:
         """The whole memory of the program, for tests of what is written where."""
-        view: NDArray[Any] = type(self._program).arena(self._program)
-        return view[0]
+        view: NDArray[Any] = type(self._program).arena(self._program)[0]
+        return view
 
     def close(self) -> None:
         self._program = None
 
 
-# --- single layers ---------------------------------------------------------------------------------------------------
+# --- single layers --------------------------------------------------------------------------------------------------
 # The protocol of `narrows.functional`: outputs are given, C-contiguous, of the operands' dtype (float32 or float64).
 
 

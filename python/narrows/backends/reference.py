@@ -10,6 +10,7 @@ Names follow `plan.SIGNATURES`; ``m`` is the number of rows of the batch at hand
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -56,7 +57,7 @@ class Run:
         return len(self.rows)
 
 
-# --- activations -----------------------------------------------------------------------------------------------------
+# --- activations ----------------------------------------------------------------------------------------------------
 
 LEAK = 0.01
 """Slope of leaky_relu below zero (Maas et al., 2013)."""
@@ -64,7 +65,8 @@ LEAK = 0.01
 
 def sigmoid(z: Array) -> Array:
     e = np.exp(-np.abs(z))
-    return np.where(z >= 0, 1 / (1 + e), e / (1 + e))
+    s: Array = np.where(z >= 0, 1 / (1 + e), e / (1 + e))
+    return s
 
 
 def softplus(z: Array) -> Array:
@@ -72,8 +74,9 @@ def softplus(z: Array) -> Array:
 
 
 def softmax(z: Array) -> Array:
-    e = np.exp(z - z.max(axis=1, keepdims=True))
-    return e / e.sum(axis=1, keepdims=True)
+    e: Array = np.exp(z - z.max(axis=1, keepdims=True))
+    p: Array = e / e.sum(axis=1, keepdims=True)
+    return p
 
 
 def normal_cdf(z: Array) -> Array:
@@ -84,7 +87,8 @@ def normal_cdf(z: Array) -> Array:
 
 
 def normal_pdf(z: Array) -> Array:
-    return np.exp(-0.5 * z * z) / np.sqrt(2 * np.pi).astype(z.dtype)
+    pdf: Array = np.exp(-0.5 * z * z) * z.dtype.type(1 / np.sqrt(2 * np.pi))
+    return pdf
 
 
 ACTIVATE: Mapping[Activation, Callable[[Array], Array]] = {
@@ -116,7 +120,7 @@ DERIVATIVE: Mapping[Activation, Callable[[Array], Array]] = {
 }
 
 
-# --- ops: data in ----------------------------------------------------------------------------------------------------
+# --- ops: data in ---------------------------------------------------------------------------------------------------
 
 
 def gather(run: Run, *, out: Array, source: int) -> None:
@@ -139,7 +143,7 @@ def corrupt(run: Run, *, x: Array, kind: int, stream: int, level: float, low: fl
         x[u < level / 2] = low
 
 
-# --- ops: forward ----------------------------------------------------------------------------------------------------
+# --- ops: forward ---------------------------------------------------------------------------------------------------
 
 
 def dense(
@@ -178,9 +182,7 @@ def loss(
         z[...] = dz * (scale if weight is None else scale * weight)
 
 
-def _loss_of_logits(
-    loss: Loss, activation: Activation, z: Array, y: Array, delta: float
-) -> tuple[Array, Array]:
+def _loss_of_logits(loss: Loss, activation: Activation, z: Array, y: Array, delta: float) -> tuple[Array, Array]:
     """Loss of each row and its derivative by the pre-activation z.
 
     With the matching link the stable joint form is used; otherwise the chain rule through the output.
@@ -216,7 +218,7 @@ def _loss_of_logits(
     return value.sum(axis=1), dp * DERIVATIVE[activation](saved)
 
 
-# --- ops: backward ---------------------------------------------------------------------------------------------------
+# --- ops: backward --------------------------------------------------------------------------------------------------
 
 
 def wgrad(run: Run, *, x: Array, dz: Array, dW: Array, accumulate: int) -> None:
@@ -232,9 +234,7 @@ def colsum(run: Run, *, x: Array, weight: Array | None, out: Array, mean: int) -
 def dgrad(
     run: Run, *, dz: Array, W: Array, saved: Array, out: Array, activation: int, transposed: int, scale: float
 ) -> None:
-    out[...] = (dz @ (W if transposed else W.T)) * DERIVATIVE[Activation(activation)](
-        saved * saved.dtype.type(scale)
-    )
+    out[...] = (dz @ (W if transposed else W.T)) * DERIVATIVE[Activation(activation)](saved * saved.dtype.type(scale))
 
 
 def activity_l1(
@@ -269,9 +269,7 @@ def kl_sparsity(
     # KL(target || mean) of Bernoulli variables for each unit (Ng, CS294A notes on sparse autoencoders, 2011)
     tiny = np.finfo(mean.dtype).eps
     rho = np.clip(mean, tiny, 1 - tiny)
-    penalty[...] = strength * (
-        target * np.log(target / rho) + (1 - target) * np.log((1 - target) / (1 - rho))
-    )
+    penalty[...] = strength * (target * np.log(target / rho) + (1 - target) * np.log((1 - target) / (1 - rho)))
     slope = ((1 - target) / (1 - rho) - target / rho) * mean.dtype.type(strength / run.m)
     dz += slope * DERIVATIVE[Activation(activation)](saved) * (1 if weight is None else weight)
 
@@ -283,7 +281,7 @@ def decay(run: Run, *, W: Array, dW: Array, rowpenalty: Array, l2: float, l1: fl
     rowpenalty[0] = (0.5 * s2 * W * W + s1 * np.abs(W)).sum(axis=1)
 
 
-# --- ops: sums and updates -------------------------------------------------------------------------------------------
+# --- ops: sums and updates ------------------------------------------------------------------------------------------
 
 
 def reduce(run: Run, *, x: Array, weight: Array | None, terms: Array, index: int, mean: int) -> None:
@@ -347,16 +345,14 @@ OPS: Mapping[OpCode, Callable[..., None]] = {
 }
 
 
-# --- the program -----------------------------------------------------------------------------------------------------
+# --- the program ----------------------------------------------------------------------------------------------------
 
 
 class ReferenceProgram:
-    """A plan run op by op over NumPy arrays; every slot has memory of its own, so a fault in the sharing of arena memory
-    shows as a difference from this backend."""
+    """A plan run op by op over NumPy arrays; every slot has memory of its own, so a fault in the sharing of arena
+    memory shows as a difference from this backend."""
 
-    def __init__(
-        self, plan: Plan, dtype: Any = np.float64, ops: Mapping[OpCode, Callable[..., None]] = OPS
-    ) -> None:
+    def __init__(self, plan: Plan, dtype: Any = np.float64, ops: Mapping[OpCode, Callable[..., None]] = OPS) -> None:
         self.plan = plan
         self.dtype = np.dtype(dtype)
         self.ops = ops
@@ -365,12 +361,11 @@ class ReferenceProgram:
             for r in (Region.PARAMETER, Region.GRADIENT, Region.MOMENT1, Region.MOMENT2)[: 2 + plan.n_moments]
         }
         self.arrays = [
-            self._view(self.regions[s.region], s)
-            if s.region < Region.BATCH
-            else np.zeros((s.rows, s.cols), self.dtype)
+            self._view(self.regions[s.region], s) if s.region < Region.BATCH else np.zeros((s.rows, s.cols), self.dtype)
             for s in plan.slots
         ]
         self.sources: dict[int, Any] = {}
+        self._running = threading.Lock()
 
     @staticmethod
     def _view(region: Array, slot: Slot) -> Array:
@@ -382,9 +377,7 @@ class ReferenceProgram:
 
     def load(self, state: Mapping[str, Array]) -> None:
         for slot in self.plan.parameters:
-            self.arrays[self.plan.index[slot.name]][...] = np.reshape(
-                state[slot.name], (slot.rows, slot.cols)
-            )
+            self.arrays[self.plan.index[slot.name]][...] = np.reshape(state[slot.name], (slot.rows, slot.cols))
             for name, view in self._moments(slot).items():
                 view[...] = np.reshape(state[name], view.shape) if name in state else 0
 
@@ -418,13 +411,9 @@ class ReferenceProgram:
                 break
         return np.array(done, np.float64).reshape(len(done), len(self.plan.terms))
 
-    def gradient(
-        self, rows: NDArray[np.int64], seed: int = 0, step: int = 0
-    ) -> tuple[NDArray[np.float64], State]:
+    def gradient(self, rows: NDArray[np.int64], seed: int = 0, step: int = 0) -> tuple[NDArray[np.float64], State]:
         terms = self._step(Run(rows, Mode.GRADIENT, self.sources, seed, step, regions=self.regions))
-        return terms, {
-            s.name: self.arrays[self.plan.index[f"d{s.name}"]].copy() for s in self.plan.parameters
-        }
+        return terms, {s.name: self.arrays[self.plan.index[f"d{s.name}"]].copy() for s in self.plan.parameters}
 
     def _step(self, run: Run) -> NDArray[np.float64]:
         terms = self.arrays[self.plan.index["terms"]]
@@ -444,9 +433,14 @@ class ReferenceProgram:
         return out
 
     def _run(self, run: Run) -> None:
-        for op in self.plan.ops:
-            if op.modes & run.mode:
-                self.ops[op.code](run, **self._operands(op, run.m))
+        if not self._running.acquire(blocking=False):
+            raise RuntimeError("this program is already running in another thread")
+        try:
+            for op in self.plan.ops:
+                if op.modes & run.mode:
+                    self.ops[op.code](run, **self._operands(op, run.m))
+        finally:
+            self._running.release()
 
     def _operands(self, op: Op, m: int) -> dict[str, Any]:
         signature = SIGNATURES[op.code]
@@ -462,7 +456,7 @@ class ReferenceProgram:
         self.arrays, self.regions, self.sources = [], {}, {}
 
 
-# --- single layers: the protocol of `narrows.functional` (see backends/cpp.py), in the operands' precision -------------
+# --- single layers: the protocol of `narrows.functional` (see backends/cpp.py), in the operands' precision ----------
 
 
 def dense_layer(X: Any, W: Any, b: Any, activation: int, out: Any, Z: Any, n_threads: int) -> None:

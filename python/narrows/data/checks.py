@@ -43,9 +43,7 @@ def check_finite(block: Any, row_offset: Rows = 0, source: Source | str = "X") -
     if bad.any():
         row, column, value = _first(block, bad)
         what = "NaN" if np.isnan(value) else "inf" if value > 0 else "-inf"
-        raise DataError(
-            f"{_name(source)}: {what} in {_place(row, column, row_offset, source)}; remove or impute it"
-        )
+        raise DataError(f"{_name(source)}: {what} in {_place(row, column, row_offset, source)}; remove or impute it")
 
 
 def check_counts(block: Any, row_offset: Rows = 0, source: Source | str = "X") -> None:

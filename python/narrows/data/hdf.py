@@ -30,9 +30,7 @@ _RANGE_BYTES = 64 << 10  # a gap in an unchunked array that is cheaper to read t
 class _DiskSource(Source):
     """A source that owns an open file."""
 
-    def __init__(
-        self, shape: tuple[int, int], dtype: Any, *, closer: Callable[[], None], path: Path, **kwargs: Any
-    ):
+    def __init__(self, shape: tuple[int, int], dtype: Any, *, closer: Callable[[], None], path: Path, **kwargs: Any):
         super().__init__(shape, dtype, path=path, **kwargs)
         self._file_path = path
         self._closer = closer
@@ -86,9 +84,7 @@ class CSRDiskSource(_DiskSource):
             data = np.asarray(self._data[first:last])
             indices = np.asarray(self._indices[first:last])
         indptr = self._indptr[start : stop + 1] - first
-        block = canonical_csr(
-            data, indices, indptr, self._n_columns, where=str(self._file_path), row_offset=start
-        )
+        block = canonical_csr(data, indices, indptr, self._n_columns, where=str(self._file_path), row_offset=start)
         return block if self._keep is None else block[:, self._keep]
 
     def _extent(self, rows: npt.NDArray[np.int64]) -> tuple[npt.NDArray[Any], npt.NDArray[Any], int]:
@@ -122,9 +118,7 @@ def open_zarr(path: Path, layer: str | None, genes_by_cells: bool) -> Source:
     return _open_anndata(path, zarr.open_group(str(path), mode="r"), layer, genes_by_cells, lambda: None)
 
 
-def _open_anndata(
-    path: Path, root: Any, layer: str | None, genes_by_cells: bool, closer: Callable[[], None]
-) -> Source:
+def _open_anndata(path: Path, root: Any, layer: str | None, genes_by_cells: bool, closer: Callable[[], None]) -> Source:
     layers = sorted(root["layers"]) if _has(root, "layers") else []
     choices = {name: (root["layers"][name], root) for name in layers}
     # The counts that scanpy sets aside before it selects genes; they have a `var` of their own.
@@ -159,9 +153,7 @@ def _open_sparse(
     shape = group.attrs.get("shape", group.attrs.get("h5sparse_shape"))
     by_rows = encoding.startswith("csr")
     if not (by_rows or encoding.startswith("csc")) or shape is None or len(shape) != 2:
-        raise DataError(
-            f"{path}: the matrix is stored as {encoding or 'an unknown layout'}, not dense, CSR or CSC"
-        )
+        raise DataError(f"{path}: the matrix is stored as {encoding or 'an unknown layout'}, not dense, CSR or CSC")
     n_rows, n_columns = int(shape[0]), int(shape[1])
     data, indices, indptr = group["data"], group["indices"], group["indptr"][:]
     if by_rows != genes_by_cells:  # stored by what becomes the rows
@@ -200,13 +192,9 @@ def _strings(node: Any) -> npt.NDArray[np.str_]:
 
 def _open_10x(path: Path, file: Any, layer: str | None, closer: Callable[[], None]) -> Source:
     """Cell Ranger's matrix: genes x cells by columns, which is cells x genes by rows."""
-    groups = [
-        name for name in file if hasattr(file[name], "keys") and {"indptr", "barcodes"} <= set(file[name])
-    ]
+    groups = [name for name in file if hasattr(file[name], "keys") and {"indptr", "barcodes"} <= set(file[name])]
     if not groups:
-        raise DataError(
-            f"{path}: neither an AnnData file (no X) nor a 10x file (no group with indptr and barcodes)"
-        )
+        raise DataError(f"{path}: neither an AnnData file (no X) nor a 10x file (no group with indptr and barcodes)")
     if groups == ["matrix"]:
         group = file["matrix"]
         features = group["features"]

@@ -30,9 +30,7 @@ def open_mtx(path: Path, layer: str | None, genes_by_cells: bool) -> Source:
 
 
 def find_mtx(folder: Path) -> Path | None:
-    return next(
-        (folder / name for name in ("matrix.mtx.gz", "matrix.mtx") if (folder / name).is_file()), None
-    )
+    return next((folder / name for name in ("matrix.mtx.gz", "matrix.mtx") if (folder / name).is_file()), None)
 
 
 def open_10x_folder(path: Path, layer: str | None, genes_by_cells: bool) -> Source:
@@ -112,9 +110,7 @@ def _read_mtx(path: Path) -> Any:
             or symmetry not in ("general", "symmetric", "skew-symmetric")
             or (field == "pattern" and not coordinate)
         ):
-            raise DataError(
-                f"{path}: a Matrix Market file of kind {layout} {field} {symmetry} is not read here"
-            )
+            raise DataError(f"{path}: a Matrix Market file of kind {layout} {field} {symmetry} is not read here")
         skip, sizes = 1, "%"
         while sizes.startswith("%") or not sizes.strip():
             skip, sizes = skip + 1, stream.readline()
@@ -134,9 +130,7 @@ def _read_mtx(path: Path) -> Any:
     entries = np.empty(0, dtype)
     if has_entries:
         try:
-            entries = np.loadtxt(
-                path, dtype=dtype, comments=None, skiprows=skip, encoding="utf-8-sig", ndmin=1
-            )
+            entries = np.loadtxt(path, dtype=dtype, comments=None, skiprows=skip, encoding="utf-8-sig", ndmin=1)
         except ValueError as error:
             _diagnose_mtx(path, skip, dtype)
             raise DataError(f"{path}: {error}") from error

@@ -229,9 +229,7 @@ def _npz_headers(path: Path) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]
     return headers
 
 
-def _npz_dense_key(
-    path: Path, headers: dict[str, tuple[tuple[int, ...], np.dtype[Any]]], layer: str | None
-) -> str:
+def _npz_dense_key(path: Path, headers: dict[str, tuple[tuple[int, ...], np.dtype[Any]]], layer: str | None) -> str:
     tables = [name for name, (shape, dtype) in headers.items() if len(shape) == 2 and dtype.kind in "biuf"]
     if layer is not None:
         if layer not in tables:
@@ -274,18 +272,14 @@ def _open_parquet(path: Path, layer: str | None, genes_by_cells: bool) -> Source
     types = require("pyarrow.types", "frames", "reading .parquet files")
     with parquet.ParquetFile(path) as file:
         schema = file.schema_arrow
-        index = [
-            name for name in (schema.pandas_metadata or {}).get("index_columns", []) if isinstance(name, str)
-        ]
+        index = [name for name in (schema.pandas_metadata or {}).get("index_columns", []) if isinstance(name, str)]
         numeric = [types.is_integer(t) or types.is_floating(t) or types.is_boolean(t) for t in schema.types]
         texts = [n for n, ok in zip(schema.names, numeric, strict=True) if not ok and n not in index]
         label = index[0] if index else texts.pop(0) if texts else None
         if texts:
             raise DataError(f"{path}: column {texts[0]!r} is not numeric ({schema.field(texts[0]).type})")
         columns = [n for n, ok in zip(schema.names, numeric, strict=True) if ok and n not in index]
-        dtype = (
-            np.float64 if any(types.is_float64(schema.field(name).type) for name in columns) else np.float32
-        )
+        dtype = np.float64 if any(types.is_float64(schema.field(name).type) for name in columns) else np.float32
         X = np.empty((file.metadata.num_rows, len(columns)), dtype)
         names: list[str] = []
         start = 0

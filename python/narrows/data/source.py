@@ -88,9 +88,7 @@ def canonical_csr(
 def check_indptr(indptr: npt.NDArray[Any], n_rows: int, n_data: int, n_indices: int, where: str) -> None:
     """Raise `DataError` unless `indptr` describes `n_rows` rows over the stored values."""
     if indptr.ndim != 1 or indptr.dtype.kind not in "iu":
-        raise DataError(
-            f"{where}: indptr must be a 1-D array of integers, not {indptr.ndim}-D {indptr.dtype}"
-        )
+        raise DataError(f"{where}: indptr must be a 1-D array of integers, not {indptr.ndim}-D {indptr.dtype}")
     if len(indptr) != n_rows + 1:
         raise DataError(f"{where}: indptr has {len(indptr)} entries, {n_rows} rows need {n_rows + 1}")
     if n_data != n_indices:
@@ -200,9 +198,7 @@ class Source(ABC):
             elif index.size == 0:
                 index = index.reshape(-1).astype(np.int64)
             if index.ndim != 1 or index.dtype.kind not in "iu":
-                raise IndexError(
-                    f"rows must be a slice or a 1-D array of integers, not {index.ndim}-D {index.dtype}"
-                )
+                raise IndexError(f"rows must be a slice or a 1-D array of integers, not {index.ndim}-D {index.dtype}")
             outside = (index < 0) | (index >= n_rows)
             if outside.any():
                 raise IndexError(f"row {index[outside][0]} is outside 0..{n_rows - 1} of {self.name}")
@@ -219,9 +215,7 @@ class Source(ABC):
         unique, inverse = np.unique(index, return_inverse=True)
         first, last, grain = self._extent(unique)
         limit = max(1, _SPAN_LIMIT // max(1, self._unit_bytes()))
-        cuts = (
-            np.flatnonzero((first[1:] - last[:-1] > grain) | (first[1:] // limit != first[:-1] // limit)) + 1
-        )
+        cuts = np.flatnonzero((first[1:] - last[:-1] > grain) | (first[1:] // limit != first[:-1] // limit)) + 1
         parts = []
         for wanted in np.split(unique, cuts):
             block = self._slice(int(wanted[0]), int(wanted[-1]) + 1)
@@ -338,9 +332,7 @@ class ArraySource(Source):
         name = str(path) if path is not None else name
         array, found_obs, found_var = _plain_array(X, name)
         if array.ndim != 2:
-            raise DataError(
-                f"{name}: rows and columns are needed, got {array.ndim} dimension(s), shape {array.shape}"
-            )
+            raise DataError(f"{name}: rows and columns are needed, got {array.ndim} dimension(s), shape {array.shape}")
         if array.dtype.kind not in "biuf":
             raise DataError(f"{name}: numbers expected, got dtype {array.dtype}")
         nnz = None
@@ -429,9 +421,7 @@ def _plain_array(X: Any, name: str) -> tuple[Any, Any, Any]:
     obs_names = var_names = None
     if hasattr(X, "obs_names") and hasattr(X, "var_names") and hasattr(X, "X"):  # AnnData
         if getattr(X, "isbacked", False):
-            raise DataError(
-                f"{name}: a backed AnnData is read by its path: narrows.data.open({str(X.filename)!r})"
-            )
+            raise DataError(f"{name}: a backed AnnData is read by its path: narrows.data.open({str(X.filename)!r})")
         if X.X is None:
             raise DataError(f"{name}: this AnnData has no X")
         obs_names, var_names, X = np.asarray(X.obs_names), np.asarray(X.var_names), X.X

@@ -122,9 +122,7 @@ def open(name: str) -> Source:
     file = path(name)
     if name == "digits":
         X, labels = load_digits(return_labels=True)
-        return ArraySource(
-            X, labels=labels, path=file, var_names=[f"pixel_{i // 8}_{i % 8}" for i in range(64)]
-        )
+        return ArraySource(X, labels=labels, path=file, var_names=[f"pixel_{i // 8}_{i % 8}" for i in range(64)])
     from ..data.readers import open_npz
 
     return open_npz(file)

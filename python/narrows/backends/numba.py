@@ -1,0 +1,236 @@
+"""The backend without a compiler: NumPy and BLAS in float32, jitted kernels where they were measured to pay.
+
+Promises: runs every plan, because it starts from the reference's ops and overrides some (`own_ops`); draws
+the same random numbers as every backend; holds no GIL inside a kernel; a cache folder that cannot be written
+is no error.
+Never: starts threads of its own. The matrix products take `n_threads` from the BLAS library (a setting of
+the whole process, put back after every call); the kernels are serial, because Numba's own thread pool
+survives neither a fork nor two Python threads.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from functools import cache
+from typing import Any
+
+import numba
+import numpy as np
+from numpy.typing import NDArray
+from threadpoolctl import ThreadpoolController
+
+from ..plan import GRAIN, Activation, Corruption, Loss, Mode, OpCode, Plan, Region, Solver
+from . import Hyper, Probe, State, numba_kernels, reference
+from .reference import Array, ReferenceProgram, Run, colsum_layer, dense_layer, slope_layer
+
+__all__ = [
+    "OVERRIDES",
+    "NumbaProgram",
+    "colsum_layer",
+    "compile",
+    "dense_layer",
+    "own_ops",
+    "probe",
+    "slope_layer",
+]
+
+
+# --- ops that pay, by the reference's names -----------------------------------------------------------------
+
+
+def _frozen(array: Array) -> Array:
+    """A read-only contiguous view, so that one signature serves arrays that are and are not writable."""
+    view = np.ascontiguousarray(array).view()
+    view.flags.writeable = False
+    return view
+
+
+def gather(run: Run, *, out: Array, source: int) -> None:
+    data = run.sources[source]
+    if getattr(data, "format", None) != "csr" or data.dtype not in (np.float32, np.float64):
+        reference.gather(run, out=out, source=source)
+        return
+    if len(run.rows) and not 0 <= run.rows.min() <= run.rows.max() < data.shape[0]:
+        raise IndexError(f"rows outside the {data.shape[0]} rows of the data")
+    parts = (_frozen(a) for a in (data.indptr, data.indices, data.data, run.rows))
+    numba_kernels.gather_csr(*parts, out)
+
+
+def _random_cells(run: Run, stream: int, shape: tuple[int, ...]) -> NDArray[np.int32]:
+    cells = np.empty(shape, np.int32)
+    numba_kernels.cells(np.uint64(run.seed), np.uint64(run.step), np.uint64(stream), cells)
+    return cells
+
+
+def _threshold(p: float) -> int:
+    """The first cell whose centre is not below p: ``u < p`` is ``cell < threshold``, without rounding."""
+    return max(0, math.ceil(p * 2**24 - 0.5))
+
+
+def corrupt(run: Run, *, x: Array, kind: int, stream: int, level: float, low: float, high: float) -> None:
+    cells = _random_cells(run, stream, x.shape)
+    if kind == Corruption.GAUSSIAN:
+        numba_kernels.add_normal(x, cells, level)
+    elif kind == Corruption.MASKING:
+        numba_kernels.replace_below(x, cells, _threshold(level), x.dtype.type(0))
+    else:
+        numba_kernels.replace_below(x, cells, _threshold(level), x.dtype.type(high))
+        numba_kernels.replace_below(x, cells, _threshold(level / 2), x.dtype.type(low))
+
+
+def dropout(run: Run, *, x: Array, stream: int, rate: float) -> None:
+    numba_kernels.scale_above(x, _random_cells(run, stream, x.shape), _threshold(rate), x.dtype.type(1 / (1 - rate)))
+
+
+def dense(
+    run: Run, *, x: Array, W: Array, b: Array, out: Array, pre: Array | None, activation: int, transposed: int
+) -> None:
+    z = out if pre is None else pre
+    np.matmul(x, W.T if transposed else W, out=z)
+    if pre is not None:
+        numba_kernels.bias_activate_from(activation)(z, b[0], out)
+    else:
+        numba_kernels.bias_activate(activation)(z, b[0])
+
+
+def link(run: Run, *, z: Array, activation: int) -> None:
+    if activation == Activation.SOFTMAX:
+        reference.link(run, z=z, activation=activation)
+    else:
+        numba_kernels.bias_activate(activation)(z, np.zeros(z.shape[1], z.dtype))
+
+
+def loss(
+    run: Run,
+    *,
+    z: Array,
+    target: Array,
+    weight: Array | None,
+    rowloss: Array,
+    loss: int,
+    activation: int,
+    delta: float,
+) -> None:
+    if activation == Activation.SOFTMAX or (loss == Loss.BCE and activation != Activation.SIGMOID):
+        reference.loss(
+            run,
+            z=z,
+            target=target,
+            weight=weight,
+            rowloss=rowloss,
+            loss=loss,
+            activation=activation,
+            delta=delta,
+        )
+        return
+    T = z.dtype.type
+    learn = bool(run.mode & (Mode.TRAIN | Mode.GRADIENT))
+    scale = np.full(run.m, T(1 / run.m))
+    if learn and weight is not None:
+        scale *= weight[:, 0]
+    numba_kernels.loss_rows(loss, activation)(z, target, scale, rowloss, T(delta), learn)
+
+
+def wgrad(run: Run, *, x: Array, dz: Array, dW: Array, accumulate: int) -> None:
+    if accumulate:
+        dW += x.T @ dz
+    else:
+        np.matmul(x.T, dz, out=dW)
+
+
+def dgrad(
+    run: Run, *, dz: Array, W: Array, saved: Array, out: Array, activation: int, transposed: int, scale: float
+) -> None:
+    np.matmul(dz, W if transposed else W.T, out=out)
+    numba_kernels.times_slope(activation)(out, saved, saved.dtype.type(scale))
+
+
+def decay(run: Run, *, W: Array, dW: Array, rowpenalty: Array, l2: float, l1: float) -> None:
+    T = W.dtype.type
+    numba_kernels.decay_rows(_padded_rows(W), _padded_rows(dW), W.shape[1], T(l2 / run.m), T(l1 / run.m), rowpenalty[0])
+
+
+def _padded_rows(W: Array) -> Array:
+    """A slot with the padding of its rows, C-contiguous and so open to the vectoriser."""
+    return np.lib.stride_tricks.as_strided(W, (W.shape[0], W.strides[0] // W.itemsize))
+
+
+def sqnorm(run: Run, *, partial: Array) -> None:
+    numba_kernels.grain_norms(run.regions[Region.GRADIENT], GRAIN, partial[0])
+
+
+def update(
+    run: Run, *, partial: Array | None, solver: int, beta_1: float, beta_2: float, epsilon: float, clip: float
+) -> None:
+    w, g, m1 = (run.regions[r] for r in (Region.PARAMETER, Region.GRADIENT, Region.MOMENT1))
+    T = w.dtype.type
+    factor = T(1 if partial is None else reference.clip_scale(float(partial.sum(dtype=np.float64)), clip))
+    lr, t = run.learning_rate, run.step + 1
+    if solver == Solver.SGD:
+        numba_kernels.momentum(w, g, m1, factor, T(beta_1), T(lr))
+        return
+    rate, root = T(lr / (1 - beta_1**t)), T(1 / np.sqrt(1 - beta_2**t))
+    numba_kernels.adam(
+        w, g, m1, run.regions[Region.MOMENT2], factor,
+        T(beta_1), T(beta_2), T(1 - beta_1), T(1 - beta_2), rate, root, T(epsilon),
+    )  # fmt: skip
+
+
+OVERRIDES: Mapping[OpCode, Callable[..., None]] = {
+    OpCode.GATHER: gather,
+    OpCode.CORRUPT: corrupt,
+    OpCode.DENSE: dense,
+    OpCode.DROPOUT: dropout,
+    OpCode.LINK: link,
+    OpCode.LOSS: loss,
+    OpCode.WGRAD: wgrad,
+    OpCode.DGRAD: dgrad,
+    OpCode.DECAY: decay,
+    OpCode.SQNORM: sqnorm,
+    OpCode.UPDATE: update,
+}
+
+
+# --- the program --------------------------------------------------------------------------------------------
+
+
+@cache
+def _blas() -> ThreadpoolController:
+    return ThreadpoolController()
+
+
+class NumbaProgram(ReferenceProgram):
+    """A plan run op by op over NumPy arrays, with `OVERRIDES` for the ops that pay."""
+
+    def __init__(self, plan: Plan, dtype: Any, n_threads: int) -> None:
+        super().__init__(plan, dtype, {**reference.OPS, **OVERRIDES})
+        self.n_threads = n_threads
+
+    def train(
+        self, rows: NDArray[np.int64], hyper: Hyper, poll: Callable[[], bool] | None = None
+    ) -> NDArray[np.float64]:
+        with _blas().limit(limits=self.n_threads, user_api="blas"):
+            return super().train(rows, hyper, poll)
+
+    def gradient(self, rows: NDArray[np.int64], seed: int = 0, step: int = 0) -> tuple[NDArray[np.float64], State]:
+        with _blas().limit(limits=self.n_threads, user_api="blas"):
+            return super().gradient(rows, seed, step)
+
+    def apply(self, X: Any, mode: Mode, target: Any = None) -> Array:
+        with _blas().limit(limits=self.n_threads, user_api="blas"):
+            return super().apply(X, mode, target)
+
+
+def own_ops() -> frozenset[OpCode]:
+    """Ops with a form of their own here; the others are the reference's, in the program's precision."""
+    return frozenset(OVERRIDES)
+
+
+def probe() -> Probe:
+    return Probe(True, f"Numba {numba.__version__}, NumPy {np.__version__}")
+
+
+def compile(plan: Plan, *, dtype: Any, n_threads: int) -> NumbaProgram:
+    """A program in float32 or float64; kernels are jitted when first run, or taken from Numba's cache."""
+    return NumbaProgram(plan, dtype, n_threads)

@@ -1,0 +1,252 @@
+"""The shared cases: small networks that between them use every op, activation, loss, penalty and shape edge.
+
+Promises: a case is data, the same on every machine; tests and benchmarks of every backend run these.
+Never: imports a backend or asserts anything.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from narrows.plan import (
+    Activation,
+    Corruption,
+    LayerSpec,
+    Loss,
+    NetworkSpec,
+    Plan,
+    Solver,
+    lower,
+)
+
+Array = NDArray[Any]
+
+EDGES = (1, 5, 6, 7, 15, 16, 17, 31, 33, 47, 48, 49, 63, 64, 65)
+"""Sizes on both sides of vector, register-tile and panel borders."""
+
+
+class Data(NamedTuple):
+    X: Array
+    target: Array | None
+    weight: Array | None
+
+
+@dataclass(frozen=True)
+class Case:
+    """A network and the shape of its data.
+
+    Attributes
+    ----------
+    name : str
+        Unique; seeds the data.
+    spec : NetworkSpec
+    batch : int
+        Capacity of the plan.
+    rows : int
+        Rows of the data; not a multiple of `batch` where a short last batch is wanted.
+    """
+
+    name: str
+    spec: NetworkSpec
+    batch: int = 8
+    rows: int = 21
+    draw: int = 0
+
+    def __str__(self) -> str:
+        return self.name
+
+    @cached_property
+    def plan(self) -> Plan:
+        return lower(self.spec, self.batch)
+
+    def another(self) -> Case:
+        """The same network with other numbers."""
+        return replace(self, draw=self.draw + 1)
+
+    def _rng(self, purpose: int) -> np.random.Generator:
+        return np.random.default_rng([zlib.crc32(self.name.encode()), self.draw, purpose])
+
+    def data(self, dtype: Any = np.float64) -> Data:
+        """Values are float32 numbers in every dtype, so that every backend sees the same data."""
+        rng, spec = self._rng(0), self.spec
+        X = self._values(rng, spec.n_features)
+        target = self._values(rng, spec.n_outputs) if spec.separate_target else None
+        weight = rng.uniform(0.5, 2.0, self.rows).astype(np.float32) if spec.weighted else None
+        cast = [None if a is None else a.astype(dtype) for a in (X, target, weight)]
+        return Data(*cast)
+
+    def _values(self, rng: np.random.Generator, columns: int) -> Array:
+        shape = (self.rows, columns)
+        if self.spec.loss is Loss.BCE:
+            return rng.uniform(0.02, 0.98, shape).astype(np.float32)
+        if self.spec.loss is Loss.MULTINOMIAL:
+            return rng.poisson(2.0, shape).astype(np.float32)
+        return rng.normal(size=shape).astype(np.float32)
+
+    def state(self, dtype: Any = np.float64) -> dict[str, Array]:
+        """Parameters of moderate size and none near zero (|W| has a kink there), float32 numbers."""
+        rng = self._rng(1)
+        state = {}
+        for slot in self.plan.parameters:
+            scale = 1.0 / np.sqrt(slot.rows) if slot.name[0] == "W" else 0.3
+            values = rng.uniform(0.1, 1.5, (slot.rows, slot.cols)) * rng.choice([-1, 1], (slot.rows, slot.cols))
+            state[slot.name] = (scale * values).astype(np.float32).astype(dtype)
+        return state
+
+
+def network(
+    sizes: Sequence[int],
+    hidden: Activation = Activation.TANH,
+    latent: Activation = Activation.LINEAR,
+    output: Activation = Activation.LINEAR,
+    *,
+    tied: bool = False,
+    dropout: float = 0.0,
+    **options: Any,
+) -> NetworkSpec:
+    """A symmetric network: the middle of `sizes` is the code; dropout is for the hidden layers alone."""
+    n = len(sizes) - 1
+    middle = n // 2
+    layers = []
+    for i in range(n):
+        activation = output if i == n - 1 else latent if i == middle - 1 else hidden
+        layers.append(
+            LayerSpec(
+                sizes[i],
+                sizes[i + 1],
+                activation,
+                dropout=dropout if i not in (middle - 1, n - 1) else 0.0,
+                tied_to=n - 1 - i if tied and i >= middle else None,
+            )
+        )
+    # Adam's usual epsilon makes a whole step of a rounding error in a small gradient; this one does not.
+    return NetworkSpec(tuple(layers), middle, **{"epsilon": 1e-3, **options})
+
+
+def allowed(loss: Loss, link: Activation) -> bool:
+    """Whether the loss takes this output link."""
+    if loss is Loss.BCE:
+        return link in (Activation.SIGMOID, Activation.SOFTMAX)
+    return loss is not Loss.MULTINOMIAL or link is Activation.SOFTMAX
+
+
+ELEMENTWISE = tuple(a for a in Activation if a is not Activation.SOFTMAX)
+_SIZES = (7, 6, 3, 6, 7)
+_A = Activation
+
+PENALTIES: dict[str, dict[str, Any]] = {
+    "activity_l1": {"activity_l1": 0.3},
+    "activity_l1_weighted": {"activity_l1": 0.3, "weighted": True},
+    "kl": {"kl_sparsity": 0.5, "sparsity_target": 0.2, "latent": _A.SIGMOID},
+    "kl_weighted": {"kl_sparsity": 0.5, "sparsity_target": 0.2, "latent": _A.SIGMOID, "weighted": True},
+    "alpha": {"alpha": 0.7},
+    "weight_l1": {"weight_l1": 0.4},
+    "all": {
+        "activity_l1": 0.2, "kl_sparsity": 0.5, "alpha": 0.7, "weight_l1": 0.4, "clip_norm": 0.5,
+        "dropout": 0.2, "latent": _A.SIGMOID, "weighted": True,
+        "corruption": Corruption.GAUSSIAN, "corruption_level": 0.2,
+    },
+}  # fmt: skip
+
+MODEL_CASES: tuple[Case, ...] = (
+    # exp of exp of exp is no network
+    *(Case(f"activation-{a.name}", network(_SIZES, a, a)) for a in ELEMENTWISE if a is not _A.EXP),
+    Case("activation-EXP", network((7, 4, 7), latent=_A.EXP)),
+    *(
+        Case(f"loss-{loss.name}-{a.name}", network((7, 4, 7), output=a, loss=loss, huber_delta=0.7))
+        for loss in Loss
+        for a in Activation
+        if allowed(loss, a)
+    ),
+    Case("tied", network(_SIZES, tied=True)),
+    Case("tied-alpha", network(_SIZES, _A.GELU, tied=True, alpha=0.5, weight_l1=0.1)),
+    *(Case(f"dropout-{a.name}", network(_SIZES, a, a, dropout=0.4)) for a in (_A.RELU, _A.SIGMOID, _A.GELU)),
+    *(
+        Case(
+            f"corruption-{kind.name}",
+            network((9, 4, 9), corruption=kind, corruption_level=0.3, corruption_range=(-0.5, 2.0)),
+        )
+        for kind in Corruption
+    ),
+    *(Case(f"penalty-{name}", network(_SIZES, **options)) for name, options in PENALTIES.items()),
+    *(Case(f"activity-{a.name}", network((7, 4, 7), latent=a, activity_l1=0.3)) for a in ELEMENTWISE),
+    Case("kl-SILU", network(_SIZES, latent=_A.SIGMOID, hidden=_A.SILU, kl_sparsity=1.0)),
+    *(Case(f"solver-{s.name}", network(_SIZES, solver=s, momentum=0.8, alpha=0.3)) for s in Solver),
+    *(Case(f"clip-{s.name}", network(_SIZES, solver=s, clip_norm=0.1)) for s in Solver),
+    Case("clip-idle", network(_SIZES, clip_norm=1e3)),
+    Case("weighted", network(_SIZES, weighted=True)),
+    Case("weighted-bce", network(_SIZES, output=_A.SIGMOID, loss=Loss.BCE, weighted=True)),
+    Case("target", network((7, 5, 3, 4, 11), separate_target=True)),
+    Case(
+        "target-all",
+        network(
+            (7, 5, 3, 4, 11),
+            separate_target=True,
+            weighted=True,
+            corruption=Corruption.MASKING,
+            corruption_level=0.3,
+        ),
+    ),
+    Case("batch-1", network(_SIZES), batch=1, rows=3),
+    Case("one-component", network((7, 6, 1, 6, 7))),
+    Case("one-feature", network((1, 3, 1))),
+    Case("short-batch", network(_SIZES, kl_sparsity=0.2, latent=_A.SIGMOID), batch=64, rows=5),
+    Case("grains", network((130, 33, 130), clip_norm=0.2, alpha=0.1), batch=17, rows=40),
+)
+"""Every feature of a model, small enough for finite differences (``grains`` apart: it has several grains)."""
+
+SHAPE_CASES: tuple[Case, ...] = tuple(
+    Case(f"shape-{m}x{k}x{n}{'-tied' * tied}", network((k, n, k), latent=a, tied=tied), batch=m, rows=m)
+    for i, s in enumerate(EDGES)
+    for m, k, n in ((s, EDGES[-1 - i], 7), (EDGES[i - 5], s, EDGES[i - 9]), (17, 33, s))
+    for tied, a in (((i % 2 == 1), _A.RELU if i % 3 else _A.GELU),)
+)
+"""Products at the edges of tiles, as two-layer networks: encoding is one dense op."""
+
+CASES = MODEL_CASES + SHAPE_CASES
+
+
+@st.composite
+def specs(draw: st.DrawFn) -> NetworkSpec:
+    """Any network that `lower` takes."""
+    depth = draw(st.integers(1, 3))
+    width = st.integers(1, 40)
+    sizes = [draw(width) for _ in range(depth + 1)]
+    tied = draw(st.booleans())
+    mirrored = sizes[-2::-1] if tied else [draw(width) for _ in range(depth)]
+    separate = draw(st.booleans())
+    if not separate:
+        mirrored[-1] = sizes[0]
+    tied = tied and mirrored == sizes[-2::-1]
+    loss = draw(st.sampled_from(Loss))
+    output = draw(st.sampled_from([a for a in Activation if allowed(loss, a)]))
+    kl = draw(st.booleans())
+    elementwise = st.sampled_from(ELEMENTWISE)
+    strength = st.sampled_from([0.0, 0.1])
+    return network(
+        sizes + mirrored,
+        draw(elementwise),
+        Activation.SIGMOID if kl else draw(elementwise),
+        output,
+        tied=tied,
+        dropout=draw(st.sampled_from([0.0, 0.3])),
+        loss=loss,
+        corruption=draw(st.sampled_from([None, *Corruption])),
+        corruption_level=0.2,
+        activity_l1=draw(strength),
+        kl_sparsity=0.1 if kl else 0.0,
+        alpha=draw(strength),
+        weight_l1=draw(strength),
+        solver=draw(st.sampled_from(Solver)),
+        clip_norm=draw(st.sampled_from([None, 1.0])),
+        separate_target=separate,
+        weighted=draw(st.booleans()),
+    )

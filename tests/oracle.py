@@ -1,0 +1,124 @@
+"""A second opinion on the formulas: the forward pass and the objective written from scipy.special.
+
+Shares no code with the backends, apart from the random numbers, which have tests of their own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import special
+
+from cases import Case
+from narrows import philox
+from narrows.plan import Activation, Corruption, Loss, Solver
+
+Array = NDArray[Any]
+SEED, STEP = 2**63 + 12345, 3
+
+ACTIVATION = {
+    "LINEAR": lambda z: z,
+    "RELU": lambda z: z * (z > 0),
+    "LEAKY_RELU": lambda z: np.maximum(z, 0.01 * z),
+    "ELU": lambda z: np.where(z > 0, z, special.expm1(z)),
+    "GELU": lambda z: z * (1 + special.erf(z / np.sqrt(2))) / 2,
+    "SILU": lambda z: z * special.expit(z),
+    "SIGMOID": special.expit,
+    "TANH": lambda z: 2 * special.expit(2 * z) - 1,
+    "SOFTPLUS": lambda z: np.logaddexp(0, z),
+    "EXP": np.exp,
+    "SOFTMAX": lambda z: special.softmax(z, axis=1),
+}
+KINKED = (Activation.RELU, Activation.LEAKY_RELU, Activation.ELU)
+
+
+@dataclass
+class Pass:
+    """What a forward pass leaves."""
+
+    pre: list[Array] = field(default_factory=list)
+    out: list[Array] = field(default_factory=list)
+    code: Array = field(default_factory=lambda: np.empty(0))
+    row_loss: Array = field(default_factory=lambda: np.empty(0))
+    terms: dict[str, float] = field(default_factory=dict)
+
+
+def row_loss(loss: Loss, z: Array, p: Array, y: Array, delta: float) -> Array:
+    if loss is Loss.MSE:
+        return np.square(p - y).sum(axis=1)
+    if loss is Loss.HUBER:
+        return special.huber(delta, p - y).sum(axis=1)
+    if loss is Loss.BCE:
+        return -(special.xlogy(y, p) + special.xlog1py(1 - y, -p)).sum(axis=1)
+    return -(y * special.log_softmax(z, axis=1)).sum(axis=1)
+
+
+def forward(case: Case, rows: Array, *, training: bool) -> Pass:
+    """The pass over `rows` of the case's data; with corruption, dropout and penalties in training."""
+    spec, data, state = case.spec, case.data(), case.state()
+    a = data.X[rows].copy()
+    y = a.copy() if data.target is None else data.target[rows]
+    w = np.ones(len(rows)) if data.weight is None else data.weight[rows]
+    stream = 0
+    if spec.corruption is not None:
+        if training:
+            u = philox.uniform(SEED, stream, STEP, *a.shape)
+            low, high = spec.corruption_range
+            if spec.corruption is Corruption.GAUSSIAN:
+                a += spec.corruption_level * special.ndtri(u)
+            elif spec.corruption is Corruption.MASKING:
+                a = a * (u >= spec.corruption_level)
+            else:
+                level = spec.corruption_level
+                a = np.where(u >= level, a, np.where(u < level / 2, low, high))
+        stream += 1
+    result = Pass()
+    for i, layer in enumerate(spec.layers):
+        W = state[f"W{i}"] if layer.tied_to is None else state[f"W{layer.tied_to}"].T
+        z = a @ W + state[f"b{i}"]
+        a = ACTIVATION[layer.activation.name](z)
+        result.pre.append(z)
+        if layer.dropout > 0:
+            if training:
+                a = np.where(philox.uniform(SEED, stream, STEP, *a.shape) < layer.dropout, 0, a / (1 - layer.dropout))
+            stream += 1
+        result.out.append(a)
+        if i == spec.latent - 1:
+            result.code = a
+    result.row_loss = row_loss(spec.loss, z, a, y, spec.huber_delta)
+    result.terms["loss"] = float(w @ result.row_loss) / len(rows)
+    if spec.activity_l1 > 0:
+        result.terms["activity_l1"] = spec.activity_l1 * float(w @ np.abs(result.code).sum(axis=1)) / len(rows)
+    if spec.kl_sparsity > 0:
+        mean, target = w @ result.code / len(rows), spec.sparsity_target
+        kl = special.rel_entr(target, mean) + special.rel_entr(1 - target, 1 - mean)
+        result.terms["kl_sparsity"] = spec.kl_sparsity * float(kl.sum())
+    l2 = 0.0 if spec.solver is Solver.ADAMW else spec.alpha
+    if l2 > 0 or spec.weight_l1 > 0:
+        weights = [v for name, v in state.items() if name[0] == "W"]
+        total = sum(l2 / 2 * np.square(W).sum() + spec.weight_l1 * np.abs(W).sum() for W in weights)
+        result.terms["weight_penalty"] = float(total) / len(rows)
+    return result
+
+
+def kink_distance(case: Case) -> float:
+    """How far the first batch keeps from where a derivative jumps."""
+    rows = np.arange(min(case.batch, case.rows))
+    run, spec = forward(case, rows, training=True), case.spec
+    distances = [np.abs(z).min() for z, layer in zip(run.pre, spec.layers, strict=True) if layer.activation in KINKED]
+    if spec.activity_l1 > 0 and spec.layers[spec.latent - 1].activation not in KINKED:
+        distances.append(np.abs(run.pre[spec.latent - 1]).min())
+    if spec.loss is Loss.HUBER:
+        y = case.data().X[rows]
+        distances.append(np.abs(np.abs(run.out[-1] - y) - spec.huber_delta).min())
+    return float(min(distances, default=np.inf))
+
+
+def away_from_kinks(case: Case, distance: float = 1e-4) -> Case:
+    """The case with numbers that keep its first batch clear of kinks."""
+    while kink_distance(case) < distance:
+        case = case.another()
+    return case

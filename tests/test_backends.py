@@ -1,0 +1,614 @@
+"""Every backend computes what the float64 reference computes, within stated bounds, for any layout of data.
+
+Bounds. A dense op is held to the textbook bound, element by element (`dense_bound`). A whole model is held to
+one unit of rounding for each term on its longest chain of sums (`tolerance`), relative to the largest element
+of each array: a layer's error passes through the next multiplied by weights and slopes of about 1, so errors
+add up; the largest element stands for |X||W|, which cancellation may leave far above the result.
+"""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+from numpy.typing import NDArray
+
+from cases import CASES, MODEL_CASES, SHAPE_CASES, Case, network
+from narrows import philox
+from narrows.backends import BACKENDS, Hyper, compile_plan, probe, probe_all, resolve
+from narrows.backends.reference import ReferenceProgram
+from narrows.errors import BackendError
+from narrows.plan import Activation, Corruption, Loss, Mode, OpCode, Solver, lower
+from oracle import SEED, STEP, away_from_kinks
+
+Array = NDArray[Any]
+LIPSCHITZ = {Activation.GELU: 1.13, Activation.SILU: 1.1}
+"""Largest slopes above 1 of the activations in `SHAPE_CASES`."""
+
+all_cases = pytest.mark.parametrize("case", CASES, ids=str)
+inference = (Mode.ENCODE, Mode.RECONSTRUCT, Mode.SCORE)
+
+
+def program_of(backend: str, case: Case, dtype: Any = np.float32, **bound: Any) -> Any:
+    program = compile_plan(case.plan, backend, dtype=dtype, n_threads=2)
+    assert type(program).__module__ == f"narrows.backends.{backend}", "another backend ran"
+    program.load(case.state(dtype))
+    data = case.data(dtype)
+    program.bind(bound.get("X", data.X), bound.get("target", data.target), data.weight)
+    return program
+
+
+def reference_of(case: Case) -> ReferenceProgram:
+    program = ReferenceProgram(case.plan)
+    program.load(case.state())
+    program.bind(*case.data())
+    return program
+
+
+def tolerance(case: Case, dtype: Any) -> float:
+    """Relative to the largest element; see the top of this file. In float64 a round 1e-9."""
+    if np.dtype(dtype) == np.float64:
+        return 1e-9
+    chain = sum(layer.n_in + 8 for layer in case.spec.layers) + case.batch
+    return chain * float(np.finfo(np.float32).eps) / 2
+
+
+def assert_close(actual: Array, expected: Array, relative: float, what: str = "") -> None:
+    assert actual.shape == expected.shape, what
+    scale = float(np.abs(expected).max(initial=0.0))
+    error = float(np.abs(actual.astype(np.float64) - expected).max(initial=0.0))
+    assert error <= relative * scale + 1e-30, f"{what}: {error:.3g} off, allowed {relative * scale:.3g}"
+
+
+def dense_bound(x: Array, W: Array, b: Array, dtype: Any) -> Array:
+    """|y - y64| <= (k + 8) u (|x||W| + |b|) for y = x W + b, sums of k terms in any order."""
+    return (x.shape[1] + 8) * np.finfo(dtype).eps / 2 * (np.abs(x) @ np.abs(W) + np.abs(b))
+
+
+dtypes = pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=["f32", "f64"])
+
+
+# --- against the reference --------------------------------------------------------------------------------
+
+
+@dtypes
+@all_cases
+def test_inference_agrees(backend: str, case: Case, dtype: Any) -> None:
+    program, reference, data = program_of(backend, case, dtype), reference_of(case), case.data(dtype)
+    exact = case.data()
+    for mode in inference:
+        expected = reference.apply(exact.X, mode, exact.target)
+        actual = program.apply(data.X, mode, data.target)
+        assert actual.dtype == (np.float64 if backend == "reference" else dtype)
+        assert_close(actual, expected, tolerance(case, dtype), mode.name or "")
+    codes = reference.apply(exact.X, Mode.ENCODE)
+    assert_close(
+        program.apply(codes.astype(dtype), Mode.DECODE),
+        reference.apply(codes, Mode.DECODE),
+        tolerance(case, dtype),
+        "DECODE",
+    )
+
+
+@dtypes
+@all_cases
+def test_terms_and_gradients_agree(backend: str, case: Case, dtype: Any) -> None:
+    case = away_from_kinks(case)
+    program, reference = program_of(backend, case, dtype), reference_of(case)
+    rows = np.arange(min(case.batch, case.rows))[::-1].copy()
+    terms, gradient = program.gradient(rows, SEED, STEP)
+    expected_terms, expected = reference.gradient(rows, SEED, STEP)
+    np.testing.assert_allclose(terms, expected_terms, rtol=tolerance(case, dtype))
+    assert set(gradient) == set(expected)
+    largest = max(float(np.abs(g).max()) for g in expected.values())
+    for name, g in expected.items():
+        # Biases sum over the batch what may cancel: the size of the whole gradient is the measure there.
+        scale = largest / max(float(np.abs(g).max()), 1e-30) if name[0] == "b" else 1.0
+        assert_close(gradient[name], g, tolerance(case, dtype) * max(scale, 1.0), f"d{name}")
+
+
+@dtypes
+@all_cases
+def test_a_few_steps_agree(backend: str, case: Case, dtype: Any) -> None:
+    case = away_from_kinks(case)
+    program, reference = program_of(backend, case, dtype), reference_of(case)
+    rows = np.random.default_rng(1).permutation(case.rows)
+    hyper = Hyper(SEED, STEP, np.linspace(2e-3, 1e-3, -(-case.rows // case.batch)))
+    terms, expected_terms = program.train(rows, hyper), reference.train(rows, hyper)
+    assert terms.shape == (len(hyper.learning_rate), len(case.plan.terms))
+    np.testing.assert_allclose(terms, expected_terms, rtol=tolerance(case, dtype))
+    state = program.state()
+    for name, value in reference.state().items():
+        if "." not in name:
+            assert_close(state[name], value, tolerance(case, dtype), name)
+
+
+@pytest.mark.parametrize("case", SHAPE_CASES, ids=str)
+def test_one_dense_op_keeps_the_textbook_bound(backend: str, case: Case) -> None:
+    X, state = case.data().X, case.state()
+    activation = case.spec.layers[0].activation
+    expected = reference_of(case).apply(X, Mode.ENCODE)
+    actual = program_of(backend, case).apply(X.astype(np.float32), Mode.ENCODE)
+    bound = dense_bound(X, state["W0"], state["b0"], np.float32) * LIPSCHITZ.get(activation, 1.0)
+    assert (np.abs(actual - expected) <= bound).all()
+
+
+@pytest.mark.parametrize("case", SHAPE_CASES[::3], ids=str)
+def test_small_integers_are_exact(backend: str, case: Case) -> None:
+    """Products and sums that float32 holds exactly leave no room for error."""
+    rng = np.random.default_rng(0)
+    k, n = case.spec.n_features, case.spec.n_components
+    plan = lower(network((k, n, k), alpha=0.0), case.batch)
+    state = {s.name: rng.integers(-3, 4, (s.rows, s.cols)).astype(np.float32) for s in plan.parameters}
+    X = rng.integers(-4, 5, (case.rows, k)).astype(np.float32)
+    program = compile_plan(plan, backend, n_threads=2)
+    program.load(state)
+    code = X @ state["W0"] + state["b0"]
+    np.testing.assert_array_equal(program.apply(X, Mode.ENCODE), code)
+    np.testing.assert_array_equal(program.apply(X, Mode.RECONSTRUCT), code @ state["W1"] + state["b1"])
+
+
+@dtypes
+@pytest.mark.parametrize("loss", [Loss.BCE, Loss.MULTINOMIAL, Loss.MSE])
+def test_extreme_logits(backend: str, loss: Loss, dtype: Any) -> None:
+    link = {Loss.BCE: Activation.SIGMOID, Loss.MULTINOMIAL: Activation.SOFTMAX}.get(loss, Activation.TANH)
+    plan = lower(network((3, 2, 3), output=link, loss=loss), 4)
+    W0, W1 = np.ones((3, 2)), 1e4 * np.ones((2, 1)) * np.array([[1.0, -1.0, 1.0]])
+    state = {"W0": W0, "b0": np.zeros((1, 2)), "W1": W1, "b1": np.zeros((1, 3))}
+    X = np.array([[0.0, 1.0, 0.5], [1.0, 0.0, 0.0], [0.0, 0.0, 0.0], [1.0, 1.0, 1.0]])
+    results = []
+    for name, precision in ((backend, dtype), ("reference", np.float64)):
+        program = compile_plan(plan, name, dtype=precision, n_threads=1)
+        program.load({k: v.astype(precision) for k, v in state.items()})
+        program.bind(X.astype(precision))
+        results.append(program.gradient(np.arange(4)))
+    (terms, gradient), (expected_terms, expected) = results
+    np.testing.assert_allclose(terms, expected_terms, rtol=1e-5)
+    for name, g in expected.items():
+        assert_close(gradient[name], g, 1e-5, name)
+
+
+@dtypes
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_nan_and_infinity_come_through(backend: str, bad: float, dtype: Any) -> None:
+    case = next(c for c in MODEL_CASES if c.name == "weighted-bce")
+    data = case.data(dtype)
+    X = data.X.copy()
+    X[2, 3] = bad
+    program = program_of(backend, case, dtype, X=X)
+    with np.errstate(all="ignore"):
+        assert not np.isfinite(program.gradient(np.arange(8))[0]).all()
+        scores = program.apply(X, Mode.SCORE)[:, 0]
+    np.testing.assert_array_equal(np.flatnonzero(~np.isfinite(scores)), [2])
+
+
+# --- random numbers ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", [0, 7, 2**32 + 1, 2**64 - 1])
+def test_corruption_masks_are_philox(backend: str, seed: int) -> None:
+    """Row r has its values in block r of the columns, so that dW0 shows which of them were kept."""
+    m, width, level = 4, 53, 0.4
+    spec = network((m * width, 3, m * width), corruption=Corruption.MASKING, corruption_level=level)
+    case = Case("mask", spec, batch=m, rows=m)
+    X = np.kron(np.eye(m), np.ones((1, width))).astype(np.float32)
+    _, gradient = program_of(backend, case, X=X).gradient(np.arange(m), seed, 11)
+    kept = philox.uniform(seed, 0, 11, m, m * width) >= level
+    own = np.concatenate([kept[r, r * width : (r + 1) * width] for r in range(m)])
+    np.testing.assert_array_equal((gradient["W0"] != 0).all(axis=1), own)
+    np.testing.assert_array_equal((gradient["W0"] == 0).all(axis=1), ~own)
+
+
+@pytest.mark.parametrize("seed", [0, 7, 2**32 + 1, 2**64 - 1])
+def test_dropout_masks_are_philox(backend: str, seed: int) -> None:
+    spec = network((3, 203, 2, 203, 3), Activation.SIGMOID, dropout=0.3)
+    case = Case("dropout", spec, batch=1, rows=1)
+    _, gradient = program_of(backend, case).gradient(np.arange(1), seed, 11)
+    for stream, name in ((0, "W1"), (1, "W3")):
+        kept = philox.uniform(seed, stream, 11, 1, 203)[0] >= 0.3
+        np.testing.assert_array_equal((gradient[name] != 0).any(axis=1), kept)
+
+
+def test_salt_and_pepper_values_are_philox(backend: str) -> None:
+    """One row and unit weights: dW0 is the corrupted row times a number."""
+    n, level = 203, 0.5
+    spec = network((n, 1, n), corruption=Corruption.SALT_AND_PEPPER, corruption_level=level, corruption_range=(-1, 2))
+    case = Case("salt", spec, batch=1, rows=1)
+    _, gradient = program_of(backend, case, X=np.ones((1, n), np.float32)).gradient(np.arange(1), 5, 6)
+    u = philox.uniform(5, 0, 6, 1, n)[0]
+    corrupted = np.where(u < level / 2, -1.0, np.where(u < level, 2.0, 1.0))
+    ratio = gradient["W0"][:, 0] / corrupted
+    np.testing.assert_allclose(ratio, ratio[0], rtol=1e-5)
+
+
+# --- layouts of the data ----------------------------------------------------------------------------------
+
+
+def layouts(X: Array, folder: Path) -> dict[str, Array]:
+    """The same numbers in other clothes."""
+    n, k = X.shape
+    wide = np.full((2 * n, 3 * k), np.nan, X.dtype)
+    wide[::2, 1::3] = X
+    frozen = X.copy()
+    frozen.flags.writeable = False
+    X.tofile(folder / "x.bin")
+    shifted = np.frombuffer(bytearray(X.nbytes + 4), X.dtype, offset=4, count=X.size).reshape(X.shape)
+    shifted[...] = X
+    return {
+        "F": np.asfortranarray(X),
+        "backwards": X[::-1, ::-1].copy()[::-1, ::-1],
+        "slice": wide[::2, 1::3],
+        "read-only": frozen,
+        "memmap": np.memmap(folder / "x.bin", X.dtype, "r", shape=X.shape),
+        "float64": X.astype(np.float64),
+        "unaligned by 4": shifted,
+    }
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=["f32", "f64"])
+def test_strides_do_not_matter(backend: str, dtype: Any, tmp_path: Path) -> None:
+    case = next(c for c in MODEL_CASES if c.name == "tied")
+    X = case.data(np.float32).X
+    rows, hyper = np.arange(case.rows)[::-1].copy(), Hyper(3, 0, np.full(3, 1e-2))
+    expected = program_of(backend, case, dtype, X=X)
+    expected.train(rows, hyper)
+    for name, other in layouts(X, tmp_path).items():
+        program = program_of(backend, case, dtype, X=other)
+        program.train(rows, hyper)
+        for key, value in expected.state().items():
+            np.testing.assert_array_equal(program.state()[key], value, err_msg=f"{name} {key}")
+        for mode in inference:
+            np.testing.assert_array_equal(program.apply(other, mode), expected.apply(X, mode), err_msg=name)
+
+
+def test_broadcast_rows(backend: str) -> None:
+    case = next(c for c in MODEL_CASES if c.name == "tied")
+    X = np.broadcast_to(case.data(np.float32).X[:1], (5, 7))
+    program = program_of(backend, case)
+    np.testing.assert_array_equal(program.apply(X, Mode.ENCODE), program.apply(X.copy(), Mode.ENCODE))
+
+
+@pytest.mark.parametrize("index", [np.int32, np.int64])
+@pytest.mark.parametrize("value", [np.float32, np.float64])
+@pytest.mark.parametrize("form", [sp.csr_matrix, sp.csr_array])
+def test_csr_equals_dense(backend: str, form: Any, value: Any, index: Any) -> None:
+    case = Case("csr", network((33, 9, 33), separate_target=True), batch=8, rows=21)
+    rng = np.random.default_rng(2)
+    X = (case.data().X * (rng.random((21, 33)) < 0.2)).astype(value)
+    X[4] = 0
+    target = (case.data().target * (rng.random((21, 33)) < 0.2)).astype(value)
+    sparse = []
+    for dense in (X, target):
+        csr = form(dense)
+        csr.indices, csr.indptr = csr.indices.astype(index), csr.indptr.astype(index)
+        for part in (csr.data, csr.indices, csr.indptr):
+            part.flags.writeable = False
+        sparse.append(csr)
+    compare_sparse(backend, case, X, target, *sparse)
+
+
+def test_csr_unsorted_with_duplicates(backend: str) -> None:
+    case = Case("csr", network((33, 9, 33), separate_target=True), batch=8, rows=21)
+    rng = np.random.default_rng(2)
+    indptr = np.arange(22) * 12
+    indices = rng.integers(0, 33, 21 * 12)
+    data = rng.integers(-8, 9, 21 * 12).astype(np.float32) / 8
+    csr = sp.csr_array((data, indices, indptr), (21, 33))
+    assert not csr.has_canonical_format
+    target = case.data(np.float32).target
+    compare_sparse(backend, case, csr.toarray(), target, csr, target)
+
+
+def compare_sparse(backend: str, case: Case, X: Array, target: Array, sparse_X: Any, sparse_target: Any) -> None:
+    rows, hyper = np.arange(21)[::-1].copy(), Hyper(3, 0, np.full(3, 1e-2))
+    dense, sparse = (
+        program_of(backend, case, X=X, target=target),
+        program_of(backend, case, X=sparse_X, target=sparse_target),
+    )
+    relative = tolerance(case, np.float32)
+    assert_close(sparse.train(rows, hyper), dense.train(rows, hyper), relative, "terms")
+    for name, value in dense.state().items():
+        assert_close(sparse.state()[name], value, 4 * relative, name)
+    for mode in inference:
+        assert_close(sparse.apply(sparse_X, mode, sparse_target), dense.apply(X, mode, target), relative, str(mode))
+
+
+# --- the protocol -----------------------------------------------------------------------------------------
+
+step_case = next(c for c in MODEL_CASES if c.name == "penalty-all")
+
+
+def assert_same_state(a: Any, b: Any) -> None:
+    one, two = a.state(), b.state()
+    assert set(one) == set(two)
+    for name, value in one.items():
+        assert value.tobytes() == two[name].tobytes(), name
+
+
+@pytest.mark.parametrize("solver", Solver)
+def test_two_steps_in_two_calls_are_two_steps_in_one(backend: str, solver: Solver) -> None:
+    spec = network((33, 9, 33), solver=solver, alpha=0.1, corruption=Corruption.GAUSSIAN, corruption_level=0.1)
+    case = Case("calls", spec, batch=8, rows=16)
+    one, two = program_of(backend, case), program_of(backend, case)
+    rows, rates = np.arange(16), np.array([1e-2, 3e-3])
+    together = one.train(rows, Hyper(9, 5, rates))
+    apart = [two.train(rows[8 * i : 8 * i + 8], Hyper(9, 5 + i, rates[i : i + 1])) for i in range(2)]
+    np.testing.assert_array_equal(together, np.concatenate(apart))
+    assert_same_state(one, two)
+
+
+def test_the_same_call_gives_the_same_bits(backend: str) -> None:
+    programs = [program_of(backend, step_case) for _ in range(2)]
+    for program in programs:
+        program.train(np.arange(step_case.rows), Hyper(1, 2, np.full(3, 1e-2)))
+    assert_same_state(*programs)
+
+
+@dtypes
+def test_state_round_trip(backend: str, dtype: Any) -> None:
+    rows, hyper = np.arange(step_case.rows), Hyper(1, 0, np.full(3, 1e-2))
+    first, second = program_of(backend, step_case, dtype), program_of(backend, step_case, dtype)
+    first.train(rows, hyper)
+    saved = first.state()
+    copies = {name: value.copy() for name, value in saved.items()}
+    second.train(rows[::-1].copy(), hyper)
+    second.load(saved)
+    assert_same_state(first, second)
+    for program in (first, second):
+        program.train(rows, Hyper(1, 3, hyper.learning_rate))
+    assert_same_state(first, second)
+    for name, value in saved.items():
+        assert value.tobytes() == copies[name].tobytes(), "state() must be copies"
+    # Parameters alone: the optimiser starts afresh.
+    second.load({name: value for name, value in saved.items() if "." not in name})
+    assert all(not value.any() for name, value in second.state().items() if "." in name)
+
+
+def test_inference_leaves_the_state_alone(backend: str) -> None:
+    program, untouched = program_of(backend, step_case), program_of(backend, step_case)
+    for mode in inference:
+        program.apply(step_case.data(np.float32).X, mode)
+    program.gradient(np.arange(5), SEED, STEP)
+    assert_same_state(program, untouched)
+
+
+# Steps enough for a second on any backend, so that a poll falls between two of them.
+long_case = Case("long", network((64, 64, 64)), batch=32, rows=32)
+long_run = np.tile(np.arange(32), 50_000), Hyper(1, 0, np.full(50_000, 1e-5))
+
+
+def test_poll_stops_after_a_whole_step(backend: str) -> None:
+    program, again = program_of(backend, long_case), program_of(backend, long_case)
+    rows, hyper = long_run
+    done = len(program.train(rows, hyper, lambda: True))
+    assert 1 <= done < len(hyper.learning_rate)
+    assert len(again.train(rows[: 32 * done], hyper, lambda: False)) == done
+    assert_same_state(program, again)
+
+
+def test_what_poll_raises_comes_out(backend: str) -> None:
+    def interrupt() -> bool:
+        raise KeyboardInterrupt
+
+    program = program_of(backend, long_case)
+    with pytest.raises(KeyboardInterrupt):
+        program.train(*long_run, interrupt)
+    assert all(np.isfinite(value).all() for value in program.state().values())
+
+
+def test_learning_rates_are_per_step(backend: str) -> None:
+    case = Case("rates", network((7, 4, 7), solver=Solver.SGD, momentum=0.0), batch=8, rows=16)
+    program = program_of(backend, case)
+    start = program.state()
+    program.train(np.arange(16), Hyper(1, 0, np.zeros(2)))
+    for name, value in program.state().items():
+        np.testing.assert_array_equal(value, start[name])
+    _, gradient = program.gradient(np.arange(8, 16))
+    program.train(np.arange(16), Hyper(1, 0, np.array([0.0, 0.5])))
+    moved = program.state()
+    for name, g in gradient.items():
+        np.testing.assert_allclose(moved[name], start[name] - 0.5 * g, rtol=1e-5, atol=1e-6)
+
+
+def test_clipping(backend: str) -> None:
+    spec = network((130, 33, 130), solver=Solver.SGD, momentum=0.0, clip_norm=0.25)
+    case = Case("clip", spec, batch=8, rows=8)
+    program = program_of(backend, case)
+    start = program.state()
+    program.train(np.arange(8), Hyper(1, 0, np.array([1.0])))
+    moved = program.state()
+    square = sum(np.square(moved[name].astype(float) - start[name]).sum() for name in start if "." not in name)
+    assert np.sqrt(square) == pytest.approx(0.25, rel=1e-4)
+
+
+def test_rows_select_and_repeat(backend: str) -> None:
+    case = Case("rows", network((7, 4, 7)), batch=8, rows=21)
+    X = case.data(np.float32).X
+    rows = np.array([20, 3, 3, 0, 7])
+    selected = program_of(backend, case).gradient(rows)
+    taken = program_of(backend, case, X=X[rows]).gradient(np.arange(5))
+    np.testing.assert_array_equal(selected[0], taken[0])
+    for name, g in taken[1].items():
+        np.testing.assert_array_equal(selected[1][name], g)
+
+
+@pytest.mark.parametrize("n", [0, 1, 7, 8, 9, 21])
+def test_apply_takes_any_number_of_rows(backend: str, n: int) -> None:
+    case = Case("any", network((7, 4, 7)), batch=8, rows=21)
+    program, X = program_of(backend, case), case.data(np.float32).X
+    whole = program.apply(X, Mode.ENCODE)
+    part = program.apply(X[:n], Mode.ENCODE)
+    assert part.shape == (n, 4)
+    np.testing.assert_allclose(part, whole[:n], rtol=1e-5, atol=1e-6)
+
+
+def test_own_ops_are_op_codes(backend: str) -> None:
+    if backend == "reference":
+        pytest.skip("the reference is the generic ops")
+    own = importlib.import_module(f"narrows.backends.{backend}").own_ops()
+    assert {OpCode.DENSE, OpCode.LOSS, OpCode.UPDATE} <= own <= set(OpCode)
+
+
+def test_resolution(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NARROWS_BACKEND", raising=False)
+    assert resolve("auto") == ("cpp" if probe("cpp").ok else "numba")
+    assert resolve("reference") == "reference"
+    monkeypatch.setenv("NARROWS_BACKEND", "numba")
+    assert resolve("auto") == "numba"
+    assert resolve("reference") == "reference"
+    monkeypatch.setenv("NARROWS_BACKEND", "abacus")
+    with pytest.raises(ValueError, match="NARROWS_BACKEND='abacus'"):
+        resolve("auto")
+    with pytest.raises(ValueError, match="backend='abacus'"):
+        resolve("abacus")
+    assert list(probe_all()) == list(BACKENDS)
+
+
+def test_a_backend_that_cannot_run_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    from narrows.backends import Probe, numba
+
+    monkeypatch.setattr(numba, "probe", lambda: Probe(False, "no such luck"))
+    with pytest.raises(BackendError, match="no such luck"):
+        resolve("numba")
+
+
+# --- numba ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("error", [RuntimeError, OSError])
+def test_numba_without_a_cache_folder(monkeypatch: pytest.MonkeyPatch, error: type[Exception]) -> None:
+    """No folder to cache in (RuntimeError when decorated), or no room in it (OSError on the first call)."""
+    import numba
+
+    from narrows.backends.numba_kernels import _EXACT, _Kernel
+
+    original, calls = numba.njit, []
+
+    def njit(*args: Any, cache: bool = False, **options: Any) -> Any:
+        if cache and error is RuntimeError:
+            raise RuntimeError("cannot cache function: no locator available")
+        decorate = original(*args, **options)
+        if not cache:
+            return decorate
+
+        def failing_once(function: Any) -> Any:
+            jitted = decorate(function)
+
+            def call(*arguments: Any) -> Any:
+                calls.append(arguments)
+                if len(calls) == 1:
+                    raise OSError(122, "Disk quota exceeded")
+                return jitted(*arguments)
+
+            return call
+
+        return failing_once
+
+    monkeypatch.setattr(numba, "njit", njit)
+    double = _Kernel(lambda x: x * 2, _EXACT)
+    assert double(21) == 42
+    assert double(4) == 8
+
+
+@pytest.mark.parametrize("p", [0.0, 1e-9, 2.0**-25, 2.0**-24, 0.1, 0.25, 1 / 3, 0.5, 0.9, 1 - 2.0**-25, 1.0])
+def test_numba_takes_the_cells_below_a_probability(p: float) -> None:
+    """Integer thresholds decide ``u < p`` as the uniform numbers do, on both sides of the edge."""
+    from narrows.backends.numba import _threshold, numba_kernels
+
+    around = np.clip(int(p * 2**24) + np.arange(-3, 4), 0, 2**24 - 1)
+    cells = around.astype(np.int32)[None]
+    below = (cells + 0.5) * 2.0**-24 < p
+    replaced, scaled = np.ones(cells.shape), np.ones(cells.shape)
+    numba_kernels.replace_below(replaced, cells, _threshold(p), 5.0)
+    numba_kernels.scale_above(scaled, cells, _threshold(p), 2.0)
+    np.testing.assert_array_equal(replaced, np.where(below, 5.0, 1.0))
+    np.testing.assert_array_equal(scaled, np.where(below, 0.0, 2.0))
+
+
+def test_numba_puts_the_blas_threads_back() -> None:
+    from threadpoolctl import threadpool_info
+
+    def blas_threads() -> list[int]:
+        return [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
+
+    before = blas_threads()
+    case = Case("threads", network((7, 4, 7)))
+    program = compile_plan(case.plan, "numba", n_threads=1)
+    program.load(case.state())
+    X = case.data(np.float32).X
+    program.bind(X)
+    inside: list[list[int]] = []
+    program.train(np.arange(8), Hyper(0, 0, np.ones(1)), lambda: bool(inside.append(blas_threads())))
+    program.apply(X, Mode.ENCODE)
+    assert inside == [[1] * len(before)]
+    assert blas_threads() == before
+
+
+def test_numba_rejects_rows_outside_sparse_data() -> None:
+    case = Case("rows", network((7, 4, 7)))
+    program = program_of("numba", case, X=sp.csr_array(case.data(np.float32).X))
+    for rows in ([21], [-1], [0, 5, 100]):
+        with pytest.raises(IndexError, match="21 rows"):
+            program.gradient(np.array(rows))
+
+
+# --- cpp: promises of its own -----------------------------------------------------------------------------
+
+
+def bits(case: Case, *, dtype: Any = np.float32, n_threads: int = 1, **options: Any) -> bytes:
+    """Everything a program computes, in bytes."""
+    from narrows.backends import cpp as module
+
+    program = module.compile(case.plan, dtype=np.dtype(dtype), n_threads=n_threads, **options)
+    program.load(case.state(dtype))
+    data = case.data(dtype)
+    program.bind(*data)
+    steps = -(-case.rows // case.batch)
+    terms = program.train(np.arange(case.rows), Hyper(SEED, STEP, np.full(steps, 1e-2)))
+    parts = [terms, *program.state().values()]
+    parts += [program.apply(data.X, mode, data.target) for mode in inference]
+    return b"".join(np.ascontiguousarray(part).tobytes() for part in parts)
+
+
+@all_cases
+def test_cpp_bits_do_not_depend_on_threads(cpp: str, case: Case) -> None:
+    expected = bits(case)
+    for n in (2, 3):
+        assert bits(case, n_threads=n) == expected, f"{n} threads"
+    for n in (2, 5, 64):
+        assert bits(case, simulate_threads=n) == expected, f"{n} simulated threads"
+
+
+@dtypes
+def test_cpp_bits_for_any_simulated_team(cpp: str, dtype: Any) -> None:
+    spec = network(
+        (200, 65, 17, 65, 200),
+        Activation.GELU,
+        dropout=0.2,
+        clip_norm=0.5,
+        alpha=0.1,
+        weighted=True,
+        activity_l1=0.1,
+    )
+    case = Case("team", spec, batch=70, rows=150)
+    expected = bits(case, dtype=dtype)
+    for n in range(1, 65):
+        assert bits(case, dtype=dtype, simulate_threads=n) == expected, f"{n} simulated threads"
+
+
+@pytest.mark.parametrize("case", [*MODEL_CASES[::4], *SHAPE_CASES], ids=str)
+def test_cpp_rows_do_not_depend_on_their_neighbours(cpp: str, case: Case) -> None:
+    data = case.data(np.float32)
+    program = program_of(cpp, case)
+    single = Case(case.name, case.spec, batch=1, rows=case.rows)
+    for mode in inference:
+        whole = program.apply(data.X, mode, data.target)
+        one_by_one = program_of(cpp, single).apply(data.X, mode, data.target)
+        assert whole.tobytes() == one_by_one.tobytes(), mode
+        i = case.rows // 2
+        target = None if data.target is None else data.target[i : i + 1]
+        assert program.apply(data.X[i : i + 1], mode, target).tobytes() == whole[i : i + 1].tobytes(), mode

@@ -1,0 +1,294 @@
+"""Lowering: operands are written before they are read, live slots share no memory, tables equal the plan."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cases import CASES, MODEL_CASES, Case, network, specs
+from narrows.backends import Hyper
+from narrows.backends.reference import ReferenceProgram
+from narrows.plan import (
+    LANES,
+    SIGNATURES,
+    Activation,
+    Corruption,
+    LayerSpec,
+    Loss,
+    Mode,
+    NetworkSpec,
+    Op,
+    OpCode,
+    Plan,
+    Region,
+    Slot,
+    Solver,
+    lower,
+)
+
+LEARN = Mode.GRADIENT | Mode.TRAIN
+all_cases = pytest.mark.parametrize("case", CASES, ids=str)
+model_cases = pytest.mark.parametrize("case", MODEL_CASES, ids=str)
+
+
+def operands(op: Op) -> dict[str, int]:
+    return {role: i for role, i in zip(SIGNATURES[op.code].slots, op.slots, strict=True) if i >= 0}
+
+
+def reads(op: Op, mode: Mode) -> list[int]:
+    """Slots whose contents the op depends on."""
+    names = set(SIGNATURES[op.code].reads)
+    if op.code is OpCode.LOSS and not mode & LEARN:
+        names.discard("weight")  # it scales dz alone; scores are unweighted
+    if op.code is OpCode.WGRAD and not op.ints[0]:
+        names.discard("dW")
+    return [i for role, i in operands(op).items() if role in names]
+
+
+def writes(op: Op) -> list[int]:
+    names = SIGNATURES[op.code].writes
+    return [i for role, i in operands(op).items() if role in names]
+
+
+def memory(slot: Slot) -> tuple[str, int, int]:
+    """The slot's place: a space, and the elements from .. to in it."""
+    space = slot.region.name if slot.region < Region.BATCH else "WORK"
+    return space, slot.offset, slot.offset + slot.size
+
+
+def overlap(a: Slot, b: Slot) -> bool:
+    (space, start, end), (other, other_start, other_end) = memory(a), memory(b)
+    return space == other and start < other_end and other_start < end
+
+
+def check_run(plan: Plan, mode: Mode) -> None:
+    """Play the ops of a mode over an imagined arena: what is read must be there, and be its own."""
+    # Parameters are loaded; the terms are zeroed by the program before a step.
+    valid = {i for i, s in enumerate(plan.slots) if s.region is Region.PARAMETER or s.name == "terms"}
+    for position, op in enumerate(plan.ops):
+        if not op.modes & mode:
+            continue
+        for i in reads(op, mode):
+            assert i in valid, f"op {position} {op.code.name} reads {plan.slots[i].name}, not written in {mode}"
+        slots = sorted(set(operands(op).values()))
+        for i, j in itertools.combinations(slots, 2):
+            assert not overlap(plan.slots[i], plan.slots[j]), (
+                f"op {position} {op.code.name}: {plan.slots[i].name} and {plan.slots[j].name} share memory"
+            )
+        if op.code in (OpCode.SQNORM, OpCode.UPDATE):
+            gradients = {i for i, s in enumerate(plan.slots) if s.region is Region.GRADIENT}
+            assert gradients <= valid, "the update reads a gradient that was not written"
+        for i in writes(op):
+            valid -= {j for j in valid if j != i and overlap(plan.slots[i], plan.slots[j])}
+            valid.add(i)
+    if mode in plan.outputs:
+        assert plan.outputs[mode] in valid, f"the result of {mode} does not outlive the run"
+
+
+@all_cases
+@pytest.mark.parametrize("mode", Mode)
+def test_every_operand_is_there_when_it_is_read(case: Case, mode: Mode) -> None:
+    check_run(case.plan, mode)
+
+
+@settings(max_examples=150, deadline=None)
+@given(specs(), st.integers(1, 70))
+def test_any_network_lowers_to_a_sound_plan(spec: NetworkSpec, batch: int) -> None:
+    plan = lower(spec, batch)
+    for mode in Mode:
+        check_run(plan, mode)
+    check_layout(plan)
+
+
+def test_the_check_itself_finds_shared_memory_and_missing_writes() -> None:
+    plan = next(c for c in MODEL_CASES if c.name == "penalty-all").plan
+    first_activation = plan.index["a0"]
+    moved = replace(plan, slots=tuple(replace(s, offset=0) if s.region is Region.BATCH else s for s in plan.slots))
+    with pytest.raises(AssertionError, match=r"reads|share memory"):
+        check_run(moved, Mode.TRAIN)
+    writer = next(op for op in plan.ops if first_activation in writes(op))
+    without = replace(plan, ops=tuple(op for op in plan.ops if op is not writer))
+    with pytest.raises(AssertionError, match="reads a0, not written"):
+        check_run(without, Mode.ENCODE)
+
+
+def check_layout(plan: Plan) -> None:
+    sizes = {"WORK": plan.work_size}
+    for slot in plan.slots:
+        assert slot.rows >= 1
+        assert slot.cols >= 1
+        assert slot.ld % LANES == 0
+        assert slot.ld - LANES < slot.cols <= slot.ld
+        assert slot.offset % LANES == 0
+        space, start, end = memory(slot)
+        assert 0 <= start < end <= sizes.get(space, plan.parameter_size)
+        if slot.region is Region.BATCH:
+            assert slot.rows == plan.batch
+    flat = [s for s in plan.slots if s.region in (Region.PARAMETER, Region.GRADIENT, Region.SCRATCH)]
+    for i, a in enumerate(flat):
+        assert not any(overlap(a, b) for b in flat[i + 1 :]), f"{a.name} shares memory for good"
+    # A parameter and its gradient lie at the same offset, so that the update is one flat loop.
+    for slot in plan.parameters:
+        gradient = plan.slots[plan.index[f"d{slot.name}"]]
+        assert (gradient.offset, gradient.rows, gradient.cols) == (slot.offset, slot.rows, slot.cols)
+    assert plan.arena_size == (2 + plan.n_moments) * plan.parameter_size + plan.work_size
+
+
+@all_cases
+def test_layout(case: Case) -> None:
+    check_layout(case.plan)
+
+
+def test_batch_memory_is_shared() -> None:
+    deep = lower(network((64,) * 21), 32)
+    batch = [s for s in deep.slots if s.region is Region.BATCH]
+    assert deep.work_size < 0.75 * sum(s.size for s in batch)
+
+
+class ArenaProgram(ReferenceProgram):
+    """The reference over the arena as planned, in place of memory of its own for every slot."""
+
+    def __init__(self, plan: Plan) -> None:
+        super().__init__(plan)
+        work = np.full(plan.work_size, np.nan)
+        self.arrays = [
+            array if slot.region < Region.BATCH else self._view(work, slot)
+            for array, slot in zip(self.arrays, plan.slots, strict=True)
+        ]
+
+
+@model_cases
+def test_the_planned_arena_gives_the_same_numbers(case: Case) -> None:
+    data = case.data()
+    rows, hyper = np.arange(case.rows), Hyper(5, 0, np.full(case.rows, 1e-2))
+    programs = ArenaProgram(case.plan), ReferenceProgram(case.plan)
+    for program in programs:
+        program.load(case.state())
+        program.bind(*data)
+    arena, own = programs
+    # A slot overwritten too early is wrong by much more; BLAS rounds by the strides it meets.
+    same = partial(np.testing.assert_allclose, rtol=1e-11, atol=1e-13)
+    same(arena.train(rows, hyper), own.train(rows, hyper))
+    for mode in (Mode.ENCODE, Mode.RECONSTRUCT, Mode.SCORE):
+        same(arena.apply(data.X, mode, data.target), own.apply(data.X, mode, data.target))
+    codes = own.apply(data.X, Mode.ENCODE)
+    same(arena.apply(codes, Mode.DECODE), own.apply(codes, Mode.DECODE))
+    for name, value in own.state().items():
+        same(arena.state()[name], value, err_msg=name)
+
+
+@all_cases
+def test_tables_say_what_the_plan_says(case: Case) -> None:
+    plan = case.plan
+    ops = []
+    for row in plan.op_table():
+        code = OpCode(row["code"])
+        signature = SIGNATURES[code]
+        n_slots, n_ints, n_floats = len(signature.slots), len(signature.ints), len(signature.floats)
+        assert (row["slots"][n_slots:] == -1).all()
+        ops.append(
+            Op(
+                code,
+                Mode(int(row["modes"])),
+                tuple(row["slots"][:n_slots].tolist()),
+                tuple(row["ints"][:n_ints].tolist()),
+                tuple(row["floats"][:n_floats].tolist()),
+            )
+        )
+    assert tuple(ops) == plan.ops
+    rebuilt = tuple(
+        Slot(s.name, Region(region), rows, cols, offset)
+        for s, (region, rows, cols, offset) in zip(plan.slots, plan.slot_table().tolist(), strict=True)
+    )
+    assert rebuilt == plan.slots
+
+
+@settings(max_examples=30, deadline=None)
+@given(specs(), st.integers(1, 70))
+def test_lowering_is_deterministic(spec: NetworkSpec, batch: int) -> None:
+    one, two = lower(spec, batch), lower(replace(spec), batch)
+    assert one == two
+    assert one.op_table().tobytes() == two.op_table().tobytes()
+    assert str(one) == str(two)
+
+
+@all_cases
+def test_str_reads_op_by_op(case: Case) -> None:
+    head, *lines = str(case.plan).splitlines()
+    assert f"batch {case.batch}" in head
+    assert len(lines) == len(case.plan.ops)
+    for line, op in zip(lines, case.plan.ops, strict=True):
+        assert op.code.name.lower() in line
+        for role, i in operands(op).items():
+            assert f" {role}={case.plan.slots[i].name}" in line
+        assert len(line) < 160
+
+
+def ops_of(plan: Plan, mode: Mode) -> list[Op]:
+    return [op for op in plan.ops if op.modes & mode]
+
+
+@all_cases
+def test_modes_are_parts_of_the_step(case: Case) -> None:
+    plan = case.plan
+    train, gradient = ops_of(plan, Mode.TRAIN), ops_of(plan, Mode.GRADIENT)
+    assert gradient == [op for op in train if op.code not in (OpCode.SHRINK, OpCode.UPDATE)]
+    assert train[-1].code is OpCode.UPDATE
+    encode, reconstruct, score = (ops_of(plan, m) for m in (Mode.ENCODE, Mode.RECONSTRUCT, Mode.SCORE))
+    decode = ops_of(plan, Mode.DECODE)
+    assert [op.code for op in encode] == [OpCode.GATHER] + [OpCode.DENSE] * case.spec.latent
+    # Decoding what was encoded is reconstructing; the codes come in place of the encoder.
+    assert decode[0].code is OpCode.GATHER
+    assert decode[0].ints == (3,)
+    assert encode + decode[1:] == reconstruct
+    assert [op for op in score if op.code is not OpCode.LOSS] == [
+        op for op in train if op.code in (OpCode.GATHER, OpCode.DENSE) and op.modes & Mode.SCORE
+    ]
+    for op in encode + decode + reconstruct + score:
+        assert op.code not in (OpCode.CORRUPT, OpCode.DROPOUT), "random at inference"
+
+
+@all_cases
+def test_each_random_op_has_a_stream_of_its_own(case: Case) -> None:
+    forward = []
+    for op in case.plan.ops:
+        if op.code is OpCode.WGRAD:
+            break
+        if op.code in (OpCode.CORRUPT, OpCode.DROPOUT):
+            forward.append(op.ints[-1])
+    assert len(set(forward)) == len(forward)
+
+
+def test_the_cases_use_everything() -> None:
+    ops = [op for case in CASES for op in case.plan.ops]
+    assert {op.code for op in ops} == set(OpCode)
+    attributes = {
+        (op.code, name, value) for op in ops for name, value in zip(SIGNATURES[op.code].ints, op.ints, strict=True)
+    }
+    hidden = set(Activation) - {Activation.SOFTMAX}
+    for code, values in ((OpCode.DENSE, hidden), (OpCode.DGRAD, hidden), (OpCode.ACTIVITY_L1, hidden)):
+        assert {v for c, name, v in attributes if (c, name) == (code, "activation")} == values
+    assert {v for c, _, v in attributes if c is OpCode.UPDATE} == set(Solver)
+    assert {v for c, name, v in attributes if (c, name) == (OpCode.LOSS, "loss")} == set(Loss)
+    assert {v for c, name, v in attributes if (c, name) == (OpCode.CORRUPT, "kind")} == set(Corruption)
+    assert {v for c, name, v in attributes if (c, name) == (OpCode.WGRAD, "accumulate")} == {0, 1}
+    assert {v for c, name, v in attributes if (c, name) == (OpCode.GATHER, "source")} == {0, 1, 2, 3}
+    assert len({case.name for case in CASES}) == len(CASES)
+
+
+def test_terms_name_the_penalties() -> None:
+    spec = network((5, 3, 5), latent=Activation.SIGMOID, activity_l1=1.0, kl_sparsity=1.0, weight_l1=1.0)
+    assert lower(spec, 4).terms == ("loss", "activity_l1", "kl_sparsity", "weight_penalty")
+    assert lower(network((5, 3, 5), solver=Solver.ADAMW, alpha=1.0), 4).terms == ("loss",)
+
+
+def test_flops_count_the_products() -> None:
+    layers = (LayerSpec(10, 4, Activation.RELU), LayerSpec(4, 10, Activation.LINEAR))
+    # forward and wgrad of both layers, dgrad of the second, two operations a multiply-add
+    assert lower(NetworkSpec(layers, 1), 8).flops == 2 * (2 * 8 * 40 + 3 * 8 * 40) // 1
