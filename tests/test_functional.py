@@ -38,9 +38,11 @@ def layouts(a: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def bound(X: np.ndarray, W: np.ndarray, b: np.ndarray, lipschitz: float) -> np.ndarray:
-    """|computed - exact| for float32, element by element (see reliability in docs/architecture.md): one rounding for
-    each product, a few for the bias and the activation.""" u = np.finfo(np.float32).eps / 2 magnitude = np.abs(X) @
-    np.abs(W) + np.abs(b) return (X.shape[1] + 8) * u * magnitude * lipschitz + 8 * u
+    """|computed - exact| for float32, element by element: one rounding for each product, a few for the bias and the
+    activation."""
+    u = np.finfo(np.float32).eps / 2
+    magnitude = np.abs(X) @ np.abs(W) + np.abs(b)
+    return (X.shape[1] + 8) * u * magnitude * lipschitz + 8 * u
 
 
 @pytest.mark.parametrize("activation", ELEMENTWISE, ids=lambda a: a.name.lower())
