@@ -144,6 +144,16 @@ class PyProgram {
     program_->apply(mode, result, data);
   }
 
+  // Lets go of a bank's data.
+  void release(int bank) {
+    InUse guard(in_use_);
+    for (int source = 0; source < SOURCE_COUNT; ++source) {
+      program_->bind(bank, source, SourceView{});
+      sources_[bank][source] = SourceView{};
+      owners_[bank][source].clear();
+    }
+  }
+
   // A writable view of a slot's memory, without the padding; its base is this program.
   static py::array slot(const py::object& self, index_t slot, int moment) {
     PyProgram& p = self.cast<PyProgram&>();
@@ -358,6 +368,7 @@ PYBIND11_MODULE(_core, m) {
            py::arg("poll"))
       .def("gradient", &PyProgram::gradient)
       .def("apply", &PyProgram::apply)
+      .def("release", &PyProgram::release)
       .def_static("slot", &PyProgram::slot, py::arg("program"), py::arg("slot"), py::arg("moment") = -1)
       .def_static("arena", &PyProgram::arena);
 }

@@ -3,6 +3,7 @@ is tested, no symbol of one instruction set is another's, and nothing is written
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -439,3 +441,13 @@ assert np.float32(1e-40) * np.float32(1) > 0, "subnormals are flushed"
     plain = run_python("import numpy, os; print(len(os.listdir('/proc/self/task')))")
     result = run_python(code.replace("{tasks}", plain.stdout.strip()))
     assert result.returncode == 0, result.stderr
+
+
+def test_apply_lets_go_of_its_data() -> None:
+    program = started(rich_plan())
+    X = np.zeros((4, 37), np.float32)
+    kept = weakref.ref(X)
+    program.apply(X, Mode.ENCODE)
+    del X
+    gc.collect()
+    assert kept() is None

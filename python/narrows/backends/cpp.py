@@ -122,12 +122,16 @@ class CppProgram:
         return terms[: len(self.plan.terms)], gradients
 
     def apply(self, X: Any, mode: Mode, target: Any = None) -> NDArray[Any]:
-        self._bind(_APPLY, _LATENT if mode is Mode.DECODE else _X, X)
-        if target is not None:
-            self._bind(_APPLY, _TARGET, target)
         result = self.plan.outputs[mode]
         out = np.empty((X.shape[0], self.plan.slots[result].cols), self.dtype)
-        self._program.apply(int(mode), result, out)
+        try:
+            self._bind(_APPLY, _LATENT if mode is Mode.DECODE else _X, X)
+            if target is not None:
+                self._bind(_APPLY, _TARGET, target)
+            self._program.apply(int(mode), result, out)
+        finally:
+            # The program may outlive the data by far: an estimator keeps it for the next call.
+            self._program.release(_APPLY)
         return out
 
     def arena(self) -> NDArray[Any]:

@@ -1,0 +1,59 @@
+#!/usr/bin/env bash
+# Proofs too long for every commit: sanitizers, an installation without a compiler, the slow tests.
+#
+# Usage: bench/nightly.sh [address|thread|fallback|slow ...]; without arguments, all of them. Needs python3, g++ and the
+# package's test extra in the environment of `python3`.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
+
+# A copy of the package with an extension built with the given flags, in $scratch/$1.
+sanitized() {
+  local name=$1 flags=$2
+  shift 2
+  cmake -S . -B "$scratch/build-$name" -G Ninja -DCMAKE_BUILD_TYPE=RelWithDebInfo -DPython_EXECUTABLE="$(command -v python3)" \
+    -Dpybind11_DIR="$(python3 -m pybind11 --cmakedir)" -DCMAKE_CXX_FLAGS="$flags -fno-omit-frame-pointer" "$@" >/dev/null
+  cmake --build "$scratch/build-$name" >/dev/null
+  mkdir -p "$scratch/$name"
+  cp -r python/narrows "$scratch/$name/"
+  rm -f "$scratch/$name"/narrows/_core*
+  cp "$scratch/build-$name"/_core* "$scratch/$name/narrows/"
+}
+
+native_tests="tests/test_native.py tests/test_functional.py tests/test_backends.py"
+
+address() {
+  sanitized address "-fsanitize=address,undefined -fno-sanitize-recover=undefined"
+  # Limits on the address space and a list of threads mean nothing under the sanitizer.
+  # shellcheck disable=SC2086
+  LD_PRELOAD="$(g++ -print-file-name=libasan.so) $(g++ -print-file-name=libubsan.so) $(g++ -print-file-name=libstdc++.so)" \
+    ASAN_OPTIONS=detect_leaks=0 PYTHONMALLOC=malloc PYTHONPATH="$scratch/address" \
+    python3 -m pytest -q -p no:cacheprovider $native_tests -k "not out_of_memory and not citizen and not numba"
+}
+
+thread() {
+  sanitized thread "-fsanitize=thread" -DNARROWS_OPENMP=OFF
+  LD_PRELOAD="$(g++ -print-file-name=libtsan.so)" TSAN_OPTIONS="halt_on_error=1 ignore_noninstrumented_modules=1" \
+    PYTHONPATH="$scratch/thread" python3 -m pytest -q -p no:cacheprovider tests/test_native.py \
+    -k "two_programs or program_in_two or isa_is_chosen or stray"
+}
+
+fallback() {
+  python3 -m venv "$scratch/fallback"
+  cp -r . "$scratch/source"
+  CXX=/bin/false "$scratch/fallback/bin/pip" install -q "$scratch/source[test]"
+  "$scratch/fallback/bin/narrows" doctor
+  (cd "$scratch/source" && "$scratch/fallback/bin/python" -m pytest -q -rs)
+}
+
+slow() {
+  python3 -m pytest -q -m slow
+}
+
+for proof in "${@:-address thread fallback slow}"; do
+  for name in $proof; do
+    echo "== $name"
+    "$name"
+  done
+done

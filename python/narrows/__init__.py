@@ -1,0 +1,62 @@
+"""narrows: autoencoders as fast as the machine allows, without a deep-learning framework.
+
+Names are imported when first used, so that ``import narrows`` is quick and loads neither scikit-learn nor
+SciPy.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from ._version import __version__
+
+if TYPE_CHECKING:
+    from . import config, data, datasets, errors, functional, layers, training
+    from .config import show_config
+    from .models import (
+        Autoencoder,
+        DenoisingAutoencoder,
+        LinearAutoencoder,
+        SparseAutoencoder,
+        load,
+    )
+
+__all__ = [
+    "Autoencoder",
+    "DenoisingAutoencoder",
+    "LinearAutoencoder",
+    "SparseAutoencoder",
+    "__version__",
+    "config",
+    "data",
+    "datasets",
+    "errors",
+    "functional",
+    "layers",
+    "load",
+    "show_config",
+    "training",
+]
+
+_HOMES = {
+    "models": ("Autoencoder", "DenoisingAutoencoder", "LinearAutoencoder", "SparseAutoencoder", "load"),
+    "config": ("show_config",),
+}
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+_MODULES = frozenset(__all__) - _HOME_OF.keys() - {"__version__"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME_OF:
+        value = getattr(importlib.import_module(f".{_HOME_OF[name]}", __name__), name)
+    elif name in _MODULES:
+        value = importlib.import_module(f".{name}", __name__)
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,86 @@
+"""What this installation is and can do: versions, threads, backends, extras.
+
+Promises: never raises for something that is missing, imports nothing that is not already needed to answer.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import platform
+from typing import Any
+
+__all__ = ["show_config"]
+
+_CORE = ("numpy", "scipy", "scikit-learn", "numba", "safetensors", "tqdm")
+_EXTRAS = {
+    "anndata": ("anndata", "h5py", "zarr"),
+    "frames": ("pandas", "pyarrow"),
+    "plot": ("matplotlib",),
+    "report": ("matplotlib", "jinja2"),
+}
+
+
+class Config(dict[str, Any]):
+    """A dict that prints as lines."""
+
+    def __str__(self) -> str:
+        lines = []
+        for key, value in self.items():
+            if isinstance(value, dict):
+                lines.append(f"{key}:")
+                lines += [f"  {name}: {item}" for name, item in value.items()]
+            else:
+                lines.append(f"{key}: {value}")
+        return "\n".join(lines)
+
+    __repr__ = __str__
+
+
+def show_config() -> Config:
+    """Describe this installation.
+
+    Returns
+    -------
+    Config
+        A dict that prints as readable lines. Keys: ``narrows``, ``python``, ``platform`` (texts);
+        ``packages`` (versions of the core dependencies); ``threads`` (text: number and where it comes from);
+        ``backend`` (text: what ``backend="auto"`` takes, or why there is none); ``backends`` (texts by name:
+        "ok" or "no", and the reason); ``isa`` (text, with the C++ backend); ``extras`` (texts by name:
+        "present" or what is missing).
+    """
+    from ._version import __version__
+    from .backends import probe_all, resolve, thread_choice
+    from .errors import BackendError
+
+    config = Config(narrows=__version__, python=platform.python_version(), platform=platform.platform())
+    config["packages"] = {name: _version(name) for name in _CORE}
+    try:
+        threads, origin = thread_choice()
+        config["threads"] = f"{threads} ({origin})"
+    except ValueError as error:
+        config["threads"] = f"error: {error}"
+    try:
+        config["backend"] = resolve("auto")
+    except (BackendError, ValueError) as error:
+        config["backend"] = f"error: {error}"
+    found = probe_all()
+    config["backends"] = {name: f"{'ok' if p.ok else 'no'}: {p.reason}" for name, p in found.items()}
+    if found["cpp"].ok:
+        from .backends.cpp import isa
+
+        config["isa"] = isa()
+    config["extras"] = {name: _extra(modules) for name, modules in _EXTRAS.items()}
+    return config
+
+
+def _version(distribution: str) -> str:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return "missing"
+
+
+def _extra(modules: tuple[str, ...]) -> str:
+    missing = [name for name in modules if importlib.util.find_spec(name) is None]
+    return f"missing: {', '.join(missing)}" if missing else "present"

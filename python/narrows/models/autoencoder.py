@@ -1,0 +1,271 @@
+"""`Autoencoder`, which has every parameter, and the estimators that preset some of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from .base import BaseAutoencoder
+from .preset import preset
+
+__all__ = ["Autoencoder", "DenoisingAutoencoder", "LinearAutoencoder", "SparseAutoencoder"]
+
+
+class Autoencoder(BaseAutoencoder):
+    """Autoencoder: an encoder to a few latents, and a decoder that rebuilds the input from them.
+
+    Each layer computes ``activation(X @ W + b)``. The loss is the mean over samples of the sum over features;
+    penalties are added to it.
+
+    Parameters
+    ----------
+    n_components : int, default=32
+        Width of the latent layer; may exceed the number of features.
+    hidden_layer_sizes : int or sequence of int, default=(128,)
+        Widths of the encoder's hidden layers, from the input on; ``()`` for none.
+    decoder_layer_sizes : int or sequence of int, optional
+        Widths of the decoder's hidden layers, from the latent on; the encoder's in reverse by default.
+    activation : str, default="relu"
+        Of all hidden layers: linear (identity), relu, leaky_relu, elu, gelu, silu, sigmoid (logistic), tanh,
+        softplus.
+    latent_activation : str, default="linear"
+        Of the latent layer; the same choices.
+    output_activation : str, default="auto"
+        Of the output layer; also softmax and exp. ``"auto"`` is linear for mse and huber, sigmoid for bce,
+        softmax for multinomial. bce also goes with softmax; multinomial with nothing else.
+    loss : {"mse", "bce", "huber", "multinomial"}, default="mse"
+        Sum over features of squared errors; of cross-entropies (targets in [0, 1]); of Huber's function of
+        the errors; minus the multinomial log-likelihood of non-negative counts, without the coefficient.
+    huber_delta : float, default=1.0
+        Error from which on Huber's function is linear.
+    tied_weights : bool, default=False
+        Let each decoder layer use the transposed weight of its encoder layer (with a bias and an activation
+        of its own: hidden ones `activation`, the last `output_activation`). Needs a decoder that mirrors the
+        encoder.
+    corruption : {"gaussian", "masking", "salt_and_pepper"}, optional
+        Noise drawn anew in each step on the input, never on the target: additive; features set to zero;
+        features set to the least or greatest value of the training data. Not applied when fit is given a
+        target of its own.
+    corruption_level : float, default=0.0
+        Standard deviation of gaussian noise, in the data's units, or the probability for a feature to be hit.
+    dropout : float, default=0.0
+        Probability for each output of a hidden layer to be dropped in a training step; never of the latent
+        layer.
+    activity_l1 : float, default=0.0
+        Strength of the L1 penalty on the latents, a sum per sample.
+    kl_sparsity : float, default=0.0
+        Strength of the Kullback-Leibler penalty between `sparsity_target` and the mean of each latent over
+        the batch; needs ``latent_activation="sigmoid"``.
+    sparsity_target : float, default=0.05
+    alpha : float, default=0.0
+        L2 penalty on weights, never on biases: ``alpha / 2`` times the sum of squares, divided by the batch's
+        rows, as in scikit-learn's multilayer perceptrons; with adamw, the rate of its decoupled decay.
+    weight_l1 : float, default=0.0
+        L1 penalty on weights, likewise divided by the batch's rows.
+    solver : {"adam", "adamw", "sgd"}, default="adam"
+    learning_rate_init : float, default=1e-3
+    momentum : float, default=0.9
+        Of sgd.
+    beta_1, beta_2, epsilon : float, default=0.9, 0.999, 1e-8
+        Of adam and adamw.
+    clip_norm : float, optional
+        Scale a step's gradient down to this norm if it is larger.
+    learning_rate : {"constant", "cosine", "plateau"}, default="constant"
+        Constant; from `learning_rate_init` to zero along half a cosine over `max_iter` epochs, step by step;
+        or halved after each ``n_iter_no_change // 2`` epochs without improvement.
+    batch_size : int, default=256
+        Most rows per step; up to a quarter fewer where that makes the last step of an epoch as full as the
+        others.
+    max_iter : int, default=100
+        Epochs.
+    shuffle : bool, default=True
+        Visit the rows in a new random order in each epoch.
+    early_stopping : bool, default=True
+        Hold rows out, stop when their loss has not improved for `n_iter_no_change` epochs, and keep the
+        parameters of the best epoch. If False, stop when the training loss has not improved (never, with
+        ``learning_rate="cosine"``, before `max_iter`), and keep the last parameters.
+    validation_fraction : float, default=0.1
+        Part of the rows to hold out; at least one row is held out and one left.
+    n_iter_no_change : int, default=10
+    tol : float, default=1e-4
+        An improvement is a loss below that of the last improvement by more than this part of it.
+    warm_start : bool, default=False
+        Let fit go on from the present parameters and optimiser state.
+    random_state : int, RandomState, Generator or None
+        An integer below 2**64 gives the same bits on every run and any number of threads; None draws fresh
+        entropy. NumPy's global state is never used.
+    verbose : int, default=0
+        1 prints a line for each epoch.
+    precision : {"float32", "float64"}, default="float32"
+        Of the arithmetic. Outputs have the dtype of X all the same.
+    backend : {"auto", "cpp", "numba", "reference"}, default="auto"
+    n_threads : int, optional
+        By default ``NARROWS_NUM_THREADS``, ``SLURM_CPUS_PER_TASK``, or what the process may use of the
+        machine.
+
+    Attributes
+    ----------
+    coefs_ : list of ndarray of shape (n_in, n_out)
+        Weights of each layer, read-only.
+    intercepts_ : list of ndarray of shape (n_out,)
+    history_ : dict of list of float
+        One value for each epoch of ``loss``, ``learning_rate``, ``seconds`` (of the epoch), and where they
+        exist ``val_loss``, ``mse_per_feature`` and ``penalty``.
+    n_iter_ : int
+        Epochs, those of earlier calls included where training went on.
+    loss_, best_loss_ : float
+        Training loss of the last epoch; lowest monitored loss (validation loss, or training loss with
+        penalties).
+    n_features_in_ : int
+    feature_names_in_ : ndarray of str
+        Where X has names.
+    backend_ : str
+    plan_ : narrows.plan.Plan
+    metadata_ : dict
+        JSON-able values of the user's own, saved with the model.
+    """
+
+    def __init__(
+        self,
+        n_components: int = 32,
+        *,
+        hidden_layer_sizes: int | Sequence[int] = (128,),
+        decoder_layer_sizes: int | Sequence[int] | None = None,
+        activation: str = "relu",
+        latent_activation: str = "linear",
+        output_activation: str = "auto",
+        loss: str = "mse",
+        huber_delta: float = 1.0,
+        tied_weights: bool = False,
+        corruption: str | None = None,
+        corruption_level: float = 0.0,
+        dropout: float = 0.0,
+        activity_l1: float = 0.0,
+        kl_sparsity: float = 0.0,
+        sparsity_target: float = 0.05,
+        alpha: float = 0.0,
+        weight_l1: float = 0.0,
+        solver: str = "adam",
+        learning_rate_init: float = 1e-3,
+        momentum: float = 0.9,
+        beta_1: float = 0.9,
+        beta_2: float = 0.999,
+        epsilon: float = 1e-8,
+        clip_norm: float | None = None,
+        learning_rate: str = "constant",
+        batch_size: int = 256,
+        max_iter: int = 100,
+        shuffle: bool = True,
+        early_stopping: bool = True,
+        validation_fraction: float = 0.1,
+        n_iter_no_change: int = 10,
+        tol: float = 1e-4,
+        warm_start: bool = False,
+        random_state: int | np.random.RandomState | np.random.Generator | None = None,
+        verbose: int = 0,
+        precision: str = "float32",
+        backend: str = "auto",
+        n_threads: int | None = None,
+    ) -> None:
+        self.n_components = n_components
+        self.hidden_layer_sizes = hidden_layer_sizes
+        self.decoder_layer_sizes = decoder_layer_sizes
+        self.activation = activation
+        self.latent_activation = latent_activation
+        self.output_activation = output_activation
+        self.loss = loss
+        self.huber_delta = huber_delta
+        self.tied_weights = tied_weights
+        self.corruption = corruption
+        self.corruption_level = corruption_level
+        self.dropout = dropout
+        self.activity_l1 = activity_l1
+        self.kl_sparsity = kl_sparsity
+        self.sparsity_target = sparsity_target
+        self.alpha = alpha
+        self.weight_l1 = weight_l1
+        self.solver = solver
+        self.learning_rate_init = learning_rate_init
+        self.momentum = momentum
+        self.beta_1 = beta_1
+        self.beta_2 = beta_2
+        self.epsilon = epsilon
+        self.clip_norm = clip_norm
+        self.learning_rate = learning_rate
+        self.batch_size = batch_size
+        self.max_iter = max_iter
+        self.shuffle = shuffle
+        self.early_stopping = early_stopping
+        self.validation_fraction = validation_fraction
+        self.n_iter_no_change = n_iter_no_change
+        self.tol = tol
+        self.warm_start = warm_start
+        self.random_state = random_state
+        self.verbose = verbose
+        self.precision = precision
+        self.backend = backend
+        self.n_threads = n_threads
+
+
+_LINEAR: dict[str, Any] = {
+    "hidden_layer_sizes": (),
+    "decoder_layer_sizes": None,
+    "activation": "linear",
+    "latent_activation": "linear",
+    "output_activation": "linear",
+    "loss": "mse",
+    "huber_delta": 1.0,
+    "dropout": 0.0,
+    "kl_sparsity": 0.0,
+    "sparsity_target": 0.05,
+}
+
+
+@preset(
+    fixed=_LINEAR,
+    learning_rate="cosine",
+    learning_rate_init=0.03,
+    beta_1=0.99,
+    batch_size=64,
+    max_iter=1000,
+    early_stopping=False,
+)
+class LinearAutoencoder(Autoencoder):
+    """Linear autoencoder with squared error: its decoder spans the principal subspace.
+
+    It learns by gradients alone, from a random start. Without corruption and penalties, the only minima are
+    those where the decoder's rows span the space of the leading principal components and the biases take the
+    mean's place (Baldi and Hornik, Neural Networks 2, 1989); the latents are coordinates in it, not the
+    components themselves.
+
+    The parameters are those of `Autoencoder`, less activations, hidden layers, dropout, loss and rate-based
+    sparsity. The defaults (a long cosine schedule from a high rate) converge on some thousand rows in a
+    second; columns of very different scales should be standardised first, and large data need fewer epochs.
+    """
+
+
+@preset(corruption="masking", corruption_level=0.3)
+class DenoisingAutoencoder(Autoencoder):
+    """Autoencoder that rebuilds clean rows from corrupted ones (Vincent et al., JMLR 11, 2010).
+
+    ``fit(X)`` corrupts X anew in each step; ``fit(X_noisy, X_clean)`` learns from explicit pairs, to which
+    nothing is added. Applying it corrupts nothing. ``score(X_noisy, X_clean)`` says how well it cleans.
+
+    The parameters are those of `Autoencoder`, with ``corruption="masking"`` and ``corruption_level=0.3`` by
+    default.
+    """
+
+
+@preset(hidden_layer_sizes=(), latent_activation="relu", activity_l1=0.1)
+class SparseAutoencoder(Autoencoder):
+    """Autoencoder of which few latents are active for a row; there may be more of them than features.
+
+    By default an L1 penalty on rectified latents, of a strength for features of order one: the penalty weighs
+    the latents, in the data's units, against the squared error, a sum over features. For rates near a target
+    instead, set ``activity_l1=0``, ``latent_activation="sigmoid"``, `kl_sparsity` and `sparsity_target` (Ng,
+    CS294A lecture notes, 2011).
+
+    The parameters are those of `Autoencoder`, with other defaults: see the signature.
+    """

@@ -1,0 +1,635 @@
+"""What every autoencoder estimator does: fit, apply, score, save; scikit-learn's conventions kept.
+
+Promises: an estimator is fitted or it is not: whatever interrupts a fit, it holds either what it held before
+or the parameters of a whole epoch. Inputs are never changed. Global random state is never touched. Never:
+arithmetic on data beyond averages; programs do that.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
+from sklearn.utils import check_array
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from ..backends import Program, compile_plan, resolve
+from ..data.checks import check_finite
+from ..data.source import Source
+from ..initial import draw_seed
+from ..plan import Corruption, Mode, NetworkSpec, Plan, lower
+from ..training import Callback, Checkpoint, EpochPrinter, Options, SavedRun, Trainer, TrainingState
+from .data import (
+    BLOCK_BYTES,
+    Table,
+    TrainingFeed,
+    check_target,
+    even_batch,
+    fingerprint,
+    is_sparse,
+    plain,
+    read_target,
+    read_weight,
+    split_rows,
+    validator,
+    value_range,
+)
+from .network import Network, build_spec, initial_state
+from .parameters import check_parameters, plain_parameters
+
+__all__ = ["BaseAutoencoder"]
+
+_NOT_IDENTITY = ("n_threads", "verbose", "random_state", "backend")
+"""Parameters that may change between parts of a run; the seed and the backend used are compared instead."""
+
+
+class BaseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # type: ignore[misc]
+    """The methods of all autoencoders; a subclass brings the parameters."""
+
+    n_components: Any
+    max_iter: Any
+    batch_size: Any
+    shuffle: Any
+    solver: Any
+    learning_rate: Any
+    learning_rate_init: Any
+    early_stopping: Any
+    validation_fraction: Any
+    n_iter_no_change: Any
+    tol: Any
+    warm_start: Any
+    random_state: Any
+    verbose: Any
+    precision: Any
+    backend: Any
+    n_threads: Any
+
+    _network: Network
+    _seed: int
+    _step: int
+    n_features_in_: int
+    n_iter_: int
+    history_: dict[str, list[float]]
+    loss_: float
+    best_loss_: float
+    metadata_: dict[str, Any]
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.sparse = True
+        tags.transformer_tags.preserves_dtype = ["float64", "float32"]
+        return tags
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return "_network" in vars(self)
+
+    # --- fitted attributes that are views of the network ----------------------------------------------------
+
+    def _fitted_network(self) -> Network:
+        if "_network" not in vars(self):
+            raise AttributeError(f"this {type(self).__name__} is not fitted yet")
+        return self._network
+
+    @property
+    def coefs_(self) -> list[NDArray[Any]]:
+        """Weights of each layer, shape (n_in, n_out), read-only; tied ones are transposed views."""
+        return self._fitted_network().coefs()
+
+    @property
+    def intercepts_(self) -> list[NDArray[Any]]:
+        """Biases of each layer, shape (n_out,), read-only."""
+        return self._fitted_network().intercepts()
+
+    @property
+    def backend_(self) -> str:
+        """Name of the backend that runs the network."""
+        return self._fitted_network().backend
+
+    @property
+    def plan_(self) -> Plan:
+        """The plan that was trained."""
+        return self._fitted_network().plan
+
+    @property
+    def _n_features_out(self) -> int:
+        return self._network.spec.n_components
+
+    # --- fitting --------------------------------------------------------------------------------------------
+
+    def fit(
+        self,
+        X: Any,
+        y: Any = None,
+        *,
+        sample_weight: ArrayLike | None = None,
+        X_val: Any = None,
+        callbacks: Sequence[Callback] = (),
+        checkpoint: Checkpoint | None = None,
+        block_bytes: int = BLOCK_BYTES,
+    ) -> Self:
+        """Train the autoencoder.
+
+        Parameters
+        ----------
+        X : array, CSR / CSC, data frame or Source of shape (n_samples, n_features)
+            A source that does not fit into `block_bytes` is trained on block by block.
+        y : array, CSR, frame or Source of shape (n_samples, n_outputs), optional
+            What to reconstruct, if not X itself: clean rows for noisy ones, fine ones for coarse ones. Such
+            pairs bring their own noise: `corruption` is then not applied. One-dimensional y (class labels) is
+            ignored.
+        sample_weight : array of shape (n_samples,), optional
+            Not negative; scaled to mean one over the rows trained on.
+        X_val : as X, or a pair (X_val, y_val), optional
+            Rows for ``history_["val_loss"]`` and early stopping, instead of holding some of X out. A pair
+            where y is given.
+        callbacks : sequence of narrows.training.Callback
+        checkpoint : narrows.training.Checkpoint, optional
+            Save training under a path, and go on from there. Data in memory are recognised by a hash of their
+            content, a source by its shape and dtype alone.
+        block_bytes : int
+            Bytes of a source that are in memory at once.
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        ValueError, TypeError
+            A parameter or the data are not usable.
+        DivergenceError
+            The loss is not finite; if an epoch was completed, the estimator is fitted with its parameters.
+        ResumeError
+            The checkpoint belongs to another run, or is required and absent.
+        """
+        with self._whole():
+            check_parameters(self)
+            again = bool(self.warm_start) and self.__sklearn_is_fitted__()
+            held_out = bool(self.early_stopping) and X_val is None
+            table = self._table(X, y, sample_weight, reset=not again, min_samples=2 if held_out else 1)
+            held = None if X_val is None else self._validation_table(X_val, table)
+            identity: dict[str, Any] = {}
+            saved = None
+            if checkpoint is not None:
+                identity = self._identity(table, held, checkpoint, block_bytes)
+                saved = checkpoint.read()
+            seed = self._seed if again else self._seed_of(saved)
+            if saved is not None:
+                saved.check(identity | {"seed": seed})
+            identity["seed"] = seed
+            table = table.loaded(block_bytes)
+            rows = np.arange(table.n_rows)
+            validate = None
+            if held_out:
+                rows, held_rows = split_rows(table.n_rows, float(self.validation_fraction), seed)
+                validate = validator(table, held_rows, block_bytes)
+            elif held is not None:
+                validate = validator(held.loaded(block_bytes), None, block_bytes)
+            # The cosine schedule has its end built in: stopping before the rate has come down would waste it.
+            to_the_end = self.learning_rate == "cosine"
+            options = Options(
+                max_iter=int(self.max_iter),
+                seed=seed,
+                learning_rate=self.learning_rate,
+                learning_rate_init=float(self.learning_rate_init),
+                monitor="val_loss" if self.early_stopping else None if to_the_end else "loss",
+                n_iter_no_change=int(self.n_iter_no_change),
+                tol=float(self.tol),
+            )
+            self._train(
+                table,
+                rows,
+                options,
+                again=again,
+                shuffle=bool(self.shuffle),
+                validate=validate,
+                callbacks=callbacks,
+                checkpoint=checkpoint,
+                identity=identity,
+                saved=saved,
+                block_bytes=block_bytes,
+            )
+        return self
+
+    def partial_fit(self, X: Any, y: Any = None, sample_weight: ArrayLike | None = None) -> Self:
+        """Train for one pass over some rows, going on from the present parameters and optimiser state.
+
+        There is no validation and the learning rate is `learning_rate_init`; the first call initialises.
+
+        Parameters
+        ----------
+        X, y, sample_weight
+            As for `fit`.
+
+        Returns
+        -------
+        self
+        """
+        with self._whole():
+            check_parameters(self)
+            again = self.__sklearn_is_fitted__()
+            table = self._table(X, y, sample_weight, reset=not again).loaded(BLOCK_BYTES)
+            options = Options(
+                max_iter=1,
+                seed=self._seed if again else self._seed_of(None),
+                learning_rate_init=float(self.learning_rate_init),
+            )
+            self._train(table, np.arange(table.n_rows), options, again=again, shuffle=bool(self.shuffle))
+        return self
+
+    def _train(
+        self,
+        table: Table,
+        rows: NDArray[np.int64],
+        options: Options,
+        *,
+        again: bool,
+        shuffle: bool,
+        validate: Callable[[Program], float] | None = None,
+        callbacks: Sequence[Callback] = (),
+        checkpoint: Checkpoint | None = None,
+        identity: dict[str, Any] | None = None,
+        saved: SavedRun | None = None,
+        block_bytes: int = BLOCK_BYTES,
+    ) -> None:
+        """Run a trainer over `rows` of `table` and take what it leaves, also when it fails."""
+        if table.weight is not None:
+            total = float(table.weight[rows].sum())
+            if total <= 0:
+                raise ValueError("sample_weight is zero for every row that would be trained on")
+            table = dataclasses.replace(table, weight=table.weight * (len(rows) / total))
+        spec = self._spec(table, rows, block_bytes, again)
+        batch = even_batch(len(rows), int(self.batch_size))
+        if again:
+            state = dict(self._network.state)
+            if self._network.spec.solver is not spec.solver:
+                state = self._network.parameters
+        else:
+            state = initial_state(spec, options.seed)
+        start = TrainingState()
+        if again:
+            start = TrainingState(
+                epoch=self.n_iter_,
+                first_epoch=self.n_iter_,
+                step=self._step,
+                first_step=self._step,
+                history=self.history_,
+            )
+        if saved is not None:
+            start, state = saved.state, saved.network
+        feed = TrainingFeed(table, rows, batch, options.seed, shuffle, spec.loss, block_bytes)
+        program = compile_plan(
+            lower(spec, batch), resolve(self.backend), dtype=self.precision, n_threads=self.n_threads
+        )
+        trainer = Trainer(
+            program,
+            feed,
+            options,
+            state=start,
+            validate=validate,
+            callbacks=[*([EpochPrinter()] if self.verbose else []), *callbacks],
+            checkpoint=checkpoint,
+            identity=identity,
+        )
+        try:
+            program.load(state)
+            trainer.run()
+        finally:
+            program.close()
+            if trainer.result is not None:
+                self._adopt(trainer, spec, batch, again)
+
+    def _adopt(self, trainer: Trainer, spec: NetworkSpec, batch: int, again: bool) -> None:
+        assert trainer.result is not None
+        s = trainer.state
+        self._network = Network(
+            spec,
+            batch,
+            trainer.result,
+            precision=self.precision,
+            requested=self.backend,
+            n_threads=self.n_threads,
+        )
+        self._seed = trainer.options.seed
+        self._step = s.step
+        self.n_iter_ = s.epoch
+        self.history_ = {name: list(values) for name, values in s.history.items()}
+        self.loss_ = s.history["loss"][-1]
+        self.best_loss_ = s.best_loss
+        if not again:
+            self.metadata_ = {}
+
+    @contextlib.contextmanager
+    def _whole(self) -> Iterator[None]:
+        """Put the estimator back as it was if the body fails before it has trained a network."""
+        before = dict(vars(self))
+        try:
+            yield
+        except BaseException:
+            if vars(self).get("_network") is before.get("_network"):
+                self.__dict__.clear()
+                self.__dict__.update(before)
+            raise
+
+    def _spec(self, table: Table, rows: NDArray[np.int64], block_bytes: int, again: bool) -> NetworkSpec:
+        n_features = int(table.X.shape[1])
+        n_outputs = n_features if table.target is None else int(table.target.shape[1])
+        low_high = (0.0, 1.0)
+        if self._corruption() is Corruption.SALT_AND_PEPPER and table.target is None:
+            known = again and self._network.spec.corruption is Corruption.SALT_AND_PEPPER
+            low_high = self._network.spec.corruption_range if known else value_range(table, rows, block_bytes)
+        spec = build_spec(
+            self,
+            n_features,
+            n_outputs,
+            corruption_range=low_high,
+            separate_target=table.target is not None,
+            weighted=table.weight is not None,
+        )
+        if again:
+            shapes = [(layer.n_in, layer.n_out, layer.tied_to) for layer in spec.layers]
+            fitted = [(layer.n_in, layer.n_out, layer.tied_to) for layer in self._network.spec.layers]
+            if shapes != fitted or spec.latent != self._network.spec.latent:
+                raise ValueError(
+                    f"layers of shapes {[s[:2] for s in shapes]} cannot go on from "
+                    f"{[s[:2] for s in fitted]}; "
+                    "fit with warm_start=False to start afresh"
+                )
+        if table.in_memory:
+            target, name = (table.X, "X") if table.target is None else (table.target, "y")
+            check_target(target, spec.loss, 0, name)
+        return spec
+
+    def _corruption(self) -> Corruption | None:
+        name = getattr(self, "corruption", None)
+        return None if name is None else Corruption[name.upper()]
+
+    def _seed_of(self, saved: SavedRun | None) -> int:
+        if saved is not None and self.random_state is None:
+            return int(saved.identity["seed"])
+        return draw_seed(self.random_state)
+
+    def _identity(self, table: Table, held: Table | None, checkpoint: Checkpoint, block_bytes: int) -> dict[str, Any]:
+        params = {n: v for n, v in plain_parameters(self).items() if n not in _NOT_IDENTITY}
+        streamed = not table.in_memory and table.loaded(block_bytes) is table
+        return {
+            **checkpoint.identity,
+            "estimator": type(self).__name__,
+            "params": params,
+            "backend": resolve(self.backend),
+            "data": fingerprint(table),
+            "validation": None if held is None else fingerprint(held),
+            "block_bytes": block_bytes if streamed else None,
+            "continued": self._step if self.warm_start and self.__sklearn_is_fitted__() else 0,
+        }
+
+    # --- inputs ---------------------------------------------------------------------------------------------
+
+    def _table(self, X: Any, y: Any, sample_weight: ArrayLike | None, *, reset: bool, min_samples: int = 1) -> Table:
+        X = self._check_X(X, reset=reset, min_samples=min_samples)
+        n_rows = int(X.shape[0])
+        return Table(X, read_target(y, n_rows), read_weight(sample_weight, n_rows))
+
+    def _check_X(self, X: Any, *, reset: bool, min_samples: int = 1) -> Any:
+        """X as a finite float array, a canonical CSR of floats, or a Source."""
+        if not isinstance(X, Source):
+            X = plain(
+                validate_data(
+                    self,
+                    X,
+                    reset=reset,
+                    accept_sparse="csr",
+                    dtype="numeric",
+                    ensure_all_finite=False,
+                    ensure_min_samples=min_samples,
+                )
+            )
+            check_finite(X)
+            return X
+        name = type(self).__name__
+        if X.shape[0] < min_samples:
+            raise ValueError(
+                f"Found a source with {X.shape[0]} sample(s) while a minimum of {min_samples} is required by {name}."
+            )
+        names = None if X.var_names is None else np.asarray([str(n) for n in X.var_names], dtype=object)
+        if reset:
+            self.n_features_in_ = X.shape[1]
+            self.__dict__.pop("feature_names_in_", None)
+            if names is not None:
+                self.feature_names_in_ = names
+        elif X.shape[1] != self.n_features_in_:
+            raise ValueError(
+                f"X has {X.shape[1]} features, but {name} is expecting {self.n_features_in_} features as input"
+            )
+        else:
+            known = getattr(self, "feature_names_in_", None)
+            if known is not None and names is not None and not np.array_equal(known, names):
+                at = int(np.argmax(known != names))
+                raise ValueError(
+                    f"{X.name}: the feature names should match those of fit: column {at} is {names[at]!r}, "
+                    f"not {known[at]!r}"
+                )
+        return X
+
+    def _validation_table(self, X_val: Any, table: Table) -> Table:
+        X, y = X_val if isinstance(X_val, tuple) else (X_val, None)
+        X = self._check_X(X, reset=False)
+        target = read_target(y, int(X.shape[0]))
+        if (target is None) != (table.target is None):
+            raise ValueError("X_val must be a pair (X_val, y_val) if, and only if, fit has a y to reconstruct")
+        if target is not None and target.shape[1] != table.target.shape[1]:
+            raise ValueError(f"y_val has {target.shape[1]} columns, y has {table.target.shape[1]}")
+        return Table(X, target)
+
+    # --- applying -------------------------------------------------------------------------------------------
+
+    def transform(self, X: Any) -> NDArray[Any]:
+        """Encode rows.
+
+        Parameters
+        ----------
+        X : array, CSR / CSC, data frame or Source of shape (n_samples, n_features)
+
+        Returns
+        -------
+        ndarray of shape (n_samples, n_components)
+            Of X's dtype if that is float32 or float64, else float32.
+        """
+        check_is_fitted(self)
+        return self._apply(Table(self._check_X(X, reset=False)), Mode.ENCODE)
+
+    def inverse_transform(self, Z: Any) -> NDArray[Any]:
+        """Decode latent codes.
+
+        Parameters
+        ----------
+        Z : array, data frame or Source of shape (n_samples, n_components)
+
+        Returns
+        -------
+        ndarray of shape (n_samples, n_outputs)
+        """
+        check_is_fitted(self)
+        if not isinstance(Z, Source):
+            Z = plain(check_array(Z, dtype="numeric", ensure_all_finite=False, input_name="Z"))
+            check_finite(Z, source="Z")
+        if Z.shape[1] != self._network.spec.n_components:
+            expected = self._network.spec.n_components
+            raise ValueError(f"Z has {Z.shape[1]} columns, but {type(self).__name__} has {expected} components")
+        return self._apply(Table(Z), Mode.DECODE)
+
+    def reconstruct(self, X: Any) -> NDArray[Any]:
+        """Encode and decode rows.
+
+        Parameters
+        ----------
+        X : array, CSR / CSC, data frame or Source of shape (n_samples, n_features)
+
+        Returns
+        -------
+        ndarray of shape (n_samples, n_outputs)
+            Dense, of X's dtype if that is float32 or float64, else float32.
+        """
+        check_is_fitted(self)
+        return self._apply(Table(self._check_X(X, reset=False)), Mode.RECONSTRUCT)
+
+    def score_samples(self, X: Any, y: Any = None) -> NDArray[Any]:
+        """Minus the loss of each row, a sum over its features without penalties: higher is better.
+
+        Parameters
+        ----------
+        X : array, CSR / CSC, data frame or Source of shape (n_samples, n_features)
+        y : the same, of shape (n_samples, n_outputs), optional
+            What to compare the reconstruction with; X itself by default. Needed after a fit with a y of its
+            own. One-dimensional y is ignored.
+
+        Returns
+        -------
+        ndarray of shape (n_samples,)
+        """
+        check_is_fitted(self)
+        return -self._apply(self._scored(X, y), Mode.SCORE)[:, 0]
+
+    def score(self, X: Any, y: Any = None) -> float:
+        """Minus the mean loss of the rows: higher is better.
+
+        Parameters
+        ----------
+        X, y
+            As for `score_samples`.
+        """
+        return float(np.mean(self.score_samples(X, y), dtype=np.float64))
+
+    def feature_errors(self, X: Any, y: Any = None) -> NDArray[np.float64]:
+        """Mean squared error of the reconstruction of each feature.
+
+        Parameters
+        ----------
+        X, y
+            As for `score_samples`.
+
+        Returns
+        -------
+        ndarray of float64, shape (n_outputs,)
+        """
+        check_is_fitted(self)
+        table = self._scored(X, y)
+        total = np.zeros(self._network.spec.n_outputs)
+        for block, target, _ in table.blocks(self._block_rows()):
+            wanted = block if target is None else target
+            rebuilt = self._network.apply(block, Mode.RECONSTRUCT).astype(np.float64)
+            total += ((rebuilt - (wanted.toarray() if is_sparse(wanted) else wanted)) ** 2).sum(axis=0)
+        return total / table.n_rows
+
+    def latent_sensitivity(self, X: Any) -> NDArray[np.float64]:
+        """How much each latent moves each feature.
+
+        Parameters
+        ----------
+        X : array, CSR / CSC, data frame or Source of shape (n_samples, n_features)
+
+        Returns
+        -------
+        ndarray of float64, shape (n_components, n_outputs)
+            Mean over the rows of the absolute derivative of the reconstruction by the latent.
+        """
+        from .sensitivity import absolute_jacobian
+
+        check_is_fitted(self)
+        table = Table(self._check_X(X, reset=False))
+        spec = self._network.spec
+        total = np.zeros((spec.n_components, spec.n_outputs))
+        for block, _, _ in table.blocks(self._block_rows()):
+            codes = self._network.apply(block, Mode.ENCODE)
+            total += absolute_jacobian(spec, self.coefs_, self.intercepts_, codes)
+        return total / table.n_rows
+
+    def _apply(self, table: Table, mode: Mode) -> NDArray[Any]:
+        dtype = np.dtype(table.X.dtype)
+        network = self._network
+        at = 0
+
+        def run(block: Any, target: Any) -> NDArray[Any]:
+            goal = (block if target is None else target) if mode is Mode.SCORE else None
+            if goal is not None and not table.in_memory:
+                check_target(goal, network.spec.loss, at, "X" if target is None else "y")
+            return network.apply(block, mode, goal)
+
+        if table.in_memory:
+            return run(table.X, table.target).astype(dtype, copy=False)
+        out: NDArray[Any] | None = None
+        for block, target, _ in table.blocks(max(1, BLOCK_BYTES // max(1, table.row_bytes))):
+            part = run(block, target)
+            if out is None:
+                out = np.empty((table.n_rows, part.shape[1]), dtype)
+            out[at : at + len(part)] = part
+            at += len(part)
+        assert out is not None
+        return out
+
+    def _scored(self, X: Any, y: Any) -> Table:
+        X = self._check_X(X, reset=False)
+        spec = self._network.spec
+        target = read_target(y, int(X.shape[0]))
+        if target is None and spec.separate_target:
+            raise ValueError("this estimator was fitted with a y to reconstruct: scoring needs y too")
+        if target is not None and target.shape[1] != spec.n_outputs:
+            raise ValueError(f"y has {target.shape[1]} columns, the reconstruction has {spec.n_outputs}")
+        table = Table(X, target)
+        if table.in_memory:
+            check_target(X if target is None else target, spec.loss, 0, "X" if target is None else "y")
+        return table
+
+    def _block_rows(self) -> int:
+        """Rows for which a few dense float64 blocks of the widest layer fit into a block's bytes."""
+        widest = max(max(layer.n_in, layer.n_out) for layer in self._network.spec.layers)
+        return max(1, BLOCK_BYTES // (32 * widest))
+
+    # --- files ----------------------------------------------------------------------------------------------
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the fitted estimator to a model file, which `narrows.load` reads.
+
+        The file holds parameters, never code, and is written whole or not at all. The optimiser's state is
+        left out: a loaded estimator that is trained further starts its optimiser afresh.
+
+        Parameters
+        ----------
+        path : path
+            Conventionally ends in ``.safetensors``.
+
+        Raises
+        ------
+        OutputError
+            The file cannot be written.
+        """
+        from .files import save
+
+        check_is_fitted(self)
+        save(self, path)

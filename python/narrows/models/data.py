@@ -1,0 +1,320 @@
+"""The rows that estimators work on: tables in memory or read from a `Source`, their checks, and the order of
+training.
+
+Promises: nothing is densified, copied or changed that does not have to be; a source that fits into one block
+is trained on exactly as the same array in memory; the order of rows is a function of the seed and the number
+of the epoch. Never: trains.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.utils import check_array
+
+from ..backends import Program
+from ..data.checks import check_finite
+from ..data.source import Source, as_source, float_dtype
+from ..errors import DataError
+from ..plan import Loss, Mode
+from ..training import Block
+
+__all__ = [
+    "BLOCK_BYTES",
+    "Table",
+    "TrainingFeed",
+    "check_target",
+    "even_batch",
+    "fingerprint",
+    "is_sparse",
+    "plain",
+    "read_target",
+    "read_weight",
+    "split_rows",
+    "validator",
+    "value_range",
+]
+
+BLOCK_BYTES = 256 << 20
+"""Bytes of a source that are in memory at once."""
+
+
+def is_sparse(X: Any) -> bool:
+    return hasattr(X, "indptr")
+
+
+def plain(X: Any) -> Any:
+    """An array or CSR as the backends take it: float32 or float64 in native byte order, CSR canonical."""
+    X = X.astype(float_dtype(X.dtype), copy=False)
+    if is_sparse(X) and not X.has_canonical_format:
+        X = X.copy()
+        X.sum_duplicates()
+    return X
+
+
+@dataclass
+class Table:
+    """Rows to train on or to score: inputs, targets and weights that belong together.
+
+    Attributes
+    ----------
+    X : ndarray, CSR or Source of shape (n_rows, n_features)
+    target : the same, of shape (n_rows, n_outputs), or None
+        None if the input is its own target.
+    weight : ndarray of float64, shape (n_rows,), or None
+    """
+
+    X: Any
+    target: Any = None
+    weight: NDArray[np.float64] | None = None
+
+    @property
+    def n_rows(self) -> int:
+        return int(self.X.shape[0])
+
+    @property
+    def in_memory(self) -> bool:
+        return not isinstance(self.X, Source) and not isinstance(self.target, Source)
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of an average row in memory."""
+        return sum(_row_bytes(part) for part in (self.X, self.target) if part is not None)
+
+    def loaded(self, block_bytes: int) -> Table:
+        """The same table in memory if it fits into a block, else itself."""
+        if self.in_memory or self.n_rows * self.row_bytes > block_bytes:
+            return self
+        return Table(*self.read(slice(None)))
+
+    def read(self, rows: slice | NDArray[np.int64]) -> tuple[Any, Any, NDArray[np.float64] | None]:
+        """Some rows of each part; those of a source are checked to be finite."""
+        weight = None if self.weight is None else self.weight[rows]
+        return _read(self.X, rows), None if self.target is None else _read(self.target, rows), weight
+
+    def blocks(self, block_rows: int, rows: NDArray[np.int64] | None = None) -> Iterator[tuple[Any, Any, Any]]:
+        """`read` of all rows, or of the sorted `rows`, in order, some at a time."""
+        if rows is None:
+            for start in range(0, self.n_rows, block_rows):
+                yield self.read(slice(start, start + block_rows))
+        else:
+            for start in range(0, len(rows), block_rows):
+                yield self.read(rows[start : start + block_rows])
+
+
+def _row_bytes(X: Any) -> int:
+    itemsize = np.dtype(X.dtype).itemsize
+    if isinstance(X, Source) and X.nnz is not None:
+        return int(8 + X.nnz * (itemsize + 4) // X.shape[0])
+    if is_sparse(X):
+        return int(8 + X.nnz * (itemsize + X.indices.dtype.itemsize) // X.shape[0])
+    return int(X.shape[1] * itemsize)
+
+
+def _read(X: Any, rows: slice | NDArray[np.int64]) -> Any:
+    if not isinstance(X, Source):
+        return X[rows]
+    block = X.read_rows(rows)
+    check_finite(block, _first(rows) if isinstance(rows, slice) else rows, X)
+    return block
+
+
+def _first(rows: slice) -> int:
+    return rows.start or 0
+
+
+def check_target(X: Any, loss: Loss, row_offset: int | NDArray[np.int64] = 0, name: str = "X") -> None:
+    """Raise for the first value that the loss has no meaning for."""
+    if loss is Loss.BCE:
+        low, high, wanted = 0.0, 1.0, "loss='bce' needs values in [0, 1]: scale them"
+    elif loss is Loss.MULTINOMIAL:
+        low, high, wanted = 0.0, np.inf, "loss='multinomial' needs values that are not negative"
+    else:
+        return
+    values = X.data if is_sparse(X) else X
+    if values.size == 0 or (values.min() >= low and values.max() <= high):
+        return
+    bad = (values < low) | (values > high)
+    if is_sparse(X):
+        at = int(np.argmax(bad))
+        row, column = int(np.searchsorted(X.indptr, at, side="right")) - 1, int(X.indices[at])
+        value = values[at]
+    else:
+        row, column = divmod(int(np.argmax(bad)), X.shape[1])
+        value = values[row, column]
+    number = row_offset + row if isinstance(row_offset, int) else int(row_offset[row])
+    raise DataError(f"{name}: {value:.9g} in row {number}, column {column}; {wanted}")
+
+
+def split_rows(n_rows: int, fraction: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Rows to train on and rows held out, both sorted: at least one of each."""
+    n_held = min(max(1, round(fraction * n_rows)), n_rows - 1)
+    order = _generator(seed, 0).permutation(n_rows)
+    return np.sort(order[n_held:]), np.sort(order[:n_held])
+
+
+def even_batch(n_rows: int, limit: int) -> int:
+    """Rows per step: at most `limit`, at least half of it, and such that the last step is not a remnant.
+
+    A step of few rows gives each of them many times the weight of the others and its gradient many times the variance:
+    with it, adaptive solvers settle measurably beside the minimum.
+    """
+    limit = min(limit, n_rows)
+    sizes = range(limit, (limit - 1) // 2, -1)
+    fill = {size: ((n_rows - 1) % size + 1) / size for size in sizes}
+    return next((size for size in sizes if fill[size] >= 0.75), max(sizes, key=lambda size: fill[size]))
+
+
+def _generator(seed: int, number: int) -> np.random.Generator:
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, number])))
+
+
+@dataclass
+class TrainingFeed:
+    """A `training.Feed` over a table.
+
+    Attributes
+    ----------
+    table : Table
+    rows : ndarray of int64
+        The rows to train on, sorted.
+    batch : int
+    seed : int
+    shuffle : bool
+        Visit blocks, and the rows inside them, in an order of each epoch's own.
+    loss : Loss
+        What blocks read from a source are checked for.
+    block_bytes : int
+        A table of sources is visited in blocks of about this size, of whole batches; one in memory is one
+        block.
+    """
+
+    table: Table
+    rows: NDArray[np.int64]
+    batch: int
+    seed: int
+    shuffle: bool
+    loss: Loss = Loss.MSE
+    block_bytes: int = BLOCK_BYTES
+    _resident: tuple[Any, Any, Any] | None = field(default=None, init=False, repr=False)
+
+    @property
+    def n_rows(self) -> int:
+        return len(self.rows)
+
+    @cached_property
+    def block_rows(self) -> int:
+        """Rows of the table in a block."""
+        if self.table.in_memory:
+            return self.table.n_rows
+        batches = max(1, self.block_bytes // max(1, self.table.row_bytes) // self.batch)
+        return batches * self.batch
+
+    @cached_property
+    def borders(self) -> NDArray[np.int64]:
+        """Where the rows of each block begin in `rows`, and the end."""
+        starts = np.arange(0, self.table.n_rows, self.block_rows)
+        return np.append(np.searchsorted(self.rows, starts), len(self.rows))
+
+    @property
+    def n_steps(self) -> int:
+        return int((-(-np.diff(self.borders) // self.batch)).sum())
+
+    def blocks(self, epoch: int) -> Iterator[Block]:
+        generator = _generator(self.seed, epoch + 1)
+        n_blocks = len(self.borders) - 1
+        order = generator.permutation(n_blocks) if self.shuffle and n_blocks > 1 else np.arange(n_blocks)
+        for b in order.tolist():
+            first = b * self.block_rows
+            rows = self.rows[self.borders[b] : self.borders[b + 1]] - first
+            if self.shuffle:
+                rows = generator.permutation(rows)
+            if len(rows):
+                yield Block(rows, lambda first=first: self._load(first))  # type: ignore[misc]
+
+    def _load(self, first: int) -> tuple[Any, Any, Any]:
+        if self.table.in_memory:
+            if self._resident is None:
+                self._resident = (self.table.X, self.table.target, self.table.weight)
+            return self._resident
+        block = self.table.read(slice(first, first + self.block_rows))
+        X, target, _ = block
+        check_target(X if target is None else target, self.loss, first, "X" if target is None else "y")
+        return block
+
+
+def validator(table: Table, rows: NDArray[np.int64] | None, block_bytes: int) -> Callable[[Program], float]:
+    """A function that gives the mean loss of a program over `rows`, which are kept in memory if they fit."""
+    n_rows = table.n_rows if rows is None else len(rows)
+    if rows is not None and (table.in_memory or n_rows * table.row_bytes <= block_bytes):
+        table, rows = Table(*table.read(rows)), None
+    block_rows = n_rows if table.in_memory else max(1, block_bytes // max(1, table.row_bytes))
+    if table.weight is not None and table.weight.sum() == 0:
+        table = Table(table.X, table.target)
+
+    def validate(program: Program) -> float:
+        total = weights = 0.0
+        for X, target, weight in table.blocks(block_rows, rows):
+            losses = program.apply(X, Mode.SCORE, target)[:, 0].astype(np.float64)
+            total += float(losses.sum() if weight is None else losses @ weight)
+            weights += float(len(losses) if weight is None else weight.sum())
+        return total / weights
+
+    return validate
+
+
+def read_target(y: Any, n_rows: int) -> Any:
+    """The target that y is, or None for no y or labels."""
+    if y is None:
+        return None
+    shape = y.shape if hasattr(y, "shape") else np.asarray(y).shape
+    if len(shape) == 1:
+        return None
+    if not isinstance(y, Source):
+        y = plain(check_array(y, accept_sparse="csr", dtype="numeric", ensure_all_finite=False, input_name="y"))
+        check_finite(y, source="y")
+    if y.shape[0] != n_rows:
+        raise ValueError(f"y has {y.shape[0]} rows, X has {n_rows}")
+    return y
+
+
+def read_weight(sample_weight: ArrayLike | None, n_rows: int) -> NDArray[np.float64] | None:
+    if sample_weight is None:
+        return None
+    weight = np.array(sample_weight, dtype=np.float64)
+    if weight.shape != (n_rows,):
+        raise ValueError(f"sample_weight has shape {weight.shape}, X has {n_rows} rows: ({n_rows},) is needed")
+    if not (np.isfinite(weight) & (weight >= 0)).all():
+        at = int(np.argmin(np.isfinite(weight) & (weight >= 0)))
+        raise ValueError(f"sample_weight: {weight[at]:g} at row {at} is negative or not finite")
+    return weight
+
+
+def value_range(table: Table, rows: NDArray[np.int64], block_bytes: int) -> tuple[float, float]:
+    """Least and greatest value of some rows of X, implicit zeros included."""
+    low, high = np.inf, -np.inf
+    step = max(1, block_bytes // max(1, table.row_bytes))
+    for X, _, _ in table.blocks(step, rows):
+        values = X.data if is_sparse(X) else X
+        if values.size:
+            low, high = min(low, float(values.min())), max(high, float(values.max()))
+        if is_sparse(X) and X.nnz < X.shape[0] * X.shape[1]:
+            low, high = min(low, 0.0), max(high, 0.0)
+    return low, high
+
+
+def fingerprint(table: Table) -> dict[str, Any]:
+    """What a checkpoint recognises data by."""
+    found: dict[str, Any] = {}
+    for name, part in (("X", table.X), ("y", table.target), ("sample_weight", table.weight)):
+        if part is None:
+            continue
+        found[name] = {"shape": tuple(int(n) for n in part.shape), "dtype": np.dtype(part.dtype).name}
+        if not isinstance(part, Source):
+            found[name]["sha256"] = as_source(part if part.ndim == 2 else part[:, None]).sha256()
+    return found

@@ -1,0 +1,139 @@
+"""Estimators as model files.
+
+Promises: what is loaded transforms to the same bits as what was saved; a file whose class, parameters or
+shapes are not what this version knows is a `ModelFileError`. Never: code in a file, pickle.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..errors import ModelFileError
+from ..persistence import load_tensors, save_tensors
+from .network import Network, build_spec
+from .parameters import check_parameters, plain_parameters
+
+if TYPE_CHECKING:
+    from .base import BaseAutoencoder
+
+__all__ = ["load", "save"]
+
+_NUMBERS = {"n_features_in_": int, "n_iter_": int, "loss_": float, "best_loss_": float, "_seed": int}
+
+
+def save(estimator: BaseAutoencoder, path: str | os.PathLike[str]) -> None:
+    """Write a fitted estimator; see `BaseAutoencoder.save`."""
+    network = estimator._network
+    names = getattr(estimator, "feature_names_in_", None)
+    fitted = {name: kind(getattr(estimator, name)) for name, kind in _NUMBERS.items()}
+    meta = {
+        "class": type(estimator).__name__,
+        "params": plain_parameters(estimator),
+        "fitted": fitted,
+        "network": {
+            "batch": network.batch,
+            "n_outputs": network.spec.n_outputs,
+            "corruption_range": tuple(float(v) for v in network.spec.corruption_range),
+            "separate_target": network.spec.separate_target,
+            "weighted": network.spec.weighted,
+        },
+        "feature_names": None if names is None else [str(name) for name in names],
+        "history": estimator.history_,
+        "metadata": estimator.metadata_,
+    }
+    save_tensors(path, network.parameters, meta, kind="model")
+
+
+def load(path: str | os.PathLike[str]) -> BaseAutoencoder:
+    """Read an estimator that its `save` wrote.
+
+    Parameters
+    ----------
+    path : path
+
+    Returns
+    -------
+    estimator
+        Fitted, of the class that was saved. Training it further starts the optimiser afresh.
+
+    Raises
+    ------
+    FileNotFoundError
+        No such file.
+    ModelFileError
+        The file is damaged, foreign, newer, or its parts contradict each other.
+    """
+    tensors, meta = load_tensors(path, kind="model")
+    try:
+        return _restored(tensors, meta)
+    except ModelFileError as error:
+        raise ModelFileError(f"{os.fspath(path)}: {error}") from None
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise ModelFileError(f"{os.fspath(path)}: not a model that this version can read ({error})") from error
+
+
+def _restored(tensors: Mapping[str, Any], meta: Mapping[str, Any]) -> BaseAutoencoder:
+    from . import ESTIMATORS
+
+    cls = ESTIMATORS.get(meta["class"])
+    if cls is None:
+        raise ModelFileError(f"holds an unknown estimator {meta['class']!r}; known: {', '.join(ESTIMATORS)}")
+    estimator = cls(**meta["params"])
+    check_parameters(estimator)
+    fitted, shape = meta["fitted"], meta["network"]
+    if fitted.keys() != _NUMBERS.keys():
+        raise ModelFileError(f"fitted attributes {sorted(fitted)} instead of {sorted(_NUMBERS)}")
+    for name, kind in _NUMBERS.items():
+        if type(fitted[name]) is not kind or (kind is int and fitted[name] < 0):
+            raise ModelFileError(f"{name} is {fitted[name]!r}")
+    sizes = {
+        "batch": shape["batch"],
+        "n_outputs": shape["n_outputs"],
+        "n_features_in_": fitted["n_features_in_"],
+    }
+    for name, size in sizes.items():
+        if type(size) is not int or size < 1:
+            raise ModelFileError(f"{name} is {size!r}")
+    low, high = shape["corruption_range"]
+    spec = build_spec(
+        estimator,
+        fitted["n_features_in_"],
+        shape["n_outputs"],
+        corruption_range=(float(low), float(high)),
+        separate_target=bool(shape["separate_target"]),
+        weighted=bool(shape["weighted"]),
+    )
+    expected = {f"b{i}": (1, layer.n_out) for i, layer in enumerate(spec.layers)}
+    expected |= {f"W{i}": (x.n_in, x.n_out) for i, x in enumerate(spec.layers) if x.tied_to is None}
+    found = {name: array.shape for name, array in tensors.items()}
+    if found != expected:
+        name = min(n for n in found.keys() | expected.keys() if found.get(n) != expected.get(n))
+        raise ModelFileError(f"tensor {name} has shape {found.get(name)}, the parameters ask for {expected.get(name)}")
+    for name, array in tensors.items():
+        if array.dtype not in (np.float32, np.float64) or not np.isfinite(array).all():
+            raise ModelFileError(f"tensor {name} is not of finite floating-point numbers")
+    estimator.__dict__.update(fitted)
+    names = meta["feature_names"]
+    if names is not None:
+        if len(names) != fitted["n_features_in_"]:
+            raise ModelFileError(f"{len(names)} feature names for {fitted['n_features_in_']} features")
+        estimator.feature_names_in_ = np.asarray([str(name) for name in names], dtype=object)
+    history = meta["history"]
+    if not all(isinstance(v, list) and len(v) == fitted["n_iter_"] for v in history.values()):
+        raise ModelFileError("the history does not have one value for each epoch")
+    estimator.history_ = dict(history)
+    estimator.metadata_ = dict(meta["metadata"])
+    estimator._step = 0
+    estimator._network = Network(
+        spec,
+        shape["batch"],
+        dict(tensors),
+        precision=estimator.precision,
+        requested=estimator.backend,
+        n_threads=estimator.n_threads,
+    )
+    return estimator

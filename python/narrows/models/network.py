@@ -1,0 +1,215 @@
+"""From parameters to a network: its specification, its first weights, and the fitted network that is applied.
+
+Promises: the same parameters and seed give the same specification and, to the last bit, the same first
+weights on every backend; `Network.apply` may be called from several threads and equals the serial result.
+Never: trains.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import itertools
+import threading
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..backends import Program, State, compile_plan, resolve
+from ..initial import initial_weight
+from ..plan import ACTIVATIONS, LayerSpec, Loss, Mode, NetworkSpec, Plan, Solver, lower
+from .parameters import CORRUPTIONS, decoder_sizes, hidden_sizes, output_activation
+
+__all__ = ["Network", "build_spec", "initial_state"]
+
+
+def build_spec(
+    estimator: Any,
+    n_features: int,
+    n_outputs: int,
+    *,
+    corruption_range: tuple[float, float] = (0.0, 1.0),
+    separate_target: bool = False,
+    weighted: bool = False,
+) -> NetworkSpec:
+    """The network that an estimator's (checked) parameters describe.
+
+    Raises
+    ------
+    ValueError
+        If the weights are tied and the target's width is not the input's.
+    """
+    e = estimator
+    hidden, decoder = hidden_sizes("hidden_layer_sizes", e.hidden_layer_sizes), decoder_sizes(e)
+    if e.tied_weights and n_outputs != n_features:
+        raise ValueError(f"tied_weights=True needs a target as wide as X: {n_outputs} columns of y, {n_features} of X")
+    latent = len(hidden) + 1
+    widths = (n_features, *hidden, int(e.n_components), *decoder, n_outputs)
+    last = len(widths) - 2
+    layers = []
+    for i, (n_in, n_out) in enumerate(itertools.pairwise(widths)):
+        named = e.latent_activation if i == latent - 1 else e.activation
+        between = i not in (latent - 1, last)
+        layers.append(
+            LayerSpec(
+                n_in,
+                n_out,
+                output_activation(e) if i == last else ACTIVATIONS[named],
+                dropout=float(e.dropout) if between else 0.0,
+                tied_to=last - i if e.tied_weights and i >= latent else None,
+            )
+        )
+    # With a target of its own the noise is in the pairs.
+    corruption = None if e.corruption is None or separate_target else CORRUPTIONS[e.corruption]
+    return NetworkSpec(
+        layers=tuple(layers),
+        latent=latent,
+        loss=Loss[e.loss.upper()],
+        huber_delta=float(e.huber_delta),
+        corruption=corruption,
+        corruption_level=float(e.corruption_level) if corruption is not None else 0.0,
+        corruption_range=corruption_range,
+        activity_l1=float(e.activity_l1),
+        kl_sparsity=float(e.kl_sparsity),
+        sparsity_target=float(e.sparsity_target),
+        alpha=float(e.alpha),
+        weight_l1=float(e.weight_l1),
+        solver=Solver[e.solver.upper()],
+        momentum=float(e.momentum),
+        beta_1=float(e.beta_1),
+        beta_2=float(e.beta_2),
+        epsilon=float(e.epsilon),
+        clip_norm=None if e.clip_norm is None else float(e.clip_norm),
+        separate_target=separate_target,
+        weighted=weighted,
+    )
+
+
+def initial_state(spec: NetworkSpec, seed: int) -> State:
+    """First weights, float64; biases zero."""
+    state: State = {}
+    for i, layer in enumerate(spec.layers):
+        state[f"b{i}"] = np.zeros((1, layer.n_out))
+        if layer.tied_to is None:
+            state[f"W{i}"] = initial_weight(layer.n_in, layer.n_out, layer.activation, seed, i)
+    return state
+
+
+class Network:
+    """A fitted network: parameters, and a program to apply them that is made when first needed.
+
+    Parameters
+    ----------
+    spec : NetworkSpec
+        As trained.
+    batch : int
+        Rows per step, in training and when applied.
+    state : dict of ndarray
+        Parameters and, where known, optimiser state.
+    precision : {"float32", "float64"}
+    requested : str
+        The backend's name as given to the estimator.
+    n_threads : int or None
+    """
+
+    def __init__(
+        self,
+        spec: NetworkSpec,
+        batch: int,
+        state: State,
+        *,
+        precision: str,
+        requested: str,
+        n_threads: int | None,
+    ) -> None:
+        self.spec = spec
+        self.batch = batch
+        self.state = state
+        self.precision = precision
+        self.requested = requested
+        self.n_threads = n_threads
+        self._forget()
+
+    def _forget(self) -> None:
+        self._lock = threading.Lock()
+        self._program: Program | None = None
+        self._plan: Plan | None = None
+        self._backend: str | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Programs and locks belong to a process, and the best backend to a machine.
+        return {name: value for name, value in vars(self).items() if not name.startswith("_")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._forget()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Network:
+        other = copy.copy(self)
+        other.state = {name: array.copy() for name, array in self.state.items()}
+        return other
+
+    @property
+    def backend(self) -> str:
+        """The backend that runs it here."""
+        if self._backend is None:
+            self._backend = resolve(self.requested)
+        return self._backend
+
+    @property
+    def plan(self) -> Plan:
+        """The plan of training."""
+        if self._plan is None:
+            self._plan = lower(self.spec, self.batch)
+        return self._plan
+
+    @property
+    def parameters(self) -> State:
+        """Weights and biases by slot name."""
+        return {slot.name: self.state[slot.name] for slot in self.plan.parameters}
+
+    def coefs(self) -> list[NDArray[Any]]:
+        """Read-only weights of every layer, shape (n_in, n_out); a tied layer's are a transposed view."""
+        weights: list[NDArray[Any]] = []
+        for i, layer in enumerate(self.spec.layers):
+            tied = layer.tied_to
+            weights.append(self.state[f"W{i}"].view() if tied is None else self.state[f"W{tied}"].T)
+            weights[-1].flags.writeable = False
+        return weights
+
+    def intercepts(self) -> list[NDArray[Any]]:
+        """Read-only biases of every layer, shape (n_out,)."""
+        biases = [self.state[f"b{i}"].reshape(-1) for i in range(len(self.spec.layers))]
+        for bias in biases:
+            bias.flags.writeable = False
+        return biases
+
+    def apply(self, X: Any, mode: Mode, target: Any = None) -> NDArray[Any]:
+        """Run an inference mode over the rows of an array or CSR; SCORE needs a target, which may be X."""
+        with self._lock:
+            if self._program is None:
+                self._program = compile_plan(
+                    lower(_without_training(self.spec), self.batch),
+                    self.backend,
+                    dtype=self.precision,
+                    n_threads=self.n_threads,
+                )
+                self._program.load(self.parameters)
+            return self._program.apply(X, mode, target)
+
+
+def _without_training(spec: NetworkSpec) -> NetworkSpec:
+    """The same network with a target of its own and as little memory for training as a plan can have."""
+    return dataclasses.replace(
+        spec,
+        separate_target=True,
+        corruption=None,
+        weighted=False,
+        activity_l1=0.0,
+        kl_sparsity=0.0,
+        alpha=0.0,
+        weight_l1=0.0,
+        solver=Solver.SGD,
+        clip_norm=None,
+    )

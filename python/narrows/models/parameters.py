@@ -1,0 +1,233 @@
+"""What each parameter of an estimator may be, and what the parameters may be together.
+
+Promises: a bad value is one line naming the parameter, the value and the choices; TypeError for a value of
+the wrong type, ValueError for one out of range. Never: changes a parameter.
+"""
+
+from __future__ import annotations
+
+import numbers
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..plan import ACTIVATIONS, Activation, Corruption, Loss
+
+__all__ = [
+    "check_parameters",
+    "decoder_sizes",
+    "hidden_sizes",
+    "output_activation",
+    "plain_parameters",
+]
+
+Check = Callable[[str, Any], None]
+
+CORRUPTIONS = {c.name.lower(): c for c in Corruption}
+LOSS_NAMES = ("mse", "bce", "huber", "multinomial")
+HIDDEN = tuple(name for name, a in ACTIVATIONS.items() if a not in (Activation.SOFTMAX, Activation.EXP))
+OUTPUT = ("auto", *ACTIVATIONS)
+LINKS: Mapping[Loss, tuple[str, ...]] = {
+    Loss.MSE: tuple(ACTIVATIONS),
+    Loss.HUBER: tuple(ACTIVATIONS),
+    Loss.BCE: ("sigmoid", "logistic", "softmax"),
+    Loss.MULTINOMIAL: ("softmax",),
+}
+"""Output activations that make sense for a loss; ``"auto"`` is the first: linear, sigmoid or softmax."""
+
+
+def _is_real(value: Any) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool | np.bool_)
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool | np.bool_)
+
+
+def integer(low: int) -> Check:
+    def check(name: str, value: Any) -> None:
+        if not _is_integer(value):
+            raise TypeError(f"{name}={value!r} must be an integer of at least {low}")
+        if value < low:
+            raise ValueError(f"{name}={value!r} must be at least {low}")
+
+    return check
+
+
+def real(interval: str, *, optional: bool = False) -> Check:
+    """A number in an interval written as in mathematics: ``"[0, 1)"``; None too if `optional`."""
+    low, high = (float(part) for part in interval[1:-1].split(","))
+    or_none = " or None" if optional else ""
+
+    def check(name: str, value: Any) -> None:
+        if optional and value is None:
+            return
+        if not _is_real(value):
+            raise TypeError(f"{name}={value!r} must be a number in {interval}{or_none}")
+        above = value >= low if interval[0] == "[" else value > low
+        below = value <= high if interval[-1] == "]" else value < high
+        if not (above and below):
+            raise ValueError(f"{name}={value!r} must be in {interval}{or_none}")
+
+    return check
+
+
+def choice(options: Sequence[str], *, optional: bool = False) -> Check:
+    listed = ", ".join((*options, "None") if optional else options)
+
+    def check(name: str, value: Any) -> None:
+        if optional and value is None:
+            return
+        if not isinstance(value, str):
+            raise TypeError(f"{name}={value!r} must be one of {listed}")
+        if value not in options:
+            raise ValueError(f"{name}={value!r} must be one of {listed}")
+
+    return check
+
+
+def boolean(name: str, value: Any) -> None:
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError(f"{name}={value!r} must be True or False")
+
+
+def verbosity(name: str, value: Any) -> None:
+    if not isinstance(value, numbers.Integral | np.bool_) or value < 0:
+        raise TypeError(f"{name}={value!r} must be 0 (silent) or 1 (one line per epoch)")
+
+
+def sizes(name: str, value: Any) -> None:
+    hidden_sizes(name, value)
+
+
+def optional_sizes(name: str, value: Any) -> None:
+    if value is not None:
+        hidden_sizes(name, value)
+
+
+def threads(name: str, value: Any) -> None:
+    if value is not None:
+        integer(1)(name, value)
+
+
+def randomness(name: str, value: Any) -> None:
+    if value is None or isinstance(value, np.random.RandomState | np.random.Generator):
+        return
+    if not _is_integer(value):
+        raise TypeError(f"{name}={value!r} must be None, an integer, a RandomState or a Generator")
+    if not 0 <= value < 2**64:
+        raise ValueError(f"{name}={value!r} must be in [0, 2**64)")
+
+
+CHECKS: Mapping[str, Check] = {
+    "n_components": integer(1),
+    "hidden_layer_sizes": sizes,
+    "decoder_layer_sizes": optional_sizes,
+    "activation": choice(HIDDEN),
+    "latent_activation": choice(HIDDEN),
+    "output_activation": choice(OUTPUT),
+    "loss": choice(LOSS_NAMES),
+    "huber_delta": real("(0, inf)"),
+    "tied_weights": boolean,
+    "corruption": choice(tuple(CORRUPTIONS), optional=True),
+    "corruption_level": real("[0, inf)"),
+    "dropout": real("[0, 1)"),
+    "activity_l1": real("[0, inf)"),
+    "kl_sparsity": real("[0, inf)"),
+    "sparsity_target": real("(0, 1)"),
+    "alpha": real("[0, inf)"),
+    "weight_l1": real("[0, inf)"),
+    "solver": choice(("sgd", "adam", "adamw")),
+    "learning_rate_init": real("(0, inf)"),
+    "momentum": real("[0, 1)"),
+    "beta_1": real("[0, 1)"),
+    "beta_2": real("[0, 1)"),
+    "epsilon": real("(0, inf)"),
+    "clip_norm": real("(0, inf)", optional=True),
+    "learning_rate": choice(("constant", "cosine", "plateau")),
+    "batch_size": integer(1),
+    "max_iter": integer(1),
+    "shuffle": boolean,
+    "early_stopping": boolean,
+    "validation_fraction": real("(0, 1)"),
+    "n_iter_no_change": integer(1),
+    "tol": real("[0, inf)"),
+    "warm_start": boolean,
+    "random_state": randomness,
+    "verbose": verbosity,
+    "precision": choice(("float32", "float64")),
+    "n_threads": threads,
+}
+"""`backend` is missing: `backends.resolve` judges it."""
+
+
+def hidden_sizes(name: str, value: Any) -> tuple[int, ...]:
+    """Widths of hidden layers from an integer or a sequence of them."""
+    listed = [value] if _is_integer(value) else value
+    if isinstance(listed, str) or not isinstance(listed, Sequence | np.ndarray):
+        raise TypeError(f"{name}={value!r} must be a positive integer or a sequence of them")
+    for size in listed:
+        if not _is_integer(size):
+            raise TypeError(f"{name}={value!r} must hold positive integers, not {size!r}")
+        if size < 1:
+            raise ValueError(f"{name}={value!r} must hold positive integers, not {size!r}")
+    return tuple(int(size) for size in listed)
+
+
+def decoder_sizes(estimator: Any) -> tuple[int, ...]:
+    """Widths of the decoder's hidden layers: as given, or the encoder's in reverse."""
+    hidden = hidden_sizes("hidden_layer_sizes", estimator.hidden_layer_sizes)
+    if estimator.decoder_layer_sizes is None:
+        return hidden[::-1]
+    return hidden_sizes("decoder_layer_sizes", estimator.decoder_layer_sizes)
+
+
+def output_activation(estimator: Any) -> Activation:
+    """The output layer's activation, ``"auto"`` resolved."""
+    loss = Loss[estimator.loss.upper()]
+    name = estimator.output_activation
+    return ACTIVATIONS[LINKS[loss][0] if name == "auto" else name]
+
+
+def check_parameters(estimator: Any) -> None:
+    """Check every parameter of an estimator, those that a subclass fixes included, and their combinations."""
+    for name, check in CHECKS.items():
+        check(name, getattr(estimator, name))
+    loss = Loss[estimator.loss.upper()]
+    output = estimator.output_activation
+    if output != "auto" and output not in LINKS[loss]:
+        raise ValueError(
+            f"output_activation={output!r} does not go with loss={estimator.loss!r}; "
+            f"choose from auto, {', '.join(LINKS[loss])}"
+        )
+    level = estimator.corruption_level
+    if estimator.corruption in ("masking", "salt_and_pepper") and level > 1:
+        raise ValueError(
+            f"corruption_level={level!r} must be in [0, 1]: a probability for corruption={estimator.corruption!r}"
+        )
+    if estimator.kl_sparsity > 0 and ACTIVATIONS[estimator.latent_activation] is not Activation.SIGMOID:
+        raise ValueError(
+            f"kl_sparsity needs latent_activation='sigmoid', whose outputs are rates, "
+            f"not {estimator.latent_activation!r}"
+        )
+    hidden = hidden_sizes("hidden_layer_sizes", estimator.hidden_layer_sizes)
+    if estimator.tied_weights and decoder_sizes(estimator) != hidden[::-1]:
+        raise ValueError(
+            f"tied_weights=True needs a decoder that mirrors the encoder: decoder_layer_sizes="
+            f"{estimator.decoder_layer_sizes!r} must be None or {hidden[::-1]!r}"
+        )
+
+
+def plain_parameters(estimator: Any) -> dict[str, Any]:
+    """The parameters as JSON-able values; a generator becomes None, because its draw is not a parameter."""
+    plain: dict[str, Any] = {}
+    for name, value in estimator.get_params(deep=False).items():
+        if isinstance(value, np.random.RandomState | np.random.Generator):
+            value = None
+        elif isinstance(value, np.generic):
+            value = value.item()
+        elif isinstance(value, list | tuple | np.ndarray):
+            value = tuple(int(item) for item in value)
+        plain[name] = value
+    return plain

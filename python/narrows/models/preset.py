@@ -1,0 +1,65 @@
+"""Estimators that are another estimator with some parameters changed or fixed.
+
+Promises: a preset's signature is introspectable, so scikit-learn's get_params, set_params, clone, repr and
+searches work; a parameter's name and meaning are written once, in the base class.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+__all__ = ["preset"]
+
+T = TypeVar("T")
+
+
+def preset(*, fixed: Mapping[str, Any] | None = None, **defaults: Any) -> Callable[[type[T]], type[T]]:
+    """Class decorator that derives ``__init__`` from the base class.
+
+    Parameters
+    ----------
+    fixed : mapping of str to values
+        Parameters that the class does not have: class attributes of these values take their place.
+    **defaults
+        New defaults of parameters that it keeps.
+
+    Raises
+    ------
+    TypeError
+        If the base class has no such parameter.
+    """
+    constants = dict(fixed or {})
+
+    def decorate(cls: type[T]) -> type[T]:
+        inherited = inspect.signature(vars(cls).get("__init__", cls.__init__))
+        unknown = (constants.keys() | defaults.keys()) - inherited.parameters.keys()
+        if unknown:
+            raise TypeError(f"{cls.__name__}: no such parameters to preset: {sorted(unknown)}")
+        signature = inherited.replace(
+            parameters=[
+                p.replace(default=defaults.get(p.name, p.default))
+                for p in inherited.parameters.values()
+                if p.name not in constants
+            ]
+        )
+
+        def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+            try:
+                bound = signature.bind(self, *args, **kwargs)
+            except TypeError as error:
+                raise TypeError(f"{cls.__name__}.__init__() {error}") from None
+            bound.apply_defaults()
+            for name, value in list(bound.arguments.items())[1:]:
+                setattr(self, name, value)
+
+        __init__.__signature__ = signature  # type: ignore[attr-defined]
+        __init__.__qualname__ = f"{cls.__qualname__}.__init__"
+        __init__.__module__ = cls.__module__
+        cls.__init__ = __init__  # type: ignore[method-assign]
+        for name, value in constants.items():
+            setattr(cls, name, value)
+        return cls
+
+    return decorate

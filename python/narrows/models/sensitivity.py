@@ -1,0 +1,59 @@
+"""Derivatives of the decoder: how the reconstruction moves with each latent.
+
+Forward mode in float64 over blocks of rows; the Jacobians of all rows are never held at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..backends.reference import ACTIVATE, DERIVATIVE
+from ..plan import Activation, NetworkSpec
+
+__all__ = ["absolute_jacobian"]
+
+_ELEMENTS = 1 << 22
+"""Elements of the largest temporary."""
+
+
+def absolute_jacobian(
+    spec: NetworkSpec, coefs: Sequence[NDArray[Any]], intercepts: Sequence[NDArray[Any]], codes: NDArray[Any]
+) -> NDArray[np.float64]:
+    """Sum over rows of |d reconstruction / d latent|.
+
+    Parameters
+    ----------
+    spec : NetworkSpec
+    coefs, intercepts : sequences of ndarray
+        Of all layers.
+    codes : ndarray of shape (n_rows, n_components)
+
+    Returns
+    -------
+    ndarray of float64, shape (n_components, n_outputs)
+    """
+    decoder = [
+        (layer.activation, W.astype(np.float64), b.astype(np.float64))
+        for layer, W, b in list(zip(spec.layers, coefs, intercepts, strict=True))[spec.latent :]
+    ]
+    widest = max(W.shape[1] for _, W, _ in decoder)
+    step = max(1, _ELEMENTS // (spec.n_components * widest))
+    total = np.zeros((spec.n_components, spec.n_outputs))
+    for start in range(0, len(codes), step):
+        a = codes[start : start + step].astype(np.float64)
+        tangent = np.broadcast_to(np.eye(spec.n_components), (len(a), spec.n_components, spec.n_components))
+        for activation, W, b in decoder:
+            z = a @ W + b
+            a = ACTIVATE[activation](z)
+            tangent = tangent @ W
+            if activation is Activation.SOFTMAX:
+                tangent = a[:, None] * (tangent - (a[:, None] * tangent).sum(axis=2, keepdims=True))
+            elif activation is not Activation.LINEAR:
+                slope = DERIVATIVE[activation](z if activation.needs_preactivation else a)
+                tangent = tangent * slope[:, None]
+        total += np.abs(tangent).sum(axis=0)
+    return total

@@ -1,0 +1,627 @@
+"""The training loop: epochs, validation, early stopping, learning rates, callbacks, checkpoints.
+
+Promises: the same data, seed and options give the same bits, whether or not the run was interrupted and
+resumed, and whatever the speed of the machine; after any exception the trainer's state belongs to a whole
+number of steps, and `Trainer.result` to a whole number of epochs. Never: knows an estimator or computes on
+data; a `Program` does that.
+
+Reading order: `Options`, `TrainingState`, `Feed`, `Trainer.run`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .backends import Hyper, Program, State
+from .errors import DivergenceError, ModelFileError, ResumeError
+from .plan import Loss
+
+__all__ = [
+    "Block",
+    "Callback",
+    "Checkpoint",
+    "EpochPrinter",
+    "Feed",
+    "Interrupted",
+    "Options",
+    "Progress",
+    "Trainer",
+    "TrainingState",
+]
+
+CHUNK_SECONDS = 0.25
+"""Aim for the length of one call of `Program.train`: callbacks and checkpoints come between two of them."""
+
+
+class Interrupted(Exception):
+    """Training stopped, after a whole step and after writing the checkpoint, because `Checkpoint.stop` said
+    so.
+
+    Attributes
+    ----------
+    reason : str
+        What `Checkpoint.stop` returned.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far training is.
+
+    Attributes
+    ----------
+    epoch : int
+        Epochs done by this call of fit; in `Callback.on_batch` the running one is not counted.
+    max_iter : int
+    step : int
+        Steps done in the running epoch, or in the one just ended.
+    steps_per_epoch : int
+    loss : float
+        Mean loss per sample, penalties left out, over the epoch so far.
+    val_loss : float or None
+        Of the last epoch that has one.
+    seconds : float
+        Since this process began to train.
+    learning_rate : float
+        Of the last step.
+    best_epoch : int
+        The epoch (from 1) with the lowest monitored loss; 0 before the first ends.
+    """
+
+    epoch: int
+    max_iter: int
+    step: int
+    steps_per_epoch: int
+    loss: float
+    val_loss: float | None
+    seconds: float
+    learning_rate: float
+    best_epoch: int
+
+
+class Callback:
+    """Told about the progress of training; override what is wanted."""
+
+    def on_batch(self, progress: Progress) -> None:
+        """Called between two steps, at least once an epoch and about four times a second."""
+
+    def on_epoch_end(self, progress: Progress) -> bool | None:
+        """Called after each epoch; returning True ends training there, as convergence would."""
+        return None
+
+
+class EpochPrinter(Callback):
+    """One line per epoch on standard output: what ``verbose=1`` shows."""
+
+    def on_epoch_end(self, progress: Progress) -> None:
+        val = "" if progress.val_loss is None else f"  val_loss {progress.val_loss:.6g}"
+        print(
+            f"epoch {progress.epoch}/{progress.max_iter}  loss {progress.loss:.6g}{val}  "
+            f"learning_rate {progress.learning_rate:.3g}  {progress.seconds:.1f} s",
+            flush=True,
+        )
+
+
+@dataclass
+class Checkpoint:
+    """Where training saves itself, and whether it goes on from there.
+
+    Attributes
+    ----------
+    path : Path
+        The file; its folder must exist.
+    minutes : float
+        Least time between two saves during training; stops, Ctrl-C and the end of training always save.
+    resume : {"auto", "never", "require"}
+        Go on from `path` if it exists; start afresh; or fail with `ResumeError` if it does not exist.
+    identity : dict
+        What, besides the estimator's parameters, seed and data, must be the same for a resume: JSON-able
+        values.
+    stop : callable, optional
+        Asked about every 50 ms; a text ends training after the running step with `Interrupted`.
+    """
+
+    path: Path
+    minutes: float = 10.0
+    resume: Literal["auto", "never", "require"] = "auto"
+    identity: dict[str, Any] = field(default_factory=dict)
+    stop: Callable[[], str | None] | None = None
+
+    def __post_init__(self) -> None:
+        self.path = Path(self.path)
+        if self.resume not in ("auto", "never", "require"):
+            raise ValueError(f"resume={self.resume!r} must be one of auto, never, require")
+        if not self.minutes >= 0:
+            raise ValueError(f"minutes={self.minutes!r} must not be negative")
+
+    def read(self) -> SavedRun | None:
+        """What is saved under `path`, or None if training starts afresh.
+
+        Raises
+        ------
+        ResumeError
+            If ``resume="require"`` and there is no checkpoint.
+        ModelFileError
+            If the file is damaged or not a checkpoint.
+        """
+        from .persistence import load_tensors
+
+        if self.resume == "never":
+            return None
+        if not self.path.exists():
+            if self.resume == "require":
+                raise ResumeError(f"no checkpoint at {self.path} to resume from; use resume='auto' to start afresh")
+            return None
+        tensors, meta = load_tensors(self.path, kind="checkpoint")
+        try:
+            return SavedRun(self.path, dict(meta["identity"]), *_unpack(tensors, meta))
+        except (KeyError, TypeError, ValueError) as error:
+            raise ModelFileError(f"{self.path}: not a checkpoint of training ({error})") from error
+
+    def write(self, identity: Mapping[str, Any], state: TrainingState, network: State) -> None:
+        """Save a run durably."""
+        from .persistence import save_tensors
+
+        tensors, meta = _pack(state, network)
+        save_tensors(self.path, tensors, {"identity": dict(identity), **meta}, kind="checkpoint")
+
+
+@dataclass(frozen=True)
+class SavedRun:
+    """A checkpoint read back."""
+
+    path: Path
+    identity: dict[str, Any]
+    state: TrainingState
+    network: State
+
+    def check(self, identity: Mapping[str, Any]) -> None:
+        """Raise `ResumeError`, naming the fields that differ, unless this run is the one of `identity`."""
+        ours, theirs = _flat(identity), _flat(self.identity)
+        absent = object()
+        differing = [
+            f"{name} ({_shown(theirs, name)} there, {_shown(ours, name)} here)"
+            for name in sorted(ours.keys() | theirs.keys())
+            if theirs.get(name, absent) != ours.get(name, absent)
+        ]
+        if differing:
+            raise ResumeError(
+                f"checkpoint {self.path} belongs to another run, which differs in {', '.join(differing)}; "
+                "use resume='never' to start afresh"
+            )
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(value, Mapping):
+        out: dict[str, Any] = {}
+        for key, item in value.items():
+            out |= _flat(item, f"{prefix}.{key}" if prefix else str(key))
+        return out
+    if isinstance(value, list | tuple):
+        value = list(value)
+    return {prefix: value}
+
+
+def _shown(fields: Mapping[str, Any], name: str) -> str:
+    text = repr(fields[name]) if name in fields else "absent"
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to train.
+
+    Attributes
+    ----------
+    max_iter : int
+        Epochs, counted from the start of this run.
+    monitor : {"val_loss", "loss", None}
+        What decides on convergence and on the best epoch. With "val_loss" the best parameters are the result,
+        else the last; with None all `max_iter` epochs are run.
+    """
+
+    max_iter: int
+    seed: int
+    learning_rate: str = "constant"
+    learning_rate_init: float = 1e-3
+    monitor: Literal["val_loss", "loss"] | None = None
+    n_iter_no_change: int = 10
+    tol: float = 1e-4
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """Everything a run knows besides the network: replaced as a whole, never changed in place.
+
+    Attributes
+    ----------
+    epoch, step : int
+        Whole epochs and updates done, in earlier runs too.
+    first_epoch, first_step : int
+        Their values when this run began.
+    epoch_step : int
+        Updates done in the running epoch.
+    sums : tuple of float
+        Sums over the samples of the running epoch, one per term of the plan.
+    rows : int
+        Those samples.
+    spent : float
+        Seconds spent on the running epoch.
+    factor : float
+        What the plateau schedule has made of the learning rate.
+    best_loss, best_epoch
+        Lowest monitored loss, and its epoch counted from 1.
+    reference : float
+        The monitored loss at the last improvement by more than `Options.tol`.
+    stale, stale_rate : int
+        Epochs since then, and since then or the last cut of the learning rate.
+    finished : str
+        Why training ended: "max_iter", "converged", "callback", or "" while it has not.
+    history : dict of list of float
+    good, best : dict of ndarray, or None
+        State of the network after the last whole epoch, and after the best one.
+    """
+
+    epoch: int = 0
+    step: int = 0
+    first_epoch: int = 0
+    first_step: int = 0
+    epoch_step: int = 0
+    sums: tuple[float, ...] = ()
+    rows: int = 0
+    spent: float = 0.0
+    factor: float = 1.0
+    best_loss: float = math.inf
+    best_epoch: int = 0
+    reference: float = math.inf
+    stale: int = 0
+    stale_rate: int = 0
+    finished: str = ""
+    history: Mapping[str, list[float]] = field(default_factory=dict)
+    good: State | None = None
+    best: State | None = None
+
+    @property
+    def epochs_done(self) -> int:
+        """Whole epochs of this run."""
+        return self.epoch - self.first_epoch
+
+
+_ARRAYS = ("good", "best")
+_SCALARS = tuple(f.name for f in dataclasses.fields(TrainingState) if f.name not in _ARRAYS)
+
+
+def _pack(state: TrainingState, network: State) -> tuple[State, dict[str, Any]]:
+    tensors = {f"network.{name}": array for name, array in network.items()}
+    same = state.best is not None and state.best is state.good
+    for part in _ARRAYS:
+        snapshot: State | None = getattr(state, part)
+        if snapshot is not None and not (part == "best" and same):
+            tensors |= {f"{part}.{name}": array for name, array in snapshot.items()}
+    return tensors, {"state": {name: getattr(state, name) for name in _SCALARS}, "best_is_good": same}
+
+
+def _unpack(tensors: State, meta: Mapping[str, Any]) -> tuple[TrainingState, State]:
+    parts: dict[str, State] = {}
+    for name, array in tensors.items():
+        part, _, slot = name.partition(".")
+        parts.setdefault(part, {})[slot] = array
+    good = parts.get("good")
+    best = good if meta["best_is_good"] else parts.get("best")
+    fields = {name: meta["state"][name] for name in _SCALARS}
+    return TrainingState(**fields, good=good, best=best), parts["network"]
+
+
+@dataclass(frozen=True)
+class Block:
+    """A part of the training data that is in memory at once.
+
+    Attributes
+    ----------
+    rows : ndarray of int64
+        Rows of the block's arrays in the order in which to train on them.
+    load : callable
+        Returns the arrays for `Program.bind`; the same object means the same arrays.
+    """
+
+    rows: NDArray[np.int64]
+    load: Callable[[], tuple[Any, Any, Any]]
+
+
+class Feed(Protocol):
+    """The training data, block by block."""
+
+    @property
+    def n_rows(self) -> int:
+        """Rows trained on in an epoch."""
+
+    @property
+    def n_steps(self) -> int:
+        """Steps of an epoch."""
+
+    def blocks(self, epoch: int) -> Iterator[Block]:
+        """The blocks of an epoch, in order: a function of the epoch's number alone."""
+
+
+class Trainer:
+    """Trains a program on a feed.
+
+    Parameters
+    ----------
+    program : Program
+        Loaded with the start of the run, which is what `state` speaks of.
+    feed : Feed
+    options : Options
+    state : TrainingState, optional
+        To go on from; a new run by default.
+    validate : callable, optional
+        Returns the validation loss of a program.
+    callbacks : sequence of Callback
+    checkpoint : Checkpoint, optional
+    identity : mapping, optional
+        What the checkpoint is to be recognised by.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        feed: Feed,
+        options: Options,
+        *,
+        state: TrainingState | None = None,
+        validate: Callable[[Program], float] | None = None,
+        callbacks: Sequence[Callback] = (),
+        checkpoint: Checkpoint | None = None,
+        identity: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.program = program
+        self.feed = feed
+        self.options = options
+        self.state = state or TrainingState()
+        self.validate = validate
+        self.callbacks = tuple(callbacks)
+        self.checkpoint = checkpoint
+        self.identity = dict(identity or {})
+        self._batch = program.plan.batch
+        self._n_steps = feed.n_steps
+        self._bound: tuple[Any, Any, Any] | None = None
+        self._chunk = 1
+        self._reason: str | None = None
+        self._begun = self._saved = time.perf_counter()
+
+    @property
+    def result(self) -> State | None:
+        """The network to keep: after the best epoch if validation is monitored, else after the last one."""
+        by_validation = self.options.monitor == "val_loss" and self.state.best is not None
+        return self.state.best if by_validation else self.state.good
+
+    def run(self) -> None:
+        """Train until `max_iter`, convergence or a callback's wish.
+
+        Raises
+        ------
+        DivergenceError
+            If a loss or a parameter is not finite.
+        Interrupted
+            If `Checkpoint.stop` asks for it.
+        KeyboardInterrupt
+            After the running step, and after writing the checkpoint if there is one.
+        """
+        self._begun = self._saved = time.perf_counter()
+        try:
+            if self.state.finished:
+                return
+            while self._epoch():
+                pass
+        except KeyboardInterrupt:
+            self._save()
+            raise
+        self._save()
+
+    def _epoch(self) -> bool:
+        """Do the rest of an epoch; return whether there is another."""
+        skip = self.state.epoch_step
+        for block in self.feed.blocks(self.state.epoch):
+            n_steps = -(-len(block.rows) // self._batch)
+            if skip >= n_steps:
+                skip -= n_steps
+                continue
+            arrays = block.load()
+            if arrays is not self._bound:
+                self.program.bind(*arrays)
+                self._bound = arrays
+            at, skip = skip, 0
+            while at < n_steps:
+                at += self._steps(block.rows[at * self._batch :])
+        self._end_epoch()
+        return not self.state.finished
+
+    def _steps(self, rows: NDArray[np.int64]) -> int:
+        """Train on the first of `rows`, as many steps as make a chunk; return how many were done."""
+        rows = rows[: self._chunk * self._batch]
+        count = -(-len(rows) // self._batch)
+        sizes = np.full((count, 1), float(self._batch))
+        sizes[-1] = len(rows) - (count - 1) * self._batch
+        rates = np.array([self._rate(self.state.step + i) for i in range(count)])
+        begin = time.perf_counter()
+        with _HeldInterrupt() as held, np.errstate(over="ignore", invalid="ignore"):
+            hyper = Hyper(self.options.seed, self.state.step, rates)
+            terms = self.program.train(rows, hyper, lambda: held.pending or self._asked_to_stop())
+            done = len(terms)
+            seconds = time.perf_counter() - begin
+            # cumsum adds strictly one step after the other, so the sums do not depend on the chunks.
+            before = np.reshape(self.state.sums or np.zeros(terms.shape[1]), (1, -1))
+            sums = np.cumsum(np.concatenate([before, terms * sizes[:done]]), axis=0)[-1]
+            self.state = dataclasses.replace(
+                self.state,
+                step=self.state.step + done,
+                epoch_step=self.state.epoch_step + done,
+                sums=tuple(sums.tolist()),
+                rows=self.state.rows + int(sizes[:done].sum()),
+                spent=self.state.spent + seconds,
+            )
+            if not np.isfinite(terms).all():
+                self._diverged(float(terms[~np.isfinite(terms).all(axis=1)][0].sum()), "loss")
+        if done:
+            self._chunk = max(1, int(CHUNK_SECONDS * done / max(seconds, 1e-6)))
+        if self.callbacks:
+            progress = self._progress()
+            for callback in self.callbacks:
+                callback.on_batch(progress)
+        if self.checkpoint is not None:
+            if self._asked_to_stop() and self._reason is not None:
+                self._save()
+                raise Interrupted(self._reason)
+            if time.perf_counter() - self._saved >= 60 * self.checkpoint.minutes:
+                self._save()
+        return done
+
+    def _asked_to_stop(self) -> bool:
+        if self._reason is None and self.checkpoint is not None and self.checkpoint.stop is not None:
+            self._reason = self.checkpoint.stop()
+        return self._reason is not None
+
+    def _rate(self, step: int) -> float:
+        """Learning rate of a step of the running epoch, one by one so that it cannot depend on the chunks."""
+        o, s = self.options, self.state
+        if o.learning_rate != "cosine":
+            return o.learning_rate_init * s.factor
+        part = (step - s.first_step) / (o.max_iter * self._n_steps)
+        return 0.5 * o.learning_rate_init * (1 + math.cos(math.pi * part))
+
+    def _end_epoch(self) -> None:
+        o, s = self.options, self.state
+        begin = time.perf_counter()
+        good = self.program.state()
+        if not all(np.isfinite(array).all() for array in good.values()):
+            self._diverged(math.nan, "network")
+        sums = np.array(s.sums) / self.feed.n_rows
+        loss, penalty = float(sums[0]), float(sums[1:].sum())
+        values = {"loss": loss, "learning_rate": self._rate(s.step - 1)}
+        spec = self.program.plan.spec
+        if spec.loss is Loss.MSE:
+            values["mse_per_feature"] = loss / spec.n_outputs
+        if len(sums) > 1:
+            values["penalty"] = penalty
+        if self.validate is not None:
+            with np.errstate(over="ignore", invalid="ignore"):
+                values["val_loss"] = self.validate(self.program)
+            if not math.isfinite(values["val_loss"]):
+                self._diverged(values["val_loss"], "validation loss")
+        values["seconds"] = s.spent + time.perf_counter() - begin
+        s = dataclasses.replace(
+            s,
+            epoch=s.epoch + 1,
+            epoch_step=0,
+            sums=(),
+            rows=0,
+            spent=0.0,
+            good=good,
+            history=extended(s.history, values, s.epoch),
+        )
+        self.state = self._judged(s, values["val_loss"] if o.monitor == "val_loss" else loss + penalty)
+        if self.callbacks:
+            progress = self._progress()
+            if any([callback.on_epoch_end(progress) for callback in self.callbacks]):
+                self.state = dataclasses.replace(self.state, finished=self.state.finished or "callback")
+
+    def _judged(self, s: TrainingState, loss: float) -> TrainingState:
+        """The state after deciding what an epoch with the monitored `loss` means."""
+        o = self.options
+        if loss < s.best_loss:
+            best = s.good if o.monitor == "val_loss" else None
+            s = dataclasses.replace(s, best_loss=loss, best_epoch=s.epoch, best=best)
+        if s.reference == math.inf or loss < s.reference - o.tol * abs(s.reference):
+            s = dataclasses.replace(s, reference=loss, stale=0, stale_rate=0)
+        else:
+            s = dataclasses.replace(s, stale=s.stale + 1, stale_rate=s.stale_rate + 1)
+        if o.learning_rate == "plateau" and s.stale_rate >= max(1, o.n_iter_no_change // 2):
+            s = dataclasses.replace(s, factor=s.factor / 2, stale_rate=0)
+        if o.monitor is not None and s.stale >= o.n_iter_no_change:
+            return dataclasses.replace(s, finished="converged")
+        if s.epochs_done >= o.max_iter:
+            return dataclasses.replace(s, finished="max_iter")
+        return s
+
+    def _diverged(self, value: float, what: str) -> None:
+        epochs = self.state.epochs_done
+        kept = f"the parameters after epoch {epochs} are kept" if epochs else "no epoch was completed"
+        finding = "a parameter is not finite" if what == "network" else f"the {what} is {value}"
+        raise DivergenceError(
+            f"training diverged in epoch {epochs + 1}: {finding}; {kept}; lower learning_rate_init "
+            f"(now {self.options.learning_rate_init:g}), set clip_norm, or scale the data"
+        )
+
+    def _progress(self) -> Progress:
+        s = self.state
+        if s.epoch_step:
+            step, loss, rate = s.epoch_step, s.sums[0] / s.rows, self._rate(s.step - 1)
+        else:
+            step, loss, rate = self._n_steps, s.history["loss"][-1], s.history["learning_rate"][-1]
+        validated = s.history.get("val_loss")
+        return Progress(
+            epoch=s.epochs_done,
+            max_iter=self.options.max_iter,
+            step=step,
+            steps_per_epoch=self._n_steps,
+            loss=loss,
+            val_loss=validated[-1] if validated else None,
+            seconds=time.perf_counter() - self._begun,
+            learning_rate=rate,
+            best_epoch=max(0, s.best_epoch - s.first_epoch),
+        )
+
+    def _save(self) -> None:
+        if self.checkpoint is not None:
+            self.checkpoint.write(self.identity, self.state, self.program.state())
+            self._saved = time.perf_counter()
+
+
+def extended(history: Mapping[str, list[float]], values: Mapping[str, float], epoch: int) -> dict[str, list[float]]:
+    """`history` of `epoch` epochs and one more; what an epoch lacks is NaN: the lists stay in step."""
+    names = dict.fromkeys([*history, *values])
+    return {n: [*history.get(n, [math.nan] * epoch), values.get(n, math.nan)] for n in names}
+
+
+class _HeldInterrupt:
+    """Holds Ctrl-C back while steps and their bookkeeping are done, then lets it through.
+
+    Only in the main thread and only Python's own handler: others do what their owner wants.
+    """
+
+    def __init__(self) -> None:
+        self.pending = False
+        self._previous: Any = None
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.pending = True
+
+    def __enter__(self) -> _HeldInterrupt:
+        main = threading.current_thread() is threading.main_thread()
+        if main and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            self._previous = signal.signal(signal.SIGINT, self._note)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._previous is not None:
+            signal.signal(signal.SIGINT, self._previous)
+        if self.pending and kind is None:
+            raise KeyboardInterrupt
