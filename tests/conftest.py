@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+
 import pytest
 
 from narrows.backends import BACKENDS, probe
@@ -24,3 +26,9 @@ def cpp() -> str:
     if not found.ok:
         pytest.skip(f"backend cpp: {found.reason}")
     return "cpp"
+
+
+@pytest.fixture(autouse=True, scope="session")
+def interruptible() -> None:
+    """A shell starts its background jobs with SIGINT ignored, and children inherit that; the tests send it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -1,8 +1,8 @@
-"""How good a latent space is: the PCA baseline, nearest-neighbour accuracy, reconstruction error per feature.
+"""How good a latent space is: PCA baseline, nearest-neighbour accuracy, reconstruction error per feature.
 
-- `pca` streams over row blocks and never centres or densifies more than one block, so CSR and data larger than
-  memory are fine; it returns the scores and the error of reconstructing every row asked for.
-- All sums are float64 and the block borders depend on the shape alone: the same numbers for any memory limit.
+- `pca` streams over row blocks and never centres or densifies more than one block, so CSR and data larger
+  than memory are fine; it returns the scores and the error of reconstructing every row asked for.
+- Sums are float64 and the block borders depend on the shape alone: the same numbers for any memory limit.
 - Nothing here trains or changes an estimator.
 """
 
@@ -15,14 +15,13 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
-from .data import Source
-from .normalize import row_blocks
+from ..data import Source
+from ..normalize import row_blocks
 
 __all__ = ["PCABaseline", "feature_errors", "knn_accuracy", "pca", "sample_rows"]
 
 #: Rows on which the baseline and the neighbours are computed; beyond it a sample stands for the data.
 MAX_ROWS = 20_000
-_CACHE_BYTES = 1 << 28
 
 
 @dataclass(frozen=True)
@@ -54,11 +53,10 @@ def sample_rows(n_rows: int, seed: int, max_rows: int = MAX_ROWS) -> np.ndarray:
     return np.sort(np.random.default_rng(seed).choice(n_rows, size=max_rows, replace=False))
 
 
-def _blocks_of(source: Source, rows: np.ndarray) -> Callable[[], Iterator[tuple[slice, Any]]]:
+def _blocks_of(source: Source, rows: np.ndarray, room: int) -> Callable[[], Iterator[tuple[slice, Any]]]:
     """A function that walks the chosen rows in blocks; blocks are kept in memory while they are small."""
     cuts = list(row_blocks(len(rows), source.shape[1]))
     cache: dict[int, Any] = {}
-    room = _CACHE_BYTES
 
     def walk() -> Iterator[tuple[slice, Any]]:
         nonlocal room
@@ -82,8 +80,9 @@ def pca(
     seed: int = 0,
     tol: float = 1e-4,
     max_passes: int = 30,
+    cache_bytes: int = 1 << 28,
 ) -> PCABaseline:
-    """Principal components by block subspace iteration with Rayleigh-Ritz (Halko, Martinsson and Tropp, 2011).
+    """Principal components by block subspace iteration with Rayleigh-Ritz (Halko et al., SIAM Review 2011).
 
     Each pass multiplies the centred rows with an orthonormal basis of about ``2 * n_components`` directions,
     block by block, and back; centring is applied to the small products, never to the rows.
@@ -100,10 +99,12 @@ def pca(
     tol : float
         Stop when a pass lowers the error that remains by less than this fraction of it.
     max_passes : int
+    cache_bytes : int
+        Blocks up to this size in all are kept in memory between passes.
     """
     n_features = source.shape[1]
     rows = np.arange(source.shape[0]) if rows is None else rows
-    walk = _blocks_of(source, rows)
+    walk = _blocks_of(source, rows, cache_bytes)
     n = len(rows)
     mean = np.zeros(n_features)
     for _, block in walk():
@@ -164,7 +165,7 @@ def feature_errors(source: Source, reconstruct: Callable[[Any], np.ndarray]) -> 
 def knn_accuracy(codes: np.ndarray, labels: np.ndarray, *, seed: int = 0, k: int = 15, folds: int = 5) -> float | None:
     """Share of rows whose label their `k` nearest neighbours tell, by stratified cross-validation.
 
-    Classes with fewer than `folds` rows are left out. None where fewer than two classes or too few rows remain.
+    Classes with fewer than `folds` rows are left out. None where too few classes or rows remain.
     """
     from sklearn.model_selection import StratifiedKFold
     from sklearn.neighbors import KNeighborsClassifier

@@ -1,0 +1,137 @@
+"""What a person or a batch log sees of a run: messages and progress, all on standard error.
+
+- On a terminal a tqdm bar; elsewhere a plain line every 30 seconds and one at the end.
+- A message is one line: ``narrows: ...``, ``narrows: warning: ...`` or ``narrows: error: ...``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from typing import Any, TextIO
+
+from ..training import Callback, Progress
+
+__all__ = ["BarProgress", "LineProgress", "messages", "progress"]
+
+INTERVAL = 30.0
+
+
+def progress(quiet: bool) -> list[Callback]:
+    """The callbacks that show progress here: a bar, lines or nothing."""
+    if quiet:
+        return []
+    return [BarProgress() if sys.stderr.isatty() else LineProgress()]
+
+
+class BarProgress(Callback):
+    """A tqdm bar over the epochs, which moves inside an epoch too."""
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self._stream = stream
+        self._bar: Any = None
+
+    def _show(self, p: Progress, done: float) -> None:
+        from tqdm import tqdm
+
+        if self._bar is None:
+            self._bar = tqdm(
+                total=p.max_iter,
+                initial=int(done),
+                unit="epoch",
+                file=self._stream or sys.stderr,
+                dynamic_ncols=True,
+                bar_format="{l_bar}{bar}| {n:.1f}/{total} epochs [{elapsed}<{remaining}{postfix}]",
+            )
+        self._bar.n = done
+        self._bar.set_postfix_str(_losses(p), refresh=False)
+        self._bar.update(0)
+
+    def on_batch(self, progress: Progress) -> None:
+        self._show(progress, progress.epoch + progress.step / progress.steps_per_epoch)
+
+    def on_epoch_end(self, progress: Progress) -> None:
+        self._show(progress, progress.epoch)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+
+class LineProgress(Callback):
+    """A plain line at intervals, for logs.
+
+    Parameters
+    ----------
+    stream : file, optional
+        Default: standard error.
+    interval : float
+        Seconds between two lines.
+    """
+
+    def __init__(self, stream: TextIO | None = None, interval: float = INTERVAL) -> None:
+        self._stream = stream
+        self._interval = interval
+        self._last = time.monotonic()
+        self._untold: str | None = None
+
+    def on_batch(self, progress: Progress) -> None:
+        if progress.step < progress.steps_per_epoch:
+            at = f"step {progress.step}/{progress.steps_per_epoch}"
+            text = f"epoch {progress.epoch + 1}/{progress.max_iter}, {at}, {_losses(progress)}"
+            self._tell(f"{text}, {progress.seconds:.0f} s")
+
+    def on_epoch_end(self, progress: Progress) -> None:
+        self._tell(f"epoch {progress.epoch}/{progress.max_iter}, {_losses(progress)}, {progress.seconds:.0f} s")
+
+    def _tell(self, text: str) -> None:
+        self._untold = text
+        if time.monotonic() - self._last >= self._interval:
+            self.close()
+
+    def close(self) -> None:
+        """Write what was not written yet."""
+        if self._untold is not None:
+            print(f"narrows: {self._untold}", file=self._stream or sys.stderr, flush=True)
+            self._last, self._untold = time.monotonic(), None
+
+
+def _losses(p: Progress) -> str:
+    text = f"loss {p.loss:.5g}"
+    return text if p.val_loss is None else f"{text}, val_loss {p.val_loss:.5g}"
+
+
+class _OneLine(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        mark = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
+        return f"narrows: {mark}{' '.join(record.getMessage().split())}"
+
+
+@contextlib.contextmanager
+def messages(quiet: bool) -> Iterator[None]:
+    """Show the log, Python's warnings among it, on standard error; only warnings if `quiet`."""
+    log = logging.getLogger("narrows")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_OneLine())
+    handler.setLevel(logging.WARNING if quiet else logging.INFO)
+    level, propagate = log.level, log.propagate
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    log.propagate = False
+
+    def show(message: Any, category: Any, filename: str, lineno: int, file: Any = None, line: Any = None) -> None:
+        log.warning("%s", message)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        try:
+            yield
+        finally:
+            log.removeHandler(handler)
+            log.setLevel(level)
+            log.propagate = propagate

@@ -1,0 +1,342 @@
+"""The fit behind the command line: from a data set to a folder of results.
+
+- Settings are checked first, then the output, then the input; only then is anything written, under ``--out``
+  alone.
+- A fit that is stopped leaves a checkpoint and a ``metrics.json`` that says so, and never ``_SUCCESS``.
+- Nothing here parses arguments, installs signal handlers or turns errors into exit codes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import logging
+import platform
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from .. import data
+from .._version import __version__
+from ..backends import resolve, thread_choice
+from ..data import Source
+from ..errors import DataError, DivergenceError, MissingExtraError, ResumeError
+from ..models.data import Table
+from ..normalize import NormalizedSource, Normalizer
+from ..training import Callback, Checkpoint, Interrupted
+from . import evaluation, report
+from .applying import encoded, with_names, write_codes
+from .resources import APPLY_BYTES, Budget, blas_threads, held_out, peak_rss, plan_text
+from .rundir import HistoryWriter, RunDir
+from .settings import FitSettings, UsageError
+from .tables import check_output
+
+__all__ = ["Stop", "fit"]
+
+log = logging.getLogger("narrows")
+
+
+class Stop(Protocol):
+    """Says whether training is to stop; see `stopping.Stopper`."""
+
+    def __call__(self) -> str | None:
+        """Asked about every 50 ms; a text ends training with `Interrupted`."""
+
+    def training(self) -> AbstractContextManager[None]:
+        """Entered for as long as `__call__` is asked."""
+
+
+def fit(settings: FitSettings, stop: Stop, *, callbacks: Sequence[Callback] = (), argv: Sequence[str] = ()) -> None:
+    """Train, and write everything under ``settings.out``.
+
+    Parameters
+    ----------
+    settings : FitSettings
+    stop : Stop
+    callbacks : sequence of training.Callback
+        Those with a method ``close`` are closed when training ends.
+    argv : sequence of str
+        The command line, for the record.
+    """
+    estimator = settings.build()
+    settings = settings.resolved(estimator)
+    run = RunDir(Path(settings.out))
+    run.inspect()
+    try:
+        threads, threads_from = thread_choice(settings.threads)
+        resolve(settings.backend)
+    except ValueError as error:  # an environment variable
+        raise UsageError(str(error)) from None
+    started = time.time()
+    with (
+        data.open(settings.data, layer=settings.layer, genes_by_cells=settings.genes_by_cells) as source,
+        blas_threads(threads),
+    ):
+        if source.shape[0] < 2:
+            raise DataError(f"{source.name}: {source.shape[0]} row; at least 2 are needed to train and validate")
+        digest = source.sha256()
+        identity = settings.identity() | {"run.input_sha256": digest}
+        known = settings.resume != "never" and run.check_same(identity)
+        if settings.resume == "require" and not known:
+            raise ResumeError(f"--out {run.path} holds no run to resume: use --resume auto to start one")
+        if known and run.finished:
+            log.info("%s is finished already: nothing to do (--resume never starts afresh)", run.path)
+            return
+        normalizer = Normalizer(settings.normalize, loss=estimator.loss).fit(source)
+        table = NormalizedSource(source, normalizer)
+        budget = Budget.of(estimator, table, settings.max_memory)
+        if settings.dry_run:
+            print(plan_text(settings, estimator, table, normalizer, budget, f"{threads} ({threads_from})"))
+            return
+        run.claim()
+        if not known:
+            run.clear()
+        facts = {
+            "version": __version__,
+            "input_sha256": digest,
+            "n_rows": table.shape[0],
+            "n_features": table.shape[1],
+        }
+        run.write_config(settings.stored() | {"run": facts})
+        metrics: dict[str, Any] = {
+            "status": "running",
+            "exit_reason": None,
+            "estimator": type(estimator).__name__,
+            "data": source.name if source.path is None else str(settings.data),
+            "n_rows": table.shape[0],
+            "n_features": table.shape[1],
+            "n_components": int(estimator.n_components),
+            "loss": estimator.loss,
+            "normalize": normalizer.resolved_,
+            "n_empty_rows": normalizer.n_empty_rows_,
+            "n_threads": threads,
+            "threads_from": "--threads" if threads_from == "n_threads" else threads_from,
+            "precision": estimator.precision,
+            "seed": settings.seed,
+            "input_sha256": digest,
+            "bytes_in": _bytes_of(source),
+            "version": __version__,
+            "python": platform.python_version(),
+            "platform": platform.platform(),
+            "started": datetime.datetime.fromtimestamp(started, datetime.UTC).isoformat(timespec="seconds"),
+            "argv": list(argv),
+        }
+        with _logged(run):
+            log.debug("narrows %s: %s", __version__, " ".join(argv))
+            log.info("%s: %d rows x %d features, normalised: %s", settings.data, *table.shape, normalizer.describe())
+            try:
+                _train(estimator, table, run, settings, budget, stop, callbacks, digest)
+                metrics |= {"status": "finished"}
+                _finish(estimator, table, normalizer, run, settings, budget, metrics, identity)
+            except BaseException as error:
+                if hasattr(estimator, "history_"):
+                    metrics |= _training_facts(estimator, table.shape[0])
+                metrics["status"], metrics["exit_reason"] = _failure(error)
+                raise
+            finally:
+                metrics["wall_s"] = round(time.time() - started, 3)
+                metrics["peak_rss_bytes"] = peak_rss()
+                if metrics["status"] != "finished":
+                    with contextlib.suppress(OSError):  # the error that brought us here matters more
+                        run.write_json("metrics.json", metrics)
+            _conclude(run, metrics)
+
+
+def _train(
+    estimator: Any,
+    table: Source,
+    run: RunDir,
+    settings: FitSettings,
+    budget: Budget,
+    stop: Stop,
+    callbacks: Sequence[Callback],
+    digest: str,
+) -> None:
+    resuming = run.checkpoint.exists()
+    if resuming:
+        log.info("resuming from %s", run.checkpoint)
+    checkpoint = Checkpoint(
+        run.checkpoint,
+        minutes=settings.checkpoint_minutes,
+        resume="auto",
+        identity={"input_sha256": digest, "normalize": settings.normalize},
+        stop=stop,
+    )
+    writer = HistoryWriter(run / "history.jsonl")
+    try:
+        with stop.training():
+            estimator.fit(table, callbacks=[writer, *callbacks], checkpoint=checkpoint, block_bytes=budget.block_bytes)
+    except ResumeError as error:
+        raise ResumeError(str(error).replace("resume='never'", "--resume never")) from None
+    finally:
+        for callback in (writer, *callbacks):
+            close = getattr(callback, "close", None)
+            if close is not None:
+                close()
+
+
+def _finish(
+    estimator: Any,
+    table: NormalizedSource,
+    normalizer: Normalizer,
+    run: RunDir,
+    settings: FitSettings,
+    budget: Budget,
+    metrics: dict[str, Any],
+    identity: dict[str, Any],
+) -> None:
+    """Everything after training: the model first, then codes, measures and the report."""
+    estimator.metadata_ = {
+        "normalizer": normalizer.to_dict(),
+        "source": {"name": table.name, "layer": settings.layer, "sha256": identity["run.input_sha256"]},
+    }
+    estimator.save(run / "model.safetensors")
+    run.write_history(estimator.history_)
+    step = min(APPLY_BYTES, budget.block_bytes)
+    codes = np.concatenate(list(encoded(estimator, table, step)))
+    latent = _write_latent(run, codes, table, estimator)
+    begin = time.perf_counter()
+    errors = evaluation.feature_errors(table, lambda block: estimator.reconstruct(with_names(block, table)))
+    names = estimator.feature_names_in_ if hasattr(estimator, "feature_names_in_") else None
+    worst = np.argsort(-errors, kind="stable")[:20]
+    metrics |= _training_facts(estimator, table.shape[0])
+    metrics["mse_per_feature"] = float(errors.mean())
+    metrics["worst_features"] = [
+        {"name": f"feature {i}" if names is None else str(names[i]), "mse": float(errors[i])} for i in worst
+    ]
+    rows = evaluation.sample_rows(table.shape[0], settings.seed)
+    baseline = evaluation.pca(
+        table, int(estimator.n_components), rows=rows, seed=settings.seed, cache_bytes=budget.block_bytes
+    )
+    metrics["baseline_pca_loss"] = baseline.mse_per_feature
+    metrics["baseline_pca_rows"] = baseline.n_rows
+    if baseline.n_rows < table.shape[0]:
+        log.info("the PCA baseline is computed on a random %d of %d rows", baseline.n_rows, table.shape[0])
+    metrics["knn_accuracy_latent"] = metrics["knn_accuracy_pca"] = None
+    if table.labels is not None:
+        for name, points in (("latent", codes[rows]), ("pca", baseline.scores)):
+            metrics[f"knn_accuracy_{name}"] = evaluation.knn_accuracy(
+                points, table.labels[rows], seed=settings.seed % 2**32
+            )
+    log.debug("measured in %.1f s", time.perf_counter() - begin)
+    metrics["report"] = _write_report(run, metrics, codes, table.labels)
+    metrics["latent"] = latent
+
+
+def _write_report(run: RunDir, metrics: dict[str, Any], codes: Any, labels: Any) -> str | None:
+    try:
+        report.check_extra()
+    except MissingExtraError as error:
+        log.warning("no report.html: %s", error)
+        return None
+    preview = metrics | {"wall_s": time.time() - _epoch_of(metrics["started"]), "peak_rss_bytes": peak_rss()}
+    return report.build(run.path, preview, codes=codes, labels=labels).name
+
+
+def _conclude(run: RunDir, metrics: dict[str, Any]) -> None:
+    """The last files: the table for MultiQC, the metrics, and ``_SUCCESS`` after everything else."""
+    report.multiqc(run.path, metrics)
+    metrics["bytes_out"] = run.size()
+    run.write_json("metrics.json", metrics)
+    log.info(
+        "wrote %s: %s, model.safetensors%s; %d epochs (%s), squared error %.4g per feature, PCA %.4g",
+        run.path,
+        metrics["latent"],
+        ", report.html" if metrics["report"] else "",
+        metrics["epochs_run"],
+        metrics["exit_reason"],
+        metrics["mse_per_feature"],
+        metrics["baseline_pca_loss"],
+    )
+    run.write_success()
+
+
+def _write_latent(run: RunDir, codes: npt.NDArray[Any], table: Source, estimator: Any) -> str:
+    """latent.h5ad for named rows and h5ad input if anndata is there, else latent.npy and the names."""
+    named = table.obs_names is not None
+    if named or (table.path is not None and table.path.suffix == ".h5ad"):
+        try:
+            check_output(run / "latent.h5ad", [".h5ad"])
+        except MissingExtraError as error:
+            log.warning("latent.npy and latent_obs_names.txt instead of latent.h5ad: %s", error)
+            if table.obs_names is not None:
+                run.write_lines("latent_obs_names.txt", table.obs_names)
+        else:
+            write_codes(run / "latent.h5ad", [codes], codes.shape, codes.dtype, table, estimator)
+            return "latent.h5ad"
+    write_codes(run / "latent.npy", [codes], codes.shape, codes.dtype, table, estimator)
+    return "latent.npy"
+
+
+def _training_facts(estimator: Any, n_rows: int) -> dict[str, Any]:
+    history = estimator.history_
+    losses = history.get("val_loss") if estimator.early_stopping else history["loss"]
+    best = int(np.nanargmin(losses)) if losses and np.isfinite(losses).any() else len(history["loss"]) - 1
+    held = held_out(estimator, n_rows)
+    seconds = sum(history["seconds"])
+    kept = best if estimator.early_stopping else -1
+    return {
+        "epochs_run": len(history["loss"]),
+        "best_epoch": best + 1,
+        "train_loss": history["loss"][kept],
+        "val_loss": history["val_loss"][kept] if "val_loss" in history else None,
+        "samples_per_s": (n_rows - held) * len(history["loss"]) / seconds if seconds > 0 else None,
+        "n_parameters": int(sum(w.size for w in estimator.coefs_) + sum(b.size for b in estimator.intercepts_)),
+        "backend": estimator.backend_,
+        "isa": _isa(estimator.backend_),
+        "exit_reason": "max_iter" if len(history["loss"]) >= estimator.max_iter else "converged",
+    }
+
+
+def _failure(error: BaseException) -> tuple[str, str]:
+    if isinstance(error, Interrupted):
+        return "interrupted", error.reason
+    if isinstance(error, DivergenceError):
+        return "diverged", str(error)
+    if isinstance(error, Exception):
+        return "failed", str(error) or type(error).__name__
+    return "interrupted", str(error) or type(error).__name__
+
+
+@contextlib.contextmanager
+def _logged(run: RunDir) -> Iterator[None]:
+    """Send the log to ``run.log`` too, debug messages included."""
+    handler = run.log_handler()
+    level = log.level
+    log.addHandler(handler)
+    log.setLevel(logging.DEBUG)
+    try:
+        yield
+    except BaseException as error:
+        log.debug("stopped: %s: %s", type(error).__name__, error)
+        raise
+    finally:
+        log.setLevel(level)
+        log.removeHandler(handler)
+        handler.close()
+
+
+def _isa(backend: str) -> str | None:
+    if backend != "cpp":
+        return None
+    from ..backends import cpp
+
+    return cpp.isa()
+
+
+def _bytes_of(source: Source) -> int:
+    path = source.path
+    if path is None:
+        return source.shape[0] * Table(source).row_bytes
+    if path.is_dir():
+        return sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
+    return path.stat().st_size
+
+
+def _epoch_of(iso: str) -> float:
+    return datetime.datetime.fromisoformat(iso).timestamp()

@@ -1,0 +1,178 @@
+"""What a fit needs of the machine: memory estimated before it starts, threads held to what it was given.
+
+- The estimate is made from shapes alone; a limit that cannot be kept is refused, with the least that would.
+- Nothing here allocates what it estimates.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import resource
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from ..backends import resolve
+from ..data import Source
+from ..errors import OutOfMemoryError
+from ..models.data import BLOCK_BYTES, Table
+from ..models.network import build_spec
+from ..normalize import Normalizer
+from ..plan import lower
+from . import evaluation
+from .settings import FitSettings, show_size
+
+__all__ = ["Budget", "apply_bytes", "blas_threads", "held_out", "peak_rss", "plan_text"]
+
+#: Bytes of one block of rows when a model is applied.
+APPLY_BYTES = 64 << 20
+#: Bytes that come after the estimate: libraries for plots and HDF5, compiled kernels, blocks in float64.
+_LATER = 112 << 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Budget:
+    """Memory a fit needs, in bytes.
+
+    Attributes
+    ----------
+    process : int
+        Taken already: the interpreter, libraries, and data formats that are held whole.
+    model : int
+        Network, optimiser, batches, and the copies kept for the best epoch and the checkpoint.
+    result : int
+        Latent codes and the measures taken of them.
+    data : int
+        Rows of the data in memory at once while training.
+    smallest : int
+        The total with the least data that training can go on with: two batches.
+    """
+
+    process: int
+    model: int
+    result: int
+    data: int
+    smallest: int
+
+    @property
+    def total(self) -> int:
+        return self.process + self.model + self.result + self.data
+
+    @classmethod
+    def of(cls, estimator: Any, table: Source, limit: int | None) -> Budget:
+        """Estimate; with a `limit`, `data` is what it leaves.
+
+        Raises
+        ------
+        OutOfMemoryError
+            The limit is below `smallest`.
+        """
+        n_rows, n_features = table.shape
+        plan = lower(build_spec(estimator, n_features, n_features), min(int(estimator.batch_size), n_rows))
+        itemsize = np.dtype(estimator.precision).itemsize
+        copies = 6 * (1 + plan.n_moments) * plan.parameter_size
+        model = itemsize * (plan.arena_size + plan.work_size + copies)
+        codes = n_rows * int(estimator.n_components) * (itemsize + 8)
+        sampled = min(n_rows, evaluation.MAX_ROWS) * 8 * (2 * int(estimator.n_components) + 10)
+        row = Table(table).row_bytes
+        # A row is read raw, and then normalised: two blocks at the moment of reading.
+        whole = 2 * n_rows * row
+        least = 2 * min(n_rows, 2 * plan.batch) * row
+        process = _rss() + _LATER
+        fixed = process + model + codes + sampled
+        # What the process holds now varies a little from run to run: the limit named must do next time too.
+        smallest = -(-(fixed + least + (16 << 20)) // 10**7) * 10**7
+        if limit is not None and limit < fixed + least:
+            raise OutOfMemoryError(
+                f"--max-memory {show_size(limit)} is too small: this fit needs at least "
+                f"{show_size(smallest)}; raise it, or lower --hidden, --components or --batch-size"
+            )
+        room = 2 * BLOCK_BYTES if limit is None else limit - fixed
+        return cls(process, model, codes + sampled, min(whole, room), smallest)
+
+    @property
+    def block_bytes(self) -> int:
+        """What the estimator may hold of the normalised data."""
+        return max(1, self.data // 2)
+
+
+def held_out(estimator: Any, n_rows: int) -> int:
+    """Rows that a fit keeps for validation."""
+    if not estimator.early_stopping:
+        return 0
+    return min(max(1, round(float(estimator.validation_fraction) * n_rows)), n_rows - 1)
+
+
+def plan_text(
+    settings: FitSettings, estimator: Any, table: Source, normalizer: Normalizer, budget: Budget, threads: str
+) -> str:
+    n_rows, n_features = table.shape
+    spec = build_spec(estimator, n_features, n_features)
+    widths = [n_features, *(layer.n_out for layer in spec.layers)]
+    tied = sum(layer.n_in * layer.n_out for layer in spec.layers if layer.tied_to is not None)
+    parameters = sum(layer.n_in * layer.n_out + layer.n_out for layer in spec.layers) - tied
+    held = held_out(estimator, n_rows)
+    batch = min(int(estimator.batch_size), n_rows - held)
+    density = "" if table.nnz is None else f", sparse ({100 * table.nnz / (n_rows * n_features):.3g} % stored)"
+    steps = -(-(n_rows - held) // batch)
+    lines = {
+        "data": f"{settings.data}: {n_rows} rows x {n_features} features{density}",
+        "normalize": normalizer.describe(),
+        "estimator": f"{type(estimator).__name__}, loss {estimator.loss}",
+        "layers": " - ".join(map(str, widths)),
+        "parameters": f"{parameters:,}",
+        "rows": f"{n_rows - held} to train on, {held} held out",
+        "steps per epoch": f"{steps} of {batch} rows; epochs: at most {estimator.max_iter}",
+        "memory": (
+            f"about {show_size(budget.total)}: {show_size(budget.process)} process, "
+            f"{show_size(budget.model)} model, {show_size(budget.result)} results, "
+            f"{show_size(budget.data)} data"
+        ),
+        "smallest": f"--max-memory {show_size(budget.smallest)}",
+        "backend": f"{resolve(estimator.backend)}, {estimator.precision}",
+        "threads": threads,
+        "output": f"{settings.out} (nothing written: dry run)",
+    }
+    return "\n".join(f"{name:16s} {text}" for name, text in lines.items())
+
+
+def apply_bytes(estimator: Any, limit: int | None) -> int:
+    """Bytes of a block of rows under a memory limit: raw, normalised, its layers and its result."""
+    if limit is None:
+        return APPLY_BYTES
+    sizes = sum(w.nbytes for w in estimator.coefs_)
+    needed = _rss() + (64 << 20) + 4 * sizes
+    least = 8 * (1 << 20)
+    if limit < needed + least:
+        enough = -(-(needed + least + (16 << 20)) // 10**7) * 10**7
+        raise OutOfMemoryError(
+            f"--max-memory {show_size(limit)} is too small: this model needs at least {show_size(enough)}"
+        )
+    return int(min(APPLY_BYTES, (limit - needed) // 8))
+
+
+@contextlib.contextmanager
+def blas_threads(n_threads: int) -> Iterator[None]:
+    """Hold NumPy's own library to the thread count of the job; by itself it takes every core."""
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(n_threads, user_api="blas"):
+        yield
+
+
+def peak_rss() -> int:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(peak if sys.platform == "darwin" else peak * 1024)
+
+
+def _rss() -> int:
+    """Bytes of memory this process holds now (the peak where the system does not tell)."""
+    try:
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, IndexError):
+        return peak_rss()

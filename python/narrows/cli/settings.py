@@ -1,0 +1,248 @@
+"""The settings of a fit from the command line: defaults, config files, and what makes two runs the same.
+
+- A setting has one name: the flag ``--batch-size``, the key ``batch-size`` of a config file, the field
+  `batch_size`.
+- A config file gives defaults, explicit flags win, an unknown key or a wrong value is a `UsageError`.
+- Nothing here reads data or imports an optional package.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import math
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+__all__ = ["ESTIMATORS", "LOSSES", "FitSettings", "UsageError", "parse_size", "read_config", "show_size"]
+
+ESTIMATORS = {
+    "autoencoder": "Autoencoder",
+    "linear": "LinearAutoencoder",
+    "denoising": "DenoisingAutoencoder",
+    "sparse": "SparseAutoencoder",
+}
+LOSSES = ("mse", "bce", "huber", "multinomial")
+COUNT_LOSSES = ("multinomial",)
+
+#: How a run is done, not what it computes: these may change when it is resumed.
+_MANNER = (
+    "data", "out", "threads", "max_memory", "resume", "checkpoint_minutes", "walltime_margin", "quiet",
+    "dry_run",
+)  # fmt: skip
+_NEVER_STORED = ("resume", "quiet", "dry_run")
+
+
+class UsageError(Exception):
+    """The command line, or a config file that stands for it, makes no sense: exit code 2."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitSettings:
+    """Everything that ``narrows fit`` can be told; a field left at None takes the estimator's default."""
+
+    data: str
+    out: str
+    estimator: str = "autoencoder"
+    components: int = 32
+    hidden: tuple[int, ...] | None = None
+    loss: str | None = None
+    epochs: int = 100
+    batch_size: int = 256
+    normalize: str = "auto"
+    layer: str | None = None
+    genes_by_cells: bool = False
+    precision: str = "float32"
+    backend: str = "auto"
+    threads: int | None = None
+    seed: int = 0
+    set: Mapping[str, Any] = field(default_factory=dict)
+    max_memory: int | None = None
+    resume: str = "auto"
+    checkpoint_minutes: float = 10.0
+    walltime_margin: float = 120.0
+    quiet: bool = False
+    dry_run: bool = False
+
+    def estimator_params(self) -> dict[str, Any]:
+        """Constructor arguments of the estimator."""
+        params: dict[str, Any] = {
+            "n_components": self.components,
+            "max_iter": self.epochs,
+            "batch_size": self.batch_size,
+            "precision": self.precision,
+            "backend": self.backend,
+            "n_threads": self.threads,
+            "random_state": self.seed,
+        }
+        if self.hidden is not None:
+            params["hidden_layer_sizes"] = self.hidden
+        if self.loss is not None:
+            params["loss"] = self.loss
+        owned = params.keys() | {"hidden_layer_sizes", "loss"}
+        clash = sorted(owned & self.set.keys())
+        if clash:
+            raise UsageError(f"--set {clash[0]}: this parameter has a flag of its own (see narrows fit --help)")
+        return params | dict(self.set)
+
+    def build(self) -> Any:
+        """The unfitted estimator, its parameters checked.
+
+        Raises
+        ------
+        UsageError
+            A parameter is unknown to the estimator or out of range.
+        """
+        import narrows
+
+        from ..models.parameters import check_parameters
+
+        cls = getattr(narrows, ESTIMATORS[self.estimator])
+        params = self.estimator_params()
+        known = cls().get_params()
+        for name in params.keys() - known.keys():
+            flag = {"hidden_layer_sizes": "--hidden", "loss": "--loss"}.get(name, f"--set {name}")
+            if flag == "--loss" and self.loss == "mse" and self.estimator == "linear":
+                params = {key: value for key, value in params.items() if key != "loss"}  # it has no other
+                continue
+            raise UsageError(
+                f"{flag}: --estimator {self.estimator} has no {name}; --set takes {', '.join(sorted(known))}"
+            )
+        for name in ("warm_start", "verbose"):
+            if name in self.set:
+                raise UsageError(f"--set {name}: this parameter has no meaning on the command line")
+        estimator = cls(**params)
+        try:
+            check_parameters(estimator)
+        except (TypeError, ValueError) as error:
+            raise UsageError(str(error)) from None
+        if self.normalize in ("log1p", "standard", "minmax") and estimator.loss in COUNT_LOSSES:
+            raise UsageError(
+                f"--normalize {self.normalize} does not go with --loss {estimator.loss}, which takes raw "
+                "counts: use --normalize none"
+            )
+        return estimator
+
+    def resolved(self, estimator: Any) -> FitSettings:
+        """The same settings with the estimator's defaults and an absolute path of the data filled in."""
+        hidden = estimator.hidden_layer_sizes
+        hidden = (hidden,) if isinstance(hidden, int) else tuple(hidden)
+        data = str(Path(self.data).resolve()) if Path(self.data).exists() else self.data
+        linear = self.estimator == "linear"
+        return dataclasses.replace(
+            self,
+            data=data,
+            out=str(Path(self.out).resolve()),
+            hidden=None if linear else hidden,
+            loss=None if linear else estimator.loss,
+        )
+
+    def stored(self) -> dict[str, Any]:
+        """What ``config.toml`` keeps, by flag names."""
+        return {
+            _flag(name): _plain(value)
+            for name, value in vars(self).items()
+            if name not in _NEVER_STORED and value is not None and not (name == "set" and not value)
+        }
+
+    def identity(self) -> dict[str, Any]:
+        """What must agree for two runs to be the same, flat, by flag names; None where unset."""
+        flat = {_flag(n): _plain(v) for n, v in vars(self).items() if n not in _MANNER and n != "set"}
+        return flat | {f"set.{name}": _plain(value) for name, value in self.set.items()}
+
+
+def _flag(name: str) -> str:
+    return name.replace("_", "-")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _plain(item) for name, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def parse_size(text: str) -> int:
+    """Bytes from ``8GB``, ``500 MB``, ``2GiB`` or a plain number; GB is 10**9 and GiB 2**30.
+
+    Raises
+    ------
+    ValueError
+        Not a size, or not positive.
+    """
+    compact = text.replace(" ", "").lower()
+    units = {"": 1, "b": 1}
+    for power, letter in enumerate("kmgt", start=1):
+        units |= {letter: 1000**power, f"{letter}b": 1000**power, f"{letter}ib": 1024**power}
+    digits = compact.rstrip("abcdefghijklmnopqrstuvwxyz")
+    unit = compact[len(digits) :]
+    try:
+        size = float(digits) * units[unit]
+    except (ValueError, KeyError):
+        raise ValueError(f"{text!r} is not a size such as 8GB, 500MB or 2GiB") from None
+    if not (math.isfinite(size) and size >= 1):
+        raise ValueError(f"{text!r} is not a positive size")
+    return int(size)
+
+
+def show_size(n_bytes: float) -> str:
+    """Bytes as ``1.50 GB`` or ``230 MB``."""
+    return f"{n_bytes / 1e9:.2f} GB" if n_bytes >= 1e9 else f"{max(1, round(n_bytes / 1e6))} MB"
+
+
+def parse_setting(text: str) -> tuple[str, Any]:
+    """``name=value`` of ``--set``: the value is a number, True, False, None, a tuple, or else text.
+
+    Raises
+    ------
+    ValueError
+        There is no ``=`` or no name.
+    """
+    name, equals, value = text.partition("=")
+    name = name.strip().replace("-", "_")
+    if not equals or not name.isidentifier():
+        raise ValueError(f"{text!r} is not of the form name=value")
+    return name, parse_literal(value.strip())
+
+
+def parse_literal(text: str) -> Any:
+    """A Python literal; ``true``, ``false`` and ``none`` in any case; anything else is text."""
+    words = {"true": True, "false": False, "none": None}
+    if text.lower() in words:
+        return words[text.lower()]
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return text
+    return value if isinstance(value, bool | int | float | str | tuple | list) else text
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Defaults from a TOML file, by field names; the table ``[run]``, which fit adds, is passed over.
+
+    Raises
+    ------
+    UsageError
+        The file is missing, is not TOML, or has an unknown key.
+    """
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"--config {path}: {error.strerror or error}") from None
+    except ValueError as error:  # TOMLDecodeError and UnicodeDecodeError
+        raise UsageError(f"--config {path} is not a TOML file: {error}") from None
+    table.pop("run", None)
+    known = {f.name for f in dataclasses.fields(FitSettings)}
+    out: dict[str, Any] = {}
+    for key, value in table.items():
+        name = key.replace("-", "_")
+        if name not in known:
+            raise UsageError(
+                f"--config {path}: unknown key {key!r}; known: {', '.join(sorted(_flag(n) for n in known))}"
+            )
+        if isinstance(value, Mapping) != (name == "set"):
+            raise UsageError(f"--config {path}: {key!r} must {'' if name == 'set' else 'not '}be a table")
+        out[name] = value
+    return out

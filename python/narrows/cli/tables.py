@@ -1,0 +1,146 @@
+"""Writing tables of codes, reconstructions and losses: .npy, .csv and .h5ad, whole or not at all.
+
+- Rows arrive in blocks: a table larger than memory can be written as .npy or .csv; .h5ad is gathered first.
+- Numbers keep every bit: .csv has the shortest text that reads back to the same float.
+- Nothing here reads data or knows an estimator.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import shutil
+import tempfile
+import warnings
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+
+from .._extras import require
+from ..errors import OutputError
+from ..persistence import atomic_write
+
+__all__ = ["check_output", "write_table"]
+
+Names = npt.NDArray[Any] | None
+
+
+def check_output(path: Path, suffixes: Iterable[str]) -> None:
+    """Refuse an output path before any work is done for it.
+
+    Raises
+    ------
+    OutputError
+        Unknown extension, missing folder, or a folder where a file should be.
+    MissingExtraError
+        .h5ad without the extra ``anndata``.
+    """
+    known = tuple(suffixes)
+    if path.suffix.lower() not in known:
+        raise OutputError(f"cannot write {path}: the extension must be one of {', '.join(known)}")
+    if path.is_dir():
+        raise OutputError(f"cannot write {path}: it is a folder; name a file")
+    if not path.parent.is_dir():
+        raise OutputError(f"cannot write {path}: there is no folder {path.parent}; create it first")
+    if path.suffix.lower() == ".h5ad":
+        require("anndata", "anndata", f"writing {path.name}")
+
+
+def write_table(
+    path: Path,
+    blocks: Iterable[npt.NDArray[Any]],
+    shape: tuple[int, ...],
+    dtype: npt.DTypeLike,
+    *,
+    row_names: Names = None,
+    column_names: Names = None,
+    labels: Names = None,
+    about: dict[str, Any] | None = None,
+) -> None:
+    """Write blocks of rows as one table in the format that the extension names.
+
+    Parameters
+    ----------
+    path : Path
+        .npy (numbers only), .csv (a header, and a first column of row names or numbers) or .h5ad.
+    blocks : iterable of ndarray of shape (n, n_columns), or (n,) if `shape` has one entry
+    shape : tuple of int
+        Of the whole table.
+    dtype : dtype
+    row_names, column_names, labels : ndarray, optional
+        For .csv and .h5ad; labels become ``obs["label"]`` of .h5ad.
+    about : dict, optional
+        For ``uns["narrows"]`` of .h5ad.
+    """
+    dtype = np.dtype(dtype)
+    suffix = path.suffix.lower()
+    if suffix == ".npy":
+        atomic_write(path, lambda stream: _npy(stream, blocks, shape, dtype))
+    elif suffix == ".csv":
+        atomic_write(path, lambda stream: _csv(stream, blocks, row_names, column_names))
+    elif suffix == ".h5ad":
+        X = np.concatenate([np.asarray(block, dtype=dtype) for block in blocks])
+        atomic_write(path, lambda stream: _h5ad(stream, path.parent, X, row_names, column_names, labels, about))
+    else:
+        raise OutputError(f"cannot write {path}: unknown extension {path.suffix!r}")
+
+
+def _npy(stream: BinaryIO, blocks: Iterable[npt.NDArray[Any]], shape: tuple[int, ...], dtype: Any) -> None:
+    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(stream, header)
+    n_rows = 0
+    for block in blocks:
+        stream.write(np.ascontiguousarray(block, dtype=dtype).data)
+        n_rows += len(block)
+    if n_rows != shape[0]:
+        raise ValueError(f"{n_rows} rows were written to a table of {shape[0]}")
+
+
+def _csv(stream: BinaryIO, blocks: Iterable[npt.NDArray[Any]], row_names: Names, column_names: Names) -> None:
+    text = io.TextIOWrapper(stream, encoding="utf-8", newline="", write_through=True)
+    writer = csv.writer(text, lineterminator="\n")
+    names: Iterator[Any] = iter(range(1 << 62)) if row_names is None else iter(row_names)
+    first = True
+    for block in blocks:
+        table = block if block.ndim == 2 else block[:, None]
+        if first:
+            columns = range(table.shape[1]) if column_names is None else column_names
+            writer.writerow(["", *columns])
+            first = False
+        # str of a NumPy float is the shortest text that reads back to the same bits of its dtype.
+        writer.writerows([name, *map(str, row)] for row, name in zip(table, names, strict=False))
+    text.detach()
+
+
+def _h5ad(
+    stream: BinaryIO,
+    folder: Path,
+    X: npt.NDArray[Any],
+    row_names: Names,
+    column_names: Names,
+    labels: Names,
+    about: dict[str, Any] | None,
+) -> None:
+    anndata = require("anndata", "anndata", "writing .h5ad files")
+    pandas = require("pandas", "anndata", "writing .h5ad files")
+    index = [str(i) for i in (range(len(X)) if row_names is None else row_names)]
+    columns = [str(i) for i in (range(X.shape[1]) if column_names is None else column_names)]
+    obs = pandas.DataFrame(index=pandas.Index(index, dtype=object))
+    if labels is not None:
+        obs["label"] = pandas.Categorical([str(label) for label in labels])
+    with (
+        warnings.catch_warnings(),
+        tempfile.TemporaryDirectory(prefix=".", suffix=".tmp", dir=folder) as scratch,
+    ):
+        # Repeated row names are the user's own; anndata would warn of them at every step.
+        warnings.simplefilter("ignore")
+        adata = anndata.AnnData(X, obs=obs, var=pandas.DataFrame(index=pandas.Index(columns, dtype=object)))
+        if about:
+            adata.uns["narrows"] = about
+        whole = Path(scratch) / "table.h5ad"  # HDF5 wants a path of its own; the bytes are then moved durably
+        adata.write_h5ad(whole)
+        with whole.open("rb") as written:
+            shutil.copyfileobj(written, stream, 1 << 20)
