@@ -402,7 +402,3 @@ def _apply_config(parser: argparse.ArgumentParser, values: dict[str, Any], path:
             if action.choices is not None and converted not in action.choices:
                 raise UsageError(f"{where}: {value!r} is not one of {', '.join(map(str, action.choices))}")
         parser.set_defaults(**{name: converted})
-
-
-if __name__ == "__main__":
-    sys.exit(main())
