@@ -24,7 +24,8 @@ import numpy as np
 
 from narrows import __version__
 from narrows.backends import Hyper, compile_plan, probe, resolve
-from narrows.plan import Activation, LayerSpec, Loss, NetworkSpec, Plan, lower
+from narrows.lowering import lower
+from narrows.plan import Activation, LayerSpec, Loss, NetworkSpec, Plan
 
 STEPS = 20
 """Training steps of one round, on as many different batches."""

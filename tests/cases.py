@@ -16,6 +16,7 @@ import numpy as np
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from narrows.lowering import lower
 from narrows.plan import (
     Activation,
     Corruption,
@@ -24,7 +25,6 @@ from narrows.plan import (
     NetworkSpec,
     Plan,
     Solver,
-    lower,
 )
 
 Array = NDArray[Any]

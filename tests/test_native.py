@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 from narrows.backends import Hyper, probe
+from narrows.lowering import lower
 from narrows.plan import (
     ACTIVATIONS,
     LOSSES,
@@ -32,7 +33,6 @@ from narrows.plan import (
     Plan,
     Region,
     Solver,
-    lower,
 )
 
 if not probe("cpp").ok:
@@ -410,7 +410,8 @@ def test_out_of_memory_is_an_exception() -> None:
     code = """
 import resource, numpy as np
 from narrows.backends.cpp import CppProgram
-from narrows.plan import Activation, LayerSpec, NetworkSpec, lower
+from narrows.lowering import lower
+from narrows.plan import Activation, LayerSpec, NetworkSpec
 resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))
 wide = NetworkSpec((LayerSpec(2**16, 2**17, Activation.LINEAR), LayerSpec(2**17, 2**16, Activation.LINEAR)), 1)
 try:

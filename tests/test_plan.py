@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from cases import CASES, MODEL_CASES, Case, network, specs
 from narrows.backends import Hyper
 from narrows.backends.reference import ReferenceProgram
+from narrows.lowering import lower
 from narrows.plan import (
     LANES,
     SIGNATURES,
@@ -29,7 +30,6 @@ from narrows.plan import (
     Region,
     Slot,
     Solver,
-    lower,
 )
 
 LEARN = Mode.GRADIENT | Mode.TRAIN

@@ -13,7 +13,8 @@ from sklearn.neural_network import MLPRegressor
 from cases import MODEL_CASES, Case, network
 from narrows.backends import Hyper
 from narrows.backends.reference import ReferenceProgram
-from narrows.plan import Activation, LayerSpec, Loss, Mode, NetworkSpec, Solver, lower
+from narrows.lowering import lower
+from narrows.plan import Activation, LayerSpec, Loss, Mode, NetworkSpec, Solver
 from oracle import SEED, STEP, away_from_kinks, forward
 
 Array = NDArray[Any]

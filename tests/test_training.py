@@ -169,7 +169,7 @@ def test_resume_refuses_another_run(X: np.ndarray, tmp_path: Path) -> None:
         (lambda: fit(small(), sample_weight=np.ones(150)), "data.sample_weight.shape"),
         (lambda: fit(small(), X_val=X), "validation"),
         (lambda: fit(small(), checkpoint=Checkpoint(path, identity={"input": "xyz"})), "input"),
-        (lambda: fit(small(), checkpoint=Checkpoint(path)), r"input \('abc' there, absent here\)"),
+        (lambda: fit(small(), checkpoint=Checkpoint(path)), r"input \(abc there, unset here\)"),
     ]:
         with pytest.raises(ResumeError, match=field) as raised:
             call()

@@ -5,7 +5,7 @@ resumed, and whatever the speed of the machine; after any exception the trainer'
 number of steps, and `Trainer.result` to a whole number of epochs. Never: knows an estimator or computes on
 data; a `Program` does that.
 
-Reading order: `Options`, `TrainingState`, `Feed`, `Trainer.run`.
+Reading order: `Options`, `checkpoint.TrainingState`, `Feed`, `Trainer.run`.
 """
 
 from __future__ import annotations
@@ -16,8 +16,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from types import FrameType, TracebackType
 from typing import Any, Literal, Protocol
 
@@ -25,7 +24,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .backends import Hyper, Program, State
-from .errors import DivergenceError, ModelFileError, ResumeError
+from .checkpoint import Checkpoint, SavedRun, TrainingState
+from .errors import DivergenceError
 from .plan import Loss
 
 __all__ = [
@@ -37,6 +37,7 @@ __all__ = [
     "Interrupted",
     "Options",
     "Progress",
+    "SavedRun",
     "Trainer",
     "TrainingState",
 ]
@@ -118,111 +119,6 @@ class EpochPrinter(Callback):
         )
 
 
-@dataclass
-class Checkpoint:
-    """Where training saves itself, and whether it goes on from there.
-
-    Attributes
-    ----------
-    path : Path
-        The file; its folder must exist.
-    minutes : float
-        Least time between two saves during training; stops, Ctrl-C and the end of training always save.
-    resume : {"auto", "never", "require"}
-        Go on from `path` if it exists; start afresh; or fail with `ResumeError` if it does not exist.
-    identity : dict
-        What, besides the estimator's parameters, seed and data, must be the same for a resume: JSON-able
-        values.
-    stop : callable, optional
-        Asked about every 50 ms; a text ends training after the running step with `Interrupted`.
-    """
-
-    path: Path
-    minutes: float = 10.0
-    resume: Literal["auto", "never", "require"] = "auto"
-    identity: dict[str, Any] = field(default_factory=dict)
-    stop: Callable[[], str | None] | None = None
-
-    def __post_init__(self) -> None:
-        self.path = Path(self.path)
-        if self.resume not in ("auto", "never", "require"):
-            raise ValueError(f"resume={self.resume!r} must be one of auto, never, require")
-        if not self.minutes >= 0:
-            raise ValueError(f"minutes={self.minutes!r} must not be negative")
-
-    def read(self) -> SavedRun | None:
-        """What is saved under `path`, or None if training starts afresh.
-
-        Raises
-        ------
-        ResumeError
-            If ``resume="require"`` and there is no checkpoint.
-        ModelFileError
-            If the file is damaged or not a checkpoint.
-        """
-        from .persistence import load_tensors
-
-        if self.resume == "never":
-            return None
-        if not self.path.exists():
-            if self.resume == "require":
-                raise ResumeError(f"no checkpoint at {self.path} to resume from; use resume='auto' to start afresh")
-            return None
-        tensors, meta = load_tensors(self.path, kind="checkpoint")
-        try:
-            return SavedRun(self.path, dict(meta["identity"]), *_unpack(tensors, meta))
-        except (KeyError, TypeError, ValueError) as error:
-            raise ModelFileError(f"{self.path}: not a checkpoint of training ({error})") from error
-
-    def write(self, identity: Mapping[str, Any], state: TrainingState, network: State) -> None:
-        """Save a run durably."""
-        from .persistence import save_tensors
-
-        tensors, meta = _pack(state, network)
-        save_tensors(self.path, tensors, {"identity": dict(identity), **meta}, kind="checkpoint")
-
-
-@dataclass(frozen=True)
-class SavedRun:
-    """A checkpoint read back."""
-
-    path: Path
-    identity: dict[str, Any]
-    state: TrainingState
-    network: State
-
-    def check(self, identity: Mapping[str, Any]) -> None:
-        """Raise `ResumeError`, naming the fields that differ, unless this run is the one of `identity`."""
-        ours, theirs = _flat(identity), _flat(self.identity)
-        absent = object()
-        differing = [
-            f"{name} ({_shown(theirs, name)} there, {_shown(ours, name)} here)"
-            for name in sorted(ours.keys() | theirs.keys())
-            if theirs.get(name, absent) != ours.get(name, absent)
-        ]
-        if differing:
-            raise ResumeError(
-                f"checkpoint {self.path} belongs to another run, which differs in {', '.join(differing)}; "
-                "use resume='never' to start afresh"
-            )
-
-
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    if isinstance(value, Mapping):
-        out: dict[str, Any] = {}
-        for key, item in value.items():
-            out |= _flat(item, f"{prefix}.{key}" if prefix else str(key))
-        return out
-    if isinstance(value, list | tuple):
-        value = list(value)
-    return {prefix: value}
-
-
-def _shown(fields: Mapping[str, Any], name: str) -> str:
-    text = repr(fields[name]) if name in fields else "absent"
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
 @dataclass(frozen=True)
 class Options:
     """How to train.
@@ -243,89 +139,6 @@ class Options:
     monitor: Literal["val_loss", "loss"] | None = None
     n_iter_no_change: int = 10
     tol: float = 1e-4
-
-
-@dataclass(frozen=True)
-class TrainingState:
-    """Everything a run knows besides the network: replaced as a whole, never changed in place.
-
-    Attributes
-    ----------
-    epoch, step : int
-        Whole epochs and updates done, in earlier runs too.
-    first_epoch, first_step : int
-        Their values when this run began.
-    epoch_step : int
-        Updates done in the running epoch.
-    sums : tuple of float
-        Sums over the samples of the running epoch, one per term of the plan.
-    rows : int
-        Those samples.
-    spent : float
-        Seconds spent on the running epoch.
-    factor : float
-        What the plateau schedule has made of the learning rate.
-    best_loss, best_epoch
-        Lowest monitored loss, and its epoch counted from 1.
-    reference : float
-        The monitored loss at the last improvement by more than `Options.tol`.
-    stale, stale_rate : int
-        Epochs since then, and since then or the last cut of the learning rate.
-    finished : str
-        Why training ended: "max_iter", "converged", "callback", or "" while it has not.
-    history : dict of list of float
-    good, best : dict of ndarray, or None
-        State of the network after the last whole epoch, and after the best one.
-    """
-
-    epoch: int = 0
-    step: int = 0
-    first_epoch: int = 0
-    first_step: int = 0
-    epoch_step: int = 0
-    sums: tuple[float, ...] = ()
-    rows: int = 0
-    spent: float = 0.0
-    factor: float = 1.0
-    best_loss: float = math.inf
-    best_epoch: int = 0
-    reference: float = math.inf
-    stale: int = 0
-    stale_rate: int = 0
-    finished: str = ""
-    history: Mapping[str, list[float]] = field(default_factory=dict)
-    good: State | None = None
-    best: State | None = None
-
-    @property
-    def epochs_done(self) -> int:
-        """Whole epochs of this run."""
-        return self.epoch - self.first_epoch
-
-
-_ARRAYS = ("good", "best")
-_SCALARS = tuple(f.name for f in dataclasses.fields(TrainingState) if f.name not in _ARRAYS)
-
-
-def _pack(state: TrainingState, network: State) -> tuple[State, dict[str, Any]]:
-    tensors = {f"network.{name}": array for name, array in network.items()}
-    same = state.best is not None and state.best is state.good
-    for part in _ARRAYS:
-        snapshot: State | None = getattr(state, part)
-        if snapshot is not None and not (part == "best" and same):
-            tensors |= {f"{part}.{name}": array for name, array in snapshot.items()}
-    return tensors, {"state": {name: getattr(state, name) for name in _SCALARS}, "best_is_good": same}
-
-
-def _unpack(tensors: State, meta: Mapping[str, Any]) -> tuple[TrainingState, State]:
-    parts: dict[str, State] = {}
-    for name, array in tensors.items():
-        part, _, slot = name.partition(".")
-        parts.setdefault(part, {})[slot] = array
-    good = parts.get("good")
-    best = good if meta["best_is_good"] else parts.get("best")
-    fields = {name: meta["state"][name] for name in _SCALARS}
-    return TrainingState(**fields, good=good, best=best), parts["network"]
 
 
 @dataclass(frozen=True)

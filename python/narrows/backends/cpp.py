@@ -7,6 +7,7 @@ Never: falls back to another backend.
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -26,7 +27,9 @@ def probe() -> Probe:
     try:
         from .. import _core
     except ImportError as error:
-        return Probe(False, f"the extension was not built ({error})")
+        if importlib.util.find_spec("narrows._core") is None:
+            return Probe(False, "not built: no C++ compiler worked when narrows was installed")
+        return Probe(False, f"the extension cannot be loaded ({error})")
     try:
         return Probe(True, f"{_core.isa()}, {_core.build_info()['threads']}")
     except (ValueError, RuntimeError) as error:

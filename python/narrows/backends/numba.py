@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import ThreadpoolController
 
-from ..plan import GRAIN, Activation, Corruption, Loss, Mode, OpCode, Plan, Region, Solver
+from ..plan import GRAIN, LEARN, Activation, Corruption, Loss, Mode, OpCode, Plan, Region, Solver
 from . import Hyper, Probe, State, numba_kernels, reference
 from .reference import Array, ReferenceProgram, Run, colsum_layer, dense_layer, slope_layer
 
@@ -87,7 +87,12 @@ def dense(
     run: Run, *, x: Array, W: Array, b: Array, out: Array, pre: Array | None, activation: int, transposed: int
 ) -> None:
     z = out if pre is None else pre
-    np.matmul(x, W.T if transposed else W, out=z)
+    weight = W.T if transposed else W
+    if run.mode & LEARN:
+        np.matmul(x, weight, out=z)
+    else:
+        # BLAS rounds a row differently in different company; what is applied must not.
+        numba_kernels.product_by_rows(x, np.ascontiguousarray(weight), z)
     if pre is not None:
         numba_kernels.bias_activate_from(activation)(z, b[0], out)
     else:

@@ -339,6 +339,30 @@ def scale_above(x: Any, cells: Any, threshold: int, scale: Any) -> None:
 # --- elementwise kernels of the network ---------------------------------------------------------------------
 
 
+@_kernel(_EXACT)
+def product_by_rows(x: Any, W: Any, out: Any) -> None:
+    """out = x @ W with each row's sums in the order of k, whatever the other rows; four at a time share a row of W."""
+    m, n = out.shape
+    out[:] = 0
+    i = 0
+    while i + 4 <= m:
+        for k in range(x.shape[1]):
+            x0, x1, x2, x3 = x[i, k], x[i + 1, k], x[i + 2, k], x[i + 3, k]
+            for j in range(n):
+                w = W[k, j]
+                out[i, j] += x0 * w
+                out[i + 1, j] += x1 * w
+                out[i + 2, j] += x2 * w
+                out[i + 3, j] += x3 * w
+        i += 4
+    while i < m:
+        for k in range(x.shape[1]):
+            x0 = x[i, k]
+            for j in range(n):
+                out[i, j] += x0 * W[k, j]
+        i += 1
+
+
 @cache
 def bias_activate(activation: int) -> _Kernel:
     @_kernel(_EXACT)

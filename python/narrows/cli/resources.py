@@ -19,10 +19,10 @@ import numpy as np
 from ..backends import resolve
 from ..data import Source
 from ..errors import OutOfMemoryError
+from ..lowering import lower
 from ..models.data import BLOCK_BYTES, Table
 from ..models.network import build_spec
 from ..normalize import Normalizer
-from ..plan import lower
 from . import evaluation
 from .settings import FitSettings, show_size
 

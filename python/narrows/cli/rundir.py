@@ -20,6 +20,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
+from ..checkpoint import differences, flat
 from ..errors import OutputError, ResumeError
 from ..persistence import atomic_write
 from ..training import Callback, Progress
@@ -102,7 +103,7 @@ class RunDir:
             raise ResumeError(
                 f"{self / 'config.toml'}: unreadable ({error}): use another --out, or --resume never"
             ) from None
-        return _flat(table)
+        return flat(table)
 
     def check_same(self, identity: Mapping[str, Any]) -> bool:
         """Whether a run of this identity is there already.
@@ -121,11 +122,7 @@ class RunDir:
         if not there:
             return False
         names = [*identity, *(name for name in there if name.startswith("set.") and name not in identity)]
-        differing = [
-            f"{name} ({_shown(there.get(name))} there, {_shown(identity.get(name))} here)"
-            for name in names
-            if there.get(name) != identity.get(name)
-        ]
+        differing = differences(there, identity, names)
         if differing:
             raise ResumeError(
                 f"--out {self.path} holds another run, which differs in {', '.join(differing)}: "
@@ -254,21 +251,6 @@ def _value(value: Any) -> str:
         # JSON's escapes are a part of TOML's; only DEL is bare in JSON and forbidden in TOML.
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007F")
     raise TypeError(f"{value!r} has no place in a TOML file")
-
-
-def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    out: dict[str, Any] = {}
-    for name, value in table.items():
-        if isinstance(value, Mapping):
-            out |= _flat(value, f"{prefix}{name}.")
-        else:
-            out[prefix + name] = value
-    return out
-
-
-def _shown(value: Any) -> str:
-    text = "unset" if value is None else str(value)
-    return text if len(text) <= 40 else text[:37] + "..."
 
 
 def _line(epoch: int, values: Mapping[str, Any]) -> str:

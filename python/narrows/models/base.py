@@ -23,7 +23,8 @@ from ..backends import Program, compile_plan, resolve
 from ..data.checks import check_finite
 from ..data.source import Source
 from ..initial import draw_seed
-from ..plan import Corruption, Mode, NetworkSpec, Plan, lower
+from ..lowering import lower
+from ..plan import Corruption, Mode, NetworkSpec, Plan
 from ..training import Callback, Checkpoint, EpochPrinter, Options, SavedRun, Trainer, TrainingState
 from .data import (
     BLOCK_BYTES,

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from ..backends import Program, State, compile_plan, resolve
 from ..initial import initial_weight
-from ..plan import ACTIVATIONS, LayerSpec, Loss, Mode, NetworkSpec, Plan, Solver, lower
+from ..lowering import lower
+from ..plan import ACTIVATIONS, LayerSpec, Loss, Mode, NetworkSpec, Plan, Solver
 from .parameters import CORRUPTIONS, decoder_sizes, hidden_sizes, output_activation
 
 __all__ = ["Network", "build_spec", "initial_state"]

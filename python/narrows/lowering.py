@@ -1,0 +1,330 @@
+"""Lowering: from a network's specification to the op list of its plan.
+
+Promises: the forward ops, the loss with its link, the backward ops and the update, in the order they run; slots that
+are not alive together share memory.
+Never: touches data or knows a backend.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from .plan import (
+    FORWARD,
+    GRAIN,
+    LEARN,
+    SIGNATURES,
+    Activation,
+    Mode,
+    NetworkSpec,
+    Op,
+    OpCode,
+    Plan,
+    Region,
+    Slot,
+    Solver,
+    padded,
+)
+
+__all__ = ["lower"]
+
+
+class _Lowering:
+    """The op list while it is being written. Slots are named; offsets are given out at the end."""
+
+    def __init__(self, batch: int) -> None:
+        self.batch = batch
+        self.shapes: dict[str, tuple[Region, int, int]] = {}
+        self.ops: list[Op] = []
+        self.names: list[str] = []
+        self.terms: list[str] = []
+        self.n_streams = 0
+
+    def slot(self, name: str, region: Region, rows: int, cols: int) -> str:
+        self.shapes[name] = (region, rows, cols)
+        self.names.append(name)
+        return name
+
+    def rows(self, name: str, cols: int) -> str:
+        """A slot with one row per sample."""
+        return self.slot(name, Region.BATCH, self.batch, cols)
+
+    def op(self, code: OpCode, modes: Mode, slots: Mapping[str, str | None], **attributes: float) -> None:
+        signature = SIGNATURES[code]
+        unknown = (set(slots) - set(signature.slots)) | (set(attributes) ^ {*signature.ints, *signature.floats})
+        if unknown:
+            raise TypeError(f"{code.name}: operands {sorted(unknown)} do not fit its signature")
+        indices = tuple(-1 if (name := slots.get(role)) is None else self.names.index(name) for role in signature.slots)
+        self.ops.append(
+            Op(
+                code,
+                modes,
+                indices,
+                tuple(int(attributes[n]) for n in signature.ints),
+                tuple(float(attributes[n]) for n in signature.floats),
+            )
+        )
+
+    def stream(self) -> int:
+        """A random stream of its own for the op being written."""
+        self.n_streams += 1
+        return self.n_streams - 1
+
+    def term(self, name: str) -> int:
+        if name not in self.terms:
+            self.terms.append(name)
+        return self.terms.index(name)
+
+    def assign(self, keep: set[str]) -> tuple[tuple[Slot, ...], int, int]:
+        """Give every slot its offset; batch slots share memory when no op needs both.
+
+        Slots in `keep` (results of a mode) are held to the end of the list.
+        """
+        first: dict[int, int] = {}
+        last: dict[int, int] = {}
+        for position, op in enumerate(self.ops):
+            for i in op.slots:
+                first.setdefault(i, position)
+                last[i] = position
+        slots: list[Slot] = []
+        size = dict.fromkeys(Region, 0)
+        placed: list[tuple[int, int, int, int]] = []  # offset, end, first op, last op
+        for i, name in enumerate(self.names):
+            region, rows, cols = self.shapes[name]
+            extent = rows * padded(cols)
+            if region < Region.BATCH:
+                offset = size[region]
+                size[region] += extent
+            else:
+                shared = region is Region.BATCH
+                begin = first.get(i, 0) if shared else 0
+                end = last.get(i, 0) if shared and name not in keep else len(self.ops)
+                offset = 0
+                for o, e, f, to in sorted(placed):
+                    if f <= end and begin <= to and offset < e and o < offset + extent:
+                        offset = e
+                placed.append((offset, offset + extent, begin, end))
+            slots.append(Slot(name, region, rows, cols, offset))
+        return tuple(slots), size[Region.PARAMETER], max((p[1] for p in placed), default=0)
+
+
+def lower(spec: NetworkSpec, batch: int) -> Plan:
+    """Write the op list of a network for batches of up to `batch` rows.
+
+    Parameters
+    ----------
+    spec : NetworkSpec
+    batch : int
+        Capacity in rows; a run may use fewer.
+
+    Returns
+    -------
+    Plan
+
+    Raises
+    ------
+    ValueError
+        A specification without a decoder, or with dropout on the latent or the output layer: the latent penalties are
+        of the code itself, and the output layer's activation belongs to the loss.
+    """
+    layers = spec.layers
+    last = len(layers) - 1
+    if not 1 <= spec.latent <= last:
+        raise ValueError(f"latent={spec.latent} must leave at least one of {last + 1} layers to the decoder")
+    for i in (spec.latent - 1, last):
+        if layers[i].dropout > 0:
+            raise ValueError(f"layer {i} is the latent or the output layer and takes no dropout")
+    low = _Lowering(batch)
+
+    weights: list[str] = []
+    for i, layer in enumerate(layers):
+        if layer.tied_to is None:
+            weights.append(low.slot(f"W{i}", Region.PARAMETER, layer.n_in, layer.n_out))
+        else:
+            weights.append(f"W{layer.tied_to}")
+        low.slot(f"b{i}", Region.PARAMETER, 1, layer.n_out)
+    for name in list(low.names):
+        _, rows, cols = low.shapes[name]
+        low.slot(f"d{name}", Region.GRADIENT, rows, cols)
+
+    # Forward. Saved: what the backward pass reads of each layer, its output or its pre-activation.
+    x = low.rows("x", spec.n_features)
+    low.op(OpCode.GATHER, FORWARD, {"out": x}, source=0)
+    target = x
+    if spec.corruption is not None or spec.separate_target:
+        target = low.rows("target", spec.n_outputs)
+        low.op(OpCode.GATHER, Mode.SCORE | LEARN, {"out": target}, source=1 if spec.separate_target else 0)
+    weight = None
+    if spec.weighted:
+        weight = low.rows("weight", 1)
+        low.op(OpCode.GATHER, LEARN, {"out": weight}, source=2)
+    if spec.corruption is not None:
+        low.op(
+            OpCode.CORRUPT,
+            LEARN,
+            {"x": x},
+            kind=spec.corruption,
+            stream=low.stream(),
+            level=spec.corruption_level,
+            low=spec.corruption_range[0],
+            high=spec.corruption_range[1],
+        )
+    inputs: list[str] = []
+    saved: list[str] = []
+    streams: list[int | None] = []
+    modes = FORWARD
+    for i, layer in enumerate(layers):
+        inputs.append(x)
+        keeps_pre = layer.activation.needs_preactivation and i != last
+        out = low.rows(f"a{i}", layer.n_out)
+        pre = low.rows(f"z{i}", layer.n_out) if keeps_pre else None
+        low.op(
+            OpCode.DENSE,
+            modes,
+            {"x": x, "W": weights[i], "b": f"b{i}", "out": out, "pre": pre},
+            # The output layer stops at the pre-activation: its activation is the loss's link.
+            activation=Activation.LINEAR if i == last else layer.activation,
+            transposed=layer.tied_to is not None,
+        )
+        saved.append(pre or out)
+        streams.append(low.stream() if layer.dropout > 0 else None)
+        if (stream := streams[-1]) is not None:
+            low.op(OpCode.DROPOUT, LEARN, {"x": out}, stream=stream, rate=layer.dropout)
+        if i == spec.latent - 1:
+            modes = (modes & ~Mode.ENCODE) | Mode.DECODE
+            low.op(OpCode.GATHER, Mode.DECODE, {"out": out}, source=3)
+        x = out
+
+    z = x
+    if layers[last].activation is not Activation.LINEAR:
+        low.op(OpCode.LINK, Mode.DECODE | Mode.RECONSTRUCT, {"z": z}, activation=layers[last].activation)
+    rowloss = low.rows("rowloss", 1)
+    low.op(
+        OpCode.LOSS,
+        Mode.SCORE | LEARN,
+        {"z": z, "target": target, "weight": weight, "rowloss": rowloss},
+        loss=spec.loss,
+        activation=layers[last].activation,
+        delta=spec.huber_delta,
+    )
+
+    # Backward, from dz of the output layer, which the loss has left in z.
+    reductions: list[tuple[str, str | None, str, bool]] = [(rowloss, weight, "loss", True)]
+    dz = z
+    seen: set[str] = set()
+    for i in range(last, -1, -1):
+        layer = layers[i]
+        source, sink = (dz, inputs[i]) if layer.tied_to is not None else (inputs[i], dz)
+        gradient = f"d{weights[i]}"
+        low.op(OpCode.WGRAD, LEARN, {"x": source, "dz": sink, "dW": gradient}, accumulate=gradient in seen)
+        seen.add(gradient)
+        low.op(OpCode.COLSUM, LEARN, {"x": dz, "out": f"db{i}"}, mean=False)
+        if i == 0:
+            break
+        before = layers[i - 1]
+        dx = low.rows(f"d{i - 1}", before.n_out)
+        low.op(
+            OpCode.DGRAD,
+            LEARN,
+            {"dz": dz, "W": weights[i], "saved": saved[i - 1], "out": dx},
+            activation=before.activation,
+            transposed=layer.tied_to is not None,
+            # Dropout scaled the saved output in place; its derivative is wanted before that.
+            scale=1.0 if before.activation.needs_preactivation else 1.0 - before.dropout,
+        )
+        if (stream := streams[i - 1]) is not None:
+            low.op(OpCode.DROPOUT, LEARN, {"x": dx}, stream=stream, rate=before.dropout)
+        dz = dx
+        if i == spec.latent:
+            reductions += _latent_penalties(low, spec, f"a{i - 1}", saved[i - 1], weight, dz)
+    reductions += _weight_penalties(low, spec)
+
+    terms = low.slot("terms", Region.SCRATCH, 1, max(1, len({r[2] for r in reductions})))
+    for name, row_weight, term, mean in reductions:
+        low.op(
+            OpCode.REDUCE,
+            LEARN,
+            {"x": name, "weight": row_weight, "terms": terms},
+            index=low.term(term),
+            mean=mean,
+        )
+    plan_slots, parameter_size, _ = low.assign(set())
+    partial = None
+    if spec.clip_norm is not None:
+        partial = low.slot("gradnorm", Region.SCRATCH, 1, -(-parameter_size // GRAIN))
+        low.op(OpCode.SQNORM, LEARN, {"partial": partial})
+    if spec.solver is Solver.ADAMW and spec.alpha > 0:
+        for i, layer in enumerate(layers):
+            if layer.tied_to is None:
+                low.op(OpCode.SHRINK, Mode.TRAIN, {"W": f"W{i}"}, rate=spec.alpha)
+    low.op(
+        OpCode.UPDATE,
+        Mode.TRAIN,
+        {"partial": partial},
+        solver=spec.solver,
+        beta_1=spec.momentum if spec.solver is Solver.SGD else spec.beta_1,
+        beta_2=spec.beta_2,
+        epsilon=spec.epsilon,
+        clip=spec.clip_norm or 0.0,
+    )
+    latent = f"a{spec.latent - 1}"
+    plan_slots, parameter_size, work_size = low.assign({latent, z, rowloss})
+    index = {s.name: i for i, s in enumerate(plan_slots)}
+    outputs = {
+        Mode.ENCODE: index[latent],
+        Mode.DECODE: index[z],
+        Mode.RECONSTRUCT: index[z],
+        Mode.SCORE: index[rowloss],
+    }
+    return Plan(spec, batch, plan_slots, tuple(low.ops), tuple(low.terms), parameter_size, work_size, outputs)
+
+
+def _latent_penalties(
+    low: _Lowering, spec: NetworkSpec, a: str, saved: str, weight: str | None, dz: str
+) -> list[tuple[str, str | None, str, bool]]:
+    """Penalties on the latent layer, added to its dz once the decoder's part is there."""
+    activation = spec.layers[spec.latent - 1].activation
+    reductions: list[tuple[str, str | None, str, bool]] = []
+    if spec.activity_l1 > 0:
+        penalty = low.rows("rowpenalty", 1)
+        low.op(
+            OpCode.ACTIVITY_L1,
+            LEARN,
+            {"a": a, "saved": saved, "weight": weight, "dz": dz, "rowpenalty": penalty},
+            activation=activation,
+            strength=spec.activity_l1,
+        )
+        reductions.append((penalty, weight, "activity_l1", True))
+    if spec.kl_sparsity > 0:
+        mean = low.slot("mean_activity", Region.SCRATCH, 1, spec.n_components)
+        penalty = low.slot("kl_penalty", Region.SCRATCH, 1, spec.n_components)
+        low.op(OpCode.COLSUM, LEARN, {"x": a, "weight": weight, "out": mean}, mean=True)
+        low.op(
+            OpCode.KL_SPARSITY,
+            LEARN,
+            {"saved": saved, "mean": mean, "weight": weight, "dz": dz, "penalty": penalty},
+            activation=activation,
+            strength=spec.kl_sparsity,
+            target=spec.sparsity_target,
+        )
+        reductions.append((penalty, None, "kl_sparsity", False))
+    return reductions
+
+
+def _weight_penalties(low: _Lowering, spec: NetworkSpec) -> list[tuple[str, str | None, str, bool]]:
+    """L2 and L1 on weights, never on biases; adamw takes its L2 as decoupled decay instead of as a gradient."""
+    reductions: list[tuple[str, str | None, str, bool]] = []
+    l2 = 0.0 if spec.solver is Solver.ADAMW else spec.alpha
+    if l2 > 0 or spec.weight_l1 > 0:
+        for i, layer in enumerate(spec.layers):
+            if layer.tied_to is None:
+                penalty = low.slot(f"decay{i}", Region.SCRATCH, 1, layer.n_in)
+                low.op(
+                    OpCode.DECAY,
+                    LEARN,
+                    {"W": f"W{i}", "dW": f"dW{i}", "rowpenalty": penalty},
+                    l2=l2,
+                    l1=spec.weight_l1,
+                )
+                reductions.append((penalty, None, "weight_penalty", False))
+    return reductions
