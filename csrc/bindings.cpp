@@ -304,8 +304,8 @@ void slope_layer(const py::array& dA, const py::array& saved, int activation, py
 template <class T>
 void colsum_layer(const py::array& x, py::array& out, int n_threads) {
   const Matrix<const T> m = matrix<T>(x, "dZ");
-  if (!(x.flags() & py::array::c_style) || out.ndim() != 1 || out.shape(0) != m.cols || !out.dtype().equal(py::dtype::of<T>()) ||
-      !(out.flags() & py::array::c_style))
+  if (!(x.flags() & py::array::c_style) || out.ndim() != 1 || out.shape(0) != m.cols ||
+      !out.dtype().equal(py::dtype::of<T>()) || !(out.flags() & py::array::c_style))
     throw std::invalid_argument("db: expected a contiguous vector of the layer's width and dtype");
   T* sums = static_cast<T*>(out.mutable_data());
   const Kernels<T>& kernels = chosen_isa().kernels<T>();

@@ -84,7 +84,8 @@ class TypedProgram final : public Program {
 
   void bind(int bank, int source, const SourceView& view) override {
     for (size_t i = 0; i < ops_.size(); ++i)
-      if (view.bound && plan_.ops[i].code == OP_GATHER && plan_.ops[i].ints[0] == source && ops_[i].args.slots[0].cols != view.cols)
+      if (view.bound && plan_.ops[i].code == OP_GATHER && plan_.ops[i].ints[0] == source &&
+          ops_[i].args.slots[0].cols != view.cols)
         throw std::invalid_argument("bind: source " + number(source) + " has " + number(view.cols) +
                                     " columns, the plan expects " + number(ops_[i].args.slots[0].cols));
     if (view.is_csr) view.is_index64 ? check_csr<int64_t>(view) : check_csr<int32_t>(view);
