@@ -43,15 +43,16 @@ def show_config() -> Config:
     Returns
     -------
     Config
-        A dict that prints as readable lines. Keys: ``narrows``, ``python``, ``platform`` (texts);
-        ``packages`` (versions of the core dependencies); ``threads`` (text: number and where it comes from);
-        ``backend`` (text: what ``backend="auto"`` takes, or why there is none); ``backends`` (texts by name:
-        "ok" or "no", and the reason); ``isa`` (text, with the C++ backend); ``extras`` (texts by name:
-        "present" or what is missing).
+        A dict that prints as readable lines. Keys: ``narrows``, ``python``, ``platform`` (texts); ``packages``
+        (versions of the core dependencies); ``threads`` (text: number and where it comes from); ``backend`` (text:
+        what ``backend="auto"`` takes, or why there is none); ``backends`` (texts by name: "ok" or "no", and the
+        reason); ``generic ops`` (texts by name: ops that a backend takes from the reference); ``isa`` (text, with the
+        C++ backend); ``extras`` (texts by name: "present" or what is missing).
     """
     from ._version import __version__
-    from .backends import probe_all, resolve, thread_choice
+    from .backends import own_ops, probe_all, resolve, thread_choice
     from .errors import BackendError
+    from .plan import OpCode
 
     config = Config(narrows=__version__, python=platform.python_version(), platform=platform.platform())
     config["packages"] = {name: _version(name) for name in _CORE}
@@ -66,6 +67,8 @@ def show_config() -> Config:
         config["backend"] = f"error: {error}"
     found = probe_all()
     config["backends"] = {name: f"{'ok' if p.ok else 'no'}: {p.reason}" for name, p in found.items()}
+    generic = {name: sorted(op.name.lower() for op in {*OpCode} - own_ops(name)) for name, p in found.items() if p.ok}
+    config["generic ops"] = {name: ", ".join(ops) or "none" for name, ops in generic.items()}
     if found["cpp"].ok:
         from .backends.cpp import isa
 

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import BackendError
-from ..plan import Mode, Plan
+from ..plan import Mode, OpCode, Plan
 
 __all__ = [
     "AUTO",
@@ -29,6 +29,7 @@ __all__ = [
     "Probe",
     "Program",
     "compile_plan",
+    "own_ops",
     "probe_all",
     "resolve",
     "thread_count",
@@ -118,6 +119,12 @@ def probe(name: str) -> Probe:
         return result
     except Exception as error:
         return Probe(False, f"{type(error).__name__}: {error}")
+
+
+def own_ops(name: str) -> frozenset[OpCode]:
+    """The ops for which a backend has a form of its own; the others are the reference's."""
+    own: frozenset[OpCode] = _module(name).own_ops()
+    return own
 
 
 def probe_all() -> dict[str, Probe]:
