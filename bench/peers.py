@@ -2,9 +2,9 @@
 
 Usage: ``python bench/peers.py [--cases keras-deep,...] [--threads 2] [--rounds 15] [--out bench/results/peers.json]``
 in an environment that holds narrows and the peers (``pip install torch``); a peer that is not installed is left out,
-and the result says so. Rounds are interleaved (narrows, peer, narrows, ...), so that a machine that changes its speed
-changes it for both; figures are the median and the quartiles over rounds, the ratio is the median of the ratios of
-each round.
+and the result says so. docs/benchmarks.md is written from the result. Rounds are interleaved (narrows, peer, narrows,
+...), so that a machine that changes its speed changes it for both; figures are the median and the quartiles over rounds,
+the ratio is the median of the ratios of each round.
 """
 
 from __future__ import annotations
@@ -127,6 +127,9 @@ def measure(case: Case, threads: int, rounds: int) -> dict[str, Any]:
     times = {name: np.empty(rounds) for name in runs}
     for i in range(rounds):
         for name, run in runs.items():
+            # The threads of the one before spin for a while, and would take the cores from this one.
+            time.sleep(0.05)
+            run()
             times[name][i] = timed(run)
     gflop = case.plan().flops / 1e9
     result: dict[str, Any] = asdict(case) | {
@@ -141,6 +144,36 @@ def measure(case: Case, threads: int, rounds: int) -> dict[str, Any]:
         if name != "narrows":
             result["ratio"][name] = float(np.median(t / times["narrows"]))
     return result
+
+
+def page(report: dict[str, Any]) -> str:
+    """docs/benchmarks.md from a result."""
+    peers = list(dict.fromkeys(name for case in report["cases"] for name in case["ms"]))
+    cpu = report["machine"]["cpu"]
+    lines = [
+        "# Benchmarks",
+        "",
+        "Written by `bench/peers.py` from `bench/results/peers.json`; do not edit.",
+        "",
+        f"{report['date']}, {cpu.get('model name', 'unknown CPU')} (family {cpu.get('cpu family', '?')}, model "
+        f"{cpu.get('model', '?')}), {report['threads']} threads, backend {report['backend']['name']} "
+        f"({report['backend']['reason']}), narrows {report['narrows']}. Milliseconds of one training step (Adam, "
+        f"float32, data in memory): median of {report['rounds']} interleaved rounds of {STEPS} steps, quartiles in "
+        "brackets; the ratio is the median over rounds of the peer's time by narrows's.",
+        "",
+        "| case | layers | batch, loss | GFLOP | " + " | ".join(peers) + " |",
+        "| --- | --- | --- | --- |" + " --- |" * len(peers),
+    ]
+    for case in report["cases"]:
+        cells = []
+        for name in peers:
+            t = case["ms"].get(name)
+            cell = "" if t is None else f"{t['median']:.3g} [{t['q1']:.3g}, {t['q3']:.3g}]"
+            cells.append(cell + (f", {case['ratio'][name]:.2g}x" if name in case["ratio"] else ""))
+        widths = "-".join(map(str, case["widths"]))
+        about = [case["name"], widths, f"{case['batch']}, {case['loss']}", f"{case['gflop']:.3g}"]
+        lines.append(f"| {' | '.join(about + cells)} |")
+    return "\n".join(lines) + "\n"
 
 
 def machine() -> dict[str, Any]:
@@ -189,6 +222,8 @@ def main() -> None:
         )
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(report, indent=1) + "\n")
+    if options.out == parser.get_default("out"):
+        (Path(__file__).parent.parent / "docs" / "benchmarks.md").write_text(page(report))
 
 
 if __name__ == "__main__":
