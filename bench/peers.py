@@ -3,8 +3,8 @@
 Usage: ``python bench/peers.py [--cases keras-deep,...] [--threads 2] [--rounds 15] [--out bench/results/peers.json]``
 in an environment that holds narrows and the peers (``pip install torch``); a peer that is not installed is left out,
 and the result says so. docs/benchmarks.md is written from the result. Rounds are interleaved (narrows, peer, narrows,
-...), so that a machine that changes its speed changes it for both; figures are the median and the quartiles over rounds,
-the ratio is the median of the ratios of each round.
+...), so that a machine that changes its speed changes it for both; figures are the median and the quartiles over
+rounds, the ratio is the median of the ratios of each round.
 """
 
 from __future__ import annotations

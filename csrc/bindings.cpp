@@ -144,6 +144,12 @@ class PyProgram {
     program_->apply(mode, result, data);
   }
 
+  std::vector<double> profile(const py::array_t<int64_t, py::array::c_style>& rows, int repeats) {
+    InUse guard(in_use_);
+    py::gil_scoped_release nogil;
+    return program_->profile(rows.data(), rows.size(), repeats);
+  }
+
   // Lets go of a bank's data.
   void release(int bank) {
     InUse guard(in_use_);
@@ -368,6 +374,7 @@ PYBIND11_MODULE(_core, m) {
            py::arg("poll"))
       .def("gradient", &PyProgram::gradient)
       .def("apply", &PyProgram::apply)
+      .def("profile", &PyProgram::profile)
       .def("release", &PyProgram::release)
       .def_static("slot", &PyProgram::slot, py::arg("program"), py::arg("slot"), py::arg("moment") = -1)
       .def_static("arena", &PyProgram::arena);

@@ -206,18 +206,6 @@ struct Linked<Loss, Linear> {
   }
 };
 
-// The joint form, from logits: exact for any z and free of cancellation.
-template <>
-struct Linked<Bce, Sigmoid> {
-  template <class V>
-  NARROWS_HD static V eval(V z, V y, scalar_t<V>, V& dz) {
-    using S = scalar_t<V>;
-    const V e = exp_(-abs_(z)), r = S(1) / (S(1) + e);
-    dz = select(z < V{}, e * r, r) - y;
-    return select(z < V{}, V{}, z) - z * y + log1p_(e);
-  }
-};
-
 // --- normal quantile -------------------------------------------------------------------------------------------------
 
 // The standard normal quantile of 1/2 + q, |q| < 1/2 (Wichura, Algorithm AS 241, Applied Statistics 37, 1988). `tail`

@@ -61,23 +61,54 @@ inline MicroKernel<T> micro(int rows, int vectors) {
   return table[rows - 1][vectors - 1];
 }
 
+// a0 b0 a1 b1 ...: the lower halves of a and b interleaved, and the upper halves.
+template <class T, int... I>
+inline vec<T> zip(vec<T> a, vec<T> b, std::integer_sequence<int, I...>) {
+  return __builtin_shufflevector(a, b, (I / 2 + I % 2 * WIDTH<T>)...);
+}
+template <class T, int... I>
+inline vec<T> zip_upper(vec<T> a, vec<T> b, std::integer_sequence<int, I...>) {
+  return __builtin_shufflevector(a, b, (I / 2 + WIDTH<T> / 2 + I % 2 * WIDTH<T>)...);
+}
+
+// to[i * to_stride + j] = from[j * from_stride + i] for i, j < WIDTH: log2(WIDTH) rounds of zipping row i with row
+// i + WIDTH / 2.
+template <class T>
+inline void transpose_block(const T* from, index_t from_stride, T* to, index_t to_stride) {
+  constexpr int W = WIDTH<T>;
+  constexpr auto lanes = std::make_integer_sequence<int, W>();
+  vec<T> rows[W], zipped[W];
+#pragma GCC unroll 16
+  for (int i = 0; i < W; ++i) rows[i] = load(from + i * from_stride);
+#pragma GCC unroll 4
+  for (int round = 1; round < W; round *= 2) {
+#pragma GCC unroll 8
+    for (int i = 0; i < W / 2; ++i) {
+      zipped[2 * i] = zip<T>(rows[i], rows[i + W / 2], lanes);
+      zipped[2 * i + 1] = zip_upper<T>(rows[i], rows[i + W / 2], lanes);
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < W; ++i) rows[i] = zipped[i];
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < W; ++i) store(to + i * to_stride, rows[i]);
+}
+
 // Copies k0..k0+depth of columns j0..j0+cols of B into a zero-padded panel, NR apart.
 template <class T>
 inline void pack(const Matrix<const T>& B, index_t k0, index_t depth, index_t j0, index_t cols, T* panel) {
-  if (B.row_stride == 1) {
-    // A transposed view: read down its contiguous columns.
-    for (index_t j = 0; j < cols; ++j) {
-      const T* column = B.data + k0 + (j0 + j) * B.col_stride;
-      for (index_t k = 0; k < depth; ++k) panel[k * NR<T> + j] = column[k];
-    }
-  } else {
-    for (index_t k = 0; k < depth; ++k) {
-      const T* row = B.data + (k0 + k) * B.row_stride + j0 * B.col_stride;
-      for (index_t j = 0; j < cols; ++j) panel[k * NR<T> + j] = row[j * B.col_stride];
-    }
+  constexpr index_t W = WIDTH<T>;
+  // A transposed view has its columns contiguous: whole blocks are turned in registers.
+  const index_t turned_rows = B.row_stride == 1 ? depth / W * W : 0, turned_cols = cols / W * W;
+  for (index_t j = 0; j < turned_cols && turned_rows > 0; j += W)
+    for (index_t k = 0; k < turned_rows; k += W)
+      transpose_block(B.data + k0 + k + (j0 + j) * B.col_stride, B.col_stride, panel + k * NR<T> + j, NR<T>);
+  for (index_t k = 0; k < depth; ++k) {
+    const T* row = B.data + (k0 + k) * B.row_stride + j0 * B.col_stride;
+    T* to = panel + k * NR<T>;
+    for (index_t j = k < turned_rows ? turned_cols : 0; j < cols; ++j) to[j] = row[j * B.col_stride];
+    for (index_t j = cols; j < NR<T>; ++j) to[j] = T(0);
   }
-  for (index_t k = 0; k < depth && cols < NR<T>; ++k)
-    for (index_t j = cols; j < NR<T>; ++j) panel[k * NR<T> + j] = T(0);
 }
 
 // Where a tile lies in C.

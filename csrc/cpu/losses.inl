@@ -30,6 +30,43 @@ void loss_elementwise(const Args<T>& args, const Context<T>& ctx, int tid, int n
   }
 }
 
+// Cross-entropy behind a sigmoid, from logits: exact for any z and free of cancellation. With e = exp(-|z|) a feature
+// costs max(z, 0) - z y + log(1 + e). The logarithms of a lane are taken together: Q = prod (1 + e) - 1 grows by Q <- Q
+// + e + Q e, which keeps small e exact, and log1p(Q) is added every FLUSH features of the lane (Q < 2**FLUSH).
+template <class T>
+void loss_bce_sigmoid(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
+  constexpr int N = LANES / WIDTH<T>;
+  constexpr index_t FLUSH = 32;
+  const Matrix<T>&z = args.slots[0], &target = args.slots[1], &rowloss = args.slots[3];
+  const Range rows(ctx.m, tid, nt);
+  for (index_t i = rows.begin; i < rows.end; ++i) {
+    const T scale = row_scale(args.slots[2], ctx, i);
+    T* row = z.row(i);
+    const T* y = target.row(i);
+    LaneSum<T> sum;
+    for (index_t begin = 0; begin < z.cols; begin += FLUSH * LANES) {
+      const index_t end = begin + FLUSH * LANES < z.cols ? begin + FLUSH * LANES : z.cols;
+      vec<T> product[N] = {};
+      for (index_t j = begin; j < end; j += LANES)
+        for (int v = 0; v < N; ++v) {
+          const index_t at = j + v * WIDTH<T>, n = end - at;
+          if (n <= 0) break;
+          const vec<T> zv = load(row + at), yv = load(y + at);
+          vec<T> e = exp_(-abs_(zv));
+          const vec<T> r = T(1) / (T(1) + e);
+          if (ctx.learn) store(row + at, (select(zv < vec<T>{}, e * r, r) - yv) * scale);
+          vec<T> linear = select(zv < vec<T>{}, vec<T>{}, zv) - zv * yv;
+          // Lanes past the last column hold whatever the slot's memory held before.
+          for (int l = n < WIDTH<T> ? int(n) : WIDTH<T>; l < WIDTH<T>; ++l) linear[l] = e[l] = T(0);
+          sum.add(at, linear);
+          product[v] += e + product[v] * e;
+        }
+      for (int v = 0; v < N; ++v) sum.add(v * WIDTH<T>, log1p_(product[v]));
+    }
+    rowloss.row(i)[0] = T(sum.total());
+  }
+}
+
 // z becomes softmax(z) in place; returns log sum exp(z) - max z, and the maximum in `highest`.
 template <class T>
 inline T softmax_row(T* z, index_t cols, T& highest) {

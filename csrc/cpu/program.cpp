@@ -2,6 +2,7 @@
 
 #include <sys/mman.h>
 
+#include <chrono>
 #include <cstdlib>
 #include <cstring>
 #include <new>
@@ -133,6 +134,24 @@ class TypedProgram final : public Program {
       for (index_t i = 0; i < ctx_.m; ++i)
         std::memcpy(to + (start + i) * slot.cols, from + i * slot.ld(), size_t(slot.cols) * sizeof(T));
     }
+  }
+
+  std::vector<double> profile(const index_t* rows, index_t n_rows, int repeats) override {
+    std::vector<double> terms(static_cast<size_t>(terms_size()));
+    gradient(rows, n_rows, 0, 0, terms.data());  // checks, and leaves something in every slot
+    ctx_.learning_rate = 0;
+    std::vector<double> seconds;
+    for (const CompiledOp<T>& op : ops_) {
+      double least = 0;
+      for (int i = 0; op.modes & MODE_TRAIN && i < repeats; ++i) {
+        const auto start = std::chrono::steady_clock::now();
+        launch(n_threads_, [&](int tid, int nt) { op.run(op.args, ctx_, tid, nt); });
+        const double s = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+        if (i == 0 || s < least) least = s;
+      }
+      seconds.push_back(least);
+    }
+    return seconds;
   }
 
   void* slot_data(index_t slot) override { return address(plan_.slots.at(size_t(slot))); }

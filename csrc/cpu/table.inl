@@ -6,6 +6,8 @@
 
 #include <stdint.h>
 
+#include <utility>
+
 #include "kernels.h"
 
 namespace narrows {
@@ -41,7 +43,7 @@ Op<T> resolve_loss(int loss, int activation) {
         return loss_multinomial<T>;
     }
   }
-  if (loss == LOSS_BCE && activation == ACT_SIGMOID) return loss_elementwise<Bce, Sigmoid, T>;
+  if (loss == LOSS_BCE && activation == ACT_SIGMOID) return loss_bce_sigmoid<T>;
 #define X(name, functor)                                                \
   case ACT_##name:                                                      \
     if (loss == LOSS_MSE) return loss_elementwise<Mse, functor, T>;     \
