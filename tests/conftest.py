@@ -1,11 +1,15 @@
-"""Fixtures shared by the tests: the backends that can run here."""
+"""Fixtures shared by the tests: the backends that can run here, files to read, the error of a command."""
 
 from __future__ import annotations
 
 import signal
+from pathlib import Path
 
+import numpy as np
 import pytest
 
+from cli_runs import table
+from data_files import FORMATS
 from narrows.backends import BACKENDS, probe
 
 
@@ -32,3 +36,35 @@ def cpp() -> str:
 def interruptible() -> None:
     """A shell starts its background jobs with SIGINT ignored, and children inherit that; the tests send it."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """Each format's file, written on first use."""
+    folder = tmp_path_factory.mktemp("formats")
+
+    def get(name: str) -> Path:
+        path = folder / name
+        return path if path.exists() else FORMATS[name][0](path)
+
+    return get
+
+
+@pytest.fixture
+def npy(tmp_path):
+    np.save(tmp_path / "x.npy", table())
+    return tmp_path / "x.npy"
+
+
+@pytest.fixture
+def line(capsys):
+    """The one line that a failed command leaves on standard error."""
+
+    def read():
+        out = capsys.readouterr()
+        assert out.out == ""
+        assert out.err.count("\n") == 1, out.err
+        assert out.err.startswith("narrows: error: ")
+        return out.err
+
+    return read

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from .checks import check_counts, check_finite
-from .readers import open
-from .source import ArraySource, Source, as_source
+from .readers import as_source, open
+from .source import ArraySource, Source
 
 __all__ = ["ArraySource", "Source", "as_source", "check_counts", "check_finite", "open"]

@@ -18,8 +18,8 @@ import numpy.typing as npt
 
 from .._extras import require
 from ..errors import DataError
+from .formats import held, no_such_layer, reading
 from .mtx import GENE_EXPRESSION, select_features, unique_names
-from .readers import held, no_such_layer, reading
 from .source import Source, canonical_csr, check_indptr
 
 log = logging.getLogger("narrows")

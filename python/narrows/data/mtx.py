@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import DataError
-from .readers import held, no_layers, no_such_layer
+from .formats import held, no_layers, no_such_layer
 from .source import ArraySource, Source
 from .text import complain, text_stream
 

@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from ..errors import DataError
 
-__all__ = ["ArraySource", "Source", "as_source"]
+__all__ = ["ArraySource", "Source"]
 
 _HASH_BLOCK = 1 << 20
 _SPAN_LIMIT = 32 << 20  # bytes of scattered rows fetched from a file in one go
@@ -385,30 +385,6 @@ class ArraySource(Source):
         """Drop the reference to the array, which unmaps a memory map nobody else uses."""
         super().close()
         self.array = None
-
-
-def as_source(X: Any, *, name: str = "X") -> Source:
-    """Return a `Source` over anything that holds a table of numbers.
-
-    Parameters
-    ----------
-    X : Source, path, array_like, SciPy sparse, pandas or polars frame, or AnnData
-        A `Source` is returned as it is; a ``str`` or path is opened with `narrows.data.open`.
-    name : str
-        What messages call it.
-
-    Raises
-    ------
-    DataError
-        If it is not two-dimensional, is empty or is not numeric.
-    """
-    if isinstance(X, Source):
-        return X
-    if isinstance(X, str | Path):
-        from .readers import open as open_path
-
-        return open_path(X)
-    return ArraySource(X, name=name)
 
 
 def _is_sparse(X: Any) -> bool:

@@ -16,7 +16,7 @@ from typing import IO, NoReturn, cast
 import numpy as np
 
 from ..errors import DataError
-from .readers import held, no_layers
+from .formats import held, no_layers
 from .source import Source
 
 _MISSING = frozenset(["", "na", "n/a", "null", "none", "?", "-", "."])

@@ -17,7 +17,7 @@ import numpy.typing as npt
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
 
-    from ..data import Source
+    from ..data.source import Source
 
 __all__ = ["NAMES", "load_digits", "load_pbmc4k", "name_of", "open", "path"]
 
@@ -123,6 +123,6 @@ def open(name: str) -> Source:
     if name == "digits":
         X, labels = load_digits(return_labels=True)
         return ArraySource(X, labels=labels, path=file, var_names=[f"pixel_{i // 8}_{i % 8}" for i in range(64)])
-    from ..data.readers import open_npz
+    from ..data.npy import open_npz
 
     return open_npz(file)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 
 from .autoencoder import Autoencoder, DenoisingAutoencoder, LinearAutoencoder, SparseAutoencoder
 from .base import BaseAutoencoder
-from .files import load
+from .files import read_model
 
 __all__ = [
     "ESTIMATORS",
@@ -22,3 +23,26 @@ ESTIMATORS: Mapping[str, type[BaseAutoencoder]] = {
     cls.__name__: cls for cls in (Autoencoder, LinearAutoencoder, DenoisingAutoencoder, SparseAutoencoder)
 }
 """The classes that a model file may name."""
+
+
+def load(path: str | os.PathLike[str]) -> BaseAutoencoder:
+    """Read an estimator that its `save` wrote.
+
+    Parameters
+    ----------
+    path : path
+
+    Returns
+    -------
+    estimator
+        Fitted, of the class that was saved. Training it further starts the optimiser afresh.
+
+    Raises
+    ------
+    FileNotFoundError
+        No such file.
+    ModelFileError
+        The file is damaged, foreign, newer, or its parts contradict each other.
+    """
+    estimator: BaseAutoencoder = read_model(path, ESTIMATORS)
+    return estimator

@@ -16,12 +16,9 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
-from sklearn.utils import check_array
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted
 
 from ..backends import Program, compile_plan, resolve
-from ..data.checks import check_finite
-from ..data.source import Source
 from ..initial import draw_seed
 from ..lowering import lower
 from ..plan import Corruption, Mode, NetworkSpec, Plan
@@ -34,13 +31,12 @@ from .data import (
     even_batch,
     fingerprint,
     is_sparse,
-    plain,
-    read_target,
-    read_weight,
     split_rows,
     validator,
     value_range,
 )
+from .files import write_model
+from .inputs import check_codes, check_X, scoring_table, training_table, validation_table
 from .network import Network, build_spec, initial_state
 from .parameters import check_parameters, plain_parameters
 
@@ -173,8 +169,8 @@ class BaseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
             check_parameters(self)
             again = bool(self.warm_start) and self.__sklearn_is_fitted__()
             held_out = bool(self.early_stopping) and X_val is None
-            table = self._table(X, y, sample_weight, reset=not again, min_samples=2 if held_out else 1)
-            held = None if X_val is None else self._validation_table(X_val, table)
+            table = training_table(self, X, y, sample_weight, reset=not again, min_samples=2 if held_out else 1)
+            held = None if X_val is None else validation_table(self, X_val, table)
             identity: dict[str, Any] = {}
             saved = None
             if checkpoint is not None:
@@ -235,7 +231,7 @@ class BaseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         with self._whole():
             check_parameters(self)
             again = self.__sklearn_is_fitted__()
-            table = self._table(X, y, sample_weight, reset=not again).loaded(BLOCK_BYTES)
+            table = training_table(self, X, y, sample_weight, reset=not again).loaded(BLOCK_BYTES)
             options = Options(
                 max_iter=1,
                 seed=self._seed if again else self._seed_of(None),
@@ -390,64 +386,6 @@ class BaseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
             "continued": self._step if self.warm_start and self.__sklearn_is_fitted__() else 0,
         }
 
-    # --- inputs ---------------------------------------------------------------------------------------------
-
-    def _table(self, X: Any, y: Any, sample_weight: ArrayLike | None, *, reset: bool, min_samples: int = 1) -> Table:
-        X = self._check_X(X, reset=reset, min_samples=min_samples)
-        n_rows = int(X.shape[0])
-        return Table(X, read_target(y, n_rows), read_weight(sample_weight, n_rows))
-
-    def _check_X(self, X: Any, *, reset: bool, min_samples: int = 1) -> Any:
-        """X as a finite float array, a canonical CSR of floats, or a Source."""
-        if not isinstance(X, Source):
-            X = plain(
-                validate_data(
-                    self,
-                    X,
-                    reset=reset,
-                    accept_sparse="csr",
-                    dtype="numeric",
-                    ensure_all_finite=False,
-                    ensure_min_samples=min_samples,
-                )
-            )
-            check_finite(X)
-            return X
-        name = type(self).__name__
-        if X.shape[0] < min_samples:
-            raise ValueError(
-                f"Found a source with {X.shape[0]} sample(s) while a minimum of {min_samples} is required by {name}."
-            )
-        names = None if X.var_names is None else np.asarray([str(n) for n in X.var_names], dtype=object)
-        if reset:
-            self.n_features_in_ = X.shape[1]
-            self.__dict__.pop("feature_names_in_", None)
-            if names is not None:
-                self.feature_names_in_ = names
-        elif X.shape[1] != self.n_features_in_:
-            raise ValueError(
-                f"X has {X.shape[1]} features, but {name} is expecting {self.n_features_in_} features as input"
-            )
-        else:
-            known = getattr(self, "feature_names_in_", None)
-            if known is not None and names is not None and not np.array_equal(known, names):
-                at = int(np.argmax(known != names))
-                raise ValueError(
-                    f"{X.name}: the feature names should match those of fit: column {at} is {names[at]!r}, "
-                    f"not {known[at]!r}"
-                )
-        return X
-
-    def _validation_table(self, X_val: Any, table: Table) -> Table:
-        X, y = X_val if isinstance(X_val, tuple) else (X_val, None)
-        X = self._check_X(X, reset=False)
-        target = read_target(y, int(X.shape[0]))
-        if (target is None) != (table.target is None):
-            raise ValueError("X_val must be a pair (X_val, y_val) if, and only if, fit has a y to reconstruct")
-        if target is not None and target.shape[1] != table.target.shape[1]:
-            raise ValueError(f"y_val has {target.shape[1]} columns, y has {table.target.shape[1]}")
-        return Table(X, target)
-
     # --- applying -------------------------------------------------------------------------------------------
 
     def transform(self, X: Any) -> NDArray[Any]:
@@ -463,7 +401,7 @@ class BaseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
             Of X's dtype if that is float32 or float64, else float32.
         """
         check_is_fitted(self)
-        return self._apply(Table(self._check_X(X, reset=False)), Mode.ENCODE)
+        return self._apply(Table(check_X(self, X, reset=False)), Mode.ENCODE)
 
     def inverse_transform(self, Z: Any) -> NDArray[Any]:
         """Decode latent codes.
@@ -477,13 +415,7 @@ class BaseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         ndarray of shape (n_samples, n_outputs)
         """
         check_is_fitted(self)
-        if not isinstance(Z, Source):
-            Z = plain(check_array(Z, dtype="numeric", ensure_all_finite=False, input_name="Z"))
-            check_finite(Z, source="Z")
-        if Z.shape[1] != self._network.spec.n_components:
-            expected = self._network.spec.n_components
-            raise ValueError(f"Z has {Z.shape[1]} columns, but {type(self).__name__} has {expected} components")
-        return self._apply(Table(Z), Mode.DECODE)
+        return self._apply(Table(check_codes(self, Z)), Mode.DECODE)
 
     def reconstruct(self, X: Any) -> NDArray[Any]:
         """Encode and decode rows.
@@ -498,7 +430,7 @@ class BaseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
             Dense, of X's dtype if that is float32 or float64, else float32.
         """
         check_is_fitted(self)
-        return self._apply(Table(self._check_X(X, reset=False)), Mode.RECONSTRUCT)
+        return self._apply(Table(check_X(self, X, reset=False)), Mode.RECONSTRUCT)
 
     def score_samples(self, X: Any, y: Any = None) -> NDArray[Any]:
         """Minus the loss of each row, a sum over its features without penalties: higher is better.
@@ -515,7 +447,7 @@ class BaseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         ndarray of shape (n_samples,)
         """
         check_is_fitted(self)
-        return -self._apply(self._scored(X, y), Mode.SCORE)[:, 0]
+        return -self._apply(scoring_table(self, X, y), Mode.SCORE)[:, 0]
 
     def score(self, X: Any, y: Any = None) -> float:
         """Minus the mean loss of the rows: higher is better.
@@ -540,7 +472,7 @@ class BaseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         ndarray of float64, shape (n_outputs,)
         """
         check_is_fitted(self)
-        table = self._scored(X, y)
+        table = scoring_table(self, X, y)
         total = np.zeros(self._network.spec.n_outputs)
         for block, target, _ in table.blocks(self._block_rows()):
             wanted = block if target is None else target
@@ -563,7 +495,7 @@ class BaseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         from .sensitivity import absolute_jacobian
 
         check_is_fitted(self)
-        table = Table(self._check_X(X, reset=False))
+        table = Table(check_X(self, X, reset=False))
         spec = self._network.spec
         total = np.zeros((spec.n_components, spec.n_outputs))
         for block, _, _ in table.blocks(self._block_rows()):
@@ -594,19 +526,6 @@ class BaseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         assert out is not None
         return out
 
-    def _scored(self, X: Any, y: Any) -> Table:
-        X = self._check_X(X, reset=False)
-        spec = self._network.spec
-        target = read_target(y, int(X.shape[0]))
-        if target is None and spec.separate_target:
-            raise ValueError("this estimator was fitted with a y to reconstruct: scoring needs y too")
-        if target is not None and target.shape[1] != spec.n_outputs:
-            raise ValueError(f"y has {target.shape[1]} columns, the reconstruction has {spec.n_outputs}")
-        table = Table(X, target)
-        if table.in_memory:
-            check_target(X if target is None else target, spec.loss, 0, "X" if target is None else "y")
-        return table
-
     def _block_rows(self) -> int:
         """Rows for which a few dense float64 blocks of the widest layer fit into a block's bytes."""
         widest = max(max(layer.n_in, layer.n_out) for layer in self._network.spec.layers)
@@ -630,7 +549,5 @@ class BaseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         OutputError
             The file cannot be written.
         """
-        from .files import save
-
         check_is_fitted(self)
-        save(self, path)
+        write_model(self, path)

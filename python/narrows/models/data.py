@@ -14,12 +14,11 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
-from sklearn.utils import check_array
+from numpy.typing import NDArray
 
 from ..backends import Program
 from ..data.checks import check_finite
-from ..data.source import Source, as_source, float_dtype
+from ..data.source import ArraySource, Source
 from ..errors import DataError
 from ..plan import Loss, Mode
 from ..training import Block
@@ -32,9 +31,6 @@ __all__ = [
     "even_batch",
     "fingerprint",
     "is_sparse",
-    "plain",
-    "read_target",
-    "read_weight",
     "split_rows",
     "validator",
     "value_range",
@@ -46,15 +42,6 @@ BLOCK_BYTES = 256 << 20
 
 def is_sparse(X: Any) -> bool:
     return hasattr(X, "indptr")
-
-
-def plain(X: Any) -> Any:
-    """An array or CSR as the backends take it: float32 or float64 in native byte order, CSR canonical."""
-    X = X.astype(float_dtype(X.dtype), copy=False)
-    if is_sparse(X) and not X.has_canonical_format:
-        X = X.copy()
-        X.sum_duplicates()
-    return X
 
 
 @dataclass
@@ -268,33 +255,6 @@ def validator(table: Table, rows: NDArray[np.int64] | None, block_bytes: int) ->
     return validate
 
 
-def read_target(y: Any, n_rows: int) -> Any:
-    """The target that y is, or None for no y or labels."""
-    if y is None:
-        return None
-    shape = y.shape if hasattr(y, "shape") else np.asarray(y).shape
-    if len(shape) == 1:
-        return None
-    if not isinstance(y, Source):
-        y = plain(check_array(y, accept_sparse="csr", dtype="numeric", ensure_all_finite=False, input_name="y"))
-        check_finite(y, source="y")
-    if y.shape[0] != n_rows:
-        raise ValueError(f"y has {y.shape[0]} rows, X has {n_rows}")
-    return y
-
-
-def read_weight(sample_weight: ArrayLike | None, n_rows: int) -> NDArray[np.float64] | None:
-    if sample_weight is None:
-        return None
-    weight = np.array(sample_weight, dtype=np.float64)
-    if weight.shape != (n_rows,):
-        raise ValueError(f"sample_weight has shape {weight.shape}, X has {n_rows} rows: ({n_rows},) is needed")
-    if not (np.isfinite(weight) & (weight >= 0)).all():
-        at = int(np.argmin(np.isfinite(weight) & (weight >= 0)))
-        raise ValueError(f"sample_weight: {weight[at]:g} at row {at} is negative or not finite")
-    return weight
-
-
 def value_range(table: Table, rows: NDArray[np.int64], block_bytes: int) -> tuple[float, float]:
     """Least and greatest value of some rows of X, implicit zeros included."""
     low, high = np.inf, -np.inf
@@ -316,5 +276,5 @@ def fingerprint(table: Table) -> dict[str, Any]:
             continue
         found[name] = {"shape": tuple(int(n) for n in part.shape), "dtype": np.dtype(part.dtype).name}
         if not isinstance(part, Source):
-            found[name]["sha256"] = as_source(part if part.ndim == 2 else part[:, None]).sha256()
+            found[name]["sha256"] = ArraySource(part if part.ndim == 2 else part[:, None]).sha256()
     return found

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -17,15 +17,12 @@ from ..persistence import load_tensors, save_tensors
 from .network import Network, build_spec
 from .parameters import check_parameters, plain_parameters
 
-if TYPE_CHECKING:
-    from .base import BaseAutoencoder
-
-__all__ = ["load", "save"]
+__all__ = ["read_model", "write_model"]
 
 _NUMBERS = {"n_features_in_": int, "n_iter_": int, "loss_": float, "best_loss_": float, "_seed": int}
 
 
-def save(estimator: BaseAutoencoder, path: str | os.PathLike[str]) -> None:
+def write_model(estimator: Any, path: str | os.PathLike[str]) -> None:
     """Write a fitted estimator; see `BaseAutoencoder.save`."""
     network = estimator._network
     names = getattr(estimator, "feature_names_in_", None)
@@ -48,40 +45,21 @@ def save(estimator: BaseAutoencoder, path: str | os.PathLike[str]) -> None:
     save_tensors(path, network.parameters, meta, kind="model")
 
 
-def load(path: str | os.PathLike[str]) -> BaseAutoencoder:
-    """Read an estimator that its `save` wrote.
-
-    Parameters
-    ----------
-    path : path
-
-    Returns
-    -------
-    estimator
-        Fitted, of the class that was saved. Training it further starts the optimiser afresh.
-
-    Raises
-    ------
-    FileNotFoundError
-        No such file.
-    ModelFileError
-        The file is damaged, foreign, newer, or its parts contradict each other.
-    """
+def read_model(path: str | os.PathLike[str], classes: Mapping[str, type[Any]]) -> Any:
+    """Read an estimator of one of the named `classes`; see `narrows.load`."""
     tensors, meta = load_tensors(path, kind="model")
     try:
-        return _restored(tensors, meta)
+        return _restored(tensors, meta, classes)
     except ModelFileError as error:
         raise ModelFileError(f"{os.fspath(path)}: {error}") from None
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise ModelFileError(f"{os.fspath(path)}: not a model that this version can read ({error})") from error
 
 
-def _restored(tensors: Mapping[str, Any], meta: Mapping[str, Any]) -> BaseAutoencoder:
-    from . import ESTIMATORS
-
-    cls = ESTIMATORS.get(meta["class"])
+def _restored(tensors: Mapping[str, Any], meta: Mapping[str, Any], classes: Mapping[str, type[Any]]) -> Any:
+    cls = classes.get(meta["class"])
     if cls is None:
-        raise ModelFileError(f"holds an unknown estimator {meta['class']!r}; known: {', '.join(ESTIMATORS)}")
+        raise ModelFileError(f"holds an unknown estimator {meta['class']!r}; known: {', '.join(classes)}")
     estimator = cls(**meta["params"])
     check_parameters(estimator)
     fitted, shape = meta["fitted"], meta["network"]

@@ -1,0 +1,110 @@
+"""Reading NumPy's .npy and .npz files.
+
+Promises: an .npy file is mapped, not read; nothing is unpickled; no array is allocated that the file's length
+does not bear out.
+"""
+
+from __future__ import annotations
+
+import math
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import DataError
+from .formats import held, no_layers, no_such_layer
+from .source import Source, canonical_csr, check_indptr
+
+_BESIDE = ("labels", "obs_names", "var_names", "feature_names", "genes")
+
+
+def open_npy(path: Path, layer: str | None, genes_by_cells: bool) -> Source:
+    """One array, mapped into memory."""
+    no_layers(path, layer)
+    with path.open("rb") as stream:
+        _, _, end = _npy_header(stream, path)
+    if end > path.stat().st_size:
+        raise DataError(f"{path}: damaged: {path.stat().st_size} bytes where its header promises {end}")
+    return held(path, np.load(path, mmap_mode="r", allow_pickle=False), genes_by_cells)
+
+
+def _npy_header(stream: Any, name: object) -> tuple[tuple[int, ...], np.dtype[Any], int]:
+    """Shape and dtype of an npy stream, and the length that they give it."""
+    version = np.lib.format.read_magic(stream)
+    if version == (1, 0):
+        shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
+    elif version == (2, 0):
+        shape, _, dtype = np.lib.format.read_array_header_2_0(stream)
+    else:
+        raise DataError(f"{name}: npy format {version} is not read here")
+    if dtype.hasobject:
+        raise DataError(f"{name}: holds Python objects, which could run code; not read")
+    return shape, dtype, stream.tell() + math.prod(shape) * dtype.itemsize
+
+
+def open_npz(path: Path, layer: str | None = None, genes_by_cells: bool = False) -> Source:
+    """One 2-D array or the parts of a sparse matrix, with the names and labels stored beside it."""
+    headers = _npz_headers(path)
+    with np.load(path, allow_pickle=False) as file:
+        if headers.keys() >= {"data", "indices", "indptr", "shape"} or headers.keys() >= {"format", "shape"}:
+            no_layers(path, layer)
+            matrix = _npz_sparse(path, file)
+        else:
+            matrix = file[_npz_dense_key(path, headers, layer)]
+        beside = {name: file[name] for name in headers if name in _BESIDE}
+    genes = next((beside[name] for name in _BESIDE[2:] if name in beside), None)
+    rows, columns = beside.get("obs_names"), genes
+    if genes_by_cells:
+        rows, columns = columns, rows
+    return held(path, matrix, genes_by_cells, rows, columns, beside.get("labels"))
+
+
+def _npz_headers(path: Path) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
+    """Shape and dtype of each array, checked against its size in the archive: no absurd allocation later."""
+    headers = {}
+    with zipfile.ZipFile(path) as archive:
+        for info in archive.infolist():
+            with archive.open(info) as stream:
+                shape, dtype, end = _npy_header(stream, f"{path}, {info.filename}")
+            if end != info.file_size:
+                raise DataError(f"{path}: damaged: {info.filename} is not as long as its shape {shape} says")
+            headers[info.filename.removesuffix(".npy")] = (shape, dtype)
+    return headers
+
+
+def _npz_dense_key(path: Path, headers: dict[str, tuple[tuple[int, ...], np.dtype[Any]]], layer: str | None) -> str:
+    tables = [name for name, (shape, dtype) in headers.items() if len(shape) == 2 and dtype.kind in "biuf"]
+    if layer is not None:
+        if layer not in tables:
+            no_such_layer(path, layer, tables, "table")
+        return layer
+    if len(tables) == 1:
+        return tables[0]
+    if "X" in tables:
+        return "X"
+    found = ", ".join(f"{name} {shape} {dtype}" for name, (shape, dtype) in headers.items()) or "no array"
+    if not tables:
+        raise DataError(f"{path}: no 2-D array of numbers in it; it holds {found}")
+    raise DataError(f"{path}: several tables; choose one with layer=NAME among {', '.join(tables)}")
+
+
+def _npz_sparse(path: Path, file: Any) -> Any:
+    """CSR or CSC from its parts (those of `scipy.sparse.save_npz`, whose `format` may be missing: CSR)."""
+    from scipy import sparse
+
+    form = "csr"
+    if "format" in file.files:
+        value = file["format"].item()
+        form = value.decode("ascii") if isinstance(value, bytes) else str(value)
+    if form not in ("csr", "csc"):
+        return sparse.load_npz(path).tocsr()
+    shape = tuple(int(n) for n in file["shape"])
+    if len(shape) != 2:
+        raise DataError(f"{path}: a sparse matrix of {len(shape)} dimensions")
+    data, indices, indptr = file["data"], file["indices"], file["indptr"]
+    n_major, n_minor = shape if form == "csr" else shape[::-1]
+    check_indptr(indptr, n_major, len(data), len(indices), str(path))
+    block = canonical_csr(data, indices, indptr, n_minor, where=str(path))
+    return block if form == "csr" else block.T.tocsr()

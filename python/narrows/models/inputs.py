@@ -1,0 +1,146 @@
+"""What the methods of an estimator are given, checked and made a `Table`.
+
+Promises: arrays come out finite, in float32 or float64, CSR canonical; widths and feature names are those of
+the fit; a source is checked for its shape and names here, for its values as it is read. The caller's objects
+are never changed; the estimator only where `reset` says so, and then as scikit-learn does it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.utils import check_array
+from sklearn.utils.validation import validate_data
+
+from ..data.checks import check_finite
+from ..data.source import Source, float_dtype
+from .data import Table, check_target, is_sparse
+
+__all__ = ["check_X", "check_codes", "scoring_table", "training_table", "validation_table"]
+
+
+def check_X(estimator: Any, X: Any, *, reset: bool, min_samples: int = 1) -> Any:
+    """X as a finite float array, a canonical CSR of floats, or a Source."""
+    if not isinstance(X, Source):
+        X = _plain(
+            validate_data(
+                estimator,
+                X,
+                reset=reset,
+                accept_sparse="csr",
+                dtype="numeric",
+                ensure_all_finite=False,
+                ensure_min_samples=min_samples,
+            )
+        )
+        check_finite(X)
+        return X
+    name = type(estimator).__name__
+    if X.shape[0] < min_samples:
+        raise ValueError(
+            f"Found a source with {X.shape[0]} sample(s) while a minimum of {min_samples} is required by {name}."
+        )
+    names = None if X.var_names is None else np.asarray([str(n) for n in X.var_names], dtype=object)
+    if reset:
+        estimator.n_features_in_ = X.shape[1]
+        estimator.__dict__.pop("feature_names_in_", None)
+        if names is not None:
+            estimator.feature_names_in_ = names
+    elif X.shape[1] != estimator.n_features_in_:
+        raise ValueError(
+            f"X has {X.shape[1]} features, but {name} is expecting {estimator.n_features_in_} features as input"
+        )
+    else:
+        known = getattr(estimator, "feature_names_in_", None)
+        if known is not None and names is not None and not np.array_equal(known, names):
+            at = int(np.argmax(known != names))
+            raise ValueError(
+                f"{X.name}: the feature names should match those of fit: column {at} is {names[at]!r}, "
+                f"not {known[at]!r}"
+            )
+    return X
+
+
+def check_codes(estimator: Any, Z: Any) -> Any:
+    """Z as a finite float array or a Source of as many columns as there are latents."""
+    if not isinstance(Z, Source):
+        Z = _plain(check_array(Z, dtype="numeric", ensure_all_finite=False, input_name="Z"))
+        check_finite(Z, source="Z")
+    if Z.shape[1] != estimator._network.spec.n_components:
+        expected = estimator._network.spec.n_components
+        raise ValueError(f"Z has {Z.shape[1]} columns, but {type(estimator).__name__} has {expected} components")
+    return Z
+
+
+def training_table(
+    estimator: Any, X: Any, y: Any, sample_weight: ArrayLike | None, *, reset: bool, min_samples: int = 1
+) -> Table:
+    """What `fit` is given; the estimator takes the number and the names of the features if `reset`."""
+    X = check_X(estimator, X, reset=reset, min_samples=min_samples)
+    n_rows = int(X.shape[0])
+    return Table(X, _read_target(y, n_rows), _read_weight(sample_weight, n_rows))
+
+
+def validation_table(estimator: Any, X_val: Any, table: Table) -> Table:
+    """What `fit` is given as `X_val`, beside the `table` that it trains on."""
+    X, y = X_val if isinstance(X_val, tuple) else (X_val, None)
+    X = check_X(estimator, X, reset=False)
+    target = _read_target(y, int(X.shape[0]))
+    if (target is None) != (table.target is None):
+        raise ValueError("X_val must be a pair (X_val, y_val) if, and only if, fit has a y to reconstruct")
+    if target is not None and target.shape[1] != table.target.shape[1]:
+        raise ValueError(f"y_val has {target.shape[1]} columns, y has {table.target.shape[1]}")
+    return Table(X, target)
+
+
+def scoring_table(estimator: Any, X: Any, y: Any) -> Table:
+    """Rows to score, and what to compare their reconstruction with if that is not themselves."""
+    X = check_X(estimator, X, reset=False)
+    spec = estimator._network.spec
+    target = _read_target(y, int(X.shape[0]))
+    if target is None and spec.separate_target:
+        raise ValueError("this estimator was fitted with a y to reconstruct: scoring needs y too")
+    if target is not None and target.shape[1] != spec.n_outputs:
+        raise ValueError(f"y has {target.shape[1]} columns, the reconstruction has {spec.n_outputs}")
+    table = Table(X, target)
+    if table.in_memory:
+        check_target(X if target is None else target, spec.loss, 0, "X" if target is None else "y")
+    return table
+
+
+def _read_target(y: Any, n_rows: int) -> Any:
+    """The target that y is, or None for no y or labels."""
+    if y is None:
+        return None
+    shape = y.shape if hasattr(y, "shape") else np.asarray(y).shape
+    if len(shape) == 1:
+        return None
+    if not isinstance(y, Source):
+        y = _plain(check_array(y, accept_sparse="csr", dtype="numeric", ensure_all_finite=False, input_name="y"))
+        check_finite(y, source="y")
+    if y.shape[0] != n_rows:
+        raise ValueError(f"y has {y.shape[0]} rows, X has {n_rows}")
+    return y
+
+
+def _read_weight(sample_weight: ArrayLike | None, n_rows: int) -> NDArray[np.float64] | None:
+    if sample_weight is None:
+        return None
+    weight = np.array(sample_weight, dtype=np.float64)
+    if weight.shape != (n_rows,):
+        raise ValueError(f"sample_weight has shape {weight.shape}, X has {n_rows} rows: ({n_rows},) is needed")
+    if not (np.isfinite(weight) & (weight >= 0)).all():
+        at = int(np.argmin(np.isfinite(weight) & (weight >= 0)))
+        raise ValueError(f"sample_weight: {weight[at]:g} at row {at} is negative or not finite")
+    return weight
+
+
+def _plain(X: Any) -> Any:
+    """An array or CSR as the backends take it: float32 or float64 in native byte order, CSR canonical."""
+    X = X.astype(float_dtype(X.dtype), copy=False)
+    if is_sparse(X) and not X.has_canonical_format:
+        X = X.copy()
+        X.sum_duplicates()
+    return X

@@ -1,0 +1,38 @@
+"""One small estimator of each class, and data to fit them on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from narrows import Autoencoder, DenoisingAutoencoder, LinearAutoencoder, SparseAutoencoder
+from narrows.backends import AUTO, probe, resolve
+
+BACKEND = resolve("auto") if any(probe(name).ok for name in AUTO) else "reference"
+SMALL: dict[str, Any] = {"max_iter": 5, "backend": BACKEND, "n_threads": 1, "random_state": 0}
+ESTIMATORS = [
+    Autoencoder(2, hidden_layer_sizes=8, **SMALL),
+    LinearAutoencoder(2, precision="float64", **SMALL),
+    DenoisingAutoencoder(2, hidden_layer_sizes=8, **SMALL),
+    SparseAutoencoder(6, **SMALL),
+]
+ids = [type(e).__name__ for e in ESTIMATORS]
+
+
+def small(n_components: int = 3, **params: Any) -> Autoencoder:
+    return Autoencoder(n_components, **({"hidden_layer_sizes": 8, "batch_size": 32} | SMALL | params))
+
+
+def same_rows(one: np.ndarray, other: np.ndarray) -> bool:
+    """Whether results of rows are equal that were computed among other rows: to the bit where that is promised."""
+    if BACKEND in ("cpp", "numba"):
+        return bool((one == other).all())
+    return bool(np.allclose(one, other, rtol=1e-4, atol=1e-6))
+
+
+def low_rank() -> np.ndarray:
+    """200 rows of 12 numbers that depend on 3."""
+    rng = np.random.default_rng(1)
+    codes = rng.random((200, 3))
+    return (codes @ rng.random((3, 12)) / 3).astype(np.float32)

@@ -1,0 +1,242 @@
+"""The command line: usage, settings, configuration, bad input, exit codes."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cli_runs import SMALL, metrics, narrows, table
+from narrows.cli import rundir, tables
+from narrows.cli.settings import FitSettings, parse_setting, parse_size
+
+# --- usage and bad input ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["fly"],
+        ["fit"],
+        ["fit", "pbmc4k"],
+        ["fit", "pbmc4k", "--out", "OUT", "--epochs", "0"],
+        ["fit", "pbmc4k", "--out", "OUT", "--epochs", "many"],
+        ["fit", "pbmc4k", "--out", "OUT", "--epoch", "3"],  # no abbreviations
+        ["fit", "pbmc4k", "--out", "OUT", "--loss", "poisson"],
+        ["fit", "pbmc4k", "--out", "OUT", "--hidden", "12,-1"],
+        ["fit", "pbmc4k", "--out", "OUT", "--seed", "-1"],
+        ["fit", "pbmc4k", "--out", "OUT", "--seed", str(2**64)],
+        ["fit", "pbmc4k", "--out", "OUT", "--max-memory", "lots"],
+        ["fit", "pbmc4k", "--out", "OUT", "--checkpoint-minutes", "nan"],
+        ["fit", "pbmc4k", "--out", "OUT", "--set", "dropout"],
+        ["fit", "pbmc4k", "--out", "OUT", "--set", "dropout=2"],
+        ["fit", "pbmc4k", "--out", "OUT", "--set", "nonsense=2"],
+        ["fit", "pbmc4k", "--out", "OUT", "--set", "loss=bce"],
+        ["fit", "pbmc4k", "--out", "OUT", "--set", "verbose=1"],
+        ["fit", "pbmc4k", "--out", "OUT", "--estimator", "linear", "--hidden", "5"],
+        ["fit", "pbmc4k", "--out", "OUT", "--loss", "multinomial", "--normalize", "log1p"],
+        ["fit", "pbmc4k", "--out", "OUT", "--config", "missing.toml"],
+        ["encode", "OUT", "pbmc4k"],
+        ["encode", "OUT", "pbmc4k", "-o", "OUT.npy", "--threads", "0"],
+    ],
+)
+def test_usage_errors_are_exit_2(args, tmp_path, line, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert narrows(*args) == 2
+    line()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_bad_files_are_exit_3(tmp_path, line, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    X = table()
+    X[41, 7] = np.nan
+    np.save("nan.npy", X)
+    X[41, 7] = -3
+    np.save("negative.npy", X.round())
+    np.save("one.npy", X[:1])
+    Path("damaged.npy").write_bytes(b"\x93NUMPY broken")
+    Path("model.safetensors").write_bytes(b"x" * 100)
+    for args, text in (
+        (["fit", "missing.npy", "--out", "o"], "missing.npy"),
+        (["fit", "nan.npy", "--out", "o"], "row 41, column 7"),
+        (["fit", "negative.npy", "--out", "o", "--normalize", "log1p"], "negative value"),
+        (["fit", "negative.npy", "--out", "o", "--loss", "multinomial"], "negative.npy"),
+        (["fit", "one.npy", "--out", "o"], "at least 2"),
+        (["fit", "damaged.npy", "--out", "o"], "damaged.npy"),
+        (["encode", "missing.safetensors", "pbmc4k", "-o", "z.npy"], "missing.safetensors"),
+        (["encode", "model.safetensors", "pbmc4k", "-o", "z.npy"], "model.safetensors"),
+        (["encode", ".", "pbmc4k", "-o", "z.txt"], "z.txt"),
+        (["encode", ".", "pbmc4k", "-o", "no/z.npy"], "no/z.npy"),
+        (["report", "nowhere"], "nowhere"),
+        (["report", "."], "metrics.json"),
+    ):
+        assert narrows(*args) == 3, args
+        assert text in line()
+        assert not Path("o").exists()
+
+
+def test_debug_shows_the_traceback(capsys, tmp_path):
+    assert narrows("fit", "missing.npy", "--out", tmp_path / "o", "--debug") == 3
+    assert "Traceback" in capsys.readouterr().err
+    assert narrows("fit", "missing.npy", "--out", tmp_path / "o") == 3
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_unexpected_errors_are_exit_1(npy, tmp_path, monkeypatch, line):
+    from narrows.cli import evaluation
+
+    def broken(*args, **kwargs):
+        raise KeyError("inside")
+
+    monkeypatch.setattr(evaluation, "pca", broken)
+    assert narrows("fit", npy, "--out", tmp_path / "o", *SMALL) == 1
+    assert "--debug" in line()
+    assert metrics(tmp_path / "o")["status"] == "failed"
+    assert not (tmp_path / "o" / "_SUCCESS").exists()
+    monkeypatch.undo()
+    assert narrows("fit", npy, "--out", tmp_path / "o", *SMALL) == 0  # training is not repeated, the rest is
+    assert metrics(tmp_path / "o")["status"] == "finished"
+
+
+def test_environment_of_threads_and_backend(npy, tmp_path, monkeypatch, line):
+    monkeypatch.setenv("NARROWS_NUM_THREADS", "some")
+    args = [a for a in SMALL if a not in ("--threads", "1")]
+    assert narrows("fit", npy, "--out", tmp_path / "o", *args) == 2
+    assert "NARROWS_NUM_THREADS" in line()
+    monkeypatch.setenv("NARROWS_NUM_THREADS", "1")
+    monkeypatch.setenv("NARROWS_BACKEND", "abacus")
+    assert narrows("fit", npy, "--out", tmp_path / "o", *args) == 2
+    assert "abacus" in line()
+    monkeypatch.setenv("NARROWS_BACKEND", "reference")
+    assert narrows("fit", npy, "--out", tmp_path / "o", *args) == 0
+    m = metrics(tmp_path / "o")
+    assert (m["backend"], m["n_threads"], m["threads_from"], m["isa"]) == (
+        "reference",
+        1,
+        "NARROWS_NUM_THREADS",
+        None,
+    )
+
+
+def test_config_file(npy, tmp_path, line):
+    config = tmp_path / "c.toml"
+    config.write_text(
+        'components = 2\nhidden = [7, 5]\nquiet = true\nepochs = 3\nmax-memory = "8GB"\n[set]\nalpha = 0.01\n'
+    )
+    out = tmp_path / "o"
+    assert narrows("fit", npy, "--out", out, "--config", config, "--epochs", "2") == 0
+    written = tomllib.loads((out / "config.toml").read_text())
+    assert (written["components"], written["hidden"], written["epochs"]) == (2, [7, 5], 2)
+    assert written["set"] == {"alpha": 0.01}
+    assert written["max-memory"] == 8 * 10**9
+    codes = np.load(out / "latent.npy")
+    # what fit wrote repeats the fit
+    again = tmp_path / "again"
+    assert narrows("fit", "--config", out / "config.toml", "--out", again, "--quiet") == 0
+    assert np.array_equal(np.load(again / "latent.npy"), codes)
+    for text in (
+        "componets = 3", "components = 0", "components = true", "hidden = 'a'", "[components]\nx = 1",
+        "quiet = 'yes'", "loss = 'nb'", "not toml", "set = 3", "[set]\nnonsense = 1",
+    ):  # fmt: skip
+        config.write_text(text)
+        assert narrows("fit", npy, "--out", tmp_path / "p", "--config", config) == 2, text
+        line()
+        assert not (tmp_path / "p").exists()
+
+
+def test_progress_lines_and_quiet(npy, tmp_path, capsys):
+    args = ["fit", npy, *SMALL[:-1], "--out"]
+    assert narrows(*args, tmp_path / "a") == 0
+    err = capsys.readouterr().err
+    assert re.search(r"narrows: epoch \d+/4, loss [\d.]+, val_loss [\d.]+, \d+ s\n", err)
+    assert all(text.startswith("narrows: ") for text in err.splitlines())
+    assert narrows(*args, tmp_path / "b", "--quiet") == 0
+    assert capsys.readouterr() == ("", "")
+
+
+def test_help_version_doctor(capsys):
+    for args in (["--help"], ["fit", "--help"], ["encode", "--help"], ["--version"]):
+        with pytest.raises(SystemExit) as end:
+            narrows(*args)
+        assert end.value.code == 0
+        assert capsys.readouterr().out
+    assert narrows() == 2
+    capsys.readouterr()
+    assert narrows("doctor") == 0
+    out = capsys.readouterr().out
+    for word in ("narrows", "python", "threads", "backends", "extras"):
+        assert word in out
+
+
+def test_h5ad_layer_is_remembered(tmp_path):
+    anndata = pytest.importorskip("anndata")
+    counts = np.random.default_rng(0).poisson(2.0, (80, 15)).astype(np.float32)
+    adata = anndata.AnnData(np.zeros((80, 15), np.float32), layers={"counts": sp.csr_matrix(counts)})
+    adata.write_h5ad(tmp_path / "x.h5ad")
+    out = tmp_path / "o"
+    assert narrows("fit", tmp_path / "x.h5ad", "--out", out, *SMALL, "--layer", "counts") == 0
+    assert metrics(out)["normalize"] == "log1p"
+    assert narrows("encode", out, tmp_path / "x.h5ad", "-o", tmp_path / "z.npy", "--quiet") == 0
+    assert np.array_equal(np.load(tmp_path / "z.npy"), anndata.read_h5ad(out / "latent.h5ad").X)
+
+
+# --- small parts ------------------------------------------------------------------------------------------
+
+
+def test_sizes():
+    assert parse_size("8GB") == 8 * 10**9
+    assert parse_size("1.5 GiB") == 3 << 29
+    assert parse_size("500m") == 500 * 10**6
+    assert parse_size("12345") == 12345
+    for text in ("", "GB", "8XB", "-1GB", "0", "inf", "nan", "8 G B x"):
+        with pytest.raises(ValueError, match="size"):
+            parse_size(text)
+
+
+def test_settings_of_the_estimator():
+    assert parse_setting("alpha=1e-4") == ("alpha", 1e-4)
+    assert parse_setting("shuffle=false") == ("shuffle", False)
+    assert parse_setting("clip_norm=none") == ("clip_norm", None)
+    assert parse_setting("decoder-layer-sizes=(3, 4)") == ("decoder_layer_sizes", (3, 4))
+    assert parse_setting("activation=gelu") == ("activation", "gelu")
+    assert parse_setting("a=b=c") == ("a", "b=c")
+
+
+json_like = st.recursive(
+    st.one_of(st.booleans(), st.integers(-(2**62), 2**62), st.floats(allow_nan=False), st.text(max_size=20)),
+    lambda inner: st.lists(inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.dictionaries(st.text(max_size=8), st.one_of(json_like, st.dictionaries(st.text(max_size=5), json_like))))
+def test_toml_reads_back(value):
+    read = tomllib.loads(rundir.to_toml(value))
+    assert read == {k: v for k, v in value.items() if v != {}}
+
+
+def test_identity_leaves_out_how_a_run_is_done():
+    a = FitSettings(data="x", out="o", threads=1, max_memory=10**9, quiet=True, resume="never")
+    b = FitSettings(data="y", out="p", threads=8, checkpoint_minutes=1)
+    assert a.identity() == b.identity()
+    assert a.identity() != FitSettings(data="x", out="o", seed=1).identity()
+
+
+def test_torn_history_is_read_up_to_the_tear(tmp_path):
+    path = tmp_path / "history.jsonl"
+    path.write_text('{"epoch": 1, "loss": 2.0}\n{"epoch": 2, "loss": 1.0}\n{"epo')
+    assert [x["epoch"] for x in rundir.read_history(path)] == [1, 2]
+
+
+def test_table_of_wrong_length_leaves_no_file(tmp_path):
+    with pytest.raises(ValueError, match="rows"):
+        tables.write_table(tmp_path / "t.npy", [np.zeros((3, 2))], (4, 2), np.float64)
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,272 @@
+"""What estimators take, whatever its dtype, layout and container, and what they refuse."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
+
+from estimator_cases import BACKEND, ESTIMATORS, ids, low_rank, same_rows, small
+from narrows.data import ArraySource
+
+
+@pytest.fixture(scope="module")
+def X() -> np.ndarray:
+    return low_rank()
+
+
+# --- shapes, dtypes, containers -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS, ids=ids)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_shapes_and_dtypes(estimator: Any, dtype: Any, X: np.ndarray) -> None:
+    X = X.astype(dtype)
+    ae = clone(estimator).fit(X)
+    Z = ae.transform(X)
+    assert Z.shape == (200, ae.n_components)
+    for rows in (Z, ae.inverse_transform(Z), ae.reconstruct(X), ae.score_samples(X)):
+        assert rows.dtype == dtype
+        assert len(rows) == 200
+        assert np.isfinite(rows).all()
+    np.testing.assert_allclose(ae.inverse_transform(Z), ae.reconstruct(X), rtol=1e-5, atol=1e-6)
+    assert ae.score(X) == pytest.approx(ae.score_samples(X).mean(), rel=1e-5)
+    errors = ae.feature_errors(X)
+    assert errors.shape == (12,)
+    assert errors.sum() == pytest.approx(-ae.score(X), rel=1e-4)
+    assert ae.backend_ == BACKEND
+    assert ae.get_feature_names_out()[0] == f"{type(ae).__name__.lower()}0"
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.int32, np.uint8, bool])
+def test_other_dtypes_become_float32(dtype: Any, X: np.ndarray) -> None:
+    D = (X.mean() < X).astype(dtype)
+    assert small().fit(D).transform(D).dtype == np.float32
+
+
+@pytest.mark.parametrize("layout", ["F", "reversed", "byte-swapped", "read-only"])
+def test_layouts_give_the_same_bits(layout: str, X: np.ndarray) -> None:
+    given = {
+        "F": np.asfortranarray(X),
+        "reversed": X[::-1, ::-1].copy()[::-1, ::-1],
+        "byte-swapped": X.astype(">f4"),
+        "read-only": X.copy(),
+    }[layout]
+    given.flags.writeable = False
+    expected = small().fit(X)
+    ae = small().fit(given)
+    assert (ae.transform(given) == expected.transform(X)).all()
+    assert ae.history_["loss"] == expected.history_["loss"]
+
+
+def test_memory_map(tmp_path: Path, X: np.ndarray) -> None:
+    np.save(tmp_path / "x.npy", X)
+    mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
+    assert (small().fit(mapped).transform(mapped) == small().fit(X).transform(X)).all()
+
+
+@pytest.mark.parametrize("kind", [sp.csr_array, sp.csr_matrix, sp.csc_array, sp.csc_matrix])
+@pytest.mark.parametrize("corruption", [None, "salt_and_pepper"])
+def test_sparse_is_close_to_dense(kind: Any, corruption: str | None, X: np.ndarray) -> None:
+    D = np.where(np.median(X) < X, X, 0)
+    params = {"corruption": corruption, "corruption_level": 0.1}
+    dense, sparse = small(**params).fit(D), small(**params).fit(kind(D))
+    np.testing.assert_allclose(sparse.transform(kind(D)), dense.transform(D), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(sparse.feature_errors(kind(D)), dense.feature_errors(D), rtol=1e-4)
+    assert sparse.score(kind(D)) == pytest.approx(dense.score(D), rel=1e-4)
+
+
+def test_unsorted_csr_with_duplicates_is_left_alone(X: np.ndarray) -> None:
+    D = np.where(np.median(X) < X, X, 0)
+    C = sp.csr_array(D)
+    data, indices = C.data.copy(), C.indices.copy()
+    for i in range(C.shape[0]):
+        row = slice(C.indptr[i], C.indptr[i + 1])
+        data[row], indices[row] = data[row][::-1], indices[row][::-1]
+    messy = sp.csr_array((data, indices, C.indptr.astype(np.int64)), shape=C.shape)
+    before = messy.data.copy(), messy.indices.copy()
+    assert (small().fit(messy).transform(messy) == small().fit(C).transform(C)).all()
+    assert (messy.data == before[0]).all()
+    assert (messy.indices == before[1]).all()
+
+
+def test_frames(X: np.ndarray) -> None:
+    pd, pl = pytest.importorskip("pandas"), pytest.importorskip("polars")
+    names = [f"g{i}" for i in range(12)]
+    frame = pd.DataFrame(X, columns=names, index=[f"c{i}" for i in range(200)])
+    ae = small().fit(frame)
+    assert list(ae.feature_names_in_) == names
+    assert (ae.transform(frame) == small().fit(X).transform(X)).all()
+    out = ae.set_output(transform="pandas").transform(frame)
+    assert list(out.columns) == list(ae.get_feature_names_out())
+    assert list(out.index) == list(frame.index)
+    with pytest.raises(ValueError, match="feature names should match"):
+        ae.transform(frame[names[::-1]])
+    polars = pl.DataFrame(X, schema=names)
+    assert (small().fit(polars).transform(polars) == small().fit(X).transform(X)).all()
+
+
+def test_source_names_are_checked(X: np.ndarray) -> None:
+    names = np.array([f"g{i}" for i in range(12)])
+    ae = small().fit(ArraySource(X, var_names=names))
+    assert list(ae.feature_names_in_) == list(names)
+    with pytest.raises(ValueError, match="column 0 is 'g11', not 'g0'"):
+        ae.transform(ArraySource(X, var_names=names[::-1]))
+    with pytest.raises(ValueError, match="X has 5 features, but Autoencoder is expecting 12"):
+        ae.transform(ArraySource(X[:, :5]))
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_source_in_one_block_equals_the_array(sparse: bool, X: np.ndarray) -> None:
+    data = sp.csr_array(np.where(np.median(X) < X, X, 0)) if sparse else X
+    a, b = small().fit(data), small().fit(ArraySource(data))
+    assert all((u == v).all() for u, v in zip(a.coefs_, b.coefs_, strict=True))
+    assert (a.transform(data) == b.transform(ArraySource(data))).all()
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_source_in_blocks(sparse: bool, X: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = sp.csr_array(np.where(np.median(X) < X, X, 0)) if sparse else X
+    source = ArraySource(data)
+    ae = small(max_iter=30).fit(source, block_bytes=3000)
+    assert ae.history_["loss"][-1] < ae.history_["loss"][0]
+    assert ae.history_["loss"][-1] == pytest.approx(small(max_iter=30).fit(data).history_["loss"][-1], rel=0.3)
+    whole = [ae.transform(data), ae.reconstruct(data), ae.score_samples(data), ae.feature_errors(data)]
+    monkeypatch.setattr("narrows.models.base.BLOCK_BYTES", 3000)
+    parts = [
+        ae.transform(source),
+        ae.reconstruct(source),
+        ae.score_samples(source),
+        ae.feature_errors(source),
+    ]
+    for one, other in zip(whole[:3], parts[:3], strict=True):
+        assert same_rows(one, other)
+    np.testing.assert_allclose(whole[3], parts[3], rtol=1e-12 if BACKEND == "cpp" else 1e-4)
+
+
+# --- refused ------------------------------------------------------------------------------------------------
+
+BAD_PARAMETERS: list[tuple[dict[str, Any], type[Exception], str]] = [
+    ({"n_components": 0}, ValueError, "n_components=0 must be at least 1"),
+    ({"n_components": 2.5}, TypeError, "n_components=2.5 must be an integer"),
+    ({"n_components": True}, TypeError, "n_components=True"),
+    ({"hidden_layer_sizes": (8, 0)}, ValueError, "hidden_layer_sizes"),
+    ({"hidden_layer_sizes": "8"}, TypeError, "hidden_layer_sizes='8'"),
+    ({"decoder_layer_sizes": 1.5}, TypeError, "decoder_layer_sizes=1.5"),
+    ({"activation": "softmax"}, ValueError, "activation='softmax' must be one of linear, relu"),
+    ({"latent_activation": None}, TypeError, "latent_activation=None"),
+    ({"loss": "poison"}, ValueError, "loss='poison' must be one of mse, bce, huber, multinomial"),
+    ({"loss": "bce", "output_activation": "relu"}, ValueError, "choose from auto, sigmoid"),
+    ({"loss": "multinomial", "output_activation": "linear"}, ValueError, "choose from auto, softmax"),
+    ({"corruption": "rain"}, ValueError, "must be one of gaussian, masking, salt_and_pepper, None"),
+    ({"corruption": "masking", "corruption_level": 1.5}, ValueError, r"must be in \[0, 1\]: a probability"),
+    ({"corruption_level": -1}, ValueError, "corruption_level=-1"),
+    ({"dropout": 1.0}, ValueError, r"dropout=1.0 must be in \[0, 1\)"),
+    ({"kl_sparsity": 1.0}, ValueError, "kl_sparsity needs latent_activation='sigmoid'"),
+    ({"tied_weights": True, "decoder_layer_sizes": (4,)}, ValueError, r"must be None or \(8,\)"),
+    ({"tied_weights": 1}, TypeError, "tied_weights=1 must be True or False"),
+    ({"alpha": float("nan")}, ValueError, "alpha=nan"),
+    ({"solver": "lbfgs"}, ValueError, "solver='lbfgs' must be one of sgd, adam, adamw"),
+    ({"learning_rate_init": 0}, ValueError, "learning_rate_init=0 must be in"),
+    ({"learning_rate_init": "fast"}, TypeError, "learning_rate_init='fast' must be a number"),
+    ({"clip_norm": 0.0}, ValueError, "clip_norm=0.0"),
+    ({"learning_rate": "warm"}, ValueError, "constant, cosine, plateau"),
+    ({"batch_size": 0}, ValueError, "batch_size=0"),
+    ({"max_iter": 0}, ValueError, "max_iter=0"),
+    ({"validation_fraction": 1.0}, ValueError, r"validation_fraction=1.0 must be in \(0, 1\)"),
+    ({"random_state": -1}, ValueError, "random_state=-1"),
+    ({"random_state": "lucky"}, TypeError, "random_state='lucky'"),
+    ({"precision": "float16"}, ValueError, "precision='float16' must be one of float32, float64"),
+    ({"backend": "abacus"}, ValueError, "backend='abacus' is not a backend"),
+    ({"n_threads": 0}, ValueError, "n_threads=0"),
+]
+
+
+@pytest.mark.parametrize(("params", "error", "message"), BAD_PARAMETERS, ids=lambda v: str(v)[:40])
+def test_bad_parameters(params: dict[str, Any], error: type[Exception], message: str, X: np.ndarray) -> None:
+    ae = small(**params)
+    with pytest.raises(error, match=message) as raised:
+        ae.fit(X)
+    assert "\n" not in str(raised.value)
+    with pytest.raises(NotFittedError):
+        ae.transform(X)
+
+
+def _with(X: np.ndarray, row: int, column: int, value: float) -> np.ndarray:
+    X = X.copy()
+    X[row, column] = value
+    return X
+
+
+BAD_DATA: list[tuple[str, Callable[[np.ndarray], Any], str]] = [
+    ("nan", lambda X: small().fit(_with(X, 7, 3, np.nan)), "X: NaN in row 7, column 3"),
+    ("inf", lambda X: small().fit(_with(X, 7, 3, np.inf)), "X: inf in row 7, column 3"),
+    ("sparse nan", lambda X: small().fit(sp.csr_array(_with(X, 7, 3, np.nan))), "NaN in row 7, column 3"),
+    ("source nan", lambda X: small().fit(ArraySource(_with(X, 7, 3, np.nan))), "NaN in row 7, column 3"),
+    (
+        "later block nan",
+        lambda X: small().fit(ArraySource(_with(X, 170, 3, np.nan)), block_bytes=2000),
+        "NaN in row 170, column 3",
+    ),
+    ("val nan", lambda X: small().fit(X, X_val=_with(X, 7, 3, np.nan)), "NaN in row 7, column 3"),
+    ("bce", lambda X: small(loss="bce").fit(_with(X, 9, 2, 1.5)), r"1.5 in row 9, column 2; loss='bce'"),
+    (
+        "sparse bce",
+        lambda X: small(loss="bce").fit(sp.csr_array(_with(X, 9, 2, 1.5))),
+        r"1.5 in row 9, column 2; loss='bce'",
+    ),
+    (
+        "source bce",
+        lambda X: small(loss="bce").fit(ArraySource(_with(X, 150, 2, 1.5)), block_bytes=2000),
+        "1.5 in row 150, column 2",
+    ),
+    ("multinomial", lambda X: small(loss="multinomial").fit(_with(X, 9, 2, -1)), "-1 in row 9, column 2"),
+    ("target", lambda X: small(loss="bce").fit(X, _with(X, 9, 2, 1.5)), "y: 1.5 in row 9, column 2"),
+    ("score", lambda X: small(loss="bce").fit(X).score(_with(X, 9, 2, 1.5)), "X: 1.5 in row 9, column 2"),
+    ("y rows", lambda X: small().fit(X, X[:5]), "y has 5 rows, X has 200"),
+    ("y nan", lambda X: small().fit(X, _with(X, 7, 3, np.nan)), "y: NaN in row 7, column 3"),
+    ("weight shape", lambda X: small().fit(X, sample_weight=np.ones(5)), r"sample_weight has shape \(5,\)"),
+    ("weight sign", lambda X: small().fit(X, sample_weight=-np.ones(200)), "sample_weight: -1 at row 0"),
+    (
+        "no weight",
+        lambda X: small().fit(X, sample_weight=np.zeros(200)),
+        "sample_weight is zero for every row",
+    ),
+    ("one row", lambda X: small().fit(X[:1]), "minimum of 2 is required"),
+    ("one source row", lambda X: small().fit(ArraySource(X[:1])), "minimum of 2 is required"),
+    (
+        "features",
+        lambda X: small().fit(X).transform(X[:, :5]),
+        "X has 5 features, but Autoencoder is expecting 12",
+    ),
+    ("codes", lambda X: small().fit(X).inverse_transform(X), "Z has 12 columns, but Autoencoder has 3"),
+    ("val width", lambda X: small().fit(X, X_val=X[:, :5]), "X has 5 features"),
+    ("val pair", lambda X: small().fit(X, X, X_val=X), r"X_val must be a pair"),
+    (
+        "score width",
+        lambda X: small().fit(X).score(X, X[:, :5]),
+        "y has 5 columns, the reconstruction has 12",
+    ),
+]
+
+
+@pytest.mark.parametrize(("call", "message"), [b[1:] for b in BAD_DATA], ids=[b[0] for b in BAD_DATA])
+def test_bad_data(call: Callable[[np.ndarray], Any], message: str, X: np.ndarray) -> None:
+    with pytest.raises(ValueError, match=message) as raised:
+        call(X)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_failed_fit_leaves_the_earlier_one(X: np.ndarray) -> None:
+    ae = small().fit(X)
+    before = ae.transform(X)
+    with pytest.raises(ValueError, match="NaN"):
+        ae.fit(_with(X[:, :5], 0, 0, np.nan))
+    assert (ae.transform(X) == before).all()
+    assert ae.n_features_in_ == 12
