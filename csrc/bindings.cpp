@@ -336,7 +336,9 @@ py::dict build_info() {
   info["isa_tables"] = tables;
   info["threads"] = team_kind();
   info["compiler"] = __VERSION__;
-  info["op_names"] = op_names();
+  py::list ops;
+  for (const OpInfo& op : OPS) ops.append(py::make_tuple(op.name, op.slots, op.ints, op.floats, op.reads, op.writes));
+  info["ops"] = ops;
   info["activation_names"] = activation_names();
   info["loss_names"] = loss_names();
   info["op_size"] = sizeof(OpDesc);

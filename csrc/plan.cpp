@@ -7,21 +7,16 @@
 
 namespace narrows {
 
+const OpInfo OPS[OP_COUNT] = {
+#define X(name, ...) {#name, __VA_ARGS__},
+    NARROWS_OPS(X)
+#undef X
+};
+
 namespace {
 
 constexpr index_t MAX_EXTENT = index_t(1) << 40;  // elements; keeps every product of sizes below 2**63
 constexpr index_t MAX_DIM = index_t(1) << 31;
-
-struct Counts {
-  const char* name;
-  int slots, ints, floats;
-};
-
-constexpr Counts OPS[] = {
-#define X(name, slots, ints, floats) {#name, slots, ints, floats},
-    NARROWS_OPS(X)
-#undef X
-};
 
 std::string shape(const SlotDesc& s) { return "(" + std::to_string(s.rows) + ", " + std::to_string(s.cols) + ")"; }
 
@@ -32,7 +27,7 @@ class Check {
 
   void run() const {
     require(op_.code >= 0 && op_.code < OP_COUNT, "op code " + std::to_string(op_.code) + " is unknown");
-    const Counts& counts = OPS[op_.code];
+    const OpInfo& counts = OPS[op_.code];
     require(op_.modes > 0 && op_.modes < 64, "modes " + std::to_string(op_.modes) + " are out of range");
     for (int i = 0; i < MAX_SLOTS; ++i) {
       const int s = op_.slots[i];
@@ -229,14 +224,6 @@ void validate(const PlanDesc& plan) {
             name + ": offset " + std::to_string(s.offset) + " leaves its region of " + std::to_string(extent));
   }
   for (size_t i = 0; i < plan.ops.size(); ++i) Check(plan, i).run();
-}
-
-const char* op_name(int code) { return OPS[code].name; }
-
-std::vector<std::string> op_names() {
-  std::vector<std::string> names;
-  for (const Counts& op : OPS) names.emplace_back(op.name);
-  return names;
 }
 
 std::vector<std::string> activation_names() {

@@ -59,32 +59,38 @@ enum Mode : int {
   MODE_GRADIENT = 16,
   MODE_TRAIN = 32
 };
+constexpr int MODE_BITS = 6;
 enum Region : int { REGION_PARAMETER, REGION_GRADIENT, REGION_MOMENT1, REGION_MOMENT2, REGION_BATCH, REGION_SCRATCH };
 // Training keeps its sources bound while validation data is applied.
 enum Bank : int { BANK_TRAIN, BANK_APPLY, BANK_COUNT };
 enum Source : int { SOURCE_X, SOURCE_TARGET, SOURCE_WEIGHT, SOURCE_LATENT, SOURCE_COUNT };
 
-// X(NAME, slots, integers, floats), in the order of plan.SIGNATURES
-#define NARROWS_OPS(X)    \
-  X(GATHER, 1, 1, 0)      \
-  X(CORRUPT, 1, 2, 3)     \
-  X(DENSE, 5, 2, 0)       \
-  X(DROPOUT, 1, 1, 1)     \
-  X(LINK, 1, 1, 0)        \
-  X(LOSS, 4, 2, 1)        \
-  X(WGRAD, 3, 1, 0)       \
-  X(COLSUM, 3, 1, 0)      \
-  X(DGRAD, 4, 2, 1)       \
-  X(ACTIVITY_L1, 5, 1, 1) \
-  X(KL_SPARSITY, 5, 1, 2) \
-  X(DECAY, 3, 0, 2)       \
-  X(REDUCE, 3, 2, 0)      \
-  X(SQNORM, 1, 0, 0)      \
-  X(SHRINK, 1, 0, 1)      \
-  X(UPDATE, 1, 1, 4)
+// How the threads of an op share a slot they write: each has its own rows of the batch, its own tiles of the matrix
+// (cut by shape alone), thread 0 does it all, or in a way of the op's own.
+enum Share : int { SHARE_ROWS, SHARE_TILES, SHARE_FIRST, SHARE_ALL };
+
+// X(NAME, slots, integers, floats, slots read, slots written, share), in the order of plan.SIGNATURES; the sets of
+// slots are bit masks. SHARE_ROWS is of the batch slots, SHARE_TILES and SHARE_FIRST of those written.
+#define NARROWS_OPS(X)                                  \
+  X(GATHER, 1, 1, 0, 0b0, 0b1, SHARE_ROWS)              \
+  X(CORRUPT, 1, 2, 3, 0b1, 0b1, SHARE_ROWS)             \
+  X(DENSE, 5, 2, 0, 0b00111, 0b11000, SHARE_ROWS)       \
+  X(DROPOUT, 1, 1, 1, 0b1, 0b1, SHARE_ROWS)             \
+  X(LINK, 1, 1, 0, 0b1, 0b1, SHARE_ROWS)                \
+  X(LOSS, 4, 2, 1, 0b0111, 0b1001, SHARE_ROWS)          \
+  X(WGRAD, 3, 1, 0, 0b111, 0b100, SHARE_TILES)          \
+  X(COLSUM, 3, 1, 0, 0b011, 0b100, SHARE_ALL)           \
+  X(DGRAD, 4, 2, 1, 0b0111, 0b1000, SHARE_ROWS)         \
+  X(ACTIVITY_L1, 5, 1, 1, 0b01111, 0b11000, SHARE_ROWS) \
+  X(KL_SPARSITY, 5, 1, 2, 0b01111, 0b11000, SHARE_ALL)  \
+  X(DECAY, 3, 0, 2, 0b011, 0b110, SHARE_ALL)            \
+  X(REDUCE, 3, 2, 0, 0b111, 0b100, SHARE_FIRST)         \
+  X(SQNORM, 1, 0, 0, 0b0, 0b1, SHARE_ALL)               \
+  X(SHRINK, 1, 0, 1, 0b1, 0b1, SHARE_ALL)               \
+  X(UPDATE, 1, 1, 4, 0b1, 0b0, SHARE_ALL)
 
 enum OpCode : int {
-#define X(name, slots, ints, floats) OP_##name,
+#define X(name, ...) OP_##name,
   NARROWS_OPS(X)
 #undef X
       OP_COUNT
@@ -121,8 +127,15 @@ struct PlanDesc {
 // Throws std::invalid_argument naming the op, the operand and the values that do not fit.
 void validate(const PlanDesc& plan);
 
-const char* op_name(int code);
-std::vector<std::string> op_names();
+// What is known of an op kind.
+struct OpInfo {
+  const char* name;
+  int slots, ints, floats;
+  unsigned reads, writes;  // bit masks over the slots
+  Share share;
+};
+extern const OpInfo OPS[OP_COUNT];
+
 std::vector<std::string> activation_names();
 std::vector<std::string> loss_names();
 

@@ -81,7 +81,18 @@ def started(plan: Plan, dtype: type = np.float32, n_rows: int = 60, **options: i
 
 def test_enumerations_are_those_of_the_plan() -> None:
     info = _core.build_info()
-    assert info["op_names"] == [op.name for op in OpCode]
+    assert info["ops"] == [
+        (
+            op.name,
+            len(s.slots),
+            len(s.ints),
+            len(s.floats),
+            sum(1 << i for i, name in enumerate(s.slots) if name in s.reads),
+            sum(1 << i for i, name in enumerate(s.slots) if name in s.writes),
+        )
+        for op in OpCode
+        for s in [SIGNATURES[op]]
+    ]
     assert info["activation_names"] == [a.name for a in Activation]
     assert info["loss_names"] == [loss.name for loss in Loss]
     assert info["op_size"] == rich_plan().op_table().dtype.itemsize

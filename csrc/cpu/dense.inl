@@ -13,6 +13,12 @@ inline Matrix<const T> view(const Args<T>& args, const Context<T>& ctx, int i) {
   return {s.data, rows_of(args, ctx, i), s.cols, s.row_stride, 1, true};
 }
 template <class T>
+inline Matrix<const T> rows_from(Matrix<const T> m, const Range& rows) {
+  m.data = m.row(rows.begin);
+  m.rows = rows.end - rows.begin;
+  return m;
+}
+template <class T>
 inline Matrix<const T> transposed(const Matrix<const T>& m) {
   return {m.data, m.cols, m.rows, m.col_stride, m.row_stride, false};
 }
@@ -167,7 +173,12 @@ void dense(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
   l.out = args.slots[3];
   l.pre = args.slots[4];
   l.scratch = ctx.scratch + tid * ctx.scratch_stride;
-  dense_forward<Act>(l, tid, nt);
+  if (!ctx.split_rows) return dense_forward<Act>(l, tid, nt);
+  const Range rows(ctx.m, tid, nt);
+  l.x = rows_from(l.x, rows);
+  l.out.data = l.out.row(rows.begin);
+  if (l.pre.data) l.pre.data = l.pre.row(rows.begin);
+  dense_forward<Act>(l, 0, 1);
 }
 
 template <class Act, class T>
@@ -219,11 +230,19 @@ void wgrad(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
 
 template <class Act, class T>
 void dgrad(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
-  const Matrix<T>&saved = args.slots[2], &out = args.slots[3];
+  Matrix<T> saved = args.slots[2], out = args.slots[3];
+  Matrix<const T> dz = view(args, ctx, 0);
   const Matrix<const T> W = view(args, ctx, 1);
   const T scale = T(args.floats[0]);
+  T* scratch = ctx.scratch + tid * ctx.scratch_stride;
+  if (ctx.split_rows) {
+    const Range rows(ctx.m, tid, nt);
+    dz = rows_from(dz, rows);
+    saved.data = saved.row(rows.begin), out.data = out.row(rows.begin);
+    tid = 0, nt = 1;
+  }
   gemm(
-      view(args, ctx, 0), args.ints[1] ? W : transposed(W), out, ctx.scratch + tid * ctx.scratch_stride,
+      dz, args.ints[1] ? W : transposed(W), out, scratch,
       [&](const Tile& t, const T* tile) {
         for_vectors(t, tile, [&](index_t i, index_t j, vec<T> g, index_t n) {
           store_n(out.row(i) + j, g * Act::slope(load(saved.row(i) + j) * scale), n);

@@ -41,6 +41,7 @@ struct Context {
   index_t m = 0;                  // rows of this batch
   const index_t* rows = nullptr;  // which rows of the sources they are
   bool learn = false;             // a training step: the loss leaves its gradient
+  bool split_rows = true;         // products over the batch are shared by rows, else by tiles
   uint64_t seed = 0;
   uint32_t step = 0;
   double learning_rate = 0;

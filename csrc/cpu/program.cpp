@@ -18,6 +18,23 @@ constexpr size_t HUGE_PAGE = size_t(2) << 20;
 // Below this many operations a step is cheaper on one thread than a second one is to wake.
 constexpr double SERIAL_FLOP = 5e5;
 
+// Rows a thread must have for products to be shared by rows: with fewer, the micro-kernel's tiles are cut too short.
+constexpr index_t MIN_ROWS = 12;
+
+// Memory that an op touches, and how its threads share it.
+struct Access {
+  index_t begin, end;  // elements of the arena
+  int slot;            // -1 for a whole region
+  bool write;
+  Share share;
+
+  // Whether one thread may touch what another has touched.
+  bool conflicts(const Access& other) const {
+    const bool same = slot >= 0 && slot == other.slot && share == other.share && share != SHARE_ALL;
+    return begin < other.end && other.begin < end && (write || other.write) && !same;
+  }
+};
+
 std::string number(index_t n) { return std::to_string(n); }
 
 // CSR is walked without a check, so its structure is checked once, here.
@@ -45,6 +62,8 @@ struct CompiledOp {
 
 template <class T>
 class TypedProgram final : public Program {
+  using Phase = std::vector<const CompiledOp<T>*>;  // ops between two barriers
+
  public:
   TypedProgram(PlanDesc plan, const Isa& isa, int n_threads, int simulate)
       : plan_(std::move(plan)),
@@ -64,7 +83,7 @@ class TypedProgram final : public Program {
       CompiledOp<T> compiled;
       compiled.run = kernels.resolve(op.code, op.ints);
       compiled.modes = op.modes;
-      if (!compiled.run) throw std::invalid_argument(std::string("plan: no kernel for ") + op_name(op.code));
+      if (!compiled.run) throw std::invalid_argument(std::string("plan: no kernel for ") + OPS[op.code].name);
       for (int i = 0; i < MAX_SLOTS; ++i)
         if (op.slots[i] >= 0) {
           const SlotDesc& s = plan_.slots[size_t(op.slots[i])];
@@ -81,6 +100,9 @@ class TypedProgram final : public Program {
       ops_.push_back(compiled);
     }
     if (flop < SERIAL_FLOP) n_threads_ = 1;
+    const int team = simulate_ > 0 ? simulate_ : n_threads_;
+    ctx_.split_rows = plan_.batch / team >= MIN_ROWS;
+    for (int bit = 0; bit < MODE_BITS; ++bit) phases_[bit] = phases(1 << bit);
   }
 
   void bind(int bank, int source, const SourceView& view) override {
@@ -194,22 +216,67 @@ class TypedProgram final : public Program {
   }
 
   void run(int mode) {
+    const std::vector<Phase>& schedule = phases_[__builtin_ctz(unsigned(mode))];
     ctx_.learn = mode & (MODE_TRAIN | MODE_GRADIENT);
     ctx_.scratch = static_cast<T*>(scratch_->data());
     ctx_.scratch_stride = simulate_ > 0 ? 0 : SCRATCH;  // simulated threads take turns with the one there is
     if (simulate_ > 0) {
-      for (const CompiledOp<T>& op : ops_)
-        if (op.modes & mode)
-          for (int tid = 0; tid < simulate_; ++tid) op.run(op.args, ctx_, tid, simulate_);
+      // A whole phase of one thread after the other: a missing cut shows as other bits.
+      for (const Phase& phase : schedule)
+        for (int tid = 0; tid < simulate_; ++tid)
+          for (const CompiledOp<T>* op : phase) op->run(op->args, ctx_, tid, simulate_);
       return;
     }
     launch(n_threads_, [&](int tid, int nt) {
-      for (const CompiledOp<T>& op : ops_)
-        if (op.modes & mode) {
-          op.run(op.args, ctx_, tid, nt);
-          barrier_.wait(nt);
-        }
+      for (const Phase& phase : schedule) {
+        if (&phase != schedule.data()) barrier_.wait(nt);
+        for (const CompiledOp<T>* op : phase) op->run(op->args, ctx_, tid, nt);
+      }
     });
+  }
+
+  // The ops of a mode, cut where a thread must wait for the others: before an op that touches memory which an op since
+  // the last cut has touched in another division among the threads.
+  std::vector<Phase> phases(int mode) const {
+    std::vector<Phase> result(1);
+    std::vector<Access> since;
+    for (size_t i = 0; i < ops_.size(); ++i) {
+      if (!(ops_[i].modes & mode)) continue;
+      const std::vector<Access> now = accesses(plan_.ops[i]);
+      bool cut = false;
+      for (const Access& a : now)
+        for (const Access& b : since) cut = cut || a.conflicts(b);
+      if (cut) {
+        result.emplace_back();
+        since.clear();
+      }
+      result.back().push_back(&ops_[i]);
+      since.insert(since.end(), now.begin(), now.end());
+    }
+    return result;
+  }
+
+  std::vector<Access> accesses(const OpDesc& op) const {
+    const OpInfo& info = OPS[op.code];
+    std::vector<Access> result;
+    for (int i = 0; i < info.slots; ++i) {
+      if (op.slots[i] < 0) continue;
+      const SlotDesc& s = plan_.slots[size_t(op.slots[i])];
+      const bool write = info.writes >> i & 1;
+      Share share = SHARE_ALL;
+      if (info.share == SHARE_ROWS && s.region == REGION_BATCH && ctx_.split_rows) share = SHARE_ROWS;
+      if ((info.share == SHARE_TILES || info.share == SHARE_FIRST) && write) share = info.share;
+      const index_t begin = address(s) - static_cast<T*>(arena_.data());
+      result.push_back({begin, begin + s.size(), op.slots[i], write, share});
+    }
+    auto region = [&](int r, bool write) {
+      result.push_back({r * plan_.parameter_size, (r + 1) * plan_.parameter_size, -1, write, SHARE_ALL});
+    };
+    if (op.code == OP_SQNORM || op.code == OP_UPDATE) region(REGION_GRADIENT, false);
+    if (op.code == OP_UPDATE)
+      for (int r : {REGION_PARAMETER, REGION_MOMENT1, REGION_MOMENT2})
+        if (r < 2 + plan_.moments) region(r, true);
+    return result;
   }
 
   PlanDesc plan_;
@@ -223,6 +290,7 @@ class TypedProgram final : public Program {
   T* work_ = nullptr;
   const SlotDesc* terms_ = nullptr;
   std::vector<CompiledOp<T>> ops_;
+  std::vector<Phase> phases_[MODE_BITS];  // by mode
   Barrier barrier_;
 };
 

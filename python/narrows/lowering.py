@@ -208,35 +208,35 @@ def lower(spec: NetworkSpec, batch: int) -> Plan:
         delta=spec.huber_delta,
     )
 
-    # Backward, from dz of the output layer, which the loss has left in z.
+    # Backward, from dz of the output layer, which the loss has left in z. First the chain down to the first layer,
+    # every op of which needs its own rows alone, so that threads sharing the rows need not wait for each other; then
+    # the gradients of the parameters, which are sums over all rows.
     reductions: list[tuple[str, str | None, str, bool]] = [(rowloss, weight, "loss", True)]
-    dz = z
-    seen: set[str] = set()
-    for i in range(last, -1, -1):
-        layer = layers[i]
-        source, sink = (dz, inputs[i]) if layer.tied_to is not None else (inputs[i], dz)
-        gradient = f"d{weights[i]}"
-        low.op(OpCode.WGRAD, LEARN, {"x": source, "dz": sink, "dW": gradient}, accumulate=gradient in seen)
-        seen.add(gradient)
-        low.op(OpCode.COLSUM, LEARN, {"x": dz, "out": f"db{i}"}, mean=False)
-        if i == 0:
-            break
+    deltas = {last: z}
+    for i in range(last, 0, -1):
         before = layers[i - 1]
-        dx = low.rows(f"d{i - 1}", before.n_out)
+        dx = deltas[i - 1] = low.rows(f"d{i - 1}", before.n_out)
         low.op(
             OpCode.DGRAD,
             LEARN,
-            {"dz": dz, "W": weights[i], "saved": saved[i - 1], "out": dx},
+            {"dz": deltas[i], "W": weights[i], "saved": saved[i - 1], "out": dx},
             activation=before.activation,
-            transposed=layer.tied_to is not None,
+            transposed=layers[i].tied_to is not None,
             # Dropout scaled the saved output in place; its derivative is wanted before that.
             scale=1.0 if before.activation.needs_preactivation else 1.0 - before.dropout,
         )
         if (stream := streams[i - 1]) is not None:
             low.op(OpCode.DROPOUT, LEARN, {"x": dx}, stream=stream, rate=before.dropout)
-        dz = dx
         if i == spec.latent:
-            reductions += _latent_penalties(low, spec, f"a{i - 1}", saved[i - 1], weight, dz)
+            reductions += _latent_penalties(low, spec, f"a{i - 1}", saved[i - 1], weight, dx)
+    seen: set[str] = set()
+    for i in range(last, -1, -1):
+        tied = layers[i].tied_to is not None
+        source, sink = (deltas[i], inputs[i]) if tied else (inputs[i], deltas[i])
+        gradient = f"d{weights[i]}"
+        low.op(OpCode.WGRAD, LEARN, {"x": source, "dz": sink, "dW": gradient}, accumulate=gradient in seen)
+        seen.add(gradient)
+        low.op(OpCode.COLSUM, LEARN, {"x": deltas[i], "out": f"db{i}"}, mean=False)
     reductions += _weight_penalties(low, spec)
 
     terms = low.slot("terms", Region.SCRATCH, 1, max(1, len({r[2] for r in reductions})))
