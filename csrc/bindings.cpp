@@ -16,9 +16,13 @@ namespace py = pybind11;
 namespace narrows {
 namespace {
 
+// NARROWS_ISA is read once; while it names nothing usable, every use is an error.
 const Isa& chosen_isa() {
-  const char* name = std::getenv("NARROWS_ISA");
-  return isa_select(name ? name : "");
+  static const Isa& isa = [&]() -> const Isa& {
+    const char* name = std::getenv("NARROWS_ISA");
+    return isa_select(name ? name : "");
+  }();
+  return isa;
 }
 
 // Held by a Program while it runs, so that a second caller gets an error instead of a corrupted state.

@@ -18,6 +18,11 @@ from .plan import ACTIVATIONS, Activation
 
 __all__ = ["DenseGrads", "dense", "dense_backward"]
 
+SMALL = 1 << 16
+"""Multiply-adds below which a layer runs on one thread, so that it need not be found out how many there are."""
+
+_FLOAT32, _FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
+
 
 class DenseGrads(NamedTuple):
     """Gradients of a dense layer; None where not asked for."""
@@ -73,14 +78,17 @@ def dense(
         raise ValueError(f"X has {x.shape[1]} columns but W has {w.shape[0]} rows")
     bias = None
     if b is not None:
-        bias = np.ascontiguousarray(_operand(b, "b", ndim=1), dtype=dtype)
+        bias = _cast(_operand(b, "b", ndim=1), dtype)
+        if not bias.flags.c_contiguous:
+            bias = bias.copy()
         if len(bias) != w.shape[1]:
             raise ValueError(f"b has {len(bias)} elements but W has {w.shape[1]} columns")
     shape = (x.shape[0], w.shape[1])
     result = np.empty(shape, dtype) if out is None else _output(out, shape, dtype, "out")
     if Z is not None:
         _output(Z, shape, dtype, "Z")
-    layer_backend().dense_layer(x, w, bias, int(act), result, Z, thread_count(n_threads))
+    threads = _threads(n_threads, shape[0] * shape[1] * w.shape[0])
+    layer_backend().dense_layer(x, w, bias, act, result, Z, threads)
     return _like(X, result) if out is None else out
 
 
@@ -133,25 +141,29 @@ def dense_backward(
     for array, name in ((d, "dA"), (s, saved_name)):
         if array.shape != shape:
             raise ValueError(f"{name} has shape {array.shape}, expected {shape} from X and W")
-    backend, threads = layer_backend(), thread_count(n_threads)
+    backend, threads = layer_backend(), _threads(n_threads, shape[0] * shape[1] * w.shape[0])
     dZ: NDArray[Any] = np.empty(shape, dtype)
-    backend.slope_layer(d, s, int(act), dZ, threads)
+    backend.slope_layer(d, s, act, dZ, threads)
     dX: Any = None
     dW: Any = None
     db: Any = None
     if "X" in need:
         dX = np.empty((shape[0], w.shape[0]), dtype)
-        backend.dense_layer(dZ, w.T, None, int(Activation.LINEAR), dX, None, threads)
+        backend.dense_layer(dZ, w.T, None, Activation.LINEAR, dX, None, threads)
     if "W" in need:
         if hasattr(x, "indptr"):
             dW = x.T @ dZ
         else:
             dW = np.empty(w.shape, dtype)
-            backend.dense_layer(x.T, dZ, None, int(Activation.LINEAR), dW, None, threads)
+            backend.dense_layer(x.T, dZ, None, Activation.LINEAR, dW, None, threads)
     if "b" in need:
         db = np.empty(shape[1], dtype)
         backend.colsum_layer(dZ, db, threads)
     return DenseGrads(*(None if g is None else _like(X, g) for g in (dX, dW, db)))
+
+
+def _threads(n_threads: int | None, work: int) -> int:
+    return 1 if n_threads is None and work < SMALL else thread_count(n_threads)
 
 
 def _elementwise(name: str) -> Activation:
@@ -164,12 +176,12 @@ def _elementwise(name: str) -> Activation:
 
 def _operand(value: Any, name: str, ndim: int = 2) -> Any:
     """`value` as an ndarray or CSR, without a copy where there is one in it."""
-    if hasattr(value, "indptr"):
+    if isinstance(value, np.ndarray):
+        array = value
+    elif hasattr(value, "indptr"):
         if getattr(value, "format", None) != "csr" or name != "X":
             raise TypeError(f"{name}: only X may be sparse, and only CSR; got {type(value).__name__}")
         return value
-    if isinstance(value, np.ndarray):
-        array = value
     elif hasattr(value, "__dlpack__"):
         try:
             array = np.from_dlpack(value)
@@ -185,12 +197,12 @@ def _operand(value: Any, name: str, ndim: int = 2) -> Any:
 
 
 def _common(x: Any, w: NDArray[Any]) -> np.dtype[Any]:
-    return np.dtype(np.float64 if np.float64 in (x.dtype, w.dtype) else np.float32)
+    return _FLOAT64 if "d" in (x.dtype.char, w.dtype.char) else _FLOAT32
 
 
 def _cast(array: Any, dtype: np.dtype[Any]) -> Any:
     """The native dtype, without a copy where it is that already (with aligned elements and strides)."""
-    if array.dtype != dtype or not array.dtype.isnative:
+    if array.dtype is not dtype and (array.dtype != dtype or not array.dtype.isnative):
         return array.astype(dtype)
     if isinstance(array, np.ndarray) and not array.flags.aligned:
         return array.copy()

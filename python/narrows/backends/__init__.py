@@ -170,13 +170,9 @@ def resolve(name: str = "auto") -> str:
     return name
 
 
-def layer_backend() -> Any:
-    """The module whose `dense_layer`, `slope_layer` and `colsum_layer` serve `narrows.functional`."""
-    return _layer_backend(os.environ.get("NARROWS_BACKEND"), os.environ.get("NARROWS_ISA"))
-
-
 @cache
-def _layer_backend(forced: str | None, isa: str | None) -> Any:
+def layer_backend() -> Any:
+    """The module whose `dense_layer`, `slope_layer` and `colsum_layer` serve `narrows.functional`; chosen once."""
     return _module(resolve())
 
 
