@@ -439,8 +439,8 @@ class BaseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         ----------
         X : array, CSR / CSC, data frame or Source of shape (n_samples, n_features)
         y : the same, of shape (n_samples, n_outputs), optional
-            What to compare the reconstruction with; X itself by default. Needed after a fit with a y of its
-            own. One-dimensional y is ignored.
+            What to compare the reconstruction with; X itself by default. Needed after a fit with a y of another width.
+            One-dimensional y is ignored.
 
         Returns
         -------

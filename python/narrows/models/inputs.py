@@ -100,8 +100,10 @@ def scoring_table(estimator: Any, X: Any, y: Any) -> Table:
     X = check_X(estimator, X, reset=False)
     spec = estimator._network.spec
     target = _read_target(y, int(X.shape[0]))
-    if target is None and spec.separate_target:
-        raise ValueError("this estimator was fitted with a y to reconstruct: scoring needs y too")
+    if target is None and spec.n_outputs != spec.n_features:
+        raise ValueError(
+            f"the reconstruction has {spec.n_outputs} columns and X has {spec.n_features}: scoring needs a y to compare"
+        )
     if target is not None and target.shape[1] != spec.n_outputs:
         raise ValueError(f"y has {target.shape[1]} columns, the reconstruction has {spec.n_outputs}")
     table = Table(X, target)
