@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Proofs too long for every commit: sanitizers, an installation without a compiler, the slow tests.
 #
-# Usage: bench/nightly.sh [address|thread|fallback|slow ...]; without arguments, all of them. Needs python3, g++ and the
+# Usage: bench/nightly.sh [symbols|address|thread|fallback|slow ...]; without arguments, all of them. Needs python3, g++ and the
 # package's test extra in the environment of `python3`.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -22,6 +22,27 @@ sanitized() {
 }
 
 native_tests="tests/test_native.py tests/test_functional.py tests/test_backends.py"
+
+# An inline function compiled with an instruction set's flags must carry its namespace: the linker keeps one copy of a
+# weak symbol, and another's could be the one that this CPU cannot run.
+symbols() {
+  sanitized symbols ""
+  local object name found
+  for object in $(find "$scratch/build-symbols" -name 'table_*.o'); do
+    name=$(basename "$object" .cpp.o)
+    name=${name#table_}
+    found=$(nm -C --defined-only "$object" | grep -c " [WVu] .*narrows::$name::" || true)
+    if [ "$found" = 0 ]; then
+      echo "$name: no weak symbol of its own: has the layout changed?"
+      exit 1
+    fi
+    if nm -C --defined-only "$object" | grep " [WVu] " | grep -v "narrows::$name::"; then
+      echo "$name: the weak symbols above can be taken for another instruction set's"
+      exit 1
+    fi
+    echo "$name: $found weak symbols, all its own"
+  done
+}
 
 address() {
   sanitized address "-fsanitize=address,undefined -fno-sanitize-recover=undefined"
@@ -51,7 +72,7 @@ slow() {
   python3 -m pytest -q -m slow
 }
 
-for proof in "${@:-address thread fallback slow}"; do
+for proof in "${@:-symbols address thread fallback slow}"; do
   for name in $proof; do
     echo "== $name"
     "$name"

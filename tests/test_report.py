@@ -12,11 +12,10 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from narrows import cli
+from narrows import cli, plotting
 from narrows.cli import report
 from narrows.errors import DataError
 
-plotting = pytest.importorskip("narrows.plotting")
 pytest.importorskip("matplotlib")
 pytest.importorskip("jinja2")
 

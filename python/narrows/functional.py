@@ -70,7 +70,7 @@ def dense(
     ValueError
         Shapes that do not fit, an unknown activation, or an `out` that does not fit.
     """
-    act = _elementwise(activation)
+    act = elementwise(activation)
     x, w = _operand(X, "X"), _operand(W, "W")
     dtype = _common(x, w)
     x, w = _cast(x, dtype), _cast(w, dtype)
@@ -127,7 +127,7 @@ def dense_backward(
     DenseGrads
         ``(dX, dW, db)``, None where not needed; dX is dense, in X's namespace.
     """
-    act = _elementwise(activation)
+    act = elementwise(activation)
     if unknown := set(need) - {"X", "W", "b"}:
         raise ValueError(f"need={need!r}: {sorted(unknown)[0]!r} is not one of 'X', 'W', 'b'")
     if act.needs_preactivation and Z is None:
@@ -166,7 +166,8 @@ def _threads(n_threads: int | None, work: int) -> int:
     return 1 if n_threads is None and work < SMALL else thread_count(n_threads)
 
 
-def _elementwise(name: str) -> Activation:
+def elementwise(name: str) -> Activation:
+    """The activation called `name`, or a ValueError with the choices; softmax couples a row and is none."""
     act = ACTIVATIONS.get(name)
     if act is None or act is Activation.SOFTMAX:
         choices = ", ".join(n for n, a in ACTIVATIONS.items() if a is not Activation.SOFTMAX)

@@ -50,7 +50,7 @@ class Dense:
         random_state: Any = None,
         dtype: Any = np.float32,
     ) -> None:
-        act = functional._elementwise(activation)
+        act = functional.elementwise(activation)
         for name, value in (("in_features", in_features), ("out_features", out_features)):
             if int(value) != value or value < 1:
                 raise ValueError(f"{name}={value!r} must be a positive integer")

@@ -75,7 +75,7 @@ class _Lowering:
             self.terms.append(name)
         return self.terms.index(name)
 
-    def assign(self, keep: set[str]) -> tuple[tuple[Slot, ...], int, int]:
+    def assign(self, keep: set[str]) -> tuple[tuple[Slot, ...], int]:
         """Give every slot its offset; batch slots share memory when no op needs both.
 
         Slots in `keep` (results of a mode) are held to the end of the list.
@@ -105,7 +105,7 @@ class _Lowering:
                         offset = e
                 placed.append((offset, offset + extent, begin, end))
             slots.append(Slot(name, region, rows, cols, offset))
-        return tuple(slots), size[Region.PARAMETER], max((p[1] for p in placed), default=0)
+        return tuple(slots), max((p[1] for p in placed), default=0)
 
 
 def lower(spec: NetworkSpec, batch: int) -> Plan:
@@ -143,9 +143,11 @@ def lower(spec: NetworkSpec, batch: int) -> Plan:
         else:
             weights.append(f"W{layer.tied_to}")
         low.slot(f"b{i}", Region.PARAMETER, 1, layer.n_out)
+    parameter_size = 0
     for name in list(low.names):
         _, rows, cols = low.shapes[name]
         low.slot(f"d{name}", Region.GRADIENT, rows, cols)
+        parameter_size += rows * padded(cols)
 
     # Forward. Saved: what the backward pass reads of each layer, its output or its pre-activation.
     x = low.rows("x", spec.n_features)
@@ -248,7 +250,6 @@ def lower(spec: NetworkSpec, batch: int) -> Plan:
             index=low.term(term),
             mean=mean,
         )
-    plan_slots, parameter_size, _ = low.assign(set())
     partial = None
     if spec.clip_norm is not None:
         partial = low.slot("gradnorm", Region.SCRATCH, 1, -(-parameter_size // GRAIN))
@@ -268,7 +269,7 @@ def lower(spec: NetworkSpec, batch: int) -> Plan:
         clip=spec.clip_norm or 0.0,
     )
     latent = f"a{spec.latent - 1}"
-    plan_slots, parameter_size, work_size = low.assign({latent, z, rowloss})
+    plan_slots, work_size = low.assign({latent, z, rowloss})
     index = {s.name: i for i, s in enumerate(plan_slots)}
     outputs = {
         Mode.ENCODE: index[latent],

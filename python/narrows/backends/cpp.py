@@ -139,7 +139,11 @@ class CppProgram:
 
     def profile(self, rows: NDArray[np.int64], repeats: int = 50) -> list[float]:
         """Seconds in each op of a training step of one batch (0 for ops of other modes): the least over repeats."""
-        seconds: list[float] = self._program.profile(rows, repeats)
+        state = self.state()
+        try:
+            seconds: list[float] = self._program.profile(rows, repeats)
+        finally:
+            self.load(state)  # an op run over and over, the update among them, leaves nothing of use
         return seconds
 
     def arena(self) -> NDArray[Any]:
