@@ -4,6 +4,8 @@
 
 namespace narrows {
 
+bool cpu_has_baseline() { return true; }
+
 #ifdef NARROWS_X86
 // __builtin_cpu_supports also asks whether the operating system saves the registers.
 bool cpu_has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }

@@ -10,6 +10,7 @@
 namespace narrows {
 
 // Compiled without any instruction set's flags, so that asking is safe on every CPU.
+bool cpu_has_baseline();
 bool cpu_has_avx2();
 bool cpu_has_avx512();
 

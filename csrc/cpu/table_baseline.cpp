@@ -12,5 +12,5 @@
 #include "isa.h"
 
 namespace narrows {
-const Isa isa_baseline = {"baseline", [] { return true; }, baseline::kernels<float>(), baseline::kernels<double>()};
+const Isa isa_baseline = {"baseline", cpu_has_baseline, baseline::kernels<float>(), baseline::kernels<double>()};
 }  // namespace narrows
