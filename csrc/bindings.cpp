@@ -9,9 +9,11 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "cpu/probe.h"
 #include "cpu/program.h"
 
 namespace py = pybind11;
+using namespace py::literals;
 
 namespace narrows {
 namespace {
@@ -99,10 +101,7 @@ class PyProgram {
 
   py::array_t<double> train(const py::array_t<int64_t, py::array::c_style>& rows, uint64_t seed, uint32_t step,
                             const py::array_t<double, py::array::c_style>& learning_rate, const py::object& poll) {
-    const index_t batch = program_->plan().batch, n = rows.size(), steps = (n + batch - 1) / batch;
-    if (learning_rate.size() < steps)
-      throw std::invalid_argument("train: " + std::to_string(learning_rate.size()) + " learning rates for " +
-                                  std::to_string(steps) + " steps");
+    const index_t n = rows.size(), steps = check_rates(n, learning_rate);
     py::array_t<double> terms({steps, program_->terms_size()});
     double* out = terms.mutable_data();
     const index_t* row_data = rows.data();
@@ -148,10 +147,18 @@ class PyProgram {
     program_->apply(mode, result, data);
   }
 
-  std::vector<double> profile(const py::array_t<int64_t, py::array::c_style>& rows, int repeats) {
+  // Seconds by thread and op, barriers last.
+  py::array_t<double> profile(const py::array_t<int64_t, py::array::c_style>& rows, uint64_t seed, uint32_t step,
+                              const py::array_t<double, py::array::c_style>& learning_rate) {
+    check_rates(rows.size(), learning_rate);
+    std::vector<double> seconds;
     InUse guard(in_use_);
-    py::gil_scoped_release nogil;
-    return program_->profile(rows.data(), rows.size(), repeats);
+    {
+      py::gil_scoped_release nogil;
+      seconds = program_->profile(rows.data(), rows.size(), Hyper{seed, step, learning_rate.data()});
+    }
+    const py::ssize_t columns = py::ssize_t(program_->plan().ops.size()) + 1;
+    return py::array_t<double>({py::ssize_t(seconds.size()) / columns, columns}, seconds.data());
   }
 
   // Lets go of a bank's data.
@@ -179,6 +186,15 @@ class PyProgram {
   }
 
  private:
+  // The steps that n rows make; there must be a learning rate for each.
+  index_t check_rates(index_t n, const py::array_t<double, py::array::c_style>& learning_rate) const {
+    const index_t batch = program_->plan().batch, steps = (n + batch - 1) / batch;
+    if (learning_rate.size() < steps)
+      throw std::invalid_argument("train: " + std::to_string(learning_rate.size()) + " learning rates for " +
+                                  std::to_string(steps) + " steps");
+    return steps;
+  }
+
   py::array view(const py::object& self, void* data, index_t rows, index_t cols, index_t ld) const {
     const py::ssize_t size = is_double_ ? 8 : 4;
     return py::array(is_double_ ? py::dtype::of<double>() : py::dtype::of<float>(), {rows, cols}, {ld * size, size},
@@ -356,6 +372,16 @@ PYBIND11_MODULE(_core, m) {
   install_fork_handler();
   m.def("build_info", build_info);
   m.def("isa", [] { return std::string(chosen_isa().name); });
+  m.def("probe_machine", [](int n_threads) {
+    if (n_threads < 1 || n_threads > 4096) throw std::invalid_argument("n_threads must be positive");
+    Probe probe;
+    {
+      py::gil_scoped_release nogil;
+      probe = probe_machine(chosen_isa(), n_threads);
+    }
+    return py::dict("fma_gflops"_a = probe.fma_gflops, "exchange_gb_s"_a = probe.exchange_gb_s,
+                    "barrier_us"_a = probe.barrier_us);
+  });
   m.def("dense", [](const py::array& x, const py::array& W, const py::object& b, int activation, py::array out,
                     const py::object& pre, int n_threads) {
     return by_dtype(dense_layer<float>, dense_layer<double>)(x, W, b, activation, out, pre, n_threads);

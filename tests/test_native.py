@@ -39,7 +39,7 @@ if not probe("cpp").ok:
     pytest.skip(f"no native backend: {probe('cpp').reason}", allow_module_level=True)
 
 from narrows import _core
-from narrows.backends.cpp import CppProgram
+from narrows.backends.cpp import CppProgram, probe_machine
 
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc or limits the address space")
 
@@ -409,7 +409,7 @@ def test_two_programs_in_two_threads_equal_serial() -> None:
 def test_out_of_memory_is_an_exception() -> None:
     code = """
 import resource, numpy as np
-from narrows.backends.cpp import CppProgram
+from narrows.backends.cpp import CppProgram, probe_machine
 from narrows.lowering import lower
 from narrows.plan import Activation, LayerSpec, NetworkSpec
 resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))
@@ -460,7 +460,17 @@ def test_profile_times_the_ops_of_a_step_and_leaves_no_trace() -> None:
     program = started(plan)
     program.train(np.arange(60), Hyper(3, 0, np.full(3, 1e-2)))
     before = program.state()
-    seconds = program.profile(np.arange(29), repeats=3)
-    assert [t > 0 for t in seconds] == [bool(op.modes & Mode.TRAIN) for op in plan.ops]
+    seconds = program.profile(np.arange(60), Hyper(3, 0, np.full(3, 1e-2)))
+    assert seconds.shape[1] == len(plan.ops) + 1
+    assert [t > 0 for t in seconds[0, :-1]] == [bool(op.modes & Mode.TRAIN) for op in plan.ops]
     after = program.state()
     assert all((before[name] == after[name]).all() for name in before)
+
+
+@pytest.mark.parametrize("n_threads", [1, 2])
+def test_probe_of_the_machine_gives_figures_that_can_be(n_threads: int) -> None:
+    figures = probe_machine(n_threads)
+    # A core does between one and 128 float32 operations in a cycle of 0.5 to 8 GHz.
+    assert 0.5 < figures["fma_gflops"] < 1024 * n_threads
+    assert 0 < figures["exchange_gb_s"] < 1000
+    assert 0 <= figures["barrier_us"] < 1e5

@@ -39,6 +39,30 @@ inline void micro_kernel(index_t K, const T* a, index_t a_row, index_t a_col, co
     for (int j = 0; j < NV_; ++j) store(tile + i * NR<T> + j * WIDTH<T>, acc[i][j]);
 }
 
+// What the micro-kernel could reach if its operands cost nothing.
+template <class T>
+double fma_probe(index_t n) {
+  vec<T> acc[MR][NV], factor = splat<vec<T>>(0.5), term = splat<vec<T>>(0.25);
+#pragma GCC unroll 8
+  for (int i = 0; i < MR; ++i)
+#pragma GCC unroll 8
+    for (int j = 0; j < NV; ++j) acc[i][j] = splat<vec<T>>(double(i * NV + j));
+  for (index_t k = 0; k < n; ++k) {
+    __asm__ volatile("" : "+m"(factor), "+m"(term));  // not known to be the same in every round
+#pragma GCC unroll 8
+    for (int i = 0; i < MR; ++i)
+#pragma GCC unroll 8
+      for (int j = 0; j < NV; ++j) acc[i][j] = acc[i][j] * factor + term;
+  }
+  vec<T> sum{};
+#pragma GCC unroll 8
+  for (int i = 0; i < MR; ++i)
+#pragma GCC unroll 8
+    for (int j = 0; j < NV; ++j) sum += acc[i][j];
+  __asm__ volatile("" : : "m"(sum));  // every lane is wanted
+  return 2.0 * double(n) * MR * NR<T>;
+}
+
 template <class T>
 using MicroKernel = void (*)(index_t, const T*, index_t, index_t, const T*, index_t, T*, bool);
 

@@ -87,6 +87,9 @@ struct Kernels {
   void (*slope)(int activation, Matrix<const T> dA, Matrix<const T> saved, Matrix<T> out, int tid, int nt);
   // out[j] = sum of column j
   void (*colsum)(Matrix<const T> x, T* out, int tid, int nt);
+  // Does n rounds of multiply-adds in registers alone, as many as the micro-kernel has accumulators; returns the
+  // operations done.
+  double (*fma_probe)(index_t n);
 };
 
 struct Isa {

@@ -60,6 +60,31 @@ struct CompiledOp {
   int modes;
 };
 
+// Seconds of each thread in each op, and last in barriers.
+struct Trace {
+  std::vector<double> seconds;
+  size_t columns;
+};
+
+// Adds the time since the last lap to a column of the thread's row; does nothing without a trace.
+class Stopwatch {
+ public:
+  Stopwatch(Trace* trace, int tid) : row_(trace ? trace->seconds.data() + size_t(tid) * trace->columns : nullptr) {
+    if (row_) last_ = Clock::now();
+  }
+  void lap(size_t column) {
+    if (!row_) return;
+    const Clock::time_point now = Clock::now();
+    row_[column] += std::chrono::duration<double>(now - last_).count();
+    last_ = now;
+  }
+
+ private:
+  using Clock = std::chrono::steady_clock;
+  double* row_;
+  Clock::time_point last_;
+};
+
 template <class T>
 class TypedProgram final : public Program {
   using Phase = std::vector<const CompiledOp<T>*>;  // ops between two barriers
@@ -158,22 +183,19 @@ class TypedProgram final : public Program {
     }
   }
 
-  std::vector<double> profile(const index_t* rows, index_t n_rows, int repeats) override {
-    std::vector<double> terms(static_cast<size_t>(terms_size()));
-    gradient(rows, n_rows, 0, 0, terms.data());  // checks, and leaves something in every slot
-    ctx_.learning_rate = 0;
-    std::vector<double> seconds;
-    for (const CompiledOp<T>& op : ops_) {
-      double least = 0;
-      for (int i = 0; op.modes & MODE_TRAIN && i < repeats; ++i) {
-        const auto start = std::chrono::steady_clock::now();
-        launch(n_threads_, [&](int tid, int nt) { op.run(op.args, ctx_, tid, nt); });
-        const double s = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-        if (i == 0 || s < least) least = s;
-      }
-      seconds.push_back(least);
+  std::vector<double> profile(const index_t* rows, index_t n_rows, const Hyper& hyper) override {
+    const size_t columns = ops_.size() + 1;
+    Trace trace{std::vector<double>(columns * size_t(n_threads_)), columns};
+    std::vector<double> terms(size_t(terms_size()) * size_t((n_rows + plan_.batch - 1) / plan_.batch));
+    trace_ = &trace;
+    try {
+      train(rows, n_rows, hyper, terms.data(), [] { return false; });
+    } catch (...) {
+      trace_ = nullptr;
+      throw;
     }
-    return seconds;
+    trace_ = nullptr;
+    return trace.seconds;
   }
 
   void* slot_data(index_t slot) override { return address(plan_.slots.at(size_t(slot))); }
@@ -228,9 +250,10 @@ class TypedProgram final : public Program {
       return;
     }
     launch(n_threads_, [&](int tid, int nt) {
+      Stopwatch watch(trace_, tid);
       for (const Phase& phase : schedule) {
-        if (&phase != schedule.data()) barrier_.wait(nt);
-        for (const CompiledOp<T>* op : phase) op->run(op->args, ctx_, tid, nt);
+        if (&phase != schedule.data()) barrier_.wait(nt), watch.lap(ops_.size());
+        for (const CompiledOp<T>* op : phase) op->run(op->args, ctx_, tid, nt), watch.lap(size_t(op - ops_.data()));
       }
     });
   }
@@ -287,6 +310,7 @@ class TypedProgram final : public Program {
   std::vector<index_t> rows_;
   SourceView sources_[BANK_COUNT][SOURCE_COUNT];
   Context<T> ctx_;
+  Trace* trace_ = nullptr;
   T* work_ = nullptr;
   const SlotDesc* terms_ = nullptr;
   std::vector<CompiledOp<T>> ops_;

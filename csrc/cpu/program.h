@@ -56,8 +56,8 @@ class Program {
   // Runs a mode over all rows of the bound source and copies the rows of slot `result` to out, which is C-contiguous.
   virtual void apply(int mode, index_t result, void* out) = 0;
 
-  // Seconds spent in each op of a training step of one batch: the least over `repeats` runs of the op alone.
-  virtual std::vector<double> profile(const index_t* rows, index_t n_rows, int repeats) = 0;
+  // Trains like train(), and returns for each thread the seconds it spent in each op, and last in barriers.
+  virtual std::vector<double> profile(const index_t* rows, index_t n_rows, const Hyper& hyper) = 0;
 
   virtual void* slot_data(index_t slot) = 0;
   virtual void* moment_data(int moment, index_t slot) = 0;

@@ -144,7 +144,7 @@ void layer_slope(int activation, Matrix<const T> dA, Matrix<const T> saved, Matr
 
 template <class T>
 constexpr Kernels<T> kernels() {
-  return {resolve<T>, layer_dense<T>, layer_activate<T>, layer_slope<T>, colsum_of<T>};
+  return {resolve<T>, layer_dense<T>, layer_activate<T>, layer_slope<T>, colsum_of<T>, fma_probe<T>};
 }
 
 }  // namespace NARROWS_ISA

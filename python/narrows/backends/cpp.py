@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from ..plan import Mode, OpCode, Plan
 from . import Hyper, Probe, State
 
-__all__ = ["CppProgram", "compile", "isa", "own_ops", "probe"]
+__all__ = ["CppProgram", "compile", "isa", "own_ops", "probe", "probe_machine"]
 
 _TRAIN, _APPLY = 0, 1
 _X, _TARGET, _WEIGHT, _LATENT = range(4)
@@ -42,6 +42,21 @@ def isa() -> str:
 
     name: str = _core.isa()
     return name
+
+
+def probe_machine(n_threads: int) -> dict[str, float]:
+    """What the machine can do at this moment, to stand beside a timing; takes about 50 ms.
+
+    Returns
+    -------
+    dict
+        ``"fma_gflops"``: float32 multiply-adds in registers, all threads at once, GFLOP/s; ``"exchange_gb_s"``: what
+        a thread reads of memory that another has just written, GB/s; ``"barrier_us"``: all threads meeting once.
+    """
+    from .. import _core
+
+    figures: dict[str, float] = _core.probe_machine(n_threads)
+    return figures
 
 
 def own_ops() -> frozenset[OpCode]:
@@ -137,13 +152,19 @@ class CppProgram:
             self._program.release(_APPLY)
         return out
 
-    def profile(self, rows: NDArray[np.int64], repeats: int = 50) -> list[float]:
-        """Seconds in each op of a training step of one batch (0 for ops of other modes): the least over repeats."""
+    def profile(self, rows: NDArray[np.int64], hyper: Hyper) -> NDArray[np.float64]:
+        """Train as `train` does, and take back what it did to the state.
+
+        Returns
+        -------
+        ndarray, shape (threads, ops + 1)
+            Seconds each thread spent in each op of the plan, over all steps; the last column is waiting for the others.
+        """
         state = self.state()
         try:
-            seconds: list[float] = self._program.profile(rows, repeats)
+            seconds: NDArray[np.float64] = self._program.profile(rows, hyper.seed, hyper.step, hyper.learning_rate)
         finally:
-            self.load(state)  # an op run over and over, the update among them, leaves nothing of use
+            self.load(state)
         return seconds
 
     def arena(self) -> NDArray[Any]:
