@@ -409,7 +409,7 @@ def test_two_programs_in_two_threads_equal_serial() -> None:
 def test_out_of_memory_is_an_exception() -> None:
     code = """
 import resource, numpy as np
-from narrows.backends.cpp import CppProgram, probe_machine
+from narrows.backends.cpp import CppProgram
 from narrows.lowering import lower
 from narrows.plan import Activation, LayerSpec, NetworkSpec
 resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))
