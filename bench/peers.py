@@ -11,11 +11,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -24,40 +22,12 @@ import numpy as np
 
 from narrows import __version__
 from narrows.backends import Hyper, compile_plan, probe, resolve
-from narrows.lowering import lower
-from narrows.plan import Activation, LayerSpec, Loss, NetworkSpec, Plan
+from narrows.benchmark import CASES, Case, machine
+from narrows.plan import Loss
 
 STEPS = 20
 """Training steps of one round, on as many different batches."""
 
-
-@dataclass(frozen=True)
-class Case:
-    """A fully connected autoencoder with ReLU hidden layers, trained by Adam."""
-
-    name: str
-    widths: tuple[int, ...]
-    batch: int
-    loss: Loss
-
-    def plan(self) -> Plan:
-        last = len(self.widths) - 2
-        link = Activation.SIGMOID if self.loss is Loss.BCE else Activation.LINEAR
-        layers = tuple(
-            LayerSpec(n_in, n_out, link if i == last else Activation.RELU)
-            for i, (n_in, n_out) in enumerate(zip(self.widths, self.widths[1:], strict=False))
-        )
-        return lower(NetworkSpec(layers, len(layers) // 2, loss=self.loss), self.batch)
-
-
-_DEEP = (784, 128, 64, 32, 64, 128, 784)
-CASES = (
-    Case("keras-simple", (784, 32, 784), 256, Loss.BCE),
-    Case("keras-deep", _DEEP, 256, Loss.BCE),
-    Case("keras-deep-32", _DEEP, 32, Loss.BCE),
-    Case("hinton", (784, 1000, 500, 250, 30, 250, 500, 1000, 784), 256, Loss.BCE),
-    Case("tabular", (30, 16, 8, 16, 30), 128, Loss.MSE),
-)
 
 Round = Callable[[], object]
 """STEPS training steps."""
@@ -174,21 +144,6 @@ def page(report: dict[str, Any]) -> str:
         about = [case["name"], widths, f"{case['batch']}, {case['loss']}", f"{case['gflop']:.3g}"]
         lines.append(f"| {' | '.join(about + cells)} |")
     return "\n".join(lines) + "\n"
-
-
-def machine() -> dict[str, Any]:
-    try:
-        with open("/proc/cpuinfo") as file:
-            fields = dict(line.split(":", 1) for line in file if ":" in line)
-        cpu = {k.strip(): v.strip() for k, v in fields.items() if k.strip() in ("model name", "cpu family", "model")}
-    except OSError:
-        cpu = {"model name": platform.processor()}
-    return {
-        "cpu": cpu,
-        "cores": os.cpu_count(),
-        "system": platform.platform(),
-        "python": platform.python_version(),
-    }
 
 
 def main() -> None:

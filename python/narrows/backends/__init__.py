@@ -33,6 +33,7 @@ __all__ = [
     "probe_all",
     "resolve",
     "thread_count",
+    "usable_cpus",
 ]
 
 AUTO = ("cpp", "numba")
@@ -200,6 +201,11 @@ def thread_choice(n_threads: int | None = None) -> tuple[int, str]:
             if not value.isdecimal() or int(value) < 1:
                 raise ValueError(f"{variable}={value!r} must be a positive integer")
             return int(value), variable
+    return usable_cpus()
+
+
+def usable_cpus() -> tuple[int, str]:
+    """What this process may use of the machine, and what says so: the affinity mask or the cgroup's quota."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = _cgroup_cpus()
     if quota is not None and quota < allowed:

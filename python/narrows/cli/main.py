@@ -142,6 +142,19 @@ def _report(args: argparse.Namespace, argv: list[str], stop: Any) -> None:
     print(report.build(folder))
 
 
+def _bench(args: argparse.Namespace, argv: list[str], stop: Any) -> None:
+    from .bench import bench
+
+    bench(
+        cases=args.cases,
+        ops=args.ops,
+        backend=args.backend,
+        threads=args.threads,
+        seconds=args.seconds,
+        json_file=None if args.json is None else Path(args.json),
+    )
+
+
 def _doctor(args: argparse.Namespace, argv: list[str], stop: Any) -> None:
     from ..config import show_config
 
@@ -155,6 +168,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace, list[str], Any], None]] = {
     "score": _apply,
     "report": _report,
     "doctor": _doctor,
+    "bench": _bench,
 }
 
 
@@ -251,6 +265,7 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     report.add_argument("dir", metavar="DIR", help="what was given to `narrows fit --out`")
     _add_common(report)
     _add_common(command("doctor", "say what this installation is and can do"))
+    _add_bench(command("bench", "time training steps on this machine, beside what it could do at best"))
     return parser, made
 
 
@@ -264,15 +279,18 @@ def _add_common(parser: argparse._ActionsContainer) -> None:
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
 
-def _add_machine(parser: argparse._ActionsContainer, backend: str | None) -> None:
+def _add_backend(parser: argparse._ActionsContainer, default: str | None, shown: str) -> None:
     parser.add_argument(
-        "--backend", choices=("auto", "cpp", "numba", "reference"), default=backend, metavar="NAME",
-        help=f"auto, cpp, numba or reference (default: {backend or 'that of the model'})",
+        "--backend", choices=("auto", "cpp", "numba", "reference"), default=default, metavar="NAME",
+        help=f"auto, cpp, numba or reference (default: {shown})",
     )  # fmt: skip
     parser.add_argument(
         "--threads", type=_integer(1), metavar="N",
         help="default: NARROWS_NUM_THREADS, SLURM_CPUS_PER_TASK, or what this process may use of the machine",
     )  # fmt: skip
+
+
+def _add_memory(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--max-memory", type=_as_argument(parse_size), metavar="SIZE",
         help="such as 8GB; less data is held at once, and a job that cannot fit is refused (exit 6)",
@@ -293,7 +311,20 @@ def _add_apply(parser: argparse.ArgumentParser, name: str) -> None:
         _add_input(parser, "that of the fit")
     formats = ".csv or .npy" if name == "score" else ".npy, .h5ad or .csv"
     parser.add_argument("-o", "--output", required=True, metavar="OUT", help=f"the file to write: {formats}")
-    _add_machine(parser, None)
+    _add_backend(parser, None, "that of the model")
+    _add_memory(parser)
+    _add_common(parser)
+
+
+def _add_bench(parser: argparse.ArgumentParser) -> None:
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--cases", metavar="NAME,NAME", help="which of the standard cases (default: all)")
+    what.add_argument("--ops", metavar="CASE", help="time the ops inside the steps of one case (cpp only)")
+    _add_backend(parser, None, "each of cpp and numba that can run")
+    parser.add_argument(
+        "--seconds", type=_seconds, default=20.0, metavar="SEC", help="time for all timings together (default: 20)"
+    )
+    parser.add_argument("--json", metavar="FILE.json", help="also write the figures to a file")
     _add_common(parser)
 
 
@@ -353,7 +384,8 @@ def _add_fit(parser: argparse.ArgumentParser) -> None:
     _add_input(inputs, "X")
 
     machine = parser.add_argument_group("machine")
-    _add_machine(machine, "auto")
+    _add_backend(machine, "auto", "auto")
+    _add_memory(machine)
     add(
         machine,
         "--resume",
