@@ -1,42 +1,27 @@
-"""Training steps on every backend: ``pytest bench`` (pytest-benchmark's options apply; nothing asserts on seconds).
+"""Training steps of the standard cases on every backend: ``pytest bench/test_steps.py``.
 
 Each benchmark reports the step's matrix-product work and the rate it was done at (``--benchmark-json``, extra_info).
 """
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 
-from narrows.backends import BACKENDS, Hyper, compile_plan, own_ops, probe
-from peers import CASES, Case
+from narrows.backends import own_ops, probe
+from narrows.benchmark import CASES, Case, prepared
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
 def test_training_step(benchmark, case: Case, backend: str) -> None:
-    found = probe(backend)
-    if not found.ok:
-        pytest.skip(f"{backend}: {found.reason}")
     program, rows, hyper = prepared(case, backend)
     # The same 20 batches in one call: the median is of 20 steps.
     benchmark.pedantic(program.train, (rows, hyper), rounds=10, warmup_rounds=1)
-    gflop = case.plan().flops / 1e9
+    steps, gflop = len(hyper.learning_rate), program.plan.flops / 1e9
     benchmark.extra_info |= {
-        "steps": len(hyper.learning_rate),
+        "steps": steps,
         "gflop_per_step": gflop,
-        "generic_ops": sorted(op.code.name for op in case.plan().ops if op.code not in own_ops(backend)),
-        "isa": found.reason,
+        "generic_ops": sorted(op.code.name for op in program.plan.ops if op.code not in own_ops(backend)),
+        "isa": probe(backend).reason,
     }
     if benchmark.stats:
-        benchmark.extra_info["gflop_per_s"] = gflop * len(hyper.learning_rate) / benchmark.stats["median"]
-
-
-def prepared(case: Case, backend: str, steps: int = 20):
-    """A program with parameters and data, and the arguments of `train`."""
-    program = compile_plan(case.plan(), backend, dtype=np.float32)
-    rng = np.random.default_rng(0)
-    program.load({s.name: rng.normal(0, 0.05, (s.rows, s.cols)).astype(np.float32) for s in program.plan.parameters})
-    X = rng.random((steps * case.batch, case.widths[0]), dtype=np.float32)
-    program.bind(X)
-    return program, np.arange(len(X)), Hyper(0, 0, np.full(steps, 1e-3))
+        benchmark.extra_info["gflop_per_s"] = gflop * steps / benchmark.stats["median"]

@@ -213,6 +213,30 @@ SHAPE_CASES: tuple[Case, ...] = tuple(
 
 CASES = MODEL_CASES + SHAPE_CASES
 
+OP_CASES: tuple[Case, ...] = (
+    Case(
+        "images",
+        network(
+            (784, 256, 32, 256, 784), _A.GELU, _A.SIGMOID, _A.SIGMOID, loss=Loss.BCE, solver=Solver.ADAMW,
+            corruption=Corruption.MASKING, corruption_level=0.3, dropout=0.2, activity_l1=1e-3, kl_sparsity=0.1,
+            alpha=0.1, weight_l1=1e-3, clip_norm=1.0, weighted=True,
+        ),
+        batch=256,
+        rows=256,
+    ),
+    Case(
+        "genes",
+        network(
+            (2000, 128, 32, 128, 2000), _A.SILU, output=_A.SOFTMAX, loss=Loss.MULTINOMIAL, alpha=0.1,
+            corruption=Corruption.GAUSSIAN, corruption_level=0.2,
+        ),
+        batch=256,
+        rows=256,
+    ),
+    Case("table", network((30, 16, 8, 16, 30), loss=Loss.HUBER, solver=Solver.SGD, tied=True), batch=128, rows=128),
+)  # fmt: skip
+"""Every op at the sizes of real work, where ``bench/test_ops.py`` times it alone."""
+
 
 @st.composite
 def specs(draw: st.DrawFn) -> NetworkSpec:

@@ -17,7 +17,7 @@ import pytest
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
-from cases import CASES, MODEL_CASES, SHAPE_CASES, Case, network
+from cases import CASES, MODEL_CASES, OP_CASES, SHAPE_CASES, Case, network
 from narrows import philox
 from narrows.backends import BACKENDS, Hyper, compile_plan, probe, probe_all, resolve
 from narrows.backends.reference import ReferenceProgram
@@ -31,6 +31,7 @@ LIPSCHITZ = {Activation.GELU: 1.13, Activation.SILU: 1.1}
 """Largest slopes above 1 of the activations in `SHAPE_CASES`."""
 
 all_cases = pytest.mark.parametrize("case", CASES, ids=str)
+trained_cases = pytest.mark.parametrize("case", CASES + OP_CASES, ids=str)
 inference = (Mode.ENCODE, Mode.RECONSTRUCT, Mode.SCORE)
 
 
@@ -96,7 +97,7 @@ def test_inference_agrees(backend: str, case: Case, dtype: Any) -> None:
 
 
 @dtypes
-@all_cases
+@trained_cases
 def test_terms_and_gradients_agree(backend: str, case: Case, dtype: Any) -> None:
     case = away_from_kinks(case)
     program, reference = program_of(backend, case, dtype), reference_of(case)
@@ -113,7 +114,7 @@ def test_terms_and_gradients_agree(backend: str, case: Case, dtype: Any) -> None
 
 
 @dtypes
-@all_cases
+@trained_cases
 def test_a_few_steps_agree(backend: str, case: Case, dtype: Any) -> None:
     case = away_from_kinks(case)
     program, reference = program_of(backend, case, dtype), reference_of(case)

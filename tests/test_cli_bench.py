@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -237,6 +238,14 @@ def test_every_round_starts_from_the_same_parameters(monkeypatch):
     assert len(rounds) == timing.rounds
     for other in rounds[1:]:
         np.testing.assert_array_equal(other, rounds[0])
+
+
+def test_the_page_lists_the_cases():
+    page = (Path(__file__).parent.parent / "docs" / "cli.md").read_text(encoding="utf-8")
+    for case, before in zip(CASES, (None, *CASES), strict=False):
+        same = before is not None and case.widths == before.widths
+        widths = "the same" if same else "-".join(map(str, case.widths))
+        assert f"| `{case.name}` | {widths} | {case.batch} | {case.loss.name.lower()} |" in page
 
 
 @pytest.mark.parametrize("steps", [1, 20, 45])

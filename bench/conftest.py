@@ -1,0 +1,22 @@
+"""What the benches share: the cases of the tests, and each backend that can run here."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from narrows.backends import AUTO, probe
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+
+
+@pytest.fixture(params=AUTO)
+def backend(request: pytest.FixtureRequest) -> str:
+    """Each backend that is chosen for its speed; the reference is not."""
+    name: str = request.param
+    found = probe(name)
+    if not found.ok:
+        pytest.skip(f"{name}: {found.reason}")
+    return name
