@@ -68,6 +68,20 @@ class Check {
                                                                               ", " + std::to_string(cols) + ")");
     return s;
   }
+  void cells(int i, const char* role, const SlotDesc& W) const {
+    exact(i, role, (W.rows + CELL_ROWS - 1) / CELL_ROWS, (W.cols + LANES - 1) / LANES);
+  }
+  // Operand i is a parameter, and those after it are its optimiser state.
+  const SlotDesc& parameter(int i, index_t rows, index_t cols) const {
+    const SlotDesc& W = exact(i, "parameter", rows, cols);
+    require(W.region == REGION_PARAMETER, "parameter lies in another region");
+    range(op_.ints[0], SOLVER_COUNT, "solver");
+    require(exact(i + 1, "moment1", rows, cols).region == REGION_MOMENT1, "moment1 lies in another region");
+    require(has(i + 2) == (op_.ints[0] != SOLVER_SGD), "moment2 does not fit the solver");
+    if (has(i + 2))
+      require(exact(i + 2, "moment2", rows, cols).region == REGION_MOMENT2, "moment2 lies in another region");
+    return W;
+  }
   void weight(int i) const {
     if (has(i)) batch(i, "weight", 1);
   }
@@ -165,8 +179,8 @@ class Check {
       }
       case OP_DECAY: {
         const SlotDesc& W = slot(0, "W");
-        exact(0, "W", W.rows, W.cols), exact(1, "dW", W.rows, W.cols), exact(2, "rowpenalty", 1, W.rows);
-        distinct(0, 1, "W and dW"), distinct(1, 2, "dW and rowpenalty"), distinct(0, 2, "W and rowpenalty");
+        exact(0, "W", W.rows, W.cols), exact(1, "dW", W.rows, W.cols), cells(2, "penalty", W);
+        distinct(0, 1, "W and dW"), distinct(1, 2, "dW and penalty"), distinct(0, 2, "W and penalty");
         break;
       }
       case OP_REDUCE: {
@@ -189,6 +203,18 @@ class Check {
         if (has(0)) exact(0, "partial", 1, (plan_.parameter_size + GRAIN - 1) / GRAIN);
         range(i0, SOLVER_COUNT, "solver");
         require(i0 == SOLVER_SGD || plan_.moments == 2, "the solver needs two moments");
+        break;
+      case OP_WGRAD_UPDATE: {
+        const SlotDesc &x = batch(0, "x"), &dz = batch(1, "dz"), &W = parameter(3, x.cols, dz.cols);
+        if (has(2)) exact(2, "dW", W.rows, W.cols), distinct(2, 3, "dW and W");
+        if (has(6)) cells(6, "penalty", W);
+        for (int i = 2; i < 6; ++i)
+          if (has(i) && has(6)) distinct(i, 6, "penalty and another operand");
+        require(has(6) || (f[3] == 0 && f[4] == 0), "penalty is missing");
+        break;
+      }
+      case OP_COLSUM_UPDATE:
+        parameter(1, 1, batch(0, "x").cols);
         break;
     }
   }

@@ -87,7 +87,9 @@ enum Share : int { SHARE_ROWS, SHARE_TILES, SHARE_FIRST, SHARE_ALL };
   X(REDUCE, 3, 2, 0, 0b111, 0b100, SHARE_FIRST)         \
   X(SQNORM, 1, 0, 0, 0b0, 0b1, SHARE_ALL)               \
   X(SHRINK, 1, 0, 1, 0b1, 0b1, SHARE_ALL)               \
-  X(UPDATE, 1, 1, 4, 0b1, 0b0, SHARE_ALL)
+  X(UPDATE, 1, 1, 4, 0b1, 0b0, SHARE_ALL)               \
+  X(WGRAD_UPDATE, 7, 1, 6, 0b0111111, 0b1111000, SHARE_TILES) \
+  X(COLSUM_UPDATE, 4, 1, 3, 0b1111, 0b1110, SHARE_ALL)
 
 enum OpCode : int {
 #define X(name, ...) OP_##name,
@@ -96,8 +98,9 @@ enum OpCode : int {
       OP_COUNT
 };
 
-constexpr int MAX_SLOTS = 6, MAX_INTS = 2, MAX_FLOATS = 4;
+constexpr int MAX_SLOTS = 7, MAX_INTS = 2, MAX_FLOATS = 6;
 constexpr index_t LANES = 16;    // slots are padded to this many columns; sums run over as many virtual lanes
+constexpr index_t CELL_ROWS = 6; // penalties of a weight matrix are summed by cells of CELL_ROWS x LANES elements
 constexpr index_t GRAIN = 4096;  // elements of a flat region one thread takes at a time
 
 struct OpDesc {

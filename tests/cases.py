@@ -181,6 +181,7 @@ MODEL_CASES: tuple[Case, ...] = (
     Case("kl-SILU", network(_SIZES, latent=_A.SIGMOID, hidden=_A.SILU, kl_sparsity=1.0)),
     *(Case(f"solver-{s.name}", network(_SIZES, solver=s, momentum=0.8, alpha=0.3)) for s in Solver),
     *(Case(f"clip-{s.name}", network(_SIZES, solver=s, clip_norm=0.1)) for s in Solver),
+    Case("clip-decoupled", network(_SIZES, solver=Solver.ADAMW, alpha=0.3, clip_norm=0.1)),
     Case("clip-idle", network(_SIZES, clip_norm=1e3)),
     Case("weighted", network(_SIZES, weighted=True)),
     Case("weighted-bce", network(_SIZES, output=_A.SIGMOID, loss=Loss.BCE, weighted=True)),

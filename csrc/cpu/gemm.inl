@@ -9,6 +9,7 @@
 // (24 + 4 + 1 of 32 with AVX-512, 12 + 2 + 1 of 16 with AVX2 and SSE).
 
 constexpr int MR = 6;
+static_assert(MR == CELL_ROWS, "a tile holds whole cells");
 constexpr int NV = NARROWS_TILE_VECTORS;
 template <class T>
 constexpr int NR = NV * WIDTH<T>;

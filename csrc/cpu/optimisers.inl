@@ -35,6 +35,43 @@ void shrink(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
     for (index_t j = 0; j < W.cols; ++j) W.row(i)[j] *= factor;
 }
 
+// The update rules: step() gives the new parameters from w and their gradient g; the state lies at m and, for a rule
+// with two moments, at v; the first n elements count.
+
+// With momentum (Polyak, 1964).
+template <class T>
+struct Sgd {
+  T momentum, rate;
+
+  Sgd(const double* floats, const Context<T>& ctx) : momentum(T(floats[0])), rate(T(ctx.learning_rate)) {}
+  vec<T> step(vec<T> w, vec<T> g, T* m, T*, index_t n) const {
+    const vec<T> velocity = momentum * load_n(m, n) - rate * g;
+    store_n(m, velocity, n);
+    return w + velocity;
+  }
+};
+
+// Kingma and Ba, 2015, the bias corrections folded into two scalars.
+template <class T>
+struct Adam {
+  T b1, b2, c1, c2, epsilon, rate, root;
+
+  Adam(const double* floats, const Context<T>& ctx)
+      : b1(T(floats[0])),
+        b2(T(floats[1])),
+        c1(T(1 - floats[0])),
+        c2(T(1 - floats[1])),
+        epsilon(T(floats[2])),
+        rate(T(ctx.adam_rate)),
+        root(T(ctx.adam_root)) {}
+  vec<T> step(vec<T> w, vec<T> g, T* m, T* v, index_t n) const {
+    const vec<T> mv = b1 * load_n(m, n) + c1 * g, vv = b2 * load_n(v, n) + c2 * (g * g);
+    store_n(m, mv, n);
+    store_n(v, vv, n);
+    return w - rate * mv / (sqrt_(vv) * root + epsilon);
+  }
+};
+
 // The factor that brings the gradient down to norm `clip`; every thread adds the partial sums in the same order.
 template <class T>
 inline T clip_scale(const Args<T>& args) {
@@ -46,44 +83,48 @@ inline T clip_scale(const Args<T>& args) {
   return T(scale < 1 ? scale : 1);
 }
 
-// Calls fn(begin, end) for each of the thread's grains of the parameter region.
-template <class T, class Fn>
-inline void for_grains(const Context<T>& ctx, int tid, int nt, const Fn& fn) {
+// The whole parameter region from the whole gradient region.
+template <template <class> class Rule, class T>
+void update(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
+  T *w = ctx.regions[REGION_PARAMETER], *m = ctx.regions[REGION_MOMENT1];
+  T* v = ctx.regions[ctx.regions[REGION_MOMENT2] ? REGION_MOMENT2 : REGION_MOMENT1];
+  const T *g = ctx.regions[REGION_GRADIENT], scale = clip_scale(args);
+  const Rule<T> rule(args.floats, ctx);
   const Range grains((ctx.parameter_size + GRAIN - 1) / GRAIN, tid, nt);
   const index_t end = grains.end * GRAIN < ctx.parameter_size ? grains.end * GRAIN : ctx.parameter_size;
-  if (grains.begin < grains.end) fn(grains.begin * GRAIN, end);
+  for (index_t i = grains.begin * GRAIN; i < end; i += WIDTH<T>)
+    store(w + i, rule.step(load(w + i), scale * load(g + i), m + i, v + i, WIDTH<T>));
 }
 
-template <class T>
-void update_sgd(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
-  T *w = ctx.regions[REGION_PARAMETER], *v = ctx.regions[REGION_MOMENT1];
-  const T* g = ctx.regions[REGION_GRADIENT];
-  const T momentum = T(args.floats[0]), rate = T(ctx.learning_rate), scale = clip_scale(args);
-  for_grains(ctx, tid, nt, [&](index_t begin, index_t end) {
-    for (index_t i = begin; i < end; i += WIDTH<T>) {
-      const vec<T> vv = momentum * load(v + i) - rate * (scale * load(g + i));
-      store(v + i, vv);
-      store(w + i, load(w + i) + vv);
-    }
-  });
+// A weight's gradient, its decay and its update, tile by tile: no gradient array.
+template <template <class> class Rule, class T>
+void wgrad_update(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
+  const Matrix<T>&before = args.slots[2], &W = args.slots[3], &penalty = args.slots[6];
+  const Matrix<T>&m = args.slots[4], &v = args.slots[args.slots[5].data ? 5 : 4];
+  const Rule<T> rule(args.floats, ctx);
+  const Decay<T> decay(args.floats[3], args.floats[4], ctx);
+  const T keep = T(1 - ctx.learning_rate * args.floats[5]);
+  gemm(
+      transposed(view(args, ctx, 0)), view(args, ctx, 1), W, static_cast<T*>(nullptr),
+      [&](const Tile& t, const T* tile) {
+        if (penalty.data) decay.tile(W, t, penalty);
+        for_vectors(t, tile, [&](index_t i, index_t j, vec<T> g, index_t n) {
+          T* p = W.row(i) + j;
+          const vec<T> w = load_n(p, n);
+          if (before.data) g += load_n(before.row(i) + j, n);
+          if (penalty.data) g += decay.gradient(w);
+          store_n(p, rule.step(keep * w, g, m.row(i) + j, v.row(i) + j, n), n);
+        });
+      },
+      tid, nt);
 }
 
-// Adam (Kingma and Ba, 2015), the bias corrections folded into two scalars.
-template <class T>
-void update_adam(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
-  T *w = ctx.regions[REGION_PARAMETER], *m = ctx.regions[REGION_MOMENT1], *v = ctx.regions[REGION_MOMENT2];
-  const T* g = ctx.regions[REGION_GRADIENT];
-  const double beta_1 = args.floats[0], beta_2 = args.floats[1], t = double(ctx.step) + 1;
-  const T b1 = T(beta_1), b2 = T(beta_2), c1 = T(1 - beta_1), c2 = T(1 - beta_2), epsilon = T(args.floats[2]);
-  const T rate = T(ctx.learning_rate / (1 - __builtin_pow(beta_1, t)));
-  const T root = T(1 / __builtin_sqrt(1 - __builtin_pow(beta_2, t))), scale = clip_scale(args);
-  for_grains(ctx, tid, nt, [&](index_t begin, index_t end) {
-    for (index_t i = begin; i < end; i += WIDTH<T>) {
-      const vec<T> gv = scale * load(g + i);
-      const vec<T> mv = b1 * load(m + i) + c1 * gv, vv = b2 * load(v + i) + c2 * (gv * gv);
-      store(m + i, mv);
-      store(v + i, vv);
-      store(w + i, load(w + i) - rate * mv / (sqrt_(vv) * root + epsilon));
-    }
-  });
+template <template <class> class Rule, class T>
+void colsum_update(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
+  T *b = args.slots[1].data, *m = args.slots[2].data, *v = args.slots[args.slots[3].data ? 3 : 2].data;
+  const Rule<T> rule(args.floats, ctx);
+  column_sums(
+      view(args, ctx, 0), static_cast<const T*>(nullptr), 0,
+      [&](index_t j, vec<T> g, index_t n) { store_n(b + j, rule.step(load_n(b + j, n), g, m + j, v + j, n), n); }, tid,
+      nt);
 }

@@ -46,20 +46,40 @@ void kl_sparsity(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
   }
 }
 
+// Weight decay: (l2 / 2 |w|^2 + l1 |w|) / m for each weight.
+template <class T>
+struct Decay {
+  T l2, l1;
+
+  Decay(double l2, double l1, const Context<T>& ctx) : l2(T(l2 / double(ctx.m))), l1(T(l1 / double(ctx.m))) {}
+  vec<T> gradient(vec<T> w) const { return l2 * w + l1 * sign_(w); }
+  // Leaves the penalties of a tile of W in their cells.
+  void tile(const Matrix<T>& W, const Tile& t, const Matrix<T>& penalty) const {
+    for (index_t j = 0; j < t.cols; j += LANES) {
+      LaneSum<T> sum;
+      for (int i = 0; i < t.rows; ++i)
+        for (index_t l = 0; l < LANES && j + l < t.cols; l += WIDTH<T>) {
+          const vec<T> w = load_n(W.row(t.row + i) + t.col + j + l, t.cols - j - l);
+          sum.add(l, T(0.5) * l2 * w * w + l1 * abs_(w));
+        }
+      penalty.row(t.row / CELL_ROWS)[(t.col + j) / LANES] = T(sum.total());
+    }
+  }
+};
+
 template <class T>
 void decay(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
   const Matrix<T>&W = args.slots[0], &dW = args.slots[1];
-  const T l2 = T(args.floats[0] / double(ctx.m)), l1 = T(args.floats[1] / double(ctx.m));
-  const Range rows(W.rows, tid, nt);
-  for (index_t i = rows.begin; i < rows.end; ++i) {
-    LaneSum<T> sum;
-    for (index_t j = 0; j < W.cols; j += WIDTH<T>) {
-      const index_t n = W.cols - j;
-      const vec<T> w = load_n(W.row(i) + j, n);
-      T* p = dW.row(i) + j;
-      store_n(p, load_n(p, n) + l2 * w + l1 * sign_(w), n);
-      sum.add(j, T(0.5) * l2 * w * w + l1 * abs_(w));
-    }
-    args.slots[2].data[i] = T(sum.total());
+  const Decay<T> decay(args.floats[0], args.floats[1], ctx);
+  const Range cells((W.rows + CELL_ROWS - 1) / CELL_ROWS, tid, nt);
+  for (index_t c = cells.begin; c < cells.end; ++c) {
+    const index_t begin = c * CELL_ROWS, end = begin + CELL_ROWS < W.rows ? begin + CELL_ROWS : W.rows;
+    decay.tile(W, Tile{begin, 0, int(end - begin), W.cols}, args.slots[2]);
+    for (index_t i = begin; i < end; ++i)
+      for (index_t j = 0; j < W.cols; j += WIDTH<T>) {
+        const index_t n = W.cols - j;
+        T* p = dW.row(i) + j;
+        store_n(p, load_n(p, n) + decay.gradient(load_n(W.row(i) + j, n)), n);
+      }
   }
 }

@@ -3,6 +3,7 @@
 #include <sys/mman.h>
 
 #include <chrono>
+#include <cmath>
 #include <cstdlib>
 #include <cstring>
 #include <new>
@@ -121,6 +122,8 @@ class TypedProgram final : public Program {
         const SlotDesc& W = plan_.slots[size_t(op.slots[1])];
         flop += 2.0 * double(plan_.batch) * double(W.rows) * double(W.cols);
       }
+      const bool updates = op.code == OP_UPDATE || op.code == OP_WGRAD_UPDATE || op.code == OP_COLSUM_UPDATE;
+      if (updates && op.ints[0] != SOLVER_SGD) solver_ = &op;
       if (op.code == OP_REDUCE) terms_ = &plan_.slots[size_t(op.slots[2])];
       ops_.push_back(compiled);
     }
@@ -152,6 +155,11 @@ class TypedProgram final : public Program {
       ctx_.seed = hyper.seed;
       ctx_.step = hyper.step + uint32_t(done);
       ctx_.learning_rate = hyper.learning_rate[done];
+      if (solver_) {
+        const double t = double(ctx_.step) + 1;
+        ctx_.adam_rate = ctx_.learning_rate / (1 - std::pow(solver_->floats[0], t));
+        ctx_.adam_root = 1 / std::sqrt(1 - std::pow(solver_->floats[1], t));
+      }
       step(MODE_TRAIN, terms + done * terms_size());
     }
     return done;
@@ -313,6 +321,7 @@ class TypedProgram final : public Program {
   Trace* trace_ = nullptr;
   T* work_ = nullptr;
   const SlotDesc* terms_ = nullptr;
+  const OpDesc* solver_ = nullptr;  // an op that holds the decay rates of Adam's moments
   std::vector<CompiledOp<T>> ops_;
   std::vector<Phase> phases_[MODE_BITS];  // by mode
   Barrier barrier_;

@@ -4,6 +4,9 @@
 // Everything lives in the namespace NARROWS_ISA and no inline function of the standard library is used, so the linker
 // cannot take a function compiled for one instruction set for another's.
 
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
 #include <stdint.h>
 
 #include <utility>
@@ -109,7 +112,11 @@ Op<T> resolve(int code, const int* ints) {
     case OP_SHRINK:
       return shrink<T>;
     case OP_UPDATE:
-      return ints[0] == SOLVER_SGD ? update_sgd<T> : update_adam<T>;
+      return ints[0] == SOLVER_SGD ? update<Sgd, T> : update<Adam, T>;
+    case OP_WGRAD_UPDATE:
+      return ints[0] == SOLVER_SGD ? wgrad_update<Sgd, T> : wgrad_update<Adam, T>;
+    case OP_COLSUM_UPDATE:
+      return ints[0] == SOLVER_SGD ? colsum_update<Sgd, T> : colsum_update<Adam, T>;
   }
 #undef X
   return nullptr;

@@ -73,18 +73,41 @@ template <class T>
 inline void store(T* p, vec<T> v) {
   __builtin_memcpy(p, &v, sizeof v);
 }
-// The first n lanes; the others are zero (load) or left alone (store).
+// The first n lanes; the others are zero (load) or left alone (store), and their memory is not touched.
+#if defined(__AVX512F__)
+inline __mmask16 first_lanes(index_t n) { return __mmask16((1u << n) - 1); }
+inline vf load_part(const float* p, index_t n) { return _mm512_maskz_loadu_ps(first_lanes(n), p); }
+inline vd load_part(const double* p, index_t n) { return _mm512_maskz_loadu_pd(__mmask8(first_lanes(n)), p); }
+inline void store_part(float* p, vf v, index_t n) { _mm512_mask_storeu_ps(p, first_lanes(n), v); }
+inline void store_part(double* p, vd v, index_t n) { _mm512_mask_storeu_pd(p, __mmask8(first_lanes(n)), v); }
+#elif defined(__AVX2__)
+inline __m256i first_lanes(index_t n, vi lanes) { return __m256i(lanes < int32_t(n)); }
+inline __m256i first_floats(index_t n) { return first_lanes(n, vi{0, 1, 2, 3, 4, 5, 6, 7}); }
+inline __m256i first_doubles(index_t n) { return first_lanes(n, vi{0, 0, 1, 1, 2, 2, 3, 3}); }
+inline vf load_part(const float* p, index_t n) { return _mm256_maskload_ps(p, first_floats(n)); }
+inline vd load_part(const double* p, index_t n) { return _mm256_maskload_pd(p, first_doubles(n)); }
+inline void store_part(float* p, vf v, index_t n) { _mm256_maskstore_ps(p, first_floats(n), v); }
+inline void store_part(double* p, vd v, index_t n) { _mm256_maskstore_pd(p, first_doubles(n), v); }
+#else
 template <class T>
-inline vec<T> load_n(const T* p, index_t n) {
-  if (n >= WIDTH<T>) return load(p);
+inline vec<T> load_part(const T* p, index_t n) {
   vec<T> v{};
   for (index_t i = 0; i < n; ++i) v[i] = p[i];
   return v;
 }
 template <class T>
-inline void store_n(T* p, vec<T> v, index_t n) {
-  if (n >= WIDTH<T>) return store(p, v);
+inline void store_part(T* p, vec<T> v, index_t n) {
   for (index_t i = 0; i < n; ++i) p[i] = v[i];
+}
+#endif
+
+template <class T>
+inline vec<T> load_n(const T* p, index_t n) {
+  return n >= WIDTH<T> ? load(p) : load_part(p, n);
+}
+template <class T>
+inline void store_n(T* p, vec<T> v, index_t n) {
+  n >= WIDTH<T> ? store(p, v) : store_part(p, v, n);
 }
 
 template <class To, class From>

@@ -10,8 +10,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from .plan import (
+    CELL_ROWS,
     FORWARD,
     GRAIN,
+    LANES,
     LEARN,
     SIGNATURES,
     Activation,
@@ -27,6 +29,9 @@ from .plan import (
 )
 
 __all__ = ["lower"]
+
+_STATE = (("d", Region.GRADIENT), ("moment1.", Region.MOMENT1), ("moment2.", Region.MOMENT2))
+"""Slots beside each parameter, by what is put before its name."""
 
 
 class _Lowering:
@@ -146,7 +151,8 @@ def lower(spec: NetworkSpec, batch: int) -> Plan:
     parameter_size = 0
     for name in list(low.names):
         _, rows, cols = low.shapes[name]
-        low.slot(f"d{name}", Region.GRADIENT, rows, cols)
+        for prefix, region in _STATE[: 1 + spec.n_moments]:
+            low.slot(f"{prefix}{name}", region, rows, cols)
         parameter_size += rows * padded(cols)
 
     # Forward. Saved: what the backward pass reads of each layer, its output or its pre-activation.
@@ -231,15 +237,7 @@ def lower(spec: NetworkSpec, batch: int) -> Plan:
             low.op(OpCode.DROPOUT, LEARN, {"x": dx}, stream=stream, rate=before.dropout)
         if i == spec.latent:
             reductions += _latent_penalties(low, spec, f"a{i - 1}", saved[i - 1], weight, dx)
-    seen: set[str] = set()
-    for i in range(last, -1, -1):
-        tied = layers[i].tied_to is not None
-        source, sink = (deltas[i], inputs[i]) if tied else (inputs[i], deltas[i])
-        gradient = f"d{weights[i]}"
-        low.op(OpCode.WGRAD, LEARN, {"x": source, "dz": sink, "dW": gradient}, accumulate=gradient in seen)
-        seen.add(gradient)
-        low.op(OpCode.COLSUM, LEARN, {"x": deltas[i], "out": f"db{i}"}, mean=False)
-    reductions += _weight_penalties(low, spec)
+    reductions += _parameter_gradients(low, spec, weights, inputs, deltas)
 
     terms = low.slot("terms", Region.SCRATCH, 1, max(1, len({r[2] for r in reductions})))
     for name, row_weight, term, mean in reductions:
@@ -250,24 +248,13 @@ def lower(spec: NetworkSpec, batch: int) -> Plan:
             index=low.term(term),
             mean=mean,
         )
-    partial = None
     if spec.clip_norm is not None:
         partial = low.slot("gradnorm", Region.SCRATCH, 1, -(-parameter_size // GRAIN))
         low.op(OpCode.SQNORM, LEARN, {"partial": partial})
-    if spec.solver is Solver.ADAMW and spec.alpha > 0:
-        for i, layer in enumerate(layers):
-            if layer.tied_to is None:
-                low.op(OpCode.SHRINK, Mode.TRAIN, {"W": f"W{i}"}, rate=spec.alpha)
-    low.op(
-        OpCode.UPDATE,
-        Mode.TRAIN,
-        {"partial": partial},
-        solver=spec.solver,
-        beta_1=spec.momentum if spec.solver is Solver.SGD else spec.beta_1,
-        beta_2=spec.beta_2,
-        epsilon=spec.epsilon,
-        clip=spec.clip_norm or 0.0,
-    )
+        if spec.solver is Solver.ADAMW and spec.alpha > 0:
+            for name in dict.fromkeys(weights):
+                low.op(OpCode.SHRINK, Mode.TRAIN, {"W": name}, rate=spec.alpha)
+        low.op(OpCode.UPDATE, Mode.TRAIN, {"partial": partial}, **_rule(spec), clip=spec.clip_norm)
     latent = f"a{spec.latent - 1}"
     plan_slots, work_size = low.assign({latent, z, rowloss})
     index = {s.name: i for i, s in enumerate(plan_slots)}
@@ -312,20 +299,61 @@ def _latent_penalties(
     return reductions
 
 
-def _weight_penalties(low: _Lowering, spec: NetworkSpec) -> list[tuple[str, str | None, str, bool]]:
-    """L2 and L1 on weights, never on biases; adamw takes its L2 as decoupled decay instead of as a gradient."""
+def _rule(spec: NetworkSpec) -> dict[str, float]:
+    """The attributes of the update rule."""
+    beta_1 = spec.momentum if spec.solver is Solver.SGD else spec.beta_1
+    return {"solver": spec.solver, "beta_1": beta_1, "beta_2": spec.beta_2, "epsilon": spec.epsilon}
+
+
+def _parameter_gradients(
+    low: _Lowering, spec: NetworkSpec, weights: list[str], inputs: list[str], deltas: Mapping[int, str]
+) -> list[tuple[str, str | None, str, bool]]:
+    """Gradients of weights and biases; in training each is used up where it arises, unless all are wanted at once for
+    their norm.
+
+    L2 and L1 are on weights, never on biases; adamw takes its L2 as decoupled decay instead of as a gradient.
+    """
+    fused = spec.clip_norm is None
+    apart = Mode.GRADIENT if fused else LEARN
+    decoupled = spec.solver is Solver.ADAMW
+    decay = {"l2": 0.0 if decoupled else spec.alpha, "l1": spec.weight_l1}
+    penalised = any(decay.values())
     reductions: list[tuple[str, str | None, str, bool]] = []
-    l2 = 0.0 if spec.solver is Solver.ADAMW else spec.alpha
-    if l2 > 0 or spec.weight_l1 > 0:
-        for i, layer in enumerate(spec.layers):
-            if layer.tied_to is None:
-                penalty = low.slot(f"decay{i}", Region.SCRATCH, 1, layer.n_in)
-                low.op(
-                    OpCode.DECAY,
-                    LEARN,
-                    {"W": f"W{i}", "dW": f"dW{i}", "rowpenalty": penalty},
-                    l2=l2,
-                    l1=spec.weight_l1,
-                )
+
+    def state(name: str) -> dict[str, str]:
+        return {f"moment{i + 1}": f"moment{i + 1}.{name}" for i in range(spec.n_moments)}
+
+    seen: set[str] = set()
+    for i in range(len(weights) - 1, -1, -1):
+        tied = spec.layers[i].tied_to is not None
+        source, sink = (deltas[i], inputs[i]) if tied else (inputs[i], deltas[i])
+        W, b, again = weights[i], f"b{i}", weights[i] in seen
+        # A tied weight has two products, of which the second is followed by all else.
+        final = weights.index(W) == i
+        seen.add(W)
+        low.op(
+            OpCode.WGRAD,
+            apart if final else LEARN,
+            {"x": source, "dz": sink, "dW": f"d{W}"},
+            accumulate=again,
+        )
+        if final:
+            penalty = None
+            if penalised:
+                _, rows, cols = low.shapes[W]
+                penalty = low.slot(f"penalty.{W}", Region.SCRATCH, -(-rows // CELL_ROWS), padded(cols) // LANES)
+                low.op(OpCode.DECAY, apart, {"W": W, "dW": f"d{W}", "penalty": penalty}, **decay)
                 reductions.append((penalty, None, "weight_penalty", False))
+            if fused:
+                low.op(
+                    OpCode.WGRAD_UPDATE,
+                    Mode.TRAIN,
+                    {"x": source, "dz": sink, "dW": f"d{W}" if again else None, "W": W, "penalty": penalty, **state(W)},
+                    **_rule(spec),
+                    **decay,
+                    rate=spec.alpha if decoupled else 0.0,
+                )
+        low.op(OpCode.COLSUM, apart, {"x": deltas[i], "out": f"d{b}"}, mean=False)
+        if fused:
+            low.op(OpCode.COLSUM_UPDATE, Mode.TRAIN, {"x": deltas[i], "b": b, **state(b)}, **_rule(spec))
     return reductions

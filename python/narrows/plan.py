@@ -145,6 +145,8 @@ class OpCode(enum.IntEnum):
     SQNORM = 13
     SHRINK = 14
     UPDATE = 15
+    WGRAD_UPDATE = 16
+    COLSUM_UPDATE = 17
 
 
 class Signature(NamedTuple):
@@ -193,8 +195,8 @@ SIGNATURES: Mapping[OpCode, Signature] = {
         ints=("activation",),
         floats=("strength", "target"),
     ),
-    # dW += (l2 W + l1 sign(W)) / m; rowpenalty_i = (l2 / 2 |W_i|^2 + l1 |W_i|_1) / m for each row i of W
-    OpCode.DECAY: Signature(("W", "dW"), ("dW", "rowpenalty"), floats=("l2", "l1")),
+    # dW += (l2 W + l1 sign(W)) / m; penalty = (l2 / 2 |W|^2 + l1 |W|_1) / m of each cell of CELL_ROWS x LANES weights
+    OpCode.DECAY: Signature(("W", "dW"), ("dW", "penalty"), floats=("l2", "l1")),
     # terms[index] += sum of x (times weight), divided by the rows of the batch if mean
     OpCode.REDUCE: Signature(("x", "weight", "terms"), ("terms",), ints=("index", "mean")),
     # partial = sums of squares of the gradient region, one per grain of GRAIN elements
@@ -203,7 +205,24 @@ SIGNATURES: Mapping[OpCode, Signature] = {
     OpCode.SHRINK: Signature(("W",), ("W",), floats=("rate",)),
     # the update rule over the whole parameter region, gradients scaled down to norm `clip` if it is positive
     OpCode.UPDATE: Signature(("partial",), (), ints=("solver",), floats=("beta_1", "beta_2", "epsilon", "clip")),
+    # WGRAD (onto what dW holds, if there is a dW), DECAY, SHRINK and UPDATE of one weight, without a gradient array
+    OpCode.WGRAD_UPDATE: Signature(
+        ("x", "dz", "dW", "W", "moment1", "moment2"),
+        ("W", "moment1", "moment2", "penalty"),
+        ints=("solver",),
+        floats=("beta_1", "beta_2", "epsilon", "l2", "l1", "rate"),
+    ),
+    # COLSUM and UPDATE of one bias
+    OpCode.COLSUM_UPDATE: Signature(
+        ("x", "b", "moment1", "moment2"),
+        ("b", "moment1", "moment2"),
+        ints=("solver",),
+        floats=("beta_1", "beta_2", "epsilon"),
+    ),
 }
+
+CELL_ROWS = 6
+"""Rows of the cells, LANES columns wide, by which the penalties of a weight matrix are summed."""
 
 GRAIN = 4096
 """Elements of a flat region that one thread takes at a time; fixes the order of `SQNORM`'s sums."""
@@ -303,6 +322,11 @@ class NetworkSpec:
     def n_outputs(self) -> int:
         return self.layers[-1].n_out
 
+    @property
+    def n_moments(self) -> int:
+        """Numbers of optimiser state beside each parameter."""
+        return 1 if self.solver is Solver.SGD else 2
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -332,7 +356,7 @@ class Plan:
     @property
     def n_moments(self) -> int:
         """Regions of optimiser state."""
-        return 1 if self.spec.solver is Solver.SGD else 2
+        return self.spec.n_moments
 
     @property
     def arena_size(self) -> int:
@@ -380,7 +404,7 @@ class Plan:
 
 
 OP_DTYPE = np.dtype(
-    [("code", "i4"), ("modes", "i4"), ("slots", "i4", 6), ("ints", "i4", 2), ("floats", "f8", 4)], align=True
+    [("code", "i4"), ("modes", "i4"), ("slots", "i4", 7), ("ints", "i4", 2), ("floats", "f8", 6)], align=True
 )
 
 

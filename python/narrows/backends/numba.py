@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import ThreadpoolController
 
-from ..plan import GRAIN, LEARN, Activation, Corruption, Loss, Mode, OpCode, Plan, Region, Solver
+from ..plan import CELL_ROWS, GRAIN, LANES, LEARN, Activation, Corruption, Loss, Mode, OpCode, Plan, Region
 from . import Hyper, Probe, State, numba_kernels, reference
 from .reference import Array, ReferenceProgram, Run, colsum_layer, dense_layer, slope_layer
 
@@ -151,9 +151,11 @@ def dgrad(
     numba_kernels.times_slope(activation)(out, saved, saved.dtype.type(scale))
 
 
-def decay(run: Run, *, W: Array, dW: Array, rowpenalty: Array, l2: float, l1: float) -> None:
+def decay(run: Run, *, W: Array, dW: Array, penalty: Array, l2: float, l1: float) -> None:
     T = W.dtype.type
-    numba_kernels.decay_rows(_padded_rows(W), _padded_rows(dW), W.shape[1], T(l2 / run.m), T(l1 / run.m), rowpenalty[0])
+    numba_kernels.decay_cells(
+        _padded_rows(W), _padded_rows(dW), W.shape[1], T(l2 / run.m), T(l1 / run.m), CELL_ROWS, LANES, penalty
+    )
 
 
 def _padded_rows(W: Array) -> Array:
@@ -165,21 +167,59 @@ def sqnorm(run: Run, *, partial: Array) -> None:
     numba_kernels.grain_norms(run.regions[Region.GRADIENT], GRAIN, partial[0])
 
 
-def update(
-    run: Run, *, partial: Array | None, solver: int, beta_1: float, beta_2: float, epsilon: float, clip: float
+def _step_rule(
+    run: Run, w: Array, g: Array, m1: Array, m2: Array | None, factor: Any, beta_1: float, beta_2: float, epsilon: float
 ) -> None:
-    w, g, m1 = (run.regions[r] for r in (Region.PARAMETER, Region.GRADIENT, Region.MOMENT1))
+    """`reference.step_rule` over flat arrays, the gradient times `factor`."""
     T = w.dtype.type
-    factor = T(1 if partial is None else reference.clip_scale(float(partial.sum(dtype=np.float64)), clip))
     lr, t = run.learning_rate, run.step + 1
-    if solver == Solver.SGD:
+    if m2 is None:
         numba_kernels.momentum(w, g, m1, factor, T(beta_1), T(lr))
         return
     rate, root = T(lr / (1 - beta_1**t)), T(1 / np.sqrt(1 - beta_2**t))
     numba_kernels.adam(
-        w, g, m1, run.regions[Region.MOMENT2], factor,
-        T(beta_1), T(beta_2), T(1 - beta_1), T(1 - beta_2), rate, root, T(epsilon),
-    )  # fmt: skip
+        w, g, m1, m2, factor, T(beta_1), T(beta_2), T(1 - beta_1), T(1 - beta_2), rate, root, T(epsilon)
+    )
+
+
+def update(
+    run: Run, *, partial: Array | None, solver: int, beta_1: float, beta_2: float, epsilon: float, clip: float
+) -> None:
+    w, g, m1 = (run.regions[r] for r in (Region.PARAMETER, Region.GRADIENT, Region.MOMENT1))
+    factor = w.dtype.type(1 if partial is None else reference.clip_scale(float(partial.sum(dtype=np.float64)), clip))
+    _step_rule(run, w, g, m1, run.regions.get(Region.MOMENT2), factor, beta_1, beta_2, epsilon)
+
+
+def wgrad_update(
+    run: Run,
+    *,
+    x: Array,
+    dz: Array,
+    dW: Array | None,
+    W: Array,
+    moment1: Array,
+    moment2: Array | None,
+    penalty: Array | None,
+    solver: int,
+    beta_1: float,
+    beta_2: float,
+    epsilon: float,
+    l2: float,
+    l1: float,
+    rate: float,
+) -> None:
+    w = _padded_rows(W)
+    padded = np.zeros_like(w)
+    g = padded[:, : W.shape[1]]
+    np.matmul(x.T, dz, out=g)
+    if dW is not None:
+        g += dW
+    if penalty is not None:
+        decay(run, W=W, dW=g, penalty=penalty, l2=l2, l1=l1)
+    if rate:
+        reference.shrink(run, W=W, rate=rate)
+    state = (None if m is None else _padded_rows(m).reshape(-1) for m in (moment1, moment2))
+    _step_rule(run, w.reshape(-1), padded.reshape(-1), *state, w.dtype.type(1), beta_1, beta_2, epsilon)
 
 
 OVERRIDES: Mapping[OpCode, Callable[..., None]] = {
@@ -194,6 +234,7 @@ OVERRIDES: Mapping[OpCode, Callable[..., None]] = {
     OpCode.DECAY: decay,
     OpCode.SQNORM: sqnorm,
     OpCode.UPDATE: update,
+    OpCode.WGRAD_UPDATE: wgrad_update,
 }
 
 

@@ -457,15 +457,17 @@ def momentum(w: Any, g: Any, v: Any, factor: Any, momentum: Any, rate: Any) -> N
 
 
 @_kernel(_SUMS)
-def decay_rows(w: Any, dw: Any, columns: int, s2: Any, s1: Any, penalty: Any) -> None:
+def decay_cells(w: Any, dw: Any, columns: int, s2: Any, s1: Any, rows: int, lanes: int, penalty: Any) -> None:
     half = s2 * w.dtype.type(0.5)
+    penalty[...] = 0
     for i in range(w.shape[0]):
-        total = w.dtype.type(0)
-        for j in range(columns):
-            v = w[i, j]
-            total += half * v * v + s1 * abs(v)
-            dw[i, j] += s2 * v + (s1 if v > 0 else (-s1 if v < 0 else s1 * v))
-        penalty[i] = total
+        for c in range(penalty.shape[1]):
+            total = w.dtype.type(0)
+            for j in range(c * lanes, min(columns, (c + 1) * lanes)):
+                v = w[i, j]
+                total += half * v * v + s1 * abs(v)
+                dw[i, j] += s2 * v + (s1 if v > 0 else (-s1 if v < 0 else s1 * v))
+            penalty[i // rows, c] += total
 
 
 @_kernel(_SUMS)

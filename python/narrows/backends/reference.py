@@ -20,7 +20,9 @@ from numpy.typing import NDArray
 
 from .. import philox
 from ..plan import (
+    CELL_ROWS,
     GRAIN,
+    LANES,
     SIGNATURES,
     Activation,
     Corruption,
@@ -31,7 +33,6 @@ from ..plan import (
     Plan,
     Region,
     Slot,
-    Solver,
 )
 from . import Hyper, Probe, State
 
@@ -274,11 +275,13 @@ def kl_sparsity(
     dz += slope * DERIVATIVE[Activation(activation)](saved) * (1 if weight is None else weight)
 
 
-def decay(run: Run, *, W: Array, dW: Array, rowpenalty: Array, l2: float, l1: float) -> None:
+def decay(run: Run, *, W: Array, dW: Array, penalty: Array, l2: float, l1: float) -> None:
     # Divided by the batch size, as scikit-learn's multilayer perceptrons do
     s2, s1 = W.dtype.type(l2 / run.m), W.dtype.type(l1 / run.m)
     dW += s2 * W + s1 * np.sign(W)
-    rowpenalty[0] = (0.5 * s2 * W * W + s1 * np.abs(W)).sum(axis=1)
+    each = 0.5 * s2 * W * W + s1 * np.abs(W)
+    rows = np.add.reduceat(each, np.arange(0, W.shape[0], CELL_ROWS), axis=0)
+    penalty[...] = np.add.reduceat(rows, np.arange(0, W.shape[1], LANES), axis=1)
 
 
 # --- ops: sums and updates ------------------------------------------------------------------------------------------
@@ -299,24 +302,73 @@ def shrink(run: Run, *, W: Array, rate: float) -> None:
     W *= W.dtype.type(1 - run.learning_rate * rate)
 
 
-def update(
-    run: Run, *, partial: Array | None, solver: int, beta_1: float, beta_2: float, epsilon: float, clip: float
+def step_rule(
+    run: Run, W: Array, g: Array, m1: Array, m2: Array | None, solver: int, beta_1: float, beta_2: float, epsilon: float
 ) -> None:
-    W, g, m1 = (run.regions[r] for r in (Region.PARAMETER, Region.GRADIENT, Region.MOMENT1))
+    """Parameters and optimiser state after a step with gradient g."""
     T = W.dtype.type
-    if partial is not None:
-        g = g * T(clip_scale(float(partial.sum(dtype=np.float64)), clip))
     lr, t = run.learning_rate, run.step + 1
-    if solver == Solver.SGD:
+    if m2 is None:
         m1[...] = T(beta_1) * m1 - T(lr) * g
         W += m1
         return
     # Adam (Kingma and Ba, 2015), the bias corrections folded into two scalars
-    m2 = run.regions[Region.MOMENT2]
     m1[...] = T(beta_1) * m1 + T(1 - beta_1) * g
     m2[...] = T(beta_2) * m2 + T(1 - beta_2) * (g * g)
     rate, root = T(lr / (1 - beta_1**t)), T(1 / np.sqrt(1 - beta_2**t))
     W -= rate * m1 / (np.sqrt(m2) * root + T(epsilon))
+
+
+def update(
+    run: Run, *, partial: Array | None, solver: int, beta_1: float, beta_2: float, epsilon: float, clip: float
+) -> None:
+    W, g, m1 = (run.regions[r] for r in (Region.PARAMETER, Region.GRADIENT, Region.MOMENT1))
+    if partial is not None:
+        g = g * W.dtype.type(clip_scale(float(partial.sum(dtype=np.float64)), clip))
+    step_rule(run, W, g, m1, run.regions.get(Region.MOMENT2), solver, beta_1, beta_2, epsilon)
+
+
+def wgrad_update(
+    run: Run,
+    *,
+    x: Array,
+    dz: Array,
+    dW: Array | None,
+    W: Array,
+    moment1: Array,
+    moment2: Array | None,
+    penalty: Array | None,
+    solver: int,
+    beta_1: float,
+    beta_2: float,
+    epsilon: float,
+    l2: float,
+    l1: float,
+    rate: float,
+) -> None:
+    g = x.T @ dz
+    if dW is not None:
+        g += dW
+    if penalty is not None:
+        decay(run, W=W, dW=g, penalty=penalty, l2=l2, l1=l1)
+    if rate:
+        shrink(run, W=W, rate=rate)
+    step_rule(run, W, g, moment1, moment2, solver, beta_1, beta_2, epsilon)
+
+
+def colsum_update(
+    run: Run,
+    *,
+    x: Array,
+    b: Array,
+    moment1: Array,
+    moment2: Array | None,
+    solver: int,
+    beta_1: float,
+    beta_2: float,
+    epsilon: float,
+) -> None:
+    step_rule(run, b, x.sum(axis=0, keepdims=True), moment1, moment2, solver, beta_1, beta_2, epsilon)
 
 
 def clip_scale(sum_of_squares: float, clip: float) -> float:
@@ -342,6 +394,8 @@ OPS: Mapping[OpCode, Callable[..., None]] = {
     OpCode.SQNORM: sqnorm,
     OpCode.SHRINK: shrink,
     OpCode.UPDATE: update,
+    OpCode.WGRAD_UPDATE: wgrad_update,
+    OpCode.COLSUM_UPDATE: colsum_update,
 }
 
 
