@@ -143,11 +143,12 @@ struct Tile {
   index_t cols;
 };
 
-// The finished tiles go to epilogue(tile, values), values being rows of NR elements. Partial sums of a K that is cut
-// for packing wait in `partial`, a matrix of C's shape with contiguous rows (usually C itself).
-template <class T, class Epilogue>
+// The finished tiles go to epilogue(tile, values), values being rows of NR elements; before(tile) is called when its
+// product begins, to fetch what the epilogue will need. Partial sums of a K that is cut for packing wait in `partial`,
+// a matrix of C's shape with contiguous rows (usually C itself).
+template <class T, class Epilogue, class Before>
 inline void gemm(Matrix<const T> A, Matrix<const T> B, Matrix<T> partial, T* scratch, const Epilogue& epilogue, int tid,
-                 int nt) {
+                 int nt, const Before& before) {
   const index_t M = A.rows, N = B.cols, K = A.cols;
   const index_t panels = (N + NR<T> - 1) / NR<T>, blocks = (M + MR - 1) / MR;
   const bool direct = B.col_stride == 1 && B.padded;
@@ -176,6 +177,7 @@ inline void gemm(Matrix<const T> A, Matrix<const T> B, Matrix<T> partial, T* scr
         if (k0 > 0)
           for (int i = 0; i < rows; ++i)
             __builtin_memcpy(tile + i * NR<T>, partial.row(i0 + i) + j0, size_t(cols) * sizeof(T));
+        if (last) before(Tile{i0, j0, rows, cols});
         micro<T>(rows, vectors)(depth, A.data + i0 * A.row_stride + k0 * A.col_stride, A.row_stride, A.col_stride, b,
                                 b_row, tile, k0 > 0);
         if (last) {
@@ -189,4 +191,10 @@ inline void gemm(Matrix<const T> A, Matrix<const T> B, Matrix<T> partial, T* scr
     } while (k0 < K);
     g = stop;
   }
+}
+
+template <class T, class Epilogue>
+inline void gemm(Matrix<const T> A, Matrix<const T> B, Matrix<T> partial, T* scratch, const Epilogue& epilogue, int tid,
+                 int nt) {
+  gemm(A, B, partial, scratch, epilogue, tid, nt, [](const Tile&) {});
 }

@@ -116,7 +116,13 @@ void wgrad_update(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
           store_n(p, rule.step(keep * w, g, m.row(i) + j, v.row(i) + j, n), n);
         });
       },
-      tid, nt);
+      tid, nt,
+      // Always inlined, because gcc takes a function that only fetches for one without effect.
+      [&](const Tile& t) __attribute__((always_inline)) {
+        for (int i = 0; i < t.rows; ++i)
+          for (index_t j = 0; j < t.cols; j += index_t(64 / sizeof(T)))
+            for (const Matrix<T>* x : {&W, &m, &v}) __builtin_prefetch(x->row(t.row + i) + t.col + j, 1);
+      });
 }
 
 template <template <class> class Rule, class T>

@@ -177,9 +177,7 @@ def _step_rule(
         numba_kernels.momentum(w, g, m1, factor, T(beta_1), T(lr))
         return
     rate, root = T(lr / (1 - beta_1**t)), T(1 / np.sqrt(1 - beta_2**t))
-    numba_kernels.adam(
-        w, g, m1, m2, factor, T(beta_1), T(beta_2), T(1 - beta_1), T(1 - beta_2), rate, root, T(epsilon)
-    )
+    numba_kernels.adam(w, g, m1, m2, factor, T(beta_1), T(beta_2), T(1 - beta_1), T(1 - beta_2), rate, root, T(epsilon))
 
 
 def update(
