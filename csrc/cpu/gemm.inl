@@ -14,9 +14,15 @@ constexpr int NV = NARROWS_TILE_VECTORS;
 template <class T>
 constexpr int NR = NV * WIDTH<T>;
 
-// tile (MR_ x NV_ vectors, rows NR apart) = [tile +] A B over K steps.
-template <class T, int MR_, int NV_>
-inline void micro_kernel(index_t K, const T* a, index_t a_row, index_t a_col, const T* b, index_t b_row, T* tile,
+// One step of a product: acc + a b for one k.
+inline vf madd(vf acc, vf a, vf b) { return acc + a * b; }
+inline vd madd(vd acc, vd a, vd b) { return acc + a * b; }
+inline vf broadcast(float a) { return vf{} + a; }
+inline vd broadcast(double a) { return vd{} + a; }
+
+// tile (MR_ x NV_ vectors, rows NR apart) = [tile +] A B over K steps; E is what A and B hold for a step.
+template <class T, class E, int MR_, int NV_>
+inline void micro_kernel(index_t K, const E* a, index_t a_row, index_t a_col, const E* b, index_t b_row, T* tile,
                          bool accumulate) {
   vec<T> acc[MR_][NV_];
 #pragma GCC unroll 8
@@ -24,14 +30,14 @@ inline void micro_kernel(index_t K, const T* a, index_t a_row, index_t a_col, co
 #pragma GCC unroll 8
     for (int j = 0; j < NV_; ++j) acc[i][j] = accumulate ? load(tile + i * NR<T> + j * WIDTH<T>) : vec<T>{};
   for (index_t k = 0; k < K; ++k, a += a_col, b += b_row) {
-    vec<T> bv[NV_];
+    vec<E> bv[NV_];
 #pragma GCC unroll 8
     for (int j = 0; j < NV_; ++j) bv[j] = load(b + j * WIDTH<T>);
 #pragma GCC unroll 8
     for (int i = 0; i < MR_; ++i) {
-      const vec<T> av = vec<T>{} + a[i * a_row];
+      const vec<E> av = broadcast(a[i * a_row]);
 #pragma GCC unroll 8
-      for (int j = 0; j < NV_; ++j) acc[i][j] += av * bv[j];
+      for (int j = 0; j < NV_; ++j) acc[i][j] = madd(acc[i][j], av, bv[j]);
     }
   }
 #pragma GCC unroll 8
@@ -64,24 +70,24 @@ double fma_probe(index_t n) {
   return 2.0 * double(n) * MR * NR<T>;
 }
 
-template <class T>
-using MicroKernel = void (*)(index_t, const T*, index_t, index_t, const T*, index_t, T*, bool);
+template <class T, class E>
+using MicroKernel = void (*)(index_t, const E*, index_t, index_t, const E*, index_t, T*, bool);
 
-template <class T, int MR_, int NV_>
-void micro_kernel_entry(index_t K, const T* a, index_t a_row, index_t a_col, const T* b, index_t b_row, T* tile,
+template <class T, class E, int MR_, int NV_>
+void micro_kernel_entry(index_t K, const E* a, index_t a_row, index_t a_col, const E* b, index_t b_row, T* tile,
                         bool accumulate) {
-  micro_kernel<T, MR_, NV_>(K, a, a_row, a_col, b, b_row, tile, accumulate);
+  micro_kernel<T, E, MR_, NV_>(K, a, a_row, a_col, b, b_row, tile, accumulate);
 }
 
 // By rows and vectors: the edge kernels are the same code with fewer of either.
-template <class T>
-inline MicroKernel<T> micro(int rows, int vectors) {
-#define ROW(r)                                                                                 \
-  {                                                                                            \
-    micro_kernel_entry<T, r, 1>, micro_kernel_entry<T, r, (NV > 1 ? 2 : 1)>,                   \
-        micro_kernel_entry<T, r, (NV > 2 ? 3 : 1)>, micro_kernel_entry<T, r, (NV > 3 ? 4 : 1)> \
+template <class T, class E>
+inline MicroKernel<T, E> micro(int rows, int vectors) {
+#define ROW(r)                                                                                       \
+  {                                                                                                  \
+    micro_kernel_entry<T, E, r, 1>, micro_kernel_entry<T, E, r, (NV > 1 ? 2 : 1)>,                   \
+        micro_kernel_entry<T, E, r, (NV > 2 ? 3 : 1)>, micro_kernel_entry<T, E, r, (NV > 3 ? 4 : 1)> \
   }
-  static const MicroKernel<T> table[MR][4] = {ROW(1), ROW(2), ROW(3), ROW(4), ROW(5), ROW(6)};
+  static const MicroKernel<T, E> table[MR][4] = {ROW(1), ROW(2), ROW(3), ROW(4), ROW(5), ROW(6)};
 #undef ROW
   return table[rows - 1][vectors - 1];
 }
@@ -143,6 +149,51 @@ struct Tile {
   index_t cols;
 };
 
+// Operands of a product as the micro-kernel reads them: element (row i, step k) of A, step k and column j of B.
+template <class E>
+struct Operands {
+  const E *a, *b;
+  index_t a_row, a_col, b_row;
+  index_t steps;
+  bool first, last;  // whether these are the first and the last steps of the sum
+};
+
+// The tiles of panel `col` from row block `begin` to `end`, of which the operands' A begins with row `origin` of C.
+// Partial sums wait in `partial`.
+template <class T, class E, class Epilogue, class Before>
+inline void run_tiles(const Operands<E>& o, index_t origin, index_t M, index_t begin, index_t end, index_t col,
+                      index_t cols, const Matrix<T>& partial, const Epilogue& epilogue, const Before& before) {
+  const int vectors = int((cols + WIDTH<T> - 1) / WIDTH<T>);
+  alignas(64) T tile[MR * NR<T>];
+  for (index_t block = begin; block < end; ++block) {
+    const index_t i = block * MR;
+    const int rows = int(M - i < MR ? M - i : MR);
+    const Tile t{origin + i, col, rows, cols};
+    if (!o.first)
+      for (int r = 0; r < rows; ++r)
+        __builtin_memcpy(tile + r * NR<T>, partial.row(t.row + r) + col, size_t(cols) * sizeof(T));
+    if (o.last) before(t);
+    micro<T, E>(rows, vectors)(o.steps, o.a + i * o.a_row, o.a_row, o.a_col, o.b, o.b_row, tile, !o.first);
+    if (o.last)
+      epilogue(t, tile);
+    else
+      for (int r = 0; r < rows; ++r)
+        __builtin_memcpy(partial.row(t.row + r) + col, tile + r * NR<T>, size_t(cols) * sizeof(T));
+  }
+}
+
+// Calls fn(panel, first block, last block) for a thread's share of the tiles. Tiles are ordered panel by panel, so that
+// a thread packs few panels.
+template <class Fn>
+inline void for_panels(index_t panels, index_t blocks, int tid, int nt, const Fn& fn) {
+  const Range tiles(panels * blocks, tid, nt);
+  for (index_t g = tiles.begin; g < tiles.end;) {
+    const index_t panel = g / blocks, stop = (panel + 1) * blocks < tiles.end ? (panel + 1) * blocks : tiles.end;
+    fn(panel, g - panel * blocks, stop - panel * blocks);
+    g = stop;
+  }
+}
+
 // The finished tiles go to epilogue(tile, values), values being rows of NR elements; before(tile) is called when its
 // product begins, to fetch what the epilogue will need. Partial sums of a K that is cut for packing wait in `partial`,
 // a matrix of C's shape with contiguous rows (usually C itself).
@@ -150,47 +201,29 @@ template <class T, class Epilogue, class Before>
 inline void gemm(Matrix<const T> A, Matrix<const T> B, Matrix<T> partial, T* scratch, const Epilogue& epilogue, int tid,
                  int nt, const Before& before) {
   const index_t M = A.rows, N = B.cols, K = A.cols;
-  const index_t panels = (N + NR<T> - 1) / NR<T>, blocks = (M + MR - 1) / MR;
   const bool direct = B.col_stride == 1 && B.padded;
   const index_t depth_max = direct ? (K > 0 ? K : 1) : PACK_DEPTH;
-  alignas(64) T tile[MR * NR<T>];
-  // Grains are tiles, ordered panel by panel, so that a thread packs few panels.
-  const Range grains(panels * blocks, tid, nt);
-  for (index_t g = grains.begin; g < grains.end;) {
-    const index_t panel = g / blocks;
-    const index_t stop = (panel + 1) * blocks < grains.end ? (panel + 1) * blocks : grains.end;
+  for_panels((N + NR<T> - 1) / NR<T>, (M + MR - 1) / MR, tid, nt, [&](index_t panel, index_t begin, index_t end) {
     const index_t j0 = panel * NR<T>, cols = N - j0 < NR<T> ? N - j0 : NR<T>;
-    const int vectors = int((cols + WIDTH<T> - 1) / WIDTH<T>);
     index_t k0 = 0;
     do {
       const index_t depth = K - k0 < depth_max ? K - k0 : depth_max;
-      const T* b = B.data + k0 * B.row_stride + j0;
-      index_t b_row = B.row_stride;
+      Operands<T> o{A.data + k0 * A.col_stride,
+                    B.data + k0 * B.row_stride + j0,
+                    A.row_stride,
+                    A.col_stride,
+                    B.row_stride,
+                    depth,
+                    k0 == 0,
+                    k0 + depth >= K};
       if (!direct) {
         pack(B, k0, depth, j0, cols, scratch);
-        b = scratch, b_row = NR<T>;
+        o.b = scratch, o.b_row = NR<T>;
       }
-      const bool last = k0 + depth >= K;
-      for (index_t block = g - panel * blocks; block < stop - panel * blocks; ++block) {
-        const index_t i0 = block * MR;
-        const int rows = int(M - i0 < MR ? M - i0 : MR);
-        if (k0 > 0)
-          for (int i = 0; i < rows; ++i)
-            __builtin_memcpy(tile + i * NR<T>, partial.row(i0 + i) + j0, size_t(cols) * sizeof(T));
-        if (last) before(Tile{i0, j0, rows, cols});
-        micro<T>(rows, vectors)(depth, A.data + i0 * A.row_stride + k0 * A.col_stride, A.row_stride, A.col_stride, b,
-                                b_row, tile, k0 > 0);
-        if (last) {
-          epilogue(Tile{i0, j0, rows, cols}, tile);
-        } else {
-          for (int i = 0; i < rows; ++i)
-            __builtin_memcpy(partial.row(i0 + i) + j0, tile + i * NR<T>, size_t(cols) * sizeof(T));
-        }
-      }
+      run_tiles(o, 0, M, begin, end, j0, cols, partial, epilogue, before);
       k0 += depth;
     } while (k0 < K);
-    g = stop;
-  }
+  });
 }
 
 template <class T, class Epilogue>
