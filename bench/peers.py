@@ -36,7 +36,7 @@ Round = Callable[[], object]
 def narrows_round(backend: str) -> Callable[[Case, np.ndarray, int], Round]:
     def make(case: Case, X: np.ndarray, threads: int) -> Round:
         plan = case.plan()
-        program = compile_plan(plan, backend, dtype=np.float32, n_threads=threads)
+        program = compile_plan(plan, backend, n_threads=threads)
         rng = np.random.default_rng(0)
         program.load(
             {s.name: (rng.standard_normal((s.rows, s.cols)) * 0.05).astype(np.float32) for s in plan.parameters}

@@ -46,7 +46,7 @@ def alone(plan: Plan, index: int) -> Plan:
 )
 def test_op(benchmark, case: Case, index: int, backend: str) -> None:
     plan, op = case.plan, case.plan.ops[index]
-    program = compile_plan(alone(plan, index), backend, dtype=np.float32)
+    program = compile_plan(alone(plan, index), backend)
     program.load(case.state(np.float32))
     program.bind(*case.data(np.float32))
     rows = np.arange(case.batch)

@@ -58,7 +58,7 @@ SourceView dense_view(const py::array& array) {
 class PyProgram {
  public:
   PyProgram(const py::array& slots, const py::array& ops, index_t batch, index_t parameter_size, index_t work_size,
-            int moments, bool is_double, int n_threads, int simulate) {
+            int moments, int precision, int n_threads, int simulate) {
     PlanDesc plan;
     plan.batch = batch, plan.parameter_size = parameter_size, plan.work_size = work_size, plan.moments = moments;
     if (slots.ndim() != 2 || slots.shape(1) != 4 || !slots.dtype().equal(py::dtype::of<int64_t>()) ||
@@ -71,8 +71,8 @@ class PyProgram {
     plan.ops.resize(size_t(ops.shape(0)));
     if (!plan.slots.empty()) std::memcpy(plan.slots.data(), slots.data(), size_t(slots.nbytes()));
     if (!plan.ops.empty()) std::memcpy(plan.ops.data(), ops.data(), size_t(ops.nbytes()));
-    program_ = Program::compile(std::move(plan), chosen_isa(), is_double, n_threads, simulate);
-    is_double_ = is_double;
+    program_ = Program::compile(std::move(plan), chosen_isa(), precision, n_threads, simulate);
+    is_double_ = precision == FLOAT64;
   }
 
   void bind_dense(int bank, int source, const py::array& array) { set(bank, source, dense_view(array), {array}); }
@@ -372,6 +372,7 @@ PYBIND11_MODULE(_core, m) {
   install_fork_handler();
   m.def("build_info", build_info);
   m.def("isa", [] { return std::string(chosen_isa().name); });
+  m.def("native_bfloat16", [] { return chosen_isa().native_bfloat16; });
   m.def("probe_machine", [](int n_threads) {
     if (n_threads < 1 || n_threads > 4096) throw std::invalid_argument("n_threads must be positive");
     Probe probe;
@@ -397,9 +398,9 @@ PYBIND11_MODULE(_core, m) {
     return by_dtype(colsum_layer<float>, colsum_layer<double>)(x, out, n_threads);
   });
   py::class_<PyProgram>(m, "Program")
-      .def(py::init<const py::array&, const py::array&, index_t, index_t, index_t, int, bool, int, int>(),
+      .def(py::init<const py::array&, const py::array&, index_t, index_t, index_t, int, int, int, int>(),
            py::arg("slots"), py::arg("ops"), py::arg("batch"), py::arg("parameter_size"), py::arg("work_size"),
-           py::arg("moments"), py::arg("is_double"), py::arg("n_threads"), py::arg("simulate_threads") = 0)
+           py::arg("moments"), py::arg("precision"), py::arg("n_threads"), py::arg("simulate_threads") = 0)
       .def("bind_dense", &PyProgram::bind_dense)
       .def("bind_csr", &PyProgram::bind_csr)
       .def("train", &PyProgram::train, py::arg("rows"), py::arg("seed"), py::arg("step"), py::arg("learning_rate"),

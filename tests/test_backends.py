@@ -23,7 +23,7 @@ from narrows.backends import BACKENDS, Hyper, compile_plan, probe, probe_all, re
 from narrows.backends.reference import ReferenceProgram
 from narrows.errors import BackendError
 from narrows.lowering import lower
-from narrows.plan import Activation, Corruption, Loss, Mode, OpCode, Solver
+from narrows.plan import Activation, Corruption, Loss, Mode, OpCode, Precision, Solver
 from oracle import SEED, STEP, away_from_kinks
 
 Array = NDArray[Any]
@@ -36,7 +36,7 @@ inference = (Mode.ENCODE, Mode.RECONSTRUCT, Mode.SCORE)
 
 
 def program_of(backend: str, case: Case, dtype: Any = np.float32, **bound: Any) -> Any:
-    program = compile_plan(case.plan, backend, dtype=dtype, n_threads=2)
+    program = compile_plan(case.plan, backend, precision=dtype, n_threads=2)
     assert type(program).__module__ == f"narrows.backends.{backend}", "another backend ran"
     program.load(case.state(dtype))
     data = case.data(dtype)
@@ -164,7 +164,7 @@ def test_extreme_logits(backend: str, loss: Loss, dtype: Any) -> None:
     X = np.array([[0.0, 1.0, 0.5], [1.0, 0.0, 0.0], [0.0, 0.0, 0.0], [1.0, 1.0, 1.0]])
     results = []
     for name, precision in ((backend, dtype), ("reference", np.float64)):
-        program = compile_plan(plan, name, dtype=precision, n_threads=1)
+        program = compile_plan(plan, name, precision=precision, n_threads=1)
         program.load({k: v.astype(precision) for k, v in state.items()})
         program.bind(X.astype(precision))
         results.append(program.gradient(np.arange(4)))
@@ -493,9 +493,10 @@ def bits(case: Case, *, dtype: Any = np.float32, n_threads: int = 1, **options: 
     """Everything a program computes, in bytes."""
     from narrows.backends import cpp as module
 
-    program = module.compile(case.plan, dtype=np.dtype(dtype), n_threads=n_threads, **options)
-    program.load(case.state(dtype))
-    data = case.data(dtype)
+    precision = Precision.of(dtype)
+    program = module.compile(case.plan, precision=precision, n_threads=n_threads, **options)
+    program.load(case.state(precision.dtype))
+    data = case.data(precision.dtype)
     program.bind(*data)
     steps = -(-case.rows // case.batch)
     terms = program.train(np.arange(case.rows), Hyper(SEED, STEP, np.full(steps, 1e-2)))
@@ -513,7 +514,7 @@ def test_cpp_bits_do_not_depend_on_threads(cpp: str, case: Case) -> None:
         assert bits(case, simulate_threads=n) == expected, f"{n} simulated threads"
 
 
-@dtypes
+@pytest.mark.parametrize("dtype", Precision, ids=str)
 def test_cpp_bits_for_any_simulated_team(cpp: str, dtype: Any) -> None:
     spec = network(
         (200, 65, 17, 65, 200),

@@ -13,6 +13,7 @@ import threading
 import time
 import weakref
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,6 +32,7 @@ from narrows.plan import (
     NetworkSpec,
     OpCode,
     Plan,
+    Precision,
     Region,
     Solver,
 )
@@ -71,13 +73,14 @@ def rich_plan(batch: int = 29) -> Plan:
     )
 
 
-def started(plan: Plan, dtype: type = np.float32, n_rows: int = 60, **options: int) -> CppProgram:
+def started(plan: Plan, dtype: Any = np.float32, n_rows: int = 60, **options: int) -> CppProgram:
     """A program with parameters and data."""
     rng = np.random.default_rng(0)
-    program = CppProgram(plan, dtype, **{"n_threads": 2, **options})
+    precision = Precision.of(dtype)
+    program = CppProgram(plan, precision, **{"n_threads": 2, **options})
     program.load({s.name: rng.normal(size=(s.rows, s.cols)) * 0.3 for s in plan.parameters})
-    data = rng.random((n_rows, plan.spec.n_features)).astype(dtype)
-    program.bind(data, weight=np.ones(n_rows, dtype))
+    data = rng.random((n_rows, plan.spec.n_features)).astype(precision.dtype)
+    program.bind(data, weight=np.ones(n_rows, precision.dtype))
     return program
 
 
@@ -112,7 +115,7 @@ def compile_tables(plan: Plan, slots: np.ndarray, ops: np.ndarray, **changes: ob
         "parameter_size": plan.parameter_size,
         "work_size": plan.work_size,
         "moments": plan.n_moments,
-        "is_double": False,
+        "precision": 0,
         "n_threads": 1,
     } | changes
     return _core.Program(slots, ops, **arguments)
@@ -198,7 +201,7 @@ def test_bad_bindings_and_rows() -> None:
     with pytest.raises(ValueError, match="learning rates"):
         program.train(np.arange(60), Hyper(0, 0, np.ones(2)))
     with pytest.raises(ValueError, match="not bound"):
-        CppProgram(rich_plan(), np.float32, 1).train(np.arange(3), one)
+        CppProgram(rich_plan(), Precision.FLOAT32, 1).train(np.arange(3), one)
 
 
 @pytest.mark.parametrize(
@@ -221,8 +224,8 @@ def test_damaged_csr_is_refused(indptr: list[int], indices: list[int], message: 
 # --- memory ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_no_stray_write(dtype: type) -> None:
+@pytest.mark.parametrize("dtype", Precision, ids=str)
+def test_no_stray_write(dtype: Precision) -> None:
     """Every element of the arena that belongs to no slot still holds its poison after training and inference."""
     plan = rich_plan()
     program = started(plan, dtype)
@@ -243,7 +246,7 @@ def test_no_stray_write(dtype: type) -> None:
             assert not rows[:, slot.cols :].any()
     arena[~owned] = 12345.0
     program.train(np.arange(60), Hyper(3, 0, np.full(3, 1e-2)))
-    X = np.random.default_rng(2).random((31, 37)).astype(dtype)
+    X = np.random.default_rng(2).random((31, 37)).astype(dtype.dtype)
     for mode in (Mode.ENCODE, Mode.RECONSTRUCT, Mode.SCORE):
         program.apply(X, mode)
     assert (arena[~owned] == 12345.0).all()
@@ -266,7 +269,7 @@ def test_rows_beyond_int32_are_reached(tmp_path: Path) -> None:
     rows = np.array([0, 2**25, 2**26])
     data[rows] = np.arange(3)[:, None] + 1
     spec = NetworkSpec((LayerSpec(k, 3, Activation.LINEAR), LayerSpec(3, k, Activation.LINEAR)), 1)
-    program = CppProgram(lower(spec, 3), np.float32, 1)
+    program = CppProgram(lower(spec, 3), Precision.FLOAT32, 1)
     program.load({s.name: np.zeros((s.rows, s.cols)) for s in program.plan.parameters})
     program.bind(data)
     terms, _ = program.gradient(rows)
@@ -411,11 +414,11 @@ def test_out_of_memory_is_an_exception() -> None:
 import resource, numpy as np
 from narrows.backends.cpp import CppProgram
 from narrows.lowering import lower
-from narrows.plan import Activation, LayerSpec, NetworkSpec
+from narrows.plan import Activation, LayerSpec, NetworkSpec, Precision
 resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))
 wide = NetworkSpec((LayerSpec(2**16, 2**17, Activation.LINEAR), LayerSpec(2**17, 2**16, Activation.LINEAR)), 1)
 try:
-    CppProgram(lower(wide, 4), np.float32, 1)
+    CppProgram(lower(wide, 4), Precision.FLOAT32, 1)
 except MemoryError:
     print("MemoryError")
 """

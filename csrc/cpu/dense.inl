@@ -152,8 +152,8 @@ inline void for_vectors(const Tile& t, const T* tile, const Fn& fn) {
 
 template <class Act, class T>
 inline void dense_forward(const LayerArgs<T>& l, int tid, int nt) {
-  gemm(
-      l.x, l.W, l.out, l.scratch,
+  product(
+      l.bfloat16, l.x, l.W, l.out, l.scratch,
       [&](const Tile& t, const T* tile) {
         for_vectors(t, tile, [&](index_t i, index_t j, vec<T> z, index_t n) {
           if (l.bias) z += load_n(l.bias + j, n);
@@ -173,6 +173,7 @@ void dense(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
   l.out = args.slots[3];
   l.pre = args.slots[4];
   l.scratch = ctx.scratch + tid * ctx.scratch_stride;
+  l.bfloat16 = ctx.bfloat16;
   if (!ctx.split_rows) return dense_forward<Act>(l, tid, nt);
   const Range rows(ctx.m, tid, nt);
   l.x = rows_from(l.x, rows);
@@ -216,9 +217,10 @@ template <class T>
 void wgrad(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
   const Matrix<T>& dW = args.slots[2];
   const bool accumulate = args.ints[0];
-  // K is the batch here: a batch beyond PACK_DEPTH is not cut, since dz is read in place.
-  gemm(
-      transposed(view(args, ctx, 0)), view(args, ctx, 1), dW, static_cast<T*>(nullptr),
+  // K is the batch here, and is never cut: there is no place for partial sums.
+  product(
+      ctx.bfloat16, transposed(view(args, ctx, 0)), view(args, ctx, 1), Matrix<T>{},
+      ctx.scratch + tid * ctx.scratch_stride,
       [&](const Tile& t, const T* tile) {
         for_vectors(t, tile, [&](index_t i, index_t j, vec<T> g, index_t n) {
           T* p = dW.row(i) + j;
@@ -241,8 +243,8 @@ void dgrad(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
     saved.data = saved.row(rows.begin), out.data = out.row(rows.begin);
     tid = 0, nt = 1;
   }
-  gemm(
-      dz, args.ints[1] ? W : transposed(W), out, scratch,
+  product(
+      ctx.bfloat16, dz, args.ints[1] ? W : transposed(W), out, scratch,
       [&](const Tile& t, const T* tile) {
         for_vectors(t, tile, [&](index_t i, index_t j, vec<T> g, index_t n) {
           store_n(out.row(i) + j, g * Act::slope(load(saved.row(i) + j) * scale), n);

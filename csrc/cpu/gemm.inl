@@ -225,9 +225,3 @@ inline void gemm(Matrix<const T> A, Matrix<const T> B, Matrix<T> partial, T* scr
     } while (k0 < K);
   });
 }
-
-template <class T, class Epilogue>
-inline void gemm(Matrix<const T> A, Matrix<const T> B, Matrix<T> partial, T* scratch, const Epilogue& epilogue, int tid,
-                 int nt) {
-  gemm(A, B, partial, scratch, epilogue, tid, nt, [](const Tile&) {});
-}

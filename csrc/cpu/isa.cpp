@@ -13,11 +13,12 @@ bool cpu_has_avx512() {
   return cpu_has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 }
+bool cpu_has_avx512bf16() { return cpu_has_avx512() && __builtin_cpu_supports("avx512bf16"); }
 #endif
 
 const std::vector<const Isa*>& isa_tables() {
 #ifdef NARROWS_X86
-  static const std::vector<const Isa*> tables = {&isa_avx512, &isa_avx2, &isa_baseline};
+  static const std::vector<const Isa*> tables = {&isa_avx512bf16, &isa_avx512, &isa_avx2, &isa_baseline};
 #else
   static const std::vector<const Isa*> tables = {&isa_baseline};
 #endif

@@ -13,8 +13,9 @@ namespace narrows {
 bool cpu_has_baseline();
 bool cpu_has_avx2();
 bool cpu_has_avx512();
+bool cpu_has_avx512bf16();
 
-extern const Isa isa_baseline, isa_avx2, isa_avx512;
+extern const Isa isa_baseline, isa_avx2, isa_avx512, isa_avx512bf16;
 
 // Every table built into this library, best first.
 const std::vector<const Isa*>& isa_tables();

@@ -42,6 +42,7 @@ struct Context {
   const index_t* rows = nullptr;  // which rows of the sources they are
   bool learn = false;             // a training step: the loss leaves its gradient
   bool split_rows = true;         // products over the batch are shared by rows, else by tiles
+  bool bfloat16 = false;          // products in bfloat16
   uint64_t seed = 0;
   uint32_t step = 0;
   double learning_rate = 0;
@@ -49,12 +50,13 @@ struct Context {
   const SourceView* sources = nullptr;
   T* regions[4] = {};  // parameters, gradients, first and second moments
   index_t parameter_size = 0;
-  T* scratch = nullptr;  // thread tid works in the SCRATCH elements from tid * scratch_stride on
+  T* scratch = nullptr;  // thread tid works in the elements from tid * scratch_stride on
   index_t scratch_stride = 0;
 };
 
 constexpr index_t PACK_DEPTH = 512;           // rows of a packed panel: with 64 columns it stays in L2
-constexpr index_t SCRATCH = PACK_DEPTH * 64;  // elements of scratch memory of one thread
+constexpr index_t SCRATCH = PACK_DEPTH * 64;  // elements of scratch memory of one thread for products in its own type
+constexpr index_t IMAGE = 1 << 16;            // pairs of bfloat16 that an image of A takes where it can be so small
 
 template <class T>
 struct Args {
@@ -74,6 +76,7 @@ struct LayerArgs {
   const T* bias = nullptr;
   Matrix<T> out, pre;  // pre.data may be null
   T* scratch = nullptr;
+  bool bfloat16 = false;
 };
 
 template <class T>
@@ -91,11 +94,14 @@ struct Kernels {
   // Does n rounds of multiply-adds in registers alone, as many as the micro-kernel has accumulators; returns the
   // operations done.
   double (*fma_probe)(index_t n);
+  // Elements of scratch memory that a product (M x K)(K x N) in bfloat16 takes; `cut` if K may be cut.
+  index_t (*bfloat16_scratch)(index_t M, index_t K, bool cut);
 };
 
 struct Isa {
   const char* name;
   bool (*supported)();
+  bool native_bfloat16;  // else emulated
   Kernels<float> f32;
   Kernels<double> f64;
 

@@ -104,8 +104,9 @@ void wgrad_update(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
   const Rule<T> rule(args.floats, ctx);
   const Decay<T> decay(args.floats[3], args.floats[4], ctx);
   const T keep = T(1 - ctx.learning_rate * args.floats[5]);
-  gemm(
-      transposed(view(args, ctx, 0)), view(args, ctx, 1), W, static_cast<T*>(nullptr),
+  product(
+      ctx.bfloat16, transposed(view(args, ctx, 0)), view(args, ctx, 1), Matrix<T>{},
+      ctx.scratch + tid * ctx.scratch_stride,
       [&](const Tile& t, const T* tile) {
         if (penalty.data) decay.tile(W, t, penalty);
         for_vectors(t, tile, [&](index_t i, index_t j, vec<T> g, index_t n) {

@@ -91,7 +91,7 @@ class TypedProgram final : public Program {
   using Phase = std::vector<const CompiledOp<T>*>;  // ops between two barriers
 
  public:
-  TypedProgram(PlanDesc plan, const Isa& isa, int n_threads, int simulate)
+  TypedProgram(PlanDesc plan, const Isa& isa, int precision, int n_threads, int simulate)
       : plan_(std::move(plan)),
         arena_(size_t(plan_.arena_size()) * sizeof(T)),
         simulate_(simulate),
@@ -101,8 +101,7 @@ class TypedProgram final : public Program {
     for (int r = 0; r < 2 + plan_.moments; ++r) ctx_.regions[r] = base + r * plan_.parameter_size;
     work_ = base + (2 + plan_.moments) * plan_.parameter_size;
     ctx_.parameter_size = plan_.parameter_size;
-    const int teams = simulate_ > 0 ? 1 : n_threads_;
-    scratch_.reset(new Arena(size_t(teams) * SCRATCH * sizeof(T)));
+    ctx_.bfloat16 = precision == BFLOAT16;
     const Kernels<T>& kernels = isa.kernels<T>();
     double flop = 0;
     for (const OpDesc& op : plan_.ops) {
@@ -118,15 +117,25 @@ class TypedProgram final : public Program {
         }
       std::memcpy(compiled.args.ints, op.ints, sizeof op.ints);
       std::memcpy(compiled.args.floats, op.floats, sizeof op.floats);
-      if (op.code == OP_DENSE || op.code == OP_DGRAD) {
+      const bool forward = op.code == OP_DENSE || op.code == OP_DGRAD;
+      const bool backward = op.code == OP_WGRAD || op.code == OP_WGRAD_UPDATE;
+      if (forward) {
         const SlotDesc& W = plan_.slots[size_t(op.slots[1])];
         flop += 2.0 * double(plan_.batch) * double(W.rows) * double(W.cols);
+      }
+      if (ctx_.bfloat16 && (forward || backward)) {
+        const index_t inner = plan_.slots[size_t(op.slots[0])].cols;
+        const index_t need = forward ? kernels.bfloat16_scratch(plan_.batch, inner, true)
+                                     : kernels.bfloat16_scratch(inner, plan_.batch, false);
+        if (need > scratch_size_) scratch_size_ = need;
       }
       const bool updates = op.code == OP_UPDATE || op.code == OP_WGRAD_UPDATE || op.code == OP_COLSUM_UPDATE;
       if (updates && op.ints[0] != SOLVER_SGD) solver_ = &op;
       if (op.code == OP_REDUCE) terms_ = &plan_.slots[size_t(op.slots[2])];
       ops_.push_back(compiled);
     }
+    const int teams = simulate_ > 0 ? 1 : n_threads_;
+    scratch_.reset(new Arena(size_t(teams) * size_t(scratch_size_) * sizeof(T)));
     if (flop < SERIAL_FLOP) n_threads_ = 1;
     const int team = simulate_ > 0 ? simulate_ : n_threads_;
     ctx_.split_rows = plan_.batch / team >= MIN_ROWS;
@@ -249,7 +258,7 @@ class TypedProgram final : public Program {
     const std::vector<Phase>& schedule = phases_[__builtin_ctz(unsigned(mode))];
     ctx_.learn = mode & (MODE_TRAIN | MODE_GRADIENT);
     ctx_.scratch = static_cast<T*>(scratch_->data());
-    ctx_.scratch_stride = simulate_ > 0 ? 0 : SCRATCH;  // simulated threads take turns with the one there is
+    ctx_.scratch_stride = simulate_ > 0 ? 0 : scratch_size_;  // simulated threads take turns with the one there is
     if (simulate_ > 0) {
       // A whole phase of one thread after the other: a missing cut shows as other bits.
       for (const Phase& phase : schedule)
@@ -313,6 +322,7 @@ class TypedProgram final : public Program {
   PlanDesc plan_;
   Arena arena_;
   std::unique_ptr<Arena> scratch_;
+  index_t scratch_size_ = SCRATCH;  // elements of one thread
   int simulate_;
   int n_threads_;
   std::vector<index_t> rows_;
@@ -340,13 +350,16 @@ Arena::Arena(size_t bytes) : bytes_((bytes + 4095) / 4096 * 4096) {
 
 Arena::~Arena() { munmap(data_, bytes_); }
 
-std::unique_ptr<Program> Program::compile(PlanDesc plan, const Isa& isa, bool is_double, int n_threads, int simulate) {
+std::unique_ptr<Program> Program::compile(PlanDesc plan, const Isa& isa, int precision, int n_threads, int simulate) {
   validate(plan);
   if (n_threads < 1 || n_threads > 4096 || simulate < 0 || simulate > 4096)
     throw std::invalid_argument("threads " + number(n_threads) + " (simulated " + number(simulate) +
                                 ") are out of range");
-  if (is_double) return std::make_unique<TypedProgram<double>>(std::move(plan), isa, n_threads, simulate);
-  return std::make_unique<TypedProgram<float>>(std::move(plan), isa, n_threads, simulate);
+  if (precision < 0 || precision >= PRECISION_COUNT)
+    throw std::invalid_argument("precision " + number(precision) + " is unknown");
+  if (precision == FLOAT64)
+    return std::make_unique<TypedProgram<double>>(std::move(plan), isa, precision, n_threads, simulate);
+  return std::make_unique<TypedProgram<float>>(std::move(plan), isa, precision, n_threads, simulate);
 }
 
 }  // namespace narrows

@@ -37,13 +37,16 @@ struct Hyper {
   const double* learning_rate = nullptr;  // one per step
 };
 
-// The interface of both precisions.
+// BFLOAT16 is FLOAT32 with its products in bfloat16.
+enum Precision : int { FLOAT32, FLOAT64, BFLOAT16, PRECISION_COUNT };
+
+// The interface of all precisions.
 class Program {
  public:
   virtual ~Program() = default;
 
   // Throws std::invalid_argument for an invalid plan. simulate > 0 runs that many threads one after the other.
-  static std::unique_ptr<Program> compile(PlanDesc plan, const Isa& isa, bool is_double, int n_threads, int simulate);
+  static std::unique_ptr<Program> compile(PlanDesc plan, const Isa& isa, int precision, int n_threads, int simulate);
 
   // Checks a source against the plan (columns, CSR structure) and remembers it.
   virtual void bind(int bank, int source, const SourceView& view) = 0;

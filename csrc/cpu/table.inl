@@ -21,7 +21,9 @@ namespace NARROWS_ISA {
 #include "../philox.h"
 #include "vec.inl"
 #include "../functors.h"
+#include "bfloat16.inl"
 #include "gemm.inl"
+#include "gemm_bfloat16.inl"
 #include "dense.inl"
 #include "losses.inl"
 #include "penalties.inl"
@@ -151,7 +153,7 @@ void layer_slope(int activation, Matrix<const T> dA, Matrix<const T> saved, Matr
 
 template <class T>
 constexpr Kernels<T> kernels() {
-  return {resolve<T>, layer_dense<T>, layer_activate<T>, layer_slope<T>, colsum_of<T>, fma_probe<T>};
+  return {resolve<T>, layer_dense<T>, layer_activate<T>, layer_slope<T>, colsum_of<T>, fma_probe<T>, pair_scratch};
 }
 
 }  // namespace NARROWS_ISA

@@ -8,5 +8,5 @@
 #include "isa.h"
 
 namespace narrows {
-const Isa isa_avx2 = {"avx2", cpu_has_avx2, avx2::kernels<float>(), avx2::kernels<double>()};
+const Isa isa_avx2 = {"avx2", cpu_has_avx2, avx2::NATIVE_BFLOAT16, avx2::kernels<float>(), avx2::kernels<double>()};
 }

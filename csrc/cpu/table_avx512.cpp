@@ -8,5 +8,6 @@
 #include "isa.h"
 
 namespace narrows {
-const Isa isa_avx512 = {"avx512", cpu_has_avx512, avx512::kernels<float>(), avx512::kernels<double>()};
+const Isa isa_avx512 = {"avx512", cpu_has_avx512, avx512::NATIVE_BFLOAT16, avx512::kernels<float>(),
+                        avx512::kernels<double>()};
 }

@@ -12,5 +12,6 @@
 #include "isa.h"
 
 namespace narrows {
-const Isa isa_baseline = {"baseline", cpu_has_baseline, baseline::kernels<float>(), baseline::kernels<double>()};
+const Isa isa_baseline = {"baseline", cpu_has_baseline, baseline::NATIVE_BFLOAT16, baseline::kernels<float>(),
+                          baseline::kernels<double>()};
 }  // namespace narrows

@@ -22,6 +22,10 @@ struct vec_of<double> {
   typedef int64_t bits __attribute__((vector_size(NARROWS_VECTOR_BYTES)));
 };
 template <>
+struct vec_of<int32_t> {
+  using type = vec_of<float>::bits;
+};
+template <>
 struct scalar_of<vec_of<float>::type> {
   using type = float;
 };
@@ -117,6 +121,19 @@ inline To bit_cast(From from) {
   __builtin_memcpy(&to, &from, sizeof to);
   return to;
 }
+
+template <class V>
+inline V splat_bits(uint32_t bits) {
+  return V{} + int32_t(bits);
+}
+
+// Elements 0, 2, 4, ... of the two vectors one after the other, and elements 1, 3, 5, ...
+template <int FIRST, int... I>
+inline vf every_second(vf a, vf b, std::integer_sequence<int, I...>) {
+  return __builtin_shufflevector(a, b, (2 * I + FIRST)...);
+}
+inline vf evens(vf a, vf b) { return every_second<0>(a, b, std::make_integer_sequence<int, WIDTH<float>>()); }
+inline vf odds(vf a, vf b) { return every_second<1>(a, b, std::make_integer_sequence<int, WIDTH<float>>()); }
 
 // A sum over LANES virtual lanes: element j of a row goes to lane j % LANES, and the lanes are added in a fixed order
 // at the end, so the sum does not depend on the vector width.

@@ -142,7 +142,7 @@ def prepared(
     case: Case, backend: str, n_threads: int | None = None, steps: int = BATCHES
 ) -> tuple[Program, NDArray[np.int64], Hyper]:
     """A program with parameters and data, and the arguments for `steps` steps of `Program.train`."""
-    program = compile_plan(case.plan(), backend, dtype=np.float32, n_threads=n_threads)
+    program = compile_plan(case.plan(), backend, n_threads=n_threads)
     rng = np.random.default_rng(0)
     program.load({s.name: rng.normal(0, 0.05, (s.rows, s.cols)).astype(np.float32) for s in program.plan.parameters})
     X = rng.random((BATCHES * case.batch, case.widths[0]), dtype=np.float32)

@@ -46,8 +46,8 @@ def show_config() -> Config:
         A dict that prints as readable lines. Keys: ``narrows``, ``python``, ``platform`` (texts); ``packages``
         (versions of the core dependencies); ``threads`` (text: number and where it comes from); ``backend`` (text:
         what ``backend="auto"`` takes, or why there is none); ``backends`` (texts by name: "ok" or "no", and the
-        reason); ``generic ops`` (texts by name: ops that a backend takes from the reference); ``isa`` (text, with the
-        C++ backend); ``extras`` (texts by name: "present" or what is missing).
+        reason); ``generic ops`` (texts by name: ops that a backend takes from the reference); ``isa`` and
+        ``bfloat16`` (texts, with the C++ backend: instruction set, and whether bfloat16 is native); ``extras`` (texts by name: "present" or what is missing).
     """
     from ._version import __version__
     from .backends import own_ops, probe_all, resolve, thread_choice
@@ -70,9 +70,12 @@ def show_config() -> Config:
     generic = {name: sorted(op.name.lower() for op in {*OpCode} - own_ops(name)) for name, p in found.items() if p.ok}
     config["generic ops"] = {name: ", ".join(ops) or "none" for name, ops in generic.items()}
     if found["cpp"].ok:
-        from .backends.cpp import isa
+        from .backends.cpp import isa, native_bfloat16
 
         config["isa"] = isa()
+        config["bfloat16"] = (
+            "native" if native_bfloat16() else "emulated, slower than float32: this CPU has no vdpbf16ps"
+        )
     config["extras"] = {name: _extra(modules) for name, modules in _EXTRAS.items()}
     return config
 

@@ -17,7 +17,7 @@ import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +34,7 @@ __all__ = [
     "Op",
     "OpCode",
     "Plan",
+    "Precision",
     "Region",
     "Slot",
     "Solver",
@@ -87,6 +88,28 @@ class Solver(enum.IntEnum):
     SGD = 0
     ADAM = 1
     ADAMW = 2
+
+
+class Precision(enum.IntEnum):
+    """Of a program's arithmetic. BFLOAT16 is FLOAT32 with its matrix products in bfloat16: operands are rounded to 8
+    significant bits, sums, parameters and all else stay float32.
+    """
+
+    FLOAT32 = 0
+    FLOAT64 = 1
+    BFLOAT16 = 2
+
+    @classmethod
+    def of(cls, name: Any) -> Precision:
+        """From a precision, its name, or a NumPy dtype."""
+        if isinstance(name, cls):
+            return name
+        return cls[(name if isinstance(name, str) else np.dtype(name).name).upper()]
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """In which parameters and activations are held."""
+        return np.dtype(np.float64 if self is Precision.FLOAT64 else np.float32)
 
 
 ACTIVATIONS: Mapping[str, Activation] = {

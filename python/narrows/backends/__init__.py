@@ -3,7 +3,7 @@
 Promises: `probe` never raises; ``backend="auto"`` takes the first of `AUTO` that probes ok, never the reference, and
 logs one line about what it skipped; a name that is unknown or cannot run here is an error, never a substitution.
 
-A backend is a module with ``probe()`` and ``compile(plan, *, dtype, n_threads)``; a `Program` is a plan compiled.
+A backend is a module with ``probe()`` and ``compile(plan, *, precision, n_threads)``; a `Program` is a plan compiled.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import BackendError
-from ..plan import Mode, OpCode, Plan
+from ..plan import Mode, OpCode, Plan, Precision
 
 __all__ = [
     "AUTO",
@@ -177,9 +177,13 @@ def layer_backend() -> Any:
     return _module(resolve())
 
 
-def compile_plan(plan: Plan, backend: str, *, dtype: Any = np.float32, n_threads: int | None = None) -> Program:
-    """Compile `plan` for the backend named `backend` (already resolved)."""
-    program: Program = _module(backend).compile(plan, dtype=np.dtype(dtype), n_threads=thread_count(n_threads))
+def compile_plan(
+    plan: Plan, backend: str, *, precision: Any = Precision.FLOAT32, n_threads: int | None = None
+) -> Program:
+    """Compile `plan` for the backend named `backend` (already resolved), in a precision that `Precision.of` knows."""
+    program: Program = _module(backend).compile(
+        plan, precision=Precision.of(precision), n_threads=thread_count(n_threads)
+    )
     return program
 
 

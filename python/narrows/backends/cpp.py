@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..plan import Mode, OpCode, Plan
+from ..plan import Mode, OpCode, Plan, Precision
 from . import Hyper, Probe, State
 
-__all__ = ["CppProgram", "compile", "isa", "own_ops", "probe", "probe_machine"]
+__all__ = ["CppProgram", "compile", "isa", "native_bfloat16", "own_ops", "probe", "probe_machine"]
 
 _TRAIN, _APPLY = 0, 1
 _X, _TARGET, _WEIGHT, _LATENT = range(4)
@@ -44,6 +44,14 @@ def isa() -> str:
     return name
 
 
+def native_bfloat16() -> bool:
+    """Whether the CPU multiplies bfloat16 itself; else the products of ``precision="bfloat16"`` are emulated."""
+    from .. import _core
+
+    native: bool = _core.native_bfloat16()
+    return native
+
+
 def probe_machine(n_threads: int) -> dict[str, float]:
     """What the machine can do at this moment, to stand beside a timing; takes about 50 ms.
 
@@ -65,23 +73,22 @@ def own_ops() -> frozenset[OpCode]:
 
 
 class CppProgram:
-    """A plan compiled for this CPU, float32 or float64.
+    """A plan compiled for this CPU.
 
     Parameters
     ----------
     plan : Plan
-    dtype : dtype
-        float32 or float64.
+    precision : Precision
     n_threads : int
     simulate_threads : int
         For tests: run the plan as that many threads, one after the other.
     """
 
-    def __init__(self, plan: Plan, dtype: Any, n_threads: int, simulate_threads: int = 0) -> None:
+    def __init__(self, plan: Plan, precision: Precision, n_threads: int, simulate_threads: int = 0) -> None:
         from .. import _core
 
         self.plan = plan
-        self.dtype = np.dtype(dtype)
+        self.dtype = precision.dtype
         self._slot = _core.Program.slot
         self._program: Any = _core.Program(
             plan.slot_table(),
@@ -90,7 +97,7 @@ class CppProgram:
             plan.parameter_size,
             plan.work_size,
             plan.n_moments,
-            self.dtype == np.float64,
+            int(precision),
             n_threads,
             simulate_threads,
         )
@@ -210,5 +217,5 @@ def _index_pair(data: Any) -> tuple[NDArray[Any], NDArray[Any]]:
     return data.indptr.astype(kind, copy=False), data.indices.astype(kind, copy=False)
 
 
-def compile(plan: Plan, *, dtype: Any, n_threads: int, simulate_threads: int = 0) -> CppProgram:
-    return CppProgram(plan, dtype, n_threads, simulate_threads)
+def compile(plan: Plan, *, precision: Precision, n_threads: int, simulate_threads: int = 0) -> CppProgram:
+    return CppProgram(plan, precision, n_threads, simulate_threads)

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import ThreadpoolController
 
-from ..plan import CELL_ROWS, GRAIN, LANES, LEARN, Activation, Corruption, Loss, Mode, OpCode, Plan, Region
+from ..plan import CELL_ROWS, GRAIN, LANES, LEARN, Activation, Corruption, Loss, Mode, OpCode, Plan, Precision, Region
 from . import Hyper, Probe, State, numba_kernels, reference
 from .reference import Array, ReferenceProgram, Run, colsum_layer, dense_layer, slope_layer
 
@@ -87,7 +87,7 @@ def dense(
     run: Run, *, x: Array, W: Array, b: Array, out: Array, pre: Array | None, activation: int, transposed: int
 ) -> None:
     z = out if pre is None else pre
-    weight = W.T if transposed else W
+    x, weight = run.factor(x), run.factor(W.T if transposed else W)
     if run.mode & LEARN:
         np.matmul(x, weight, out=z)
     else:
@@ -138,16 +138,17 @@ def loss(
 
 
 def wgrad(run: Run, *, x: Array, dz: Array, dW: Array, accumulate: int) -> None:
+    left, right = run.factor(x).T, run.factor(dz)
     if accumulate:
-        dW += x.T @ dz
+        dW += left @ right
     else:
-        np.matmul(x.T, dz, out=dW)
+        np.matmul(left, right, out=dW)
 
 
 def dgrad(
     run: Run, *, dz: Array, W: Array, saved: Array, out: Array, activation: int, transposed: int, scale: float
 ) -> None:
-    np.matmul(dz, W if transposed else W.T, out=out)
+    np.matmul(run.factor(dz), run.factor(W if transposed else W.T), out=out)
     numba_kernels.times_slope(activation)(out, saved, saved.dtype.type(scale))
 
 
@@ -209,7 +210,7 @@ def wgrad_update(
     w = _padded_rows(W)
     padded = np.zeros_like(w)
     g = padded[:, : W.shape[1]]
-    np.matmul(x.T, dz, out=g)
+    np.matmul(run.factor(x).T, run.factor(dz), out=g)
     if dW is not None:
         g += dW
     if penalty is not None:
@@ -247,8 +248,10 @@ def _blas() -> ThreadpoolController:
 class NumbaProgram(ReferenceProgram):
     """A plan run op by op over NumPy arrays, with `OVERRIDES` for the ops that pay."""
 
-    def __init__(self, plan: Plan, dtype: Any, n_threads: int) -> None:
-        super().__init__(plan, dtype, {**reference.OPS, **OVERRIDES})
+    def __init__(self, plan: Plan, precision: Precision, n_threads: int) -> None:
+        super().__init__(
+            plan, precision.dtype, {**reference.OPS, **OVERRIDES}, bfloat16=precision is Precision.BFLOAT16
+        )
         self.n_threads = n_threads
 
     def train(
@@ -275,6 +278,6 @@ def probe() -> Probe:
     return Probe(True, f"Numba {numba.__version__}, NumPy {np.__version__}")
 
 
-def compile(plan: Plan, *, dtype: Any, n_threads: int) -> NumbaProgram:
-    """A program in float32 or float64; kernels are jitted when first run, or taken from Numba's cache."""
-    return NumbaProgram(plan, dtype, n_threads)
+def compile(plan: Plan, *, precision: Precision, n_threads: int) -> NumbaProgram:
+    """Kernels are jitted when first run, or taken from Numba's cache."""
+    return NumbaProgram(plan, precision, n_threads)

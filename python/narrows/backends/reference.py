@@ -31,6 +31,7 @@ from ..plan import (
     Op,
     OpCode,
     Plan,
+    Precision,
     Region,
     Slot,
 )
@@ -52,10 +53,25 @@ class Run:
     step: int = 0
     learning_rate: float = 0.0
     regions: Mapping[Region, Array] = field(default_factory=dict)
+    bfloat16: bool = False
 
     @property
     def m(self) -> int:
         return len(self.rows)
+
+    def factor(self, x: Array) -> Array:
+        """A factor of a matrix product, in the precision that products are made in."""
+        return bfloat16(x) if self.bfloat16 else x
+
+
+def bfloat16(x: Array) -> Array:
+    """x rounded to bfloat16 (8 significant bits, to nearest, ties to even; subnormals become zero), in x's dtype."""
+    with np.errstate(over="ignore"):
+        single = np.ascontiguousarray(x, np.float32)
+    bits = single.view(np.uint32)
+    rounded = (bits + (np.uint32(0x7FFF) + (bits >> np.uint32(16) & np.uint32(1)))) & np.uint32(0xFFFF0000)
+    rounded[np.abs(single) < np.finfo(np.float32).tiny] &= np.uint32(0x80000000)
+    return np.where(np.isnan(single), single, rounded.view(np.float32)).astype(x.dtype, copy=False)
 
 
 # --- activations ----------------------------------------------------------------------------------------------------
@@ -150,7 +166,7 @@ def corrupt(run: Run, *, x: Array, kind: int, stream: int, level: float, low: fl
 def dense(
     run: Run, *, x: Array, W: Array, b: Array, out: Array, pre: Array | None, activation: int, transposed: int
 ) -> None:
-    z = x @ (W.T if transposed else W) + b
+    z = run.factor(x) @ run.factor(W.T if transposed else W) + b
     if pre is not None:
         pre[...] = z
     out[...] = ACTIVATE[Activation(activation)](z)
@@ -223,7 +239,7 @@ def _loss_of_logits(loss: Loss, activation: Activation, z: Array, y: Array, delt
 
 
 def wgrad(run: Run, *, x: Array, dz: Array, dW: Array, accumulate: int) -> None:
-    product = x.T @ dz
+    product = run.factor(x).T @ run.factor(dz)
     dW[...] = dW + product if accumulate else product
 
 
@@ -235,7 +251,9 @@ def colsum(run: Run, *, x: Array, weight: Array | None, out: Array, mean: int) -
 def dgrad(
     run: Run, *, dz: Array, W: Array, saved: Array, out: Array, activation: int, transposed: int, scale: float
 ) -> None:
-    out[...] = (dz @ (W if transposed else W.T)) * DERIVATIVE[Activation(activation)](saved * saved.dtype.type(scale))
+    out[...] = (run.factor(dz) @ run.factor(W if transposed else W.T)) * DERIVATIVE[Activation(activation)](
+        saved * saved.dtype.type(scale)
+    )
 
 
 def activity_l1(
@@ -346,7 +364,7 @@ def wgrad_update(
     l1: float,
     rate: float,
 ) -> None:
-    g = x.T @ dz
+    g = run.factor(x).T @ run.factor(dz)
     if dW is not None:
         g += dW
     if penalty is not None:
@@ -406,8 +424,15 @@ class ReferenceProgram:
     """A plan run op by op over NumPy arrays; every slot has memory of its own, so a fault in the sharing of arena
     memory shows as a difference from this backend."""
 
-    def __init__(self, plan: Plan, dtype: Any = np.float64, ops: Mapping[OpCode, Callable[..., None]] = OPS) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        dtype: Any = np.float64,
+        ops: Mapping[OpCode, Callable[..., None]] = OPS,
+        bfloat16: bool = False,
+    ) -> None:
         self.plan = plan
+        self.bfloat16 = bfloat16
         self.dtype = np.dtype(dtype)
         self.ops = ops
         self.regions = {
@@ -459,6 +484,7 @@ class ReferenceProgram:
                 hyper.step + i,
                 float(hyper.learning_rate[i]),
                 self.regions,
+                self.bfloat16,
             )
             done.append(self._step(run))
             if poll is not None and poll():
@@ -466,7 +492,9 @@ class ReferenceProgram:
         return np.array(done, np.float64).reshape(len(done), len(self.plan.terms))
 
     def gradient(self, rows: NDArray[np.int64], seed: int = 0, step: int = 0) -> tuple[NDArray[np.float64], State]:
-        terms = self._step(Run(rows, Mode.GRADIENT, self.sources, seed, step, regions=self.regions))
+        terms = self._step(
+            Run(rows, Mode.GRADIENT, self.sources, seed, step, regions=self.regions, bfloat16=self.bfloat16)
+        )
         return terms, {s.name: self.arrays[self.plan.index[f"d{s.name}"]].copy() for s in self.plan.parameters}
 
     def _step(self, run: Run) -> NDArray[np.float64]:
@@ -482,7 +510,7 @@ class ReferenceProgram:
         sources = {3: X} if mode is Mode.DECODE else {0: X, 1: target}
         for start in range(0, n, self.plan.batch):
             rows = np.arange(start, min(start + self.plan.batch, n))
-            self._run(Run(rows, mode, sources, regions=self.regions))
+            self._run(Run(rows, mode, sources, regions=self.regions, bfloat16=self.bfloat16))
             out[rows] = self.arrays[slot][: len(rows)]
         return out
 
@@ -536,6 +564,7 @@ def probe() -> Probe:
     return Probe(True, "NumPy, float64; for checking, never chosen by itself")
 
 
-def compile(plan: Plan, *, dtype: Any, n_threads: int) -> ReferenceProgram:
-    """The reference computes in float64 whatever the precision asked for: it is the yardstick."""
-    return ReferenceProgram(plan, np.float64)
+def compile(plan: Plan, *, precision: Precision, n_threads: int) -> ReferenceProgram:
+    """The reference computes in float64 whatever the precision asked for: it is the yardstick. Of bfloat16 it takes
+    the rounding of the products' factors."""
+    return ReferenceProgram(plan, np.float64, bfloat16=precision is Precision.BFLOAT16)

@@ -369,7 +369,13 @@ def _add_fit(parser: argparse.ArgumentParser) -> None:
     training = parser.add_argument_group("training")
     add(training, "--epochs", "at most this many; held-out rows may end it", type=_integer(1), metavar="N")
     add(training, "--batch-size", "rows per step", type=_integer(1), metavar="N")
-    add(training, "--precision", "float32, float64", choices=("float32", "float64"), metavar="NAME")
+    add(
+        training,
+        "--precision",
+        "float32, float64, bfloat16",
+        choices=("float32", "float64", "bfloat16"),
+        metavar="NAME",
+    )
     add(training, "--seed", "the same seed gives the same bits", type=_integer(0, 2**64), metavar="N")
 
     inputs = parser.add_argument_group("input")

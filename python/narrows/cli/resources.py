@@ -14,8 +14,6 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
-
 from ..backends import resolve
 from ..data import Source
 from ..errors import OutOfMemoryError
@@ -23,6 +21,7 @@ from ..lowering import lower
 from ..models.data import BLOCK_BYTES, Table
 from ..models.network import build_spec
 from ..normalize import Normalizer
+from ..plan import Precision
 from . import evaluation
 from .settings import FitSettings, show_size
 
@@ -73,7 +72,7 @@ class Budget:
         """
         n_rows, n_features = table.shape
         plan = lower(build_spec(estimator, n_features, n_features), min(int(estimator.batch_size), n_rows))
-        itemsize = np.dtype(estimator.precision).itemsize
+        itemsize = Precision.of(estimator.precision).dtype.itemsize
         copies = 6 * (1 + plan.n_moments) * plan.parameter_size
         model = itemsize * (plan.arena_size + plan.work_size + copies)
         codes = n_rows * int(estimator.n_components) * (itemsize + 8)

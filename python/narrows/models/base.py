@@ -282,7 +282,7 @@ class BaseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
             start, state = saved.state, saved.network
         feed = TrainingFeed(table, rows, batch, options.seed, shuffle, spec.loss, block_bytes)
         program = compile_plan(
-            lower(spec, batch), resolve(self.backend), dtype=self.precision, n_threads=self.n_threads
+            lower(spec, batch), resolve(self.backend), precision=self.precision, n_threads=self.n_threads
         )
         trainer = Trainer(
             program,

@@ -108,7 +108,7 @@ class Network:
         Rows per step, in training and when applied.
     state : dict of ndarray
         Parameters and, where known, optimiser state.
-    precision : {"float32", "float64"}
+    precision : {"float32", "float64", "bfloat16"}
     requested : str
         The backend's name as given to the estimator.
     n_threads : int or None
@@ -193,7 +193,7 @@ class Network:
                 self._program = compile_plan(
                     lower(_without_training(self.spec), self.batch),
                     self.backend,
-                    dtype=self.precision,
+                    precision=self.precision,
                     n_threads=self.n_threads,
                 )
                 self._program.load(self.parameters)

@@ -156,7 +156,7 @@ CHECKS: Mapping[str, Check] = {
     "warm_start": boolean,
     "random_state": randomness,
     "verbose": verbosity,
-    "precision": choice(("float32", "float64")),
+    "precision": choice(("float32", "float64", "bfloat16")),
     "n_threads": threads,
 }
 """`backend` is missing: `backends.resolve` judges it."""
