@@ -47,7 +47,8 @@ def show_config() -> Config:
         (versions of the core dependencies); ``threads`` (text: number and where it comes from); ``backend`` (text:
         what ``backend="auto"`` takes, or why there is none); ``backends`` (texts by name: "ok" or "no", and the
         reason); ``generic ops`` (texts by name: ops that a backend takes from the reference); ``isa`` and
-        ``bfloat16`` (texts, with the C++ backend: instruction set, and whether bfloat16 is native); ``extras`` (texts by name: "present" or what is missing).
+        ``bfloat16`` (texts, with the C++ backend: instruction set, and whether bfloat16 is native); ``extras`` (texts
+        by name: "present" or what is missing).
     """
     from ._version import __version__
     from .backends import own_ops, probe_all, resolve, thread_choice

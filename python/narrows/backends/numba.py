@@ -217,8 +217,8 @@ def wgrad_update(
         decay(run, W=W, dW=g, penalty=penalty, l2=l2, l1=l1)
     if rate:
         reference.shrink(run, W=W, rate=rate)
-    state = (None if m is None else _padded_rows(m).reshape(-1) for m in (moment1, moment2))
-    _step_rule(run, w.reshape(-1), padded.reshape(-1), *state, w.dtype.type(1), beta_1, beta_2, epsilon)
+    m1, m2 = _padded_rows(moment1).reshape(-1), None if moment2 is None else _padded_rows(moment2).reshape(-1)
+    _step_rule(run, w.reshape(-1), padded.reshape(-1), m1, m2, w.dtype.type(1), beta_1, beta_2, epsilon)
 
 
 OVERRIDES: Mapping[OpCode, Callable[..., None]] = {
