@@ -22,6 +22,7 @@ SMALL = 1 << 16
 """Multiply-adds below which a layer runs on one thread, so that it need not be found out how many there are."""
 
 _FLOAT32, _FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
+_GRADIENTS = ("X", "W", "b")
 
 
 class DenseGrads(NamedTuple):
@@ -71,25 +72,25 @@ def dense(
         Shapes that do not fit, an unknown activation, or an `out` that does not fit.
     """
     act = elementwise(activation)
-    x, w = _operand(X, "X"), _operand(W, "W")
-    dtype = _common(x, w)
-    x, w = _cast(x, dtype), _cast(w, dtype)
+    x, w, dtype = _operands(X, W)
+    shape = (x.shape[0], w.shape[1])
     if x.shape[1] != w.shape[0]:
         raise ValueError(f"X has {x.shape[1]} columns but W has {w.shape[0]} rows")
     bias = None
     if b is not None:
-        bias = _cast(_operand(b, "b", ndim=1), dtype)
+        bias = b if _ready(b) and b.dtype is dtype and b.ndim == 1 else _cast(_operand(b, "b", ndim=1), dtype)
         if not bias.flags.c_contiguous:
             bias = bias.copy()
-        if len(bias) != w.shape[1]:
-            raise ValueError(f"b has {len(bias)} elements but W has {w.shape[1]} columns")
-    shape = (x.shape[0], w.shape[1])
+        if len(bias) != shape[1]:
+            raise ValueError(f"b has {len(bias)} elements but W has {shape[1]} columns")
     result = np.empty(shape, dtype) if out is None else _output(out, shape, dtype, "out")
     if Z is not None:
         _output(Z, shape, dtype, "Z")
     threads = _threads(n_threads, shape[0] * shape[1] * w.shape[0])
     layer_backend().dense_layer(x, w, bias, act, result, Z, threads)
-    return _like(X, result) if out is None else out
+    if out is not None:
+        return out
+    return result if x is X else _like(X, result)
 
 
 def dense_backward(
@@ -128,16 +129,15 @@ def dense_backward(
         ``(dX, dW, db)``, None where not needed; dX is dense, in X's namespace.
     """
     act = elementwise(activation)
-    if unknown := set(need) - {"X", "W", "b"}:
-        raise ValueError(f"need={need!r}: {sorted(unknown)[0]!r} is not one of 'X', 'W', 'b'")
+    for name in need:
+        if name not in _GRADIENTS:
+            raise ValueError(f"need={need!r}: {name!r} is not one of 'X', 'W', 'b'")
     if act.needs_preactivation and Z is None:
         raise ValueError(f"activation={activation!r} needs the pre-activation: pass Z, as written by dense(..., Z=Z)")
-    x, w = _operand(X, "X"), _operand(W, "W")
-    dtype = _common(x, w)
-    x, w = _cast(x, dtype), _cast(w, dtype)
+    x, w, dtype = _operands(X, W)
     shape = (x.shape[0], w.shape[1])
     saved_name, saved = ("Z", Z) if act.needs_preactivation else ("A", A)
-    d, s = (_cast(_operand(a, name), dtype) for a, name in ((dA, "dA"), (saved, saved_name)))
+    d, s = _same(dA, "dA", dtype), _same(saved, saved_name, dtype)
     for array, name in ((d, "dA"), (s, saved_name)):
         if array.shape != shape:
             raise ValueError(f"{name} has shape {array.shape}, expected {shape} from X and W")
@@ -159,6 +159,8 @@ def dense_backward(
     if "b" in need:
         db = np.empty(shape[1], dtype)
         backend.colsum_layer(dZ, db, threads)
+    if x is X:
+        return DenseGrads(dX, dW, db)
     return DenseGrads(*(None if g is None else _like(X, g) for g in (dX, dW, db)))
 
 
@@ -197,8 +199,25 @@ def _operand(value: Any, name: str, ndim: int = 2) -> Any:
     return array
 
 
-def _common(x: Any, w: NDArray[Any]) -> np.dtype[Any]:
-    return _FLOAT64 if "d" in (x.dtype.char, w.dtype.char) else _FLOAT32
+def _ready(value: Any) -> bool:
+    """Whether `value` is what the native layers take, but for its shape. Small layers live from asking little."""
+    if type(value) is not np.ndarray:
+        return False
+    dtype = value.dtype
+    return (dtype is _FLOAT32 or dtype is _FLOAT64) and value.flags.aligned
+
+
+def _operands(X: Any, W: Any) -> tuple[Any, NDArray[Any], np.dtype[Any]]:
+    """X and W as matrices of their common dtype."""
+    if _ready(X) and _ready(W) and X.dtype is W.dtype and X.ndim == W.ndim == 2:
+        return X, W, X.dtype
+    x, w = _operand(X, "X"), _operand(W, "W")
+    dtype = _FLOAT64 if "d" in (x.dtype.char, w.dtype.char) else _FLOAT32
+    return _cast(x, dtype), _cast(w, dtype), dtype
+
+
+def _same(value: Any, name: str, dtype: np.dtype[Any]) -> Any:
+    return value if _ready(value) and value.dtype is dtype else _cast(_operand(value, name), dtype)
 
 
 def _cast(array: Any, dtype: np.dtype[Any]) -> Any:

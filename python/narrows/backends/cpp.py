@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -187,28 +188,30 @@ class CppProgram:
 # The protocol of `narrows.functional`: outputs are given, C-contiguous, of the operands' dtype (float32 or float64).
 
 
-def dense_layer(X: Any, W: Any, b: Any, activation: int, out: Any, Z: Any, n_threads: int) -> None:
-    """out = activation(X @ W + b); Z, if given, takes the pre-activation."""
+@cache
+def _native() -> Any:
+    """The extension; an import statement in a call of a few microseconds would be felt."""
     from .. import _core
 
+    return _core
+
+
+def dense_layer(X: Any, W: Any, b: Any, activation: int, out: Any, Z: Any, n_threads: int) -> None:
+    """out = activation(X @ W + b); Z, if given, takes the pre-activation."""
     if hasattr(X, "indptr"):
-        _core.activate(X @ W, b, activation, out, Z, n_threads)
+        _native().activate(X @ W, b, activation, out, Z, n_threads)
     else:
-        _core.dense(X, W, b, activation, out, Z, n_threads)
+        _native().dense(X, W, b, activation, out, Z, n_threads)
 
 
 def slope_layer(dA: Any, saved: Any, activation: int, out: Any, n_threads: int) -> None:
     """out = dA * activation'(saved)."""
-    from .. import _core
-
-    _core.slope(np.ascontiguousarray(dA), np.ascontiguousarray(saved), activation, out, n_threads)
+    _native().slope(np.ascontiguousarray(dA), np.ascontiguousarray(saved), activation, out, n_threads)
 
 
 def colsum_layer(dZ: Any, out: Any, n_threads: int) -> None:
     """out = column sums of dZ."""
-    from .. import _core
-
-    _core.colsum(dZ, out, n_threads)
+    _native().colsum(dZ, out, n_threads)
 
 
 def _index_pair(data: Any) -> tuple[NDArray[Any], NDArray[Any]]:
