@@ -19,11 +19,11 @@ from scipy.linalg import subspace_angles
 from sklearn.decomposition import PCA
 
 import narrows
+from harness import machine
 from narrows.cli.evaluation import knn_accuracy
 from narrows.data import ArraySource
 from narrows.datasets import load_digits, load_pbmc4k
 from narrows.normalize import Normalizer
-from peers import machine
 
 
 def spread(values: list[float]) -> dict[str, float]:

@@ -8,12 +8,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from cases import CASES, STEPS, Case, parameters
 from narrows.backends import BACKENDS, Hyper, compile_plan, own_ops, probe
-from peers import CASES, Case
+
+FLOAT32 = [case for case in CASES if case.precision == "float32"]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
+@pytest.mark.parametrize("case", FLOAT32, ids=lambda c: c.name)
 def test_training_step(benchmark, case: Case, backend: str) -> None:
     found = probe(backend)
     if not found.ok:
@@ -32,11 +34,10 @@ def test_training_step(benchmark, case: Case, backend: str) -> None:
         benchmark.extra_info["gflop_per_s"] = gflop * len(hyper.learning_rate) / benchmark.stats["median"]
 
 
-def prepared(case: Case, backend: str, steps: int = 20):
+def prepared(case: Case, backend: str):
     """A program with parameters and data, and the arguments of `train`."""
     program = compile_plan(case.plan(), backend, dtype=np.float32)
-    rng = np.random.default_rng(0)
-    program.load({s.name: rng.normal(0, 0.05, (s.rows, s.cols)).astype(np.float32) for s in program.plan.parameters})
-    X = rng.random((steps * case.batch, case.widths[0]), dtype=np.float32)
+    program.load(parameters(case))
+    X = case.data()
     program.bind(X)
-    return program, np.arange(len(X)), Hyper(0, 0, np.full(steps, 1e-3))
+    return program, np.arange(len(X)), Hyper(0, 0, np.full(STEPS, case.learning_rate))
