@@ -1,185 +1,209 @@
-"""Training steps side by side with other libraries, in one run on one machine.
+"""Training beside other libraries, in one run on one machine.
 
-Usage: ``python bench/peers.py [--cases keras-deep,...] [--threads 2] [--rounds 15] [--out bench/results/peers.json]``
-in an environment that holds narrows and the peers (``pip install torch``); a peer that is not installed is left out,
-and the result says so. docs/benchmarks.md is written from the result. Rounds are interleaved (narrows, peer, narrows,
-...), so that a machine that changes its speed changes it for both; figures are the median and the quartiles over
-rounds, the ratio is the median of the ratios of each round.
+Usage: ``python bench/peers.py [--cases keras-deep,memory,...] [--threads 2] [--rounds 15] [--out FILE] [--lock FILE]``
+in an environment that holds narrows and the peers (``pip install torch jax tensorflow``); a peer that is not installed
+is left out, and the result says so. ``--page-only`` writes docs/benchmarks.md anew from the stored results.
+
+Each library runs in a process of its own and they take turns, so that a machine that changes its speed changes it for
+all: figures are the median and the quartiles over rounds, a ratio is the median of the ratios of each round. All train
+the same network from the same weights on the same batches, and a library whose losses are others ends the run.
+A part of the cases replaces its entries in a stored result of the same machine and versions.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
+import importlib.util
+import inspect
 import json
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict
+import statistics
+import sys
+from contextlib import ExitStack
 from datetime import date
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+import page
+from harness import RESULTS, Worker, interleaved, limit_cpus, lock, spread
 from narrows import __version__
-from narrows.backends import Hyper, compile_plan, probe, resolve
-from narrows.benchmark import CASES, Case, machine
-from narrows.plan import Loss
+from narrows.backends import compile_plan, probe, resolve
+from narrows.benchmark import machine
+from peer_cases import CASES, FIT_ROWS, OVERALL_TARGET, Case, check_losses, reference_losses
 
-STEPS = 20
-"""Training steps of one round, on as many different batches."""
-
-
-Round = Callable[[], object]
-"""STEPS training steps."""
-
-
-def narrows_round(backend: str) -> Callable[[Case, np.ndarray, int], Round]:
-    def make(case: Case, X: np.ndarray, threads: int) -> Round:
-        plan = case.plan()
-        program = compile_plan(plan, backend, n_threads=threads)
-        rng = np.random.default_rng(0)
-        program.load(
-            {s.name: (rng.standard_normal((s.rows, s.cols)) * 0.05).astype(np.float32) for s in plan.parameters}
-        )
-        program.bind(X)
-        rows, hyper = np.arange(len(X)), Hyper(0, 0, np.full(STEPS, 1e-3))
-        return lambda: program.train(rows, hyper)
-
-    return make
+MODULES = {"pytorch": ["torch"], "pytorch-compile": ["torch"], "jax": ["jax"], "keras": ["keras", "tensorflow"]}
+"""Of each peer."""
+MEMORY = "memory"
+FIT_ROUNDS = 3
+OUT = RESULTS / "peers.json"
 
 
-def torch_round(case: Case, X: np.ndarray, threads: int) -> Round:
-    import torch
-    from torch import nn
-
-    torch.set_num_threads(threads)
-    modules: list[nn.Module] = []
-    for n_in, n_out in zip(case.widths, case.widths[1:], strict=False):
-        modules += [nn.Linear(n_in, n_out), nn.ReLU()]
-    model = nn.Sequential(*modules[:-1])
-    criterion = nn.BCEWithLogitsLoss() if case.loss is Loss.BCE else nn.MSELoss()
-    optimiser = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
-    data = torch.from_numpy(X)
-
-    def run() -> None:
-        for x in data.split(case.batch):
-            optimiser.zero_grad()
-            criterion(model(x), x).backward()
-            optimiser.step()
-
-    return run
+def installed(peer: str) -> bool:
+    return all(importlib.util.find_spec(module) for module in MODULES[peer])
 
 
-def contenders() -> Iterator[tuple[str, Callable[[Case, np.ndarray, int], Round]]]:
-    yield "narrows", narrows_round(resolve("auto"))
-    if resolve("auto") != "numba" and probe("numba").ok:
-        yield "narrows (numba)", narrows_round("numba")
-    try:
-        import torch
-
-        yield f"PyTorch {torch.__version__} eager, fused Adam", torch_round
-    except ImportError:
-        return
+def versions() -> dict[str, str]:
+    """Of the modules of the peers that are here."""
+    owners = importlib.metadata.packages_distributions()
+    modules = dict.fromkeys(module for peer in MODULES if installed(peer) for module in MODULES[peer])
+    return {module: importlib.metadata.version(owners[module][0]) for module in modules}
 
 
-def timed(run: Round) -> float:
-    """Milliseconds of a step."""
-    start = time.perf_counter()
-    run()
-    return (time.perf_counter() - start) / STEPS * 1e3
+def left_out(case: Case) -> str | None:
+    """Why a case cannot be run, if so."""
+    if case.precision != "float32" and "precision" not in inspect.signature(compile_plan).parameters:
+        return f"narrows has no {case.precision} yet"
+    return None
 
 
 def measure(case: Case, threads: int, rounds: int) -> dict[str, Any]:
-    X = np.random.default_rng(1).random((STEPS * case.batch, case.widths[0]), dtype=np.float32)
-    runs = {name: make(case, X, threads) for name, make in contenders()}
-    for run in runs.values():
-        timed(run)
-    times = {name: np.empty(rounds) for name in runs}
-    for i in range(rounds):
-        for name, run in runs.items():
-            # The threads of the one before spin for a while, and would take the cores from this one.
-            time.sleep(0.05)
-            run()
-            times[name][i] = timed(run)
-    gflop = case.plan().flops / 1e9
-    result: dict[str, Any] = asdict(case) | {
-        "loss": case.loss.name.lower(),
-        "gflop": gflop,
-        "ms": {},
-        "ratio": {},
-    }
-    for name, t in times.items():
-        q1, median, q3 = np.quantile(t, (0.25, 0.5, 0.75))
-        result["ms"][name] = {"median": median, "q1": q1, "q3": q3, "gflop_per_s": gflop / median * 1e3}
+    names = ["narrows", *(peer for peer in MODULES if installed(peer))]
+    if case.precision == "float32" and resolve("auto") != "numba" and probe("numba").ok:
+        names.append("narrows-numba")
+    reference = reference_losses(case)
+    with ExitStack() as stack:
+        workers = [stack.enter_context(Worker("training.py", name)) for name in names]
+        result: dict[str, Any] = {"contenders": {}, "ratio": {}}
+        for worker in workers:
+            ready = worker.ask("start", contender=worker.name, case=case.name, threads=threads)
+            for variant, losses in ready.pop("losses").items():
+                check_losses(case, f"{worker.name} ({variant})", losses, reference)
+            result["contenders"][worker.name] = ready
+        turns: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+        for worker in interleaved(workers, rounds):
+            turns[worker.name].append(worker.ask("turn"))
+        for worker in workers:
+            loss = worker.ask("end")
+            if not loss < reference[-1]:
+                raise RuntimeError(f"{case.name}: {worker.name} has not learnt: loss {loss}, early on {reference[-1]}")
+    ms = {name: [turn["ms"] for turn in turns[name]] for name in names}
+    for name in names:
+        result["contenders"][name] |= spread(ms[name])
         if name != "narrows":
-            result["ratio"][name] = float(np.median(t / times["narrows"]))
+            result["ratio"][name] = spread([a / b for a, b in zip(ms[name], ms["narrows"], strict=True)])
+    probes = [turn["probe"] for turn in turns["narrows"] if "probe" in turn]
+    result["probe"] = {key: statistics.median(p[key] for p in probes) for key in probes[0]} if probes else {}
+    peers = {name: result["contenders"][name]["median"] for name in names if name in MODULES}
+    result["fastest"] = min(peers, key=lambda name: peers[name]) if peers else None
     return result
 
 
-def page(report: dict[str, Any]) -> str:
-    """docs/benchmarks.md from a result."""
-    peers = list(dict.fromkeys(name for case in report["cases"] for name in case["ms"]))
-    cpu = report["machine"]["cpu"]
-    lines = [
-        "# Benchmarks",
-        "",
-        "Written by `bench/peers.py` from `bench/results/peers.json`; do not edit.",
-        "",
-        f"{report['date']}, {cpu.get('model name', 'unknown CPU')} (family {cpu.get('cpu family', '?')}, model "
-        f"{cpu.get('model', '?')}), {report['threads']} threads, backend {report['backend']['name']} "
-        f"({report['backend']['reason']}), narrows {report['narrows']}. Milliseconds of one training step (Adam, "
-        f"float32, data in memory): median of {report['rounds']} interleaved rounds of {STEPS} steps, quartiles in "
-        "brackets; the ratio is the median over rounds of the peer's time by narrows's.",
-        "",
-        "| case | layers | batch, loss | GFLOP | " + " | ".join(peers) + " |",
-        "| --- | --- | --- | --- |" + " --- |" * len(peers),
-    ]
-    for case in report["cases"]:
-        cells = []
-        for name in peers:
-            t = case["ms"].get(name)
-            cell = "" if t is None else f"{t['median']:.3g} [{t['q1']:.3g}, {t['q3']:.3g}]"
-            cells.append(cell + (f", {case['ratio'][name]:.2g}x" if name in case["ratio"] else ""))
-        widths = "-".join(map(str, case["widths"]))
-        about = [case["name"], widths, f"{case['batch']}, {case['loss']}", f"{case['gflop']:.3g}"]
-        lines.append(f"| {' | '.join(about + cells)} |")
-    return "\n".join(lines) + "\n"
+def measure_fit(case: Case, threads: int) -> dict[str, Any]:
+    """Share of a step in the time that a whole fit takes for one."""
+    with Worker("training.py", "narrows fit") as worker:
+        answer = worker.ask("fit", case=case.name, threads=threads, rounds=FIT_ROUNDS)
+    check_losses(case, "Autoencoder.fit", answer["losses"], reference_losses(case))
+    share = statistics.median(a / b for a, b in zip(answer["step_ms"], answer["fit_ms"], strict=True))
+    medians = {key: statistics.median(answer[key]) for key in ("step_ms", "fit_ms")}
+    return medians | {"share": share, "epochs": answer["epochs"], "rows": FIT_ROWS}
+
+
+def measure_memory(threads: int) -> dict[str, Any]:
+    result = {}
+    for name in ("narrows", *(["pytorch"] if installed("pytorch") else [])):
+        with Worker("memory.py", f"memory of {name}") as worker:
+            result[name] = worker.ask("measure", library=name, threads=threads)
+    return result
+
+
+def describe(case: Case) -> dict[str, Any]:
+    return {
+        "widths": case.widths,
+        "batch": case.batch,
+        "loss": case.loss,
+        "precision": case.precision,
+        "gflop": case.plan().flops / 1e9,
+        "target": case.target,
+    }
+
+
+def overall(cases: dict[str, Any]) -> dict[str, Any]:
+    """Geometric mean of the ratios to the fastest peer."""
+    ratios = [case["ratio"][case["fastest"]]["median"] for case in cases.values() if case["fastest"]]
+    mean = statistics.geometric_mean(ratios) if ratios else None
+    return {"geometric_mean": mean, "cases": len(ratios), "of": len(CASES), "target": OVERALL_TARGET}
+
+
+def say(name: str, result: dict[str, Any]) -> None:
+    print(name)
+    for contender, found in result["contenders"].items():
+        ratio = f"  {result['ratio'][contender]['median']:.2f}x" if contender in result["ratio"] else ""
+        print(f"  {contender:16} {found['median']:9.4f} ms{ratio}  ({found['variant']})")
+    if result["probe"]:
+        share = page.share_of_peak(result)
+        print(f"  floor {page.floor_ms(result):.4f} ms, {share:.0%} of it reached;", result["probe"])
+    print(f"  fit: {result['fit']['share']:.0%} of the step's speed", flush=True)
 
 
 def main() -> None:
+    choices = [*(case.name for case in CASES), MEMORY]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cases", default=",".join(c.name for c in CASES))
+    parser.add_argument("--cases", default=",".join(choices))
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "peers.json")
+    parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--lock", type=Path, help="file to hold a lock on during each case, as flock(1) does")
+    parser.add_argument("--page-only", action="store_true")
     options = parser.parse_args()
-    by_name = {c.name: c for c in CASES}
+    if options.page_only:
+        page.write()
+        return
     wanted = options.cases.split(",")
-    if unknown := [n for n in wanted if n not in by_name]:
-        parser.error(f"--cases: {unknown[0]!r} is not one of {', '.join(by_name)}")
-    report = {
-        "date": date.today().isoformat(),
+    if unknown := [n for n in wanted if n not in choices]:
+        parser.error(f"--cases: {unknown[0]!r} is not one of {', '.join(choices)}")
+    if options.rounds < 1:
+        parser.error("--rounds must be at least 1")
+    try:
+        limit_cpus(options.threads)
+    except ValueError as error:
+        parser.error(str(error))
+    header = {
         "machine": machine(),
+        "threads": options.threads,
         "narrows": __version__,
         "backend": probe(resolve("auto"))._asdict() | {"name": resolve("auto")},
-        "threads": options.threads,
-        "rounds": options.rounds,
-        "cases": [],
+        "versions": versions(),
+        "missing": [peer for peer in MODULES if not installed(peer)],
     }
-    for name in wanted:
-        result = measure(by_name[name], options.threads, options.rounds)
-        report["cases"].append(result)
-        print(
-            name,
-            *(f"{n}: {v['median']:.3f} ms" for n, v in result["ms"].items()),
-            result["ratio"],
-            sep="\n  ",
-        )
+    for peer in header["missing"]:
+        print(f"{peer} is not installed and is left out")
+    report: dict[str, Any] = header | {"left_out": {}, "cases": {}, "memory": {}}
+    if wanted != choices and options.out.exists():
+        stored = json.loads(options.out.read_text())
+        if {key: stored.get(key) for key in header} != header:
+            parser.error(f"{options.out} holds another machine, other versions or threads: give --out, or all cases")
+        report = stored
+    measured = {"date": date.today().isoformat(), "rounds": options.rounds}
+    for case in CASES:
+        if case.name not in wanted:
+            continue
+        report["left_out"].pop(case.name, None)
+        report["cases"].pop(case.name, None)
+        if reason := left_out(case):
+            report["left_out"][case.name] = reason
+            print(f"{case.name} is left out: {reason}")
+            continue
+        with lock(options.lock):
+            result = measure(case, options.threads, options.rounds)
+            result = describe(case) | measured | result | {"fit": measure_fit(case, options.threads)}
+        report["cases"][case.name] = result
+        say(case.name, result)
+    if MEMORY in wanted:
+        with lock(options.lock):
+            report["memory"] = measured | {"libraries": measure_memory(options.threads)}
+        print(MEMORY, report["memory"]["libraries"])
+    order = [case.name for case in CASES if case.name in report["cases"]]
+    report["cases"] = {name: report["cases"][name] for name in order}
+    report["overall"] = overall(report["cases"])
+    print("overall", report["overall"])
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(report, indent=1) + "\n")
-    if options.out == parser.get_default("out"):
-        (Path(__file__).parent.parent / "docs" / "benchmarks.md").write_text(page(report))
+    if options.out == OUT:
+        page.write()
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except RuntimeError as error:
+        sys.exit(f"error: {error}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from cases import OP_CASES
+from narrows.benchmark import CASES
 from narrows.plan import OpCode
 
 ROOT = Path(__file__).parent.parent
@@ -47,3 +49,14 @@ def test_a_few_of_each_file_run() -> None:
 
 def test_every_op_has_a_bench() -> None:
     assert {op.code for case in OP_CASES for op in case.plan.ops} == set(OpCode)
+
+
+def test_peers_are_given_the_standard_cases() -> None:
+    """Their cases are apart from the package, since the memory of a process without it is measured, too."""
+    code = "import peer_cases; print([(c.name, c.widths, c.batch, c.loss) for c in peer_cases.CASES])"
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT / "bench", capture_output=True, text=True, check=True
+    )
+    theirs = ast.literal_eval(result.stdout)
+    standard = [(c.name, c.widths, c.batch, c.loss.name.lower()) for c in CASES]
+    assert [case for case in theirs if not case[0].endswith("-bf16")] == standard

@@ -77,3 +77,12 @@ def test_extras_named_in_errors_exist() -> None:
         asked |= set(re.findall(r'require\(\s*"[\w.]+",\s*"(\w+)"', source.read_text(encoding="utf-8")))
     assert asked
     assert asked <= extras.keys()
+
+
+def test_benchmarks_page_is_what_the_results_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    if not (ROOT / "bench" / "results").exists():
+        pytest.skip("no stored results: not a checkout")
+    monkeypatch.syspath_prepend(ROOT / "bench")
+    import page
+
+    assert page.PAGE.read_text(encoding="utf-8") == page.current(), "run `python bench/peers.py --page-only`"

@@ -1,0 +1,269 @@
+"""How each library trains a case, as well as its users can have it.
+
+Promises: every contender starts from the case's weights, takes its batches in order with Adam, and returns the mean
+loss of each epoch; data lie in memory as the library likes them best before time is taken. Where a library has several
+ways to the same end, all are variants here and the fastest one is its figure.
+Never: a setting that an ordinary installation of the library does not have.
+
+A contender is a generator of variants: names, each with a function that starts the training over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from narrows.backends import Hyper, compile_plan, resolve
+from peer_cases import BETA_1, BETA_2, EPSILON, SEED, STEPS, Case, parameters
+
+Train = Callable[[int], list[float]]
+"""Train for as many epochs; returns the mean loss of each."""
+Variants = Iterator[tuple[str, Callable[[], Train]]]
+
+
+def program_of(case: Case, backend: str, threads: int) -> Any:
+    """A compiled plan with the case's parameters."""
+    precision = {} if case.precision == "float32" else {"precision": case.precision}
+    program = compile_plan(case.plan(), backend, n_threads=threads, **precision)
+    program.load(parameters(case))
+    return program
+
+
+def _narrows(case: Case, threads: int, backend: str) -> Variants:
+    def start() -> Train:
+        program = program_of(case, backend, threads)
+        X = case.data()
+        program.bind(X)
+        rows, rates, done = np.arange(len(X)), np.full(STEPS, case.learning_rate), 0
+
+        def train(epochs: int) -> list[float]:
+            nonlocal done
+            losses = []
+            for _ in range(epochs):
+                losses.append(float(program.train(rows, Hyper(SEED, done, rates)).sum(axis=1).mean()))
+                done += STEPS
+            return losses
+
+        return train
+
+    yield backend, start
+
+
+def narrows(case: Case, threads: int) -> Variants:
+    return _narrows(case, threads, resolve("auto"))
+
+
+def narrows_numba(case: Case, threads: int) -> Variants:
+    return _narrows(case, threads, "numba")
+
+
+class _Torch:
+    """Model, criterion and batches of a case."""
+
+    def __init__(self, case: Case) -> None:
+        import torch
+        from torch import nn
+
+        self.case, self.torch = case, torch
+        modules: list[nn.Module] = []
+        for W in case.weights():
+            layer = nn.Linear(*W.shape)
+            with torch.no_grad():
+                layer.weight.copy_(torch.from_numpy(W.T))
+                layer.bias.zero_()
+            modules += [layer, nn.ReLU()]
+        self.model = nn.Sequential(*modules[:-1])
+        self.batches = torch.from_numpy(case.data()).split(case.batch)
+
+    def loss(self, x: Any, model: Callable[[Any], Any] | None = None) -> Any:
+        """Mean over rows of the sum over features."""
+        torch, f = self.torch, self.torch.nn.functional
+        criterion = f.binary_cross_entropy_with_logits if self.case.loss == "bce" else f.mse_loss
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.case.precision == "bfloat16"):
+            z = (model or self.model)(x)
+        return criterion(z.float(), x, reduction="sum") / len(x)
+
+    def epochs(self, step: Callable[[Any], Any]) -> Train:
+        return lambda n: [self.torch.stack([step(x) for x in self.batches]).mean().item() for _ in range(n)]
+
+    def with_optimizer(self, **options: Any) -> Train:
+        """Loss and gradients eager, or compiled with `options`; the library's own fused Adam."""
+        torch = self.torch
+        adam = torch.optim.Adam(
+            self.model.parameters(), lr=self.case.learning_rate, betas=(BETA_1, BETA_2), eps=EPSILON, fused=True
+        )
+        loss = torch.compile(self.loss, fullgraph=True, dynamic=False, **options) if options else self.loss
+
+        def step(x: Any) -> Any:
+            adam.zero_grad()
+            value = loss(x)
+            value.backward()
+            adam.step()
+            return value.detach()
+
+        return self.epochs(step)
+
+    def whole_step(self, **options: Any) -> Train:
+        """Loss, gradients and update in one compiled graph."""
+        torch = self.torch
+        names = [name for name, _ in self.model.named_parameters()]
+        weights = [p.detach().clone() for p in self.model.parameters()]
+        first, second = ([torch.zeros_like(p) for p in weights] for _ in range(2))
+        count = torch.zeros(())
+
+        def loss(weights: list[Any], x: Any) -> Any:
+            state = dict(zip(names, weights, strict=True))
+            return self.loss(x, lambda x: torch.func.functional_call(self.model, state, (x,)))
+
+        def step(x: Any) -> Any:
+            gradients, value = torch.func.grad_and_value(loss)(weights, x)
+            count.add_(1)
+            rate, root = self.case.learning_rate / (1 - BETA_1**count), torch.sqrt(1 - BETA_2**count)
+            for p, m, v, g in zip(weights, first, second, gradients, strict=True):
+                m.lerp_(g, 1 - BETA_1)
+                v.mul_(BETA_2).addcmul_(g, g, value=1 - BETA_2)
+                p.sub_(rate * m / (v.sqrt() / root + EPSILON))
+            return value
+
+        compiled = torch.compile(step, fullgraph=True, dynamic=False, **options)
+        return torch.no_grad()(self.epochs(compiled))
+
+
+_TUNED = {"options": {"max_autotune": True, "cpp_wrapper": True}}
+
+
+def pytorch(case: Case, threads: int) -> Variants:
+    _torch_threads(threads)
+    yield "fused Adam", lambda: _Torch(case).with_optimizer()
+
+
+def pytorch_compile(case: Case, threads: int) -> Variants:
+    _torch_threads(threads)
+    yield "loss and gradients compiled, fused Adam", lambda: _Torch(case).with_optimizer(mode="default")
+    yield "the same with max_autotune and cpp_wrapper", lambda: _Torch(case).with_optimizer(**_TUNED)
+    yield "the whole step compiled, max_autotune and cpp_wrapper", lambda: _Torch(case).whole_step(**_TUNED)
+
+
+def _torch_threads(threads: int) -> None:
+    import torch
+
+    torch.set_num_threads(threads)
+
+
+def jax(case: Case, threads: int) -> Variants:
+    """Threads are those of the affinity mask."""
+    import jax
+    import jax.numpy as jnp
+
+    compute = jnp.dtype(case.precision)
+
+    def loss(state: list[Any], x: Any) -> Any:
+        z = x
+        for i, (W, b) in enumerate(state):
+            z = jnp.dot(z.astype(compute), W.astype(compute), preferred_element_type=jnp.float32) + b
+            z = jax.nn.relu(z) if i < len(state) - 1 else z
+        errors = jnp.logaddexp(z, 0) - z * x if case.loss == "bce" else (z - x) ** 2
+        return errors.sum() / len(x)
+
+    def step(carry: Any, x: Any) -> Any:
+        p, m, v, count = carry
+        value, g = jax.value_and_grad(loss)(p, x)
+        count = count + 1
+        m = jax.tree.map(lambda m, g: BETA_1 * m + (1 - BETA_1) * g, m, g)
+        v = jax.tree.map(lambda v, g: BETA_2 * v + (1 - BETA_2) * g * g, v, g)
+        rate, root = case.learning_rate / (1 - BETA_1**count), jnp.sqrt(1 - BETA_2**count)
+        p = jax.tree.map(lambda p, m, v: p - rate * m / (jnp.sqrt(v) / root + EPSILON), p, m, v)
+        return (p, m, v, count), value
+
+    def start(whole_epoch: bool) -> Train:
+        p = [(jnp.asarray(W), jnp.zeros(W.shape[1])) for W in case.weights()]
+        zeros = jax.tree.map(jnp.zeros_like, (p, p))
+        carry: Any = (p, *zeros, jnp.zeros(()))
+        batches = jnp.asarray(case.data()).reshape(STEPS, case.batch, -1)
+        scan = jax.jit(lambda carry, batches: jax.lax.scan(step, carry, batches), donate_argnums=0)
+        one, singles = jax.jit(step, donate_argnums=0), list(batches)
+
+        def train(epochs: int) -> list[float]:
+            nonlocal carry
+            losses = []
+            for _ in range(epochs):
+                if whole_epoch:
+                    carry, values = scan(carry, batches)
+                else:
+                    values = []
+                    for x in singles:
+                        carry, value = one(carry, x)
+                        values.append(value)
+                losses.append(np.mean(values).item())
+            return losses
+
+        return train
+
+    yield "lax.scan over an epoch", lambda: start(True)
+    yield "a call for each step", lambda: start(False)
+
+
+def keras(case: Case, threads: int) -> Variants:
+    import keras
+    import tensorflow as tf
+
+    tf.config.threading.set_intra_op_parallelism_threads(threads)
+    tf.config.threading.set_inter_op_parallelism_threads(threads)
+    keras.mixed_precision.set_global_policy("float32" if case.precision == "float32" else "mixed_bfloat16")
+
+    def loss(x: Any, z: Any) -> Any:
+        z = tf.cast(z, tf.float32)
+        bce = case.loss == "bce"
+        errors = tf.nn.sigmoid_cross_entropy_with_logits(x, z) if bce else tf.math.squared_difference(x, z)
+        return tf.reduce_sum(errors, axis=-1)
+
+    def model_and_optimizer() -> tuple[Any, Any]:
+        hidden = len(case.widths) - 2
+        layers = [keras.layers.Dense(n, "relu" if i < hidden else None) for i, n in enumerate(case.widths[1:])]
+        model = keras.Sequential([keras.Input(case.widths[:1]), *layers])
+        for layer, W in zip(layers, case.weights(), strict=True):
+            layer.set_weights([W, np.zeros(W.shape[1], np.float32)])
+        return model, keras.optimizers.Adam(case.learning_rate, BETA_1, BETA_2, EPSILON)
+
+    def fit(cached: bool) -> Train:
+        model, optimizer = model_and_optimizer()
+        model.compile(optimizer, loss, jit_compile=True, steps_per_execution=STEPS)
+        X = tf.constant(case.data())
+        data: dict[str, Any] = {"x": X, "y": X, "batch_size": case.batch, "shuffle": False}
+        if cached:
+            data = {"x": tf.data.Dataset.from_tensor_slices((X, X)).batch(case.batch).cache().prefetch(2)}
+        return lambda epochs: model.fit(**data, epochs=epochs, verbose=0).history["loss"]
+
+    def loop() -> Train:
+        model, optimizer = model_and_optimizer()
+        optimizer.build(model.trainable_variables)
+        batches = tf.reshape(case.data(), (STEPS, case.batch, -1))
+
+        @tf.function(jit_compile=True)
+        def epoch() -> Any:
+            total = tf.constant(0.0)
+            for i in tf.range(STEPS):
+                with tf.GradientTape() as tape:
+                    value = tf.reduce_mean(loss(batches[i], model(batches[i], training=True)))
+                gradients = tape.gradient(value, model.trainable_variables)
+                optimizer.apply(gradients, model.trainable_variables)
+                total += value
+            return total / STEPS
+
+        return lambda epochs: [float(epoch()) for _ in range(epochs)]
+
+    yield "fit, jit_compile, steps_per_execution", lambda: fit(False)
+    yield "the same from a cached tf.data.Dataset", lambda: fit(True)
+    yield "an epoch in one jit-compiled tf.function", loop
+
+
+CONTENDERS: dict[str, Callable[[Case, int], Variants]] = {
+    "narrows": narrows,
+    "narrows-numba": narrows_numba,
+    "pytorch": pytorch,
+    "pytorch-compile": pytorch_compile,
+    "jax": jax,
+    "keras": keras,
+}

@@ -1,0 +1,179 @@
+"""Libraries side by side: a process for each, and turns that one of them has at a time.
+
+Promises: one library to a process, so that no other's threads or flags are in it; a process that has no turn is
+stopped, since the threads of some libraries spin for long after their work; an error in a worker is an error here.
+Never: imports anything but the standard library, so that a worker holds only what it measures.
+
+Parent and child exchange lines of JSON over the child's standard input and output.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+TURN_SECONDS = 0.05
+"""Least length of what is timed; what is shorter is repeated."""
+TRIES = 3
+"""Runs of each way to do something before the fastest is chosen."""
+RESULTS = Path(__file__).parent / "results"
+
+
+def limit_cpus(threads: int) -> None:
+    """Let this process and the workers it starts use as many CPUs as threads: the one limit that every library obeys.
+
+    Raises
+    ------
+    ValueError
+        The process has fewer.
+    """
+    environment = {
+        "OMP_NUM_THREADS": str(threads),
+        "CUDA_VISIBLE_DEVICES": "",
+        "JAX_PLATFORMS": "cpu",
+        "KERAS_BACKEND": "tensorflow",
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+        # Compiling in a pool of processes would leave them waiting beside the timing.
+        "TORCHINDUCTOR_COMPILE_THREADS": "1",
+    }
+    os.environ.update(environment)
+    if hasattr(os, "sched_setaffinity"):
+        cpus = sorted(os.sched_getaffinity(0))
+        if len(cpus) < threads:
+            raise ValueError(f"--threads {threads}: this process may use {len(cpus)} CPUs")
+        os.sched_setaffinity(0, cpus[:threads])
+
+
+class Worker:
+    """A script of this folder that runs `serve` in a process of its own, stopped but while it is asked something."""
+
+    def __init__(self, script: str, name: str) -> None:
+        self.name = name
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115
+        self._process = subprocess.Popen(
+            [sys.executable, str(Path(__file__).parent / script), "--serve"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            text=True,
+        )
+        self._process.send_signal(signal.SIGSTOP)
+
+    def ask(self, call: str, **arguments: Any) -> Any:
+        """What the worker's function `call` returns.
+
+        Raises
+        ------
+        RuntimeError
+            The worker failed; the message ends with what it wrote.
+        """
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.send_signal(signal.SIGCONT)
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.write(json.dumps({"call": call} | arguments) + "\n")
+            self._process.stdin.flush()
+        line = self._process.stdout.readline()
+        if not line:
+            code = self._process.wait()
+            self._errors.seek(0)
+            raise RuntimeError(f"{self.name}: {call} failed (exit code {code})\n{self._errors.read()[-4000:]}")
+        self._process.send_signal(signal.SIGSTOP)
+        return json.loads(line)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.communicate()
+        self._errors.close()
+
+
+def serve(functions: Mapping[str, Callable[..., Any]]) -> None:
+    """Answer the requests of a `Worker` until there are no more."""
+    answers = os.fdopen(os.dup(1), "w")
+    # What libraries print must not come between the answers.
+    os.dup2(2, 1)
+    for line in sys.stdin:
+        request = json.loads(line)
+        answers.write(json.dumps(functions[request.pop("call")](**request)) + "\n")
+        answers.flush()
+
+
+def seconds(run: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+class Repeated:
+    """The fastest of several ways to do the same, and how often to repeat it so that it can be timed.
+
+    Parameters
+    ----------
+    ways : mapping
+        Functions that do it as many times as their argument says.
+
+    Attributes
+    ----------
+    name : str
+        Of the fastest.
+    tried : dict
+        Seconds of each, the median of a few runs.
+    """
+
+    def __init__(self, ways: Mapping[str, Callable[[int], object]]) -> None:
+        repeats: dict[str, int] = {}
+        for name, run in ways.items():
+            run(1)
+            repeats[name] = max(1, math.ceil(TURN_SECONDS / min(seconds(lambda: run(1)) for _ in range(2))))  # noqa: B023
+        times: dict[str, list[float]] = {name: [] for name in ways}
+        for _ in range(TRIES):
+            for name, run in ways.items():
+                n = repeats[name]
+                times[name].append(seconds(lambda: run(n)) / n)  # noqa: B023
+        self.tried = {name: statistics.median(found) for name, found in times.items()}
+        self.name = min(self.tried, key=lambda name: self.tried[name])
+        self._run, self._repeats = ways[self.name], repeats[self.name]
+
+    def turn(self) -> float:
+        """Seconds of one, after a run that wakes the threads and fills the caches."""
+        self._run(max(1, self._repeats // 2))
+        return seconds(lambda: self._run(self._repeats)) / self._repeats
+
+
+def interleaved(workers: Sequence[Worker], rounds: int) -> Iterator[Worker]:
+    """Whose turn it is: everyone once a round, in an order that turns round."""
+    for i in range(rounds):
+        yield from workers[:: -1 if i % 2 else 1]
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Median and quartiles."""
+    q1, median, q3 = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else [values[0]] * 3
+    return {"median": median, "q1": q1, "q3": q3}
+
+
+@contextlib.contextmanager
+def lock(path: Path | None) -> Iterator[None]:
+    """Hold the lock on a file, as flock(1) does, so that timings on a shared machine come one after the other."""
+    if path is None:
+        yield
+        return
+    import fcntl
+
+    with open(path, "a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,228 @@
+"""Single layers of `narrows.functional` beside PyTorch's operators, from 16 to 4096 wide.
+
+Usage: ``python bench/layers.py [--threads 2] [--rounds 7] [--out FILE] [--lock FILE]`` in an environment that holds
+narrows and PyTorch. Forward is ``activation(X @ W + b)``, backward all three gradients from the same dA and output.
+The two take turns, each in a process of its own; where a library has several ways to the same result the fastest one
+counts, and results that differ end the run. docs/benchmarks.md is written from the result.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+from collections.abc import Callable, Mapping
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import page
+from harness import RESULTS, Repeated, Worker, interleaved, limit_cpus, lock, serve, spread
+from narrows import __version__
+
+WIDTHS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
+ROWS = 256
+SHAPES = tuple(dict.fromkeys([(n, n, n) for n in WIDTHS] + [(ROWS, n, n) for n in WIDTHS]))
+"""Rows, inputs, outputs."""
+ACTIVATIONS = ("relu", "sigmoid")
+SIGMOID_WIDTH = 1024
+"""Greatest width for which sigmoid is timed, too: beyond, the products leave an activation no weight."""
+TOLERANCE = 5e-3
+"""Of a projection, relative to the norm: rounding decides whether a few outputs of relu are zero, and so whether their
+gradients are.
+"""
+OUT = RESULTS / "layers.json"
+
+FloatArray = NDArray[np.float32]
+Ways = dict[str, Callable[[], Any]]
+
+
+def operands(shape: tuple[int, int, int]) -> tuple[Any, ...]:
+    """X, W, b and dA."""
+    rows, n_in, n_out = shape
+    rng = np.random.default_rng(0)
+    shapes = ((rows, n_in), (n_in, n_out), n_out, (rows, n_out))
+    X, W, b, dA = (rng.standard_normal(s, dtype=np.float32) for s in shapes)
+    return X, W / np.float32(np.sqrt(n_in)), b, dA
+
+
+def narrows_ways(what: str, shape: tuple[int, int, int], activation: str) -> Ways:
+    from narrows import functional
+
+    X, W, b, dA = operands(shape)
+    if what == "forward":
+        out = np.empty_like(dA)
+        return {
+            "out=": lambda: (functional.dense(X, W, b, activation, out=out),),
+            "a new array": lambda: (functional.dense(X, W, b, activation),),
+        }
+    A = functional.dense(X, W, b, activation)
+    return {"dense_backward": lambda: functional.dense_backward(dA, X, W, A, activation)}
+
+
+def torch_ways(what: str, shape: tuple[int, int, int], activation: str) -> Ways:
+    import torch
+
+    X, W, b, dA = (torch.from_numpy(a) for a in operands(shape))
+    act = {"relu": torch.relu, "sigmoid": torch.sigmoid}[activation]
+    act_ = {"relu": torch.relu_, "sigmoid": torch.sigmoid_}[activation]
+    transposed = W.T.contiguous()
+    linear = torch.nn.functional.linear
+    if what == "forward":
+        out = torch.empty_like(dA)
+        return {
+            "linear": lambda: (act_(linear(X, transposed, b)),),
+            "addmm(out=)": lambda: (act_(torch.addmm(b, X, W, out=out)),),
+        }
+    A = act(linear(X, transposed, b))
+    slope = {
+        "relu": lambda: torch.ops.aten.threshold_backward(dA, A, 0),
+        "sigmoid": lambda: torch.ops.aten.sigmoid_backward(dA, A),
+    }[activation]
+    dX, dW, db = torch.empty_like(X), torch.empty_like(W), torch.empty_like(b)
+
+    def by_formula() -> tuple[Any, ...]:
+        dZ = slope()
+        return dZ @ W.T, X.T @ dZ, dZ.sum(0)
+
+    def into_arrays() -> tuple[Any, ...]:
+        dZ = slope()
+        return torch.mm(dZ, W.T, out=dX), torch.mm(X.T, dZ, out=dW), torch.sum(dZ, 0, out=db)
+
+    leaves = [a.clone().requires_grad_() for a in (X, transposed, b)]
+    with torch.enable_grad():
+        graph = act(linear(*leaves))
+
+    def autograd() -> tuple[Any, ...]:
+        gX, gW, gb = torch.autograd.grad(graph, leaves, dA, retain_graph=True)
+        return gX, gW.T, gb
+
+    return {"by formula": by_formula, "by formula, out=": into_arrays, "autograd": autograd}
+
+
+LIBRARIES: Mapping[str, Callable[[str, tuple[int, int, int], str], Ways]] = {
+    "narrows": narrows_ways,
+    "pytorch": torch_ways,
+}
+
+
+def projected(array: FloatArray) -> tuple[float, float]:
+    """A sum over the array with random weights, by which two arrays can be compared, and its norm."""
+    weights = np.random.default_rng(1).standard_normal(array.shape, dtype=np.float32)
+    return float((array * weights).sum(dtype=np.float64)), float(np.linalg.norm(array))
+
+
+class Layer:
+    """A library at one layer, in a process of its own (see `harness`)."""
+
+    def start(self, library: str, what: str, shape: list[int], activation: str) -> dict[str, Any]:
+        """Prepare all ways; what each returns, as one random projection and the norm of every array."""
+        if library == "pytorch":
+            import torch
+
+            torch.set_grad_enabled(False)
+        rows, n_in, n_out = shape
+        ways = LIBRARIES[library](what, (rows, n_in, n_out), activation)
+        results = {name: [projected(np.asarray(a)) for a in run()] for name, run in ways.items()}
+
+        def repeated(run: Callable[[], Any]) -> Callable[[int], None]:
+            def times(n: int) -> None:
+                for _ in range(n):
+                    run()
+
+            return times
+
+        self.ways = Repeated({name: repeated(run) for name, run in ways.items()})
+        return {"way": self.ways.name, "results": results}
+
+    def turn(self) -> float:
+        return self.ways.turn() * 1e3
+
+
+def check(what: str, ready: dict[str, dict[str, Any]]) -> None:
+    """Raise unless all ways of all libraries have the same results."""
+    wanted = next(iter(ready["narrows"]["results"].values()))
+    for library, answer in ready.items():
+        for way, found in answer["results"].items():
+            for (projection, _), (expected, norm) in zip(found, wanted, strict=True):
+                if not abs(projection - expected) <= TOLERANCE * norm:
+                    raise RuntimeError(f"{what}: {library} ({way}) computes something else than narrows")
+
+
+def measure(workers: list[Worker], what: str, shape: tuple[int, int, int], activation: str, rounds: int) -> Any:
+    ready = {w.name: w.ask("start", library=w.name, what=what, shape=shape, activation=activation) for w in workers}
+    check(f"{what} {activation} {shape}", ready)
+    ms: dict[str, list[float]] = {worker.name: [] for worker in workers}
+    for worker in interleaved(workers, rounds):
+        ms[worker.name].append(worker.ask("turn"))
+    ratio = spread([a / b for a, b in zip(ms["pytorch"], ms["narrows"], strict=True)])
+    found = {name: spread(values) | {"way": ready[name]["way"]} for name, values in ms.items()}
+    return {"what": what, "shape": shape, "activation": activation, "ms": found, "ratio": ratio}
+
+
+def summary(layers: list[dict[str, Any]]) -> dict[str, Any]:
+    """Geometric mean and worst of the ratios."""
+    result = {}
+    for what in ("forward", "backward"):
+        chosen = [layer for layer in layers if layer["what"] == what]
+        worst = min(chosen, key=lambda layer: layer["ratio"]["median"])
+        result[what] = {
+            "geometric_mean": statistics.geometric_mean(layer["ratio"]["median"] for layer in chosen),
+            "worst": worst["ratio"]["median"],
+            "worst_at": [worst["activation"], worst["shape"]],
+        }
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--lock", type=Path, help="file to hold a lock on during each shape, as flock(1) does")
+    options = parser.parse_args()
+    try:
+        limit_cpus(options.threads)
+    except ValueError as error:
+        parser.error(str(error))
+    from narrows.benchmark import machine
+
+    report: dict[str, Any] = {
+        "date": date.today().isoformat(),
+        "machine": machine(),
+        "threads": options.threads,
+        "rounds": options.rounds,
+        "narrows": __version__,
+        "torch": version("torch"),
+    }
+    layers: list[dict[str, Any]] = []
+    with Worker("layers.py", "narrows") as narrows, Worker("layers.py", "pytorch") as pytorch:
+        for shape in SHAPES:
+            activations = ACTIVATIONS if shape[1] <= SIGMOID_WIDTH else ACTIVATIONS[:1]
+            kinds = [(what, activation) for what in ("forward", "backward") for activation in activations]
+            with lock(options.lock):
+                here = [measure([narrows, pytorch], what, shape, act, options.rounds) for what, act in kinds]
+            print(shape, *(f"{x['what']} {x['activation']} {x['ratio']['median']:.2f}x" for x in here), flush=True)
+            layers += here
+    report |= {"summary": summary(layers), "layers": layers}
+    print(report["summary"])
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps(report, indent=1) + "\n")
+    if options.out == OUT:
+        page.write()
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] == ["--serve"]:
+        layer = Layer()
+        serve({"start": layer.start, "turn": layer.turn})
+    else:
+        try:
+            main()
+        except RuntimeError as error:
+            sys.exit(f"error: {error}")

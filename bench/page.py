@@ -1,0 +1,236 @@
+"""docs/benchmarks.md from the stored results.
+
+Promises: the page is a function of `results/*.json` alone, and needs none of the libraries that were timed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "bench" / "results"
+PAGE = ROOT / "docs" / "benchmarks.md"
+LABELS = {
+    "pytorch": "PyTorch {torch} eager",
+    "pytorch-compile": "torch.compile",
+    "jax": "JAX {jax} jit",
+    "keras": "Keras {keras}, TensorFlow {tensorflow}",
+    "narrows-numba": "narrows on Numba",
+}
+
+
+def floor_ms(case: dict[str, Any]) -> float:
+    """Of a step's matrix products at the multiply-add peak probed beside it; in bfloat16 at twice that."""
+    peak: float = case["probe"]["fma_gflops"] * (2 if case["precision"] == "bfloat16" else 1)
+    return case["gflop"] / peak * 1e3  # type: ignore[no-any-return]
+
+
+def share_of_peak(case: dict[str, Any]) -> float:
+    return floor_ms(case) / case["contenders"]["narrows"]["median"]  # type: ignore[no-any-return]
+
+
+def table(head: list[str], rows: Iterable[list[str]]) -> list[str]:
+    return [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)]
+
+
+def render(report: dict[str, Any], layers: dict[str, Any] | None) -> str:
+    """The page.
+
+    Parameters
+    ----------
+    report : dict
+        What `peers.py` wrote.
+    layers : dict, optional
+        What `layers.py` wrote.
+    """
+    lines = [
+        "# Benchmarks",
+        "",
+        "Written by `bench/peers.py` and `bench/layers.py` from `bench/results/`; do not edit.",
+        "",
+        f"{_machine(report)}, backend {report['backend']['name']} ({report['backend']['reason']}), narrows "
+        f"{report['narrows']}. Every library runs in a process of its own, on as many CPUs as threads, and they take "
+        "turns. All train the same network from the same weights on the same batches, in order, with Adam, data in "
+        "memory; the losses of each are checked against a float64 reference.",
+        *(f"{name} is left out: {reason}." for name, reason in report["left_out"].items()),
+        *_steps(report),
+        *_variants(report),
+        *_fits(report),
+        *_memory(report),
+        *(_layers(layers) if layers else []),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _machine(report: dict[str, Any]) -> str:
+    cpu = report["machine"]["cpu"]
+    name, family, model = cpu.get("model name", "unknown CPU"), cpu.get("cpu family", "?"), cpu.get("model", "?")
+    return f"{name} (family {family}, model {model}), {report['threads']} threads"
+
+
+def _number(value: float) -> str:
+    return f"{value:.3g}"
+
+
+def _steps(report: dict[str, Any]) -> list[str]:
+    cases = report["cases"]
+    others = [name for name in LABELS if any(name in case["ratio"] for case in cases.values())]
+    labels = [LABELS[name].format(**report["versions"]) for name in others]
+    about, rows = [], []
+    for name, case in cases.items():
+        own, probe = case["contenders"]["narrows"], case["probe"]
+        floor, share = (_number(floor_ms(case)), f", {share_of_peak(case):.0%}") if probe else ("", "")
+        about.append(
+            [
+                name,
+                "-".join(map(str, case["widths"])),
+                f"{case['batch']}, {case['loss']}, {case['precision']}",
+                _number(case["gflop"]),
+                floor,
+                *(_number(probe[key]) if probe else "" for key in ("fma_gflops", "exchange_gb_s", "barrier_us")),
+                f"{case['date']}, {case['rounds']}",
+            ]
+        )
+        cells = [f"{_number(own['median'])} [{_number(own['q1'])}, {_number(own['q3'])}]{share}"]
+        for other in others:
+            found = case["contenders"].get(other)
+            cells.append(f"{_number(found['median'])}, {case['ratio'][other]['median']:.2f}x" if found else "")
+        fastest = f"{case['ratio'][case['fastest']]['median']:.2f}x" if case["fastest"] else ""
+        rows.append([name, *cells, fastest, f"{case['target']:g}x"])
+    overall = report["overall"]
+    mean = overall["geometric_mean"]
+    return [
+        "",
+        "## Training steps",
+        "",
+        "Milliseconds of one step: median over the rounds, in brackets the quartiles, then the share of the "
+        "multiply-add peak that narrows reaches; for the others how many times as long as narrows they take (the "
+        "median of the ratios of each round). The last but one column is that of the fastest other library.",
+        "",
+        *table(["case", "narrows", *labels, "to the fastest", "target"], rows),
+        "",
+        *(
+            [
+                f"Geometric mean of the ratios to the fastest, {overall['cases']} of {overall['of']} cases: "
+                f"{mean:.2f}x; target {overall['target']:g}x.",
+                "",
+            ]
+            if mean
+            else []
+        ),
+        "The cases, and the state of the machine, probed in each round: multiply-adds in registers, what a thread "
+        "reads of memory that another has just written, and all threads meeting once. The floor is the time of the "
+        "matrix products at that peak (in bfloat16 at twice that).",
+        "",
+        *table(
+            ["case", "layers", "batch, loss, precision", "GFLOP", "floor ms", "GFLOP/s", "GB/s", "us", "date, rounds"],
+            about,
+        ),
+    ]
+
+
+def _variants(report: dict[str, Any]) -> list[str]:
+    rows = [
+        [name, other, *("; ".join(f"{way}: {_number(ms)}" for way, ms in found["tried"].items()), found["variant"])]
+        for name, case in report["cases"].items()
+        for other, found in case["contenders"].items()
+        if len(found["tried"]) > 1
+    ]
+    return [
+        "",
+        "### Ways tried",
+        "",
+        "Where a library has several ways to train, the fastest counts, case by case. Milliseconds of a step before "
+        "the rounds, median of three runs.",
+        "",
+        *table(["case", "library", "ways", "taken"], rows),
+    ]
+
+
+def _fits(report: dict[str, Any]) -> list[str]:
+    fits = {name: case["fit"] for name, case in report["cases"].items()}
+    rows = [
+        [
+            name,
+            _number(fit["fit_ms"]),
+            _number(fit["step_ms"]),
+            f"{fit['share']:.0%}",
+            f"{fit['rows']}, {fit['epochs']}",
+        ]
+        for name, fit in fits.items()
+    ]
+    return [
+        "",
+        "## Whole fits",
+        "",
+        "Milliseconds of a step in `narrows.Autoencoder.fit` (all of it, from the checks of X to the fitted "
+        "estimator; shuffled, nothing held out) and of the compiled plan alone on the same rows.",
+        "",
+        *table(["case", "fit", "plan alone", "share", "rows, epochs"], rows),
+    ]
+
+
+def _memory(report: dict[str, Any]) -> list[str]:
+    memory = report["memory"]
+    if not memory:
+        return []
+    rows = [
+        [name, *(f"{value:.0f}" for value in (found["before"], found["peak"], found["peak"] - found["before"]))]
+        for name, found in memory["libraries"].items()
+    ]
+    data = next(iter(memory["libraries"].values()))["data"]
+    return [
+        "",
+        "## Memory of a fit",
+        "",
+        f"MiB of a fresh process that fits the network of `hinton` for two epochs on {data:.0f} MiB of data: with the "
+        "library and the data in it, at most, and the difference.",
+        "",
+        *table(["library", "before", "peak", "difference"], rows),
+    ]
+
+
+def _layers(report: dict[str, Any]) -> list[str]:
+    columns = list(dict.fromkeys((layer["what"], layer["activation"]) for layer in report["layers"]))
+    found: dict[tuple[int, ...], dict[tuple[str, str], str]] = {}
+    for layer in report["layers"]:
+        cell = f"{_number(layer['ms']['narrows']['median'])}, {layer['ratio']['median']:.2f}x"
+        found.setdefault(tuple(layer["shape"]), {})[layer["what"], layer["activation"]] = cell
+    rows = [
+        ["x".join(map(str, shape)), *(cells.get(column, "") for column in columns)] for shape, cells in found.items()
+    ]
+    summaries = [
+        f"{what}: geometric mean {s['geometric_mean']:.2f}x, worst {s['worst']:.2f}x "
+        f"({s['worst_at'][0]}, {'x'.join(map(str, s['worst_at'][1]))})"
+        for what, s in report["summary"].items()
+    ]
+    return [
+        "",
+        "## Single layers",
+        "",
+        f"`narrows.functional.dense` and `dense_backward` beside the operators of PyTorch {report['torch']}; "
+        f"{report['date']}, {_machine(report)}, {report['rounds']} rounds. Rows x inputs x outputs: milliseconds of "
+        "narrows, and how many times as long PyTorch takes.",
+        "",
+        *table(["shape", *(f"{what}, {activation}" for what, activation in columns)], rows),
+        "",
+        "; ".join(summaries).capitalize() + ".",
+    ]
+
+
+def current() -> str:
+    """The page of what is stored now."""
+
+    def stored(name: str) -> Any:
+        path = RESULTS / name
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+    return render(stored("peers.json"), stored("layers.json"))
+
+
+def write() -> None:
+    """Write the page anew."""
+    PAGE.write_text(current(), encoding="utf-8")
