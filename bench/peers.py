@@ -82,8 +82,9 @@ def measure(case: Case, threads: int, rounds: int) -> dict[str, Any]:
             result["ratio"][name] = spread([a / b for a, b in zip(ms[name], ms["narrows"], strict=True)])
     probes = [turn["probe"] for turn in turns["narrows"] if "probe" in turn]
     result["probe"] = {key: statistics.median(p[key] for p in probes) for key in probes[0]} if probes else {}
-    peers = {name: result["contenders"][name]["median"] for name in names if name in MODULES}
-    result["fastest"] = min(peers, key=lambda name: peers[name]) if peers else None
+    # By the ratios, which a machine that changes its speed leaves alone, unlike the medians.
+    peers = [name for name in names if name in MODULES]
+    result["fastest"] = min(peers, key=lambda name: result["ratio"][name]["median"], default=None)
     return result
 
 
