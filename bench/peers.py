@@ -26,7 +26,7 @@ from typing import Any
 
 import page
 from cases import CASES, FIT_ROWS, OVERALL_TARGET, Case, check_losses, reference_losses
-from harness import RESULTS, Worker, interleaved, limit_cpus, lock, machine, spread
+from harness import RESULTS, Worker, interleaved, lock, machine, prepare, spread
 from narrows import __version__
 from narrows.backends import compile_plan, probe, resolve
 
@@ -154,7 +154,7 @@ def main() -> None:
     if options.rounds < 1:
         parser.error("--rounds must be at least 1")
     try:
-        limit_cpus(options.threads)
+        prepare(options.threads)
     except ValueError as error:
         parser.error(str(error))
     header = {
