@@ -30,14 +30,17 @@ TRIES = 3
 RESULTS = Path(__file__).parent / "results"
 
 
-def limit_cpus(threads: int) -> None:
+def prepare(threads: int) -> None:
     """Let this process and the workers it starts use as many CPUs as threads: the one limit that every library obeys.
+
+    From here on SIGTERM is an exit like others, which ends the workers: stopped, they would outlive this process.
 
     Raises
     ------
     ValueError
         The process has fewer.
     """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     environment = {
         "OMP_NUM_THREADS": str(threads),
         "CUDA_VISIBLE_DEVICES": "",

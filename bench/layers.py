@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import page
-from harness import RESULTS, Repeated, Worker, interleaved, limit_cpus, lock, serve, spread
+from harness import RESULTS, Repeated, Worker, interleaved, lock, prepare, serve, spread
 from narrows import __version__
 
 WIDTHS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
@@ -187,7 +187,7 @@ def main() -> None:
     parser.add_argument("--lock", type=Path, help="file to hold a lock on during each shape, as flock(1) does")
     options = parser.parse_args()
     try:
-        limit_cpus(options.threads)
+        prepare(options.threads)
     except ValueError as error:
         parser.error(str(error))
     from narrows.benchmark import machine

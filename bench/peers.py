@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import page
-from harness import RESULTS, Worker, interleaved, limit_cpus, lock, spread
+from harness import RESULTS, Worker, interleaved, lock, prepare, spread
 from narrows import __version__
 from narrows.backends import compile_plan, probe, resolve
 from narrows.benchmark import machine
@@ -83,8 +83,9 @@ def measure(case: Case, threads: int, rounds: int) -> dict[str, Any]:
             result["ratio"][name] = spread([a / b for a, b in zip(ms[name], ms["narrows"], strict=True)])
     probes = [turn["probe"] for turn in turns["narrows"] if "probe" in turn]
     result["probe"] = {key: statistics.median(p[key] for p in probes) for key in probes[0]} if probes else {}
-    peers = {name: result["contenders"][name]["median"] for name in names if name in MODULES}
-    result["fastest"] = min(peers, key=lambda name: peers[name]) if peers else None
+    # By the ratios, which a machine that changes its speed leaves alone, unlike the medians.
+    peers = [name for name in names if name in MODULES]
+    result["fastest"] = min(peers, key=lambda name: result["ratio"][name]["median"], default=None)
     return result
 
 
@@ -154,7 +155,7 @@ def main() -> None:
     if options.rounds < 1:
         parser.error("--rounds must be at least 1")
     try:
-        limit_cpus(options.threads)
+        prepare(options.threads)
     except ValueError as error:
         parser.error(str(error))
     header = {
