@@ -230,7 +230,7 @@ def profile_ops(case: Case, *, n_threads: int | None = None, seconds: float = 2.
     return [*result, OpTiming("waiting", "", "", float(times[-1]) * 1e3, float(times[-1] / times.sum()), None)]
 
 
-_PRODUCTS = {OpCode.DENSE: "W", OpCode.DGRAD: "W", OpCode.WGRAD: "dW"}
+_PRODUCTS = {OpCode.DENSE: "W", OpCode.DGRAD: "W", OpCode.WGRAD: "dW", OpCode.WGRAD_UPDATE: "W"}
 """Ops that are matrix products, and their operand that is a weight or its gradient."""
 
 
@@ -246,8 +246,10 @@ def _described(plan: Plan, op: Op) -> tuple[str, str]:
     """Operands and size for `OpTiming`."""
     signature = SIGNATURES[op.code]
     slots = {role: plan.slots[i] for role, i in zip(signature.slots, op.slots, strict=True) if i >= 0}
-    written = [s.name for role, s in slots.items() if role in signature.writes]
-    read = [s.name for role, s in slots.items() if role in signature.reads]
+    # Optimiser state goes without saying.
+    named = {role: s.name for role, s in slots.items() if s.region not in (Region.MOMENT1, Region.MOMENT2)}
+    written = [name for role, name in named.items() if role in signature.writes]
+    read = [name for role, name in named.items() if role in signature.reads]
     if op.code is OpCode.UPDATE:
         parameters = [s for s in plan.slots if s.region is Region.PARAMETER]
         return "all parameters", str(sum(s.rows * s.cols for s in parameters))

@@ -296,6 +296,7 @@ class BaseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         )
         try:
             program.load(state)
+            del state  # first weights are drawn in float64: twice what they take in the program
             trainer.run()
         finally:
             program.close()
