@@ -4,6 +4,9 @@
 // Everything lives in the namespace NARROWS_ISA and no inline function of the standard library is used, so the linker
 // cannot take a function compiled for one instruction set for another's.
 
+#ifdef __SSE2__
+#include <immintrin.h>
+#endif
 #include <stdint.h>
 
 #include <utility>
