@@ -1,9 +1,11 @@
 // Each activation and each loss, once: value and derivative over a value type V.
 //
 // Promises: valid C++17 and valid NVRTC; V is a scalar or a short vector with arithmetic operators, for which the
-// includer has defined scalar_t<V>, splat<V>(x), select(mask, a, b), max_, min_, abs_, exp_, expm1_, log_, log1p_,
-// tanh_, sqrt_ and normal_cdf_. The formulas are those of python/narrows/backends/reference.py. Included inside a
-// namespace of the includer, so that each instruction set has functions of its own.
+// includer has defined scalar_t<V>, splat<V>(x), select(mask, a, b), max_ and min_ (b where a or b is NaN), abs_, exp_,
+// expm1_, log_, log1p_, tanh_, sqrt_, gelu_slope_, and exp_times_(x, w) = w exp(x) and normal_cdf_times_(x, w) = w
+// Phi(x), which lose nothing where the second factor is subnormal. The formulas are those of
+// python/narrows/backends/reference.py. Included inside a namespace of the includer, so that each instruction set has
+// functions of its own.
 
 #ifndef NARROWS_HD
 #define NARROWS_HD inline
@@ -28,7 +30,7 @@ struct Relu {
   static constexpr bool FROM_PRE = false;
   template <class V>
   NARROWS_HD static V value(V z) {
-    return select(z < V{}, V{}, z);  // in this order NaN stays NaN
+    return max_(V{}, z);
   }
   template <class V>
   NARROWS_HD static V slope(V a) {
@@ -41,7 +43,7 @@ struct LeakyRelu {
   static constexpr bool FROM_PRE = false;
   template <class V>
   NARROWS_HD static V value(V z) {
-    return select(z > V{}, z, scalar_t<V>(0.01) * z);
+    return max_(scalar_t<V>(0.01) * z, z);
   }
   template <class V>
   NARROWS_HD static V slope(V a) {
@@ -66,12 +68,12 @@ struct Gelu {
   static constexpr bool FROM_PRE = true;
   template <class V>
   NARROWS_HD static V value(V z) {
-    return z * normal_cdf_(z);
+    const V t = max_(splat<V>(-40), z);  // 0 from there on, and at -infinity
+    return normal_cdf_times_(t, t);
   }
   template <class V>
   NARROWS_HD static V slope(V z) {
-    using S = scalar_t<V>;
-    return normal_cdf_(z) + z * exp_(S(-0.5) * z * z) * S(0.3989422804014327);
+    return gelu_slope_(z);
   }
 };
 
@@ -79,8 +81,8 @@ struct Sigmoid {
   static constexpr bool FROM_PRE = false;
   template <class V>
   NARROWS_HD static V value(V z) {
-    const V e = exp_(-abs_(z)), r = scalar_t<V>(1) / (scalar_t<V>(1) + e);
-    return select(z < V{}, e * r, r);
+    const V e = exp_(-abs_(z)), one = splat<V>(1);
+    return select(z < V{}, e, one) / (one + e);
   }
   template <class V>
   NARROWS_HD static V slope(V a) {
@@ -92,13 +94,18 @@ struct Silu {
   static constexpr bool FROM_PRE = true;
   template <class V>
   NARROWS_HD static V value(V z) {
-    return z * Sigmoid::value(z);
+    const V t = max_(splat<V>(-800), z), a = -abs_(t);  // 0 from there on, and at -infinity
+    const V q = t / (scalar_t<V>(1) + exp_(a));
+    return select(z < V{}, exp_times_(a, q), q);
   }
   template <class V>
   NARROWS_HD static V slope(V z) {
+    // With e = exp(-|z|) and r = 1 / (1 + e), the slope at -|z| is e r (1 - |z| r), and that at |z| is 1 less it. As
+    // 1 - e / (1 + e), r loses nothing to the rounding of 1 + e where e is small.
     using S = scalar_t<V>;
-    const V s = Sigmoid::value(z);
-    return s * (S(1) + z * (S(1) - s));
+    const V a = min_(splat<V>(800), abs_(z)), e = exp_(-a), r = S(1) - e / (S(1) + e);
+    const V below = exp_times_(-a, r * (S(1) - a * r));
+    return select(z < V{}, below, S(1) - below);
   }
 };
 
@@ -119,7 +126,7 @@ struct Softplus {
   static constexpr bool FROM_PRE = false;
   template <class V>
   NARROWS_HD static V value(V z) {
-    return select(z < V{}, V{}, z) + log1p_(exp_(-abs_(z)));
+    return max_(V{}, z) + log1p_(exp_(-abs_(z)));
   }
   template <class V>
   NARROWS_HD static V slope(V a) {
@@ -172,7 +179,7 @@ struct Huber {
 struct Bce {
   template <class V>
   NARROWS_HD static V floor(V p) {
-    return max_(p, splat<V>(sizeof(scalar_t<V>) == 8 ? 3.720075976020836e-44 : 1.17549435e-38));
+    return max_(splat<V>(sizeof(scalar_t<V>) == 8 ? 3.720075976020836e-44 : 1.17549435e-38), p);
   }
   template <class V>
   NARROWS_HD static V value(V p, V y, scalar_t<V>) {
@@ -183,6 +190,19 @@ struct Bce {
   NARROWS_HD static V slope(V p, V y, scalar_t<V>) {
     const V one = splat<V>(1);
     return (one - y) / floor(one - p) - y / floor(p);
+  }
+};
+
+// Cross-entropy behind a sigmoid, from logits: exact for any z and free of cancellation. A feature costs
+// max(z, 0) - z y + log(1 + e), e = exp(-|z|); the logarithm is left to the caller.
+struct BceSigmoid {
+  template <class V>
+  NARROWS_HD static V eval(V z, V y, V& e, V& dz) {
+    const V one = splat<V>(1);
+    e = exp_(-abs_(z));
+    const V t = e / (one + e);  // sigmoid(-|z|)
+    dz = select(z < V{}, t - y, (one - y) - t);
+    return max_(V{}, z) - z * y;
   }
 };
 
@@ -233,7 +253,7 @@ NARROWS_HD V normal_quantile(V q, V tail) {
   const V t = sqrt_(-log_(tail)) - S(1.6);
   num = S(7.74545014278341407640e-4) * t + S(2.27238449892691845833e-2);
   num = num * t + S(2.41780725177450611770e-1);
-  num = num * t + S(1.27045825236838258258e+0);
+  num = num * t + S(1.27045825245236838258e+0);
   num = num * t + S(3.64784832476320460504e+0);
   num = num * t + S(5.76949722146069140550e+0);
   num = num * t + S(4.63033784615654529590e+0);

@@ -111,7 +111,7 @@ def test_ops_add_up_to_the_step(cpp, tmp_path, capsys):
     assert sum(t["share"] for t in report["ops"]) == pytest.approx(1)
     for t in report["ops"]:
         assert t.keys() == {"op", "operands", "size", "ms", "share", "gflop_per_s"}
-        assert (t["gflop_per_s"] is not None) == (t["op"] in ("dense", "dgrad", "wgrad"))
+        assert (t["gflop_per_s"] is not None) == (t["op"] in ("dense", "dgrad", "wgrad_update"))
         if t["gflop_per_s"] is not None:
             m, n_in, n_out = map(int, t["size"].split(" x "))
             assert t["gflop_per_s"] == pytest.approx(2 * m * n_in * n_out / t["ms"] / 1e6)

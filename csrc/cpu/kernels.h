@@ -96,6 +96,8 @@ struct Kernels {
   double (*fma_probe)(index_t n);
   // Elements of scratch memory that a product (M x K)(K x N) in bfloat16 takes; `cut` if K may be cut.
   index_t (*bfloat16_scratch)(index_t M, index_t K, bool cut);
+  // out = the function `name` of each element of x, at the given target if it is a loss; false if there is none such
+  bool (*evaluate)(const char* name, T target, const T* x, T* out, index_t n);
 };
 
 struct Isa {

@@ -30,9 +30,8 @@ void loss_elementwise(const Args<T>& args, const Context<T>& ctx, int tid, int n
   }
 }
 
-// Cross-entropy behind a sigmoid, from logits: exact for any z and free of cancellation. With e = exp(-|z|) a feature
-// costs max(z, 0) - z y + log(1 + e). The logarithms of a lane are taken together: Q = prod (1 + e) - 1 grows by Q <- Q
-// + e + Q e, which keeps small e exact, and log1p(Q) is added every FLUSH features of the lane (Q < 2**FLUSH).
+// Cross-entropy behind a sigmoid; the logarithms of a lane's features are taken together: Q = prod (1 + e) - 1 grows by
+// Q <- Q + e + Q e, which keeps small e exact, and log1p(Q) is added every FLUSH features of the lane (Q < 2**FLUSH).
 template <class T>
 void loss_bce_sigmoid(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
   constexpr int N = LANES / WIDTH<T>;
@@ -51,11 +50,8 @@ void loss_bce_sigmoid(const Args<T>& args, const Context<T>& ctx, int tid, int n
         for (int v = 0; v < N; ++v) {
           const index_t at = j + v * WIDTH<T>, n = end - at;
           if (n <= 0) break;
-          const vec<T> zv = load(row + at), yv = load(y + at);
-          vec<T> e = exp_(-abs_(zv));
-          const vec<T> r = T(1) / (T(1) + e);
-          if (ctx.learn) store(row + at, (select(zv < vec<T>{}, e * r, r) - yv) * scale);
-          vec<T> linear = select(zv < vec<T>{}, vec<T>{}, zv) - zv * yv;
+          vec<T> e, dz, linear = BceSigmoid::eval(load(row + at), load(y + at), e, dz);
+          if (ctx.learn) store(row + at, dz * scale);
           // Lanes past the last column hold whatever the slot's memory held before.
           for (int l = n < WIDTH<T> ? int(n) : WIDTH<T>; l < WIDTH<T>; ++l) linear[l] = e[l] = T(0);
           sum.add(at, linear);

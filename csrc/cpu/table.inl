@@ -4,7 +4,7 @@
 // Everything lives in the namespace NARROWS_ISA and no inline function of the standard library is used, so the linker
 // cannot take a function compiled for one instruction set for another's.
 
-#if defined(__AVX2__)
+#ifdef __SSE2__
 #include <immintrin.h>
 #endif
 #include <stdint.h>
@@ -28,6 +28,7 @@ namespace NARROWS_ISA {
 #include "losses.inl"
 #include "penalties.inl"
 #include "optimisers.inl"
+#include "evaluate.inl"
 // clang-format on
 
 // kernel<Functor, T> for each activation.
@@ -153,7 +154,8 @@ void layer_slope(int activation, Matrix<const T> dA, Matrix<const T> saved, Matr
 
 template <class T>
 constexpr Kernels<T> kernels() {
-  return {resolve<T>, layer_dense<T>, layer_activate<T>, layer_slope<T>, colsum_of<T>, fma_probe<T>, pair_scratch};
+  return {resolve<T>,   layer_dense<T>, layer_activate<T>, layer_slope<T>,
+          colsum_of<T>, fma_probe<T>,   pair_scratch,      evaluate<T>};
 }
 
 }  // namespace NARROWS_ISA

@@ -2,7 +2,8 @@
 //
 // Promises: every function acts on each lane alone, by the same operations whatever the vector's width, so an element's
 // result does not depend on its neighbours or on the machine's vectors; float32 functions are polynomials in vector
-// registers, accurate to a few ulp; float64 uses the C library, lane by lane.
+// registers, accurate to a few ulp over all numbers, subnormals included (docs/accuracy.md has the figures); NaN gives
+// NaN; float64 uses the C library, lane by lane.
 // Included inside the namespace of an instruction set; NARROWS_VECTOR_BYTES is its vector width.
 
 template <class V>
@@ -54,6 +55,7 @@ template <class V>
 inline V splat(double x) {
   return V{} + scalar_t<V>(x);
 }
+// The greater and the lesser; b where either is NaN or both are zero, as x86 instructions have it.
 template <class V>
 inline V max_(V a, V b) {
   return select(a > b, a, b);
@@ -62,10 +64,20 @@ template <class V>
 inline V min_(V a, V b) {
   return select(a < b, a, b);
 }
-template <class V>
-inline V abs_(V a) {
-  return select(a < V{}, -a, a);
-}
+// Compilers do not find the instructions themselves: to them NaN is in the way.
+#if NARROWS_VECTOR_BYTES == 64
+#define NARROWS_X86(name, a, b) _mm512_maskz_##name(-1, a, b)  // of the unmasked forms gcc 12 warns in its own headers
+#elif NARROWS_VECTOR_BYTES == 32
+#define NARROWS_X86(name, a, b) _mm256_##name(a, b)
+#elif defined(__SSE2__)
+#define NARROWS_X86(name, a, b) _mm_##name(a, b)
+#endif
+#ifdef NARROWS_X86
+inline vf max_(vf a, vf b) { return NARROWS_X86(max_ps, a, b); }
+inline vf min_(vf a, vf b) { return NARROWS_X86(min_ps, a, b); }
+inline vd max_(vd a, vd b) { return NARROWS_X86(max_pd, a, b); }
+inline vd min_(vd a, vd b) { return NARROWS_X86(min_pd, a, b); }
+#endif
 
 template <class T>
 inline vec<T> load(const T* p) {
@@ -122,6 +134,9 @@ inline To bit_cast(From from) {
   return to;
 }
 
+inline vf abs_(vf a) { return bit_cast<vf>(bit_cast<vi>(a) & 0x7fffffff); }
+inline vd abs_(vd a) { return bit_cast<vd>(bit_cast<vec_of<double>::bits>(a) & 0x7fffffffffffffff); }
+
 template <class V>
 inline V splat_bits(uint32_t bits) {
   return V{} + int32_t(bits);
@@ -152,70 +167,102 @@ struct LaneSum {
 
 // --- float32 ---------------------------------------------------------------------------------------------------------
 
-// n = round(x / ln 2) and f = x - n ln 2, |f| < 0.35; for |x| < 2**21.
-inline vf split_ln2(vf x, vi& n) {
-  const vf magic = splat<vf>(12582912.0);  // 1.5 * 2**23: adding it rounds to an integer in the low bits
+constexpr float PHI_0 = 0.398942280f;                                // 1 / sqrt(2 pi)
+constexpr float LN2_HIGH = 0x1.62e4p-1f, LN2_LOW = 0x1.7f7d1cp-20f;  // k LN2_HIGH is exact for |k| < 2**9
+
+// k = round(x / ln 2), |x| < 2**21; the low nine bits of n hold the integer k + BIAS.
+template <int BIAS>
+inline vf over_ln2(vf x, vi& n) {
+  const vf magic = splat<vf>(12582912.0 + BIAS);  // 1.5 * 2**23: adding it rounds to an integer in the low bits
   const vf shifted = x * 1.44269504f + magic;
-  n = bit_cast<vi>(shifted) - bit_cast<vi>(magic);
-  const vf k = shifted - magic;
-  return (x - k * 0.693359375f) - k * -2.12194440e-4f;
+  n = bit_cast<vi>(shifted);
+  return shifted - magic;
 }
 
-// (exp(f) - 1 - f) / f**2 on |f| < 0.35; coefficients of Cephes (Moshier).
-inline vf exp_tail(vf f) {
-  vf p = f * 1.9875691500e-4f + 1.3981999507e-3f;
-  p = p * f + 8.3334519073e-3f;
-  p = p * f + 4.1665795894e-2f;
-  p = p * f + 1.6666665459e-1f;
-  return p * f + 5.0000001201e-1f;
+// f = x - k ln 2, |f| < 0.35
+template <int BIAS>
+inline vf reduce(vf x, vf& k, vi& n) {
+  k = over_ln2<BIAS>(x, n);
+  return (x - k * LN2_HIGH) - k * LN2_LOW;
 }
 
-inline vf exp_(vf x) {
-  // Clamped where the result is 0 or infinity anyway; NaN passes both comparisons by.
-  x = select(x < splat<vf>(-104.0), splat<vf>(-104.0), x);
-  x = select(x > splat<vf>(89.0), splat<vf>(89.0), x);
-  vi n;
-  const vf f = split_ln2(x, n);
-  const vf y = exp_tail(f) * f * f + f + 1.0f;
-  // 2**n in two factors, so that subnormal results round once and overflow gives infinity.
+// x 2**k, rounded once, by k and n of over_ln2<254>, |k| < 180: two factors, as 2**k alone may not be a number.
+inline vf ldexp_(vf x, [[maybe_unused]] vf k, [[maybe_unused]] vi n) {
+#if NARROWS_VECTOR_BYTES == 64
+  return NARROWS_X86(scalef_ps, x, k);  // the same bits
+#else
   const vi half = n >> 1;
-  return y * bit_cast<vf>((half + 127) << 23) * bit_cast<vf>((n - half + 127) << 23);
+  return x * bit_cast<vf>(half << 23) * bit_cast<vf>((n - half) << 23);
+#endif
 }
 
-inline vf expm1_(vf x) { return select(abs_(x) < splat<vf>(0.3465), exp_tail(x) * x * x + x, exp_(x) - 1.0f); }
+// Polynomials are in powers of the square, with pairs of coefficients: half the latency of Horner's rule.
+
+// exp(f) - 1 on |f| < 0.35; coefficients of Cephes (Moshier).
+inline vf expm1_reduced(vf f) {
+  const vf z = f * f;
+  vf p = f * 1.9875691500e-4f + 1.3981999507e-3f;
+  p = p * z + (f * 8.3334519073e-3f + 4.1665795894e-2f);
+  p = p * z + (f * 1.6666665459e-1f + 5.0000001201e-1f);
+  return p * z + f;
+}
+
+// w exp(x), rounded once after the product: as accurate where exp(x) alone is subnormal. For w = 0, |w| in
+// 2**(-60..60), and any w where |x| < 0.34.
+inline vf exp_times_(vf x, vf w) {
+  // Clamped where the result is 0 or infinity anyway.
+  x = max_(splat<vf>(-115.0), min_(splat<vf>(89.0), x));
+  vf k;
+  vi n;
+  const vf f = reduce<254>(x, k, n);
+  return ldexp_((expm1_reduced(f) + 1.0f) * w, k, n);
+}
+
+inline vf exp_(vf x) { return exp_times_(x, splat<vf>(1)); }
+
+// 2**k (expm1(f) + 1) - 1 with a single rounding after expm1(f). For x < 88, where 2**k is a number.
+inline vf expm1_(vf x) {
+  x = max_(splat<vf>(-20.0), x);
+  vf k;
+  vi n;
+  const vf f = reduce<127>(x, k, n), power = bit_cast<vf>(n << 23);
+  return power * expm1_reduced(f) + (power - 1.0f);
+}
+
+// log(2**k (1 + m)) for 1 + m in [sqrt(1/2), sqrt(2)); coefficients of Cephes (Moshier).
+inline vf log_reduced(vf m, vf k) {
+  const vf z = m * m;
+  vf p = z * 7.0376836292e-2f + (m * -1.1514610310e-1f + 1.1676998740e-1f);
+  p = p * z + (m * -1.2420140846e-1f + 1.4249322787e-1f);
+  p = p * z + (m * -1.6668057665e-1f + 2.0000714765e-1f);
+  p = p * z + (m * -2.4999993993e-1f + 3.3333331174e-1f);
+  p = p * m * z + k * LN2_LOW - 0.5f * z;
+  return (m + p) + k * LN2_HIGH;
+}
+
+// The bits of 2**k, less those of 1, for x = 2**k m with m in [sqrt(1/2), sqrt(2)), x normal.
+inline vi exponent(vf x) { return (bit_cast<vi>(x) - 0x3f3504f3) & int32_t(0xff800000u); }
 
 inline vf log_(vf x) {
-  const vf smallest = splat<vf>(1.17549435e-38), inf = splat<vf>(__builtin_inf());
-  const auto subnormal = x < smallest;
-  const vf scaled = select(subnormal, x * 8388608.0f, x);
-  const vi bits = bit_cast<vi>(scaled);
-  // x = m 2**e with m in [sqrt(1/2), sqrt(2))
-  vi e = ((bits - 0x3f3504f3) >> 23) - select(subnormal, vi{} + 23, vi{});
-  const vi shift = (bits - 0x3f3504f3) & vi(vi{} + int32_t(0xff800000u));
-  const vf m = bit_cast<vf>(bits - shift) - 1.0f;
-  const vf k = __builtin_convertvector(e, vf);
-  const vf z = m * m;
-  // Cephes (Moshier)
-  vf p = m * 7.0376836292e-2f - 1.1514610310e-1f;
-  p = p * m + 1.1676998740e-1f;
-  p = p * m - 1.2420140846e-1f;
-  p = p * m + 1.4249322787e-1f;
-  p = p * m - 1.6668057665e-1f;
-  p = p * m + 2.0000714765e-1f;
-  p = p * m - 2.4999993993e-1f;
-  p = p * m + 3.3333331174e-1f;
-  p = p * m * z + k * -2.12194440e-4f - 0.5f * z;
-  vf y = (m + p) + k * 0.693359375f;
-  y = select(x == inf, inf, y);
+  const vf inf = splat<vf>(__builtin_inf());
+  const auto subnormal = x < splat<vf>(0x1p-126);
+  const vf scaled = select(subnormal, x * 0x1p23f, x);
+  const vi power = exponent(scaled);
+  const vf k = __builtin_convertvector(power >> 23, vf) - select(subnormal, splat<vf>(23), vf{});
+  vf y = log_reduced(bit_cast<vf>(bit_cast<vi>(scaled) - power) - 1.0f, k);
+  y = select(x < inf, y, x);  // and NaN is kept
   y = select(x == vf{}, -inf, y);
-  return select(x < vf{}, splat<vf>(__builtin_nan("")), select(x != x, x, y));
+  return select(x < vf{}, splat<vf>(__builtin_nan("")), y);
 }
 
 // For x >= 0, as every caller has it.
 inline vf log1p_(vf x) {
-  const vf u = x + 1.0f;
-  // What rounding took from 1 + x comes back to first order.
-  return select(u == splat<vf>(__builtin_inf()), u, log_(u) + (x - (u - 1.0f)) / u);
+  const vf inf = splat<vf>(__builtin_inf());
+  const vi power = exponent(x + 1.0f);
+  // m = (1 + x) / 2**k - 1 of x itself, not of the rounded 1 + x. Four times 2**-k is a number for every k.
+  const vf inverse = bit_cast<vf>(0x40800000 - power);
+  const vf m = x * inverse * 0.25f + (inverse * 0.25f - 1.0f);
+  return select(x == inf, inf, log_reduced(m, __builtin_convertvector(power >> 23, vf)));
 }
 
 inline vf tanh_(vf x) {
@@ -226,25 +273,52 @@ inline vf tanh_(vf x) {
   p = p * z + 1.33314422036e-1f;
   p = p * z - 3.33332819422e-1f;
   const vf small = p * z * x + x;
-  const vf large = 1.0f - 2.0f / (exp_(a + a) + 1.0f);
-  return select(a < splat<vf>(0.625), small, select(x < vf{}, -large, large));
+  // 1 - 2 / (exp(2 a) + 1), which is 1 from 9.1 on
+  vf k;
+  vi n;
+  const vf f = reduce<127>(min_(splat<vf>(20), a + a), k, n);
+  const vf large = 1.0f - 2.0f / ((expm1_reduced(f) + 1.0f) * bit_cast<vf>(n << 23) + 1.0f);
+  const vi sign = bit_cast<vi>(x) & int32_t(0x80000000u);
+  return select(a < splat<vf>(0.625), small, bit_cast<vf>(bit_cast<vi>(large) | sign));
 }
 
-// The normal distribution function by 0.5 erfcx(a / sqrt 2) exp(-a**2 / 2), a = |x|; the first factor is t P(t) with
-// t = 1 / (1 + 0.3 a), P a least-squares fit weighted towards the largest relative error (3.4e-9).
-inline vf normal_cdf_(vf x) {
-  const vf a = abs_(x), t = 1.0f / (1.0f + 0.3f * a);
-  vf p = t * -2.061305599e-02f + 1.123769980e-01f;
-  p = p * t - 2.280703468e-01f;
-  p = p * t + 1.915854121e-01f;
-  p = p * t - 7.925036680e-02f;
-  p = p * t + 9.605941017e-02f;
-  p = p * t + 7.842505208e-02f;
-  p = p * t + 1.102274320e-01f;
-  p = p * t + 1.195728289e-01f;
-  p = p * t + 1.196866347e-01f;
-  const vf tail = select(a > splat<vf>(14.5), vf{}, p * t * exp_(-0.5f * a * a));
-  return select(x != x, x, select(x < vf{}, tail, 1.0f - tail));
+// w phi(a), phi the normal density, 0 <= a <= 15; w as in exp_times_. The square of a in two parts, as its rounding
+// would come out a**2 / 2 times as large.
+inline vf normal_pdf_times(vf a, vf w) {
+  const vf head = bit_cast<vf>(bit_cast<vi>(a) & int32_t(0xfffff000u));  // 12 bits: its square is exact
+  const vf high = -0.5f * head * head, low = 0.5f * (head - a) * (head + a);
+  vi n;
+  const vf k = over_ln2<254>(high + low, n), f = (high - k * LN2_HIGH) - (k * LN2_LOW - low);
+  return ldexp_((expm1_reduced(f) * PHI_0 + PHI_0) * w, k, n);
+}
+
+// phi(a) / Phi(-a), Phi the normal distribution function, 0 <= a <= 15: 2 phi(0) + a (1 - s) with s falling slowly from
+// 0.36 to 0, so the errors of s hardly count. s = P(a) / Q(a), fitted for the least relative error of the whole on
+// [0, 14.4], 1.8e-8.
+inline vf normal_hazard(vf a) {
+  vf p = a * 0.00767060556f + 0.0626053885f;
+  p = p * a + 0.222651899f;
+  p = p * a + 0.363379627f;
+  vf q = a * 0.00961493887f + 0.0904582292f;
+  q = q * a + 0.393508554f;
+  q = q * a + 0.912685156f;
+  q = q * a + 1.0f;
+  return a * (1.0f - p / q) + 2.0f * PHI_0;
+}
+
+// w Phi(x); w as in exp_times_.
+inline vf normal_cdf_times_(vf x, vf w) {
+  const vf a = min_(splat<vf>(15), abs_(x));
+  const auto negative = x < vf{};
+  const vf tail = normal_pdf_times(a, select(negative, w, splat<vf>(1)) / normal_hazard(a));
+  return select(negative, tail, w * (1.0f - tail));
+}
+
+// Phi(x) + x phi(x), the derivative of x Phi(x); at -x it is 1 less that at x.
+inline vf gelu_slope_(vf x) {
+  const vf a = min_(splat<vf>(15), abs_(x));
+  const vf below = normal_pdf_times(a, 1.0f / normal_hazard(a) - a);
+  return select(x < vf{}, below, 1.0f - below);
 }
 
 inline vf sqrt_(vf x) {
@@ -267,7 +341,12 @@ NARROWS_BY_LANE(tanh_, tanh)
 NARROWS_BY_LANE(sqrt_, sqrt)
 #undef NARROWS_BY_LANE
 
-inline vd normal_cdf_(vd x) {
+inline vd exp_times_(vd x, vd w) { return w * exp_(x); }
+inline vd normal_cdf_times_(vd x, vd w) {
   for (int i = 0; i < WIDTH<double>; ++i) x[i] = 0.5 * __builtin_erfc(-0.7071067811865476 * x[i]);
-  return x;
+  return w * x;
+}
+inline vd gelu_slope_(vd x) {
+  x = max_(splat<vd>(-40), min_(splat<vd>(40), x));  // 0 and 1 from there on
+  return normal_cdf_times_(x, splat<vd>(1)) + x * exp_(-0.5 * x * x) * 0.3989422804014327;
 }
