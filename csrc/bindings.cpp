@@ -340,6 +340,20 @@ void colsum_layer(const py::array& x, py::array& out, int n_threads) {
   launch(nt, [&](int tid, int n) { kernels.colsum(m, sums, tid, n); });
 }
 
+// An elementwise function of the instruction set `isa`, for tests and measurements.
+template <class T>
+py::array evaluate(const py::array& x, const std::string& name, const std::string& isa, double target) {
+  if (!(x.flags() & py::array::c_style)) throw std::invalid_argument("x: expected C order");
+  py::array_t<T> out(std::vector<py::ssize_t>(x.shape(), x.shape() + x.ndim()));
+  const T* in = static_cast<const T*>(x.data());
+  T* to = out.mutable_data();
+  const Kernels<T>& kernels = isa_select(isa).kernels<T>();
+  py::gil_scoped_release nogil;
+  if (!kernels.evaluate(name.c_str(), T(target), in, to, x.size()))
+    throw std::invalid_argument("'" + name + "' is not a function");
+  return std::move(out);
+}
+
 template <class Fn32, class Fn64>
 auto by_dtype(Fn32 f32, Fn64 f64) {
   return [=](const py::array& first, auto&&... rest) {
@@ -396,6 +410,12 @@ PYBIND11_MODULE(_core, m) {
   m.def("colsum", [](const py::array& x, py::array out, int n_threads) {
     return by_dtype(colsum_layer<float>, colsum_layer<double>)(x, out, n_threads);
   });
+  m.def(
+      "evaluate",
+      [](const std::string& name, const py::array& x, const std::string& isa, double target) {
+        return by_dtype(evaluate<float>, evaluate<double>)(x, name, isa, target);
+      },
+      "name"_a, "x"_a, "isa"_a, "target"_a = 0.0);
   py::class_<PyProgram>(m, "Program")
       .def(py::init<const py::array&, const py::array&, index_t, index_t, index_t, int, bool, int, int>(),
            py::arg("slots"), py::arg("ops"), py::arg("batch"), py::arg("parameter_size"), py::arg("work_size"),

@@ -90,6 +90,8 @@ struct Kernels {
   // Does n rounds of multiply-adds in registers alone, as many as the micro-kernel has accumulators; returns the
   // operations done.
   double (*fma_probe)(index_t n);
+  // out = the function `name` of each element of x, at the given target if it is a loss; false if there is none such
+  bool (*evaluate)(const char* name, T target, const T* x, T* out, index_t n);
 };
 
 struct Isa {

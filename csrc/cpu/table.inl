@@ -26,6 +26,7 @@ namespace NARROWS_ISA {
 #include "losses.inl"
 #include "penalties.inl"
 #include "optimisers.inl"
+#include "evaluate.inl"
 // clang-format on
 
 // kernel<Functor, T> for each activation.
@@ -147,7 +148,7 @@ void layer_slope(int activation, Matrix<const T> dA, Matrix<const T> saved, Matr
 
 template <class T>
 constexpr Kernels<T> kernels() {
-  return {resolve<T>, layer_dense<T>, layer_activate<T>, layer_slope<T>, colsum_of<T>, fma_probe<T>};
+  return {resolve<T>, layer_dense<T>, layer_activate<T>, layer_slope<T>, colsum_of<T>, fma_probe<T>, evaluate<T>};
 }
 
 }  // namespace NARROWS_ISA

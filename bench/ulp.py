@@ -1,0 +1,346 @@
+"""How far the native vector functions are from the truth, over every float32, and how long they take.
+
+Usage: ``python bench/ulp.py [--functions exp Gelu::value ...] [--stride 1] [--threads 1]``; all functions take about 90
+seconds each and thread. Each instruction set that this CPU has is measured, against float64 (NumPy and SciPy). What was
+measured over every number goes into bench/results/ulp.json, which keeps what is known of the others, and
+docs/accuracy.md is written from it; a stride above 1 takes every so many bit patterns and only prints. The tests take
+the functions and their bounds from here.
+
+An error is given in ulp: in units of the gap between float32 numbers at the true value, which below 2**-126 is that of
+the subnormal numbers, 2**-149. Where the formula is a sum whose terms cancel near a root, the gap is taken at the sum
+of their magnitudes. Infinity counts as 2**128; NaN must come out exactly where the reference has it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numba
+import numpy as np
+from numpy.typing import NDArray
+from scipy import special
+
+from narrows import __version__, _core
+from peers import machine
+
+Array = NDArray[np.float64]
+INF = np.inf
+CHUNK = 1 << 13
+"""Values taken at once, so that they stay in cache."""
+OUT = Path(__file__).parent / "results" / "ulp.json"
+PAGE = Path(__file__).parent.parent / "docs" / "accuracy.md"
+
+
+def sigmoid(z: Array) -> Array:
+    e = np.exp(-np.abs(z))
+    s: Array = np.where(z < 0, e, 1) / (1 + e)
+    return s
+
+
+def softplus(z: Array) -> Array:
+    return np.maximum(z, 0) + np.log1p(np.exp(-np.abs(z)))
+
+
+def normal_pdf(z: Array) -> Array:
+    pdf: Array = np.exp(-0.5 * z * z) / np.sqrt(2 * np.pi)
+    return pdf
+
+
+def gelu_slope(z: Array, sign: Array | float = 1) -> Array:
+    z = np.clip(z, -50, 50)
+    slope: Array = special.ndtr(z) + sign * z * normal_pdf(z)
+    return slope
+
+
+def silu_slope(z: Array, sign: Array | float = 1) -> Array:
+    z = np.clip(z, -1000, 1000)
+    return sigmoid(z) + sign * z * sigmoid(z) * sigmoid(-z)
+
+
+def normal_quantile(q: Array) -> Array:
+    """Of 1/2 + q."""
+    x: Array = np.sqrt(2) * special.erfinv(2 * q)
+    return x
+
+
+def bce(y: float) -> Callable[[Array], Array]:
+    return lambda z: np.maximum(z, 0) - z * y + np.log1p(np.exp(-np.abs(z)))
+
+
+def bce_slope(y: float) -> Callable[[Array], Array]:
+    return lambda z: np.where(z < 0, sigmoid(z) - y, (1 - y) - sigmoid(-z))
+
+
+@dataclass(frozen=True)
+class Function:
+    """A native function and what is promised of it."""
+
+    name: str
+    reference: Callable[[Array], Array]
+    bound: float
+    """Largest error in ulp, with fused multiply-adds."""
+    unfused: float | None = None
+    """Largest error without them, where that is more."""
+    domain: tuple[float, float] = (-INF, INF)
+    """Smallest and largest argument, both included. NaN always is one."""
+    scale: Callable[[Array], Array] | None = None
+    """Sum of the magnitudes of the terms that cancel; else the ulp is that of the true value."""
+    target: float = 0.0
+
+    @property
+    def key(self) -> str:
+        return f"{self.name}, y = {self.target:g}" if self.name.startswith("Bce") else self.name
+
+    def bound_of(self, isa: str) -> float:
+        return self.unfused or self.bound if isa == "baseline" else self.bound
+
+    def arguments(self, bits: NDArray[np.uint32]) -> NDArray[np.float32]:
+        """The numbers with these bit patterns that lie in the domain."""
+        x = bits.view(np.float32)
+        return x if self.domain == (-INF, INF) else x[~((x < self.domain[0]) | (x > self.domain[1]))]
+
+    def __call__(self, x: NDArray[np.float32], isa: str) -> NDArray[np.float32]:
+        out: NDArray[np.float32] = _core.evaluate(self.name, x, isa, self.target)
+        return out
+
+
+FUNCTIONS = (
+    Function("exp", np.exp, 1.1),
+    Function("expm1", np.expm1, 1.75, domain=(-INF, 88)),
+    Function("log", np.log, 1.0),
+    Function("log1p", np.log1p, 1.5, domain=(0, INF)),
+    Function("tanh", np.tanh, 1.5),
+    Function("sqrt", np.sqrt, 0.5),
+    Function("normal_cdf", special.ndtr, 4.0, unfused=4.5),
+    Function("normal_quantile", normal_quantile, 6.0, unfused=7.0, domain=(-0.5 + 2**-25, 0.5 - 2**-25)),
+    Function("Linear::value", lambda z: z, 0.0),
+    Function("Linear::slope", np.ones_like, 0.0),
+    Function("Relu::value", lambda z: np.maximum(z, 0), 0.0),
+    Function("Relu::slope", lambda a: (a > 0).astype(float), 0.0),
+    Function("LeakyRelu::value", lambda z: np.where(z > 0, z, 0.01 * z), 1.0),
+    Function("LeakyRelu::slope", lambda a: np.where(a > 0, 1, 0.01), 0.5),
+    Function("Elu::value", lambda z: np.where(z > 0, z, np.expm1(np.minimum(z, 0))), 1.1),
+    Function("Elu::slope", lambda a: np.where(a > 0, 1, a + 1), 0.5, domain=(-1, INF)),
+    Function("Gelu::value", lambda z: (t := np.maximum(z, -50)) * special.ndtr(t), 4.0, unfused=4.5),
+    Function("Gelu::slope", gelu_slope, 4.0, scale=lambda z: gelu_slope(z, np.sign(z))),
+    Function("Silu::value", lambda z: (t := np.maximum(z, -1000)) * sigmoid(t), 3.5),
+    Function("Silu::slope", silu_slope, 4.0, scale=lambda z: silu_slope(z, np.sign(z))),
+    Function("Sigmoid::value", sigmoid, 2.5),
+    Function("Sigmoid::slope", lambda a: a * (1 - a), 1.5, domain=(0, 1)),
+    Function("Tanh::value", np.tanh, 1.5),
+    Function("Tanh::slope", lambda a: (1 - a) * (1 + a), 2.0, domain=(-1, 1)),
+    Function("Softplus::value", softplus, 2.0),
+    Function("Softplus::slope", lambda a: -np.expm1(-a), 1.1, domain=(0, INF)),
+    Function("Exp::value", np.exp, 1.1),
+    Function("Exp::slope", lambda a: a, 0.0),
+    Function("BceSigmoid::value", bce(0.0), 2.0),
+    Function("BceSigmoid::value", bce(1.0), 2.0, target=1.0),
+    Function("BceSigmoid::value", bce(0.25), 2.0, target=0.25),
+    Function("BceSigmoid::slope", bce_slope(0.0), 2.5),
+    Function("BceSigmoid::slope", bce_slope(1.0), 2.5, target=1.0),
+    Function("BceSigmoid::slope", bce_slope(0.25), 2.0, target=0.25, scale=lambda z: sigmoid(z) + 0.25),
+)
+
+
+def instruction_sets() -> list[str]:
+    """Those of this build that this CPU has, best first."""
+    return [name for name, supported in _core.build_info()["isa_tables"] if supported]
+
+
+@numba.njit(nogil=True)
+def _worst(got: NDArray[np.float32], true: Array, scale: Array) -> tuple[float, int]:
+    """The largest error in ulp, and where it is."""
+    worst, at, limit = -1.0, 0, 2.0**128
+    for i in range(len(got)):
+        g, t = np.float64(got[i]), true[i]
+        if np.isnan(g) or np.isnan(t):
+            error = 0.0 if np.isnan(g) and np.isnan(t) else np.inf
+        else:
+            size = min(max(abs(t), scale[i], 2.0**-126), 2.0**127)
+            power = np.int64(np.float64(size).view(np.int64) & 0x7FF0000000000000).view(np.float64)
+            error = abs(max(min(g, limit), -limit) - max(min(t, limit), -limit)) / (power * 2.0**-23)
+        if error > worst:
+            worst, at = error, i
+    return worst, at
+
+
+@dataclass
+class Worst:
+    ulp: float = -1.0
+    x: float = 0.0
+    """The argument where it is."""
+
+    def update(self, other: Worst) -> None:
+        if other.ulp > self.ulp:
+            self.ulp, self.x = other.ulp, other.x
+
+
+@dataclass
+class Measured:
+    """Of a function on some numbers: how many, the worst by instruction set, and whether those with fused multiply-adds
+    gave the same bits."""
+
+    count: int
+    worst: dict[str, Worst]
+    same_bits: bool = True
+
+    def update(self, other: Measured) -> None:
+        self.count += other.count
+        self.same_bits &= other.same_bits
+        for isa, worst in other.worst.items():
+            self.worst[isa].update(worst)
+
+
+def measure(function: Function, bits: NDArray[np.uint32]) -> Measured:
+    """The function on the numbers with these bit patterns, by every instruction set."""
+    isas = instruction_sets()
+    result = Measured(0, {isa: Worst() for isa in isas})
+    for begin in range(0, len(bits), CHUNK):
+        x = function.arguments(bits[begin : begin + CHUNK])
+        if not len(x):
+            continue
+        result.count += len(x)
+        with np.errstate(all="ignore"):
+            wide = x.astype(np.float64)
+            true = np.asarray(function.reference(wide), np.float64)
+            scale = true if function.scale is None else function.scale(wide)
+        fused = None
+        for isa in isas:
+            got = function(x, isa)
+            if isa != "baseline":
+                if fused is not None:
+                    # One NaN is as good as another.
+                    differ = fused.view(np.uint32) != got.view(np.uint32)
+                    result.same_bits &= not np.any(differ & ~(np.isnan(fused) & np.isnan(got)))
+                fused = got
+            ulp, at = _worst(got, true, scale)
+            result.worst[isa].update(Worst(ulp, float(x[at])))
+    return result
+
+
+def sweep(function: Function, stride: int = 1, threads: int = 1) -> Measured:
+    """The function on every stride-th bit pattern, and on all of those around the numbers where something changes."""
+    with ThreadPoolExecutor(threads) as pool:
+        parts = pool.map(lambda bits: measure(function, bits), blocks(stride))
+        result = next(parts)
+        for part in parts:
+            result.update(part)
+    return result
+
+
+def blocks(stride: int) -> Iterator[NDArray[np.uint32]]:
+    size = 1 << 24
+    yield special_bits()
+    for begin in range(0, 1 << 32, size):
+        yield np.arange(begin + -begin % stride, begin + size, stride, dtype=np.uint64).astype(np.uint32)
+
+
+def special_bits(width: int = 200) -> NDArray[np.uint32]:
+    """Bit patterns around zeros, subnormal numbers, ones, limits of ranges, infinities and NaN, of both signs."""
+    limits = [0, 2**-149, 2**-126, 2**-24, 0.3466, 0.625, 0.7071068, 1, 1.4142135, 2, 9.1, 14.5, 15, 17.4, 20, 40]
+    limits += [87.33655, 88.72284, 103.97208, 115, 800, 2.0**126, 2.0**127, 2.0**128 - 2.0**104, np.inf]
+    at = np.array(limits, np.float32).view(np.uint32).astype(np.int64)
+    near = (at[:, None] + np.arange(-width, width + 1)).ravel()
+    near = np.append(near[near >= 0], [0x7FC00000, 0x7FFFFFFF])
+    return np.concatenate([near, near + (1 << 31)]).astype(np.uint32)
+
+
+def nanoseconds(function: Function, isa: str, rounds: int = 300) -> float:
+    """Time for an element, the least of many rounds, less that of the call itself."""
+    x = np.abs(np.random.default_rng(0).normal(size=8192) / 10).astype(np.float32)
+
+    def least(x: NDArray[np.float32]) -> int:
+        times = []
+        for _ in range(rounds):
+            start = time.perf_counter_ns()
+            function(x, isa)
+            times.append(time.perf_counter_ns() - start)
+        return min(times)
+
+    return (least(x) - least(x[:16])) / len(x)
+
+
+def record(function: Function, threads: int, stride: int) -> dict[str, Any]:
+    measured = sweep(function, stride, threads)
+    return asdict(measured) | {"ns": {isa: nanoseconds(function, isa) for isa in measured.worst}}
+
+
+def page(report: dict[str, Any]) -> str:
+    """docs/accuracy.md from a result."""
+    cpu = report["machine"]["cpu"]
+    lines = [
+        "# Accuracy of the native functions",
+        "",
+        "Written by `bench/ulp.py` from `bench/results/ulp.json`; do not edit.",
+        "",
+        "The largest error of each function over every float32 in its domain, subnormal numbers and infinities "
+        "included, against float64, in ulp: units of the gap between float32 numbers at the true value (2**-149 below "
+        "2**-126). `tests/test_vector_math.py` asserts the bound on a sample, and on all with `pytest -m slow`.",
+        "",
+        "- AVX2 and AVX-512 give the same bits for every number: an element's result does not depend on the width of "
+        "the vector or on its neighbours. The baseline of x86-64 has no fused multiply-add, so its bits may differ.",
+        "- NaN gives NaN, but the slopes of `Linear`, `Relu` and `LeakyRelu` are constants, chosen by a comparison. "
+        "The limits at infinity are taken: `Gelu` and `Silu` are 0 at minus infinity. The sign of a zero is not "
+        "promised.",
+        "- Nothing changes the floating-point environment: no flush to zero, no other rounding.",
+        "- The slope of `Gelu` and of `Silu` has a root, near which its terms cancel. There, and in the slope of the "
+        "cross-entropy for targets between 0 and 1, the ulp is that of the sum of the terms' magnitudes.",
+        "- A slope is taken from what is saved for it, the output, and for `Gelu` and `Silu` the pre-activation; its "
+        "error is that for the saved number. `normal_quantile` is that of 1/2 + x, `BceSigmoid` the cross-entropy of "
+        "logits with target y and its derivative.",
+        "",
+        f"{report['date']}, {cpu.get('model name', 'unknown CPU')} (family {cpu.get('cpu family', '?')}, model "
+        f"{cpu.get('model', '?')}), narrows {report['narrows']}. Times are nanoseconds for an element in cache, on one "
+        "core.",
+        "",
+        "| function | arguments | fused, ulp | baseline, ulp | bound | " + ", ".join(report["isas"]) + ": ns |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for function in FUNCTIONS:
+        if (found := report["functions"].get(function.key)) is None:
+            continue
+        worst = found["worst"]
+        fused = [f"{w['ulp']:.3f} at {w['x']:.6g}" for isa, w in worst.items() if isa != "baseline"][:1]
+        base = [f"{w['ulp']:.3f}" for isa, w in worst.items() if isa == "baseline"]
+        bound = f"{function.bound:g}" + (f", baseline {function.unfused:g}" if function.unfused else "")
+        domain = "all" if function.domain == (-INF, INF) else "{:g} to {:g}".format(*function.domain)
+        times = ", ".join(f"{found['ns'][isa]:.3f}" for isa in report["isas"])
+        cells = [f"`{function.key}`", domain, *(fused or ["-"]), *(base or ["-"]), bound, times]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    keys = [f.key for f in FUNCTIONS]
+    parser.add_argument("--functions", nargs="+", default=keys)
+    parser.add_argument("--stride", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args()
+    if unknown := [name for name in options.functions if name not in keys]:
+        parser.error(f"--functions: {unknown[0]!r} is not one of {'; '.join(keys)}")
+    report: dict[str, Any] = {"functions": {}}
+    if OUT.exists():
+        report = json.loads(OUT.read_text())
+    report |= {"date": date.today().isoformat(), "machine": machine(), "narrows": __version__}
+    report["isas"] = instruction_sets()
+    for function in FUNCTIONS:
+        if function.key in options.functions:
+            found = report["functions"][function.key] = record(function, options.threads, options.stride)
+            figures = (f"{isa} {w['ulp']:.3f} ulp, {found['ns'][isa]:.3f} ns" for isa, w in found["worst"].items())
+            print(f"{function.key}: {'; '.join(figures)}; same bits: {found['same_bits']}", flush=True)
+            if options.stride == 1:
+                OUT.write_text(json.dumps(report, indent=1) + "\n")
+                PAGE.write_text(page(report))
+
+
+if __name__ == "__main__":
+    main()
