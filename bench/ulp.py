@@ -288,7 +288,8 @@ def page(report: dict[str, Any]) -> str:
         "- AVX2 and AVX-512 give the same bits for every number: an element's result does not depend on the width of "
         "the vector or on its neighbours. The baseline of x86-64 has no fused multiply-add, so its bits may differ.",
         "- NaN gives NaN, but the slopes of `Linear`, `Relu` and `LeakyRelu` are constants, chosen by a comparison. "
-        "The limits at infinity are taken: `Gelu` and `Silu` are 0 at minus infinity. The sign of a zero is not promised.",
+        "The limits at infinity are taken: `Gelu` and `Silu` are 0 at minus infinity. The sign of a zero is not "
+        "promised.",
         "- Nothing changes the floating-point environment: no flush to zero, no other rounding.",
         "- The slope of `Gelu` and of `Silu` has a root, near which its terms cancel. There, and in the slope of the "
         "cross-entropy for targets between 0 and 1, the ulp is that of the sum of the terms' magnitudes.",
