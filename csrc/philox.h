@@ -7,23 +7,42 @@
 #define NARROWS_HD inline
 #endif
 
-// The four words of the block (column / 4, row, step, stream) under a 64-bit key.
-NARROWS_HD void philox4x32(uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3, uint64_t key, uint32_t out[4]) {
+// The halves of the product of two words. W is uint32_t, or a vector of wider lanes that holds words in their low
+// halves and anything in the high ones; whoever has such a vector specialises this.
+template <class W>
+NARROWS_HD void multiply_words(W a, uint32_t b, W& high, W& low) {
+  const uint64_t product = uint64_t(a) * b;
+  high = W(product >> 32), low = W(product);
+}
+
+// Replaces N counters (column / 4, row, step, stream) by the four words of their blocks under a 64-bit key. Each round
+// waits for the one before it, so a CPU is busy only with several counters at once.
+template <int N, class W>
+NARROWS_HD void philox4x32(W (&x)[N][4], uint64_t key) {
   uint32_t k0 = uint32_t(key), k1 = uint32_t(key >> 32);
+#pragma GCC unroll 10
   for (int round = 0; round < 10; ++round) {
-    const uint64_t p0 = uint64_t(0xD2511F53u) * c0, p1 = uint64_t(0xCD9E8D57u) * c2;
-    c0 = uint32_t(p1 >> 32) ^ c1 ^ k0;
-    c2 = uint32_t(p0 >> 32) ^ c3 ^ k1;
-    c1 = uint32_t(p1);
-    c3 = uint32_t(p0);
+#pragma GCC unroll 4
+    for (int i = 0; i < N; ++i) {
+      W high0, low0, high1, low1;
+      multiply_words(x[i][0], 0xD2511F53u, high0, low0);
+      multiply_words(x[i][2], 0xCD9E8D57u, high1, low1);
+      x[i][0] = high1 ^ x[i][1] ^ k0;
+      x[i][2] = high0 ^ x[i][3] ^ k1;
+      x[i][1] = low1;
+      x[i][3] = low0;
+    }
     k0 += 0x9E3779B9u;
     k1 += 0xBB67AE85u;
   }
-  out[0] = c0, out[1] = c1, out[2] = c2, out[3] = c3;
 }
 
-// A word's cell among 2**24 equal cells of (0, 1); the uniform number is the cell's centre, (cell + 1/2) / 2**24.
-NARROWS_HD uint32_t philox_cell(uint32_t word) { return word >> 8; }
+// The cells of words (uint32_t, or a vector of it) among 2**24 equal cells of (0, 1); the uniform number is the cell's
+// centre, (cell + 1/2) / 2**24.
+template <class W>
+NARROWS_HD W philox_cell(W word) {
+  return word >> 8;
+}
 
 // Cells below this one have a uniform number below p: the comparison u < p, decided alike in every precision.
 NARROWS_HD uint32_t philox_threshold(double p) {

@@ -215,16 +215,29 @@ def test_dropout_masks_are_philox(backend: str, seed: int) -> None:
         np.testing.assert_array_equal((gradient[name] != 0).any(axis=1), kept)
 
 
-def test_salt_and_pepper_values_are_philox(backend: str) -> None:
-    """One row and unit weights: dW0 is the corrupted row times a number."""
-    n, level = 203, 0.5
-    spec = network((n, 1, n), corruption=Corruption.SALT_AND_PEPPER, corruption_level=level, corruption_range=(-1, 2))
-    case = Case("salt", spec, batch=1, rows=1)
-    _, gradient = program_of(backend, case, X=np.ones((1, n), np.float32)).gradient(np.arange(1), 5, 6)
-    u = philox.uniform(5, 0, 6, 1, n)[0]
-    corrupted = np.where(u < level / 2, -1.0, np.where(u < level, 2.0, 1.0))
-    ratio = gradient["W0"][:, 0] / corrupted
-    np.testing.assert_allclose(ratio, ratio[0], rtol=1e-5)
+NOISE_WIDTHS = (1, 3, 4, 15, 17, 31, 33, 63, 65, 127, 129, 511, 513, 1029)
+"""Columns on both sides of what a backend may draw at once."""
+
+
+@dtypes
+@pytest.mark.parametrize("kind", Corruption, ids=lambda kind: kind.name)
+@pytest.mark.parametrize("n", NOISE_WIDTHS)
+def test_corruption_is_philox(backend: str, n: int, kind: Corruption, dtype: Any) -> None:
+    """One component and one row that counts: dW0 is that row, corrupted, times a number."""
+    m, level = 3, 0.5
+    spec = network((n, 1, n), corruption=kind, corruption_level=level, corruption_range=(-1, 2), weighted=True)
+    program = program_of(backend, Case("noise", spec, batch=m, rows=m), dtype)
+    program.bind(np.full((m, n), float(kind is not Corruption.GAUSSIAN), dtype), weight=np.array([0, 0, 1], dtype))
+    actual = program.gradient(np.arange(m), SEED, STEP)[1]["W0"][:, 0].astype(np.float64)
+    u = philox.uniform(SEED, 0, STEP, m, n)[2]
+    corrupted = {
+        Corruption.GAUSSIAN: level * philox.normal(SEED, 0, STEP, m, n)[2],
+        Corruption.MASKING: np.where(u < level, 0.0, 1.0),
+        Corruption.SALT_AND_PEPPER: np.where(u < level / 2, -1.0, np.where(u < level, 2.0, 1.0)),
+    }[kind]
+    number = actual @ corrupted / max(corrupted @ corrupted, 1e-30)
+    np.testing.assert_allclose(actual, number * corrupted, rtol=1e-6 if dtype is np.float32 else 1e-12)
+    assert number != 0 or not corrupted.any()
 
 
 # --- layouts of the data ----------------------------------------------------------------------------------

@@ -314,6 +314,22 @@ def test_isa_is_chosen_by_environment_and_the_fma_ones_agree_bitwise() -> None:
     assert len(fused) <= 1, "AVX2 and AVX-512 trained to different bits"
 
 
+def test_every_isa_draws_the_same_numbers() -> None:
+    code = f"""
+import sys, numpy as np
+sys.path[:0] = {[str(Path(__file__).parent)]!r}
+from test_backends import NOISE_WIDTHS, Corruption, test_corruption_is_philox
+for n in NOISE_WIDTHS:
+    for kind in Corruption:
+        for dtype in (np.float32, np.float64):
+            test_corruption_is_philox("cpp", n, kind, dtype)
+"""
+    for name, supported in _core.build_info()["isa_tables"]:
+        if supported:
+            result = run_python(code, NARROWS_ISA=name)
+            assert result.returncode == 0, f"{name}: {result.stderr}"
+
+
 def test_unknown_isa_is_an_error() -> None:
     result = run_python("from narrows.backends import resolve; resolve('cpp')", NARROWS_ISA="sse9")
     assert result.returncode != 0

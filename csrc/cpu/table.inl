@@ -25,6 +25,7 @@ namespace NARROWS_ISA {
 #include "gemm.inl"
 #include "gemm_bfloat16.inl"
 #include "dense.inl"
+#include "noise.inl"
 #include "losses.inl"
 #include "penalties.inl"
 #include "optimisers.inl"

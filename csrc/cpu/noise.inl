@@ -1,0 +1,121 @@
+// Corruption of the input, and dropout.
+//
+// Promises: an element's word is the one philox.h gives its row and column, whatever the vectors and threads; what is
+// dropped, set or kept is the same on every instruction set. Whole vectors are written, so padding gets noise too.
+// Included inside the namespace of an instruction set; operands in the order of plan.SIGNATURES.
+
+// The same word of several blocks, in the low halves of the lanes.
+typedef uint64_t vw __attribute__((vector_size(NARROWS_VECTOR_BYTES)));
+
+template <>
+inline void multiply_words(vw a, uint32_t b, vw& high, vw& low) {
+  const vw factor = vw{} + b;
+#if defined(__AVX512F__)
+  // Of the form without a mask, gcc 12 warns in its own header.
+  low = vw(_mm512_maskz_mul_epu32(-1, __m512i(a), __m512i(factor)));
+#elif defined(__AVX2__)
+  low = vw(_mm256_mul_epu32(__m256i(a), __m256i(factor)));
+#elif defined(__SSE2__)
+  low = vw(_mm_mul_epu32(__m128i(a), __m128i(factor)));
+#else
+  low = (a & 0xFFFFFFFFu) * factor;
+#endif
+  high = low >> 32;
+}
+
+constexpr int BLOCKS = NARROWS_VECTOR_BYTES / 8;  // of a vector
+constexpr int GROUPS = 4;                         // vectors whose rounds alternate, so that none waits for its last one
+// Cells drawn before they are used. In a loop that did both, compilers move each group to where its cells are used, and
+// one waits for the other again.
+constexpr index_t DRAWN = 512;
+
+template <int... I>
+inline vw count(std::integer_sequence<int, I...>) {
+  return vw{I...};
+}
+
+// The cells of n <= DRAWN columns of a row, from column j on; the last group is drawn whole.
+inline void draw_cells(uint64_t seed, int stream, uint32_t step, index_t row, index_t j, index_t n, int32_t* cells) {
+  typedef uint32_t vu __attribute__((vector_size(NARROWS_VECTOR_BYTES)));
+  constexpr auto lanes = std::make_integer_sequence<int, BLOCKS>();
+  static_assert(DRAWN % (4 * BLOCKS * GROUPS) == 0, "groups are whole");
+  for (const index_t end = j + n; j < end; j += 4 * BLOCKS * GROUPS) {
+    vw x[GROUPS][4];
+#pragma GCC unroll 4
+    for (int g = 0; g < GROUPS; ++g) {
+      x[g][0] = count(lanes) + uint64_t(j / 4 + g * BLOCKS);
+      x[g][1] = vw{} + uint64_t(row);
+      x[g][2] = vw{} + step;
+      x[g][3] = vw{} + uint32_t(stream);
+    }
+    philox4x32(x, seed);
+#pragma GCC unroll 4
+    for (int g = 0; g < GROUPS; ++g) {
+      // Words 0 and 1 of a block side by side, words 2 and 3 likewise, and then the two in turn.
+      const vd head = bit_cast<vd>((x[g][0] & 0xFFFFFFFFu) | x[g][1] << 32);
+      const vd tail = bit_cast<vd>((x[g][2] & 0xFFFFFFFFu) | x[g][3] << 32);
+      const vu low = philox_cell(bit_cast<vu>(zip<double>(head, tail, lanes)));
+      const vu high = philox_cell(bit_cast<vu>(zip_upper<double>(head, tail, lanes)));
+      __builtin_memcpy(cells, &low, sizeof low);
+      __builtin_memcpy(cells + 2 * BLOCKS, &high, sizeof high);
+      cells += 4 * BLOCKS;
+    }
+  }
+}
+
+// Replaces each vector v of the operand by fn(v, cells); cells are numbers below 2**24, exact in T.
+template <class T, class Fn>
+inline void for_cells(const Args<T>& args, const Context<T>& ctx, int stream, int tid, int nt, const Fn fn) {
+  typedef int32_t ints __attribute__((vector_size(4 * WIDTH<T>)));
+  // Copies: for all the compiler knows, what is stored may change what is behind a reference.
+  const Matrix<T> x = args.slots[0];
+  const uint64_t seed = ctx.seed;
+  const uint32_t step = ctx.step;
+  const Range rows(ctx.m, tid, nt);
+  alignas(64) int32_t drawn[DRAWN];
+  for (index_t i = rows.begin; i < rows.end; ++i)
+    for (index_t j = 0; j < x.cols; j += DRAWN) {
+      const index_t n = x.cols - j < DRAWN ? x.cols - j : DRAWN;
+      draw_cells(seed, stream, step, i, j, n, drawn);
+      T* p = x.row(i) + j;
+      for (index_t l = 0; l < n; l += WIDTH<T>) {
+        ints cells;
+        __builtin_memcpy(&cells, drawn + l, sizeof cells);
+        store(p + l, fn(load(p + l), __builtin_convertvector(cells, vec<T>)));
+      }
+    }
+}
+
+template <class T>
+void corrupt_gaussian(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
+  const T level = T(args.floats[0]);
+  for_cells(args, ctx, args.ints[1], tid, nt, [=](vec<T> x, vec<T> cells) {
+    // All exact: q = u - 1/2 and its distance to the end of the interval are odd multiples of 2**-25.
+    const vec<T> odd = (cells - T(1 << 23)) * T(2) + T(1);
+    return x + level * normal_quantile(odd * T(0x1p-25), (T(1 << 24) - abs_(odd)) * T(0x1p-25));
+  });
+}
+
+template <class T>
+void corrupt_masking(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
+  const vec<T> drop = splat<vec<T>>(philox_threshold(args.floats[0]));
+  for_cells(args, ctx, args.ints[1], tid, nt,
+            [=](vec<T> x, vec<T> cells) { return select(cells < drop, vec<T>{}, x); });
+}
+
+template <class T>
+void corrupt_salt_and_pepper(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
+  const vec<T> any = splat<vec<T>>(philox_threshold(args.floats[0]));
+  const vec<T> pepper = splat<vec<T>>(philox_threshold(args.floats[0] / 2));
+  const vec<T> low = splat<vec<T>>(args.floats[1]), high = splat<vec<T>>(args.floats[2]);
+  for_cells(args, ctx, args.ints[1], tid, nt,
+            [=](vec<T> x, vec<T> cells) { return select(cells < any, select(cells < pepper, low, high), x); });
+}
+
+template <class T>
+void dropout(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
+  const vec<T> drop = splat<vec<T>>(philox_threshold(args.floats[0]));
+  const T scale = T(1 / (1 - args.floats[0]));
+  for_cells(args, ctx, args.ints[0], tid, nt,
+            [=](vec<T> x, vec<T> cells) { return select(cells < drop, vec<T>{}, x * scale); });
+}
