@@ -1,8 +1,8 @@
 // The Python module narrows._core: checks buffers, releases the GIL, calls. No arithmetic.
 
+#include "bindings.h"
+
 #include <pybind11/functional.h>
-#include <pybind11/numpy.h>
-#include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
 #include <chrono>
@@ -12,13 +12,10 @@
 #include "cpu/probe.h"
 #include "cpu/program.h"
 
-namespace py = pybind11;
+namespace narrows {
+
 using namespace py::literals;
 
-namespace narrows {
-namespace {
-
-// NARROWS_ISA is read once; while it names nothing usable, every use is an error.
 const Isa& chosen_isa() {
   static const Isa& isa = [&]() -> const Isa& {
     const char* name = std::getenv("NARROWS_ISA");
@@ -26,6 +23,8 @@ const Isa& chosen_isa() {
   }();
   return isa;
 }
+
+namespace {
 
 // Held by a Program while it runs, so that a second caller gets an error instead of a corrupted state.
 class InUse {
@@ -41,8 +40,8 @@ class InUse {
 
 SourceView dense_view(const py::array& array) {
   SourceView view;
-  view.is_double = array.dtype().is(py::dtype::of<double>()) || array.dtype().equal(py::dtype::of<double>());
-  if (!view.is_double && !array.dtype().equal(py::dtype::of<float>()))
+  view.is_double = holds<double>(array);
+  if (!view.is_double && !holds<float>(array))
     throw py::type_error("expected float32 or float64 of native byte order, got " +
                          std::string(py::str(array.dtype())));
   if (array.ndim() != 1 && array.ndim() != 2) throw std::invalid_argument("expected a matrix");
@@ -220,126 +219,6 @@ class PyProgram {
   std::atomic<bool> in_use_{false};
 };
 
-template <class T>
-Matrix<const T> matrix(const py::array& a, const char* name) {
-  if (a.ndim() != 2 || !a.dtype().equal(py::dtype::of<T>()))
-    throw std::invalid_argument(std::string(name) + ": expected a matrix of the layer's dtype");
-  const index_t size = index_t(sizeof(T));
-  if (a.strides(0) % size || a.strides(1) % size || reinterpret_cast<uintptr_t>(a.data()) % alignof(T))
-    throw std::invalid_argument(std::string(name) + ": expected aligned elements");
-  return {static_cast<const T*>(a.data()), a.shape(0), a.shape(1), a.strides(0) / size, a.strides(1) / size, false};
-}
-
-template <class T>
-Matrix<T> output(py::array& a, index_t rows, index_t cols, const char* name) {
-  const Matrix<const T> m = matrix<T>(a, name);
-  const bool contiguous = m.col_stride == 1 || m.cols <= 1 || m.rows == 0;
-  if (m.rows != rows || m.cols != cols || !contiguous || !a.writeable())
-    throw std::invalid_argument(std::string(name) + ": does not fit (" + std::to_string(rows) + ", " +
-                                std::to_string(cols) + ") with contiguous rows");
-  return {static_cast<T*>(a.mutable_data()), m.rows, m.cols, m.row_stride, 1, false};
-}
-
-int elementwise(int activation) {
-  if (activation < 0 || activation >= ACT_SOFTMAX) throw std::invalid_argument("activation is not elementwise");
-  return activation;
-}
-
-// Threads that a layer of this much work is worth.
-int team(double flop, int n_threads) {
-  if (n_threads < 1) throw std::invalid_argument("n_threads must be positive");
-  return flop < 2.5e5 ? 1 : n_threads;
-}
-
-// bias, out and pre of a layer of shape (rows, cols); `keep` holds the arrays while the layer runs.
-template <class T>
-LayerArgs<T> layer_args(index_t rows, index_t cols, const py::object& bias, py::array& out, const py::object& pre,
-                        std::vector<py::array>& keep) {
-  LayerArgs<T> l;
-  l.out = output<T>(out, rows, cols, "out");
-  if (!pre.is_none()) {
-    keep.push_back(pre.cast<py::array>());
-    l.pre = output<T>(keep.back(), rows, cols, "Z");
-  }
-  if (!bias.is_none()) {
-    keep.push_back(bias.cast<py::array>());
-    const py::array& b = keep.back();
-    if (b.ndim() != 1 || b.shape(0) != cols || !(b.flags() & py::array::c_style) ||
-        !b.dtype().equal(py::dtype::of<T>()))
-      throw std::invalid_argument("b: expected a contiguous vector of the layer's width and dtype");
-    l.bias = static_cast<const T*>(b.data());
-  }
-  return l;
-}
-
-// Scratch memory of the calling thread's layers, kept from call to call.
-void* layer_scratch(size_t bytes) {
-  thread_local std::unique_ptr<Arena> arena;
-  if (!arena || arena->bytes() < bytes) arena.reset(), arena.reset(new Arena(bytes));
-  return arena->data();
-}
-
-template <class T>
-void dense_layer(const py::array& x, const py::array& W, const py::object& bias, int activation, py::array& out,
-                 const py::object& pre, int n_threads) {
-  const Matrix<const T> xm = matrix<T>(x, "X"), Wm = matrix<T>(W, "W");
-  if (xm.cols != Wm.rows) throw std::invalid_argument("X and W: inner sizes differ");
-  std::vector<py::array> keep;
-  LayerArgs<T> l = layer_args<T>(xm.rows, Wm.cols, bias, out, pre, keep);
-  l.x = xm, l.W = Wm;
-  const Kernels<T>& kernels = chosen_isa().kernels<T>();
-  elementwise(activation);
-  const int nt = team(2.0 * double(l.x.rows) * double(l.x.cols) * double(l.W.cols), n_threads);
-  py::gil_scoped_release nogil;
-  T* scratch = static_cast<T*>(layer_scratch(size_t(nt) * SCRATCH * sizeof(T)));
-  launch(nt, [&](int tid, int n) {
-    LayerArgs<T> mine = l;
-    mine.scratch = scratch + tid * SCRATCH;
-    kernels.dense(activation, mine, tid, n);
-  });
-}
-
-template <class T>
-void activate_layer(const py::array& z, const py::object& bias, int activation, py::array& out, const py::object& pre,
-                    int n_threads) {
-  const Matrix<const T> zm = matrix<T>(z, "Z");
-  if (!(z.flags() & py::array::c_style)) throw std::invalid_argument("Z: expected C order");
-  std::vector<py::array> keep;
-  const LayerArgs<T> l = layer_args<T>(zm.rows, zm.cols, bias, out, pre, keep);
-  const Kernels<T>& kernels = chosen_isa().kernels<T>();
-  elementwise(activation);
-  const int nt = team(double(zm.rows) * double(zm.cols), n_threads);
-  py::gil_scoped_release nogil;
-  launch(nt, [&](int tid, int n) { kernels.activate(activation, zm, l, tid, n); });
-}
-
-template <class T>
-void slope_layer(const py::array& dA, const py::array& saved, int activation, py::array& out, int n_threads) {
-  const Matrix<const T> d = matrix<T>(dA, "dA"), s = matrix<T>(saved, "A");
-  if (d.rows != s.rows || d.cols != s.cols) throw std::invalid_argument("dA and A: shapes differ");
-  for (const py::array& a : {dA, saved})
-    if (!(a.flags() & py::array::c_style)) throw std::invalid_argument("dA and A: expected C order");
-  const Matrix<T> o = output<T>(out, d.rows, d.cols, "dZ");
-  const Kernels<T>& kernels = chosen_isa().kernels<T>();
-  elementwise(activation);
-  const int nt = team(double(o.rows) * double(o.cols), n_threads);
-  py::gil_scoped_release nogil;
-  launch(nt, [&](int tid, int n) { kernels.slope(activation, d, s, o, tid, n); });
-}
-
-template <class T>
-void colsum_layer(const py::array& x, py::array& out, int n_threads) {
-  const Matrix<const T> m = matrix<T>(x, "dZ");
-  if (!(x.flags() & py::array::c_style) || out.ndim() != 1 || out.shape(0) != m.cols ||
-      !out.dtype().equal(py::dtype::of<T>()) || !(out.flags() & py::array::c_style))
-    throw std::invalid_argument("db: expected a contiguous vector of the layer's width and dtype");
-  T* sums = static_cast<T*>(out.mutable_data());
-  const Kernels<T>& kernels = chosen_isa().kernels<T>();
-  const int nt = team(double(m.rows) * double(m.cols), n_threads);
-  py::gil_scoped_release nogil;
-  launch(nt, [&](int tid, int n) { kernels.colsum(m, sums, tid, n); });
-}
-
 // An elementwise function of the instruction set `isa`, for tests and measurements.
 template <class T>
 py::array evaluate(const py::array& x, const std::string& name, const std::string& isa, double target) {
@@ -352,15 +231,6 @@ py::array evaluate(const py::array& x, const std::string& name, const std::strin
   if (!kernels.evaluate(name.c_str(), T(target), in, to, x.size()))
     throw std::invalid_argument("'" + name + "' is not a function");
   return std::move(out);
-}
-
-template <class Fn32, class Fn64>
-auto by_dtype(Fn32 f32, Fn64 f64) {
-  return [=](const py::array& first, auto&&... rest) {
-    if (first.dtype().equal(py::dtype::of<float>())) return f32(first, rest...);
-    if (first.dtype().equal(py::dtype::of<double>())) return f64(first, rest...);
-    throw py::type_error("expected float32 or float64, got " + std::string(py::str(first.dtype())));
-  };
 }
 
 py::dict build_info() {
@@ -397,20 +267,7 @@ PYBIND11_MODULE(_core, m) {
     return py::dict("fma_gflops"_a = probe.fma_gflops, "exchange_gb_s"_a = probe.exchange_gb_s,
                     "barrier_us"_a = probe.barrier_us);
   });
-  m.def("dense", [](const py::array& x, const py::array& W, const py::object& b, int activation, py::array out,
-                    const py::object& pre, int n_threads) {
-    return by_dtype(dense_layer<float>, dense_layer<double>)(x, W, b, activation, out, pre, n_threads);
-  });
-  m.def("activate", [](const py::array& z, const py::object& b, int activation, py::array out, const py::object& pre,
-                       int n_threads) {
-    return by_dtype(activate_layer<float>, activate_layer<double>)(z, b, activation, out, pre, n_threads);
-  });
-  m.def("slope", [](const py::array& dA, const py::array& saved, int activation, py::array out, int n_threads) {
-    return by_dtype(slope_layer<float>, slope_layer<double>)(dA, saved, activation, out, n_threads);
-  });
-  m.def("colsum", [](const py::array& x, py::array out, int n_threads) {
-    return by_dtype(colsum_layer<float>, colsum_layer<double>)(x, out, n_threads);
-  });
+  bind_layers(m);
   m.def(
       "evaluate",
       [](const std::string& name, const py::array& x, const std::string& isa, double target) {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -108,11 +109,14 @@ def test_csr_is_taken_as_it_is() -> None:
     W, b = np.random.default_rng(1).normal(size=(90, 12)).astype(np.float32), np.ones(12, np.float32)
     A = functional.dense(X, W, b, "tanh")
     np.testing.assert_allclose(A, functional.dense(X.toarray(), W, b, "tanh"), rtol=2e-5, atol=2e-6)
-    grads = functional.dense_backward(A, X, W, A, "tanh", need=("W",))
-    assert grads.dX is None
-    assert grads.db is None
-    dense = functional.dense_backward(A, X.toarray(), W, A, "tanh", need=("W",))
-    np.testing.assert_allclose(grads.dW, dense.dW, rtol=2e-5, atol=2e-5)
+    dense = functional.dense_backward(A, X.toarray(), W, A, "tanh")
+    for need in (("W",), ("X", "b"), ("X", "W", "b")):
+        grads = functional.dense_backward(A, X, W, A, "tanh", need=need)
+        for name, found, expected in zip("XWb", grads, dense, strict=True):
+            if name in need:
+                np.testing.assert_allclose(found, expected, rtol=2e-5, atol=2e-5)
+            else:
+                assert found is None
 
 
 def test_out_and_dtypes() -> None:
@@ -126,6 +130,51 @@ def test_out_and_dtypes() -> None:
     functional.dense(X, W, out=padded[:, 1:3])
     assert (padded[:, 1:3] == 4).all()
     assert (padded[:, [0, 3, 4]] == 7).all(), "written outside out"
+
+
+def test_gradients_go_where_they_are_asked_to() -> None:
+    rng = np.random.default_rng(0)
+    X, W, dA = (rng.normal(size=s) for s in ((5, 7), (7, 3), (5, 3)))
+    expected = functional.dense_backward(dA, X, W, dA, "tanh")
+    whole = np.full((9, 20), 7.0)
+    out = functional.DenseGrads(whole[:5, 2:9], whole[1:8, 10:13], whole[8, 15:18])
+    found = functional.dense_backward(dA, X, W, dA, "tanh", out=out)
+    for place, array, wanted in zip(out, found, expected, strict=True):
+        assert array is place
+        np.testing.assert_array_equal(array, wanted)
+    assert (whole != 7).sum() == 5 * 7 + 7 * 3 + 3, "written outside out"
+    found = functional.dense_backward(dA, X, W, dA, "tanh", out=(None, out.dW, None), need=("W", "b"))
+    assert found.dX is None
+    assert found.dW is out.dW
+    np.testing.assert_array_equal(found.db, expected.db)
+
+
+def test_columns_of_one_array_are_apart() -> None:
+    whole = np.ones((6, 10))
+    functional.dense(whole[:, :3], np.ones((3, 4)), out=whole[:, 4:8])
+    assert (whole[:, 4:8] == 3).all()
+
+
+def test_results_and_operands_must_be_apart(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(functional, "layer_backend", lambda: import_module(f"narrows.backends.{backend}"))
+    X, W, b = np.ones((4, 4)), np.ones((4, 4)), np.ones(4)
+    for call, message in (
+        (lambda: functional.dense(X, W, out=X), "out must not share memory with X"),
+        (lambda: functional.dense(X[::-1], W, out=X), "out must not share memory with X"),
+        (lambda: functional.dense(X, W, out=W[:4]), "out must not share memory with W"),
+        (lambda: functional.dense(X, W, W[2], out=W.T.copy(), Z=W), "Z must not share memory with W"),
+        (lambda: functional.dense_backward(X, X, W, X, out=(None, X, None)), "dW must not share memory with dA"),
+        (lambda: functional.dense_backward(X, X, W, X, out=(None, None, W[1])), "db must not share memory with W"),
+        (lambda: functional.dense_backward(X, W, W, X, out=(b * X, None, b)), None),
+    ):
+        if message is None:
+            call()
+        else:
+            with pytest.raises(ValueError, match=message):
+                call()
+    Y = np.ones((4, 4))
+    with pytest.raises(ValueError, match="dX must not share memory with dW"):
+        functional.dense_backward(X, X, W, X, out=(Y, Y, None))
 
 
 def test_empty_shapes() -> None:
@@ -180,6 +229,17 @@ def test_results_come_in_the_namespace_of_x() -> None:
         (lambda X, W: functional.dense_backward(X, X, W, X), ValueError, "dA has shape"),
         (lambda X, W: functional.dense_backward(X @ W, X, W, X @ W, "gelu"), ValueError, "pass Z"),
         (lambda X, W: functional.dense_backward(X @ W, X, W, X @ W, need=("Q",)), ValueError, "'Q'"),
+        (lambda X, W: functional.dense_backward(X @ W, X, W, X @ W, out=W), ValueError, r"tuple \(dX, dW, db\)"),
+        (
+            lambda X, W: functional.dense_backward(X @ W, X, W, X @ W, need=("W",), out=(X, None, None)),
+            ValueError,
+            "out has dX, but need",
+        ),
+        (
+            lambda X, W: functional.dense_backward(X @ W, X, W, X @ W, out=(None, W.T, None)),
+            ValueError,
+            "dW must be a writable float64 array of shape",
+        ),
         (lambda X, W: layers.Dense(0, 3), ValueError, "in_features=0"),
         (lambda X, W: layers.Dense(3, 3).backward(X), RuntimeError, "needs a forward"),
     ],

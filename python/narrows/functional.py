@@ -1,27 +1,30 @@
 """Single fused layers, for libraries that bring their own model.
 
-Promises: no copy of an operand that is already float32 or float64, whatever its strides; results in the namespace of X;
-the same bits for any number of threads on the native backend.
-Never: keeps state between calls; changes an input.
+Promises: no copy of an operand that is already float32 or float64, whatever its strides (dA, A and Z with contiguous
+rows); results in the namespace of X; the same bits for any number of threads on the native backend.
+Never: keeps an operand or a result; changes an input.
 """
 
 from __future__ import annotations
 
 import sys
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .backends import layer_backend, thread_count
+from .backends import layer_backend, thread_count, usable_cpus
 from .plan import ACTIVATIONS, Activation
 
 __all__ = ["DenseGrads", "dense", "dense_backward"]
 
-SMALL = 1 << 16
-"""Multiply-adds below which a layer runs on one thread, so that it need not be found out how many there are."""
+SERIAL = 1 << 19
+"""Multiply-adds up to which one thread is as fast as two: about the time that it takes to wake the second one."""
 
 _FLOAT32, _FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
+_ELEMENTWISE = {name: act for name, act in ACTIVATIONS.items() if act is not Activation.SOFTMAX}
+_FROM_Z = frozenset(name for name, act in _ELEMENTWISE.items() if act.needs_preactivation)
 _GRADIENTS = ("X", "W", "b")
 
 
@@ -31,6 +34,9 @@ class DenseGrads(NamedTuple):
     dX: Any
     dW: Any
     db: Any
+
+
+_NEW = DenseGrads(None, None, None)
 
 
 def dense(
@@ -55,7 +61,7 @@ def dense(
     activation : str
         An elementwise activation, see :data:`narrows.plan.ACTIVATIONS`.
     out : ndarray, shape (n, m), optional
-        Where to write; C-contiguous rows, of the result's dtype.
+        Where to write; C-contiguous rows, of the result's dtype, in memory that no operand has a part in.
     Z : ndarray, shape (n, m), optional
         Where to write the pre-activation too, which `dense_backward` needs for gelu and silu.
     n_threads : int, optional
@@ -73,21 +79,21 @@ def dense(
     """
     act = elementwise(activation)
     x, w, dtype = _operands(X, W)
-    shape = (x.shape[0], w.shape[1])
-    if x.shape[1] != w.shape[0]:
-        raise ValueError(f"X has {x.shape[1]} columns but W has {w.shape[0]} rows")
+    (n, inner), (k, m) = x.shape, w.shape
+    if inner != k:
+        raise ValueError(f"X has {inner} columns but W has {k} rows")
     bias = None
     if b is not None:
         bias = b if _ready(b) and b.dtype is dtype and b.ndim == 1 else _cast(_operand(b, "b", ndim=1), dtype)
         if not bias.flags.c_contiguous:
             bias = bias.copy()
-        if len(bias) != shape[1]:
-            raise ValueError(f"b has {len(bias)} elements but W has {shape[1]} columns")
-    result = np.empty(shape, dtype) if out is None else _output(out, shape, dtype, "out")
+        if len(bias) != m:
+            raise ValueError(f"b has {len(bias)} elements but W has {m} columns")
+    _expect(n * m * dtype.itemsize)
+    result = np.empty((n, m), dtype) if out is None else _output(out, (n, m), dtype, "out")
     if Z is not None:
-        _output(Z, shape, dtype, "Z")
-    threads = _threads(n_threads, shape[0] * shape[1] * w.shape[0])
-    layer_backend().dense_layer(x, w, bias, act, result, Z, threads)
+        _output(Z, (n, m), dtype, "Z")
+    layer_backend().dense_layer(x, w, bias, act, result, Z, _threads(n_threads, n * k * m))
     if out is not None:
         return out
     return result if x is X else _like(X, result)
@@ -101,7 +107,8 @@ def dense_backward(
     activation: str = "linear",
     *,
     Z: Any = None,
-    need: tuple[str, ...] = ("X", "W", "b"),
+    need: tuple[str, ...] = _GRADIENTS,
+    out: tuple[Any, Any, Any] | None = None,
     n_threads: int | None = None,
 ) -> DenseGrads:
     """Gradients of :func:`dense`.
@@ -121,59 +128,88 @@ def dense_backward(
         The pre-activation; needed for gelu and silu, whose derivative cannot be told from A.
     need : tuple of {"X", "W", "b"}
         Which gradients to compute.
+    out : DenseGrads or tuple (dX, dW, db), optional
+        Where to write; None in it for what is not needed or is to be a new array. As `out` of :func:`dense`.
     n_threads : int, optional
 
     Returns
     -------
     DenseGrads
-        ``(dX, dW, db)``, None where not needed; dX is dense, in X's namespace.
+        ``(dX, dW, db)``, None where not needed; dX is dense; those of `out` if given, else in X's namespace.
+
+    Raises
+    ------
+    ValueError
+        Shapes that do not fit, an unknown activation, a missing Z, or an `out` that does not fit.
     """
     act = elementwise(activation)
-    for name in need:
-        if name not in _GRADIENTS:
-            raise ValueError(f"need={need!r}: {name!r} is not one of 'X', 'W', 'b'")
-    if act.needs_preactivation and Z is None:
+    if need is not _GRADIENTS:
+        for name in need:
+            if name not in _GRADIENTS:
+                raise ValueError(f"need={need!r}: {name!r} is not one of 'X', 'W', 'b'")
+    from_z = activation in _FROM_Z
+    if from_z and Z is None:
         raise ValueError(f"activation={activation!r} needs the pre-activation: pass Z, as written by dense(..., Z=Z)")
     x, w, dtype = _operands(X, W)
-    shape = (x.shape[0], w.shape[1])
-    saved_name, saved = ("Z", Z) if act.needs_preactivation else ("A", A)
+    (n, inner), (k, m) = x.shape, w.shape
+    if inner != k:
+        raise ValueError(f"X has {inner} columns but W has {k} rows")
+    saved_name, saved = ("Z", Z) if from_z else ("A", A)
     d, s = _same(dA, "dA", dtype), _same(saved, saved_name, dtype)
-    for array, name in ((d, "dA"), (s, saved_name)):
-        if array.shape != shape:
-            raise ValueError(f"{name} has shape {array.shape}, expected {shape} from X and W")
-    backend, threads = layer_backend(), _threads(n_threads, shape[0] * shape[1] * w.shape[0])
-    dZ: NDArray[Any] = np.empty(shape, dtype)
-    backend.slope_layer(d, s, act, dZ, threads)
-    dX: Any = None
-    dW: Any = None
-    db: Any = None
-    if "X" in need:
-        dX = np.empty((shape[0], w.shape[0]), dtype)
-        backend.dense_layer(dZ, w.T, None, Activation.LINEAR, dX, None, threads)
-    if "W" in need:
-        if hasattr(x, "indptr"):
-            dW = x.T @ dZ
-        else:
-            dW = np.empty(w.shape, dtype)
-            backend.dense_layer(x.T, dZ, None, Activation.LINEAR, dW, None, threads)
-    if "b" in need:
-        db = np.empty(shape[1], dtype)
-        backend.colsum_layer(dZ, db, threads)
+    if d.shape != (n, m) or s.shape != (n, m):
+        name, shape = ("dA", d.shape) if d.shape != (n, m) else (saved_name, s.shape)
+        raise ValueError(f"{name} has shape {shape}, expected {(n, m)} from X and W")
+    given = _NEW if out is None else _outputs(out, need, ((n, k), (k, m), (m,)), dtype)
+    _expect((n * k + k * m) * dtype.itemsize)
+    dX, dW, db = given
+    if dX is None and "X" in need:
+        dX = np.empty((n, k), dtype)
+    if dW is None and "W" in need:
+        dW = np.empty((k, m), dtype)
+    if db is None and "b" in need:
+        db = np.empty(m, dtype)
+    layer_backend().dense_backward_layer(d, x, w, s, act, dX, dW, db, _threads(n_threads, 2 * n * k * m))
     if x is X:
         return DenseGrads(dX, dW, db)
-    return DenseGrads(*(None if g is None else _like(X, g) for g in (dX, dW, db)))
+    return DenseGrads(*(r if r is g else _like(X, r) for r, g in zip((dX, dW, db), given, strict=True)))
+
+
+_most = 0
+"""Bytes of the largest results of one call so far."""
+
+
+def _expect(size: int) -> None:
+    """Have malloc keep the memory of a few results of so many bytes between one use and the next.
+
+    glibc hands memory at the end of the heap back to the system as soon as there is more of it than twice the largest
+    block ever freed (up to 32 MiB, see mallopt(3), M_MMAP_THRESHOLD). Results that are freed together are more than
+    that, and every call would take them anew, page by page, which costs as much as the products of a layer.
+    """
+    global _most
+    if size > _most:
+        _most = size
+        np.empty(min(8 * size, 31 << 20), np.uint8)
 
 
 def _threads(n_threads: int | None, work: int) -> int:
-    return 1 if n_threads is None and work < SMALL else thread_count(n_threads)
+    """At most `n_threads`; one where two would not be faster."""
+    if n_threads is None:
+        return 1 if work <= SERIAL else _default_threads(usable_cpus()[0])
+    threads = thread_count(n_threads)
+    return 1 if work <= SERIAL else threads
+
+
+@cache
+def _default_threads(usable: int) -> int:
+    """`thread_count` where so many CPUs are usable: to read the environment again takes as long as a small layer."""
+    return thread_count()
 
 
 def elementwise(name: str) -> Activation:
     """The activation called `name`, or a ValueError with the choices; softmax couples a row and is none."""
-    act = ACTIVATIONS.get(name)
-    if act is None or act is Activation.SOFTMAX:
-        choices = ", ".join(n for n, a in ACTIVATIONS.items() if a is not Activation.SOFTMAX)
-        raise ValueError(f"activation={name!r} is not an elementwise activation; choose from {choices}")
+    act = _ELEMENTWISE.get(name)
+    if act is None:
+        raise ValueError(f"activation={name!r} is not an elementwise activation; choose from {', '.join(_ELEMENTWISE)}")
     return act
 
 
@@ -229,17 +265,29 @@ def _cast(array: Any, dtype: np.dtype[Any]) -> Any:
     return array
 
 
-def _output(array: Any, shape: tuple[int, int], dtype: np.dtype[Any], name: str) -> NDArray[Any]:
+def _output(array: Any, shape: tuple[int, ...], dtype: np.dtype[Any], name: str) -> NDArray[Any]:
     if (
         not isinstance(array, np.ndarray)
         or array.shape != shape
         or array.dtype != dtype
         or not array.flags.writeable
-        or (shape[1] > 1 and array.strides[1] != dtype.itemsize)
+        or (shape[-1] > 1 and array.strides[-1] != dtype.itemsize)
     ):
         found = f"{array.dtype} of shape {array.shape}" if isinstance(array, np.ndarray) else type(array).__name__
         raise ValueError(f"{name} must be a writable {dtype} array of shape {shape} with contiguous rows, got {found}")
     return array
+
+
+def _outputs(out: Any, need: tuple[str, ...], shapes: Any, dtype: np.dtype[Any]) -> DenseGrads:
+    """The gradients that the caller has a place for."""
+    if not isinstance(out, tuple) or len(out) != 3:
+        raise ValueError("out must be a tuple (dX, dW, db), with None for what is not given")
+    for name, array, shape in zip(_GRADIENTS, out, shapes, strict=True):
+        if array is not None:
+            if name not in need:
+                raise ValueError(f"out has d{name}, but need={need!r} does not name {name!r}")
+            _output(array, shape, dtype, f"d{name}")
+    return DenseGrads(*out)
 
 
 def _like(X: Any, result: NDArray[Any]) -> Any:

@@ -173,7 +173,7 @@ def resolve(name: str = "auto") -> str:
 
 @cache
 def layer_backend() -> Any:
-    """The module whose `dense_layer`, `slope_layer` and `colsum_layer` serve `narrows.functional`; chosen once."""
+    """The module whose `dense_layer` and `dense_backward_layer` serve `narrows.functional`; chosen once."""
     return _module(resolve())
 
 

@@ -204,14 +204,18 @@ def dense_layer(X: Any, W: Any, b: Any, activation: int, out: Any, Z: Any, n_thr
         _native().dense(X, W, b, activation, out, Z, n_threads)
 
 
-def slope_layer(dA: Any, saved: Any, activation: int, out: Any, n_threads: int) -> None:
-    """out = dA * activation'(saved)."""
-    _native().slope(np.ascontiguousarray(dA), np.ascontiguousarray(saved), activation, out, n_threads)
-
-
-def colsum_layer(dZ: Any, out: Any, n_threads: int) -> None:
-    """out = column sums of dZ."""
-    _native().colsum(dZ, out, n_threads)
+def dense_backward_layer(
+    dA: Any, X: Any, W: Any, saved: Any, activation: int, dX: Any, dW: Any, db: Any, n_threads: int
+) -> None:
+    """Gradients of `dense_layer` into those of dX, dW and db that are not None; `saved` is what the activation's
+    derivative follows from.
+    """
+    if hasattr(X, "indptr") and dW is not None:
+        dZ = np.empty(dA.shape, dA.dtype)
+        _native().dense_backward(dA, None, W, saved, activation, dX, None, db, dZ, n_threads)
+        dW[...] = X.T @ dZ
+    else:
+        _native().dense_backward(dA, X if dW is not None else None, W, saved, activation, dX, dW, db, None, n_threads)
 
 
 def _index_pair(data: Any) -> tuple[NDArray[Any], NDArray[Any]]:

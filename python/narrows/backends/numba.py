@@ -22,17 +22,16 @@ from threadpoolctl import ThreadpoolController
 
 from ..plan import CELL_ROWS, GRAIN, LANES, LEARN, Activation, Corruption, Loss, Mode, OpCode, Plan, Precision, Region
 from . import Hyper, Probe, State, numba_kernels, reference
-from .reference import Array, ReferenceProgram, Run, colsum_layer, dense_layer, slope_layer
+from .reference import Array, ReferenceProgram, Run, dense_backward_layer, dense_layer
 
 __all__ = [
     "OVERRIDES",
     "NumbaProgram",
-    "colsum_layer",
     "compile",
+    "dense_backward_layer",
     "dense_layer",
     "own_ops",
     "probe",
-    "slope_layer",
 ]
 
 

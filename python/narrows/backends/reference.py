@@ -541,19 +541,34 @@ class ReferenceProgram:
 # --- single layers: the protocol of `narrows.functional` (see backends/cpp.py), in the operands' precision ----------
 
 
+def _check_apart(results: dict[str, Any], operands: dict[str, Any]) -> None:
+    """A result is written while operands are still read."""
+    given = [(name, array) for name, array in (results | operands).items() if isinstance(array, np.ndarray)]
+    for i, (name, array) in enumerate(given):
+        for other_name, other in given[i + 1 :]:
+            if name in results and np.shares_memory(array, other):
+                raise ValueError(f"{name} must not share memory with {other_name}")
+
+
 def dense_layer(X: Any, W: Any, b: Any, activation: int, out: Any, Z: Any, n_threads: int) -> None:
+    _check_apart({"out": out, "Z": Z}, {"X": X, "W": W, "b": b})
     z = X @ W if b is None else X @ W + b
     if Z is not None:
         Z[...] = z
     out[...] = ACTIVATE[Activation(activation)](z)
 
 
-def slope_layer(dA: Any, saved: Any, activation: int, out: Any, n_threads: int) -> None:
-    np.multiply(dA, DERIVATIVE[Activation(activation)](saved), out=out)
-
-
-def colsum_layer(dZ: Any, out: Any, n_threads: int) -> None:
-    np.sum(dZ, axis=0, out=out)
+def dense_backward_layer(
+    dA: Any, X: Any, W: Any, saved: Any, activation: int, dX: Any, dW: Any, db: Any, n_threads: int
+) -> None:
+    _check_apart({"dX": dX, "dW": dW, "db": db}, {"dA": dA, "X": X, "W": W, "A": saved})
+    dZ = dA * DERIVATIVE[Activation(activation)](saved)
+    if dX is not None:
+        dX[...] = dZ @ W.T
+    if dW is not None:
+        dW[...] = X.T @ dZ
+    if db is not None:
+        np.sum(dZ, axis=0, out=db)
 
 
 def own_ops() -> frozenset[OpCode]:

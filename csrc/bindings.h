@@ -1,0 +1,40 @@
+// What the parts of the Python module share.
+
+#pragma once
+
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+
+#include <string>
+
+#include "cpu/isa.h"
+
+namespace narrows {
+
+namespace py = pybind11;
+
+// NARROWS_ISA is read once; while it names nothing usable, every use is an error.
+const Isa& chosen_isa();
+
+// Whether the elements of `a` are T, in native byte order. (To compare whole dtypes takes as long as a small layer.)
+template <class T>
+bool holds(const py::array& a) {
+  constexpr char swapped = __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__ ? '>' : '<';
+  const py::dtype type = a.dtype();
+  return type.num() == py::dtype::num_of<T>() && type.byteorder() != swapped;
+}
+
+// A function of an array of float or double, from one for each.
+template <class Result, class... Rest>
+auto by_dtype(Result (*f32)(const py::array&, Rest...), Result (*f64)(const py::array&, Rest...)) {
+  return [=](const py::array& first, Rest... rest) -> Result {
+    if (holds<float>(first)) return f32(first, rest...);
+    if (holds<double>(first)) return f64(first, rest...);
+    throw py::type_error("expected float32 or float64, got " + std::string(py::str(first.dtype())));
+  };
+}
+
+// Adds the functions of single layers.
+void bind_layers(py::module_& m);
+
+}  // namespace narrows
