@@ -16,12 +16,11 @@ namespace py = pybind11;
 // NARROWS_ISA is read once; while it names nothing usable, every use is an error.
 const Isa& chosen_isa();
 
-// Whether the elements of `a` are T, in native byte order. (To compare whole dtypes takes as long as a small layer.)
+// Whether the elements of `a` are T, in native byte order. (A comparison of dtypes takes as long as a small layer.)
 template <class T>
 bool holds(const py::array& a) {
-  constexpr char swapped = __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__ ? '>' : '<';
-  const py::dtype type = a.dtype();
-  return type.num() == py::dtype::num_of<T>() && type.byteorder() != swapped;
+  const py::dtype type = a.dtype(), wanted = py::dtype::of<T>();
+  return type.is(wanted) || (type.itemsize() == sizeof(T) && type.equal(wanted));
 }
 
 // A function of an array of float or double, from one for each.

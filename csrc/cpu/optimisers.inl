@@ -99,14 +99,25 @@ void update(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
 // A weight's gradient, its decay and its update, tile by tile: no gradient array.
 template <template <class> class Rule, class T>
 void wgrad_update(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
-  const Matrix<T>&before = args.slots[2], &W = args.slots[3], &penalty = args.slots[6];
-  const Matrix<T>&m = args.slots[4], &v = args.slots[args.slots[5].data ? 5 : 4];
+  Matrix<T> before = args.slots[2], W = args.slots[3], penalty = args.slots[6];
+  Matrix<T> m = args.slots[4], v = args.slots[args.slots[5].data ? 5 : 4];
   const Rule<T> rule(args.floats, ctx);
   const Decay<T> decay(args.floats[3], args.floats[4], ctx);
   const T keep = T(1 - ctx.learning_rate * args.floats[5]);
+  Matrix<const T> x = transposed(view(args, ctx, 0));
+  T* scratch = ctx.scratch + tid * ctx.scratch_stride;
+  if (NR<T> < LANES && penalty.data) {
+    // Tiles are narrower than the cells of penalties, so a thread takes whole rows of both.
+    const Range cells((W.rows + CELL_ROWS - 1) / CELL_ROWS, tid, nt);
+    const index_t first = cells.begin * CELL_ROWS, end = cells.end * CELL_ROWS;
+    x.data = x.row(first), x.rows = (end < W.rows ? end : W.rows) - first;
+    for (Matrix<T>* a : {&before, &W, &m, &v})
+      if (a->data) a->data = a->row(first);
+    penalty.data = penalty.row(cells.begin);
+    tid = 0, nt = 1;
+  }
   product(
-      ctx.bfloat16, transposed(view(args, ctx, 0)), view(args, ctx, 1), Matrix<T>{},
-      ctx.scratch + tid * ctx.scratch_stride,
+      ctx.bfloat16, x, view(args, ctx, 1), Matrix<T>{}, scratch,
       [&](const Tile& t, const T* tile) {
         if (penalty.data) decay.tile(W, t, penalty);
         for_vectors(t, tile, [&](index_t i, index_t j, vec<T> g, index_t n) {

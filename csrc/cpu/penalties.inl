@@ -53,7 +53,8 @@ struct Decay {
 
   Decay(double l2, double l1, const Context<T>& ctx) : l2(T(l2 / double(ctx.m))), l1(T(l1 / double(ctx.m))) {}
   vec<T> gradient(vec<T> w) const { return l2 * w + l1 * sign_(w); }
-  // Leaves the penalties of a tile of W in their cells.
+  // Leaves the penalties of a tile of W in their cells. A tile that is narrower than a cell adds to what the tiles left
+  // of it have left there.
   void tile(const Matrix<T>& W, const Tile& t, const Matrix<T>& penalty) const {
     for (index_t j = 0; j < t.cols; j += LANES) {
       LaneSum<T> sum;
@@ -62,7 +63,8 @@ struct Decay {
           const vec<T> w = load_n(W.row(t.row + i) + t.col + j + l, t.cols - j - l);
           sum.add(l, T(0.5) * l2 * w * w + l1 * abs_(w));
         }
-      penalty.row(t.row / CELL_ROWS)[(t.col + j) / LANES] = T(sum.total());
+      T& cell = penalty.row(t.row / CELL_ROWS)[(t.col + j) / LANES];
+      cell = T(sum.total((t.col + j) % LANES ? double(cell) : 0));
     }
   }
 };

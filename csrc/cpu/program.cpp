@@ -1,6 +1,7 @@
 #include "program.h"
 
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include <chrono>
 #include <cmath>
@@ -339,16 +340,23 @@ class TypedProgram final : public Program {
 
 }  // namespace
 
-Arena::Arena(size_t bytes) : bytes_((bytes + 4095) / 4096 * 4096) {
-  if (bytes_ == 0) bytes_ = 4096;
-  data_ = mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+Arena::Arena(size_t bytes) {
+  const size_t page = size_t(sysconf(_SC_PAGESIZE));
+  bytes_ = (bytes + page - 1) / page * page;
+  if (bytes_ == 0) bytes_ = page;
+  mapped_ = bytes_ + page;
+  data_ = mmap(nullptr, mapped_, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (data_ == MAP_FAILED) throw std::bad_alloc();
+  if (mprotect(data_, bytes_, PROT_READ | PROT_WRITE) != 0) {
+    munmap(data_, mapped_);
+    throw std::bad_alloc();
+  }
 #ifdef MADV_HUGEPAGE
   if (bytes_ >= HUGE_PAGE) madvise(data_, bytes_, MADV_HUGEPAGE);
 #endif
 }
 
-Arena::~Arena() { munmap(data_, bytes_); }
+Arena::~Arena() { munmap(data_, mapped_); }
 
 std::unique_ptr<Program> Program::compile(PlanDesc plan, const Isa& isa, int precision, int n_threads, int simulate) {
   validate(plan);

@@ -16,7 +16,8 @@
 
 namespace narrows {
 
-// Zeroed memory aligned to a page (huge pages where the system grants them). Throws std::bad_alloc.
+// Zeroed memory aligned to a page (huge pages where the system grants them), before a page that may not be touched.
+// Throws std::bad_alloc.
 class Arena {
  public:
   explicit Arena(size_t bytes);
@@ -28,7 +29,7 @@ class Arena {
 
  private:
   void* data_ = nullptr;
-  size_t bytes_ = 0;
+  size_t bytes_ = 0, mapped_ = 0;
 };
 
 struct Hyper {

@@ -157,8 +157,7 @@ struct LaneSum {
   static constexpr int N = LANES / WIDTH<T>;
   vec<T> lane[N] = {};
   void add(index_t j, vec<T> v) { lane[(j / WIDTH<T>) % N] += v; }
-  double total() const {
-    double sum = 0;
+  double total(double sum = 0) const {
     for (int i = 0; i < N; ++i)
       for (int j = 0; j < WIDTH<T>; ++j) sum += double(lane[i][j]);
     return sum;

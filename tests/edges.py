@@ -1,0 +1,354 @@
+"""Sweeps over the sizes at which kernels change their path, with every operand against a guarded page.
+
+Usage: ``python edges.py SWEEP STRIDE OFFSET ROUND LOG``: every STRIDE-th case from the OFFSET-th on, with the
+instruction set of ``NARROWS_ISA``; a round has layouts and data of its own. `test_edges.py` runs it in processes of
+their own, because what reads past an array ends the process; LOG then holds the case.
+
+Promises: a case is told by its number and round alone. Integers and powers of two keep sums exact, so that linear
+layers are compared bit by bit and the others to the accuracy of their activation.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+import mmap
+import os
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+
+from cases import Case, network
+from guards import LAYOUTS, OUTPUTS, POISON, VECTORS, Array, Guarded
+from narrows import _core, functional
+from narrows.backends import Hyper
+from narrows.backends.cpp import _APPLY, _LATENT, _TARGET, _X, CppProgram
+from narrows.backends.reference import ACTIVATE, DERIVATIVE, ReferenceProgram
+from narrows.plan import Activation, Corruption, Loss, Mode, NetworkSpec, Precision, Region, Solver
+from test_backends import tolerance
+
+MR, PACK_DEPTH = 6, 512
+ROWS = (1, MR - 1, MR, MR + 1, 2 * MR + 1)
+COLUMNS = (1, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129)
+INNER = (1, 2, 15, 16, 17, PACK_DEPTH - 1, PACK_DEPTH, PACK_DEPTH + 1)
+ACTIVATIONS = tuple(a for a in Activation if a is not Activation.SOFTMAX)
+EXACT = (Activation.LINEAR, Activation.RELU)
+"""Activations that round nothing."""
+ACCURACY = {np.dtype(np.float32): 1e-5, np.dtype(np.float64): 1e-11}
+"""Far above what activations are held to elsewhere, far below a misplaced element."""
+
+_memory = [Guarded(6 << 20) for _ in range(12)]
+
+
+class Room:
+    """Places arrays, each in guarded memory of its own, and checks them all."""
+
+    def __init__(self, rng: np.random.Generator) -> None:
+        self.rng = rng
+        self.used: list[tuple[Guarded, bool]] = []
+
+    def place(self, values: Any, layouts: Any = None, *, written: bool = False, shift: int = 0) -> Array:
+        """A copy of `values` in one of the layouts, C order by default."""
+        guarded = _memory[len(self.used)]
+        self.used.append((guarded, written))
+        strides = layouts[self.rng.choice(list(layouts))](*np.shape(values)) if layouts else None
+        return guarded.place(values, strides, at_end=bool(self.rng.random() < 0.7), shift=shift)
+
+    def operand(self, values: Any) -> Array:
+        """In any layout; now and then where no element is aligned."""
+        return self.place(values, LAYOUTS if np.ndim(values) == 2 else VECTORS, shift=int(self.rng.random() < 0.1))
+
+    def output(self, shape: tuple[int, ...], dtype: Any) -> Array:
+        return self.place(np.full(shape, np.nan, dtype), OUTPUTS if len(shape) == 2 else None, written=True)
+
+    def check(self) -> None:
+        for guarded, written in self.used:
+            guarded.check(written=written)
+
+
+def csr(room: Room, values: Array) -> Any:
+    matrix = sp.csr_array(values)
+    index = room.rng.choice([np.int32, np.int64])
+    # Set one by one, because the constructor copies.
+    matrix.indptr, matrix.indices = room.place(matrix.indptr.astype(index)), room.place(matrix.indices.astype(index))
+    matrix.data = room.place(matrix.data)
+    return matrix
+
+
+def plain(data: Any) -> Any:
+    """The same numbers in memory of their own."""
+    return None if data is None else data.toarray() if hasattr(data, "indptr") else np.array(data)
+
+
+def close(found: Array, expected: Array, activation: Activation, magnitude: Array) -> None:
+    if activation in EXACT:
+        np.testing.assert_array_equal(found, expected)
+    else:
+        error = np.abs(found - expected) / (magnitude + 1)
+        assert error.max() <= ACCURACY[found.dtype], f"{error.max():.3g} off"
+
+
+# --- single layers --------------------------------------------------------------------------------------------------
+
+
+def layer_cases() -> Iterator[tuple[int, int, int, Any]]:
+    yield from itertools.product(ROWS, INNER, COLUMNS, (np.float32, np.float64))
+
+
+def run_layer(rng: np.random.Generator, n: int, k: int, m: int, dtype: Any) -> None:
+    """dense and dense_backward of one shape."""
+    number = int(rng.integers(60))
+    activation = ACTIVATIONS[number % len(ACTIVATIONS)] if number % 3 else EXACT[number % 2]
+    name, threads = activation.name.lower(), int(rng.choice([1, 1, 2, 3]))
+    room = Room(rng)
+    values = rng.integers(-3, 4, (n, k)).astype(dtype)
+    X = csr(room, values) if rng.random() < 0.1 else room.operand(values)
+    W = room.operand(rng.integers(-2, 3, (k, m)).astype(dtype) / 64)
+    b = room.operand(rng.integers(-3, 4, m).astype(dtype) / 64)
+    x, w, bias = (plain(a).astype(np.float64) for a in (X, W, b))
+    out, Z = room.output((n, m), dtype), room.output((n, m), dtype)
+    z = x @ w + bias
+    functional.dense(X, W, b, name, out=out, Z=Z, n_threads=threads)
+    room.check()
+    np.testing.assert_array_equal(Z, z)
+    expected = ACTIVATE[activation](z)
+    close(out, expected, activation, np.abs(expected))
+
+    x, w, a, z = (plain(array) for array in (X, W, out, Z))  # before their memory is used again
+    room = Room(rng)
+    X = csr(room, x) if rng.random() < 0.1 else room.operand(x)
+    W, A, Z = room.operand(w), room.operand(a), room.operand(z)
+    dA = room.operand(rng.integers(-3, 4, (n, m)).astype(dtype) / 4)
+    saved = Z if activation.needs_preactivation else A
+    x, w, s, d = (plain(a).astype(np.float64) for a in (X, W, saved, dA))
+    shapes = {"X": (n, k), "W": (k, m), "b": (m,)}
+    need = tuple(which for which in shapes if rng.random() < 0.8)
+    places = [room.output(shape, dtype) if which in need else None for which, shape in shapes.items()]
+    if not hasattr(X, "indptr") and all(a.flags.aligned for a in (X, W, saved, dA)) and rng.random() < 0.2:
+        # What lies in the thread's own memory otherwise, against a guarded page, too.
+        dZ = room.output((n, m), dtype)
+        _core.dense_backward(dA, X, W, saved, activation, *places, dZ, threads)
+    else:
+        functional.dense_backward(dA, X, W, A, name, Z=Z, need=need, out=tuple(places), n_threads=threads)
+    room.check()
+    dZ = d * DERIVATIVE[activation](s)
+    for found, expected, magnitude in zip(
+        places,
+        (dZ @ w.T, x.T @ dZ, dZ.sum(axis=0)),
+        (np.abs(dZ) @ np.abs(w.T), np.abs(x.T) @ np.abs(dZ), np.abs(dZ).sum(axis=0)),
+        strict=True,
+    ):
+        if found is not None:
+            close(found, expected, activation, magnitude)
+
+
+# --- programs -------------------------------------------------------------------------------------------------------
+
+FEATURES = (1, 2, 15, 16, 17, 33, 63, 64, 65, 127, 129, PACK_DEPTH - 1, PACK_DEPTH, PACK_DEPTH + 1)
+HIDDEN = (1, 5, 6, 7, 16, 17, 31, 64, 65, PACK_DEPTH - 1, PACK_DEPTH + 1)
+BATCHES = (1, 5, 6, 7, 13, 24, 25, 64, 65)
+SMOOTH = (Activation.LINEAR, Activation.GELU, Activation.SILU, Activation.SIGMOID, Activation.TANH, Activation.SOFTPLUS)
+LINKS = (
+    (Loss.MSE, Activation.LINEAR),
+    (Loss.HUBER, Activation.SOFTPLUS),
+    (Loss.BCE, Activation.SIGMOID),
+    (Loss.BCE, Activation.SOFTMAX),
+    (Loss.MULTINOMIAL, Activation.SOFTMAX),
+)
+SEED, STEP = 2**63 + 5, 3
+
+
+def program_cases() -> Iterator[tuple[int, int, int, Precision]]:
+    yield from itertools.product(FEATURES, HIDDEN, BATCHES, Precision)
+
+
+def random_spec(rng: np.random.Generator, k: int, n: int) -> NetworkSpec:
+    def sometimes(value: Any, otherwise: Any, probability: float = 0.3) -> Any:
+        return value if rng.random() < probability else otherwise
+
+    loss, output = LINKS[rng.integers(len(LINKS))]
+    sizes = (k, n, k) if rng.random() < 0.5 else (k, n, 3, n, k)
+    kl = rng.random() < 0.2
+    return network(
+        sizes,
+        ACTIVATIONS[rng.integers(len(ACTIVATIONS) - 1)],  # exp of exp leaves the range
+        Activation.SIGMOID if kl else SMOOTH[rng.integers(len(SMOOTH))],
+        output,
+        tied=bool(rng.random() < 0.3),
+        dropout=sometimes(0.2, 0.0),
+        loss=loss,
+        corruption=sometimes(list(Corruption)[rng.integers(3)], None),
+        corruption_level=0.2,
+        activity_l1=sometimes(0.1, 0.0),
+        kl_sparsity=0.1 if kl else 0.0,
+        alpha=sometimes(0.1, 0.0),
+        weight_l1=sometimes(0.1, 0.0),
+        solver=list(Solver)[rng.integers(len(Solver))],
+        clip_norm=sometimes(1.0, None),
+        weighted=bool(rng.random() < 0.3),
+        separate_target=bool(rng.random() < 0.3),
+    )
+
+
+def work_of(program: CppProgram) -> Array:
+    """What holds nothing between two calls: the batch, and the gradients but for their padding."""
+    plan = program.plan
+    return program.arena()[(2 + plan.n_moments) * plan.parameter_size :]
+
+
+def poison(program: CppProgram) -> None:
+    work_of(program)[:] = np.nan
+    for i, slot in enumerate(program.plan.slots):
+        if slot.region is Region.GRADIENT:
+            program._slot(program._program, i)[...] = np.nan
+
+
+def source(room: Room, values: Array) -> Any:
+    """The same numbers as a matrix of either dtype in any layout, or as CSR."""
+    kind = room.rng.choice(["dense", "other dtype", "csr"])
+    if kind == "csr":
+        return csr(room, values)
+    if kind == "other dtype":
+        values = values.astype(np.float64 if values.dtype == np.float32 else np.float32)
+    return room.operand(values)
+
+
+def run_program(rng: np.random.Generator, k: int, n: int, m: int, precision: Precision) -> None:
+    """A random network on guarded data in odd layouts, with garbage in its memory, has the bits of one on plain data;
+    and those are near the reference's where a rounding cannot lead it elsewhere.
+    """
+    case = Case(f"edge-{rng.integers(2**32)}", random_spec(rng, k, n), batch=m, rows=m + 3)
+    spec, plan, dtype = case.spec, case.plan, precision.dtype
+    program = CppProgram(plan, precision, int(rng.choice([1, 2, 3])), int(rng.choice([0, 0, 3])))
+    other = CppProgram(plan, precision, 1)
+    arena = program.arena()
+    tail = np.frombuffer(
+        (ctypes.c_uint8 * (-arena.nbytes % mmap.PAGESIZE)).from_address(arena.ctypes.data + arena.nbytes), np.uint8
+    )
+    tail[:] = POISON
+    for p in (program, other):
+        p.load(case.state(dtype))
+
+    room = Room(rng)
+    data = case.data(dtype)
+    X = source(room, data.X * (rng.random(data.X.shape) < 0.7))
+    target = None if data.target is None else source(room, data.target)
+    weight = None if data.weight is None else room.operand(data.weight)
+    program.bind(X, target, weight)
+    other.bind(plain(X), plain(target), plain(weight))
+
+    poison(program)
+    rows = room.place(rng.permutation(m + 3)[:m])
+    terms, gradient = program.gradient(rows, SEED, STEP)
+    expected_terms, expected = other.gradient(np.array(rows), SEED, STEP)
+    same({"terms": terms} | gradient, {"terms": expected_terms} | expected)
+    reference = None
+    if comparable(spec):
+        reference = ReferenceProgram(plan, bfloat16=precision is Precision.BFLOAT16)
+        reference.load(case.state())
+        reference.bind(*(None if a is None else plain(a).astype(np.float64) for a in (X, target, weight)))
+        expected_terms, expected = reference.gradient(np.array(rows), SEED, STEP)
+        near({"terms": terms}, {"terms": expected_terms}, case, precision)
+        near(gradient, expected, case, precision)
+
+    poison(program)
+    rows = room.place(rng.integers(0, m + 3, m + 1))
+    rates = room.place(np.array([1e-4, 1e-5]))
+    terms = program.train(rows, Hyper(SEED, STEP, rates))
+    expected_terms = other.train(np.array(rows), Hyper(SEED, STEP, np.array(rates)))
+    same({"terms": terms} | program.state(), {"terms": expected_terms} | other.state())
+    if reference is not None:
+        expected_terms = reference.train(np.array(rows), Hyper(SEED, STEP, np.array(rates)))
+        for i in range(len(plan.terms)):  # each apart, since one may be far larger
+            near({"": terms[:1, i]}, {"": expected_terms[:1, i]}, case, precision)
+    room.check()
+
+    for mode in (Mode.ENCODE, Mode.RECONSTRUCT, Mode.SCORE, Mode.DECODE):
+        room = Room(rng)
+        X = source(room, rng.random((m + 3, spec.n_components)).astype(dtype) if mode is Mode.DECODE else data.X)
+        result = plan.outputs[mode]
+        out = room.place(np.full((m + 3, plan.slots[result].cols), np.nan, dtype), written=True)
+        poison(program)
+        program._bind(_APPLY, _LATENT if mode is Mode.DECODE else _X, X)
+        target = None
+        if spec.separate_target and mode is Mode.SCORE:
+            target = source(room, data.target)
+            program._bind(_APPLY, _TARGET, target)
+        program._program.apply(int(mode), result, out)
+        program._program.release(_APPLY)
+        same({mode.name: out}, {mode.name: other.apply(plain(X), mode, plain(target))})
+        room.check()
+
+    assert (tail == POISON).all(), "written behind the arena"
+    regions = arena[: (2 + plan.n_moments) * plan.parameter_size].reshape(-1, plan.parameter_size)
+    for slot in plan.parameters:
+        padding = regions[:, slot.offset : slot.offset + slot.size].reshape(-1, slot.rows, slot.ld)[:, :, slot.cols :]
+        assert not padding.any(), f"padding of {slot.name}"
+
+
+def comparable(spec: NetworkSpec) -> bool:
+    """Whether a rounding leads to no other result than a rounding: no kink, and nothing that is clipped."""
+    activations = {layer.activation for layer in spec.layers}
+    clipped = (spec.loss is Loss.BCE and Activation.SOFTMAX in activations) or (spec.kl_sparsity > 0 and spec.weighted)
+    return spec.activity_l1 == 0 and activations <= {*SMOOTH, Activation.SOFTMAX} and not clipped
+
+
+def same(found: dict[str, Array], expected: dict[str, Array]) -> None:
+    """Bit by bit, and finite."""
+    for name, value in expected.items():
+        np.testing.assert_array_equal(found[name], value, err_msg=name)
+        assert np.isfinite(value).all(), name
+
+
+def near(found: dict[str, Array], expected: dict[str, Array], case: Case, precision: Precision) -> None:
+    """Relative to all of it; bfloat16 rounds a value on the verge to either side."""
+    allowed = 0.02 if precision is Precision.BFLOAT16 else tolerance(case, precision.dtype)
+    norm = np.sqrt(sum(np.square(g).sum() for g in expected.values()))
+    for name, g in expected.items():
+        error = np.sqrt(np.square(found[name] - g).sum())
+        assert error <= allowed * norm, f"{name}: {error:.3g} off, allowed {allowed * norm:.3g}"
+
+
+def penalty_cases() -> Iterator[tuple[int, int, Any, int]]:
+    yield from itertools.product((1, 5, 13, 40), (3, 8, 15, 16, 17, 40), (np.float32, np.float64), (1, 2, 3))
+
+
+def run_penalty(rng: np.random.Generator, k: int, n: int, dtype: Any, threads: int) -> None:
+    """Where tiles are narrower than the cells in which a fused update sums the weights' penalty, a cell is of several
+    tiles.
+    """
+    case = Case("penalty", network((k, n, k), alpha=0.5, weight_l1=0.1), batch=9, rows=9)
+    term = case.plan.terms.index("weight_penalty")
+    program, reference = CppProgram(case.plan, Precision.of(dtype), threads, threads), ReferenceProgram(case.plan)
+    program.load(case.state(dtype))
+    reference.load(case.state())
+    program.bind(*case.data(dtype))
+    reference.bind(*case.data())
+    found, expected = (
+        p.train(np.arange(9), Hyper(SEED, STEP, np.array([1e-3])))[0, term] for p in (program, reference)
+    )
+    assert abs(found - expected) <= 1e-5 * expected, f"penalty {found}, expected {expected}"
+
+
+SWEEPS: dict[str, tuple[Callable[[], Iterator[tuple[Any, ...]]], Callable[..., None]]] = {
+    "layers": (layer_cases, run_layer),
+    "programs": (program_cases, run_program),
+    "penalties": (penalty_cases, run_penalty),
+}
+
+
+def main(sweep: str, stride: int, offset: int, round_: int, log: str) -> None:
+    functional.SERIAL = -1  # small layers on as many threads as asked for
+    cases, run = SWEEPS[sweep]
+    file = os.open(log, os.O_WRONLY | os.O_CREAT)
+    for number, case in enumerate(cases()):
+        if number % stride == offset % stride:
+            os.pwrite(file, f"{sweep} {number}, round {round_}: {case}".ljust(120).encode(), 0)
+            run(np.random.default_rng([number, round_]), *case)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], *map(int, sys.argv[2:5]), sys.argv[5])
