@@ -155,7 +155,7 @@ LINKS = (
     (Loss.MSE, Activation.LINEAR),
     (Loss.HUBER, Activation.SOFTPLUS),
     (Loss.BCE, Activation.SIGMOID),
-    (Loss.BCE, Activation.SOFTMAX),
+    (Loss.HUBER, Activation.SOFTMAX),
     (Loss.MULTINOMIAL, Activation.SOFTMAX),
 )
 SEED, STEP = 2**63 + 5, 3
@@ -291,9 +291,9 @@ def run_program(rng: np.random.Generator, k: int, n: int, m: int, precision: Pre
 
 def comparable(spec: NetworkSpec) -> bool:
     """Whether a rounding leads to no other result than a rounding: no kink, and nothing that is clipped."""
-    activations = {layer.activation for layer in spec.layers}
-    clipped = (spec.loss is Loss.BCE and Activation.SOFTMAX in activations) or (spec.kl_sparsity > 0 and spec.weighted)
-    return spec.activity_l1 == 0 and activations <= {*SMOOTH, Activation.SOFTMAX} and not clipped
+    smooth = {layer.activation for layer in spec.layers} <= {*SMOOTH, Activation.SOFTMAX}
+    clipped = spec.kl_sparsity > 0 and spec.weighted  # a mean activity above 1
+    return smooth and spec.activity_l1 == 0 and not clipped
 
 
 def same(found: dict[str, Array], expected: dict[str, Array]) -> None:
@@ -304,9 +304,9 @@ def same(found: dict[str, Array], expected: dict[str, Array]) -> None:
 
 
 def near(found: dict[str, Array], expected: dict[str, Array], case: Case, precision: Precision) -> None:
-    """Relative to all of it; bfloat16 rounds a value on the verge to either side."""
+    """Relative to all of it, or to 1; bfloat16 rounds a value on the verge to either side."""
     allowed = 0.02 if precision is Precision.BFLOAT16 else tolerance(case, precision.dtype)
-    norm = np.sqrt(sum(np.square(g).sum() for g in expected.values()))
+    norm = 1 + np.sqrt(sum(np.square(g).sum() for g in expected.values()))
     for name, g in expected.items():
         error = np.sqrt(np.square(found[name] - g).sum())
         assert error <= allowed * norm, f"{name}: {error:.3g} off, allowed {allowed * norm:.3g}"
