@@ -21,7 +21,7 @@ sanitized() {
   cp "$scratch/build-$name"/_core* "$scratch/$name/narrows/"
 }
 
-native_tests="tests/test_native.py tests/test_functional.py tests/test_backends.py"
+native_tests="tests/test_native.py tests/test_functional.py tests/test_backends.py tests/test_edges.py"
 
 # An inline function compiled with an instruction set's flags must carry its namespace: the linker keeps one copy of a
 # weak symbol, and another's could be the one that this CPU cannot run.
@@ -46,18 +46,18 @@ symbols() {
 
 address() {
   sanitized address "-fsanitize=address,undefined -fno-sanitize-recover=undefined"
-  # Limits on the address space and a list of threads mean nothing under the sanitizer.
+  # Limits on the address space, a list of threads and the signal of a bad access mean nothing under the sanitizer.
   # shellcheck disable=SC2086
   LD_PRELOAD="$(g++ -print-file-name=libasan.so) $(g++ -print-file-name=libubsan.so) $(g++ -print-file-name=libstdc++.so)" \
     ASAN_OPTIONS=detect_leaks=0 PYTHONMALLOC=malloc PYTHONPATH="$scratch/address" \
-    python3 -m pytest -q -p no:cacheprovider $native_tests -k "not out_of_memory and not citizen and not numba"
+    python3 -m pytest -q -p no:cacheprovider $native_tests -k "not out_of_memory and not citizen and not numba and not ends_the_process"
 }
 
 thread() {
   sanitized thread "-fsanitize=thread" -DNARROWS_OPENMP=OFF
   LD_PRELOAD="$(g++ -print-file-name=libtsan.so)" TSAN_OPTIONS="halt_on_error=1 ignore_noninstrumented_modules=1" \
-    PYTHONPATH="$scratch/thread" python3 -m pytest -q -p no:cacheprovider tests/test_native.py \
-    -k "two_programs or program_in_two or isa_is_chosen or stray"
+    PYTHONPATH="$scratch/thread" python3 -m pytest -q -p no:cacheprovider tests/test_native.py tests/test_edges.py \
+    -k "two_programs or program_in_two or isa_is_chosen or stray or tile_edges or several_tiles"
 }
 
 fallback() {
