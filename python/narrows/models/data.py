@@ -158,7 +158,22 @@ def even_batch(n_rows: int, limit: int) -> int:
 
 
 def _generator(seed: int, number: int) -> np.random.Generator:
-    return np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, number])))
+    return np.random.Generator(np.random.SFC64(np.random.SeedSequence([seed, number])))
+
+
+def shuffled(rows: NDArray[np.int64], generator: np.random.Generator) -> NDArray[np.int64]:
+    """Sorted `rows`, none of them negative or twice, in random order: that of random words whose low bits are the rows.
+
+    Where NumPy sorts by vectors this takes half the time of exchanging rows one by one. No two words are equal, so the
+    order is the same wherever it is made.
+    """
+    low = np.uint64((1 << int(rows[-1]).bit_length()) - 1)
+    words = generator.bit_generator.random_raw(len(rows))
+    words &= ~low
+    words |= rows.view(np.uint64)
+    words.sort()
+    words &= low
+    return words.view(np.int64)
 
 
 @dataclass
@@ -218,10 +233,12 @@ class TrainingFeed:
         order = generator.permutation(n_blocks) if self.shuffle and n_blocks > 1 else np.arange(n_blocks)
         for b in order.tolist():
             first = b * self.block_rows
-            rows = self.rows[self.borders[b] : self.borders[b + 1]] - first
-            if self.shuffle:
-                rows = generator.permutation(rows)
+            rows = self.rows[self.borders[b] : self.borders[b + 1]]
+            if first:
+                rows = rows - first
             if len(rows):
+                if self.shuffle:
+                    rows = shuffled(rows, generator)
                 yield Block(rows, lambda first=first: self._load(first))  # type: ignore[misc]
 
     def _load(self, first: int) -> tuple[Any, Any, Any]:
