@@ -8,7 +8,9 @@ add up; the largest element stands for |X||W|, which cancellation may leave far 
 
 from __future__ import annotations
 
+import gc
 import importlib
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -381,6 +383,65 @@ def test_state_round_trip(backend: str, dtype: Any) -> None:
     # Parameters alone: the optimiser starts afresh.
     second.load({name: value for name, value in saved.items() if "." not in name})
     assert all(not value.any() for name, value in second.state().items() if "." in name)
+
+
+def test_memory_is_zeroed_for_an_optimiser_that_starts_afresh(backend: str) -> None:
+    program = compile_plan(step_case.plan, backend)
+    data = step_case.data(np.float32)
+    program.bind(data.X, data.target, data.weight)
+    program.train(np.arange(step_case.rows), Hyper(1, 0, np.full(3, 1e-2)))  # before anything is loaded
+    program.load(step_case.state())
+    assert all(not value.any() for name, value in program.state().items() if "." in name)
+
+
+@dtypes
+def test_views_are_the_memory_itself(backend: str, dtype: Any) -> None:
+    program = program_of(backend, step_case, dtype)
+    views = program.views()
+    program.train(np.arange(step_case.rows), Hyper(1, 0, np.full(3, 1e-2)))
+    state = program.state()
+    assert views.keys() == state.keys()
+    for name, value in state.items():
+        assert views[name].tobytes() == value.tobytes()
+        assert not np.shares_memory(views[name], value)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_finite_sees_every_element(backend: str, value: float) -> None:
+    program = program_of(backend, step_case)
+    assert program.finite()
+    for view in program.views().values():
+        for at in ((0, 0), (-1, -1)):
+            kept, view[at] = view[at].copy(), value
+            assert not program.finite()
+            view[at] = kept
+    # A sum of finite values may overflow, or two infinities cancel.
+    W = program.views()["W0"]
+    W[:] = np.finfo(W.dtype).max
+    assert program.finite()
+    W[0, :2] = np.inf, -np.inf
+    assert not program.finite()
+
+
+@pytest.mark.parametrize("batch", [8, 4096])
+def test_what_is_handed_over_lives_on(backend: str, batch: int) -> None:
+    """Without the data, and without a working area that outweighs it."""
+    case = Case("hand over", network((130, 33, 130)), batch=batch, rows=16)
+    program = program_of(backend, case)
+    X = case.data(np.float32).X
+    data = weakref.ref(X)
+    program.bind(X)
+    program.train(np.arange(16), Hyper(1, 0, np.full(2, 1e-2)))
+    expected, address = program.state(), program.views()["W0"].ctypes.data
+    state = program.hand_over()
+    del program, X
+    gc.collect()
+    assert data() is None
+    assert state.keys() == expected.keys()
+    for name, value in expected.items():
+        assert state[name].tobytes() == value.tobytes()
+    if backend == "cpp":
+        assert (state["W0"].ctypes.data == address) == (batch == 8)
 
 
 def test_inference_leaves_the_state_alone(backend: str) -> None:

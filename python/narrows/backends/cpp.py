@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..plan import Mode, OpCode, Plan, Precision
-from . import Hyper, Probe, State
+from . import Hyper, Probe, State, all_finite
 
 __all__ = ["CppProgram", "compile", "isa", "native_bfloat16", "own_ops", "probe", "probe_machine"]
 
@@ -91,6 +91,9 @@ class CppProgram:
         self.plan = plan
         self.dtype = precision.dtype
         self._slot = _core.Program.slot
+        self._views: State = {}
+        # New memory is zero, and takes none of the machine's until it is written.
+        self._untouched = True
         self._program: Any = _core.Program(
             plan.slot_table(),
             plan.op_table(),
@@ -103,25 +106,38 @@ class CppProgram:
             simulate_threads,
         )
 
-    def _memory(self) -> dict[str, NDArray[Any]]:
-        """Views of parameters and optimiser state, by the names of `State`."""
-        views = {}
-        for slot in self.plan.parameters:
-            index = self.plan.index[slot.name]
-            views[slot.name] = self._slot(self._program, index)
-            for moment in range(self.plan.n_moments):
-                views[f"moment{moment + 1}.{slot.name}"] = self._slot(self._program, index, moment)
-        return views
-
     def load(self, state: Mapping[str, NDArray[Any]]) -> None:
-        for name, view in self._memory().items():
+        for name, view in self.views().items():
             if name in state or not name.startswith("moment"):
                 view[...] = np.reshape(state[name], view.shape)
-            else:
+            elif not self._untouched:
                 view[...] = 0
+        self._untouched = False
 
     def state(self) -> State:
-        return {name: view.copy() for name, view in self._memory().items()}
+        return {name: view.copy() for name, view in self.views().items()}
+
+    def views(self) -> State:
+        if not self._views:
+            for slot in self.plan.parameters:
+                index = self.plan.index[slot.name]
+                self._views[slot.name] = self._slot(self._program, index)
+                for moment in range(self.plan.n_moments):
+                    self._views[f"moment{moment + 1}.{slot.name}"] = self._slot(self._program, index, moment)
+        return self._views
+
+    def finite(self) -> bool:
+        # The padding between the slots stays zero.
+        arena, size = self.arena(), self.plan.parameter_size
+        return all_finite(arena[:size], arena[2 * size : (2 + self.plan.n_moments) * size])
+
+    def hand_over(self) -> State:
+        self._program.release(_TRAIN)
+        # Views keep all memory of the program, which is at most twice what a copy would take, or a copy is made.
+        outweighed = self.plan.arena_size > 2 * (1 + self.plan.n_moments) * self.plan.parameter_size
+        state = self.state() if outweighed else self.views()
+        self.close()
+        return state
 
     def bind(self, X: Any, target: Any = None, weight: Any = None) -> None:
         for source, data in ((_X, X), (_TARGET, target), (_WEIGHT, weight)):
@@ -137,6 +153,7 @@ class CppProgram:
     def train(
         self, rows: NDArray[np.int64], hyper: Hyper, poll: Callable[[], bool] | None = None
     ) -> NDArray[np.float64]:
+        self._untouched = False
         terms: NDArray[np.float64] = self._program.train(rows, hyper.seed, hyper.step, hyper.learning_rate, poll)
         return terms[:, : len(self.plan.terms)]
 
@@ -182,6 +199,7 @@ class CppProgram:
 
     def close(self) -> None:
         self._program = None
+        self._views = {}
 
 
 # --- single layers --------------------------------------------------------------------------------------------------
