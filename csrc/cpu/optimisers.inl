@@ -118,11 +118,12 @@ void wgrad_update(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
         });
       },
       tid, nt,
-      // Always inlined, because gcc takes a function that only fetches for one without effect.
-      [&](const Tile& t) __attribute__((always_inline)) {
+      [&](const Tile& t, const void** lines) {
+        int n = 0;
         for (int i = 0; i < t.rows; ++i)
           for (index_t j = 0; j < t.cols; j += index_t(64 / sizeof(T)))
-            for (const Matrix<T>* x : {&W, &m, &v}) __builtin_prefetch(x->row(t.row + i) + t.col + j, 1);
+            for (const Matrix<T>* x : {&W, &m, &v}) lines[n++] = x->row(t.row + i) + t.col + j;
+        return n;
       });
 }
 

@@ -123,8 +123,9 @@ class TypedProgram final : public Program {
         const SlotDesc& W = plan_.slots[size_t(op.slots[1])];
         flop += 2.0 * double(plan_.batch) * double(W.rows) * double(W.cols);
       }
+      const index_t inner = forward || backward ? plan_.slots[size_t(op.slots[0])].cols : 0;
+      if (op.code == OP_DGRAD && inner <= TURNED_DEPTH && inner * 64 > scratch_size_) scratch_size_ = inner * 64;
       if (ctx_.bfloat16 && (forward || backward)) {
-        const index_t inner = plan_.slots[size_t(op.slots[0])].cols;
         const index_t need = forward ? kernels.bfloat16_scratch(plan_.batch, inner, true)
                                      : kernels.bfloat16_scratch(inner, plan_.batch, false);
         if (need > scratch_size_) scratch_size_ = need;
