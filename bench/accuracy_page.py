@@ -1,6 +1,6 @@
 """docs/accuracy.md from the stored results: ``python bench/accuracy_page.py`` writes it anew.
 
-Promises: the page is a function of `results/ulp.json` alone, and needs no native backend.
+Promises: the page is a function of `results/ulp.json` and `results/precision.json` alone, and needs no native backend.
 """
 
 from __future__ import annotations
@@ -64,10 +64,61 @@ def functions(report: dict[str, Any]) -> list[str]:
     ]
 
 
+def precision(report: dict[str, Any]) -> list[str]:
+    """Of what `precision.py` wrote."""
+    cases = report["cases"]
+    about = [
+        [
+            name,
+            "-".join(map(str, case["widths"])),
+            case["loss"],
+            f"{case['rows']}, {case['held_out']}",
+            f"{case['epochs']}, {case['seeds']}",
+        ]
+        for name, case in cases.items()
+    ]
+    compared = [(name, figure, each) for name, case in cases.items() for figure, each in case["compared"].items()]
+    rows = []
+    for name, figure, each in compared:
+        difference, mean = each["difference"], each["float32"]["mean"]
+        percent = (f"{100 * difference[key] / mean:+.3f}" for key in ("mean", "low", "high"))
+        rows.append(
+            [
+                f"{name}, {figure}",
+                f"{each['float32']['mean']:.5g} ({each['float32']['sd']:.2g})",
+                f"{each['bfloat16']['mean']:.5g} ({each['bfloat16']['sd']:.2g})",
+                "{} [{}, {}]".format(*percent),
+                f"{100 * each['float32']['sd'] / mean:.3f}",
+                "yes" if each["within_noise"] else "no",
+            ]
+        )
+    native = f"bfloat16 {report['bfloat16']}, " if "bfloat16" in report else ""
+    return [
+        "",
+        "## Training in bfloat16",
+        "",
+        "Pairs of fits on real data, equal but for `precision`: the same seed, so the same first "
+        "weights and batches, and as many epochs. Both are judged on rows held out: by the loss of a row, and by the "
+        f"share of labels that {report['neighbours']} nearest neighbours of its code, among those of the trained rows, "
+        "tell.",
+        "",
+        f"{report['date']}, {cpu(report)}, {native}narrows {report['narrows']}.",
+        "",
+        *table(["case", "network", "loss", "rows, held out", "epochs, seeds"], about),
+        "",
+        "Mean and, in brackets, standard deviation over the seeds. The difference is the mean of bfloat16 less float32 "
+        f"over the pairs, with its {report['confidence']:.0%} confidence interval. bfloat16 is within noise where the "
+        "whole interval is nearer to zero than float32's standard deviation, the last column but one. %: of float32's "
+        "mean.",
+        "",
+        *table(["", "float32", "bfloat16", "difference, %", "seed's SD, %", "within noise"], rows),
+    ]
+
+
 def current() -> str:
     """The page of what is stored now."""
-    lines = ["# Accuracy", "", "Written by `bench/ulp.py` from `bench/results/`; do not edit."]
-    for name, section in (("ulp.json", functions),):
+    lines = ["# Accuracy", "", "Written by `bench/ulp.py` and `bench/precision.py` from `bench/results/`; do not edit."]
+    for name, section in (("ulp.json", functions), ("precision.json", precision)):
         path = RESULTS / name
         if path.exists():
             lines += section(json.loads(path.read_text(encoding="utf-8")))
