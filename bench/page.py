@@ -66,10 +66,14 @@ def render(report: dict[str, Any], layers: dict[str, Any] | None) -> str:
     return "\n".join(lines) + "\n"
 
 
+def cpu(report: dict[str, Any]) -> str:
+    fields = report["machine"]["cpu"]
+    name, family, model = (fields.get(key, "?") for key in ("model name", "cpu family", "model"))
+    return f"{name} (family {family}, model {model})"
+
+
 def _machine(report: dict[str, Any]) -> str:
-    cpu = report["machine"]["cpu"]
-    name, family, model = cpu.get("model name", "unknown CPU"), cpu.get("cpu family", "?"), cpu.get("model", "?")
-    return f"{name} (family {family}, model {model}), {report['threads']} threads"
+    return f"{cpu(report)}, {report['threads']} threads"
 
 
 def _number(value: float) -> str:
