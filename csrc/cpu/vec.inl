@@ -94,6 +94,8 @@ inline void store(T* p, vec<T> v) {
 inline __mmask16 first_lanes(index_t n) { return __mmask16((1u << n) - 1); }
 inline vf load_part(const float* p, index_t n) { return _mm512_maskz_loadu_ps(first_lanes(n), p); }
 inline vd load_part(const double* p, index_t n) { return _mm512_maskz_loadu_pd(__mmask8(first_lanes(n)), p); }
+inline vf keep_part(vf v, index_t n) { return _mm512_maskz_mov_ps(first_lanes(n), v); }
+inline vd keep_part(vd v, index_t n) { return _mm512_maskz_mov_pd(__mmask8(first_lanes(n)), v); }
 inline void store_part(float* p, vf v, index_t n) { _mm512_mask_storeu_ps(p, first_lanes(n), v); }
 inline void store_part(double* p, vd v, index_t n) { _mm512_mask_storeu_pd(p, __mmask8(first_lanes(n)), v); }
 #elif defined(__AVX2__)
@@ -102,6 +104,8 @@ inline __m256i first_floats(index_t n) { return first_lanes(n, vi{0, 1, 2, 3, 4,
 inline __m256i first_doubles(index_t n) { return first_lanes(n, vi{0, 0, 1, 1, 2, 2, 3, 3}); }
 inline vf load_part(const float* p, index_t n) { return _mm256_maskload_ps(p, first_floats(n)); }
 inline vd load_part(const double* p, index_t n) { return _mm256_maskload_pd(p, first_doubles(n)); }
+inline vf keep_part(vf v, index_t n) { return _mm256_and_ps(v, __m256(first_floats(n))); }
+inline vd keep_part(vd v, index_t n) { return _mm256_and_pd(v, __m256d(first_doubles(n))); }
 inline void store_part(float* p, vf v, index_t n) { _mm256_maskstore_ps(p, first_floats(n), v); }
 inline void store_part(double* p, vd v, index_t n) { _mm256_maskstore_pd(p, first_doubles(n), v); }
 #else
@@ -109,6 +113,11 @@ template <class T>
 inline vec<T> load_part(const T* p, index_t n) {
   vec<T> v{};
   for (index_t i = 0; i < n; ++i) v[i] = p[i];
+  return v;
+}
+template <class V>
+inline V keep_part(V v, index_t n) {
+  for (index_t i = n; i < index_t(sizeof v / sizeof v[0]); ++i) v[i] = 0;
   return v;
 }
 template <class T>
@@ -124,6 +133,12 @@ inline vec<T> load_n(const T* p, index_t n) {
 template <class T>
 inline void store_n(T* p, vec<T> v, index_t n) {
   n >= WIDTH<T> ? store(p, v) : store_part(p, v, n);
+}
+
+// The first n lanes of v, and zeros.
+template <class V>
+inline V keep_n(V v, index_t n) {
+  return n >= index_t(sizeof v / sizeof v[0]) ? v : keep_part(v, n);
 }
 
 template <class To, class From>
@@ -158,10 +173,18 @@ struct LaneSum {
   vec<T> lane[N] = {};
   void add(index_t j, vec<T> v) { lane[(j / WIDTH<T>) % N] += v; }
   double total() const {
-    double sum = 0;
-    for (int i = 0; i < N; ++i)
-      for (int j = 0; j < WIDTH<T>; ++j) sum += double(lane[i][j]);
-    return sum;
+    typedef T half __attribute__((vector_size(LANES / 2 * sizeof(T))));
+    typedef double v8 __attribute__((vector_size(64)));
+    typedef double v4 __attribute__((vector_size(32)));
+    typedef double v2 __attribute__((vector_size(16)));
+    static_assert(LANES == 16, "the tree below has four levels");
+    half low, high;
+    __builtin_memcpy(&low, lane, sizeof low);
+    __builtin_memcpy(&high, reinterpret_cast<const char*>(lane) + sizeof low, sizeof high);
+    const v8 a = __builtin_convertvector(low, v8) + __builtin_convertvector(high, v8);
+    const v4 b = __builtin_shufflevector(a, a, 0, 1, 2, 3) + __builtin_shufflevector(a, a, 4, 5, 6, 7);
+    const v2 c = __builtin_shufflevector(b, b, 0, 1) + __builtin_shufflevector(b, b, 2, 3);
+    return c[0] + c[1];
   }
 };
 
