@@ -149,6 +149,18 @@ inline To bit_cast(From from) {
   return to;
 }
 
+// v as it is, rounded if it is a product: of a sum of products compilers fuse which they like, and whether they see a
+// product at all depends on what they have inlined.
+template <class V>
+inline V rounded_value(V v) {
+#if defined(__x86_64__)
+  __asm__("" : "+x"(v));
+#elif defined(__aarch64__)
+  __asm__("" : "+w"(v));
+#endif
+  return v;
+}
+
 inline vf abs_(vf a) { return bit_cast<vf>(bit_cast<vi>(a) & 0x7fffffff); }
 inline vd abs_(vd a) { return bit_cast<vd>(bit_cast<vec_of<double>::bits>(a) & 0x7fffffffffffffff); }
 
@@ -171,7 +183,7 @@ template <class T>
 struct LaneSum {
   static constexpr int N = LANES / WIDTH<T>;
   vec<T> lane[N] = {};
-  void add(index_t j, vec<T> v) { lane[(j / WIDTH<T>) % N] += v; }
+  void add(index_t j, vec<T> v) { lane[(j / WIDTH<T>) % N] += rounded_value(v); }
   double total() const {
     typedef T half __attribute__((vector_size(LANES / 2 * sizeof(T))));
     typedef double v8 __attribute__((vector_size(64)));
@@ -263,8 +275,14 @@ inline vf log_reduced(vf m, vf k) {
   return (m + p) + k * LN2_HIGH;
 }
 
+// a - b modulo 2**32: what is not a number has any bits.
+inline vi minus_bits(vi a, vi b) {
+  typedef uint32_t vu __attribute__((vector_size(NARROWS_VECTOR_BYTES)));
+  return bit_cast<vi>(bit_cast<vu>(a) - bit_cast<vu>(b));
+}
+
 // The bits of 2**k, less those of 1, for x = 2**k m with m in [sqrt(1/2), sqrt(2)), x normal.
-inline vi exponent(vf x) { return (bit_cast<vi>(x) - 0x3f3504f3) & int32_t(0xff800000u); }
+inline vi exponent(vf x) { return minus_bits(bit_cast<vi>(x), vi{} + 0x3f3504f3) & int32_t(0xff800000u); }
 
 inline vf log_(vf x) {
   const vf inf = splat<vf>(__builtin_inf());
@@ -272,7 +290,7 @@ inline vf log_(vf x) {
   const vf scaled = select(subnormal, x * 0x1p23f, x);
   const vi power = exponent(scaled);
   const vf k = __builtin_convertvector(power >> 23, vf) - select(subnormal, splat<vf>(23), vf{});
-  vf y = log_reduced(bit_cast<vf>(bit_cast<vi>(scaled) - power) - 1.0f, k);
+  vf y = log_reduced(bit_cast<vf>(minus_bits(bit_cast<vi>(scaled), power)) - 1.0f, k);
   y = select(x < inf, y, x);  // and NaN is kept
   y = select(x == vf{}, -inf, y);
   return select(x < vf{}, splat<vf>(__builtin_nan("")), y);
@@ -283,7 +301,7 @@ inline vf log1p_(vf x) {
   const vf inf = splat<vf>(__builtin_inf());
   const vi power = exponent(x + 1.0f);
   // m = (1 + x) / 2**k - 1 of x itself, not of the rounded 1 + x. Four times 2**-k is a number for every k.
-  const vf inverse = bit_cast<vf>(0x40800000 - power);
+  const vf inverse = bit_cast<vf>(minus_bits(vi{} + 0x40800000, power));
   const vf m = x * inverse * 0.25f + (inverse * 0.25f - 1.0f);
   return select(x == inf, inf, log_reduced(m, __builtin_convertvector(power >> 23, vf)));
 }
