@@ -99,9 +99,10 @@ enum OpCode : int {
 };
 
 constexpr int MAX_SLOTS = 7, MAX_INTS = 2, MAX_FLOATS = 6;
-constexpr index_t LANES = 16;     // slots are padded to this many columns; sums run over as many virtual lanes
-constexpr index_t CELL_ROWS = 6;  // penalties of a weight matrix are summed by cells of CELL_ROWS x LANES elements
-constexpr index_t GRAIN = 4096;   // elements of a flat region one thread takes at a time
+constexpr index_t LANES = 16;       // slots are padded to this many columns; sums run over as many virtual lanes
+constexpr index_t SAME_SETS = 256;  // rows a multiple of so many elements apart fall on few sets of a cache
+constexpr index_t CELL_ROWS = 6;    // penalties of a weight matrix are summed by cells of CELL_ROWS x LANES elements
+constexpr index_t GRAIN = 4096;     // elements of a flat region one thread takes at a time
 
 struct OpDesc {
   int32_t code, modes;
@@ -112,7 +113,13 @@ struct OpDesc {
 
 struct SlotDesc {
   int64_t region, rows, cols, offset;
-  index_t ld() const { return (cols + LANES - 1) / LANES * LANES; }
+  // As plan.padded(): whole cache lines, whole pairs of them in wide rows, and these not on the same sets of a cache.
+  index_t ld() const {
+    const index_t lines = (cols + LANES - 1) / LANES * LANES;
+    if (lines < SAME_SETS) return lines;
+    const index_t pairs = (lines + 2 * LANES - 1) / (2 * LANES) * (2 * LANES);
+    return pairs % SAME_SETS ? pairs : pairs + 2 * LANES;
+  }
   index_t size() const { return rows * ld(); }
 };
 

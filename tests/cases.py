@@ -212,7 +212,14 @@ SHAPE_CASES: tuple[Case, ...] = tuple(
 )
 """Products at the edges of tiles, as two-layer networks: encoding is one dense op."""
 
-CASES = MODEL_CASES + SHAPE_CASES
+TURNED_CASES: tuple[Case, ...] = tuple(
+    Case(f"turned-{m}x{k}x{n}{'-tied' * tied}", network((k, n, k), latent=a, tied=tied), batch=m, rows=m)
+    for i, (m, n) in enumerate(((32, 64), (33, 95), (47, 96), (48, 97), (63, 143), (64, 144), (65, 145), (129, 289)))
+    for k, tied, a in ((EDGES[-1 - i], i % 2 == 1, _A.TANH if i % 3 else _A.GELU),)
+)
+"""Few rows for the inputs of the decoder: its input gradient is computed as a transposed product."""
+
+CASES = MODEL_CASES + SHAPE_CASES + TURNED_CASES
 
 OP_CASES: tuple[Case, ...] = (
     Case(

@@ -148,8 +148,8 @@ def run_layer(rng: np.random.Generator, n: int, k: int, m: int, dtype: Any) -> N
 # --- programs -------------------------------------------------------------------------------------------------------
 
 FEATURES = (1, 2, 15, 16, 17, 33, 63, 64, 65, 127, 129, PACK_DEPTH - 1, PACK_DEPTH, PACK_DEPTH + 1)
-HIDDEN = (1, 5, 6, 7, 16, 17, 31, 64, 65, PACK_DEPTH - 1, PACK_DEPTH + 1)
-BATCHES = (1, 5, 6, 7, 13, 24, 25, 64, 65)
+HIDDEN = (1, 5, 6, 7, 16, 17, 31, 47, 48, 49, 64, 65, PACK_DEPTH - 1, PACK_DEPTH + 1)
+BATCHES = (1, 5, 6, 7, 13, 24, 25, 31, 32, 33, 64, 65)
 SMOOTH = (Activation.LINEAR, Activation.GELU, Activation.SILU, Activation.SIGMOID, Activation.TANH, Activation.SOFTPLUS)
 LINKS = (
     (Loss.MSE, Activation.LINEAR),

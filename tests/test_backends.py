@@ -8,7 +8,9 @@ add up; the largest element stands for |X||W|, which cancellation may leave far 
 
 from __future__ import annotations
 
+import gc
 import importlib
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -383,6 +385,65 @@ def test_state_round_trip(backend: str, dtype: Any) -> None:
     assert all(not value.any() for name, value in second.state().items() if "." in name)
 
 
+def test_memory_is_zeroed_for_an_optimiser_that_starts_afresh(backend: str) -> None:
+    program = compile_plan(step_case.plan, backend)
+    data = step_case.data(np.float32)
+    program.bind(data.X, data.target, data.weight)
+    program.train(np.arange(step_case.rows), Hyper(1, 0, np.full(3, 1e-2)))  # before anything is loaded
+    program.load(step_case.state())
+    assert all(not value.any() for name, value in program.state().items() if "." in name)
+
+
+@dtypes
+def test_views_are_the_memory_itself(backend: str, dtype: Any) -> None:
+    program = program_of(backend, step_case, dtype)
+    views = program.views()
+    program.train(np.arange(step_case.rows), Hyper(1, 0, np.full(3, 1e-2)))
+    state = program.state()
+    assert views.keys() == state.keys()
+    for name, value in state.items():
+        assert views[name].tobytes() == value.tobytes()
+        assert not np.shares_memory(views[name], value)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_finite_sees_every_element(backend: str, value: float) -> None:
+    program = program_of(backend, step_case)
+    assert program.finite()
+    for view in program.views().values():
+        for at in ((0, 0), (-1, -1)):
+            kept, view[at] = view[at].copy(), value
+            assert not program.finite()
+            view[at] = kept
+    # A sum of finite values may overflow, or two infinities cancel.
+    W = program.views()["W0"]
+    W[:] = np.finfo(W.dtype).max
+    assert program.finite()
+    W[0, :2] = np.inf, -np.inf
+    assert not program.finite()
+
+
+@pytest.mark.parametrize("batch", [8, 4096])
+def test_what_is_handed_over_lives_on(backend: str, batch: int) -> None:
+    """Without the data, and without a working area that outweighs it."""
+    case = Case("hand over", network((130, 33, 130)), batch=batch, rows=16)
+    program = program_of(backend, case)
+    X = case.data(np.float32).X
+    data = weakref.ref(X)
+    program.bind(X)
+    program.train(np.arange(16), Hyper(1, 0, np.full(2, 1e-2)))
+    expected, address = program.state(), program.views()["W0"].ctypes.data
+    state = program.hand_over()
+    del program, X
+    gc.collect()
+    assert data() is None
+    assert state.keys() == expected.keys()
+    for name, value in expected.items():
+        assert state[name].tobytes() == value.tobytes()
+    if backend == "cpp":
+        assert (state["W0"].ctypes.data == address) == (batch == 8)
+
+
 def test_inference_leaves_the_state_alone(backend: str) -> None:
     program, untouched = program_of(backend, step_case), program_of(backend, step_case)
     for mode in inference:
@@ -529,8 +590,9 @@ def test_cpp_bits_do_not_depend_on_threads(cpp: str, case: Case) -> None:
 
 @pytest.mark.parametrize("dtype", Precision, ids=str)
 def test_cpp_bits_for_any_simulated_team(cpp: str, dtype: Any) -> None:
+    # The input gradient of a layer of 150 is computed in either of two ways, by the rows of a thread.
     spec = network(
-        (200, 65, 17, 65, 200),
+        (200, 150, 17, 150, 200),
         Activation.GELU,
         dropout=0.2,
         clip_norm=0.5,
@@ -542,6 +604,35 @@ def test_cpp_bits_for_any_simulated_team(cpp: str, dtype: Any) -> None:
     expected = bits(case, dtype=dtype)
     for n in range(1, 65):
         assert bits(case, dtype=dtype, simulate_threads=n) == expected, f"{n} simulated threads"
+
+
+@pytest.mark.parametrize("precision", Precision, ids=str)
+def test_cpp_cuts_are_tuned_without_a_bit(cpp: str, precision: Precision) -> None:
+    from narrows.backends import cpp as module
+
+    spec = network((120, 90, 11, 90, 120), Activation.GELU, dropout=0.2, alpha=0.1, epsilon=1.1e-6)
+    case = Case("tuned", spec, batch=40, rows=100)
+    data, hyper = case.data(precision.dtype), Hyper(SEED, STEP, np.full(30, 1e-2))
+    rows = np.arange(30 * case.batch) % case.rows
+
+    def trained(n_threads: int, *, tune: bool) -> tuple[list[bytes], Any]:
+        program = module.compile(case.plan, precision=precision, n_threads=n_threads, tune=tune)
+        program.load(case.state(precision.dtype))
+        program.bind(*data)
+        begins = program.blocking
+        terms = program.train(rows, hyper)
+        return [terms.tobytes(), *(array.tobytes() for array in program.state().values())], (begins, program.blocking)
+
+    expected, (_, untuned) = trained(1, tune=False)
+    assert untuned.tuned  # nothing to find
+    for n in (1, 2, 3):
+        bits, (begins, ends) = trained(n, tune=True)
+        assert bits == expected, f"{n} threads"
+        assert not begins.tuned
+        assert ends.tuned
+        again, (known, _) = trained(n, tune=True)
+        assert known == ends
+        assert again == expected
 
 
 @pytest.mark.parametrize("case", [*MODEL_CASES[::4], *SHAPE_CASES], ids=str)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 import subprocess
@@ -79,10 +80,12 @@ def test_extras_named_in_errors_exist() -> None:
     assert asked <= extras.keys()
 
 
-def test_benchmarks_page_is_what_the_results_say(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("module", "command"), [("page", "bench/peers.py --page-only"), ("accuracy_page", "bench/accuracy_page.py")]
+)
+def test_a_page_is_what_the_results_say(module: str, command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if not (ROOT / "bench" / "results").exists():
         pytest.skip("no stored results: not a checkout")
     monkeypatch.syspath_prepend(ROOT / "bench")
-    import page
-
-    assert page.PAGE.read_text(encoding="utf-8") == page.current(), "run `python bench/peers.py --page-only`"
+    page = importlib.import_module(module)
+    assert page.PAGE.read_text(encoding="utf-8") == page.current(), f"run `python {command}`"

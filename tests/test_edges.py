@@ -48,7 +48,7 @@ def test_layers_at_tile_edges(isa: str, tmp_path: Path) -> None:
 
 @isas
 def test_programs_at_tile_edges(isa: str, tmp_path: Path) -> None:
-    sweep("programs", isa, tmp_path, stride=31)
+    sweep("programs", isa, tmp_path, stride=53)
 
 
 @isas

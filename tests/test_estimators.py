@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 import threading
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,10 +24,11 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import narrows
 from estimator_cases import BACKEND, ESTIMATORS, SMALL, ids, low_rank, same_rows, small
-from narrows import Autoencoder, DenoisingAutoencoder, LinearAutoencoder, SparseAutoencoder
+from narrows import Autoencoder, DenoisingAutoencoder, LinearAutoencoder, SparseAutoencoder, philox
 from narrows.data import ArraySource
 from narrows.errors import ModelFileError
-from narrows.models.data import even_batch, split_rows
+from narrows.initial import STREAM, initial_weight
+from narrows.models.data import even_batch, shuffled, split_rows
 from narrows.models.network import initial_state
 from narrows.persistence import load_tensors, save_tensors
 from narrows.plan import ACTIVATIONS, Mode
@@ -204,6 +206,26 @@ def test_initial_weights(activation: str, glorot: bool, X: np.ndarray) -> None:
     assert abs(W).max() > 0.99 * limit
     assert W.std() == pytest.approx(limit / np.sqrt(3), rel=0.03)
     assert (initial_state(spec, 6)["W0"] != W).any()
+    assert (initial_state(spec, 5, np.float32)["W0"] == W.astype(np.float32)).all()
+
+
+@pytest.mark.parametrize("drawn", [1, 64, 1 << 20])
+def test_weights_are_the_same_however_many_are_drawn_at_a_time(drawn: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("narrows.initial.DRAWN", drawn)
+    limit = np.sqrt(6 / 37)
+    expected = (2 * philox.uniform(9, STREAM + 2, 0, 37, 21) - 1) * limit
+    np.testing.assert_array_equal(initial_weight(37, 21, ACTIVATIONS["relu"], 9, 2), expected)
+
+
+def test_every_order_of_rows_is_as_likely() -> None:
+    rows = np.array([2, 3, 5, 1 << 40])
+    generator = np.random.default_rng(0)
+    orders = Counter(tuple(shuffled(rows, generator)) for _ in range(24_000))
+    assert all(sorted(order) == rows.tolist() for order in orders)
+    assert len(orders) == 24
+    # Each a binomial count of mean 1000 and standard deviation 31.
+    assert all(abs(n - 1000) < 5 * 31 for n in orders.values())
+    assert shuffled(np.array([0]), generator).tolist() == [0]
 
 
 def test_even_batches() -> None:

@@ -17,6 +17,7 @@ from narrows.backends.reference import ReferenceProgram
 from narrows.lowering import lower
 from narrows.plan import (
     LANES,
+    SAME_SETS,
     SIGNATURES,
     Activation,
     Corruption,
@@ -125,7 +126,8 @@ def check_layout(plan: Plan) -> None:
         assert slot.rows >= 1
         assert slot.cols >= 1
         assert slot.ld % LANES == 0
-        assert slot.ld - LANES < slot.cols <= slot.ld
+        assert slot.cols <= slot.ld < slot.cols + (LANES if slot.cols < SAME_SETS - LANES else 4 * LANES)
+        assert slot.ld % SAME_SETS
         assert slot.offset % LANES == 0
         space, start, end = memory(slot)
         assert 0 <= start < end <= sizes.get(space, plan.parameter_size)

@@ -203,8 +203,15 @@ class Scripted:
 
     def bind(self, *arrays: Any) -> None: ...
 
-    def state(self) -> dict[str, np.ndarray]:
-        return {"W0": np.array([float(len(self.rates))])}
+    def views(self) -> dict[str, np.ndarray]:
+        return {slot.name: np.array([float(len(self.rates))]) for slot in self.plan.parameters}
+
+    hand_over = views
+
+    def finite(self) -> bool:
+        return True
+
+    def close(self) -> None: ...
 
     def train(self, rows: Any, hyper: Any, poll: Any = None) -> np.ndarray:
         self.rates += hyper.learning_rate.tolist()
@@ -252,12 +259,36 @@ def test_best_by_validation_and_last_by_loss() -> None:
     losses = [5.0, 3.0, 1.0, 2.0, 4.0]
     by_val = scripted(losses, val=True)
     assert by_val.state.best_epoch == 3
-    assert by_val.result is not None
-    assert by_val.result["W0"][0] == 3
+    kept = by_val.finish()
+    assert kept is not None
+    assert kept["W0"][0] == 3
     by_loss = scripted(losses)
-    assert by_loss.result is not None
-    assert by_loss.result["W0"][0] == 5
     assert by_loss.state.finished == "max_iter"
+    last = by_loss.finish()
+    assert last is not None
+    assert last["W0"][0] == 5
+
+
+def test_an_exception_while_an_epoch_begins_keeps_the_last_one() -> None:
+    """What an epoch has led to is copied before the next one's first step; until then the program has it."""
+
+    class Interrupting(Scripted):
+        def views(self) -> dict[str, np.ndarray]:
+            if len(self.rates) == 2:
+                raise KeyboardInterrupt
+            return super().views()
+
+        def hand_over(self) -> dict[str, np.ndarray]:
+            return super().views()
+
+    program: Any = Interrupting([3.0, 2.0, 1.0])
+    trainer = Trainer(program, OneStep(), Options(max_iter=3, seed=0))
+    with pytest.raises(KeyboardInterrupt):
+        trainer.run()
+    assert trainer.state.epoch == 2
+    kept = trainer.finish()
+    assert kept is not None
+    assert kept["W0"][0] == 2
 
 
 def test_schedules() -> None:
@@ -277,6 +308,18 @@ def test_cosine_without_early_stopping_runs_to_its_end(X: np.ndarray) -> None:
     params = {"early_stopping": False, "max_iter": 12, "n_iter_no_change": 1, "tol": 0.9}
     assert small(**params).fit(X).n_iter_ < 12
     assert small(**params, learning_rate="cosine").fit(X).n_iter_ == 12
+
+
+def test_the_best_epoch_is_kept_to_the_bit(X: np.ndarray) -> None:
+    """In training that goes on past it."""
+    noise = np.random.default_rng(5).random((40, 12)).astype(np.float32)
+    ae = small(max_iter=40, n_iter_no_change=3, learning_rate_init=0.03).fit(X, X_val=noise)
+    best = int(np.argmin(ae.history_["val_loss"])) + 1
+    assert best < ae.n_iter_
+    shorter = small(max_iter=best, learning_rate_init=0.03).fit(X, X_val=noise)
+    assert shorter.n_iter_ == best
+    for kept, wanted in zip(ae.coefs_ + ae.intercepts_, shorter.coefs_ + shorter.intercepts_, strict=True):
+        np.testing.assert_array_equal(kept, wanted)
 
 
 def test_history_stays_in_step() -> None:
@@ -396,6 +439,54 @@ def test_ctrl_c_leaves_whole_epochs_and_a_checkpoint(X: np.ndarray, tmp_path: Pa
         unfitted.fit(X, callbacks=[Every(lambda p: os.kill(os.getpid(), signal.SIGINT))])
     assert not hasattr(unfitted, "coefs_")
     assert not hasattr(unfitted, "n_features_in_")
+
+
+@pytest.mark.usefixtures("short_chunks")
+def test_an_optimiser_that_starts_afresh_corrects_its_averages(X: np.ndarray) -> None:
+    """Interrupted in an epoch, a run goes on from the last whole one: with Adam's first step no longer than any first
+    step, although many were made before."""
+
+    def interrupt(progress: Progress) -> None:
+        if progress.epoch == 30 and progress.step == 2:
+            raise KeyboardInterrupt
+
+    params = {"early_stopping": False, "batch_size": 150, "n_iter_no_change": 1000, "learning_rate_init": 1e-3}
+    for rows, stop in ((np.repeat(X, 3, axis=0), interrupt), (X, None)):
+        ae = small(**params, max_iter=31, warm_start=True)
+        if stop is None:
+            ae.set_params(solver="sgd").fit(rows).set_params(solver="adam")
+        else:
+            with pytest.raises(KeyboardInterrupt):
+                ae.fit(rows, callbacks=[Every(stop)])
+            assert ae.n_iter_ == 30
+        before = [array.copy() for array in ae.coefs_ + ae.intercepts_]
+        ae.set_params(max_iter=1).fit(X)
+        moved = max(abs(a - b).max() for a, b in zip(ae.coefs_ + ae.intercepts_, before, strict=True))
+        assert 0.9e-3 < moved < 1.01e-3
+
+
+@pytest.mark.usefixtures("short_chunks")
+def test_an_interruption_that_is_not_held_back_spoils_no_checkpoint(tmp_path: Path) -> None:
+    """A handler of somebody else's may raise inside the steps: how many were done is then unknown."""
+
+    class Careless(Scripted):
+        def train(self, rows: Any, hyper: Any, poll: Any = None) -> np.ndarray:
+            terms = super().train(rows, hyper, poll)
+            if len(self.rates) == 3:
+                raise KeyboardInterrupt
+            return terms
+
+    path = tmp_path / "c"
+    program: Any = Careless([3.0, 2.0, 1.0])
+    trainer = Trainer(program, OneStep(), Options(max_iter=3, seed=0), checkpoint=Checkpoint(path, minutes=0))
+    with pytest.raises(KeyboardInterrupt):
+        trainer.run()
+    saved = Checkpoint(path).read()
+    assert saved is not None
+    assert saved.state.step == saved.network["W0"][0] == 2
+    kept = trainer.finish()
+    assert kept is not None
+    assert kept["W0"][0] == 2
 
 
 @pytest.mark.parametrize("delay", [0.05, 0.11, 0.23, 0.31])

@@ -73,8 +73,12 @@ void gather(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
 // Calls fn(i, j, z, n) for every vector z of a finished tile at row i, column j, of which n lanes count.
 template <class T, class Fn>
 inline void for_vectors(const Tile& t, const T* tile, const Fn& fn) {
-  for (int i = 0; i < t.rows; ++i)
-    for (index_t j = 0; j < t.cols; j += WIDTH<T>) fn(t.row + i, t.col + j, load(tile + i * NR<T> + j), t.cols - j);
+  constexpr index_t W = WIDTH<T>;
+  for (int i = 0; i < t.rows; ++i, tile += NR<T>) {
+    index_t j = 0;
+    for (; j + W <= t.cols; j += W) fn(t.row + i, t.col + j, load(tile + j), W);
+    if (j < t.cols) fn(t.row + i, t.col + j, load(tile + j), t.cols - j);
+  }
 }
 
 template <class Act, class T>
@@ -170,14 +174,33 @@ void dgrad(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
     saved.data = saved.row(rows.begin), out.data = out.row(rows.begin);
     tid = 0, nt = 1;
   }
+  const Matrix<const T> Wt = args.ints[1] ? W : transposed(W);
+  const auto finish = [&](index_t i, index_t j, vec<T> g, index_t n) __attribute__((always_inline)) {
+    store_n(out.row(i) + j, g * Act::slope(load_n(saved.row(i) + j, n) * scale), n);
+  };
+  if (args.turned && nt == 1) {
+    // The transposed product, which packs the batch's gradients and not the larger weight. Tiles are turned back when
+    // as many have come as fill whole blocks.
+    constexpr index_t W = WIDTH<T>, GROUP = 8;
+    alignas(64) T group[GROUP * MR * NR<T>], block[W * W];
+    product(
+        ctx.bfloat16, transposed(Wt), transposed(dz), Matrix<T>{}, scratch,
+        [&](const Tile& t, const T* tile) {
+          const index_t at = t.row / MR % GROUP;
+          __builtin_memcpy(group + at * MR * NR<T>, tile, size_t(t.rows) * NR<T> * sizeof(T));
+          const index_t end = t.row + t.rows;
+          if (at < GROUP - 1 && end < Wt.cols) return;
+          for (index_t i = t.row - at * MR; i < end; i += W)
+            for (index_t r = 0; r < t.cols; r += W) {
+              transpose_block(group + (i - (t.row - at * MR)) * NR<T> + r, NR<T>, block, W);
+              for (index_t k = 0; k < W && r + k < t.cols; ++k) finish(t.col + r + k, i, load(block + k * W), end - i);
+            }
+        },
+        0, 1);
+    return;
+  }
   product(
-      ctx.bfloat16, dz, args.ints[1] ? W : transposed(W), out, scratch,
-      [&](const Tile& t, const T* tile) {
-        for_vectors(t, tile, [&](index_t i, index_t j, vec<T> g, index_t n) {
-          store_n(out.row(i) + j, g * Act::slope(load(saved.row(i) + j) * scale), n);
-        });
-      },
-      tid, nt);
+      ctx.bfloat16, dz, Wt, out, scratch, [&](const Tile& t, const T* tile) { for_vectors(t, tile, finish); }, tid, nt);
 }
 
 // --- column sums -----------------------------------------------------------------------------------------------------

@@ -17,19 +17,37 @@ constexpr int NR = NV * WIDTH<T>;
 // One step of a product: acc + a b for one k.
 inline vf madd(vf acc, vf a, vf b) { return acc + a * b; }
 inline vd madd(vd acc, vd a, vd b) { return acc + a * b; }
-inline vf broadcast(float a) { return vf{} + a; }
-inline vd broadcast(double a) { return vd{} + a; }
+// a - 0 is a for every a and costs nothing; 0 + a is not (of -0), and compilers would add.
+inline vf broadcast(float a) { return a - vf{}; }
+inline vd broadcast(double a) { return a - vd{}; }
 
-// tile (MR_ x NV_ vectors, rows NR apart) = [tile +] A B over K steps; E is what A and B hold for a step.
+// Operands of a product as the micro-kernel reads them: element (row i, step k) of A, step k and column j of B.
+template <class E>
+struct Operands {
+  const E *a, *b;
+  index_t a_row, a_col, b_row;
+  index_t steps;
+  bool first, last;  // whether these are the first and the last steps of the sum
+  // Memory that will be wanted soon, a line fetched with each step: first those of a list, for writing, then one so
+  // many bytes from the one before.
+  const void* const* lines;
+  index_t n_lines;
+  const char* ahead;
+  index_t ahead_step;
+};
+
+// tile (MR_ x NV_ vectors, rows NR apart) = [tile +] A B.
 template <class T, class E, int MR_, int NV_>
-inline void micro_kernel(index_t K, const E* a, index_t a_row, index_t a_col, const E* b, index_t b_row, T* tile,
-                         bool accumulate) {
+void micro_kernel(const Operands<E>& o, T* tile) {
   vec<T> acc[MR_][NV_];
 #pragma GCC unroll 8
   for (int i = 0; i < MR_; ++i)
 #pragma GCC unroll 8
-    for (int j = 0; j < NV_; ++j) acc[i][j] = accumulate ? load(tile + i * NR<T> + j * WIDTH<T>) : vec<T>{};
-  for (index_t k = 0; k < K; ++k, a += a_col, b += b_row) {
+    for (int j = 0; j < NV_; ++j) acc[i][j] = o.first ? vec<T>{} : load(tile + i * NR<T> + j * WIDTH<T>);
+  const E *a = o.a, *b = o.b;
+  const char* ahead = o.ahead;
+  const index_t a_row = o.a_row, a_col = o.a_col, b_row = o.b_row, ahead_step = o.ahead_step;
+  const auto step = [&]() __attribute__((always_inline)) {
     vec<E> bv[NV_];
 #pragma GCC unroll 8
     for (int j = 0; j < NV_; ++j) bv[j] = load(b + j * WIDTH<T>);
@@ -39,7 +57,11 @@ inline void micro_kernel(index_t K, const E* a, index_t a_row, index_t a_col, co
 #pragma GCC unroll 8
       for (int j = 0; j < NV_; ++j) acc[i][j] = madd(acc[i][j], av, bv[j]);
     }
-  }
+    a += a_col, b += b_row;
+  };
+  index_t k = 0;
+  for (; k < o.n_lines && k < o.steps; ++k) __builtin_prefetch(o.lines[k], 1), step();
+  for (; k < o.steps; ++k, ahead += ahead_step) __builtin_prefetch(ahead), step();
 #pragma GCC unroll 8
   for (int i = 0; i < MR_; ++i)
 #pragma GCC unroll 8
@@ -71,21 +93,15 @@ double fma_probe(index_t n) {
 }
 
 template <class T, class E>
-using MicroKernel = void (*)(index_t, const E*, index_t, index_t, const E*, index_t, T*, bool);
-
-template <class T, class E, int MR_, int NV_>
-void micro_kernel_entry(index_t K, const E* a, index_t a_row, index_t a_col, const E* b, index_t b_row, T* tile,
-                        bool accumulate) {
-  micro_kernel<T, E, MR_, NV_>(K, a, a_row, a_col, b, b_row, tile, accumulate);
-}
+using MicroKernel = void (*)(const Operands<E>&, T*);
 
 // By rows and vectors: the edge kernels are the same code with fewer of either.
 template <class T, class E>
 inline MicroKernel<T, E> micro(int rows, int vectors) {
-#define ROW(r)                                                                                       \
-  {                                                                                                  \
-    micro_kernel_entry<T, E, r, 1>, micro_kernel_entry<T, E, r, (NV > 1 ? 2 : 1)>,                   \
-        micro_kernel_entry<T, E, r, (NV > 2 ? 3 : 1)>, micro_kernel_entry<T, E, r, (NV > 3 ? 4 : 1)> \
+#define ROW(r)                                                                                                  \
+  {                                                                                                             \
+    micro_kernel<T, E, r, 1>, micro_kernel<T, E, r, (NV > 1 ? 2 : 1)>, micro_kernel<T, E, r, (NV > 2 ? 3 : 1)>, \
+        micro_kernel<T, E, r, (NV > 3 ? 4 : 1)>                                                                 \
   }
   static const MicroKernel<T, E> table[MR][4] = {ROW(1), ROW(2), ROW(3), ROW(4), ROW(5), ROW(6)};
 #undef ROW
@@ -142,6 +158,9 @@ inline void pack(const Matrix<const T>& B, index_t k0, index_t depth, index_t j0
   }
 }
 
+// The lines of three matrices in a tile.
+constexpr int MAX_LINES = 3 * MR * NV * NARROWS_VECTOR_BYTES / 32;
+
 // Where a tile lies in C.
 struct Tile {
   index_t row, col;
@@ -149,31 +168,62 @@ struct Tile {
   index_t cols;
 };
 
-// Operands of a product as the micro-kernel reads them: element (row i, step k) of A, step k and column j of B.
-template <class E>
-struct Operands {
-  const E *a, *b;
-  index_t a_row, a_col, b_row;
-  index_t steps;
-  bool first, last;  // whether these are the first and the last steps of the sum
+// Memory that will be read soon: `rows` times `n` lines.
+struct Coming {
+  const char* at = nullptr;
+  index_t step = 0, n = 0, row = 0, rows = 0;  // bytes from line to line and from row to row
 };
 
+// The panel of B that begins at column j0.
+template <class T>
+inline Coming coming(const Matrix<const T>& B, index_t k0, index_t depth, index_t j0) {
+  constexpr index_t LINE = 64, SIZE = sizeof(T);
+  const index_t cols = B.cols - j0 < NR<T> ? B.cols - j0 : NR<T>;
+  if (cols <= 0) return {};
+  const char* at = reinterpret_cast<const char*>(B.data + k0 * B.row_stride + j0 * B.col_stride);
+  if (B.col_stride == 1) return {at, B.row_stride * SIZE, depth, LINE, (cols * SIZE + LINE - 1) / LINE};
+  // Columns follow each other in memory.
+  if (B.row_stride == 1 && 2 * depth > B.col_stride) return {at, LINE, cols * B.col_stride * SIZE / LINE, 0, 1};
+  return {};
+}
+
 // The tiles of panel `col` from row block `begin` to `end`, of which the operands' A begins with row `origin` of C.
-// Partial sums wait in `partial`.
+// Partial sums wait in `partial`; `next` is what will be read when they are done.
 template <class T, class E, class Epilogue, class Before>
-inline void run_tiles(const Operands<E>& o, index_t origin, index_t M, index_t begin, index_t end, index_t col,
-                      index_t cols, const Matrix<T>& partial, const Epilogue& epilogue, const Before& before) {
+inline void run_tiles(Operands<E> o, index_t origin, index_t M, index_t begin, index_t end, index_t col, index_t cols,
+                      const Coming& next, const Matrix<T>& partial, const Epilogue& epilogue, const Before& before) {
+  constexpr index_t SIZE = sizeof(E);
   const int vectors = int((cols + WIDTH<T> - 1) / WIDTH<T>);
+  const E* a = o.a;
+  index_t row = 0, line = 0;  // of what comes next
+  const void* lines[MAX_LINES];
   alignas(64) T tile[MR * NR<T>];
   for (index_t block = begin; block < end; ++block) {
     const index_t i = block * MR;
     const int rows = int(M - i < MR ? M - i : MR);
     const Tile t{origin + i, col, rows, cols};
+    o.a = a + i * o.a_row;
+    o.lines = lines;
+    o.n_lines =
+        o.last && block + 1 < end ? before({t.row + MR, col, M - i - MR < MR ? int(M - i) - MR : MR, cols}, lines) : 0;
+    // While a tile is computed, what will be read later is fetched: the next panel of B, and then what the next tile is
+    // the first to need of A.
+    const E* edge = o.a + (2 * MR - 1);
+    if (row < next.rows) {
+      o.ahead = next.at + row * next.row + line * next.step, o.ahead_step = next.step;
+      line += o.steps > o.n_lines ? o.steps - o.n_lines : 0;
+      if (line >= next.n) line = 0, ++row;
+    } else if (o.a_row == 1 && (uintptr_t(edge) ^ uintptr_t(edge - MR)) / 64) {
+      o.ahead = reinterpret_cast<const char*>(edge), o.ahead_step = o.a_col * SIZE;
+    } else if (o.a_col == 1 && o.steps > 0) {
+      o.ahead = reinterpret_cast<const char*>(o.a + MR * o.a_row), o.ahead_step = MR * o.a_row * SIZE / o.steps;
+    } else {
+      o.ahead = reinterpret_cast<const char*>(o.b), o.ahead_step = 0;
+    }
     if (!o.first)
       for (int r = 0; r < rows; ++r)
         __builtin_memcpy(tile + r * NR<T>, partial.row(t.row + r) + col, size_t(cols) * sizeof(T));
-    if (o.last) before(t);
-    micro<T, E>(rows, vectors)(o.steps, o.a + i * o.a_row, o.a_row, o.a_col, o.b, o.b_row, tile, !o.first);
+    micro<T, E>(rows, vectors)(o, tile);
     if (o.last)
       epilogue(t, tile);
     else
@@ -182,28 +232,30 @@ inline void run_tiles(const Operands<E>& o, index_t origin, index_t M, index_t b
   }
 }
 
-// Calls fn(panel, first block, last block) for a thread's share of the tiles. Tiles are ordered panel by panel, so that
-// a thread packs few panels.
+// Calls fn(panel, first block, last block) for a thread's share of the tiles of `vectors` columns of vectors. Tiles are
+// ordered panel by panel, so that a thread packs few panels, and cost what they have of vectors.
 template <class Fn>
-inline void for_panels(index_t panels, index_t blocks, int tid, int nt, const Fn& fn) {
-  const Range tiles(panels * blocks, tid, nt);
-  for (index_t g = tiles.begin; g < tiles.end;) {
-    const index_t panel = g / blocks, stop = (panel + 1) * blocks < tiles.end ? (panel + 1) * blocks : tiles.end;
-    fn(panel, g - panel * blocks, stop - panel * blocks);
-    g = stop;
+inline void for_panels(index_t vectors, index_t blocks, int tid, int nt, const Fn& fn) {
+  const Range share(vectors * blocks, tid, nt);
+  if (share.begin == share.end) return;
+  for (index_t panel = share.begin / (blocks * NV); panel * blocks * NV < share.end; ++panel) {
+    const index_t width = vectors - panel * NV < NV ? vectors - panel * NV : NV, before = panel * blocks * NV;
+    const auto block = [&](index_t cost) { return cost < before ? 0 : (cost - before + width - 1) / width; };
+    const index_t begin = block(share.begin), end = block(share.end) < blocks ? block(share.end) : blocks;
+    if (begin < end) fn(panel, begin, end);
   }
 }
 
-// The finished tiles go to epilogue(tile, values), values being rows of NR elements; before(tile) is called when its
-// product begins, to fetch what the epilogue will need. Partial sums of a K that is cut for packing wait in `partial`,
-// a matrix of C's shape with contiguous rows (usually C itself).
+// The finished tiles go to epilogue(tile, values), values being rows of NR elements; before(tile, lines) lists what the
+// epilogue will write, while the tile before is computed. Partial sums of a K that is cut for packing wait in
+// `partial`, a matrix of C's shape with contiguous rows (usually C itself); without one K is not cut.
 template <class T, class Epilogue, class Before>
 inline void gemm(Matrix<const T> A, Matrix<const T> B, Matrix<T> partial, T* scratch, const Epilogue& epilogue, int tid,
                  int nt, const Before& before) {
   const index_t M = A.rows, N = B.cols, K = A.cols;
   const bool direct = B.col_stride == 1 && B.padded;
-  const index_t depth_max = direct ? (K > 0 ? K : 1) : PACK_DEPTH;
-  for_panels((N + NR<T> - 1) / NR<T>, (M + MR - 1) / MR, tid, nt, [&](index_t panel, index_t begin, index_t end) {
+  const index_t depth_max = direct || !partial.data ? (K > 0 ? K : 1) : PACK_DEPTH;
+  for_panels((N + WIDTH<T> - 1) / WIDTH<T>, (M + MR - 1) / MR, tid, nt, [&](index_t panel, index_t begin, index_t end) {
     const index_t j0 = panel * NR<T>, cols = N - j0 < NR<T> ? N - j0 : NR<T>;
     index_t k0 = 0;
     do {
@@ -215,13 +267,19 @@ inline void gemm(Matrix<const T> A, Matrix<const T> B, Matrix<T> partial, T* scr
                     B.row_stride,
                     depth,
                     k0 == 0,
-                    k0 + depth >= K};
+                    k0 + depth >= K,
+                    nullptr,
+                    0,
+                    nullptr,
+                    0};
       if (!direct) {
         pack(B, k0, depth, j0, cols, scratch);
         o.b = scratch, o.b_row = NR<T>;
       }
-      run_tiles(o, 0, M, begin, end, j0, cols, partial, epilogue, before);
       k0 += depth;
+      const Coming next = k0 < K ? coming(B, k0, K - k0 < depth ? K - k0 : depth, j0)
+                                 : coming(B, 0, K < depth_max ? K : depth_max, j0 + NR<T>);
+      run_tiles(o, 0, M, begin, end, j0, cols, next, partial, epilogue, before);
     } while (k0 < K);
   });
 }

@@ -59,7 +59,7 @@ inline void gemm_bfloat16(Matrix<const float> A, Matrix<const float> B, Matrix<f
     index_t k0 = 0;
     do {
       const index_t depth = K - k0 < size.depth ? K - k0 : size.depth, steps = (depth + 1) / 2;
-      Operands<Pair> o{image, panel_pairs, 1, 1, NR<float>, steps, k0 == 0, k0 + depth >= K};
+      Operands<Pair> o{image, panel_pairs, 1, 1, NR<float>, steps, k0 == 0, k0 + depth >= K, nullptr, 0, nullptr, 0};
       const float* a = A.data + i0 * A.row_stride + k0 * A.col_stride;
       if (A.col_stride == 1) {
         o.a_row = PairBlocks::padded(steps);
@@ -68,25 +68,24 @@ inline void gemm_bfloat16(Matrix<const float> A, Matrix<const float> B, Matrix<f
         o.a_col = PairBlocks::padded(rows);
         pair_rows(a, A.col_stride, depth, rows, image, o.a_col);
       }
-      for_panels((N + NR<float> - 1) / NR<float>, (rows + MR - 1) / MR, tid, nt,
-                 [&](index_t panel, index_t begin, index_t end) {
-                   const index_t j0 = panel * NR<float>, cols = N - j0 < NR<float> ? N - j0 : NR<float>;
-                   const float* b = B.data + k0 * B.row_stride + j0 * B.col_stride;
-                   if (B.col_stride == 1) {
-                     pair_rows(b, B.row_stride, depth, cols, panel_pairs, NR<float>);
-                   } else {
-                     // Columns are contiguous: pairs along W of them, turned as blocks.
-                     alignas(64) Pair block[W * W] = {};
-                     for (index_t j = 0; j < cols; j += W)
-                       for (index_t s = 0; s < steps; s += W) {
-                         for (index_t l = 0; l < W && j + l < cols; ++l)
-                           pair_along(b + 2 * s + (j + l) * B.col_stride, depth - 2 * s < 2 * W ? depth - 2 * s : 2 * W,
-                                      block + l * W);
-                         transpose_block(block, W, panel_pairs + s * NR<float> + j, NR<float>);
-                       }
-                   }
-                   run_tiles(o, i0, rows, begin, end, j0, cols, partial, epilogue, before);
-                 });
+      for_panels((N + W - 1) / W, (rows + MR - 1) / MR, tid, nt, [&](index_t panel, index_t begin, index_t end) {
+        const index_t j0 = panel * NR<float>, cols = N - j0 < NR<float> ? N - j0 : NR<float>;
+        const float* b = B.data + k0 * B.row_stride + j0 * B.col_stride;
+        if (B.col_stride == 1) {
+          pair_rows(b, B.row_stride, depth, cols, panel_pairs, NR<float>);
+        } else {
+          // Columns are contiguous: pairs along W of them, turned as blocks.
+          alignas(64) Pair block[W * W] = {};
+          for (index_t j = 0; j < cols; j += W)
+            for (index_t s = 0; s < steps; s += W) {
+              for (index_t l = 0; l < W && j + l < cols; ++l)
+                pair_along(b + 2 * s + (j + l) * B.col_stride, depth - 2 * s < 2 * W ? depth - 2 * s : 2 * W,
+                           block + l * W);
+              transpose_block(block, W, panel_pairs + s * NR<float> + j, NR<float>);
+            }
+        }
+        run_tiles(o, i0, rows, begin, end, j0, cols, coming(B, k0, depth, j0 + NR<float>), partial, epilogue, before);
+      });
       k0 += depth;
     } while (k0 < K);
   }
@@ -104,5 +103,5 @@ inline void product(bool bfloat16, Matrix<const T> A, Matrix<const T> B, Matrix<
 template <class T, class Epilogue>
 inline void product(bool bfloat16, Matrix<const T> A, Matrix<const T> B, Matrix<T> partial, T* scratch,
                     const Epilogue& epilogue, int tid, int nt) {
-  product(bfloat16, A, B, partial, scratch, epilogue, tid, nt, [](const Tile&) {});
+  product(bfloat16, A, B, partial, scratch, epilogue, tid, nt, [](const Tile&, const void**) { return 0; });
 }

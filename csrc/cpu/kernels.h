@@ -56,6 +56,7 @@ struct Context {
 
 constexpr index_t PACK_DEPTH = 512;           // rows of a packed panel: with 64 columns it stays in L2
 constexpr index_t SCRATCH = PACK_DEPTH * 64;  // elements of scratch memory of one thread for products in its own type
+constexpr index_t TURNED_DEPTH = 2048;        // outputs of a layer whose input gradient may be a transposed product
 constexpr index_t IMAGE = 1 << 16;            // pairs of bfloat16 that an image of A takes where it can be so small
 
 template <class T>
@@ -64,6 +65,7 @@ struct Args {
   bool batch[MAX_SLOTS] = {};
   int ints[MAX_INTS] = {};
   double floats[MAX_FLOATS] = {};
+  bool turned = false;  // DGRAD: as a transposed product
 };
 
 template <class T>

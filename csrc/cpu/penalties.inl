@@ -64,7 +64,7 @@ struct Decay {
           sum.add(l, T(0.5) * l2 * w * w + l1 * abs_(w));
         }
       T& cell = penalty.row(t.row / CELL_ROWS)[(t.col + j) / LANES];
-      cell = T(sum.total((t.col + j) % LANES ? double(cell) : 0));
+      cell = T(((t.col + j) % LANES ? double(cell) : 0) + sum.total());
     }
   }
 };

@@ -48,8 +48,10 @@ class TrainingState:
     finished : str
         Why training ended: "max_iter", "converged", "callback", or "" while it has not.
     history : dict of list of float
-    good, best : dict of ndarray, or None
-        State of the network after the last whole epoch, and after the best one.
+    good : dict of ndarray, or None
+        Parameters after the last whole epoch; None while the program still holds them, until the next epoch begins.
+    best : dict of ndarray, or None
+        Parameters after the best epoch, if validation decides; None while that is the last whole one.
     """
 
     epoch: int = 0
@@ -83,12 +85,11 @@ _SCALARS = tuple(f.name for f in dataclasses.fields(TrainingState) if f.name not
 
 def _pack(state: TrainingState, network: State) -> tuple[State, dict[str, Any]]:
     tensors = {f"network.{name}": array for name, array in network.items()}
-    same = state.best is not None and state.best is state.good
     for part in _ARRAYS:
         snapshot: State | None = getattr(state, part)
-        if snapshot is not None and not (part == "best" and same):
+        if snapshot is not None:
             tensors |= {f"{part}.{name}": array for name, array in snapshot.items()}
-    return tensors, {"state": {name: getattr(state, name) for name in _SCALARS}, "best_is_good": same}
+    return tensors, {"state": {name: getattr(state, name) for name in _SCALARS}}
 
 
 def _unpack(tensors: State, meta: Mapping[str, Any]) -> tuple[TrainingState, State]:
@@ -96,10 +97,8 @@ def _unpack(tensors: State, meta: Mapping[str, Any]) -> tuple[TrainingState, Sta
     for name, array in tensors.items():
         part, _, slot = name.partition(".")
         parts.setdefault(part, {})[slot] = array
-    good = parts.get("good")
-    best = good if meta["best_is_good"] else parts.get("best")
     fields = {name: meta["state"][name] for name in _SCALARS}
-    return TrainingState(**fields, good=good, best=best), parts["network"]
+    return TrainingState(**fields, good=parts.get("good"), best=parts.get("best")), parts["network"]
 
 
 @dataclass

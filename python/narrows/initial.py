@@ -19,6 +19,9 @@ __all__ = ["draw_seed", "initial_weight"]
 STREAM = 2**31
 """First random stream of initial weights; the streams of a plan's ops count from 0."""
 
+DRAWN = 1 << 15
+"""Weights drawn at a time."""
+
 _RECTIFIERS = frozenset({Activation.RELU, Activation.LEAKY_RELU, Activation.ELU, Activation.GELU, Activation.SILU})
 
 
@@ -35,10 +38,21 @@ def draw_seed(random_state: Any) -> int:
     return int(random_state) & (2**64 - 1)
 
 
-def initial_weight(n_in: int, n_out: int, activation: Activation, seed: int, layer: int = 0) -> NDArray[np.float64]:
+def initial_weight(
+    n_in: int, n_out: int, activation: Activation, seed: int, layer: int = 0, dtype: Any = np.float64
+) -> NDArray[Any]:
     """First weight of a layer, shape (n_in, n_out): He uniform before rectifiers, Glorot uniform otherwise.
+
+    Drawn in float64 and rounded to `dtype`.
 
     References: He, Zhang, Ren and Sun, ICCV 2015; Glorot and Bengio, AISTATS 2010.
     """
     fan = n_in if activation in _RECTIFIERS else n_in + n_out
-    return (2 * philox.uniform(seed, STREAM + layer, 0, n_in, n_out) - 1) * math.sqrt(6.0 / fan)
+    limit = math.sqrt(6.0 / fan)
+    weight = np.empty((n_in, n_out), dtype)
+    # By blocks, since drawing takes many times the memory of what is drawn.
+    block = max(1, DRAWN // n_out)
+    for first in range(0, n_in, block):
+        rows = weight[first : first + block]
+        rows[...] = (2 * philox.uniform(seed, STREAM + layer, 0, len(rows), n_out, first) - 1) * limit
+    return weight

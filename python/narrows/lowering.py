@@ -341,7 +341,7 @@ def _parameter_gradients(
             penalty = None
             if penalised:
                 _, rows, cols = low.shapes[W]
-                penalty = low.slot(f"penalty.{W}", Region.SCRATCH, -(-rows // CELL_ROWS), padded(cols) // LANES)
+                penalty = low.slot(f"penalty.{W}", Region.SCRATCH, -(-rows // CELL_ROWS), -(-cols // LANES))
                 low.op(OpCode.DECAY, apart, {"W": W, "dW": f"d{W}", "penalty": penalty}, **decay)
                 reductions.append((penalty, None, "weight_penalty", False))
             if fused:

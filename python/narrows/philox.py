@@ -23,7 +23,7 @@ _LOW = np.uint64(0xFFFFFFFF)
 _SHIFT = np.uint64(32)
 
 
-def words(seed: int, stream: int, step: int, n_rows: int, n_columns: int) -> NDArray[np.uint32]:
+def words(seed: int, stream: int, step: int, n_rows: int, n_columns: int, first_row: int = 0) -> NDArray[np.uint32]:
     """32 random bits for each element of a matrix.
 
     Parameters
@@ -36,6 +36,8 @@ def words(seed: int, stream: int, step: int, n_rows: int, n_columns: int) -> NDA
         Training step, below 2**32.
     n_rows, n_columns : int
         Shape of the matrix.
+    first_row : int
+        Where in a taller matrix its rows begin.
 
     Returns
     -------
@@ -44,7 +46,7 @@ def words(seed: int, stream: int, step: int, n_rows: int, n_columns: int) -> NDA
     n_blocks = -(-n_columns // 4)
     shape = (n_rows, n_blocks)
     c0 = np.broadcast_to(np.arange(n_blocks, dtype=np.uint64), shape)
-    c1 = np.broadcast_to(np.arange(n_rows, dtype=np.uint64)[:, None], shape)
+    c1 = np.broadcast_to(np.arange(first_row, first_row + n_rows, dtype=np.uint64)[:, None], shape)
     c2 = np.broadcast_to(np.uint64(step & 0xFFFFFFFF), shape)
     c3 = np.broadcast_to(np.uint64(stream & 0xFFFFFFFF), shape)
     k0, k1 = seed & 0xFFFFFFFF, (seed >> 32) & 0xFFFFFFFF
@@ -61,13 +63,13 @@ def words(seed: int, stream: int, step: int, n_rows: int, n_columns: int) -> NDA
     return np.ascontiguousarray(blocks.reshape(n_rows, 4 * n_blocks)[:, :n_columns])
 
 
-def uniform(seed: int, stream: int, step: int, n_rows: int, n_columns: int) -> NDArray[np.float64]:
+def uniform(seed: int, stream: int, step: int, n_rows: int, n_columns: int, first_row: int = 0) -> NDArray[np.float64]:
     """Uniform numbers in the open interval (0, 1): the centres of 2**24 equal cells.
 
     24 bits, so that ``u - 1/2`` is exact in float32, and float32 and float64 backends take the same decision when they
     compare one with a probability.
     """
-    cells = words(seed, stream, step, n_rows, n_columns) >> np.uint32(8)
+    cells = words(seed, stream, step, n_rows, n_columns, first_row) >> np.uint32(8)
     return (cells.astype(np.float64) + 0.5) * 2.0**-24
 
 

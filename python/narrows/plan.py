@@ -43,6 +43,9 @@ __all__ = [
 LANES = 16
 """Columns of a slot are padded to this many elements: one cache line of float32, whole vectors on every CPU."""
 
+SAME_SETS = 256
+"""Rows a multiple of this many elements apart fall on few sets of a cache (see `padded`)."""
+
 
 class Activation(enum.IntEnum):
     """Elementwise activations, and softmax, which couples the elements of a row."""
@@ -432,5 +435,13 @@ OP_DTYPE = np.dtype(
 
 
 def padded(cols: int) -> int:
-    """`cols` rounded up to whole vectors."""
-    return -(-cols // LANES) * LANES
+    """Elements from one row of `cols` columns to the next.
+
+    Whole cache lines; from `SAME_SETS` on whole pairs of them, because CPUs fetch pairs, and never a multiple of
+    `SAME_SETS`, whose rows would fall on few sets of a cache and evict each other.
+    """
+    lines = -(-cols // LANES) * LANES
+    if lines < SAME_SETS:
+        return lines
+    pairs = -(-lines // (2 * LANES)) * (2 * LANES)
+    return pairs if pairs % SAME_SETS else pairs + 2 * LANES

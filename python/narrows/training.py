@@ -2,8 +2,9 @@
 
 Promises: the same data, seed and options give the same bits, whether or not the run was interrupted and
 resumed, and whatever the speed of the machine; after any exception the trainer's state belongs to a whole
-number of steps, and `Trainer.result` to a whole number of epochs. Never: knows an estimator or computes on
-data; a `Program` does that.
+number of steps, and what `Trainer.finish` returns to a whole number of epochs; beside the program there are at most two
+copies of the parameters, and none of the optimiser's state. Never: knows an estimator or computes on data; a `Program`
+does that.
 
 Reading order: `Options`, `checkpoint.TrainingState`, `Feed`, `Trainer.run`.
 """
@@ -216,13 +217,20 @@ class Trainer:
         self._bound: tuple[Any, Any, Any] | None = None
         self._chunk = 1
         self._reason: str | None = None
+        self._stepping = False  # whether the program may be ahead of the state
         self._begun = self._saved = time.perf_counter()
 
-    @property
-    def result(self) -> State | None:
-        """The network to keep: after the best epoch if validation is monitored, else after the last one."""
-        by_validation = self.options.monitor == "val_loss" and self.state.best is not None
-        return self.state.best if by_validation else self.state.good
+    def finish(self) -> State | None:
+        """Close the program and return the network to keep, None before the first whole epoch.
+
+        It is that after the best epoch if validation is monitored, else after the last whole one; with the optimiser's
+        state if no step has been made since.
+        """
+        s = self.state
+        if s.epochs_done and s.best is None and s.good is None:
+            return self.program.hand_over()
+        self.program.close()
+        return s.best or s.good
 
     def run(self) -> None:
         """Train until `max_iter`, convergence or a callback's wish.
@@ -243,13 +251,19 @@ class Trainer:
             while self._epoch():
                 pass
         except KeyboardInterrupt:
-            self._save()
+            if not self._stepping:
+                self._save()
             raise
         self._save()
 
     def _epoch(self) -> bool:
         """Do the rest of an epoch; return whether there is another."""
-        skip = self.state.epoch_step
+        s = self.state
+        if s.epochs_done and s.good is None:
+            # Before the first step: until now the program itself holds what a whole epoch has led to.
+            views, slots = self.program.views(), self.program.plan.parameters
+            self.state = dataclasses.replace(s, good={slot.name: views[slot.name].copy() for slot in slots})
+        skip = s.epoch_step
         for block in self.feed.blocks(self.state.epoch):
             n_steps = -(-len(block.rows) // self._batch)
             if skip >= n_steps:
@@ -269,30 +283,31 @@ class Trainer:
         """Train on the first of `rows`, as many steps as make a chunk; return how many were done."""
         rows = rows[: self._chunk * self._batch]
         count = -(-len(rows) // self._batch)
-        sizes = np.full((count, 1), float(self._batch))
-        sizes[-1] = len(rows) - (count - 1) * self._batch
-        rates = np.array([self._rate(self.state.step + i) for i in range(count)])
+        s = self.state
+        hyper = Hyper(self.options.seed, s.step, self._rates(s.step, count))
         begin = time.perf_counter()
         with _HeldInterrupt() as held, np.errstate(over="ignore", invalid="ignore"):
-            hyper = Hyper(self.options.seed, self.state.step, rates)
+            self._stepping = True
             terms = self.program.train(rows, hyper, lambda: held.pending or self._asked_to_stop())
             done = len(terms)
             seconds = time.perf_counter() - begin
-            # cumsum adds strictly one step after the other, so the sums do not depend on the chunks.
-            before = np.reshape(self.state.sums or np.zeros(terms.shape[1]), (1, -1))
-            sums = np.cumsum(np.concatenate([before, terms * sizes[:done]]), axis=0)[-1]
+            trained = min(len(rows), done * self._batch)
+            weighted = terms * float(self._batch)
+            weighted[-1] = terms[-1] * (trained - (done - 1) * self._batch)
+            weighted[0] += s.sums or 0.0
             self.state = dataclasses.replace(
-                self.state,
-                step=self.state.step + done,
-                epoch_step=self.state.epoch_step + done,
-                sums=tuple(sums.tolist()),
-                rows=self.state.rows + int(sizes[:done].sum()),
-                spent=self.state.spent + seconds,
+                s,
+                step=s.step + done,
+                epoch_step=s.epoch_step + done,
+                # cumsum adds strictly one step after the other, so the sums do not depend on the chunks.
+                sums=tuple(weighted.cumsum(axis=0)[-1].tolist()),
+                rows=s.rows + trained,
+                spent=s.spent + seconds,
             )
+            self._stepping = False
             if not np.isfinite(terms).all():
                 self._diverged(float(terms[~np.isfinite(terms).all(axis=1)][0].sum()), "loss")
-        if done:
-            self._chunk = max(1, int(CHUNK_SECONDS * done / max(seconds, 1e-6)))
+        self._chunk = max(1, int(CHUNK_SECONDS * done / max(seconds, 1e-6)))
         if self.callbacks:
             progress = self._progress()
             for callback in self.callbacks:
@@ -311,18 +326,24 @@ class Trainer:
         return self._reason is not None
 
     def _rate(self, step: int) -> float:
-        """Learning rate of a step of the running epoch, one by one so that it cannot depend on the chunks."""
+        """Learning rate of a step of the running epoch."""
         o, s = self.options, self.state
         if o.learning_rate != "cosine":
             return o.learning_rate_init * s.factor
         part = (step - s.first_step) / (o.max_iter * self._n_steps)
         return 0.5 * o.learning_rate_init * (1 + math.cos(math.pi * part))
 
+    def _rates(self, first: int, count: int) -> NDArray[np.float64]:
+        """Learning rates of consecutive steps; where they differ one by one, so that they cannot depend on the chunks,
+        which a vector's cosine might."""
+        if self.options.learning_rate != "cosine":
+            return np.full(count, self._rate(first))
+        return np.array([self._rate(first + i) for i in range(count)])
+
     def _end_epoch(self) -> None:
         o, s = self.options, self.state
         begin = time.perf_counter()
-        good = self.program.state()
-        if not all(np.isfinite(array).all() for array in good.values()):
+        if not self.program.finite():
             self._diverged(math.nan, "network")
         sums = np.array(s.sums) / self.feed.n_rows
         loss, penalty = float(sums[0]), float(sums[1:].sum())
@@ -338,39 +359,39 @@ class Trainer:
             if not math.isfinite(values["val_loss"]):
                 self._diverged(values["val_loss"], "validation loss")
         values["seconds"] = s.spent + time.perf_counter() - begin
-        s = dataclasses.replace(
+        self.state = dataclasses.replace(
             s,
             epoch=s.epoch + 1,
             epoch_step=0,
             sums=(),
             rows=0,
             spent=0.0,
-            good=good,
+            good=None,
             history=extended(s.history, values, s.epoch),
+            **self._judged(values["val_loss"] if o.monitor == "val_loss" else loss + penalty),
         )
-        self.state = self._judged(s, values["val_loss"] if o.monitor == "val_loss" else loss + penalty)
         if self.callbacks:
             progress = self._progress()
             if any([callback.on_epoch_end(progress) for callback in self.callbacks]):
                 self.state = dataclasses.replace(self.state, finished=self.state.finished or "callback")
 
-    def _judged(self, s: TrainingState, loss: float) -> TrainingState:
-        """The state after deciding what an epoch with the monitored `loss` means."""
-        o = self.options
+    def _judged(self, loss: float) -> dict[str, Any]:
+        """What the monitored `loss` of the epoch now ending changes in the state."""
+        o, s = self.options, self.state
+        epoch = s.epoch + 1
+        changes: dict[str, Any] = {"finished": "max_iter" if epoch - s.first_epoch >= o.max_iter else ""}
         if loss < s.best_loss:
-            best = s.good if o.monitor == "val_loss" else None
-            s = dataclasses.replace(s, best_loss=loss, best_epoch=s.epoch, best=best)
+            changes |= {"best_loss": loss, "best_epoch": epoch, "best": None}
+        elif o.monitor == "val_loss" and s.best is None:
+            changes["best"] = s.good
         if s.reference == math.inf or loss < s.reference - o.tol * abs(s.reference):
-            s = dataclasses.replace(s, reference=loss, stale=0, stale_rate=0)
-        else:
-            s = dataclasses.replace(s, stale=s.stale + 1, stale_rate=s.stale_rate + 1)
-        if o.learning_rate == "plateau" and s.stale_rate >= max(1, o.n_iter_no_change // 2):
-            s = dataclasses.replace(s, factor=s.factor / 2, stale_rate=0)
-        if o.monitor is not None and s.stale >= o.n_iter_no_change:
-            return dataclasses.replace(s, finished="converged")
-        if s.epochs_done >= o.max_iter:
-            return dataclasses.replace(s, finished="max_iter")
-        return s
+            return changes | {"reference": loss, "stale": 0, "stale_rate": 0}
+        stale, stale_rate = s.stale + 1, s.stale_rate + 1
+        if o.learning_rate == "plateau" and stale_rate >= max(1, o.n_iter_no_change // 2):
+            changes["factor"], stale_rate = s.factor / 2, 0
+        if o.monitor is not None and stale >= o.n_iter_no_change:
+            changes["finished"] = "converged"
+        return changes | {"stale": stale, "stale_rate": stale_rate}
 
     def _diverged(self, value: float, what: str) -> None:
         epochs = self.state.epochs_done
@@ -402,7 +423,7 @@ class Trainer:
 
     def _save(self) -> None:
         if self.checkpoint is not None:
-            self.checkpoint.write(self.identity, self.state, self.program.state())
+            self.checkpoint.write(self.identity, self.state, self.program.views())
             self._saved = time.perf_counter()
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ __all__ = [
     "Hyper",
     "Probe",
     "Program",
+    "all_finite",
     "compile_plan",
     "own_ops",
     "probe_all",
@@ -83,6 +85,16 @@ class Program(Protocol):
     def state(self) -> State:
         """Copies of parameters and optimiser state."""
 
+    def views(self) -> State:
+        """Parameters and optimiser state themselves, which change with the program; valid until it is closed."""
+
+    def finite(self) -> bool:
+        """Whether all parameters and all optimiser state are finite."""
+
+    def hand_over(self) -> State:
+        """Close the program and return its parameters and optimiser state, without a copy where that takes less
+        memory."""
+
     def bind(self, X: Any, target: Any = None, weight: Any = None) -> None:
         """Set the data that `train` and `gradient` take their rows from: ndarray (any strides) or CSR."""
 
@@ -106,6 +118,13 @@ class Program(Protocol):
 
     def close(self) -> None:
         """Free the memory; further calls are errors."""
+
+
+def all_finite(*arrays: NDArray[Any]) -> bool:
+    """Whether there is neither NaN nor infinity in them."""
+    # A sum is finite only if every value is, and needs no temporary; whether it overflowed is asked then.
+    with np.errstate(over="ignore", invalid="ignore"):
+        return all(math.isfinite(array.sum()) or bool(np.isfinite(array).all()) for array in arrays)
 
 
 @cache

@@ -10,13 +10,13 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable, Mapping
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..plan import Mode, OpCode, Plan, Precision
-from . import Hyper, Probe, State
+from . import Hyper, Probe, State, all_finite
 
 __all__ = ["CppProgram", "compile", "isa", "native_bfloat16", "own_ops", "probe", "probe_machine"]
 
@@ -73,6 +73,17 @@ def own_ops() -> frozenset[OpCode]:
     return frozenset(OpCode)
 
 
+class Blocking(NamedTuple):
+    """How a program cuts its products; the bits of results do not depend on it."""
+
+    by_rows: bool
+    """Whether each thread takes the same rows of the batch through all layers, or tiles of each product."""
+    turned: tuple[int, ...]
+    """The ops, by number in the plan, whose input gradient is a transposed product."""
+    tuned: bool
+    """Whether this has been found by measuring."""
+
+
 class CppProgram:
     """A plan compiled for this CPU.
 
@@ -83,14 +94,21 @@ class CppProgram:
     n_threads : int
     simulate_threads : int
         For tests: run the plan as that many threads, one after the other.
+    tune : bool
+        Whether the first steps try how products are best cut, which changes no bit; what is found serves the process.
     """
 
-    def __init__(self, plan: Plan, precision: Precision, n_threads: int, simulate_threads: int = 0) -> None:
+    def __init__(
+        self, plan: Plan, precision: Precision, n_threads: int, simulate_threads: int = 0, tune: bool = True
+    ) -> None:
         from .. import _core
 
         self.plan = plan
         self.dtype = precision.dtype
         self._slot = _core.Program.slot
+        self._views: State = {}
+        # New memory is zero, and takes none of the machine's until it is written.
+        self._untouched = True
         self._program: Any = _core.Program(
             plan.slot_table(),
             plan.op_table(),
@@ -101,27 +119,41 @@ class CppProgram:
             int(precision),
             n_threads,
             simulate_threads,
+            tune,
         )
 
-    def _memory(self) -> dict[str, NDArray[Any]]:
-        """Views of parameters and optimiser state, by the names of `State`."""
-        views = {}
-        for slot in self.plan.parameters:
-            index = self.plan.index[slot.name]
-            views[slot.name] = self._slot(self._program, index)
-            for moment in range(self.plan.n_moments):
-                views[f"moment{moment + 1}.{slot.name}"] = self._slot(self._program, index, moment)
-        return views
-
     def load(self, state: Mapping[str, NDArray[Any]]) -> None:
-        for name, view in self._memory().items():
+        for name, view in self.views().items():
             if name in state or not name.startswith("moment"):
                 view[...] = np.reshape(state[name], view.shape)
-            else:
+            elif not self._untouched:
                 view[...] = 0
+        self._untouched = False
 
     def state(self) -> State:
-        return {name: view.copy() for name, view in self._memory().items()}
+        return {name: view.copy() for name, view in self.views().items()}
+
+    def views(self) -> State:
+        if not self._views:
+            for slot in self.plan.parameters:
+                index = self.plan.index[slot.name]
+                self._views[slot.name] = self._slot(self._program, index)
+                for moment in range(self.plan.n_moments):
+                    self._views[f"moment{moment + 1}.{slot.name}"] = self._slot(self._program, index, moment)
+        return self._views
+
+    def finite(self) -> bool:
+        # The padding between the slots stays zero.
+        arena, size = self.arena(), self.plan.parameter_size
+        return all_finite(arena[:size], arena[2 * size : (2 + self.plan.n_moments) * size])
+
+    def hand_over(self) -> State:
+        self._program.release(_TRAIN)
+        # Views keep all memory of the program, which is at most twice what a copy would take, or a copy is made.
+        outweighed = self.plan.arena_size > 2 * (1 + self.plan.n_moments) * self.plan.parameter_size
+        state = self.state() if outweighed else self.views()
+        self.close()
+        return state
 
     def bind(self, X: Any, target: Any = None, weight: Any = None) -> None:
         for source, data in ((_X, X), (_TARGET, target), (_WEIGHT, weight)):
@@ -137,6 +169,7 @@ class CppProgram:
     def train(
         self, rows: NDArray[np.int64], hyper: Hyper, poll: Callable[[], bool] | None = None
     ) -> NDArray[np.float64]:
+        self._untouched = False
         terms: NDArray[np.float64] = self._program.train(rows, hyper.seed, hyper.step, hyper.learning_rate, poll)
         return terms[:, : len(self.plan.terms)]
 
@@ -160,6 +193,12 @@ class CppProgram:
             self._program.release(_APPLY)
         return out
 
+    @property
+    def blocking(self) -> Blocking:
+        """How products are cut at present."""
+        by_rows, turned, tuned = self._program.choice()
+        return Blocking(by_rows, tuple(turned), tuned)
+
     def profile(self, rows: NDArray[np.int64], hyper: Hyper) -> NDArray[np.float64]:
         """Train as `train` does, and take back what it did to the state.
 
@@ -182,6 +221,7 @@ class CppProgram:
 
     def close(self) -> None:
         self._program = None
+        self._views = {}
 
 
 # --- single layers --------------------------------------------------------------------------------------------------
@@ -224,5 +264,7 @@ def _index_pair(data: Any) -> tuple[NDArray[Any], NDArray[Any]]:
     return data.indptr.astype(kind, copy=False), data.indices.astype(kind, copy=False)
 
 
-def compile(plan: Plan, *, precision: Precision, n_threads: int, simulate_threads: int = 0) -> CppProgram:
-    return CppProgram(plan, precision, n_threads, simulate_threads)
+def compile(
+    plan: Plan, *, precision: Precision, n_threads: int, simulate_threads: int = 0, tune: bool = True
+) -> CppProgram:
+    return CppProgram(plan, precision, n_threads, simulate_threads, tune)

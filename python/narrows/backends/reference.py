@@ -35,7 +35,7 @@ from ..plan import (
     Region,
     Slot,
 )
-from . import Hyper, Probe, State
+from . import Hyper, Probe, State, all_finite
 
 __all__ = ["OPS", "ReferenceProgram", "Run", "compile", "probe"]
 
@@ -461,11 +461,22 @@ class ReferenceProgram:
                 view[...] = np.reshape(state[name], view.shape) if name in state else 0
 
     def state(self) -> State:
+        return {name: view.copy() for name, view in self.views().items()}
+
+    def views(self) -> State:
         out: State = {}
         for slot in self.plan.parameters:
-            out[slot.name] = self.arrays[self.plan.index[slot.name]].copy()
-            out |= {name: view.copy() for name, view in self._moments(slot).items()}
+            out[slot.name] = self.arrays[self.plan.index[slot.name]]
+            out |= self._moments(slot)
         return out
+
+    def finite(self) -> bool:
+        return all_finite(*(values for region, values in self.regions.items() if region is not Region.GRADIENT))
+
+    def hand_over(self) -> State:
+        views = self.views()
+        self.close()
+        return views
 
     def bind(self, X: Any, target: Any = None, weight: Any = None) -> None:
         self.sources = {0: X, 1: target, 2: weight}

@@ -92,7 +92,9 @@ class Autoencoder(BaseAutoencoder):
     tol : float, default=1e-4
         An improvement is a loss below that of the last improvement by more than this part of it.
     warm_start : bool, default=False
-        Let fit go on from the present parameters and optimiser state.
+        Let fit go on from the present parameters and optimiser state. The optimiser starts afresh where its
+        state is not kept: with another solver, after loading, and where fit went back to the parameters of an
+        earlier epoch, be it the best one or the last whole one before an interruption.
     random_state : int, RandomState, Generator or None
         An integer below 2**64 gives the same bits on every run and any number of threads; None draws fresh
         entropy. NumPy's global state is never used.

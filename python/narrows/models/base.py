@@ -18,10 +18,10 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils.validation import check_is_fitted
 
-from ..backends import Program, compile_plan, resolve
+from ..backends import Program, State, compile_plan, resolve
 from ..initial import draw_seed
 from ..lowering import lower
-from ..plan import Corruption, Mode, NetworkSpec, Plan
+from ..plan import Corruption, Mode, NetworkSpec, Plan, Precision
 from ..training import Callback, Checkpoint, EpochPrinter, Options, SavedRun, Trainer, TrainingState
 from .data import (
     BLOCK_BYTES,
@@ -217,7 +217,8 @@ class BaseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
     def partial_fit(self, X: Any, y: Any = None, sample_weight: ArrayLike | None = None) -> Self:
         """Train for one pass over some rows, going on from the present parameters and optimiser state.
 
-        There is no validation and the learning rate is `learning_rate_init`; the first call initialises.
+        There is no validation and the learning rate is `learning_rate_init`; the first call initialises. The optimiser
+        starts afresh where its state is not kept: see `warm_start`.
 
         Parameters
         ----------
@@ -263,23 +264,18 @@ class BaseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
             table = dataclasses.replace(table, weight=table.weight * (len(rows) / total))
         spec = self._spec(table, rows, block_bytes, again)
         batch = even_batch(len(rows), int(self.batch_size))
-        if again:
-            state = dict(self._network.state)
-            if self._network.spec.solver is not spec.solver:
-                state = self._network.parameters
-        else:
-            state = initial_state(spec, options.seed)
-        start = TrainingState()
-        if again:
-            start = TrainingState(
-                epoch=self.n_iter_,
-                first_epoch=self.n_iter_,
-                step=self._step,
-                first_step=self._step,
-                history=self.history_,
-            )
         if saved is not None:
             start, state = saved.state, saved.network
+        elif again:
+            parameters = self._network.parameters
+            state = dict(self._network.state) if self._network.spec.solver is spec.solver else parameters
+            # An optimiser that starts afresh counts its steps anew, by which it corrects its averages.
+            step = self._step if state.keys() != parameters.keys() else 0
+            start = TrainingState(
+                epoch=self.n_iter_, first_epoch=self.n_iter_, step=step, first_step=step, history=self.history_
+            )
+        else:
+            start, state = TrainingState(), initial_state(spec, options.seed, Precision.of(self.precision).dtype)
         feed = TrainingFeed(table, rows, batch, options.seed, shuffle, spec.loss, block_bytes)
         program = compile_plan(
             lower(spec, batch), resolve(self.backend), precision=self.precision, n_threads=self.n_threads
@@ -294,22 +290,21 @@ class BaseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
             checkpoint=checkpoint,
             identity=identity,
         )
+        program.load(state)
+        state.clear()  # The program has it now. A saved run, which holds it too, is not read again.
         try:
-            program.load(state)
-            del state  # first weights are drawn in float64: twice what they take in the program
             trainer.run()
         finally:
-            program.close()
-            if trainer.result is not None:
-                self._adopt(trainer, spec, batch, again)
+            trained = trainer.finish()
+            if trained is not None:
+                self._adopt(trainer, trained, spec, batch, again)
 
-    def _adopt(self, trainer: Trainer, spec: NetworkSpec, batch: int, again: bool) -> None:
-        assert trainer.result is not None
+    def _adopt(self, trainer: Trainer, trained: State, spec: NetworkSpec, batch: int, again: bool) -> None:
         s = trainer.state
         self._network = Network(
             spec,
             batch,
-            trainer.result,
+            trained,
             precision=self.precision,
             requested=self.backend,
             n_threads=self.n_threads,

@@ -158,7 +158,23 @@ def even_batch(n_rows: int, limit: int) -> int:
 
 
 def _generator(seed: int, number: int) -> np.random.Generator:
-    return np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, number])))
+    return np.random.Generator(np.random.SFC64(np.random.SeedSequence([seed, number])))
+
+
+def shuffled(rows: NDArray[np.int64], generator: np.random.Generator) -> NDArray[np.int64]:
+    """Sorted `rows`, none of them negative or twice, in random order: that of words of 32 random bits above their row.
+
+    Where NumPy sorts by vectors this takes half the time of exchanging rows one by one. No two words are equal, so the
+    order is the same wherever it is made.
+    """
+    bits = np.uint64(int(rows[-1]).bit_length())
+    drawn = generator.bit_generator.random_raw(-(-len(rows) // 2)).view(np.uint32)
+    words = drawn[: len(rows)].astype(np.uint64)
+    words <<= bits
+    words |= rows.view(np.uint64)
+    words.sort()
+    words &= (np.uint64(1) << bits) - np.uint64(1)
+    return words.view(np.int64)
 
 
 @dataclass
@@ -218,10 +234,12 @@ class TrainingFeed:
         order = generator.permutation(n_blocks) if self.shuffle and n_blocks > 1 else np.arange(n_blocks)
         for b in order.tolist():
             first = b * self.block_rows
-            rows = self.rows[self.borders[b] : self.borders[b + 1]] - first
-            if self.shuffle:
-                rows = generator.permutation(rows)
+            rows = self.rows[self.borders[b] : self.borders[b + 1]]
+            if first:
+                rows = rows - first
             if len(rows):
+                if self.shuffle:
+                    rows = shuffled(rows, generator)
                 yield Block(rows, lambda first=first: self._load(first))  # type: ignore[misc]
 
     def _load(self, first: int) -> tuple[Any, Any, Any]:

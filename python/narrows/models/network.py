@@ -87,13 +87,13 @@ def build_spec(
     )
 
 
-def initial_state(spec: NetworkSpec, seed: int) -> State:
-    """First weights, float64; biases zero."""
+def initial_state(spec: NetworkSpec, seed: int, dtype: Any = np.float64) -> State:
+    """First weights; biases zero."""
     state: State = {}
     for i, layer in enumerate(spec.layers):
-        state[f"b{i}"] = np.zeros((1, layer.n_out))
+        state[f"b{i}"] = np.zeros((1, layer.n_out), dtype)
         if layer.tied_to is None:
-            state[f"W{i}"] = initial_weight(layer.n_in, layer.n_out, layer.activation, seed, i)
+            state[f"W{i}"] = initial_weight(layer.n_in, layer.n_out, layer.activation, seed, i, dtype)
     return state
 
 
@@ -107,7 +107,7 @@ class Network:
     batch : int
         Rows per step, in training and when applied.
     state : dict of ndarray
-        Parameters and, where known, optimiser state.
+        Parameters and, where known, optimiser state: the network's own from here on.
     precision : {"float32", "float64", "bfloat16"}
     requested : str
         The backend's name as given to the estimator.

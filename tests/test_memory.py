@@ -1,0 +1,128 @@
+"""What a fit adds to the memory of its process: bounds by the size of the network, whatever the size of the data.
+
+Each fit is measured in a process of its own, by the kernel's own record of the most that it held.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import subprocess
+import sys
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.base import clone
+
+from narrows import Autoencoder
+from narrows.training import Callback, Checkpoint, Interrupted, Progress
+
+MIB = 1 << 20
+ELSE = 12 * MIB
+"""Kernels, threads, a small batch's working area, pages of 2 MiB where the parts of the arena meet."""
+
+SCRIPT = """
+import sys
+import numpy as np
+from narrows import Autoencoder
+
+def mib(field):
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith(field + ":")) * 1024
+
+WIDE = dict(n_components=16, hidden_layer_sizes=1500, batch_size=32, backend="cpp", n_threads=2, random_state=0)
+def wide(rows=160, **params):
+    X = np.random.default_rng(0).random((rows, 1500), dtype=np.float32)
+    return Autoencoder(**WIDE | dict(max_iter=4) | params), X
+
+def measure(fit):
+    before = mib("VmRSS")
+    fit()
+    print(mib("VmHWM") - before)
+"""
+
+
+def added(code: str) -> int:
+    """Bytes that `measure` in the code finds."""
+    if not Path("/proc/self/status").exists():
+        pytest.skip("this system does not tell how much memory a process held")
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(str(Path(p).resolve()) for p in sys.path if p)}
+    result = subprocess.run(
+        [sys.executable, "-c", SCRIPT + code], env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert result.returncode == 0, result.stderr
+    return int(result.stdout)
+
+
+PARAMETERS = 4 * (2 * 1500 * 1500 + 2 * 1500 * 16 + 3 * 1500 + 16)
+HELD_OUT = 16 * 1500 * 4
+
+
+@pytest.mark.parametrize(
+    ("times", "code"),
+    [
+        # Parameters, two moments, and the parameters of the last whole epoch.
+        (4, "ae, X = wide(early_stopping=False); measure(lambda: ae.fit(X))"),
+        # Those of the best epoch, too, which is the first.
+        (
+            5,
+            "ae, X = wide(); measure(lambda: ae.fit(X, X_val=-X[:16])); assert np.argmin(ae.history_['val_loss']) == 0",
+        ),
+        # Those of a program to apply the network, without its optimiser's, in place of those of the last whole epoch.
+        (4, "ae, X = wide(early_stopping=False); measure(lambda: ae.fit(X).transform(X[:40]))"),
+        # Twice the bytes of everything; the data are read as they are.
+        (8, "ae, X = wide(early_stopping=False, precision='float64'); measure(lambda: ae.fit(X))"),
+        # One moment.
+        (3, "ae, X = wide(early_stopping=False, solver='sgd', learning_rate_init=1e-6); measure(lambda: ae.fit(X))"),
+        # The second fit has the first one's network beside its own until it is done.
+        (7, "ae, X = wide(early_stopping=False, warm_start=True); measure(lambda: ae.fit(X).fit(X))"),
+    ],
+    ids=["plain", "best", "applied", "float64", "sgd", "warm start"],
+)
+def test_a_fit_holds_its_network_once(cpp: str, times: int, code: str) -> None:
+    found = added(code)
+    assert (times - 1) * PARAMETERS < found < times * PARAMETERS + HELD_OUT + ELSE
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_data_are_not_copied(cpp: str, dtype: str) -> None:
+    code = f"""
+X = np.ones((4000, 2000), {dtype!r})
+ae = Autoencoder(**WIDE | dict(n_components=4, hidden_layer_sizes=(), max_iter=2, early_stopping=False))
+measure(lambda: ae.fit(X))
+"""
+    assert added(code) < ELSE
+
+
+def test_what_was_resumed_is_let_go(cpp: str, tmp_path: Path) -> None:
+    """The network and its moments; the parameters of the checkpoint's last whole epoch remain beside later ones."""
+    X = np.random.default_rng(0).random((64, 1500), dtype=np.float32)
+    ae = Autoencoder(
+        16,
+        hidden_layer_sizes=200,
+        batch_size=32,
+        max_iter=4,
+        early_stopping=False,
+        backend=cpp,
+        n_threads=1,
+        random_state=0,
+    )
+    asked = itertools.count()
+    with pytest.raises(Interrupted):
+        ae.fit(X, checkpoint=Checkpoint(tmp_path / "c", stop=lambda: "tired" if next(asked) >= 3 else None))
+    parameters = sum(array.nbytes for array in ae.coefs_ + ae.intercepts_)
+    held: list[int] = []
+
+    class Watch(Callback):
+        def on_batch(self, progress: Progress) -> None:
+            held.append(tracemalloc.get_traced_memory()[0])
+
+    tracemalloc.start()
+    try:
+        clone(ae).fit(X, checkpoint=Checkpoint(tmp_path / "c", resume="require"), callbacks=[Watch()])
+    finally:
+        tracemalloc.stop()
+    assert held
+    assert max(held) < 2.5 * parameters
