@@ -293,12 +293,13 @@ def test_rows_beyond_int32_are_reached(tmp_path: Path) -> None:
 TRAIN_AND_HASH = """
 import hashlib, numpy as np, sys
 sys.path[:0] = {path!r}
-from test_native import rich_plan, started
+from test_native import rich_plan, started, variational_plan
 from narrows.backends import Hyper
-p = started(rich_plan())
-for i in range(25):
-    p.train(np.arange(60), Hyper(3, 3 * i, np.full(3, 1e-3)))
-print(hashlib.sha256(b"".join(a.tobytes() for a in p.state().values())).hexdigest())
+for plan in (rich_plan(), variational_plan()):
+    p = started(plan)
+    for i in range(25):
+        p.train(np.arange(60), Hyper(3, 3 * i, np.full(3, 1e-3)))
+    print(hashlib.sha256(b"".join(a.tobytes() for a in p.state().values())).hexdigest())
 """
 
 

@@ -134,8 +134,10 @@ def test_codes_are_the_means(X: Array) -> None:
 
 def test_history(X: Array) -> None:
     model = vae(alpha=0.1, max_iter=8).fit(X)
-    assert {"loss", "kl", "penalty", "val_loss", "mse_per_feature"} <= model.history_.keys()
+    assert {"loss", "kl", "penalty", "objective", "val_loss", "mse_per_feature"} <= model.history_.keys()
     assert all(len(values) == 8 for values in model.history_.values())
+    parts = {name: np.array(model.history_[name]) for name in ("loss", "penalty", "kl")}
+    np.testing.assert_allclose(model.history_["objective"], parts["loss"] + parts["penalty"] + 2 * parts["kl"])
     held = split_rows(200, 0.1, 0)[1]
     assert model.best_loss_ == min(model.history_["val_loss"])
     assert -model.score(X[held]) == pytest.approx(model.best_loss_, rel=1e-5)
@@ -358,7 +360,7 @@ def test_pairs_and_weights(X: Array) -> None:
     noisy = X + np.random.default_rng(0).normal(0, 0.2, X.shape).astype(np.float32)
     model = vae(decoder_variance=0.01, max_iter=60).fit(noisy, X)
     assert model.plan_.spec.separate_target
-    assert model.elbo(noisy, X, n_samples=3).shape == (200,)
+    assert model.elbo(noisy, 3, y=X).shape == (200,)
     assert model.score(noisy, X) > model.score(noisy)
     weight = np.r_[np.ones(100), np.zeros(100)]
     other = np.r_[X[:100], 1 - X[100:]]

@@ -37,7 +37,8 @@ def plot_loss(history: Any, ax: Axes | None = None) -> Axes:
     Parameters
     ----------
     history : fitted estimator, or mapping of str to sequence of float
-        ``history_`` of an estimator: ``loss`` and, if present, ``val_loss``, one value per epoch.
+        ``history_`` of an estimator: ``loss`` and, if present, ``val_loss``, one value per epoch. Of a variational
+        one, the training curve is that of ``objective``, with which ``val_loss`` is to be compared.
     ax : matplotlib.axes.Axes, optional
 
     Returns
@@ -48,7 +49,7 @@ def plot_loss(history: Any, ax: Axes | None = None) -> Axes:
     if not isinstance(history, Mapping) or "loss" not in history:
         raise TypeError("history must be a fitted estimator or a mapping with the key 'loss'")
     ax = _axes(ax)
-    loss = _floats(history["loss"])
+    loss = _floats(history.get("objective") or history["loss"])
     validation = _floats(history.get("val_loss") or [])
     epochs = np.arange(1, len(loss) + 1)
     few = "o" if len(loss) < 15 else None

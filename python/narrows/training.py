@@ -363,8 +363,10 @@ class Trainer:
         spec = self.program.plan.spec
         if spec.loss is Loss.MSE:
             values["mse_per_feature"] = loss / spec.n_outputs
+        objective = loss + penalty
         if kl is not None:
             values["kl"] = kl
+            values["objective"] = objective = objective + spec.kl_weight * kl
         if terms:
             values["penalty"] = penalty
         if self.validate is not None:
@@ -382,9 +384,7 @@ class Trainer:
             spent=0.0,
             good=None,
             history=extended(s.history, values, s.epoch),
-            **self._judged(
-                values["val_loss"] if o.monitor == "val_loss" else loss + penalty + spec.kl_weight * (kl or 0.0)
-            ),
+            **self._judged(values["val_loss"] if o.monitor == "val_loss" else objective),
         )
         if self.callbacks:
             progress = self._progress()

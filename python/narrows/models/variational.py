@@ -76,9 +76,9 @@ class VariationalAutoencoder(Autoencoder):
     Attributes
     ----------
     history_ : dict of list of float
-        ``loss`` is the decoder's term and ``kl`` the divergence in nats, unweighted, both of the step's draws;
-        ``val_loss`` the whole objective with the full weight of the divergence, with one draw for each row that is the
-        same in each epoch. The rest as in `Autoencoder`.
+        ``loss`` is the decoder's term and ``kl`` the divergence in nats, unweighted; ``objective`` both and the
+        penalties, with the full weight of the divergence, and ``val_loss`` the same of the rows held out, without the
+        penalties and with one draw for each row that is the same in each epoch. The rest as in `Autoencoder`.
     coefs_, intercepts_ : list of ndarray
         Those of the encoder's last layer hold the means' columns and then the log-variances'.
     decoder_variance_ : ndarray of shape (n_outputs,)
@@ -127,16 +127,16 @@ class VariationalAutoencoder(Autoencoder):
         weighted: Array = loss + spec.kl_weight * posterior.divergence()
         return weighted
 
-    def elbo(self, X: Any, y: Any = None, *, n_samples: int = 1, random_state: Any = 0) -> NDArray[np.float64]:
+    def elbo(self, X: Any, n_samples: int = 1, *, y: Any = None, random_state: Any = 0) -> NDArray[np.float64]:
         """Evidence lower bound of each row: E log p(x|z) - KL(q(z|x) || p(z)), in nats, whatever `beta` is.
 
         Parameters
         ----------
         X : array, CSR / CSC, data frame or Source of shape (n_samples, n_features)
-        y : the same, of shape (n_samples, n_outputs), optional
-            The rows whose probability is bounded; X itself by default.
         n_samples : int
             Draws of the latents over which log p(x|z) is averaged; the divergence is exact.
+        y : as X, of shape (n_samples, n_outputs), optional
+            The rows whose probability is bounded; X itself by default.
         random_state : int, RandomState, Generator or None
             The same integer gives the same draws.
 
@@ -156,7 +156,7 @@ class VariationalAutoencoder(Autoencoder):
         return self._integrated(X, y, random_state, bound)
 
     def log_likelihood(
-        self, X: Any, y: Any = None, *, n_importance: int = 100, random_state: Any = 0
+        self, X: Any, n_importance: int = 100, *, y: Any = None, random_state: Any = 0
     ) -> NDArray[np.float64]:
         """Log-likelihood of each row by importance sampling, in nats.
 
@@ -165,10 +165,11 @@ class VariationalAutoencoder(Autoencoder):
 
         Parameters
         ----------
-        X, y
-            As for `elbo`.
+        X : array, CSR / CSC, data frame or Source of shape (n_samples, n_features)
         n_importance : int
             Draws, K.
+        y
+            As for `elbo`.
         random_state : int, RandomState, Generator or None
             The same integer gives the same draws.
 
