@@ -8,6 +8,7 @@
 #include <chrono>
 #include <cstdlib>
 #include <cstring>
+#include <optional>
 
 #include "cpu/probe.h"
 #include "cpu/program.h"
@@ -54,6 +55,8 @@ SourceView dense_view(const py::array& array) {
   return view;
 }
 
+using Rates = py::array_t<double, py::array::c_style>;  // one for each step
+
 class PyProgram {
  public:
   PyProgram(const py::array& slots, const py::array& ops, index_t batch, index_t parameter_size, index_t work_size,
@@ -99,12 +102,13 @@ class PyProgram {
   }
 
   py::array_t<double> train(const py::array_t<int64_t, py::array::c_style>& rows, uint64_t seed, uint32_t step,
-                            const py::array_t<double, py::array::c_style>& learning_rate, const py::object& poll) {
+                            const Rates& learning_rate, const py::object& poll, const std::optional<Rates>& kl_factor) {
     const index_t n = rows.size(), steps = check_rates(n, learning_rate);
+    if (kl_factor) check_rates(n, *kl_factor, "KL factors");
     py::array_t<double> terms({steps, program_->terms_size()});
     double* out = terms.mutable_data();
     const index_t* row_data = rows.data();
-    const Hyper hyper{seed, step, learning_rate.data()};
+    const Hyper hyper{seed, step, learning_rate.data(), kl_factor ? kl_factor->data() : nullptr};
     auto last = std::chrono::steady_clock::now();
     auto stop = [&]() {
       const auto now = std::chrono::steady_clock::now();
@@ -135,7 +139,7 @@ class PyProgram {
 
   void apply(int mode, index_t result, py::array& out) {
     const SlotDesc& slot = program_->plan().slots.at(size_t(result));
-    const SourceView& source = sources_[BANK_APPLY][mode == MODE_DECODE ? SOURCE_LATENT : SOURCE_X];
+    const SourceView& source = sources_[BANK_APPLY][from_codes(mode) ? SOURCE_LATENT : SOURCE_X];
     const py::dtype type = is_double_ ? py::dtype::of<double>() : py::dtype::of<float>();
     if (out.ndim() != 2 || out.shape(0) != source.rows || out.shape(1) != slot.cols || !out.dtype().equal(type) ||
         !(out.flags() & py::array::c_style) || !out.writeable() || slot.region != REGION_BATCH)
@@ -157,13 +161,13 @@ class PyProgram {
   }
 
   py::array_t<double> profile(const py::array_t<int64_t, py::array::c_style>& rows, uint64_t seed, uint32_t step,
-                              const py::array_t<double, py::array::c_style>& learning_rate) {
+                              const Rates& learning_rate) {
     check_rates(rows.size(), learning_rate);
     std::vector<double> seconds;
     InUse guard(in_use_);
     {
       py::gil_scoped_release nogil;
-      seconds = program_->profile(rows.data(), rows.size(), Hyper{seed, step, learning_rate.data()});
+      seconds = program_->profile(rows.data(), rows.size(), Hyper{seed, step, learning_rate.data(), nullptr});
     }
     const py::ssize_t columns = py::ssize_t(program_->plan().ops.size()) + 1;
     return py::array_t<double>({py::ssize_t(seconds.size()) / columns, columns}, seconds.data());
@@ -194,11 +198,11 @@ class PyProgram {
   }
 
  private:
-  // The steps that n rows make; there must be a learning rate for each.
-  index_t check_rates(index_t n, const py::array_t<double, py::array::c_style>& learning_rate) const {
+  // The steps that n rows make; there must be a rate for each.
+  index_t check_rates(index_t n, const Rates& rates, const char* what = "learning rates") const {
     const index_t batch = program_->plan().batch, steps = (n + batch - 1) / batch;
-    if (learning_rate.size() < steps)
-      throw std::invalid_argument("train: " + std::to_string(learning_rate.size()) + " learning rates for " +
+    if (rates.size() < steps)
+      throw std::invalid_argument("train: " + std::to_string(rates.size()) + " " + what + " for " +
                                   std::to_string(steps) + " steps");
     return steps;
   }
@@ -291,7 +295,7 @@ PYBIND11_MODULE(_core, m) {
       .def("bind_dense", &PyProgram::bind_dense)
       .def("bind_csr", &PyProgram::bind_csr)
       .def("train", &PyProgram::train, py::arg("rows"), py::arg("seed"), py::arg("step"), py::arg("learning_rate"),
-           py::arg("poll"))
+           py::arg("poll"), py::arg("kl_factor") = py::none())
       .def("gradient", &PyProgram::gradient)
       .def("apply", &PyProgram::apply)
       .def("profile", &PyProgram::profile)

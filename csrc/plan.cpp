@@ -28,7 +28,7 @@ class Check {
   void run() const {
     require(op_.code >= 0 && op_.code < OP_COUNT, "op code " + std::to_string(op_.code) + " is unknown");
     const OpInfo& counts = OPS[op_.code];
-    require(op_.modes > 0 && op_.modes < 64, "modes " + std::to_string(op_.modes) + " are out of range");
+    require(op_.modes > 0 && op_.modes < 1 << MODE_BITS, "modes " + std::to_string(op_.modes) + " are out of range");
     for (int i = 0; i < MAX_SLOTS; ++i) {
       const int s = op_.slots[i];
       require(s >= -1 && s < (i < counts.slots ? index_t(plan_.slots.size()) : 0),
@@ -216,6 +216,31 @@ class Check {
       case OP_COLSUM_UPDATE:
         parameter(1, 1, batch(0, "x").cols);
         break;
+      case OP_SAMPLE: {
+        const SlotDesc &stats = batch(0, "stats"), &z = batch(1, "z");
+        batch(2, "noise", z.cols);
+        require(stats.cols == 2 * z.cols, "stats has shape " + shape(stats) + " for z of shape " + shape(z));
+        distinct(0, 1, "stats and z"), distinct(0, 2, "stats and noise"), distinct(1, 2, "z and noise");
+        break;
+      }
+      case OP_LATENT_KL: {
+        const index_t k = batch(1, "noise").cols;
+        batch(0, "stats", 2 * k), weight(2), batch(3, "dz", k), batch(4, "dstats", 2 * k), batch(5, "rowkl", 1);
+        for (int i = 0; i < 4; ++i)
+          for (int j : {4, 5}) distinct(i, j, "an operand and a result");
+        distinct(4, 5, "dstats and rowkl");
+        break;
+      }
+      case OP_GAUSSIAN: {
+        const SlotDesc& z = batch(0, "z");
+        batch(1, "target", z.cols), weight(2), exact(3, "logvar", 1, z.cols);
+        batch(4, "rowloss", 1), batch(5, "rates", z.cols);
+        for (int i = 0; i < 3; ++i)
+          for (int j : {4, 5}) distinct(i, j, "an operand and a result");
+        distinct(0, 1, "z and target"), distinct(4, 5, "rowloss and rates");
+        elementwise(i0);
+        break;
+      }
     }
   }
 

@@ -36,11 +36,12 @@ enum Activation : int {
   ACT_COUNT
 };
 
-#define NARROWS_LOSSES(X) \
-  X(MSE, Mse)             \
-  X(BCE, Bce)             \
-  X(HUBER, Huber)         \
-  X(MULTINOMIAL, Multinomial)
+#define NARROWS_LOSSES(X)     \
+  X(MSE, Mse)                 \
+  X(BCE, Bce)                 \
+  X(HUBER, Huber)             \
+  X(MULTINOMIAL, Multinomial) \
+  X(GAUSSIAN, Gaussian)
 
 enum Loss : int {
 #define X(name, functor) LOSS_##name,
@@ -57,9 +58,13 @@ enum Mode : int {
   MODE_RECONSTRUCT = 4,
   MODE_SCORE = 8,
   MODE_GRADIENT = 16,
-  MODE_TRAIN = 32
+  MODE_TRAIN = 32,
+  MODE_POSTERIOR = 64,
+  MODE_LIKELIHOOD = 128
 };
-constexpr int MODE_BITS = 6;
+constexpr int MODE_BITS = 8;
+// Whether a mode begins with latent codes in place of X.
+inline bool from_codes(int mode) { return mode & (MODE_DECODE | MODE_LIKELIHOOD); }
 enum Region : int { REGION_PARAMETER, REGION_GRADIENT, REGION_MOMENT1, REGION_MOMENT2, REGION_BATCH, REGION_SCRATCH };
 // Training keeps its sources bound while validation data is applied.
 enum Bank : int { BANK_TRAIN, BANK_APPLY, BANK_COUNT };
@@ -89,7 +94,10 @@ enum Share : int { SHARE_ROWS, SHARE_TILES, SHARE_FIRST, SHARE_ALL };
   X(SHRINK, 1, 0, 1, 0b1, 0b1, SHARE_ALL)                     \
   X(UPDATE, 1, 1, 4, 0b1, 0b0, SHARE_ALL)                     \
   X(WGRAD_UPDATE, 7, 1, 6, 0b0111111, 0b1111000, SHARE_TILES) \
-  X(COLSUM_UPDATE, 4, 1, 3, 0b1111, 0b1110, SHARE_ALL)
+  X(COLSUM_UPDATE, 4, 1, 3, 0b1111, 0b1110, SHARE_ALL)        \
+  X(SAMPLE, 3, 1, 0, 0b001, 0b110, SHARE_ROWS)                \
+  X(LATENT_KL, 6, 0, 1, 0b001111, 0b110000, SHARE_ROWS)       \
+  X(GAUSSIAN, 6, 1, 0, 0b001111, 0b110001, SHARE_ROWS)
 
 enum OpCode : int {
 #define X(name, ...) OP_##name,
@@ -102,7 +110,8 @@ constexpr int MAX_SLOTS = 7, MAX_INTS = 2, MAX_FLOATS = 6;
 constexpr index_t LANES = 16;       // slots are padded to this many columns; sums run over as many virtual lanes
 constexpr index_t SAME_SETS = 256;  // rows a multiple of so many elements apart fall on few sets of a cache
 constexpr index_t CELL_ROWS = 6;    // penalties of a weight matrix are summed by cells of CELL_ROWS x LANES elements
-constexpr index_t GRAIN = 4096;     // elements of a flat region one thread takes at a time
+constexpr double VARIANCE_FLOOR = 1e-6;  // added to learned variances
+constexpr index_t GRAIN = 4096;          // elements of a flat region one thread takes at a time
 
 struct OpDesc {
   int32_t code, modes;

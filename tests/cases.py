@@ -110,6 +110,7 @@ def network(
     *,
     tied: bool = False,
     dropout: float = 0.0,
+    variational: bool = False,
     **options: Any,
 ) -> NetworkSpec:
     """A symmetric network: the middle of `sizes` is the code; dropout is for the hidden layers alone."""
@@ -121,20 +122,22 @@ def network(
         layers.append(
             LayerSpec(
                 sizes[i],
-                sizes[i + 1],
+                sizes[i + 1] * (2 if variational and i == middle - 1 else 1),
                 activation,
                 dropout=dropout if i not in (middle - 1, n - 1) else 0.0,
                 tied_to=n - 1 - i if tied and i >= middle else None,
             )
         )
     # Adam's usual epsilon makes a whole step of a rounding error in a small gradient; this one does not.
-    return NetworkSpec(tuple(layers), middle, **{"epsilon": 1e-3, **options})
+    return NetworkSpec(tuple(layers), middle, variational=variational, **{"epsilon": 1e-3, **options})
 
 
 def allowed(loss: Loss, link: Activation) -> bool:
     """Whether the loss takes this output link."""
     if loss is Loss.BCE:
         return link in (Activation.SIGMOID, Activation.SOFTMAX)
+    if loss is Loss.GAUSSIAN:
+        return link is not Activation.SOFTMAX
     return loss is not Loss.MULTINOMIAL or link is Activation.SOFTMAX
 
 
@@ -201,6 +204,32 @@ MODEL_CASES: tuple[Case, ...] = (
     Case("one-feature", network((1, 3, 1))),
     Case("short-batch", network(_SIZES, kl_sparsity=0.2, latent=_A.SIGMOID), batch=64, rows=5),
     Case("grains", network((130, 33, 130), clip_norm=0.2, alpha=0.1), batch=17, rows=40),
+    Case("gaussian-weighted", network(_SIZES, loss=Loss.GAUSSIAN, weighted=True, solver=Solver.ADAMW, alpha=0.1)),
+    Case("variational", network(_SIZES, variational=True)),
+    Case("variational-bce", network(_SIZES, output=_A.SIGMOID, loss=Loss.BCE, variational=True, kl_weight=0.3)),
+    Case("variational-gaussian", network(_SIZES, loss=Loss.GAUSSIAN, variational=True, kl_weight=2.0)),
+    Case(
+        "variational-all",
+        network(
+            (7, 6, 5, 6, 7),
+            _A.GELU,
+            variational=True,
+            weighted=True,
+            kl_weight=0.7,
+            alpha=0.7,
+            weight_l1=0.4,
+            dropout=0.2,
+            corruption=Corruption.GAUSSIAN,
+            corruption_level=0.2,
+            clip_norm=0.5,
+            loss=Loss.GAUSSIAN,
+        ),
+    ),
+    Case("variational-target", network((7, 5, 3, 4, 11), variational=True, separate_target=True, kl_weight=0.0)),
+    *(
+        Case(f"variational-{k}", network((9, k, 9), variational=True, solver=Solver.SGD), batch=17, rows=40)
+        for k in (1, 8, 16, 17, 33)
+    ),
 )
 """Every feature of a model, small enough for finite differences (``grains`` apart: it has several grains)."""
 
@@ -241,6 +270,13 @@ OP_CASES: tuple[Case, ...] = (
         batch=256,
         rows=256,
     ),
+    Case(
+        "digits",
+        network((784, 500, 40, 500, 784), output=_A.SIGMOID, loss=Loss.BCE, variational=True),
+        batch=128,
+        rows=128,
+    ),
+    Case("readings", network((784, 128, 20, 128, 784), loss=Loss.GAUSSIAN, variational=True), batch=128, rows=128),
     Case("table", network((30, 16, 8, 16, 30), loss=Loss.HUBER, solver=Solver.SGD, tied=True), batch=128, rows=128),
 )  # fmt: skip
 """Every op at the sizes of real work, where ``bench/test_ops.py`` times it alone."""
@@ -260,20 +296,23 @@ def specs(draw: st.DrawFn) -> NetworkSpec:
     tied = tied and mirrored == sizes[-2::-1]
     loss = draw(st.sampled_from(Loss))
     output = draw(st.sampled_from([a for a in Activation if allowed(loss, a)]))
-    kl = draw(st.booleans())
+    variational = draw(st.booleans())
+    tied = tied and not variational
+    kl = draw(st.booleans()) and not variational
     elementwise = st.sampled_from(ELEMENTWISE)
     strength = st.sampled_from([0.0, 0.1])
     return network(
         sizes + mirrored,
         draw(elementwise),
-        Activation.SIGMOID if kl else draw(elementwise),
+        Activation.LINEAR if variational else Activation.SIGMOID if kl else draw(elementwise),
         output,
         tied=tied,
         dropout=draw(st.sampled_from([0.0, 0.3])),
         loss=loss,
         corruption=draw(st.sampled_from([None, *Corruption])),
         corruption_level=0.2,
-        activity_l1=draw(strength),
+        activity_l1=0.0 if variational else draw(strength),
+        variational=variational,
         kl_sparsity=0.1 if kl else 0.0,
         alpha=draw(strength),
         weight_l1=draw(strength),

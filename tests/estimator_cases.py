@@ -6,7 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from narrows import Autoencoder, DenoisingAutoencoder, LinearAutoencoder, SparseAutoencoder
+from narrows import (
+    Autoencoder,
+    DenoisingAutoencoder,
+    LinearAutoencoder,
+    SparseAutoencoder,
+    VariationalAutoencoder,
+)
 from narrows.backends import AUTO, probe, resolve
 
 BACKEND = resolve("auto") if any(probe(name).ok for name in AUTO) else "reference"
@@ -16,6 +22,7 @@ ESTIMATORS = [
     LinearAutoencoder(2, precision="float64", **SMALL),
     DenoisingAutoencoder(2, hidden_layer_sizes=8, **SMALL),
     SparseAutoencoder(6, **SMALL),
+    VariationalAutoencoder(2, hidden_layer_sizes=8, **SMALL),
 ]
 ids = [type(e).__name__ for e in ESTIMATORS]
 

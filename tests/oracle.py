@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import special
+from scipy import special, stats
 
 from cases import Case
 from narrows import philox
@@ -46,7 +46,9 @@ class Pass:
     terms: dict[str, float] = field(default_factory=dict)
 
 
-def row_loss(loss: Loss, z: Array, p: Array, y: Array, delta: float) -> Array:
+def row_loss(loss: Loss, z: Array, p: Array, y: Array, delta: float, logvar: Array | None) -> Array:
+    if loss is Loss.GAUSSIAN:
+        return -stats.norm.logpdf(y, p, np.sqrt(np.exp(logvar) + 1e-6)).sum(axis=1)
     if loss is Loss.MSE:
         return np.square(p - y).sum(axis=1)
     if loss is Loss.HUBER:
@@ -86,9 +88,17 @@ def forward(case: Case, rows: Array, *, training: bool) -> Pass:
                 a = np.where(philox.uniform(SEED, stream, STEP, *a.shape) < layer.dropout, 0, a / (1 - layer.dropout))
             stream += 1
         result.out.append(a)
+        if i == spec.latent - 1 and spec.variational:
+            mean, spread = np.split(a, 2, axis=1)
+            kl = (np.square(mean) + np.exp(spread) - 1 - spread).sum(axis=1) / 2
+            result.terms["kl"] = float(w @ kl) / len(rows)
+            a = mean
+            if training:
+                a = mean + np.sqrt(np.exp(spread)) * special.ndtri(philox.uniform(SEED, stream, STEP, *mean.shape))
+            stream += 1
         if i == spec.latent - 1:
             result.code = a
-    result.row_loss = row_loss(spec.loss, z, a, y, spec.huber_delta)
+    result.row_loss = row_loss(spec.loss, z, a, y, spec.huber_delta, state.get("logvar"))
     result.terms["loss"] = float(w @ result.row_loss) / len(rows)
     if spec.activity_l1 > 0:
         result.terms["activity_l1"] = spec.activity_l1 * float(w @ np.abs(result.code).sum(axis=1)) / len(rows)

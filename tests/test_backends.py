@@ -606,6 +606,15 @@ def test_cpp_bits_for_any_simulated_team(cpp: str, dtype: Any) -> None:
         assert bits(case, dtype=dtype, simulate_threads=n) == expected, f"{n} simulated threads"
 
 
+@pytest.mark.parametrize("dtype", Precision, ids=str)
+def test_cpp_bits_of_a_layer_larger_than_an_image_of_it(cpp: str, dtype: Any) -> None:
+    """An input gradient that is turned where one thread has the rows, and is not where five share them."""
+    case = Case("wide", network((900, 300, 17, 300, 900), Activation.GELU), batch=70, rows=150)
+    expected = bits(case, dtype=dtype)
+    for n in (2, 5):
+        assert bits(case, dtype=dtype, simulate_threads=n) == expected, f"{n} simulated threads"
+
+
 @pytest.mark.parametrize("precision", Precision, ids=str)
 def test_cpp_cuts_are_tuned_without_a_bit(cpp: str, precision: Precision) -> None:
     from narrows.backends import cpp as module

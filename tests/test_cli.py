@@ -210,7 +210,7 @@ def test_divergence_is_exit_4_without_success(npy, tmp_path, line):
     assert not (tmp_path / "o" / "_SUCCESS").exists()
 
 
-@pytest.mark.parametrize("estimator", ["linear", "denoising", "sparse"])
+@pytest.mark.parametrize("estimator", ["linear", "denoising", "sparse", "variational"])
 def test_every_estimator(estimator, npy, tmp_path):
     args = [a for a in SMALL if a not in ("--hidden", "8")] if estimator == "linear" else SMALL
     assert narrows("fit", npy, "--out", tmp_path / "o", *args, "--estimator", estimator) == 0

@@ -24,7 +24,14 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import narrows
 from estimator_cases import BACKEND, ESTIMATORS, SMALL, ids, low_rank, same_rows, small
-from narrows import Autoencoder, DenoisingAutoencoder, LinearAutoencoder, SparseAutoencoder, philox
+from narrows import (
+    Autoencoder,
+    DenoisingAutoencoder,
+    LinearAutoencoder,
+    SparseAutoencoder,
+    VariationalAutoencoder,  # noqa: F401 (for eval)
+    philox,
+)
 from narrows.data import ArraySource
 from narrows.errors import ModelFileError
 from narrows.initial import STREAM, initial_weight

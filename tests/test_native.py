@@ -73,6 +73,18 @@ def rich_plan(batch: int = 29) -> Plan:
     )
 
 
+def variational_plan(batch: int = 29) -> Plan:
+    layers = (
+        LayerSpec(37, 70, Activation.GELU, dropout=0.2),
+        LayerSpec(70, 38, Activation.LINEAR),
+        LayerSpec(19, 37, Activation.TANH),
+    )
+    return lower(NetworkSpec(layers, 2, loss=Loss.GAUSSIAN, variational=True, weighted=True), batch)
+
+
+plans = pytest.mark.parametrize("plan", [rich_plan(), variational_plan()], ids=["rich", "variational"])
+
+
 def started(plan: Plan, dtype: Any = np.float32, n_rows: int = 60, **options: int) -> CppProgram:
     """A program with parameters and data."""
     rng = np.random.default_rng(0)
@@ -148,9 +160,9 @@ def test_absurd_sizes_are_refused_at_once(changes: dict[str, int]) -> None:
     assert time.perf_counter() - start < 5, "refused before any work"
 
 
-def test_random_damage_to_a_plan_is_refused_or_harmless() -> None:
+@plans
+def test_random_damage_to_a_plan_is_refused_or_harmless(plan: Plan) -> None:
     """Fuzz: any table either raises ValueError or runs within its memory (guarded by the address sanitizer build)."""
-    plan = rich_plan()
     rng = np.random.default_rng(1)
     refused = 0
     for _ in range(3000):
@@ -167,16 +179,16 @@ def test_random_damage_to_a_plan_is_refused_or_harmless() -> None:
             continue
         X = np.zeros((40, 37), np.float32)
         try:
-            for source in (0, 1, 2, 3):
-                program.bind_dense(0, source, X if source != 2 else X[:, 0])
+            for source, columns in enumerate((37, 37, 1, plan.spec.n_components)):
+                program.bind_dense(0, source, X[:, :columns] if columns > 1 else X[:, 0])
             program.train(np.arange(40), 0, 0, np.full(2, 1e-3), None)
         except ValueError:
             refused += 1
     assert refused > 1000
 
 
-def test_shapes_are_checked_op_by_op() -> None:
-    plan = rich_plan()
+@plans
+def test_shapes_are_checked_op_by_op(plan: Plan) -> None:
     for position, op in enumerate(plan.ops):
         for i, slot in enumerate(op.slots):
             if slot < 0:
@@ -281,12 +293,13 @@ def test_rows_beyond_int32_are_reached(tmp_path: Path) -> None:
 TRAIN_AND_HASH = """
 import hashlib, numpy as np, sys
 sys.path[:0] = {path!r}
-from test_native import rich_plan, started
+from test_native import rich_plan, started, variational_plan
 from narrows.backends import Hyper
-p = started(rich_plan())
-for i in range(25):
-    p.train(np.arange(60), Hyper(3, 3 * i, np.full(3, 1e-3)))
-print(hashlib.sha256(b"".join(a.tobytes() for a in p.state().values())).hexdigest())
+for plan in (rich_plan(), variational_plan()):
+    p = started(plan)
+    for i in range(25):
+        p.train(np.arange(60), Hyper(3, 3 * i, np.full(3, 1e-3)))
+    print(hashlib.sha256(b"".join(a.tobytes() for a in p.state().values())).hexdigest())
 """
 
 

@@ -34,6 +34,7 @@ from narrows.plan import (
 )
 
 LEARN = Mode.GRADIENT | Mode.TRAIN
+JUDGES = (OpCode.LOSS, OpCode.GAUSSIAN)
 all_cases = pytest.mark.parametrize("case", CASES, ids=str)
 model_cases = pytest.mark.parametrize("case", MODEL_CASES, ids=str)
 
@@ -45,7 +46,7 @@ def operands(op: Op) -> dict[str, int]:
 def reads(op: Op, mode: Mode) -> list[int]:
     """Slots whose contents the op depends on."""
     names = set(SIGNATURES[op.code].reads)
-    if op.code is OpCode.LOSS and not mode & LEARN:
+    if op.code in JUDGES and not mode & LEARN:
         names.discard("weight")  # it scales dz alone; scores are unweighted
     if op.code is OpCode.WGRAD and not op.ints[0]:
         names.discard("dW")
@@ -250,14 +251,24 @@ def test_modes_are_parts_of_the_step(case: Case) -> None:
         check_fusion(plan)
     encode, reconstruct, score = (ops_of(plan, m) for m in (Mode.ENCODE, Mode.RECONSTRUCT, Mode.SCORE))
     decode = ops_of(plan, Mode.DECODE)
-    assert [op.code for op in encode] == [OpCode.GATHER] + [OpCode.DENSE] * case.spec.latent
+    drawn = [OpCode.SAMPLE] * case.spec.variational
+    assert [op.code for op in encode] == [OpCode.GATHER] + [OpCode.DENSE] * case.spec.latent + drawn
     # Decoding what was encoded is reconstructing; the codes come in place of the encoder.
     assert decode[0].code is OpCode.GATHER
     assert decode[0].ints == (3,)
     assert encode + decode[1:] == reconstruct
-    assert [op for op in score if op.code is not OpCode.LOSS] == [
-        op for op in train if op.code in (OpCode.GATHER, OpCode.DENSE) and op.modes & Mode.SCORE
+    assert [op for op in score if op.code not in JUDGES] == [
+        op for op in train if op.code in (OpCode.GATHER, OpCode.DENSE, OpCode.SAMPLE) and op.modes & Mode.SCORE
     ]
+    posterior, likelihood = ops_of(plan, Mode.POSTERIOR), ops_of(plan, Mode.LIKELIHOOD)
+    if case.spec.variational:
+        assert posterior == [op for op in encode if op.code is not OpCode.SAMPLE]
+        after = [op for op in decode if op.code is not OpCode.LINK]
+        assert [op for op in likelihood if op.code not in JUDGES and op not in after] == [
+            op for op in score if op.code is OpCode.GATHER and op.slots == (likelihood[-1].slots[1],)
+        ]
+    else:
+        assert posterior == likelihood == []
     for op in encode + decode + reconstruct + score:
         assert op.code not in (OpCode.CORRUPT, OpCode.DROPOUT), "random at inference"
 
@@ -283,9 +294,9 @@ def check_fusion(plan: Plan) -> None:
 def test_each_random_op_has_a_stream_of_its_own(case: Case) -> None:
     forward = []
     for op in case.plan.ops:
-        if op.code is OpCode.LOSS:
+        if op.code in JUDGES:
             break
-        if op.code in (OpCode.CORRUPT, OpCode.DROPOUT):
+        if op.code in (OpCode.CORRUPT, OpCode.DROPOUT, OpCode.SAMPLE):
             forward.append(op.ints[-1])
     assert len(set(forward)) == len(forward)
 
@@ -297,13 +308,13 @@ def test_the_cases_use_everything() -> None:
         (op.code, name, value) for op in ops for name, value in zip(SIGNATURES[op.code].ints, op.ints, strict=True)
     }
     hidden = set(Activation) - {Activation.SOFTMAX}
-    for code, values in ((OpCode.DENSE, hidden), (OpCode.DGRAD, hidden), (OpCode.ACTIVITY_L1, hidden)):
-        assert {v for c, name, v in attributes if (c, name) == (code, "activation")} == values
+    for code in (OpCode.DENSE, OpCode.DGRAD, OpCode.ACTIVITY_L1, OpCode.GAUSSIAN):
+        assert {v for c, name, v in attributes if (c, name) == (code, "activation")} == hidden
     for code in (OpCode.UPDATE, OpCode.WGRAD_UPDATE, OpCode.COLSUM_UPDATE):
         assert {v for c, _, v in attributes if c is code} == set(Solver)
     for operand in ("dW", "penalty"):
         assert {operand in operands(op) for op in ops if op.code is OpCode.WGRAD_UPDATE} == {True, False}
-    assert {v for c, name, v in attributes if (c, name) == (OpCode.LOSS, "loss")} == set(Loss)
+    assert {v for c, name, v in attributes if (c, name) == (OpCode.LOSS, "loss")} == set(Loss) - {Loss.GAUSSIAN}
     assert {v for c, name, v in attributes if (c, name) == (OpCode.CORRUPT, "kind")} == set(Corruption)
     assert {v for c, name, v in attributes if (c, name) == (OpCode.WGRAD, "accumulate")} == {0, 1}
     assert {v for c, name, v in attributes if (c, name) == (OpCode.GATHER, "source")} == {0, 1, 2, 3}

@@ -170,6 +170,49 @@ def test_plot_latent():
         plotting.plot_latent(codes, labels[:-1])
 
 
+class Decoder:
+    """Images of four by six pixels, of which each latent lights one; the last ones do nothing."""
+
+    n_components = 30
+
+    def inverse_transform(self, Z):
+        return np.tanh(Z[:, :24])
+
+
+def test_plot_latent_traversal():
+    ax = plotting.plot_latent_traversal(Decoder(), [5, 29], image_shape=(4, 6), n_steps=5, span=2.0)
+    canvas = np.asarray(ax.images[0].get_array())
+    assert canvas.shape == (2 * 4 + 1, 5 * 6 + 4)
+    cells = [canvas[0:4, 7 * j : 7 * j + 6].reshape(-1) for j in range(5)]
+    for cell, value in zip(cells, (-2, -1, 0, 1, 2), strict=True):
+        np.testing.assert_allclose(cell, np.where(np.arange(24) == 5, np.tanh(value), 0), atol=1e-12)
+    assert (np.nan_to_num(canvas[5:]) == 0).all()
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["5", "29"]
+    assert [t.get_text() for t in ax.get_xticklabels()] == ["-2", "-1", "0", "+1", "+2"]
+    assert ax.get_xlabel() == "value of the latent"
+    start = np.arange(30.0)
+    ax = plotting.plot_latent_traversal(Decoder(), 3, image_shape=(4, 6), start=start)
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["0", "1", "2"], "where the images change most"
+    assert ax.get_xlabel() == "change of the latent"
+    own = plotting.new_figure().subplots()
+    assert plotting.plot_latent_traversal(Decoder(), 1, image_shape=(4, 2, 3), ax=own) is own
+    assert np.asarray(own.images[0].get_array()).shape == (4, 11 * 2 + 10, 3)
+    assert len(plotting.plot_latent_traversal(Decoder(), 1, image_shape=(4, 6), n_steps=41).get_xticks()) <= 11
+    for arguments, message in (
+        ({"latents": [30]}, "no latent 30; n_components=30"),
+        ({"latents": [-1]}, "no latent -1"),
+        ({"latents": 0}, "latents=0"),
+        ({}, "24 features make no square image"),
+        ({"image_shape": (5, 5)}, r"image_shape=\(5, 5\) does not hold the 24 features"),
+        ({"image_shape": (3, 4, 2)}, "1, 3 or 4 channels"),
+        ({"image_shape": (4, 6), "start": [0.0]}, r"start has shape \(1,\), expected \(30,\)"),
+        ({"image_shape": (4, 6), "span": 0}, "span=0 must be positive"),
+        ({"image_shape": (4, 6), "n_steps": 1}, "n_steps=1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            plotting.plot_latent_traversal(Decoder(), **arguments)
+
+
 def test_plot_feature_errors():
     errors = np.array([0.1, 5.0, 0.3, np.nan, 2.0])
     ax = plotting.plot_feature_errors(errors, list("abcde"), top=3)

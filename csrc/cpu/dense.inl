@@ -181,7 +181,7 @@ void dgrad(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
   if (args.turned && nt == 1) {
     // The transposed product, which packs the batch's gradients and not the larger weight. Tiles are turned back when
     // as many have come as fill whole blocks.
-    constexpr index_t W = WIDTH<T>, GROUP = 8;
+    constexpr index_t W = WIDTH<T>, GROUP = TURNED_GROUP;
     alignas(64) T group[GROUP * MR * NR<T>], block[W * W];
     product(
         ctx.bfloat16, transposed(Wt), transposed(dz), Matrix<T>{}, scratch,

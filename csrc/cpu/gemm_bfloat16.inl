@@ -32,8 +32,9 @@ struct PairBlocks {
   PairBlocks(index_t M, index_t K, bool cut) {
     depth = cut && K > 2 * PACK_DEPTH ? 2 * PACK_DEPTH : K;
     const index_t steps = padded(depth / 2 + 1);
-    rows = IMAGE / steps / MR * MR;
-    if (rows < 8 * MR) rows = 8 * MR;
+    // Whole groups of tiles, which a turned input gradient gathers before it turns them.
+    rows = IMAGE / steps / (TURNED_GROUP * MR) * (TURNED_GROUP * MR);
+    if (rows < TURNED_GROUP * MR) rows = TURNED_GROUP * MR;
     if (rows > M) rows = M;
     image = padded(rows) * steps, panel = steps * NR<float>;
   }

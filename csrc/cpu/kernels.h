@@ -46,6 +46,7 @@ struct Context {
   uint64_t seed = 0;
   uint32_t step = 0;
   double learning_rate = 0;
+  double kl_factor = 1;                 // of the KL term of a variational network, beside its strength
   double adam_rate = 0, adam_root = 0;  // Adam's bias corrections: rate / (1 - beta_1**t), 1 / sqrt(1 - beta_2**t)
   const SourceView* sources = nullptr;
   T* regions[4] = {};  // parameters, gradients, first and second moments
@@ -57,6 +58,7 @@ struct Context {
 constexpr index_t PACK_DEPTH = 512;           // rows of a packed panel: with 64 columns it stays in L2
 constexpr index_t SCRATCH = PACK_DEPTH * 64;  // elements of scratch memory of one thread for products in its own type
 constexpr index_t TURNED_DEPTH = 2048;        // outputs of a layer whose input gradient may be a transposed product
+constexpr index_t TURNED_GROUP = 8;           // tiles of such a product that are turned together
 constexpr index_t IMAGE = 1 << 16;            // pairs of bfloat16 that an image of A takes where it can be so small
 
 template <class T>

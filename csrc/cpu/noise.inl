@@ -86,14 +86,18 @@ inline void for_cells(const Args<T>& args, const Context<T>& ctx, int stream, in
     }
 }
 
+// The standard normal numbers of cells.
+template <class T>
+inline vec<T> normal_of(vec<T> cells) {
+  // All exact: q = u - 1/2 and its distance to the end of the interval are odd multiples of 2**-25.
+  const vec<T> odd = (cells - T(1 << 23)) * T(2) + T(1);
+  return normal_quantile(odd * T(0x1p-25), (T(1 << 24) - abs_(odd)) * T(0x1p-25));
+}
+
 template <class T>
 void corrupt_gaussian(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
   const T level = T(args.floats[0]);
-  for_cells(args, ctx, args.ints[1], tid, nt, [=](vec<T> x, vec<T> cells) {
-    // All exact: q = u - 1/2 and its distance to the end of the interval are odd multiples of 2**-25.
-    const vec<T> odd = (cells - T(1 << 23)) * T(2) + T(1);
-    return x + level * normal_quantile(odd * T(0x1p-25), (T(1 << 24) - abs_(odd)) * T(0x1p-25));
-  });
+  for_cells(args, ctx, args.ints[1], tid, nt, [=](vec<T> x, vec<T> cells) { return x + level * normal_of<T>(cells); });
 }
 
 template <class T>

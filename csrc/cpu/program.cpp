@@ -177,6 +177,7 @@ class TypedProgram final : public Program {
       ctx_.seed = hyper.seed;
       ctx_.step = hyper.step + uint32_t(done);
       ctx_.learning_rate = hyper.learning_rate[done];
+      ctx_.kl_factor = hyper.kl_factor ? hyper.kl_factor[done] : 1;
       if (solver_) {
         const double t = double(ctx_.step) + 1;
         ctx_.adam_rate = ctx_.learning_rate / (1 - std::pow(solver_->floats[0], t));
@@ -193,13 +194,13 @@ class TypedProgram final : public Program {
     check_sources(MODE_GRADIENT, rows, n_rows);
     if (n_rows < 1 || n_rows > plan_.batch)
       throw std::invalid_argument("gradient: " + number(n_rows) + " rows for a batch of " + number(plan_.batch));
-    ctx_.rows = rows, ctx_.m = n_rows, ctx_.seed = seed, ctx_.step = step_index;
+    ctx_.rows = rows, ctx_.m = n_rows, ctx_.seed = seed, ctx_.step = step_index, ctx_.kl_factor = 1;
     step(MODE_GRADIENT, terms);
   }
 
   void apply(int mode, index_t result, void* out) override {
     ctx_.sources = sources_[BANK_APPLY];
-    const index_t n = ctx_.sources[mode == MODE_DECODE ? SOURCE_LATENT : SOURCE_X].rows;
+    const index_t n = ctx_.sources[from_codes(mode) ? SOURCE_LATENT : SOURCE_X].rows;
     check_sources(mode, nullptr, 0);
     const SlotDesc& slot = plan_.slots.at(size_t(result));
     const T* from = address(slot);
@@ -247,7 +248,7 @@ class TypedProgram final : public Program {
 
   // Every source that the mode gathers from is bound and holds the rows asked for.
   void check_sources(int mode, const index_t* rows, index_t n_rows) const {
-    const index_t n_apply = ctx_.sources[mode == MODE_DECODE ? SOURCE_LATENT : SOURCE_X].rows;
+    const index_t n_apply = ctx_.sources[from_codes(mode) ? SOURCE_LATENT : SOURCE_X].rows;
     for (const OpDesc& op : plan_.ops) {
       if (op.code != OP_GATHER || !(op.modes & mode)) continue;
       const SourceView& s = ctx_.sources[op.ints[0]];

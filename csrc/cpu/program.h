@@ -37,6 +37,7 @@ struct Hyper {
   uint64_t seed = 0;
   uint32_t step = 0;
   const double* learning_rate = nullptr;  // one per step
+  const double* kl_factor = nullptr;      // one per step; null: 1
 };
 
 // BFLOAT16 is FLOAT32 with its products in bfloat16.

@@ -29,6 +29,7 @@ namespace NARROWS_ISA {
 #include "losses.inl"
 #include "penalties.inl"
 #include "optimisers.inl"
+#include "variational.inl"
 #include "evaluate.inl"
 // clang-format on
 
@@ -121,6 +122,15 @@ Op<T> resolve(int code, const int* ints) {
       return ints[0] == SOLVER_SGD ? wgrad_update<Sgd, T> : wgrad_update<Adam, T>;
     case OP_COLSUM_UPDATE:
       return ints[0] == SOLVER_SGD ? colsum_update<Sgd, T> : colsum_update<Adam, T>;
+    case OP_SAMPLE:
+      return sample<T>;
+    case OP_LATENT_KL:
+      return latent_kl<T>;
+#define NARROWS_KERNEL gaussian
+    case OP_GAUSSIAN:
+      NARROWS_BY_ACTIVATION(ints[0], X)
+      break;
+#undef NARROWS_KERNEL
   }
 #undef X
   return nullptr;

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         DenoisingAutoencoder,
         LinearAutoencoder,
         SparseAutoencoder,
+        VariationalAutoencoder,
         load,
     )
 
@@ -27,6 +28,7 @@ __all__ = [
     "DenoisingAutoencoder",
     "LinearAutoencoder",
     "SparseAutoencoder",
+    "VariationalAutoencoder",
     "__version__",
     "config",
     "data",
@@ -40,7 +42,14 @@ __all__ = [
 ]
 
 _HOMES = {
-    "models": ("Autoencoder", "DenoisingAutoencoder", "LinearAutoencoder", "SparseAutoencoder", "load"),
+    "models": (
+        "Autoencoder",
+        "DenoisingAutoencoder",
+        "LinearAutoencoder",
+        "SparseAutoencoder",
+        "VariationalAutoencoder",
+        "load",
+    ),
     "config": ("show_config",),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}

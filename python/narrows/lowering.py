@@ -17,6 +17,7 @@ from .plan import (
     LEARN,
     SIGNATURES,
     Activation,
+    Loss,
     Mode,
     NetworkSpec,
     Op,
@@ -130,7 +131,8 @@ def lower(spec: NetworkSpec, batch: int) -> Plan:
     ------
     ValueError
         A specification without a decoder, or with dropout on the latent or the output layer: the latent penalties are
-        of the code itself, and the output layer's activation belongs to the loss.
+        of the code itself, and the output layer's activation belongs to the loss. A variational network with such
+        penalties, or whose latent layer is not linear or not twice as wide as the decoder's input.
     """
     layers = spec.layers
     last = len(layers) - 1
@@ -139,15 +141,13 @@ def lower(spec: NetworkSpec, batch: int) -> Plan:
     for i in (spec.latent - 1, last):
         if layers[i].dropout > 0:
             raise ValueError(f"layer {i} is the latent or the output layer and takes no dropout")
+    if spec.variational:
+        _check_variational(spec)
     low = _Lowering(batch)
 
-    weights: list[str] = []
-    for i, layer in enumerate(layers):
-        if layer.tied_to is None:
-            weights.append(low.slot(f"W{i}", Region.PARAMETER, layer.n_in, layer.n_out))
-        else:
-            weights.append(f"W{layer.tied_to}")
-        low.slot(f"b{i}", Region.PARAMETER, 1, layer.n_out)
+    weights = [f"W{i if layer.tied_to is None else layer.tied_to}" for i, layer in enumerate(layers)]
+    for name, (rows, cols) in spec.parameter_shapes.items():
+        low.slot(name, Region.PARAMETER, rows, cols)
     parameter_size = 0
     for name in list(low.names):
         _, rows, cols = low.shapes[name]
@@ -156,12 +156,16 @@ def lower(spec: NetworkSpec, batch: int) -> Plan:
         parameter_size += rows * padded(cols)
 
     # Forward. Saved: what the backward pass reads of each layer, its output or its pre-activation.
+    forward, score = FORWARD, Mode.SCORE
+    if spec.variational:
+        forward, score = forward | Mode.POSTERIOR, score | Mode.LIKELIHOOD
     x = low.rows("x", spec.n_features)
-    low.op(OpCode.GATHER, FORWARD, {"out": x}, source=0)
+    apart = spec.corruption is not None or spec.separate_target
+    low.op(OpCode.GATHER, forward if apart else forward | score, {"out": x}, source=0)
     target = x
-    if spec.corruption is not None or spec.separate_target:
+    if apart:
         target = low.rows("target", spec.n_outputs)
-        low.op(OpCode.GATHER, Mode.SCORE | LEARN, {"out": target}, source=1 if spec.separate_target else 0)
+        low.op(OpCode.GATHER, score | LEARN, {"out": target}, source=1 if spec.separate_target else 0)
     weight = None
     if spec.weighted:
         weight = low.rows("weight", 1)
@@ -180,7 +184,8 @@ def lower(spec: NetworkSpec, batch: int) -> Plan:
     inputs: list[str] = []
     saved: list[str] = []
     streams: list[int | None] = []
-    modes = FORWARD
+    modes = forward
+    noise = None
     for i, layer in enumerate(layers):
         inputs.append(x)
         keeps_pre = layer.activation.needs_preactivation and i != last
@@ -199,22 +204,28 @@ def lower(spec: NetworkSpec, batch: int) -> Plan:
         if (stream := streams[-1]) is not None:
             low.op(OpCode.DROPOUT, LEARN, {"x": out}, stream=stream, rate=layer.dropout)
         if i == spec.latent - 1:
-            modes = (modes & ~Mode.ENCODE) | Mode.DECODE
-            low.op(OpCode.GATHER, Mode.DECODE, {"out": out}, source=3)
+            if spec.variational:
+                stats, out = out, low.rows("z", spec.n_components)
+                noise = low.rows("noise", spec.n_components)
+                low.op(OpCode.SAMPLE, FORWARD, {"stats": stats, "z": out, "noise": noise}, stream=low.stream())
+            codes = out
+            from_codes = Mode.DECODE | (score & ~Mode.SCORE)
+            modes = (FORWARD & ~Mode.ENCODE) | from_codes
+            low.op(OpCode.GATHER, from_codes, {"out": codes}, source=3)
         x = out
 
     z = x
     if layers[last].activation is not Activation.LINEAR:
         low.op(OpCode.LINK, Mode.DECODE | Mode.RECONSTRUCT, {"z": z}, activation=layers[last].activation)
     rowloss = low.rows("rowloss", 1)
-    low.op(
-        OpCode.LOSS,
-        Mode.SCORE | LEARN,
-        {"z": z, "target": target, "weight": weight, "rowloss": rowloss},
-        loss=spec.loss,
-        activation=layers[last].activation,
-        delta=spec.huber_delta,
-    )
+    judged = {"z": z, "target": target, "weight": weight, "rowloss": rowloss}
+    link = layers[last].activation
+    rates = None
+    if spec.loss is Loss.GAUSSIAN:
+        rates = low.rows("rates", spec.n_outputs)
+        low.op(OpCode.GAUSSIAN, score | LEARN, judged | {"logvar": "logvar", "rates": rates}, activation=link)
+    else:
+        low.op(OpCode.LOSS, score | LEARN, judged, loss=spec.loss, activation=link, delta=spec.huber_delta)
 
     # Backward, from dz of the output layer, which the loss has left in z. First the chain down to the first layer,
     # every op of which needs its own rows alone, so that threads sharing the rows need not wait for each other; then
@@ -224,20 +235,35 @@ def lower(spec: NetworkSpec, batch: int) -> Plan:
     for i in range(last, 0, -1):
         before = layers[i - 1]
         dx = deltas[i - 1] = low.rows(f"d{i - 1}", before.n_out)
+        drawn = noise is not None and i == spec.latent
         low.op(
             OpCode.DGRAD,
             LEARN,
-            {"dz": deltas[i], "W": weights[i], "saved": saved[i - 1], "out": dx},
+            {
+                "dz": deltas[i],
+                "W": weights[i],
+                "saved": codes if drawn else saved[i - 1],
+                "out": low.rows("dz", spec.n_components) if drawn else dx,
+            },
             activation=before.activation,
             transposed=layers[i].tied_to is not None,
             # Dropout scaled the saved output in place; its derivative is wanted before that.
             scale=1.0 if before.activation.needs_preactivation else 1.0 - before.dropout,
         )
+        if drawn:
+            rowkl = low.rows("rowkl", 1)
+            low.op(
+                OpCode.LATENT_KL,
+                LEARN,
+                {"stats": saved[i - 1], "noise": noise, "weight": weight, "dz": "dz", "dstats": dx, "rowkl": rowkl},
+                strength=spec.kl_weight,
+            )
+            reductions.append((rowkl, weight, "kl", True))
         if (stream := streams[i - 1]) is not None:
             low.op(OpCode.DROPOUT, LEARN, {"x": dx}, stream=stream, rate=before.dropout)
         if i == spec.latent:
             reductions += _latent_penalties(low, spec, f"a{i - 1}", saved[i - 1], weight, dx)
-    reductions += _parameter_gradients(low, spec, weights, inputs, deltas)
+    reductions += _parameter_gradients(low, spec, weights, inputs, deltas, rates)
 
     terms = low.slot("terms", Region.SCRATCH, 1, max(1, len({r[2] for r in reductions})))
     for name, row_weight, term, mean in reductions:
@@ -255,16 +281,27 @@ def lower(spec: NetworkSpec, batch: int) -> Plan:
             for name in dict.fromkeys(weights):
                 low.op(OpCode.SHRINK, Mode.TRAIN, {"W": name}, rate=spec.alpha)
         low.op(OpCode.UPDATE, Mode.TRAIN, {"partial": partial}, **_rule(spec), clip=spec.clip_norm)
-    latent = f"a{spec.latent - 1}"
-    plan_slots, work_size = low.assign({latent, z, rowloss})
+    results = {Mode.ENCODE: codes, Mode.DECODE: z, Mode.RECONSTRUCT: z, Mode.SCORE: rowloss}
+    if spec.variational:
+        results |= {Mode.POSTERIOR: f"a{spec.latent - 1}", Mode.LIKELIHOOD: rowloss}
+    plan_slots, work_size = low.assign(set(results.values()))
     index = {s.name: i for i, s in enumerate(plan_slots)}
-    outputs = {
-        Mode.ENCODE: index[latent],
-        Mode.DECODE: index[z],
-        Mode.RECONSTRUCT: index[z],
-        Mode.SCORE: index[rowloss],
-    }
+    outputs = {mode: index[name] for mode, name in results.items()}
     return Plan(spec, batch, plan_slots, tuple(low.ops), tuple(low.terms), parameter_size, work_size, outputs)
+
+
+def _check_variational(spec: NetworkSpec) -> None:
+    latent, after = spec.layers[spec.latent - 1], spec.layers[spec.latent]
+    if spec.activity_l1 > 0 or spec.kl_sparsity > 0:
+        raise ValueError(
+            f"activity_l1={spec.activity_l1:g} and kl_sparsity={spec.kl_sparsity:g} are penalties on codes, of which a "
+            "variational network has distributions: they must be 0"
+        )
+    if latent.n_out != 2 * after.n_in or latent.activation is not Activation.LINEAR or latent.tied_to or after.tied_to:
+        raise ValueError(
+            f"a variational network's latent layer must be linear, untied and twice as wide as the decoder's input: "
+            f"{latent.n_out} {latent.activation.name.lower()} outputs for {after.n_in} latents"
+        )
 
 
 def _latent_penalties(
@@ -306,12 +343,18 @@ def _rule(spec: NetworkSpec) -> dict[str, float]:
 
 
 def _parameter_gradients(
-    low: _Lowering, spec: NetworkSpec, weights: list[str], inputs: list[str], deltas: Mapping[int, str]
+    low: _Lowering,
+    spec: NetworkSpec,
+    weights: list[str],
+    inputs: list[str],
+    deltas: Mapping[int, str],
+    rates: str | None,
 ) -> list[tuple[str, str | None, str, bool]]:
     """Gradients of weights and biases; in training each is used up where it arises, unless all are wanted at once for
     their norm.
 
-    L2 and L1 are on weights, never on biases; adamw takes its L2 as decoupled decay instead of as a gradient.
+    `rates` holds what sums to the gradient of the learned variances, row by row. L2 and L1 are on weights, never on
+    biases or variances; adamw takes its L2 as decoupled decay instead of as a gradient.
     """
     fused = spec.clip_norm is None
     apart = Mode.GRADIENT if fused else LEARN
@@ -323,11 +366,16 @@ def _parameter_gradients(
     def state(name: str) -> dict[str, str]:
         return {f"moment{i + 1}": f"moment{i + 1}.{name}" for i in range(spec.n_moments)}
 
+    def summed(name: str, rows: str) -> None:
+        low.op(OpCode.COLSUM, apart, {"x": rows, "out": f"d{name}"}, mean=False)
+        if fused:
+            low.op(OpCode.COLSUM_UPDATE, Mode.TRAIN, {"x": rows, "b": name, **state(name)}, **_rule(spec))
+
     seen: set[str] = set()
     for i in range(len(weights) - 1, -1, -1):
         tied = spec.layers[i].tied_to is not None
         source, sink = (deltas[i], inputs[i]) if tied else (inputs[i], deltas[i])
-        W, b, again = weights[i], f"b{i}", weights[i] in seen
+        W, again = weights[i], weights[i] in seen
         # A tied weight has two products, of which the second is followed by all else.
         final = weights.index(W) == i
         seen.add(W)
@@ -353,7 +401,7 @@ def _parameter_gradients(
                     **decay,
                     rate=spec.alpha if decoupled else 0.0,
                 )
-        low.op(OpCode.COLSUM, apart, {"x": deltas[i], "out": f"d{b}"}, mean=False)
-        if fused:
-            low.op(OpCode.COLSUM_UPDATE, Mode.TRAIN, {"x": deltas[i], "b": b, **state(b)}, **_rule(spec))
+        summed(f"b{i}", deltas[i])
+    if rates is not None:
+        summed("logvar", rates)
     return reductions

@@ -15,7 +15,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["normal", "uniform", "words"]
+__all__ = ["keyed_normal", "normal", "uniform", "words"]
 
 _MULTIPLIERS = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
 _WEYL = (0x9E3779B9, 0xBB67AE85)
@@ -43,11 +43,19 @@ def words(seed: int, stream: int, step: int, n_rows: int, n_columns: int, first_
     -------
     ndarray of uint32, shape (n_rows, n_columns)
     """
-    n_blocks = -(-n_columns // 4)
+    rows = np.arange(first_row, first_row + n_rows, dtype=np.uint64)
+    return _words(seed, stream, rows, np.full(n_rows, step & 0xFFFFFFFF, np.uint64), n_columns)
+
+
+def _words(
+    seed: int, stream: int, rows: NDArray[np.uint64], steps: NDArray[np.uint64], n_columns: int
+) -> NDArray[np.uint32]:
+    """`words` of any rows, each at a step of its own."""
+    n_rows, n_blocks = len(rows), -(-n_columns // 4)
     shape = (n_rows, n_blocks)
     c0 = np.broadcast_to(np.arange(n_blocks, dtype=np.uint64), shape)
-    c1 = np.broadcast_to(np.arange(first_row, first_row + n_rows, dtype=np.uint64)[:, None], shape)
-    c2 = np.broadcast_to(np.uint64(step & 0xFFFFFFFF), shape)
+    c1 = np.broadcast_to(rows[:, None], shape)
+    c2 = np.broadcast_to(steps[:, None], shape)
     c3 = np.broadcast_to(np.uint64(stream & 0xFFFFFFFF), shape)
     k0, k1 = seed & 0xFFFFFFFF, (seed >> 32) & 0xFFFFFFFF
     for _ in range(10):
@@ -69,13 +77,27 @@ def uniform(seed: int, stream: int, step: int, n_rows: int, n_columns: int, firs
     24 bits, so that ``u - 1/2`` is exact in float32, and float32 and float64 backends take the same decision when they
     compare one with a probability.
     """
-    cells = words(seed, stream, step, n_rows, n_columns, first_row) >> np.uint32(8)
-    return (cells.astype(np.float64) + 0.5) * 2.0**-24
+    return _centres(words(seed, stream, step, n_rows, n_columns, first_row))
 
 
-def normal(seed: int, stream: int, step: int, n_rows: int, n_columns: int) -> NDArray[np.float64]:
+def _centres(drawn: NDArray[np.uint32]) -> NDArray[np.float64]:
+    return ((drawn >> np.uint32(8)).astype(np.float64) + 0.5) * 2.0**-24
+
+
+def normal(seed: int, stream: int, step: int, n_rows: int, n_columns: int, first_row: int = 0) -> NDArray[np.float64]:
     """Standard normal numbers: the normal quantile of :func:`uniform`, one word each."""
     from scipy.special import ndtri
 
-    z: NDArray[np.float64] = ndtri(uniform(seed, stream, step, n_rows, n_columns))
+    z: NDArray[np.float64] = ndtri(uniform(seed, stream, step, n_rows, n_columns, first_row))
+    return z
+
+
+def keyed_normal(seed: int, stream: int, keys: NDArray[np.uint64], n_columns: int) -> NDArray[np.float64]:
+    """Standard normal numbers, shape (len(keys), n_columns), of which each row depends on its 64-bit key alone.
+
+    The halves of the key take the places of row and step.
+    """
+    from scipy.special import ndtri
+
+    z: NDArray[np.float64] = ndtri(_centres(_words(seed, stream, keys & _LOW, keys >> _SHIFT, n_columns)))
     return z

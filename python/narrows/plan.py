@@ -75,6 +75,8 @@ class Loss(enum.IntEnum):
     BCE = 1
     HUBER = 2
     MULTINOMIAL = 3
+    GAUSSIAN = 4
+    """Minus the log-density, with a variance for each feature that is a parameter (op GAUSSIAN)."""
 
 
 class Corruption(enum.IntEnum):
@@ -133,10 +135,16 @@ class Mode(enum.IntFlag):
     GRADIENT = 16
     """Forward and backward of a training step, without the update."""
     TRAIN = 32
+    POSTERIOR = 64
+    """Of a variational network: what its encoder puts out, the means and the log-variances of the latents."""
+    LIKELIHOOD = 128
+    """Of a variational network: the loss of decoded latent codes against a target."""
 
 
 FORWARD = Mode.ENCODE | Mode.RECONSTRUCT | Mode.SCORE | Mode.GRADIENT | Mode.TRAIN
 LEARN = Mode.GRADIENT | Mode.TRAIN
+FROM_CODES = Mode.DECODE | Mode.LIKELIHOOD
+"""Modes that begin with latent codes in place of X."""
 
 
 class Region(enum.IntEnum):
@@ -173,6 +181,9 @@ class OpCode(enum.IntEnum):
     UPDATE = 15
     WGRAD_UPDATE = 16
     COLSUM_UPDATE = 17
+    SAMPLE = 18
+    LATENT_KL = 19
+    GAUSSIAN = 20
 
 
 class Signature(NamedTuple):
@@ -245,7 +256,19 @@ SIGNATURES: Mapping[OpCode, Signature] = {
         ints=("solver",),
         floats=("beta_1", "beta_2", "epsilon"),
     ),
+    # z = mean + noise, noise = exp(log-variance / 2) * normal in training and absent otherwise; stats = (mean,
+    # log-variance), side by side
+    OpCode.SAMPLE: Signature(("stats",), ("z", "noise"), ints=("stream",)),
+    # dstats = dz through z, and the gradient of strength * (the step's KL factor) * weight / m * rowkl; rowkl =
+    # KL(N(mean, exp(log-variance)) || N(0, 1)), a sum over latents, in nats
+    OpCode.LATENT_KL: Signature(("stats", "noise", "weight", "dz"), ("dstats", "rowkl"), floats=("strength",)),
+    # rowloss = -log N(target; activation(z), exp(logvar) + VARIANCE_FLOOR), a sum over features; in training z =
+    # d(mean weighted loss)/dz, and rates' column sums are the derivative by logvar
+    OpCode.GAUSSIAN: Signature(("z", "target", "weight", "logvar"), ("z", "rowloss", "rates"), ints=("activation",)),
 }
+
+VARIANCE_FLOOR = 1e-6
+"""Added to the learned variances, so that the density of a constant feature stays bounded."""
 
 CELL_ROWS = 6
 """Rows of the cells, LANES columns wide, by which the penalties of a weight matrix are summed."""
@@ -335,6 +358,11 @@ class NetworkSpec:
     clip_norm: float | None = None
     separate_target: bool = False
     weighted: bool = False
+    variational: bool = False
+    """The encoder's last layer, linear, puts out the means and the log-variances of half as many latents, of which
+    training draws (Kingma and Welling, 2014)."""
+    kl_weight: float = 1.0
+    """What the divergence of the latents from N(0, 1), in nats, is multiplied with in the objective."""
 
     @property
     def n_features(self) -> int:
@@ -342,11 +370,23 @@ class NetworkSpec:
 
     @property
     def n_components(self) -> int:
-        return self.layers[self.latent - 1].n_out
+        return self.layers[self.latent - 1].n_out // (2 if self.variational else 1)
 
     @property
     def n_outputs(self) -> int:
         return self.layers[-1].n_out
+
+    @property
+    def parameter_shapes(self) -> dict[str, tuple[int, int]]:
+        """Rows and columns of each parameter, in the order of memory."""
+        shapes: dict[str, tuple[int, int]] = {}
+        for i, layer in enumerate(self.layers):
+            if layer.tied_to is None:
+                shapes[f"W{i}"] = (layer.n_in, layer.n_out)
+            shapes[f"b{i}"] = (1, layer.n_out)
+        if self.loss is Loss.GAUSSIAN:
+            shapes["logvar"] = (1, self.n_outputs)
+        return shapes
 
     @property
     def n_moments(self) -> int:

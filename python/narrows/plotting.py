@@ -1,4 +1,4 @@
-"""The figures of a fit: loss curves, latent space, worst-reconstructed features.
+"""The figures of a fit: loss curves, latent space, worst-reconstructed features, latent traversals.
 
 - Every function draws on the `Axes` it is given, or on a new figure of its own, and returns the `Axes`; none
   calls ``show``, touches ``pyplot`` or changes matplotlib's settings.
@@ -20,7 +20,7 @@ from ._extras import require
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["plot_feature_errors", "plot_latent", "plot_loss"]
+__all__ = ["plot_feature_errors", "plot_latent", "plot_latent_traversal", "plot_loss"]
 
 BLUE, ORANGE, GREEN = "#0072B2", "#E69F00", "#009E73"
 PALETTE = (BLUE, ORANGE, GREEN, "#CC79A7", "#56B4E9", "#D55E00", "#5C5C5C", "#E0D000")
@@ -37,7 +37,8 @@ def plot_loss(history: Any, ax: Axes | None = None) -> Axes:
     Parameters
     ----------
     history : fitted estimator, or mapping of str to sequence of float
-        ``history_`` of an estimator: ``loss`` and, if present, ``val_loss``, one value per epoch.
+        ``history_`` of an estimator: ``loss`` and, if present, ``val_loss``, one value per epoch. Of a variational
+        one, the training curve is that of ``objective``, with which ``val_loss`` is to be compared.
     ax : matplotlib.axes.Axes, optional
 
     Returns
@@ -48,7 +49,7 @@ def plot_loss(history: Any, ax: Axes | None = None) -> Axes:
     if not isinstance(history, Mapping) or "loss" not in history:
         raise TypeError("history must be a fitted estimator or a mapping with the key 'loss'")
     ax = _axes(ax)
-    loss = _floats(history["loss"])
+    loss = _floats(history.get("objective") or history["loss"])
     validation = _floats(history.get("val_loss") or [])
     epochs = np.arange(1, len(loss) + 1)
     few = "o" if len(loss) < 15 else None
@@ -166,6 +167,92 @@ def plot_feature_errors(
     return ax
 
 
+def plot_latent_traversal(
+    estimator: Any,
+    latents: Sequence[int] | npt.NDArray[Any] | int = 8,
+    *,
+    image_shape: tuple[int, ...] | None = None,
+    start: npt.ArrayLike | None = None,
+    span: float = 3.0,
+    n_steps: int = 11,
+    ax: Axes | None = None,
+) -> Axes:
+    """What the decoder makes of codes that differ in one latent: a row of images for each latent.
+
+    Parameters
+    ----------
+    estimator : fitted estimator
+        Made for `VariationalAutoencoder`, whose latents have the prior N(0, 1); anything with ``inverse_transform``
+        and ``n_components`` will do.
+    latents : int or sequence of int
+        Which latents, from the top; or how many, taken where the images change most.
+    image_shape : (height, width) or (height, width, channels), optional
+        Of a decoded row; a square by default.
+    start : array_like of shape (n_components,), optional
+        The code from which each latent departs, for example of a row to vary; the prior's mean, zero, by default.
+    span : float
+        How far a latent goes to both sides of `start`.
+    n_steps : int
+        Images in a row.
+    ax : matplotlib.axes.Axes, optional
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+    """
+    k = int(estimator.n_components)
+    if isinstance(latents, int | np.integer):
+        chosen, count = None, int(latents)
+    else:
+        chosen = [int(i) for i in latents]
+        count = len(chosen)
+    if count < 1:
+        raise ValueError(f"latents={latents!r}: at least one is needed")
+    for i in chosen or ():
+        if not 0 <= i < k:
+            raise ValueError(f"latents: there is no latent {i}; n_components={k} are numbered from 0")
+    if not span > 0 or n_steps < 2:
+        raise ValueError(f"span={span!r} must be positive and n_steps={n_steps!r} at least 2")
+    centre = np.zeros(k) if start is None else np.asarray(start, dtype=np.float64)
+    if centre.shape != (k,):
+        raise ValueError(f"start has shape {centre.shape}, expected ({k},): one value for each latent")
+    offsets = np.linspace(-span, span, n_steps)
+    tried = list(range(k)) if chosen is None else chosen
+    codes = np.tile(centre, (len(tried), n_steps, 1))
+    codes[np.arange(len(tried)), :, tried] += offsets
+    rows = np.asarray(estimator.inverse_transform(codes.reshape(-1, k)), dtype=np.float64)
+    rows = rows.reshape(len(tried), n_steps, -1)
+    shape = _image_shape(image_shape, rows.shape[2])
+    if chosen is None:
+        order = np.argsort(-rows.std(axis=1).mean(axis=1), kind="stable")[:count]
+        rows, tried = rows[order], [tried[i] for i in order]
+    ax = (
+        new_figure(0.55 * n_steps + 1.0, 0.55 * len(tried) * shape[0] / shape[1] + 1.1).subplots() if ax is None else ax
+    )
+    height, width, gap = shape[0], shape[1], max(1, shape[1] // 14)
+    low, high = float(rows.min()), float(rows.max())
+    canvas = np.full((len(tried) * (height + gap) - gap, n_steps * (width + gap) - gap, *shape[2:]), np.nan)
+    for i, j in np.ndindex(len(tried), n_steps):
+        top, left = i * (height + gap), j * (width + gap)
+        canvas[top : top + height, left : left + width] = rows[i, j].reshape(shape)
+    if len(shape) == 3:
+        scaled = np.clip((canvas - low) / max(high - low, np.finfo(float).tiny), 0, 1)
+        ax.imshow(np.where(np.isnan(scaled), 1.0, scaled), interpolation="nearest")
+    else:
+        ax.imshow(canvas, cmap="gray", vmin=low, vmax=high, interpolation="nearest")
+    shown = offsets[:: max(1, -(-n_steps // 11))]
+    places = np.flatnonzero(np.isin(offsets, shown)) * (width + gap) + (width - 1) / 2
+    ax.set_xticks(places, [f"{v:+.2g}" if abs(v) > 1e-12 else "0" for v in shown])
+    ax.set_yticks(np.arange(len(tried)) * (height + gap) + (height - 1) / 2, [str(i) for i in tried])
+    ax.set(xlabel="value of the latent" if start is None else "change of the latent", ylabel="latent")
+    ax.set_title("Latent traversal")
+    _dress(ax)
+    ax.grid(False)
+    ax.spines[:].set_visible(False)
+    ax.tick_params(length=0)
+    return ax
+
+
 def new_figure(width: float = 6.4, height: float = 4.2) -> Any:
     """A matplotlib Figure of its own, in no window and known to no global registry (inches)."""
     require("matplotlib", "plot", "plotting")
@@ -191,6 +278,20 @@ def _dress(ax: Axes) -> Axes:
     for label in (ax.xaxis.label, ax.yaxis.label):
         label.set_color(INK)
     return ax
+
+
+def _image_shape(shape: tuple[int, ...] | None, n_features: int) -> tuple[int, ...]:
+    if shape is None:
+        side = round(n_features**0.5)
+        if side * side != n_features:
+            raise ValueError(f"{n_features} features make no square image: give image_shape=(height, width)")
+        return side, side
+    shape = tuple(int(n) for n in shape)
+    if len(shape) not in (2, 3) or min(shape) < 1 or int(np.prod(shape)) != n_features:
+        raise ValueError(f"image_shape={shape} does not hold the {n_features} features of a decoded row")
+    if len(shape) == 3 and shape[2] not in (1, 3, 4):
+        raise ValueError(f"image_shape={shape}: images have 1, 3 or 4 channels")
+    return shape[:2] if len(shape) == 3 and shape[2] == 1 else shape
 
 
 def _floats(values: Any) -> npt.NDArray[np.float64]:

@@ -131,6 +131,9 @@ class Options:
     monitor : {"val_loss", "loss", None}
         What decides on convergence and on the best epoch. With "val_loss" the best parameters are the result,
         else the last; with None all `max_iter` epochs are run.
+    kl_warmup : int
+        Epochs of the network, those of earlier runs included, over which the KL term of a variational one grows
+        linearly from nothing to its weight; convergence is not judged before their end.
     """
 
     max_iter: int
@@ -140,6 +143,7 @@ class Options:
     monitor: Literal["val_loss", "loss"] | None = None
     n_iter_no_change: int = 10
     tol: float = 1e-4
+    kl_warmup: int = 0
 
 
 @dataclass(frozen=True)
@@ -284,7 +288,7 @@ class Trainer:
         rows = rows[: self._chunk * self._batch]
         count = -(-len(rows) // self._batch)
         s = self.state
-        hyper = Hyper(self.options.seed, s.step, self._rates(s.step, count))
+        hyper = Hyper(self.options.seed, s.step, self._rates(s.step, count), self._kl_factors(count))
         begin = time.perf_counter()
         with _HeldInterrupt() as held, np.errstate(over="ignore", invalid="ignore"):
             self._stepping = True
@@ -340,18 +344,30 @@ class Trainer:
             return np.full(count, self._rate(first))
         return np.array([self._rate(first + i) for i in range(count)])
 
+    def _kl_factors(self, count: int) -> NDArray[np.float64] | None:
+        """Of the next steps: how much of the KL term's weight is there."""
+        s, warmup = self.state, self.options.kl_warmup
+        if s.epoch >= warmup:
+            return None
+        return np.minimum(1.0, (s.epoch + (s.epoch_step + np.arange(count)) / self._n_steps) / warmup)
+
     def _end_epoch(self) -> None:
         o, s = self.options, self.state
         begin = time.perf_counter()
         if not self.program.finite():
             self._diverged(math.nan, "network")
-        sums = np.array(s.sums) / self.feed.n_rows
-        loss, penalty = float(sums[0]), float(sums[1:].sum())
+        terms = dict(zip(self.program.plan.terms, (np.array(s.sums) / self.feed.n_rows).tolist(), strict=True))
+        loss, kl = terms.pop("loss"), terms.pop("kl", None)
+        penalty = sum(terms.values())
         values = {"loss": loss, "learning_rate": self._rate(s.step - 1)}
         spec = self.program.plan.spec
         if spec.loss is Loss.MSE:
             values["mse_per_feature"] = loss / spec.n_outputs
-        if len(sums) > 1:
+        objective = loss + penalty
+        if kl is not None:
+            values["kl"] = kl
+            values["objective"] = objective = objective + spec.kl_weight * kl
+        if terms:
             values["penalty"] = penalty
         if self.validate is not None:
             with np.errstate(over="ignore", invalid="ignore"):
@@ -368,7 +384,7 @@ class Trainer:
             spent=0.0,
             good=None,
             history=extended(s.history, values, s.epoch),
-            **self._judged(values["val_loss"] if o.monitor == "val_loss" else loss + penalty),
+            **self._judged(values["val_loss"] if o.monitor == "val_loss" else objective),
         )
         if self.callbacks:
             progress = self._progress()
@@ -384,7 +400,7 @@ class Trainer:
             changes |= {"best_loss": loss, "best_epoch": epoch, "best": None}
         elif o.monitor == "val_loss" and s.best is None:
             changes["best"] = s.good
-        if s.reference == math.inf or loss < s.reference - o.tol * abs(s.reference):
+        if s.reference == math.inf or epoch <= o.kl_warmup or loss < s.reference - o.tol * abs(s.reference):
             return changes | {"reference": loss, "stale": 0, "stale_rate": 0}
         stale, stale_rate = s.stale + 1, s.stale_rate + 1
         if o.learning_rate == "plateau" and stale_rate >= max(1, o.n_iter_no_change // 2):

@@ -63,11 +63,14 @@ class Hyper:
     step : int
         Updates done before this call; counts on inside it.
     learning_rate : ndarray of float64, shape (n_steps,)
+    kl_factor : ndarray of float64, shape (n_steps,), optional
+        What the KL term of a variational network is multiplied with besides its weight; 1 by default.
     """
 
     seed: int
     step: int
     learning_rate: NDArray[np.float64]
+    kl_factor: NDArray[np.float64] | None = None
 
 
 State = dict[str, NDArray[Any]]
@@ -114,7 +117,7 @@ class Program(Protocol):
         """Terms and gradients of one training step, without the update."""
 
     def apply(self, X: Any, mode: Mode, target: Any = None) -> NDArray[Any]:
-        """Run an inference mode over all rows of X; DECODE takes latent codes for X."""
+        """Run an inference mode over all rows of X; DECODE and LIKELIHOOD take latent codes for X."""
 
     def close(self) -> None:
         """Free the memory; further calls are errors."""

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..plan import Mode, OpCode, Plan, Precision
+from ..plan import FROM_CODES, Mode, OpCode, Plan, Precision
 from . import Hyper, Probe, State, all_finite
 
 __all__ = ["CppProgram", "compile", "isa", "native_bfloat16", "own_ops", "probe", "probe_machine"]
@@ -170,7 +170,9 @@ class CppProgram:
         self, rows: NDArray[np.int64], hyper: Hyper, poll: Callable[[], bool] | None = None
     ) -> NDArray[np.float64]:
         self._untouched = False
-        terms: NDArray[np.float64] = self._program.train(rows, hyper.seed, hyper.step, hyper.learning_rate, poll)
+        terms: NDArray[np.float64] = self._program.train(
+            rows, hyper.seed, hyper.step, hyper.learning_rate, poll, hyper.kl_factor
+        )
         return terms[:, : len(self.plan.terms)]
 
     def gradient(self, rows: NDArray[np.int64], seed: int = 0, step: int = 0) -> tuple[NDArray[np.float64], State]:
@@ -184,9 +186,11 @@ class CppProgram:
         result = self.plan.outputs[mode]
         out = np.empty((X.shape[0], self.plan.slots[result].cols), self.dtype)
         try:
-            self._bind(_APPLY, _LATENT if mode is Mode.DECODE else _X, X)
+            self._bind(_APPLY, _LATENT if mode in FROM_CODES else _X, X)
             if target is not None:
-                self._bind(_APPLY, _TARGET, target)
+                # Of codes that are judged, the input is what they are judged by, unless there is a target of its own.
+                own = self.plan.spec.separate_target or mode not in FROM_CODES
+                self._bind(_APPLY, _TARGET if own else _X, target)
             self._program.apply(int(mode), result, out)
         finally:
             # The program may outlive the data by far: an estimator keeps it for the next call.

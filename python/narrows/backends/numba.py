@@ -20,7 +20,21 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import ThreadpoolController
 
-from ..plan import CELL_ROWS, GRAIN, LANES, LEARN, Activation, Corruption, Loss, Mode, OpCode, Plan, Precision, Region
+from ..plan import (
+    CELL_ROWS,
+    GRAIN,
+    LANES,
+    LEARN,
+    VARIANCE_FLOOR,
+    Activation,
+    Corruption,
+    Loss,
+    Mode,
+    OpCode,
+    Plan,
+    Precision,
+    Region,
+)
 from . import Hyper, Probe, State, numba_kernels, reference
 from .reference import Array, ReferenceProgram, Run, dense_backward_layer, dense_layer
 
@@ -130,10 +144,16 @@ def loss(
         return
     T = z.dtype.type
     learn = bool(run.mode & (Mode.TRAIN | Mode.GRADIENT))
-    scale = np.full(run.m, T(1 / run.m))
-    if learn and weight is not None:
-        scale *= weight[:, 0]
+    scale = _row_scale(run, weight if learn else None, T)
     numba_kernels.loss_rows(loss, activation)(z, target, scale, rowloss, T(delta), learn)
+
+
+def _row_scale(run: Run, weight: Array | None, T: Any) -> Array:
+    """What the rows' gradients are multiplied with: d(mean over the batch)/d(row's loss)."""
+    scale = np.full(run.m, T(1 / run.m))
+    if weight is not None:
+        scale *= weight[:, 0]
+    return scale
 
 
 def wgrad(run: Run, *, x: Array, dz: Array, dW: Array, accumulate: int) -> None:
@@ -220,6 +240,35 @@ def wgrad_update(
     _step_rule(run, w.reshape(-1), padded.reshape(-1), m1, m2, w.dtype.type(1), beta_1, beta_2, epsilon)
 
 
+def sample(run: Run, *, stats: Array, z: Array, noise: Array, stream: int) -> None:
+    if run.mode & LEARN:
+        numba_kernels.draw_latents(stats, _random_cells(run, stream, z.shape), z, noise)
+    else:
+        z[...] = stats[:, : z.shape[1]]
+
+
+def gaussian(
+    run: Run,
+    *,
+    z: Array,
+    target: Array,
+    weight: Array | None,
+    logvar: Array,
+    rowloss: Array,
+    rates: Array,
+    activation: int,
+) -> None:
+    T = z.dtype.type
+    learn = bool(run.mode & LEARN)
+    scale = _row_scale(run, weight if learn else None, T)
+    grown = np.exp(logvar[0])
+    variance = grown + T(VARIANCE_FLOOR)
+    numba_kernels.gaussian_rows(activation)(
+        z, target, scale, 1 / variance, grown / (2 * variance), rowloss, rates, learn
+    )
+    rowloss += T(np.log(2 * np.pi * variance, dtype=np.float64).sum() / 2)
+
+
 OVERRIDES: Mapping[OpCode, Callable[..., None]] = {
     OpCode.GATHER: gather,
     OpCode.CORRUPT: corrupt,
@@ -233,6 +282,8 @@ OVERRIDES: Mapping[OpCode, Callable[..., None]] = {
     OpCode.SQNORM: sqnorm,
     OpCode.UPDATE: update,
     OpCode.WGRAD_UPDATE: wgrad_update,
+    OpCode.SAMPLE: sample,
+    OpCode.GAUSSIAN: gaussian,
 }
 
 

@@ -307,18 +307,33 @@ def _ratio(x: Any, coefficients: Any) -> Any:
     return above / below
 
 
+@_inline
+def _normal(cell: Any) -> Any:
+    """The normal quantile of the centre of a cell."""
+    q = (cell + 0.5) * 2.0**-24 - 0.5
+    if abs(q) <= 0.425:
+        return q * _ratio(0.180625 - q * q, _CENTRE)
+    # The cells end 2**-25 from 0 and 1, short of the third region of the algorithm.
+    return math.copysign(_ratio(math.sqrt(-math.log(0.5 - abs(q))) - 1.6, _TAIL), q)
+
+
 @_kernel(_EXACT)
 def add_normal(x: Any, cells: Any, level: float) -> None:
     """x += level * normal quantile of the centres of the cells."""
     for i in range(x.shape[0]):
         for j in range(x.shape[1]):
-            q = (cells[i, j] + 0.5) * 2.0**-24 - 0.5
-            if abs(q) <= 0.425:
-                z = q * _ratio(0.180625 - q * q, _CENTRE)
-            else:
-                # The cells end 2**-25 from 0 and 1, short of the third region of the algorithm.
-                z = math.copysign(_ratio(math.sqrt(-math.log(0.5 - abs(q))) - 1.6, _TAIL), q)
-            x[i, j] += level * z
+            x[i, j] += level * _normal(cells[i, j])
+
+
+@_kernel(_EXACT)
+def draw_latents(stats: Any, cells: Any, z: Any, noise: Any) -> None:
+    """z = mean + noise, noise = exp(log-variance / 2) * normal quantile of the centres of the cells."""
+    k = z.shape[1]
+    half = z.dtype.type(0.5)
+    for i in range(z.shape[0]):
+        for j in range(k):
+            noise[i, j] = _exp(half * stats[i, k + j]) * _normal(cells[i, j])
+            z[i, j] = stats[i, j] + noise[i, j]
 
 
 @_kernel(_EXACT)
@@ -429,6 +444,32 @@ def loss_rows(loss: int, activation: int) -> _Kernel:
                 if learn:
                     z[i, j] = dx * scale[i]
             rowloss[i, 0] = total
+
+    return kernel
+
+
+@cache
+def gaussian_rows(activation: int) -> _Kernel:
+    """Minus log-densities without their constants; z and rates become gradients times the row's scale if `learn`."""
+    from_z = Activation(activation).needs_preactivation
+
+    @_kernel(_SUMS)
+    def kernel(
+        z: Any, target: Any, scale: Any, precision: Any, rate: Any, rowloss: Any, rates: Any, learn: bool
+    ) -> None:
+        half = z.dtype.type(0.5)
+        for i in range(z.shape[0]):
+            total = z.dtype.type(0)
+            for j in range(z.shape[1]):
+                x = z[i, j]
+                p = _activate(x, activation)
+                d = p - target[i, j]
+                pull = d * precision[j]
+                total += d * pull
+                if learn:
+                    z[i, j] = scale[i] * pull * _slope(x if from_z else p, activation)
+                    rates[i, j] = (scale[i] - scale[i] * (d * pull)) * rate[j]
+            rowloss[i, 0] = half * total
 
     return kernel
 

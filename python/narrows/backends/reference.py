@@ -21,9 +21,12 @@ from numpy.typing import NDArray
 from .. import philox
 from ..plan import (
     CELL_ROWS,
+    FROM_CODES,
     GRAIN,
     LANES,
+    LEARN,
     SIGNATURES,
+    VARIANCE_FLOOR,
     Activation,
     Corruption,
     Loss,
@@ -52,6 +55,7 @@ class Run:
     seed: int = 0
     step: int = 0
     learning_rate: float = 0.0
+    kl_factor: float = 1.0
     regions: Mapping[Region, Array] = field(default_factory=dict)
     bfloat16: bool = False
 
@@ -389,6 +393,64 @@ def colsum_update(
     step_rule(run, b, x.sum(axis=0, keepdims=True), moment1, moment2, solver, beta_1, beta_2, epsilon)
 
 
+# --- ops: variational networks ---------------------------------------------------------------------------------------
+
+
+def sample(run: Run, *, stats: Array, z: Array, noise: Array, stream: int) -> None:
+    # Kingma and Welling, "Auto-encoding variational Bayes", ICLR 2014: the reparameterisation
+    k = z.shape[1]
+    z[...] = stats[:, :k]
+    if run.mode & LEARN:
+        noise[...] = np.exp(stats[:, k:] / 2) * philox.normal(run.seed, stream, run.step, *z.shape)
+        z += noise
+
+
+def latent_kl(
+    run: Run,
+    *,
+    stats: Array,
+    noise: Array,
+    weight: Array | None,
+    dz: Array,
+    dstats: Array,
+    rowkl: Array,
+    strength: float,
+) -> None:
+    # KL(N(m, v) || N(0, 1)) = (m^2 + v - 1 - log v) / 2 (appendix B of the same paper); dz/d log v = noise / 2
+    k = noise.shape[1]
+    mean, log_variance = stats[:, :k], stats[:, k:]
+    grown = np.expm1(log_variance)
+    rowkl[:, 0] = (mean * mean + (grown - log_variance)).sum(axis=1) / 2
+    scale = stats.dtype.type(strength * run.kl_factor / run.m) * (1 if weight is None else weight)
+    dstats[:, :k] = dz + scale * mean
+    dstats[:, k:] = (dz * noise + scale * grown) / 2
+
+
+def gaussian(
+    run: Run,
+    *,
+    z: Array,
+    target: Array,
+    weight: Array | None,
+    logvar: Array,
+    rowloss: Array,
+    rates: Array,
+    activation: int,
+) -> None:
+    # -log N(y; p, v) = (y - p)^2 / (2 v) + log(2 pi v) / 2 with v = exp(logvar) + floor, shared by the rows
+    act, T = Activation(activation), z.dtype.type
+    grown = np.exp(logvar)
+    variance = grown + T(VARIANCE_FLOOR)
+    p = ACTIVATE[act](z)
+    d = p - target
+    square = d * d / variance
+    rowloss[:, 0] = (square.sum(axis=1) + np.log(T(2 * np.pi) * variance).sum()) / 2
+    if run.mode & LEARN:
+        scale = T(1 / run.m) * (1 if weight is None else weight)
+        rates[...] = scale * (1 - square) * (grown / (2 * variance))
+        z[...] = scale * d / variance * DERIVATIVE[act](z if act.needs_preactivation else p)
+
+
 def clip_scale(sum_of_squares: float, clip: float) -> float:
     """The factor that brings a gradient down to norm `clip` (1 if it is there already)."""
     norm = float(np.sqrt(sum_of_squares))
@@ -414,6 +476,9 @@ OPS: Mapping[OpCode, Callable[..., None]] = {
     OpCode.UPDATE: update,
     OpCode.WGRAD_UPDATE: wgrad_update,
     OpCode.COLSUM_UPDATE: colsum_update,
+    OpCode.SAMPLE: sample,
+    OpCode.LATENT_KL: latent_kl,
+    OpCode.GAUSSIAN: gaussian,
 }
 
 
@@ -494,6 +559,7 @@ class ReferenceProgram:
                 hyper.seed,
                 hyper.step + i,
                 float(hyper.learning_rate[i]),
+                1.0 if hyper.kl_factor is None else float(hyper.kl_factor[i]),
                 self.regions,
                 self.bfloat16,
             )
@@ -518,7 +584,9 @@ class ReferenceProgram:
         result = self.plan.slots[slot := self.plan.outputs[mode]]
         n = X.shape[0]
         out = np.empty((n, result.cols), self.dtype)
-        sources = {3: X} if mode is Mode.DECODE else {0: X, 1: target}
+        sources = {0: X, 1: target}
+        if mode in FROM_CODES:
+            sources = {0: target, 1: target, 3: X}
         for start in range(0, n, self.plan.batch):
             rows = np.arange(start, min(start + self.plan.batch, n))
             self._run(Run(rows, mode, sources, regions=self.regions, bfloat16=self.bfloat16))

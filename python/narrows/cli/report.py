@@ -177,8 +177,11 @@ def _figures(
         figures.append({"name": name, "caption": caption, "data": _svg(figure)})
 
     columns = {name: [line.get(name) for line in history] for name in ("loss", "val_loss")}
+    variational = any("objective" in line for line in history)
+    if variational:
+        columns["objective"] = [line.get("objective") for line in history]
     pca_loss = metrics.get("baseline_pca_loss")
-    comparable = settings.get("loss") == "mse" and pca_loss is not None
+    comparable = settings.get("loss") == "mse" and pca_loss is not None and not variational
 
     def loss(ax: Any) -> None:
         if comparable:
@@ -189,6 +192,8 @@ def _figures(
 
     if history:
         text = "Loss after each epoch: mean over the samples of the sum over the features."
+        if variational:
+            text += " The divergence of the latents from their prior is included, with its weight."
         if comparable:
             text += " The dashed line is the error of PCA with as many components, over all rows."
         add("Loss curves", text, loss)

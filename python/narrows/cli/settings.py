@@ -24,8 +24,9 @@ ESTIMATORS = {
     "linear": "LinearAutoencoder",
     "denoising": "DenoisingAutoencoder",
     "sparse": "SparseAutoencoder",
+    "variational": "VariationalAutoencoder",
 }
-LOSSES = ("mse", "bce", "huber", "multinomial")
+LOSSES = ("mse", "bce", "huber", "multinomial", "gaussian")
 COUNT_LOSSES = ("multinomial",)
 
 #: How a run is done, not what it computes: these may change when it is resumed.

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from .autoencoder import Autoencoder, DenoisingAutoencoder, LinearAutoencoder, SparseAutoencoder
 from .base import BaseAutoencoder
 from .files import read_model
+from .variational import VariationalAutoencoder
 
 __all__ = [
     "ESTIMATORS",
@@ -16,11 +17,13 @@ __all__ = [
     "DenoisingAutoencoder",
     "LinearAutoencoder",
     "SparseAutoencoder",
+    "VariationalAutoencoder",
     "load",
 ]
 
 ESTIMATORS: Mapping[str, type[BaseAutoencoder]] = {
-    cls.__name__: cls for cls in (Autoencoder, LinearAutoencoder, DenoisingAutoencoder, SparseAutoencoder)
+    cls.__name__: cls
+    for cls in (Autoencoder, LinearAutoencoder, DenoisingAutoencoder, SparseAutoencoder, VariationalAutoencoder)
 }
 """The classes that a model file may name."""
 

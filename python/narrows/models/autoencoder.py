@@ -33,11 +33,13 @@ class Autoencoder(BaseAutoencoder):
     latent_activation : str, default="linear"
         Of the latent layer; the same choices.
     output_activation : str, default="auto"
-        Of the output layer; also softmax and exp. ``"auto"`` is linear for mse and huber, sigmoid for bce,
-        softmax for multinomial. bce also goes with softmax; multinomial with nothing else.
-    loss : {"mse", "bce", "huber", "multinomial"}, default="mse"
+        Of the output layer; also softmax and exp. ``"auto"`` is linear for mse, huber and gaussian, sigmoid for
+        bce, softmax for multinomial. bce also goes with softmax; multinomial with nothing else.
+    loss : {"mse", "bce", "huber", "multinomial", "gaussian"}, default="mse"
         Sum over features of squared errors; of cross-entropies (targets in [0, 1]); of Huber's function of
-        the errors; minus the multinomial log-likelihood of non-negative counts, without the coefficient.
+        the errors; minus the multinomial log-likelihood of non-negative counts, without the coefficient; minus
+        the log-density of a normal distribution whose variance, one for each feature, is learned too (from 1 on,
+        and above 1e-6).
     huber_delta : float, default=1.0
         Error from which on Huber's function is linear.
     tied_weights : bool, default=False

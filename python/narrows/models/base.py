@@ -49,6 +49,9 @@ _NOT_IDENTITY = ("n_threads", "verbose", "random_state", "backend")
 class BaseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # type: ignore[misc]
     """The methods of all autoencoders; a subclass brings the parameters."""
 
+    variational = False
+    """Whether the code is a distribution, of which training draws."""
+
     n_components: Any
     max_iter: Any
     batch_size: Any
@@ -185,9 +188,9 @@ class BaseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
             validate = None
             if held_out:
                 rows, held_rows = split_rows(table.n_rows, float(self.validation_fraction), seed)
-                validate = validator(table, held_rows, block_bytes)
+                validate = validator(table, held_rows, block_bytes, self._row_losses)
             elif held is not None:
-                validate = validator(held.loaded(block_bytes), None, block_bytes)
+                validate = validator(held.loaded(block_bytes), None, block_bytes, self._row_losses)
             # The cosine schedule has its end built in: stopping before the rate has come down would waste it.
             to_the_end = self.learning_rate == "cosine"
             options = Options(
@@ -198,6 +201,7 @@ class BaseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
                 monitor="val_loss" if self.early_stopping else None if to_the_end else "loss",
                 n_iter_no_change=int(self.n_iter_no_change),
                 tol=float(self.tol),
+                kl_warmup=self._kl_warmup(),
             )
             self._train(
                 table,
@@ -237,6 +241,7 @@ class BaseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
                 max_iter=1,
                 seed=self._seed if again else self._seed_of(None),
                 learning_rate_init=float(self.learning_rate_init),
+                kl_warmup=self._kl_warmup(),
             )
             self._train(table, np.arange(table.n_rows), options, again=again, shuffle=bool(self.shuffle))
         return self
@@ -358,6 +363,9 @@ class BaseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
             target, name = (table.X, "X") if table.target is None else (table.target, "y")
             check_target(target, spec.loss, 0, name)
         return spec
+
+    def _kl_warmup(self) -> int:
+        return int(getattr(self, "kl_warmup", 0))
 
     def _corruption(self) -> Corruption | None:
         name = getattr(self, "corruption", None)
@@ -508,7 +516,9 @@ class BaseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
             goal = (block if target is None else target) if mode is Mode.SCORE else None
             if goal is not None and not table.in_memory:
                 check_target(goal, network.spec.loss, at, "X" if target is None else "y")
-            return network.apply(block, mode, goal)
+            if mode is Mode.SCORE:
+                return self._row_losses(network.apply, network.spec, block, goal)[:, None]
+            return network.apply(block, mode)
 
         if table.in_memory:
             return run(table.X, table.target).astype(dtype, copy=False)
@@ -521,6 +531,10 @@ class BaseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
             at += len(part)
         assert out is not None
         return out
+
+    def _row_losses(self, apply: Callable[..., NDArray[Any]], spec: NetworkSpec, X: Any, target: Any) -> NDArray[Any]:
+        """The loss of each row, without penalties (see `data.RowLosses`)."""
+        return apply(X, Mode.SCORE, target)[:, 0]
 
     def _block_rows(self) -> int:
         """Rows for which a few dense float64 blocks of the widest layer fit into a block's bytes."""

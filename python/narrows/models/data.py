@@ -20,11 +20,12 @@ from ..backends import Program
 from ..data.checks import check_finite
 from ..data.source import ArraySource, Source
 from ..errors import DataError
-from ..plan import Loss, Mode
+from ..plan import Loss, NetworkSpec
 from ..training import Block
 
 __all__ = [
     "BLOCK_BYTES",
+    "RowLosses",
     "Table",
     "TrainingFeed",
     "check_target",
@@ -38,6 +39,10 @@ __all__ = [
 
 BLOCK_BYTES = 256 << 20
 """Bytes of a source that are in memory at once."""
+
+
+RowLosses = Callable[[Callable[..., NDArray[Any]], NetworkSpec, Any, Any], NDArray[Any]]
+"""Losses of rows by a program's `apply`, its network, the rows and their target (None: themselves)."""
 
 
 def is_sparse(X: Any) -> bool:
@@ -253,7 +258,9 @@ class TrainingFeed:
         return block
 
 
-def validator(table: Table, rows: NDArray[np.int64] | None, block_bytes: int) -> Callable[[Program], float]:
+def validator(
+    table: Table, rows: NDArray[np.int64] | None, block_bytes: int, row_losses: RowLosses
+) -> Callable[[Program], float]:
     """A function that gives the mean loss of a program over `rows`, which are kept in memory if they fit."""
     n_rows = table.n_rows if rows is None else len(rows)
     if rows is not None and (table.in_memory or n_rows * table.row_bytes <= block_bytes):
@@ -265,7 +272,7 @@ def validator(table: Table, rows: NDArray[np.int64] | None, block_bytes: int) ->
     def validate(program: Program) -> float:
         total = weights = 0.0
         for X, target, weight in table.blocks(block_rows, rows):
-            losses = program.apply(X, Mode.SCORE, target)[:, 0].astype(np.float64)
+            losses = row_losses(program.apply, program.plan.spec, X, target).astype(np.float64)
             total += float(losses.sum() if weight is None else losses @ weight)
             weights += float(len(losses) if weight is None else weight.sum())
         return total / weights

@@ -85,8 +85,7 @@ def _restored(tensors: Mapping[str, Any], meta: Mapping[str, Any], classes: Mapp
         separate_target=bool(shape["separate_target"]),
         weighted=bool(shape["weighted"]),
     )
-    expected = {f"b{i}": (1, layer.n_out) for i, layer in enumerate(spec.layers)}
-    expected |= {f"W{i}": (x.n_in, x.n_out) for i, x in enumerate(spec.layers) if x.tied_to is None}
+    expected = spec.parameter_shapes
     found = {name: array.shape for name, array in tensors.items()}
     if found != expected:
         name = min(n for n in found.keys() | expected.keys() if found.get(n) != expected.get(n))

@@ -55,7 +55,8 @@ def build_spec(
         layers.append(
             LayerSpec(
                 n_in,
-                n_out,
+                # Means and log-variances.
+                2 * n_out if e.variational and i == latent - 1 else n_out,
                 output_activation(e) if i == last else ACTIVATIONS[named],
                 dropout=float(e.dropout) if between else 0.0,
                 tied_to=last - i if e.tied_weights and i >= latent else None,
@@ -84,16 +85,30 @@ def build_spec(
         clip_norm=None if e.clip_norm is None else float(e.clip_norm),
         separate_target=separate_target,
         weighted=weighted,
+        variational=e.variational,
+        kl_weight=kl_weight(e) if e.variational else 1.0,
     )
 
 
+def kl_weight(estimator: Any) -> float:
+    """What the divergence weighs beside the loss of a variational estimator, in the loss's units.
+
+    Minus the log-likelihood of a Gaussian decoder of variance v is the squared error over 2 v, and a constant: there,
+    the sum of it and beta times the divergence is minimised as squared error + 2 v beta divergence.
+    """
+    scale = 2 * float(estimator.decoder_variance) if estimator.loss == "mse" else 1.0
+    return scale * float(estimator.beta)
+
+
 def initial_state(spec: NetworkSpec, seed: int, dtype: Any = np.float64) -> State:
-    """First weights; biases zero."""
+    """First weights; biases zero, learned variances one."""
     state: State = {}
     for i, layer in enumerate(spec.layers):
         state[f"b{i}"] = np.zeros((1, layer.n_out), dtype)
         if layer.tied_to is None:
             state[f"W{i}"] = initial_weight(layer.n_in, layer.n_out, layer.activation, seed, i, dtype)
+    if spec.loss is Loss.GAUSSIAN:
+        state["logvar"] = np.zeros((1, spec.n_outputs), dtype)
     return state
 
 

@@ -25,7 +25,9 @@ __all__ = [
 Check = Callable[[str, Any], None]
 
 CORRUPTIONS = {c.name.lower(): c for c in Corruption}
-LOSS_NAMES = ("mse", "bce", "huber", "multinomial")
+LOSS_NAMES = ("mse", "bce", "huber", "multinomial", "gaussian")
+LIKELIHOODS = ("mse", "bce", "gaussian")
+"""Losses that are minus a log-likelihood, up to a factor and a constant known without the data."""
 HIDDEN = tuple(name for name, a in ACTIVATIONS.items() if a not in (Activation.SOFTMAX, Activation.EXP))
 OUTPUT = ("auto", *ACTIVATIONS)
 LINKS: Mapping[Loss, tuple[str, ...]] = {
@@ -33,6 +35,7 @@ LINKS: Mapping[Loss, tuple[str, ...]] = {
     Loss.HUBER: tuple(ACTIVATIONS),
     Loss.BCE: ("sigmoid", "logistic", "softmax"),
     Loss.MULTINOMIAL: ("softmax",),
+    Loss.GAUSSIAN: tuple(name for name, a in ACTIVATIONS.items() if a is not Activation.SOFTMAX),
 }
 """Output activations that make sense for a loss; ``"auto"`` is the first: linear, sigmoid or softmax."""
 
@@ -158,8 +161,14 @@ CHECKS: Mapping[str, Check] = {
     "verbose": verbosity,
     "precision": choice(("float32", "float64", "bfloat16")),
     "n_threads": threads,
+    "beta": real("[0, inf)"),
+    "kl_warmup": integer(0),
+    "decoder_variance": real("(0, inf)"),
 }
-"""`backend` is missing: `backends.resolve` judges it."""
+"""`backend` is missing: `backends.resolve` judges it. An estimator need not have those from `beta` on."""
+
+
+VARIATIONAL = ("beta", "kl_warmup", "decoder_variance")
 
 
 def hidden_sizes(name: str, value: Any) -> tuple[int, ...]:
@@ -193,13 +202,21 @@ def output_activation(estimator: Any) -> Activation:
 def check_parameters(estimator: Any) -> None:
     """Check every parameter of an estimator, those that a subclass fixes included, and their combinations."""
     for name, check in CHECKS.items():
-        check(name, getattr(estimator, name))
+        if name not in VARIATIONAL or estimator.variational:
+            check(name, getattr(estimator, name))
     loss = Loss[estimator.loss.upper()]
     output = estimator.output_activation
     if output != "auto" and output not in LINKS[loss]:
         raise ValueError(
             f"output_activation={output!r} does not go with loss={estimator.loss!r}; "
             f"choose from auto, {', '.join(LINKS[loss])}"
+        )
+    if estimator.variational and estimator.loss not in LIKELIHOODS:
+        raise ValueError(f"loss={estimator.loss!r} is no likelihood of a decoder; choose from {', '.join(LIKELIHOODS)}")
+    if estimator.variational and estimator.loss != "mse" and estimator.decoder_variance != 1.0:
+        raise ValueError(
+            f"decoder_variance={estimator.decoder_variance!r} is of the decoder of loss='mse': leave it at 1.0 with "
+            f"loss={estimator.loss!r}"
         )
     level = estimator.corruption_level
     if estimator.corruption in ("masking", "salt_and_pepper") and level > 1:

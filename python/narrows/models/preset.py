@@ -15,13 +15,17 @@ __all__ = ["preset"]
 T = TypeVar("T")
 
 
-def preset(*, fixed: Mapping[str, Any] | None = None, **defaults: Any) -> Callable[[type[T]], type[T]]:
+def preset(
+    *, fixed: Mapping[str, Any] | None = None, added: Mapping[str, Any] | None = None, **defaults: Any
+) -> Callable[[type[T]], type[T]]:
     """Class decorator that derives ``__init__`` from the base class.
 
     Parameters
     ----------
     fixed : mapping of str to values
         Parameters that the class does not have: class attributes of these values take their place.
+    added : mapping of str to defaults
+        Parameters that the base class does not have.
     **defaults
         New defaults of parameters that it keeps.
 
@@ -42,6 +46,10 @@ def preset(*, fixed: Mapping[str, Any] | None = None, **defaults: Any) -> Callab
                 p.replace(default=defaults.get(p.name, p.default))
                 for p in inherited.parameters.values()
                 if p.name not in constants
+            ]
+            + [
+                inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default)
+                for name, default in (added or {}).items()
             ]
         )
 

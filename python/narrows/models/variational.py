@@ -1,0 +1,314 @@
+"""`VariationalAutoencoder`: an autoencoder whose code is a distribution, with what that makes possible.
+
+Promises: noise outside training is a function of a row's content, the seed and the number of the draw alone, so that
+the bounds and likelihoods of a row depend neither on the rows beside it nor on the run. Memory is bounded by blocks of
+rows, whatever the number of draws.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.utils.validation import check_is_fitted
+
+from .. import philox
+from ..initial import draw_seed
+from ..plan import VARIANCE_FLOOR, Loss, Mode, NetworkSpec
+from .autoencoder import Autoencoder
+from .data import is_sparse
+from .inputs import scoring_table
+from .parameters import CHECKS, integer
+from .preset import preset
+
+__all__ = ["VariationalAutoencoder"]
+
+Array = NDArray[Any]
+
+_CODES, _OBSERVATIONS = 0, 1
+"""Streams of `VariationalAutoencoder.sample`."""
+
+_FIXED: dict[str, Any] = {
+    "latent_activation": "linear",
+    "huber_delta": 1.0,
+    "tied_weights": False,
+    "activity_l1": 0.0,
+    "kl_sparsity": 0.0,
+    "sparsity_target": 0.05,
+}
+
+
+@preset(fixed=_FIXED, added={"beta": 1.0, "kl_warmup": 0, "decoder_variance": 1.0})
+class VariationalAutoencoder(Autoencoder):
+    """Variational autoencoder (Kingma and Welling, "Auto-encoding variational Bayes", ICLR 2014).
+
+    The encoder gives each row x a normal distribution q(z|x) of its latents, with a mean and a variance for each; the
+    decoder gives each z a distribution p(x|z) of rows; the latents' prior p(z) is N(0, 1). Training draws z once for
+    each row and step and minimises, as a mean over rows,
+
+        -log p(x|z) + beta KL(q(z|x) || p(z)),   KL = 1/2 sum (mean^2 + variance - 1 - log variance),
+
+    which for ``beta=1`` is minus a lower bound of log p(x), in nats.
+
+    Parameters
+    ----------
+    loss : {"mse", "bce", "gaussian"}, default="mse"
+        The decoder's distribution. ``"bce"``: Bernoulli, for binary features; of features between 0 and 1 the
+        cross-entropy, which is then not a likelihood. ``"mse"``: normal of variance `decoder_variance`. ``"gaussian"``:
+        normal, with a variance for each feature that is learned from 1 on and shared by all rows; features should be
+        standardised, or at least of order one: variances stay above 1e-6.
+    beta : float, default=1.0
+        Weight of the divergence (Higgins et al., ICLR 2017). With 0 the latents' variances are free to shrink: what is
+        left is an autoencoder with noise that it can silence.
+    kl_warmup : int, default=0
+        Epochs over which the divergence's weight grows linearly, step by step, from 0 to `beta`; they are counted from
+        the network's first and go on where `fit` does. Convergence is not judged before their end.
+    decoder_variance : float, default=1.0
+        Variance v of each feature under ``loss="mse"``. Minus the log-likelihood is then ``squared error / (2 v) +
+        n_features / 2 log(2 pi v)``. As for every autoencoder ``history_["loss"]`` is the squared error itself, and the
+        whole objective is in its units: squared error + 2 v beta KL. `elbo` and `log_likelihood` are in nats, constant
+        included.
+    n_components, hidden_layer_sizes, ...
+        As in `Autoencoder`, less the latents' activation and penalties, tied weights and `huber_delta`.
+
+    Attributes
+    ----------
+    history_ : dict of list of float
+        ``loss`` is the decoder's term and ``kl`` the divergence in nats, unweighted; ``objective`` both and the
+        penalties, with the full weight of the divergence, and ``val_loss`` the same of the rows held out, without the
+        penalties and with one draw for each row that is the same in each epoch. The rest as in `Autoencoder`.
+    coefs_, intercepts_ : list of ndarray
+        Those of the encoder's last layer hold the means' columns and then the log-variances'.
+    decoder_variance_ : ndarray of shape (n_outputs,)
+        Of the features, given their latents; not with ``loss="bce"``.
+    """
+
+    variational = True
+
+    beta: float
+    kl_warmup: int
+    decoder_variance: float
+
+    @property
+    def decoder_variance_(self) -> Array:
+        """Variances of the features given their latents, shape (n_outputs,); learned ones with ``loss="gaussian"``."""
+        network = self._fitted_network()
+        if network.spec.loss is Loss.GAUSSIAN:
+            learned: Array = np.exp(network.state["logvar"].reshape(-1)) + VARIANCE_FLOOR
+            return learned
+        if network.spec.loss is Loss.MSE:
+            return np.full(network.spec.n_outputs, float(self.decoder_variance))
+        raise AttributeError("a Bernoulli decoder has no variances of its own")
+
+    def score_samples(self, X: Any, y: Any = None) -> Array:
+        """Minus what training minimises, of each row: loss and weighted divergence; higher is better.
+
+        One draw of the latents for each row, the same on every call. With ``loss="bce"`` or ``"gaussian"`` and
+        ``beta=1`` this is the evidence lower bound, `elbo` of one sample.
+
+        Parameters
+        ----------
+        X : array, CSR / CSC, data frame or Source of shape (n_samples, n_features)
+        y : the same, of shape (n_samples, n_outputs), optional
+            What to compare the reconstruction with; X itself by default.
+
+        Returns
+        -------
+        ndarray of shape (n_samples,)
+        """
+        return super().score_samples(X, y)
+
+    def _row_losses(self, apply: Callable[..., Array], spec: NetworkSpec, X: Any, target: Any) -> Array:
+        posterior = _Posterior(apply(X, Mode.POSTERIOR), X)
+        z, _ = posterior.draw(0, 0)
+        loss = apply(z, Mode.LIKELIHOOD, X if target is None else target)[:, 0]
+        weighted: Array = loss + spec.kl_weight * posterior.divergence()
+        return weighted
+
+    def elbo(self, X: Any, n_samples: int = 1, *, y: Any = None, random_state: Any = 0) -> NDArray[np.float64]:
+        """Evidence lower bound of each row: E log p(x|z) - KL(q(z|x) || p(z)), in nats, whatever `beta` is.
+
+        Parameters
+        ----------
+        X : array, CSR / CSC, data frame or Source of shape (n_samples, n_features)
+        n_samples : int
+            Draws of the latents over which log p(x|z) is averaged; the divergence is exact.
+        y : as X, of shape (n_samples, n_outputs), optional
+            The rows whose probability is bounded; X itself by default.
+        random_state : int, RandomState, Generator or None
+            The same integer gives the same draws.
+
+        Returns
+        -------
+        ndarray of float64, shape (n_samples,)
+        """
+        integer(1)("n_samples", n_samples)
+
+        def bound(posterior: _Posterior, density: Callable[[Array], Array], seed: int) -> Array:
+            total = np.zeros(len(posterior.mean))
+            for draw in range(n_samples):
+                total += density(posterior.draw(seed, draw)[0])
+            averaged: Array = total / n_samples - posterior.divergence()
+            return averaged
+
+        return self._integrated(X, y, random_state, bound)
+
+    def log_likelihood(
+        self, X: Any, n_importance: int = 100, *, y: Any = None, random_state: Any = 0
+    ) -> NDArray[np.float64]:
+        """Log-likelihood of each row by importance sampling, in nats.
+
+        log 1/K sum p(x|z) p(z) / q(z|x) over K draws of q(z|x): in the mean a lower bound of log p(x), which grows
+        with K, from the evidence lower bound at 1 (Burda, Grosse and Salakhutdinov, ICLR 2016).
+
+        Parameters
+        ----------
+        X : array, CSR / CSC, data frame or Source of shape (n_samples, n_features)
+        n_importance : int
+            Draws, K.
+        y
+            As for `elbo`.
+        random_state : int, RandomState, Generator or None
+            The same integer gives the same draws.
+
+        Returns
+        -------
+        ndarray of float64, shape (n_samples,)
+        """
+        integer(1)("n_importance", n_importance)
+
+        def weighted(posterior: _Posterior, density: Callable[[Array], Array], seed: int) -> Array:
+            # A running sum of exponentials, scaled by the greatest so far.
+            top, total = np.full(len(posterior.mean), -np.inf), np.zeros(len(posterior.mean))
+            for draw in range(n_importance):
+                z, log_ratio = posterior.draw(seed, draw)
+                value = density(z) + log_ratio
+                above = np.maximum(top, value)
+                total = total * np.exp(top - above) + np.exp(value - above)
+                top = above
+            likelihood: Array = top + np.log(total / n_importance)
+            return likelihood
+
+        return self._integrated(X, y, random_state, weighted)
+
+    def _integrated(
+        self,
+        X: Any,
+        y: Any,
+        random_state: Any,
+        integral: Callable[[_Posterior, Callable[[Array], Array], int], Array],
+    ) -> NDArray[np.float64]:
+        """An integral over q(z|x) of each row; it is handed the posterior, log p(x|z) as a function, and a seed."""
+        check_is_fitted(self)
+        CHECKS["random_state"]("random_state", random_state)
+        seed = draw_seed(random_state)
+        table, network = scoring_table(self, X, y), self._network
+        scale, offset = 1.0, 0.0
+        if network.spec.loss is Loss.MSE:
+            v = float(self.decoder_variance)
+            scale, offset = 1 / (2 * v), network.spec.n_outputs / 2 * np.log(2 * np.pi * v)
+        parts = []
+        for block, target, _ in table.blocks(self._block_rows()):
+            goal = block if target is None else target
+
+            def density(z: Array, goal: Any = goal) -> Array:
+                loss = network.apply(z, Mode.LIKELIHOOD, goal)[:, 0].astype(np.float64)
+                log_density: Array = -(scale * loss + offset)
+                return log_density
+
+            parts.append(integral(_Posterior(network.apply(block, Mode.POSTERIOR), block), density, seed))
+        return np.concatenate(parts)
+
+    def sample(self, n: int = 1, random_state: Any = None, *, noise: bool = False) -> Array:
+        """New rows from the model: latents drawn from the prior N(0, 1), and decoded.
+
+        Parameters
+        ----------
+        n : int
+            Number of rows.
+        random_state : int, RandomState, Generator or None
+            The same integer gives the same rows.
+        noise : bool
+            Draw from p(x|z) instead of taking its mean: zeros and ones, or values with the decoder's variance.
+
+        Returns
+        -------
+        ndarray of shape (n, n_outputs)
+        """
+        check_is_fitted(self)
+        integer(1)("n", n)
+        CHECKS["random_state"]("random_state", random_state)
+        seed, network = draw_seed(random_state), self._network
+        dtype = network.state["W0"].dtype
+        rows = np.empty((n, network.spec.n_outputs), dtype)
+        step = self._block_rows()
+        for first in range(0, n, step):
+            count = min(step, n - first)
+            z = philox.normal(seed, _CODES, 0, count, network.spec.n_components, first)
+            p = network.apply(z.astype(dtype), Mode.DECODE)
+            if noise and network.spec.loss is Loss.BCE:
+                p = philox.uniform(seed, _OBSERVATIONS, 0, count, p.shape[1], first) < p
+            elif noise:
+                p = p + np.sqrt(self.decoder_variance_) * philox.normal(
+                    seed, _OBSERVATIONS, 0, count, p.shape[1], first
+                )
+            rows[first : first + count] = p
+        return rows
+
+
+class _Posterior:
+    """q(z|x) of some rows.
+
+    Parameters
+    ----------
+    stats : ndarray of shape (n_rows, 2 * n_components)
+        Means and log-variances.
+    X : ndarray or CSR of shape (n_rows, n_features)
+        The rows, for the keys of their noise.
+    """
+
+    def __init__(self, stats: Array, X: Any) -> None:
+        self.dtype = stats.dtype
+        self.mean, self.log_variance = np.split(stats.astype(np.float64), 2, axis=1)
+        self.deviation = np.exp(self.log_variance / 2)
+        self.keys = row_keys(X)
+
+    def divergence(self) -> NDArray[np.float64]:
+        """KL(q || N(0, 1)) of each row."""
+        terms = self.mean**2 + (np.expm1(self.log_variance) - self.log_variance)
+        total: NDArray[np.float64] = terms.sum(axis=1) / 2
+        return total
+
+    def draw(self, seed: int, number: int) -> tuple[Array, NDArray[np.float64]]:
+        """Codes, and the logarithms of p(z) / q(z|x) there."""
+        e = philox.keyed_normal(seed, number, self.keys, self.mean.shape[1])
+        z = self.mean + self.deviation * e
+        return z.astype(self.dtype), (e * e + self.log_variance - z * z).sum(axis=1) / 2
+
+
+def row_keys(X: Any) -> NDArray[np.uint64]:
+    """A 64-bit key of each row's content in float32, the same for dense rows and CSR.
+
+    Sums, modulo 2**64, of the values' bits times odd random numbers, of which every bit then takes part in every bit of
+    the key (the finaliser of splitmix64; Steele, Lea and Flood, OOPSLA 2014). A key chooses noise; nothing else depends
+    on two rows having two keys.
+    """
+    halves = philox.words(0, 0, 0, 2, X.shape[1]).astype(np.uint64)
+    factors = (halves[0] << np.uint64(32) | halves[1]) | np.uint64(1)
+    if is_sparse(X):
+        bits = type(X)((_bits(X.data), X.indices, X.indptr), X.shape)
+        keys = bits @ factors
+    else:
+        step = max(1, (1 << 20) // X.shape[1])
+        keys = np.concatenate([_bits(X[i : i + step]) @ factors for i in range(0, max(1, X.shape[0]), step)])
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        keys = (keys ^ keys >> np.uint64(shift)) * np.uint64(factor)
+    mixed: NDArray[np.uint64] = keys ^ keys >> np.uint64(31)
+    return mixed
+
+
+def _bits(values: Array) -> NDArray[np.uint64]:
+    """The float32 bits of values, with one zero only."""
+    return (np.ascontiguousarray(values, np.float32) + np.float32(0)).view(np.uint32).astype(np.uint64)
