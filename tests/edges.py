@@ -27,7 +27,17 @@ from narrows import _core, functional
 from narrows.backends import Hyper
 from narrows.backends.cpp import _APPLY, _LATENT, _TARGET, _X, CppProgram
 from narrows.backends.reference import ACTIVATE, DERIVATIVE, ReferenceProgram
-from narrows.plan import Activation, Corruption, Loss, Mode, NetworkSpec, Precision, Region, Solver
+from narrows.plan import (
+    FROM_CODES,
+    Activation,
+    Corruption,
+    Loss,
+    Mode,
+    NetworkSpec,
+    Precision,
+    Region,
+    Solver,
+)
 from test_backends import tolerance
 
 MR, PACK_DEPTH = 6, 512
@@ -157,6 +167,8 @@ LINKS = (
     (Loss.BCE, Activation.SIGMOID),
     (Loss.HUBER, Activation.SOFTMAX),
     (Loss.MULTINOMIAL, Activation.SOFTMAX),
+    (Loss.GAUSSIAN, Activation.LINEAR),
+    (Loss.GAUSSIAN, Activation.SIGMOID),
 )
 SEED, STEP = 2**63 + 5, 3
 
@@ -171,18 +183,22 @@ def random_spec(rng: np.random.Generator, k: int, n: int) -> NetworkSpec:
 
     loss, output = LINKS[rng.integers(len(LINKS))]
     sizes = (k, n, k) if rng.random() < 0.5 else (k, n, 3, n, k)
-    kl = rng.random() < 0.2
+    variational = bool(rng.random() < 0.3)
+    kl = not variational and rng.random() < 0.2
+    latent = Activation.LINEAR if variational else Activation.SIGMOID if kl else SMOOTH[rng.integers(len(SMOOTH))]
     return network(
         sizes,
         ACTIVATIONS[rng.integers(len(ACTIVATIONS) - 1)],  # exp of exp leaves the range
-        Activation.SIGMOID if kl else SMOOTH[rng.integers(len(SMOOTH))],
+        latent,
         output,
-        tied=bool(rng.random() < 0.3),
+        variational=variational,
+        kl_weight=0.3,
+        tied=not variational and bool(rng.random() < 0.3),
         dropout=sometimes(0.2, 0.0),
         loss=loss,
         corruption=sometimes(list(Corruption)[rng.integers(3)], None),
         corruption_level=0.2,
-        activity_l1=sometimes(0.1, 0.0),
+        activity_l1=0.0 if variational else sometimes(0.1, 0.0),
         kl_sparsity=0.1 if kl else 0.0,
         alpha=sometimes(0.1, 0.0),
         weight_l1=sometimes(0.1, 0.0),
@@ -266,17 +282,19 @@ def run_program(rng: np.random.Generator, k: int, n: int, m: int, precision: Pre
             near({"": terms[:1, i]}, {"": expected_terms[:1, i]}, case, precision)
     room.check()
 
-    for mode in (Mode.ENCODE, Mode.RECONSTRUCT, Mode.SCORE, Mode.DECODE):
+    for mode, result in plan.outputs.items():
         room = Room(rng)
-        X = source(room, rng.random((m + 3, spec.n_components)).astype(dtype) if mode is Mode.DECODE else data.X)
-        result = plan.outputs[mode]
+        codes = mode in FROM_CODES
+        X = source(room, rng.random((m + 3, spec.n_components)).astype(dtype) if codes else data.X)
+        target = None
+        if mode is Mode.LIKELIHOOD or (mode is Mode.SCORE and spec.separate_target):
+            target = source(room, data.target if spec.separate_target else data.X)
         out = room.place(np.full((m + 3, plan.slots[result].cols), np.nan, dtype), written=True)
         poison(program)
-        program._bind(_APPLY, _LATENT if mode is Mode.DECODE else _X, X)
-        target = None
-        if spec.separate_target and mode is Mode.SCORE:
-            target = source(room, data.target)
-            program._bind(_APPLY, _TARGET, target)
+        # CppProgram.apply, but for the array that the result goes to.
+        program._bind(_APPLY, _LATENT if codes else _X, X)
+        if target is not None:
+            program._bind(_APPLY, _TARGET if spec.separate_target else _X, target)
         program._program.apply(int(mode), result, out)
         program._program.release(_APPLY)
         same({mode.name: out}, {mode.name: other.apply(plain(X), mode, plain(target))})

@@ -37,6 +37,7 @@ def run(*arguments: object, **environment: str) -> subprocess.CompletedProcess[s
 
 def sweep(name: str, isa: str, folder: Path, *, stride: int = 1, round_: int = 0) -> None:
     log = folder / "case"
+    log.touch()
     result = run("edges.py", name, stride, ISAS.index(isa), round_, log, NARROWS_ISA=isa)
     assert result.returncode == 0, f"{log.read_text()}\n{result.stderr}"
 
