@@ -88,6 +88,38 @@ class Check {
   void distinct(int i, int j, const char* what) const {
     require(op_.slots[i] != op_.slots[j], std::string(what) + " must be different slots");
   }
+  void all_distinct() const {
+    for (int i = 0; i < MAX_SLOTS; ++i)
+      for (int j = 0; j < i; ++j)
+        if (has(i)) distinct(i, j, "operands");
+  }
+  // Columns of a batch slot, as many as a slot of `cols` takes.
+  void segment(int i, const char* role, index_t column, index_t cols) const {
+    const SlotDesc& s = batch(i, role);
+    require(
+        column >= 0 && column % LANES == 0 && column <= s.cols && (cols + LANES - 1) / LANES * LANES <= s.cols - column,
+        std::string(role) + " has no room for " + std::to_string(cols) + " columns from " + std::to_string(column));
+  }
+  void jacobian() const {
+    const SlotDesc& gram = slot(1, "gram");
+    exact(1, "gram", gram.rows, gram.rows);
+    index_t before = gram.rows, columns = (before + LANES - 1) / LANES * LANES, size = before * padded(before);
+    for (int i = 2; i < 2 + JACOBIAN_LAYERS - 1; ++i) {
+      if (i > 2 && !has(i)) break;
+      const index_t width = slot(i, "weight").cols;
+      exact(i, "weight", before, width);
+      columns += (width + LANES - 1) / LANES * LANES, size += width * padded(before);
+      before = width;
+    }
+    require(has(3) || !has(4), "W3 is missing");
+    batch(0, "slopes", columns), weight(5), batch(6, "dslopes", columns), batch(7, "rowpenalty", 1);
+    exact(8, "partial", slot(8, "partial").rows, size);
+    require(op_.floats[0] >= 0, "strength is negative");
+    // Weights are read alone, and may be the same.
+    for (int i = 6; i < 9; ++i)
+      for (int j = 0; j < i; ++j)
+        if (has(j)) distinct(i, j, "what is written and another operand");
+  }
   void elementwise(int activation) const {
     require(activation >= 0 && activation < ACT_SOFTMAX,
             "activation " + std::to_string(activation) + " is not elementwise");
@@ -207,15 +239,70 @@ class Check {
       case OP_WGRAD_UPDATE: {
         const SlotDesc &x = batch(0, "x"), &dz = batch(1, "dz"), &W = parameter(3, x.cols, dz.cols);
         if (has(2)) exact(2, "dW", W.rows, W.cols), distinct(2, 3, "dW and W");
-        if (has(6)) cells(6, "penalty", W);
-        for (int i = 2; i < 6; ++i)
-          if (has(i) && has(6)) distinct(i, 6, "penalty and another operand");
-        require(has(6) || (f[3] == 0 && f[4] == 0), "penalty is missing");
+        if (has(6)) exact(6, "colrate", 1, W.cols);
+        if (has(7)) cells(7, "penalty", W);
+        for (int i = 2; i < 7; ++i)
+          if (has(i) && has(7)) distinct(i, 7, "penalty and another operand");
+        for (int i = 3; i < 6; ++i)
+          if (has(i) && has(6)) distinct(i, 6, "colrate and another operand");
+        require(has(7) || (f[3] == 0 && f[4] == 0), "penalty is missing");
         break;
       }
       case OP_COLSUM_UPDATE:
         parameter(1, 1, batch(0, "x").cols);
         break;
+      case OP_CONTRACTIVE: {
+        const SlotDesc& saved = batch(0, "saved");
+        exact(1, "W", slot(1, "W").rows, saved.cols), weight(2), batch(3, "dz", saved.cols);
+        exact(4, "colrate", 1, saved.cols), exact(5, "penalty", 1, saved.cols);
+        elementwise(i0);
+        all_distinct();
+        break;
+      }
+      case OP_COLUMN_DECAY: {
+        const SlotDesc& W = slot(0, "W");
+        exact(0, "W", W.rows, W.cols), exact(1, "colrate", 1, W.cols), exact(2, "dW", W.rows, W.cols);
+        all_distinct();
+        break;
+      }
+      case OP_GRAM: {
+        const SlotDesc& W = slot(0, "W");
+        exact(0, "W", W.rows, W.cols), exact(1, "out", W.cols, W.cols);
+        all_distinct();
+        break;
+      }
+      case OP_SLOPES:
+        segment(1, "out", i1, batch(0, "saved").cols);
+        elementwise(i0);
+        all_distinct();
+        break;
+      case OP_CURVES: {
+        const SlotDesc& saved = batch(1, "saved");
+        segment(0, "dslopes", i1, saved.cols), batch(2, "dz", saved.cols);
+        elementwise(i0);
+        all_distinct();
+        break;
+      }
+      case OP_JACOBIAN:
+        jacobian();
+        break;
+      case OP_GRAIN_SUM: {
+        const SlotDesc &partial = slot(0, "partial"), &out = slot(1, "out");
+        exact(0, "partial", partial.rows, partial.cols), exact(1, "out", out.rows, out.cols);
+        flag(i1, "form");
+        require(i1 || out.rows == out.cols, "a symmetric out must be square");
+        const index_t rows = i1 ? out.cols : out.rows, ld = padded(i1 ? out.rows : out.cols);
+        require(i0 >= 0 && i0 % LANES == 0 && i0 <= partial.cols && rows <= (partial.cols - i0) / ld,
+                "column " + std::to_string(i0) + " leaves no room for out");
+        all_distinct();
+        break;
+      }
+      case OP_GRAM_WGRAD: {
+        const SlotDesc& W = slot(0, "W");
+        exact(0, "W", W.rows, W.cols), exact(1, "dgram", W.cols, W.cols), exact(2, "dW", W.rows, W.cols);
+        all_distinct();
+        break;
+      }
     }
   }
 

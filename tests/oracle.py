@@ -32,6 +32,23 @@ ACTIVATION = {
     "EXP": np.exp,
     "SOFTMAX": lambda z: special.softmax(z, axis=1),
 }
+
+def normal_density(z: Array) -> Array:
+    return np.exp(-np.square(z) / 2) / np.sqrt(2 * np.pi)
+
+
+SLOPE = {
+    "LINEAR": np.ones_like,
+    "RELU": lambda z: np.heaviside(z, np.nan),
+    "LEAKY_RELU": lambda z: np.where(z > 0, 1, 0.01),
+    "ELU": lambda z: np.exp(np.minimum(z, 0)),
+    "GELU": lambda z: (1 + special.erf(z / np.sqrt(2))) / 2 + z * normal_density(z),
+    "SILU": lambda z: special.expit(z) + z * special.expit(z) * special.expit(-z),
+    "SIGMOID": lambda z: special.expit(z) * special.expit(-z),
+    "TANH": lambda z: 1 / np.square(np.cosh(z)),
+    "SOFTPLUS": special.expit,
+    "EXP": np.exp,
+}
 KINKED = (Activation.RELU, Activation.LEAKY_RELU, Activation.ELU)
 
 
@@ -96,12 +113,23 @@ def forward(case: Case, rows: Array, *, training: bool) -> Pass:
         mean, target = w @ result.code / len(rows), spec.sparsity_target
         kl = special.rel_entr(target, mean) + special.rel_entr(1 - target, 1 - mean)
         result.terms["kl_sparsity"] = spec.kl_sparsity * float(kl.sum())
+    if spec.contractive > 0:
+        square = np.square(jacobian(case, result)).sum(axis=(1, 2))
+        result.terms["contractive"] = spec.contractive * float(w @ square) / len(rows)
     l2 = 0.0 if spec.solver is Solver.ADAMW else spec.alpha
     if l2 > 0 or spec.weight_l1 > 0:
         weights = [v for name, v in state.items() if name[0] == "W"]
         total = sum(l2 / 2 * np.square(W).sum() + spec.weight_l1 * np.abs(W).sum() for W in weights)
         result.terms["weight_penalty"] = float(total) / len(rows)
     return result
+
+
+def jacobian(case: Case, run: Pass) -> Array:
+    """d code / d input of each row of a pass, shape (rows, components, features), written out."""
+    J = np.eye(case.spec.n_features)
+    for i, layer in enumerate(case.spec.layers[: case.spec.latent]):
+        J = SLOPE[layer.activation.name](run.pre[i])[:, :, None] * (case.state()[f"W{i}"].T @ J)
+    return J
 
 
 def kink_distance(case: Case) -> float:

@@ -67,6 +67,30 @@ struct Args {
   double floats[MAX_FLOATS] = {};
 };
 
+// Of JACOBIAN: widths of the layers, elements from one row to the next, rows of a block, widest of these rows, and the
+// elements of scratch memory that a thread takes. Blocks stay in L2, beside the Gram matrix and its gradient.
+struct JacobianBlock {
+  static constexpr index_t SIZE = 40000, ROWS = 48, TILE = 6;
+  int layers = 1;
+  index_t widths[JACOBIAN_LAYERS] = {}, ld[JACOBIAN_LAYERS] = {}, rows, widest, scratch;
+
+  template <class T>
+  explicit JacobianBlock(const Args<T>& args) {
+    widths[0] = args.slots[1].cols, ld[0] = widest = padded(widths[0]);
+    for (int i = 2; i <= JACOBIAN_LAYERS && args.slots[i].data; ++i, ++layers) {
+      widths[i - 1] = args.slots[i].cols, ld[i - 1] = padded(widths[i - 1]);
+    }
+    index_t sum = 0;
+    for (int i = 0; i < layers - 1; ++i) {
+      sum += (i < layers - 2 ? 2 : 1) * ld[i];
+      if (ld[i] > widest) widest = ld[i];
+    }
+    rows = SIZE / widest / TILE * TILE;
+    if (rows < ROWS) rows = ROWS;
+    scratch = SCRATCH + widths[layers - 1] * ld[layers - 2] + rows * (sum + 2 * widest);
+  }
+};
+
 template <class T>
 using Op = void (*)(const Args<T>&, const Context<T>&, int tid, int nt);
 

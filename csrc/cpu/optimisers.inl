@@ -96,10 +96,10 @@ void update(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
     store(w + i, rule.step(load(w + i), scale * load(g + i), m + i, v + i, WIDTH<T>));
 }
 
-// A weight's gradient, its decay and its update, tile by tile: no gradient array.
+// A weight's gradient, its decays and its update, tile by tile: no gradient array.
 template <template <class> class Rule, class T>
 void wgrad_update(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
-  const Matrix<T>&before = args.slots[2], &W = args.slots[3], &penalty = args.slots[6];
+  const Matrix<T>&before = args.slots[2], &W = args.slots[3], &colrate = args.slots[6], &penalty = args.slots[7];
   const Matrix<T>&m = args.slots[4], &v = args.slots[args.slots[5].data ? 5 : 4];
   const Rule<T> rule(args.floats, ctx);
   const Decay<T> decay(args.floats[3], args.floats[4], ctx);
@@ -113,6 +113,7 @@ void wgrad_update(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
           T* p = W.row(i) + j;
           const vec<T> w = load_n(p, n);
           if (before.data) g += load_n(before.row(i) + j, n);
+          if (colrate.data) g += load_n(colrate.data + j, n) * w;
           if (penalty.data) g += decay.gradient(w);
           store_n(p, rule.step(keep * w, g, m.row(i) + j, v.row(i) + j, n), n);
         });

@@ -130,6 +130,12 @@ class TypedProgram final : public Program {
                                      : kernels.bfloat16_scratch(inner, plan_.batch, false);
         if (need > scratch_size_) scratch_size_ = need;
       }
+      if (op.code == OP_JACOBIAN) {
+        const JacobianBlock block(compiled.args);
+        if (block.scratch > scratch_size_) scratch_size_ = block.scratch;
+        const double units = double(block.widths[0]);
+        flop += 3.0 * double(plan_.batch) * double(block.widths[block.layers - 1]) * units * units;
+      }
       const bool updates = op.code == OP_UPDATE || op.code == OP_WGRAD_UPDATE || op.code == OP_COLSUM_UPDATE;
       if (updates && op.ints[0] != SOLVER_SGD) solver_ = &op;
       if (op.code == OP_REDUCE) terms_ = &plan_.slots[size_t(op.slots[2])];

@@ -29,6 +29,7 @@ namespace NARROWS_ISA {
 #include "losses.inl"
 #include "penalties.inl"
 #include "optimisers.inl"
+#include "contractive.inl"
 #include "evaluate.inl"
 // clang-format on
 
@@ -121,6 +122,31 @@ Op<T> resolve(int code, const int* ints) {
       return ints[0] == SOLVER_SGD ? wgrad_update<Sgd, T> : wgrad_update<Adam, T>;
     case OP_COLSUM_UPDATE:
       return ints[0] == SOLVER_SGD ? colsum_update<Sgd, T> : colsum_update<Adam, T>;
+#define NARROWS_KERNEL contractive
+    case OP_CONTRACTIVE:
+      NARROWS_BY_ACTIVATION(ints[0], X)
+      break;
+#undef NARROWS_KERNEL
+    case OP_COLUMN_DECAY:
+      return column_decay<T>;
+    case OP_GRAM:
+      return gram<T>;
+#define NARROWS_KERNEL slopes
+    case OP_SLOPES:
+      NARROWS_BY_ACTIVATION(ints[0], X)
+      break;
+#undef NARROWS_KERNEL
+    case OP_JACOBIAN:
+      return jacobian<T>;
+#define NARROWS_KERNEL curves
+    case OP_CURVES:
+      NARROWS_BY_ACTIVATION(ints[0], X)
+      break;
+#undef NARROWS_KERNEL
+    case OP_GRAIN_SUM:
+      return grain_sum<T>;
+    case OP_GRAM_WGRAD:
+      return gram_wgrad<T>;
   }
 #undef X
   return nullptr;

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from .contractive import Contraction, Reduction, check_contractive, contract
 from .plan import (
     CELL_ROWS,
     FORWARD,
@@ -34,7 +35,7 @@ _STATE = (("d", Region.GRADIENT), ("moment1.", Region.MOMENT1), ("moment2.", Reg
 """Slots beside each parameter, by what is put before its name."""
 
 
-class _Lowering:
+class Lowering:
     """The op list while it is being written. Slots are named; offsets are given out at the end."""
 
     def __init__(self, batch: int) -> None:
@@ -130,7 +131,8 @@ def lower(spec: NetworkSpec, batch: int) -> Plan:
     ------
     ValueError
         A specification without a decoder, or with dropout on the latent or the output layer: the latent penalties are
-        of the code itself, and the output layer's activation belongs to the loss.
+        of the code itself, and the output layer's activation belongs to the loss. A contractive penalty that is not
+        defined (see `check_contractive`).
     """
     layers = spec.layers
     last = len(layers) - 1
@@ -139,7 +141,8 @@ def lower(spec: NetworkSpec, batch: int) -> Plan:
     for i in (spec.latent - 1, last):
         if layers[i].dropout > 0:
             raise ValueError(f"layer {i} is the latent or the output layer and takes no dropout")
-    low = _Lowering(batch)
+    check_contractive(spec)
+    low = Lowering(batch)
 
     weights: list[str] = []
     for i, layer in enumerate(layers):
@@ -219,8 +222,9 @@ def lower(spec: NetworkSpec, batch: int) -> Plan:
     # Backward, from dz of the output layer, which the loss has left in z. First the chain down to the first layer,
     # every op of which needs its own rows alone, so that threads sharing the rows need not wait for each other; then
     # the gradients of the parameters, which are sums over all rows.
-    reductions: list[tuple[str, str | None, str, bool]] = [(rowloss, weight, "loss", True)]
+    reductions: list[Reduction] = [(rowloss, weight, "loss", True)]
     deltas = {last: z}
+    contraction: Contraction | None = None
     for i in range(last, 0, -1):
         before = layers[i - 1]
         dx = deltas[i - 1] = low.rows(f"d{i - 1}", before.n_out)
@@ -237,7 +241,12 @@ def lower(spec: NetworkSpec, batch: int) -> Plan:
             low.op(OpCode.DROPOUT, LEARN, {"x": dx}, stream=stream, rate=before.dropout)
         if i == spec.latent:
             reductions += _latent_penalties(low, spec, f"a{i - 1}", saved[i - 1], weight, dx)
-    reductions += _parameter_gradients(low, spec, weights, inputs, deltas)
+            contraction = contract(low, spec, weights, saved, weight, dx)
+            reductions += contraction.reductions
+        if contraction is not None:
+            contraction.curve(i - 1, dx)
+    assert contraction is not None
+    reductions += _parameter_gradients(low, spec, weights, inputs, deltas, contraction)
 
     terms = low.slot("terms", Region.SCRATCH, 1, max(1, len({r[2] for r in reductions})))
     for name, row_weight, term, mean in reductions:
@@ -268,11 +277,11 @@ def lower(spec: NetworkSpec, batch: int) -> Plan:
 
 
 def _latent_penalties(
-    low: _Lowering, spec: NetworkSpec, a: str, saved: str, weight: str | None, dz: str
-) -> list[tuple[str, str | None, str, bool]]:
+    low: Lowering, spec: NetworkSpec, a: str, saved: str, weight: str | None, dz: str
+) -> list[Reduction]:
     """Penalties on the latent layer, added to its dz once the decoder's part is there."""
     activation = spec.layers[spec.latent - 1].activation
-    reductions: list[tuple[str, str | None, str, bool]] = []
+    reductions: list[Reduction] = []
     if spec.activity_l1 > 0:
         penalty = low.rows("rowpenalty", 1)
         low.op(
@@ -306,8 +315,13 @@ def _rule(spec: NetworkSpec) -> dict[str, float]:
 
 
 def _parameter_gradients(
-    low: _Lowering, spec: NetworkSpec, weights: list[str], inputs: list[str], deltas: Mapping[int, str]
-) -> list[tuple[str, str | None, str, bool]]:
+    low: Lowering,
+    spec: NetworkSpec,
+    weights: list[str],
+    inputs: list[str],
+    deltas: Mapping[int, str],
+    contraction: Contraction,
+) -> list[Reduction]:
     """Gradients of weights and biases; in training each is used up where it arises, unless all are wanted at once for
     their norm.
 
@@ -318,12 +332,12 @@ def _parameter_gradients(
     decoupled = spec.solver is Solver.ADAMW
     decay = {"l2": 0.0 if decoupled else spec.alpha, "l1": spec.weight_l1}
     penalised = any(decay.values())
-    reductions: list[tuple[str, str | None, str, bool]] = []
+    reductions: list[Reduction] = []
 
     def state(name: str) -> dict[str, str]:
         return {f"moment{i + 1}": f"moment{i + 1}.{name}" for i in range(spec.n_moments)}
 
-    seen: set[str] = set()
+    seen = contraction.begin_weights()
     for i in range(len(weights) - 1, -1, -1):
         tied = spec.layers[i].tied_to is not None
         source, sink = (deltas[i], inputs[i]) if tied else (inputs[i], deltas[i])
@@ -338,7 +352,9 @@ def _parameter_gradients(
             accumulate=again,
         )
         if final:
-            penalty = None
+            penalty, colrate = None, contraction.colrates.get(W)
+            if colrate is not None:
+                low.op(OpCode.COLUMN_DECAY, apart, {"W": W, "colrate": colrate, "dW": f"d{W}"})
             if penalised:
                 _, rows, cols = low.shapes[W]
                 penalty = low.slot(f"penalty.{W}", Region.SCRATCH, -(-rows // CELL_ROWS), -(-cols // LANES))
@@ -348,7 +364,15 @@ def _parameter_gradients(
                 low.op(
                     OpCode.WGRAD_UPDATE,
                     Mode.TRAIN,
-                    {"x": source, "dz": sink, "dW": f"d{W}" if again else None, "W": W, "penalty": penalty, **state(W)},
+                    {
+                        "x": source,
+                        "dz": sink,
+                        "dW": f"d{W}" if again else None,
+                        "W": W,
+                        "colrate": colrate,
+                        "penalty": penalty,
+                        **state(W),
+                    },
                     **_rule(spec),
                     **decay,
                     rate=spec.alpha if decoupled else 0.0,

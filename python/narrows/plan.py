@@ -14,7 +14,8 @@ left out, so what is trained is what is applied.
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
+import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -173,6 +174,14 @@ class OpCode(enum.IntEnum):
     UPDATE = 15
     WGRAD_UPDATE = 16
     COLSUM_UPDATE = 17
+    CONTRACTIVE = 18
+    COLUMN_DECAY = 19
+    GRAM = 20
+    SLOPES = 21
+    JACOBIAN = 22
+    CURVES = 23
+    GRAIN_SUM = 24
+    GRAM_WGRAD = 25
 
 
 class Signature(NamedTuple):
@@ -231,9 +240,10 @@ SIGNATURES: Mapping[OpCode, Signature] = {
     OpCode.SHRINK: Signature(("W",), ("W",), floats=("rate",)),
     # the update rule over the whole parameter region, gradients scaled down to norm `clip` if it is positive
     OpCode.UPDATE: Signature(("partial",), (), ints=("solver",), floats=("beta_1", "beta_2", "epsilon", "clip")),
-    # WGRAD (onto what dW holds, if there is a dW), DECAY, SHRINK and UPDATE of one weight, without a gradient array
+    # WGRAD (onto what dW holds, if there is a dW), COLUMN_DECAY, DECAY, SHRINK and UPDATE of one weight, without a
+    # gradient array
     OpCode.WGRAD_UPDATE: Signature(
-        ("x", "dz", "dW", "W", "moment1", "moment2"),
+        ("x", "dz", "dW", "W", "moment1", "moment2", "colrate"),
         ("W", "moment1", "moment2", "penalty"),
         ints=("solver",),
         floats=("beta_1", "beta_2", "epsilon", "l2", "l1", "rate"),
@@ -245,10 +255,44 @@ SIGNATURES: Mapping[OpCode, Signature] = {
         ints=("solver",),
         floats=("beta_1", "beta_2", "epsilon"),
     ),
+    # The contractive penalty of one layer, J = diag(p) W' with p = activation'(saved), in closed form: penalty =
+    # strength / m * sum_n weight * p**2 * |column of W|**2 for each unit, dz += its gradient by the pre-activations,
+    # and W's own gradient is colrate * W
+    OpCode.CONTRACTIVE: Signature(
+        ("saved", "W", "weight", "dz"),
+        ("dz", "colrate", "penalty"),
+        ints=("activation",),
+        floats=("strength",),
+    ),
+    # dW += colrate * W, a rate for each column
+    OpCode.COLUMN_DECAY: Signature(("W", "colrate", "dW"), ("dW",)),
+    # out = W' W
+    OpCode.GRAM: Signature(("W",), ("out",)),
+    # out = activation'(saved), in the columns of `out` from `column` on
+    OpCode.SLOPES: Signature(("saved",), ("out",), ints=("activation", "column")),
+    # The contractive penalty of several layers. From the slopes p1 | p2 | ... of the layers, side by side in segments,
+    # each row has B = diag(pL) WL' ... W2' diag(p1) and J = B W1', so |J|**2 = tr(B gram B'). rowpenalty = strength *
+    # weight / m * |J|**2; dslopes = its derivative by the slopes; partial = what grains of rows add to the gradients by
+    # the Gram matrix and by W2', W3', W4', one grain a row (see `jacobian_segments`)
+    OpCode.JACOBIAN: Signature(
+        ("slopes", "gram", "W2", "W3", "W4", "weight"),
+        ("dslopes", "rowpenalty", "partial"),
+        floats=("strength",),
+    ),
+    # dz += dslopes * activation''(saved), of the columns of `dslopes` from `column` on
+    OpCode.CURVES: Signature(("dslopes", "saved", "dz"), ("dz",), ints=("activation", "column")),
+    # out = the sum over the grains of the columns of `partial` from `column` on, which hold a matrix row by row: one
+    # that is symmetric and of which the lower half may be anything (form 0), or the transpose of `out` (form 1)
+    OpCode.GRAIN_SUM: Signature(("partial",), ("out",), ints=("column", "form")),
+    # dW = 2 W dgram
+    OpCode.GRAM_WGRAD: Signature(("W", "dgram"), ("dW",)),
 }
 
 CELL_ROWS = 6
 """Rows of the cells, LANES columns wide, by which the penalties of a weight matrix are summed."""
+
+JACOBIAN_LAYERS = 4
+"""Layers of an encoder of which JACOBIAN takes the exact penalty, at most."""
 
 GRAIN = 4096
 """Elements of a flat region that one thread takes at a time; fixes the order of `SQNORM`'s sums."""
@@ -325,6 +369,7 @@ class NetworkSpec:
     activity_l1: float = 0.0
     kl_sparsity: float = 0.0
     sparsity_target: float = 0.05
+    contractive: float = 0.0
     alpha: float = 0.0
     weight_l1: float = 0.0
     solver: Solver = Solver.ADAM
@@ -430,8 +475,22 @@ class Plan:
 
 
 OP_DTYPE = np.dtype(
-    [("code", "i4"), ("modes", "i4"), ("slots", "i4", 7), ("ints", "i4", 2), ("floats", "f8", 6)], align=True
+    [("code", "i4"), ("modes", "i4"), ("slots", "i4", 9), ("ints", "i4", 2), ("floats", "f8", 6)], align=True
 )
+
+
+def segments(widths: Sequence[int]) -> list[int]:
+    """First columns of matrices of these widths side by side, each at the start of a cache line, and the end."""
+    return [0, *itertools.accumulate(-(-n // LANES) * LANES for n in widths)]
+
+
+def jacobian_segments(widths: Sequence[int]) -> list[int]:
+    """First columns, in a row of JACOBIAN's partial sums, of the gradients by the Gram matrix and by W2', W3', ..., and
+    their end; `widths` are those of the encoder's layers. A matrix lies row by row, `padded(columns)` apart.
+    """
+    rows_of, columns_of = (widths[0], *widths[1:]), (widths[0], *widths[:-1])
+    sizes = (rows * padded(columns) for rows, columns in zip(rows_of, columns_of, strict=True))
+    return [0, *itertools.accumulate(sizes)]
 
 
 def padded(cols: int) -> int:

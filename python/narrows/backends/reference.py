@@ -34,6 +34,9 @@ from ..plan import (
     Precision,
     Region,
     Slot,
+    jacobian_segments,
+    padded,
+    segments,
 )
 from . import Hyper, Probe, State, all_finite
 
@@ -133,6 +136,21 @@ DERIVATIVE: Mapping[Activation, Callable[[Array], Array]] = {
     Activation.SIGMOID: lambda a: a * (1 - a),
     Activation.TANH: lambda a: (1 - a) * (1 + a),
     Activation.SOFTPLUS: lambda a: -np.expm1(-a),
+    Activation.EXP: lambda a: a,
+}
+
+CURVATURE: Mapping[Activation, Callable[[Array], Array]] = {
+    # The second derivative, from what the first is told from; 0 where it is not defined, as the slopes of such
+    # activations are constant on either side.
+    Activation.LINEAR: np.zeros_like,
+    Activation.RELU: np.zeros_like,
+    Activation.LEAKY_RELU: np.zeros_like,
+    Activation.ELU: lambda a: np.where(a > 0, a.dtype.type(0), a + 1),
+    Activation.GELU: lambda z: normal_pdf(z) * (2 - z * z),
+    Activation.SILU: lambda z: (s := sigmoid(z)) * (1 - s) * (2 + z * (1 - 2 * s)),
+    Activation.SIGMOID: lambda a: a * (1 - a) * (1 - 2 * a),
+    Activation.TANH: lambda a: -2 * a * (1 - a) * (1 + a),
+    Activation.SOFTPLUS: lambda a: -np.expm1(-a) * np.exp(-a),
     Activation.EXP: lambda a: a,
 }
 
@@ -302,6 +320,107 @@ def decay(run: Run, *, W: Array, dW: Array, penalty: Array, l2: float, l1: float
     penalty[...] = np.add.reduceat(rows, np.arange(0, W.shape[1], LANES), axis=1)
 
 
+# --- ops: the contractive penalty (Rifai et al., ICML 2011) ----------------------------------------------------------
+
+
+def contractive(
+    run: Run,
+    *,
+    saved: Array,
+    W: Array,
+    weight: Array | None,
+    dz: Array,
+    colrate: Array,
+    penalty: Array,
+    activation: int,
+    strength: float,
+) -> None:
+    share = saved.dtype.type(strength / run.m) * (1 if weight is None else weight)
+    slope, curve = DERIVATIVE[Activation(activation)](saved), CURVATURE[Activation(activation)](saved)
+    norms, squares = (W * W).sum(axis=0), (share * slope * slope).sum(axis=0)
+    penalty[0] = norms * squares
+    dz += 2 * share * norms * slope * curve
+    colrate[0] = 2 * squares
+
+
+def column_decay(run: Run, *, W: Array, colrate: Array, dW: Array) -> None:
+    dW += W * colrate
+
+
+def gram(run: Run, *, W: Array, out: Array) -> None:
+    out[...] = W.T @ W
+
+
+def slopes(run: Run, *, saved: Array, out: Array, activation: int, column: int) -> None:
+    out[:, column : column + saved.shape[1]] = DERIVATIVE[Activation(activation)](saved)
+
+
+def jacobian(
+    run: Run,
+    *,
+    slopes: Array,
+    gram: Array,
+    W2: Array,
+    W3: Array | None,
+    W4: Array | None,
+    weight: Array | None,
+    dslopes: Array,
+    rowpenalty: Array,
+    partial: Array,
+    strength: float,
+) -> None:
+    weights = [W for W in (W2, W3, W4) if W is not None]
+    widths = [len(gram), *(W.shape[1] for W in weights)]
+    share = np.broadcast_to(slopes.dtype.type(strength / run.m) * (1 if weight is None else weight), (run.m, 1))
+    columns = segments(widths)
+    p = [slopes[:, None, at : at + n] for at, n in zip(columns, widths, strict=False)]
+    # Derivatives of the latents by the output and by the pre-activation of each layer, from the last to the first;
+    # (rows, latents, units)
+    by_out = [np.broadcast_to(np.eye(widths[-1], dtype=slopes.dtype), (run.m, widths[-1], widths[-1]))]
+    by_pre = [by_out[0] * p[-1]]
+    for W, slope in zip(weights[::-1], p[-2::-1], strict=True):
+        by_out.insert(0, by_pre[0] @ W.T)
+        by_pre.insert(0, by_out[0] * slope)
+    product = by_pre[0] @ gram
+    rowpenalty[:, 0] = share[:, 0] * (by_pre[0] * product).sum(axis=(1, 2))
+    # All of the sums over rows go to the first grain.
+    partial[...] = 0
+    at = jacobian_segments(widths)
+
+    def part(i: int, rows: int, cols: int) -> Array:
+        return partial[0, at[i] : at[i + 1]].reshape(rows, padded(cols))[:, :cols]
+
+    flat = by_pre[0].reshape(-1, widths[0])
+    part(0, widths[0], widths[0])[...] = (flat * np.repeat(share, widths[-1], axis=0)).T @ flat
+    d = 2 * share[:, :, None] * product  # by by_pre[0], then by those of the layers above
+    for i, W in enumerate([*weights, None]):
+        dslopes[:, columns[i] : columns[i] + widths[i]] = (d * by_out[i]).sum(axis=1)
+        if W is None:
+            break
+        d = d * p[i]
+        above = by_pre[i + 1].reshape(-1, widths[i + 1])
+        part(i + 1, widths[i + 1], widths[i])[...] = above.T @ d.reshape(-1, widths[i])
+        d = d @ W
+
+
+def curves(run: Run, *, dslopes: Array, saved: Array, dz: Array, activation: int, column: int) -> None:
+    dz += dslopes[:, column : column + saved.shape[1]] * CURVATURE[Activation(activation)](saved)
+
+
+def grain_sum(run: Run, *, partial: Array, out: Array, column: int, form: int) -> None:
+    rows, cols = out.shape if form == 0 else out.shape[::-1]
+    end = column + rows * padded(cols)
+    total = partial[:, column:end].sum(axis=0).reshape(rows, padded(cols))[:, :cols]
+    if form == 1:
+        out[...] = total.T
+    else:
+        out[...] = np.triu(total) + np.triu(total, 1).T
+
+
+def gram_wgrad(run: Run, *, W: Array, dgram: Array, dW: Array) -> None:
+    dW[...] = 2 * (W @ dgram)
+
+
 # --- ops: sums and updates ------------------------------------------------------------------------------------------
 
 
@@ -355,6 +474,7 @@ def wgrad_update(
     W: Array,
     moment1: Array,
     moment2: Array | None,
+    colrate: Array | None,
     penalty: Array | None,
     solver: int,
     beta_1: float,
@@ -367,6 +487,8 @@ def wgrad_update(
     g = run.factor(x).T @ run.factor(dz)
     if dW is not None:
         g += dW
+    if colrate is not None:
+        column_decay(run, W=W, colrate=colrate, dW=g)
     if penalty is not None:
         decay(run, W=W, dW=g, penalty=penalty, l2=l2, l1=l1)
     if rate:
@@ -414,6 +536,14 @@ OPS: Mapping[OpCode, Callable[..., None]] = {
     OpCode.UPDATE: update,
     OpCode.WGRAD_UPDATE: wgrad_update,
     OpCode.COLSUM_UPDATE: colsum_update,
+    OpCode.CONTRACTIVE: contractive,
+    OpCode.COLUMN_DECAY: column_decay,
+    OpCode.GRAM: gram,
+    OpCode.SLOPES: slopes,
+    OpCode.JACOBIAN: jacobian,
+    OpCode.CURVES: curves,
+    OpCode.GRAIN_SUM: grain_sum,
+    OpCode.GRAM_WGRAD: gram_wgrad,
 }
 
 
