@@ -93,32 +93,35 @@ class Check {
       for (int j = 0; j < i; ++j)
         if (has(i)) distinct(i, j, "operands");
   }
+  static index_t segment_of(index_t cols) { return (cols + LANES - 1) / LANES * LANES; }
   // Columns of a batch slot, as many as a slot of `cols` takes.
   void segment(int i, const char* role, index_t column, index_t cols) const {
     const SlotDesc& s = batch(i, role);
-    require(
-        column >= 0 && column % LANES == 0 && column <= s.cols && (cols + LANES - 1) / LANES * LANES <= s.cols - column,
-        std::string(role) + " has no room for " + std::to_string(cols) + " columns from " + std::to_string(column));
+    require(column >= 0 && column % LANES == 0 && column <= s.cols && segment_of(cols) <= s.cols - column,
+            std::string(role) + " has no room for " + std::to_string(cols) + " columns from " + std::to_string(column));
   }
   void jacobian() const {
-    const SlotDesc& gram = slot(1, "gram");
-    exact(1, "gram", gram.rows, gram.rows);
-    index_t before = gram.rows, columns = (before + LANES - 1) / LANES * LANES, size = before * padded(before);
-    for (int i = 2; i < 2 + JACOBIAN_LAYERS - 1; ++i) {
-      if (i > 2 && !has(i)) break;
+    const SlotDesc& gram = slot(2, "gram");
+    exact(2, "gram", gram.rows, gram.rows);
+    index_t before = gram.rows, columns = segment_of(before), size = before * padded(before);
+    for (int i = 3; i < 2 + JACOBIAN_LAYERS; ++i) {
+      if (i > 3 && !has(i)) break;
       const index_t width = slot(i, "weight").cols;
       exact(i, "weight", before, width);
-      columns += (width + LANES - 1) / LANES * LANES, size += width * padded(before);
+      columns += segment_of(width), size += width * padded(before);
       before = width;
     }
-    require(has(3) || !has(4), "W3 is missing");
-    batch(0, "slopes", columns), weight(5), batch(6, "dslopes", columns), batch(7, "rowpenalty", 1);
+    require(has(4) || !has(5), "W3 is missing");
+    batch(0, "slopes", columns), weight(6), batch(7, "dslopes", columns), batch(10, "rowpenalty", 1);
     exact(8, "partial", slot(8, "partial").rows, size);
+    require(has(1) == has(9), "noisy and dnoisy belong together");
+    if (has(1)) batch(1, "noisy", columns), batch(9, "dnoisy", columns);
+    flag(op_.ints[0], "accumulate");
     require(op_.floats[0] >= 0, "strength is negative");
     // Weights are read alone, and may be the same.
-    for (int i = 6; i < 9; ++i)
+    for (int i = 7; i < 11; ++i)
       for (int j = 0; j < i; ++j)
-        if (has(j)) distinct(i, j, "what is written and another operand");
+        if (has(i)) distinct(i, j, "what is written and another operand");
   }
   void elementwise(int activation) const {
     require(activation >= 0 && activation < ACT_SOFTMAX,
@@ -182,7 +185,8 @@ class Check {
       case OP_COLSUM:
         exact(2, "out", 1, batch(0, "x").cols);
         weight(1);
-        flag(i0, "mean");
+        flag(i0, "mean"), flag(i1, "accumulate");
+        distinct(0, 2, "x and out");
         break;
       case OP_DGRAD: {
         const SlotDesc &dz = batch(0, "dz"), &out = batch(3, "out");
@@ -249,12 +253,16 @@ class Check {
         break;
       }
       case OP_COLSUM_UPDATE:
-        parameter(1, 1, batch(0, "x").cols);
+        parameter(2, 1, batch(0, "x").cols);
+        if (has(1)) exact(1, "db", 1, slot(0, "x").cols), distinct(1, 2, "db and b");
         break;
       case OP_CONTRACTIVE: {
         const SlotDesc& saved = batch(0, "saved");
-        exact(1, "W", slot(1, "W").rows, saved.cols), weight(2), batch(3, "dz", saved.cols);
-        exact(4, "colrate", 1, saved.cols), exact(5, "penalty", 1, saved.cols);
+        exact(2, "W", slot(2, "W").rows, saved.cols), weight(3), batch(4, "dz", saved.cols);
+        exact(5, "colrate", 1, saved.cols), exact(7, "penalty", 1, saved.cols);
+        require(has(1) == has(6), "noisy and dnoisy belong together");
+        if (has(1)) batch(1, "noisy", saved.cols), batch(6, "dnoisy", saved.cols);
+        flag(i1, "accumulate_dz"), flag(op_.ints[2], "accumulate_colrate");
         elementwise(i0);
         all_distinct();
         break;
@@ -279,6 +287,7 @@ class Check {
       case OP_CURVES: {
         const SlotDesc& saved = batch(1, "saved");
         segment(0, "dslopes", i1, saved.cols), batch(2, "dz", saved.cols);
+        flag(op_.ints[2], "accumulate");
         elementwise(i0);
         all_distinct();
         break;
@@ -300,6 +309,27 @@ class Check {
       case OP_GRAM_WGRAD: {
         const SlotDesc& W = slot(0, "W");
         exact(0, "W", W.rows, W.cols), exact(1, "dgram", W.cols, W.cols), exact(2, "dW", W.rows, W.cols);
+        all_distinct();
+        break;
+      }
+      case OP_PROBE:
+        batch(0, "out");
+        break;
+      case OP_TANGENT: {
+        const SlotDesc& x = batch(0, "x");
+        segment(1, "slopes", i0, x.cols), batch(2, "out", x.cols);
+        all_distinct();
+        break;
+      }
+      case OP_SQUARED_NORM:
+        batch(0, "x"), weight(1), batch(2, "rowpenalty", 1);
+        flag(i0, "accumulate");
+        all_distinct();
+        break;
+      case OP_COTANGENT: {
+        const SlotDesc& x = batch(1, "x");
+        batch(0, "dout", x.cols), segment(2, "slopes", i0, x.cols), segment(3, "dslopes", i0, x.cols);
+        flag(i1, "accumulate");
         all_distinct();
         break;
       }

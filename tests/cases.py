@@ -164,6 +164,13 @@ CONTRACTIONS: dict[str, dict[str, Any]] = {
         "corruption": Corruption.GAUSSIAN, "corruption_level": 0.2,
     },
     "clip": {"clip_norm": 0.5, "alpha": 0.3, "solver": Solver.SGD},
+    "probes": {"contractive_probes": 3, "weighted": True, "tied": True},
+    "hessian": {"contractive_hessian": 3.0, "n_corruptions": 2},
+    "hessian-all": {
+        "contractive_hessian": 3.0, "n_corruptions": 2, "hessian_std": 0.3, "tied": True, "alpha": 0.5,
+        "corruption": Corruption.MASKING, "corruption_level": 0.2, "weighted": True, "contractive_probes": 2,
+    },
+    "hessian-clip": {"contractive": 0.0, "contractive_hessian": 5.0, "clip_norm": 0.5},
 }  # fmt: skip
 
 MODEL_CASES: tuple[Case, ...] = (
@@ -193,7 +200,7 @@ MODEL_CASES: tuple[Case, ...] = (
     *(
         Case(
             f"contractive-{len(sizes) // 2}-{name}",
-            network(sizes, a, _A.SIGMOID, contractive=2.0, **options),
+            network(sizes, a, _A.SIGMOID, **({"contractive": 2.0} | options)),
             batch=batch,
             rows=batch + 5,
         )
@@ -204,6 +211,10 @@ MODEL_CASES: tuple[Case, ...] = (
             ((9, 8, 17, 7, 5, 7, 17, 8, 9), _A.SOFTPLUS, 9),
         )
         for name, options in CONTRACTIONS.items()
+    ),
+    *(
+        Case(f"hessian-{a.name}", network(_SIZES if a is not _A.EXP else (7, 4, 7), a, a, contractive_hessian=0.5))
+        for a in ELEMENTWISE
     ),
     Case("contractive-EXP", network(_SIZES, latent=_A.EXP, contractive=0.1)),
     Case("contractive-batch-1", network(_SIZES, contractive=1.0), batch=1, rows=3),
@@ -274,7 +285,8 @@ OP_CASES: tuple[Case, ...] = (
     ),
     Case(
         "contraction",
-        network((784, 256, 32, 256, 784), _A.SIGMOID, _A.SIGMOID, _A.SIGMOID, loss=Loss.BCE, contractive=0.1),
+        network((784, 256, 32, 256, 784), _A.SIGMOID, _A.SIGMOID, _A.SIGMOID, loss=Loss.BCE, contractive=0.1,
+            contractive_probes=2, contractive_hessian=0.1),
         batch=256,
         rows=256,
     ),
@@ -320,6 +332,9 @@ def specs(draw: st.DrawFn) -> NetworkSpec:
         activity_l1=draw(strength),
         kl_sparsity=0.1 if kl else 0.0,
         contractive=draw(strength) if dropout == 0 or depth == 1 else 0.0,
+        contractive_probes=draw(st.integers(0, 2)),
+        contractive_hessian=draw(strength) if dropout == 0 or depth == 1 else 0.0,
+        n_corruptions=draw(st.integers(1, 2)),
         alpha=draw(strength),
         weight_l1=draw(strength),
         solver=draw(st.sampled_from(Solver)),

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from narrows import Autoencoder, DenoisingAutoencoder, LinearAutoencoder, SparseAutoencoder
+from narrows import Autoencoder, ContractiveAutoencoder, DenoisingAutoencoder, LinearAutoencoder, SparseAutoencoder
 from narrows.backends import AUTO, probe, resolve
 
 BACKEND = resolve("auto") if any(probe(name).ok for name in AUTO) else "reference"
@@ -16,8 +16,10 @@ ESTIMATORS = [
     LinearAutoencoder(2, precision="float64", **SMALL),
     DenoisingAutoencoder(2, hidden_layer_sizes=8, **SMALL),
     SparseAutoencoder(6, **SMALL),
+    ContractiveAutoencoder(3, contractive_hessian=0.1, **SMALL),
+    ContractiveAutoencoder(2, hidden_layer_sizes=5, activation="tanh", **SMALL),
 ]
-ids = [type(e).__name__ for e in ESTIMATORS]
+ids = [f"{type(e).__name__}-{i}" for i, e in enumerate(ESTIMATORS)]
 
 
 def small(n_components: int = 3, **params: Any) -> Autoencoder:

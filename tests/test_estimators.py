@@ -24,7 +24,14 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import narrows
 from estimator_cases import BACKEND, ESTIMATORS, SMALL, ids, low_rank, same_rows, small
-from narrows import Autoencoder, DenoisingAutoencoder, LinearAutoencoder, SparseAutoencoder, philox
+from narrows import (
+    Autoencoder,
+    ContractiveAutoencoder,
+    DenoisingAutoencoder,
+    LinearAutoencoder,
+    SparseAutoencoder,
+    philox,
+)
 from narrows.data import ArraySource
 from narrows.errors import ModelFileError
 from narrows.initial import STREAM, initial_weight
@@ -168,6 +175,7 @@ def test_presets() -> None:
     with pytest.raises(TypeError, match=r"LinearAutoencoder.*'activation'"):
         LinearAutoencoder(activation="relu")
     assert DenoisingAutoencoder().corruption == "masking"
+    assert ContractiveAutoencoder().contractive > 0
     assert Autoencoder().corruption is None
     for estimator in ESTIMATORS:
         twin = clone(estimator)

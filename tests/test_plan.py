@@ -42,13 +42,24 @@ def operands(op: Op) -> dict[str, int]:
     return {role: i for role, i in zip(SIGNATURES[op.code].slots, op.slots, strict=True) if i >= 0}
 
 
+ACCUMULATED = {"accumulate_dz": {"dz"}, "accumulate_colrate": {"colrate"}}
+"""Operands that an op reads only if it is told to; `accumulate` is of all that it writes."""
+
+
+def in_place(op: Op) -> set[str]:
+    """What an op rewrites whether it accumulates or not."""
+    return {OpCode.SQUARED_NORM: {"x"}, OpCode.COTANGENT: {"dout"}}.get(op.code, set())
+
+
 def reads(op: Op, mode: Mode) -> list[int]:
     """Slots whose contents the op depends on."""
     names = set(SIGNATURES[op.code].reads)
     if op.code is OpCode.LOSS and not mode & LEARN:
         names.discard("weight")  # it scales dz alone; scores are unweighted
-    if op.code is OpCode.WGRAD and not op.ints[0]:
-        names.discard("dW")
+    attributes = dict(zip(SIGNATURES[op.code].ints, op.ints, strict=True))
+    for flag, held in {**ACCUMULATED, "accumulate": {*SIGNATURES[op.code].writes} - in_place(op)}.items():
+        if attributes.get(flag) == 0:
+            names -= held
     return [i for role, i in operands(op).items() if role in names]
 
 

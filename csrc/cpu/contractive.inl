@@ -17,7 +17,9 @@ inline T row_root(const Matrix<T>& weight, const Context<T>& ctx, index_t i, dou
 template <class Act, class T>
 void contractive(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
   constexpr index_t GROUP = 4 * LANES, N = GROUP / WIDTH<T>;
-  const Matrix<T>&saved = args.slots[0], &W = args.slots[1], &weight = args.slots[2], &dz = args.slots[3];
+  const Matrix<T>&saved = args.slots[0], &noisy = args.slots[1], &W = args.slots[2], &weight = args.slots[3];
+  const Matrix<T>&dz = args.slots[4], &dnoisy = args.slots[6];
+  const bool onto = args.ints[1], accumulate = args.ints[2];
   const T strength = T(args.floats[0]);
   const Range grains((W.cols + LANES - 1) / LANES, tid, nt);
   const index_t end = grains.end * LANES;
@@ -31,19 +33,24 @@ void contractive(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
       }
     for (index_t i = 0; i < ctx.m; ++i) {
       const T share = strength * row_scale(weight, ctx, i);
-      const T* s = saved.row(i) + j;
-      T* d = dz.row(i) + j;
       for (int v = 0; v < vectors; ++v) {
-        const vec<T> a = load(s + v * WIDTH<T>), p = Act::slope(a);
+        const index_t at = j + v * WIDTH<T>;
+        const vec<T> a = load(saved.row(i) + at);
+        vec<T> p = Act::slope(a), other{};
+        if (noisy.data) other = load(noisy.row(i) + at), p -= Act::slope(other);
         squares[v] += share * (p * p);
-        store(d + v * WIDTH<T>, load(d + v * WIDTH<T>) + T(2) * share * (norms[v] * p * Act::curve(a)));
+        const vec<T> by_slope = T(2) * share * (norms[v] * p);
+        T* d = dz.row(i) + at;
+        store(d, onto ? load(d) + by_slope * Act::curve(a) : by_slope * Act::curve(a));
+        if (noisy.data) store(dnoisy.row(i) + at, -by_slope * Act::curve(other));
       }
     }
     for (int v = 0; v < vectors; ++v) {
       const index_t at = j + v * WIDTH<T>, n = W.cols - at;
       if (n <= 0) break;
-      store_n(args.slots[4].data + at, T(2) * squares[v], n);
-      store_n(args.slots[5].data + at, norms[v] * squares[v], n);
+      T* rate = args.slots[5].data + at;
+      store_n(rate, accumulate ? load_n(rate, n) + T(2) * squares[v] : T(2) * squares[v], n);
+      store_n(args.slots[7].data + at, norms[v] * squares[v], n);
     }
   }
 }
@@ -113,38 +120,57 @@ void curves(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
     const T* d = args.slots[0].row(i) + args.ints[1];
     for (index_t j = 0; j < saved.cols; j += WIDTH<T>) {
       T* p = dz.row(i) + j;
-      store(p, load(p) + load(d + j) * Act::curve(load(saved.row(i) + j)));
+      const vec<T> g = load(d + j) * Act::curve(load(saved.row(i) + j));
+      store(p, args.ints[2] ? load(p) + g : g);
     }
   }
 }
 
-// One grain of rows of JACOBIAN. A row of a block belongs to a row of the batch and a latent: in `pre[i]` it holds the
-// derivatives of the latent by the pre-activations of layer i, in `out[i]` those by its outputs.
+// One grain of rows of JACOBIAN. A row of a block belongs to a row of the batch and a latent.
 template <class T>
 struct JacobianGrain {
+  // The chain of derivatives for one input.
+  struct Chain {
+    Matrix<T> slopes, dslopes;
+    // Derivatives of the latents by the pre-activations and by the outputs of each layer.
+    T *pre[JACOBIAN_LAYERS], *out[JACOBIAN_LAYERS];
+  };
+
   const Args<T>& args;
   const Context<T>& ctx;
   const JacobianBlock block;
   const int top;  // the layer below the last
   const index_t latents;
+  const bool noisy, accumulate;
+  Chain chains[2];
   Matrix<const T> weights[JACOBIAN_LAYERS];  // of the layer above layer i
   index_t columns[JACOBIAN_LAYERS];          // of layer i among the slopes
   T* sums[JACOBIAN_LAYERS];                  // of the gradients by the Gram matrix, W2', W3', ...
-  T *pack, *turned, *pre[JACOBIAN_LAYERS], *out[JACOBIAN_LAYERS], *d, *other;
+  T *pack, *turned, *d, *other, *kept;
 
   JacobianGrain(const Args<T>& a, const Context<T>& c, int tid)
-      : args(a), ctx(c), block(a), top(block.layers - 2), latents(block.widths[top + 1]) {
-    index_t column = 0;
+      : args(a),
+        ctx(c),
+        block(a),
+        top(block.layers - 2),
+        latents(block.widths[top + 1]),
+        noisy(a.slots[1].data),
+        accumulate(a.ints[0]),
+        chains{{a.slots[0], a.slots[7], {}, {}}, {a.slots[1], a.slots[9], {}, {}}} {
     T* at = ctx.scratch + tid * ctx.scratch_stride;
     const auto take = [&](index_t n) { return at += n, at - n; };
     pack = take(SCRATCH), turned = take(latents * block.ld[top]);
+    columns[0] = 0;
     for (int i = 0; i <= top; ++i) {
-      weights[i] = view(args, ctx, 2 + i);
-      columns[i] = column, column += (block.widths[i] + LANES - 1) / LANES * LANES;
-      pre[i] = take(block.rows * block.ld[i]), out[i] = i < top ? take(block.rows * block.ld[i]) : nullptr;
+      weights[i] = view(args, ctx, 3 + i);
+      columns[i + 1] = columns[i] + (block.widths[i] + LANES - 1) / LANES * LANES;
+      for (int chain = 0; chain <= noisy; ++chain) {
+        chains[chain].pre[i] = take(block.rows * block.ld[i]);
+        chains[chain].out[i] = i < top ? take(block.rows * block.ld[i]) : nullptr;
+      }
     }
-    columns[top + 1] = column;
     d = take(block.rows * block.widest), other = take(block.rows * block.widest);
+    kept = noisy ? take(block.rows * block.ld[0]) : nullptr;
     const Matrix<const T>& W = weights[top];
     for (index_t j = 0; j < W.rows; ++j)
       for (index_t k = 0; k < latents; ++k) turned[k * block.ld[top] + j] = W.row(j)[k];
@@ -153,27 +179,27 @@ struct JacobianGrain {
   Matrix<const T> rows_of(const T* data, index_t rows, int layer) const {
     return {data, rows, block.widths[layer], block.ld[layer], 1, true};
   }
-  const T* slope(index_t i, int layer) const { return args.slots[0].row(i) + columns[layer]; }
-  T* dslope(index_t i, int layer) const { return args.slots[6].row(i) + columns[layer]; }
-  T root(index_t i) const { return row_root(args.slots[5], ctx, i, args.floats[0]); }
+  T root(index_t i) const { return row_root(args.slots[6], ctx, i, args.floats[0]); }
 
   void run(index_t grain, const Range& rows) {
     T* at = args.slots[8].row(grain);
     for (int i = 0; i <= top + 1; ++i) {
       const index_t size = block.widths[i] * block.ld[i > 0 ? i - 1 : 0];
       sums[i] = at, at += size;
-      // What no tile writes.
-      if (i == top + 1 || rows.begin == rows.end) __builtin_memset(sums[i], 0, size_t(size) * sizeof(T));
+      // What no first tile writes.
+      if (!accumulate && (i == top + 1 || rows.begin == rows.end)) clear(sums[i], size);
     }
     for (index_t i = rows.begin; i < rows.end; ++i) {
-      __builtin_memset(args.slots[6].row(i), 0, size_t(args.slots[6].cols) * sizeof(T));
-      args.slots[7].row(i)[0] = T(0);
+      if (!accumulate) clear(chains[0].dslopes.row(i), chains[0].dslopes.cols);
+      if (noisy) clear(chains[1].dslopes.row(i), chains[1].dslopes.cols);
+      args.slots[10].row(i)[0] = T(0);
     }
     const index_t begin = rows.begin * latents, n = rows.end * latents - begin;
     const index_t blocks = (n + block.rows - 1) / block.rows;
     const index_t size = blocks ? (n + blocks * MR - 1) / (blocks * MR) * MR : 0;
-    for (index_t q = 0; q < n; q += size) forward_backward(begin + q, n - q < size ? n - q : size, q == 0);
+    for (index_t q = 0; q < n; q += size) forward_backward(begin + q, n - q < size ? n - q : size, accumulate || q > 0);
   }
+  static void clear(T* p, index_t n) { __builtin_memset(p, 0, size_t(n) * sizeof(T)); }
 
   // Calls fn(row of the block, row of the batch, latent) for n rows from row q of all on.
   template <class Fn>
@@ -185,67 +211,75 @@ struct JacobianGrain {
     }
   }
 
-  void forward_backward(index_t q, index_t n, bool first) {
-    forward(q, n);
-    const Matrix<const T> B = rows_of(pre[0], n, 0);
+  // A block, whose sums are added to what is there if `onto`.
+  void forward_backward(index_t q, index_t n, bool onto) {
     const index_t units = block.widths[0], ld = block.ld[0];
-    plain_product(B, view(args, ctx, 1), Matrix<T>{}, pack, store_tiles(d, ld, false));
+    for (int chain = 0; chain <= noisy; ++chain) forward(chains[chain], q, n);
+    T* const b = chains[0].pre[0];
+    if (noisy)
+      for (index_t r = 0; r < n * ld; r += WIDTH<T>) store(b + r, load(b + r) - load(chains[1].pre[0] + r));
+    const Matrix<const T> B = rows_of(b, n, 0);
+    plain_product(B, view(args, ctx, 2), Matrix<T>{}, pack, store_tiles(d, ld, false));
     // Of the symmetric B' B the tiles that reach above the diagonal.
     for (index_t j = 0; j < units; j += NR<T>) {
       Matrix<const T> left = B, right = B;
       left.cols = j + NR<T> < units ? j + NR<T> : units;
       right.data += j, right.cols = left.cols - j;
-      plain_product(transposed(left), right, Matrix<T>{}, pack, store_tiles(sums[0] + j, ld, !first));
+      plain_product(transposed(left), right, Matrix<T>{}, pack, store_tiles(sums[0] + j, ld, onto));
     }
-    for (int i = 0; i < top; ++i) {
-      through_slopes(i, q, n);
-      const Matrix<const T> dout = rows_of(d, n, i);
-      plain_product(transposed(rows_of(pre[i + 1], n, i + 1)), dout, Matrix<T>{}, pack,
-                    store_tiles(sums[i + 1], block.ld[i], !first));
-      plain_product(dout, weights[i], Matrix<T>{}, pack, store_tiles(other, block.ld[i + 1], false));
-      T* const swapped = d;
-      d = other, other = swapped;
+    for_rows(q, n, [&](index_t r, index_t i, index_t) {
+      LaneSum<T> sum;
+      for (index_t j = 0; j < units; j += WIDTH<T>)
+        sum.add(j, load_n(d + r * ld + j, units - j) * load_n(b + r * ld + j, units - j));
+      args.slots[10].row(i)[0] += T(sum.total());
+    });
+    if (noisy) __builtin_memcpy(kept, d, size_t(n * ld) * sizeof(T));
+    backward(chains[0], q, n, T(2), onto);
+    if (noisy) {
+      __builtin_memcpy(d, kept, size_t(n * ld) * sizeof(T));
+      backward(chains[1], q, n, T(-2), true);
     }
-    through_last(q, n);
   }
 
-  void forward(index_t q, index_t n) const {
+  void forward(const Chain& chain, index_t q, index_t n) const {
     for_rows(q, n, [&](index_t r, index_t i, index_t k) {
-      const T share = root(i) * slope(i, top + 1)[k];
-      const T *p = slope(i, top), *w = turned + k * block.ld[top];
-      T* to = pre[top] + r * block.ld[top];
+      const T share = root(i) * chain.slopes.row(i)[columns[top + 1] + k];
+      const T *p = chain.slopes.row(i) + columns[top], *w = turned + k * block.ld[top];
+      T* to = chain.pre[top] + r * block.ld[top];
       for (index_t j = 0; j < block.widths[top]; j += WIDTH<T>) store(to + j, share * load(w + j) * load(p + j));
     });
     for (int layer = top - 1; layer >= 0; --layer) {
       const index_t ld = block.ld[layer];
-      plain_product(rows_of(pre[layer + 1], n, layer + 1), transposed(weights[layer]),
-                    Matrix<T>{out[layer], n, block.widths[layer], ld, 1, true}, pack,
-                    store_tiles(out[layer], ld, false));
+      plain_product(rows_of(chain.pre[layer + 1], n, layer + 1), transposed(weights[layer]),
+                    Matrix<T>{chain.out[layer], n, block.widths[layer], ld, 1, true}, pack,
+                    store_tiles(chain.out[layer], ld, false));
       for_rows(q, n, [&](index_t r, index_t i, index_t) {
-        const T *p = slope(i, layer), *from = out[layer] + r * ld;
-        T* to = pre[layer] + r * ld;
+        const T *p = chain.slopes.row(i) + columns[layer], *from = chain.out[layer] + r * ld;
+        T* to = chain.pre[layer] + r * ld;
         for (index_t j = 0; j < block.widths[layer]; j += WIDTH<T>) store(to + j, load(from + j) * load(p + j));
       });
     }
   }
 
-  // What there is of the penalty itself, when the first layer's turn comes: d holds B gram, of which twice is wanted.
-  void penalty(index_t r, index_t i) const {
-    LaneSum<T> sum;
-    for (index_t j = 0; j < block.widths[0]; j += WIDTH<T>) {
-      const index_t n = block.widths[0] - j;
-      sum.add(j, load_n(d + r * block.ld[0] + j, n) * load_n(pre[0] + r * block.ld[0] + j, n));
+  // From derivatives by the pre-activations of the first layer, which are d times `factor`, up through all layers.
+  void backward(const Chain& chain, index_t q, index_t n, T factor, bool onto) {
+    for (int i = 0; i < top; ++i) {
+      through_slopes(chain, i, q, n, i == 0 ? factor : T(1));
+      const Matrix<const T> dout = rows_of(d, n, i);
+      plain_product(transposed(rows_of(chain.pre[i + 1], n, i + 1)), dout, Matrix<T>{}, pack,
+                    store_tiles(sums[i + 1], block.ld[i], onto));
+      plain_product(dout, weights[i], Matrix<T>{}, pack, store_tiles(other, block.ld[i + 1], false));
+      T* const swapped = d;
+      d = other, other = swapped;
     }
-    args.slots[7].row(i)[0] += T(sum.total());
+    through_last(chain, q, n, top == 0 ? factor : T(1));
   }
 
-  // From derivatives by the pre-activations of a layer, in d, to those by its slopes and, in place, by its outputs.
-  void through_slopes(int layer, index_t q, index_t n) const {
-    const T factor = layer == 0 ? T(2) : T(1);
+  // From derivatives by the pre-activations of a layer to those by its slopes and, in place, by its outputs.
+  void through_slopes(const Chain& chain, int layer, index_t q, index_t n, T factor) const {
     for_rows(q, n, [&](index_t r, index_t i, index_t) {
-      if (layer == 0) penalty(r, i);
-      const T *p = slope(i, layer), *from = out[layer] + r * block.ld[layer];
-      T *dp = dslope(i, layer), *at = d + r * block.ld[layer];
+      const T *p = chain.slopes.row(i) + columns[layer], *from = chain.out[layer] + r * block.ld[layer];
+      T *dp = chain.dslopes.row(i) + columns[layer], *at = d + r * block.ld[layer];
       for (index_t j = 0; j < block.widths[layer]; j += WIDTH<T>) {
         const vec<T> g = factor * load(at + j);
         store(dp + j, load(dp + j) + g * load(from + j));
@@ -255,14 +289,13 @@ struct JacobianGrain {
   }
 
   // The same of the layer below the last, whose outputs the last layer's weight and slopes alone stand above.
-  void through_last(index_t q, index_t n) const {
-    const T factor = top == 0 ? T(2) : T(1);
+  void through_last(const Chain& chain, index_t q, index_t n, T factor) const {
     const index_t ld = block.ld[top];
     for_rows(q, n, [&](index_t r, index_t i, index_t k) {
-      if (top == 0) penalty(r, i);
-      const T f = root(i), share = f * slope(i, top + 1)[k];
-      const T *p = slope(i, top), *w = turned + k * ld, *at = d + r * ld;
-      T *dp = dslope(i, top), *dw = sums[top + 1] + k * ld;
+      T* const above = chain.dslopes.row(i) + columns[top + 1] + k;
+      const T f = root(i), share = f * chain.slopes.row(i)[columns[top + 1] + k];
+      const T *p = chain.slopes.row(i) + columns[top], *w = turned + k * ld, *at = d + r * ld;
+      T *dp = chain.dslopes.row(i) + columns[top], *dw = sums[top + 1] + k * ld;
       LaneSum<T> sum;
       for (index_t j = 0; j < block.widths[top]; j += WIDTH<T>) {
         const index_t m = block.widths[top] - j;
@@ -271,7 +304,7 @@ struct JacobianGrain {
         store_n(dw + j, load_n(dw + j, m) + share * out, m);
         sum.add(j, out * wv);
       }
-      dslope(i, top + 1)[k] = T(double(f) * sum.total());
+      *above += T(double(f) * sum.total());
     });
   }
 };
@@ -285,22 +318,81 @@ void jacobian(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
   for (index_t g = mine.begin; g < mine.end; ++g) grain.run(g, Range(ctx.m, int(g), int(grains)));
 }
 
-// Sums of the grains, in order. Rows are dealt in turn, because those of a triangle differ in length.
+// Sums of the grains, in order: block by block, each turned in registers for its place across the diagonal. The rows of
+// blocks are dealt in turn, because those of a triangle differ in length.
 template <class T>
 void grain_sum(const Args<T>& args, const Context<T>&, int tid, int nt) {
+  constexpr index_t W = WIDTH<T>;
   const Matrix<T>&partial = args.slots[0], &out = args.slots[1];
   const bool symmetric = args.ints[1] == 0;
-  const index_t rows = symmetric ? out.rows : out.cols, cols = symmetric ? out.cols : out.rows;
-  const index_t ld = padded(cols);
-  for (index_t i = tid; i < rows; i += nt)
-    for (index_t j = symmetric ? i / WIDTH<T> * WIDTH<T> : 0; j < cols; j += WIDTH<T>) {
-      const index_t n = cols - j < WIDTH<T> ? cols - j : WIDTH<T>;
-      vec<T> sum{};
-      for (index_t g = 0; g < partial.rows; ++g) sum += load_n(partial.row(g) + args.ints[0] + i * ld + j, n);
-      for (index_t l = 0; l < n; ++l) {
-        if (symmetric && j + l < i) continue;
-        out.row(j + l)[i] = sum[int(l)];
-        if (symmetric) out.row(i)[j + l] = sum[int(l)];
+  const index_t rows = symmetric ? out.rows : out.cols, cols = symmetric ? out.cols : out.rows, ld = padded(cols);
+  alignas(64) T block[W * W] = {}, turned[W * W];
+  for (index_t i = tid * W; i < rows; i += nt * W)
+    for (index_t j = symmetric ? i : 0; j < cols; j += W) {
+      const index_t height = rows - i < W ? rows - i : W, width = cols - j < W ? cols - j : W;
+      for (index_t r = 0; r < height; ++r) {
+        const T* from = partial.data + args.ints[0] + (i + r) * ld + j;
+        vec<T> sum{};
+        for (index_t g = 0; g < partial.rows; ++g) sum += load_n(from + g * partial.row_stride, width);
+        store(block + r * W, sum);
       }
+      if (symmetric && i == j)
+        for (index_t r = 1; r < height; ++r)
+          for (index_t l = 0; l < r; ++l) block[r * W + l] = block[l * W + r];
+      transpose_block(block, W, turned, W);
+      for (index_t l = 0; l < width; ++l) store_n(out.row(j + l) + i, load(turned + l * W), height);
+      if (symmetric)
+        for (index_t r = 0; r < height; ++r) store_n(out.row(i + r) + j, load(block + r * W), width);
     }
+}
+
+// --- by probes -------------------------------------------------------------------------------------------------------
+
+template <class T>
+void probe_signs(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
+  const vec<T> half = splat<vec<T>>(philox_threshold(0.5)), one = splat<vec<T>>(1);
+  for_cells(args, ctx, args.ints[0], tid, nt, [=](vec<T>, vec<T> cells) { return select(cells < half, -one, one); });
+}
+
+template <class T>
+void tangent(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
+  const Matrix<T>&x = args.slots[0], &out = args.slots[2];
+  const Range rows(ctx.m, tid, nt);
+  for (index_t i = rows.begin; i < rows.end; ++i) {
+    const T* p = args.slots[1].row(i) + args.ints[0];
+    for (index_t j = 0; j < x.cols; j += WIDTH<T>) store(out.row(i) + j, load(x.row(i) + j) * load(p + j));
+  }
+}
+
+template <class T>
+void squared_norm(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
+  const Matrix<T>&x = args.slots[0], &rowpenalty = args.slots[2];
+  const Range rows(ctx.m, tid, nt);
+  for (index_t i = rows.begin; i < rows.end; ++i) {
+    const T share = T(args.floats[0]) * row_scale(args.slots[1], ctx, i);
+    LaneSum<T> sum;
+    for (index_t j = 0; j < x.cols; j += WIDTH<T>) {
+      const index_t n = x.cols - j;
+      const vec<T> v = load_n(x.row(i) + j, n);
+      sum.add(j, v * v);
+      store_n(x.row(i) + j, T(2) * share * v, n);
+    }
+    const T value = T(double(share) * sum.total());
+    rowpenalty.row(i)[0] = args.ints[0] ? rowpenalty.row(i)[0] + value : value;
+  }
+}
+
+template <class T>
+void cotangent(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
+  const Matrix<T>&dout = args.slots[0], &x = args.slots[1];
+  const Range rows(ctx.m, tid, nt);
+  for (index_t i = rows.begin; i < rows.end; ++i) {
+    const T* p = args.slots[2].row(i) + args.ints[0];
+    T *dp = args.slots[3].row(i) + args.ints[0], *d = dout.row(i);
+    for (index_t j = 0; j < x.cols; j += WIDTH<T>) {
+      const vec<T> g = load(d + j), by_slope = g * load(x.row(i) + j);
+      store(dp + j, args.ints[1] ? load(dp + j) + by_slope : by_slope);
+      store(d + j, g * load(p + j));
+    }
+  }
 }

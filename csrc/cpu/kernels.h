@@ -76,10 +76,9 @@ struct JacobianBlock {
 
   template <class T>
   explicit JacobianBlock(const Args<T>& args) {
-    widths[0] = args.slots[1].cols, ld[0] = widest = padded(widths[0]);
-    for (int i = 2; i <= JACOBIAN_LAYERS && args.slots[i].data; ++i, ++layers) {
-      widths[i - 1] = args.slots[i].cols, ld[i - 1] = padded(widths[i - 1]);
-    }
+    widths[0] = args.slots[2].cols, ld[0] = widest = padded(widths[0]);
+    for (; layers < JACOBIAN_LAYERS && args.slots[2 + layers].data; ++layers)
+      widths[layers] = args.slots[2 + layers].cols, ld[layers] = padded(widths[layers]);
     index_t sum = 0;
     for (int i = 0; i < layers - 1; ++i) {
       sum += (i < layers - 2 ? 2 : 1) * ld[i];
@@ -87,7 +86,9 @@ struct JacobianBlock {
     }
     rows = SIZE / widest / TILE * TILE;
     if (rows < ROWS) rows = ROWS;
-    scratch = SCRATCH + widths[layers - 1] * ld[layers - 2] + rows * (sum + 2 * widest);
+    // With noise there is a second chain, and what both are told from is kept for it.
+    const index_t chains = args.slots[1].data ? 2 * sum + ld[0] : sum;
+    scratch = SCRATCH + widths[layers - 1] * ld[layers - 2] + rows * (chains + 2 * widest);
   }
 };
 

@@ -130,10 +130,14 @@ void wgrad_update(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
 
 template <template <class> class Rule, class T>
 void colsum_update(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
-  T *b = args.slots[1].data, *m = args.slots[2].data, *v = args.slots[args.slots[3].data ? 3 : 2].data;
+  const T* before = args.slots[1].data;
+  T *b = args.slots[2].data, *m = args.slots[3].data, *v = args.slots[args.slots[4].data ? 4 : 3].data;
   const Rule<T> rule(args.floats, ctx);
   column_sums(
       view(args, ctx, 0), static_cast<const T*>(nullptr), 0,
-      [&](index_t j, vec<T> g, index_t n) { store_n(b + j, rule.step(load_n(b + j, n), g, m + j, v + j, n), n); }, tid,
-      nt);
+      [&](index_t j, vec<T> g, index_t n) {
+        if (before) g += load_n(before + j, n);
+        store_n(b + j, rule.step(load_n(b + j, n), g, m + j, v + j, n), n);
+      },
+      tid, nt);
 }

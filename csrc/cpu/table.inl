@@ -147,6 +147,14 @@ Op<T> resolve(int code, const int* ints) {
       return grain_sum<T>;
     case OP_GRAM_WGRAD:
       return gram_wgrad<T>;
+    case OP_PROBE:
+      return probe_signs<T>;
+    case OP_TANGENT:
+      return tangent<T>;
+    case OP_SQUARED_NORM:
+      return squared_norm<T>;
+    case OP_COTANGENT:
+      return cotangent<T>;
   }
 #undef X
   return nullptr;

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .config import show_config
     from .models import (
         Autoencoder,
+        ContractiveAutoencoder,
         DenoisingAutoencoder,
         LinearAutoencoder,
         SparseAutoencoder,
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Autoencoder",
+    "ContractiveAutoencoder",
     "DenoisingAutoencoder",
     "LinearAutoencoder",
     "SparseAutoencoder",
@@ -40,7 +42,14 @@ __all__ = [
 ]
 
 _HOMES = {
-    "models": ("Autoencoder", "DenoisingAutoencoder", "LinearAutoencoder", "SparseAutoencoder", "load"),
+    "models": (
+        "Autoencoder",
+        "ContractiveAutoencoder",
+        "DenoisingAutoencoder",
+        "LinearAutoencoder",
+        "SparseAutoencoder",
+        "load",
+    ),
     "config": ("show_config",),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}

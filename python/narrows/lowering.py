@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from .contractive import Contraction, Reduction, check_contractive, contract
+from .contractive import Contraction, Reduction, check_contractive
 from .plan import (
     CELL_ROWS,
     FORWARD,
@@ -18,6 +18,8 @@ from .plan import (
     LEARN,
     SIGNATURES,
     Activation,
+    Corruption,
+    LayerSpec,
     Mode,
     NetworkSpec,
     Op,
@@ -29,7 +31,7 @@ from .plan import (
     padded,
 )
 
-__all__ = ["lower"]
+__all__ = ["lower", "lower_penalty"]
 
 _STATE = (("d", Region.GRADIENT), ("moment1.", Region.MOMENT1), ("moment2.", Region.MOMENT2))
 """Slots beside each parameter, by what is put before its name."""
@@ -45,6 +47,7 @@ class Lowering:
         self.names: list[str] = []
         self.terms: list[str] = []
         self.n_streams = 0
+        self.corruption_stream = 0
 
     def slot(self, name: str, region: Region, rows: int, cols: int) -> str:
         self.shapes[name] = (region, rows, cols)
@@ -75,6 +78,43 @@ class Lowering:
         """A random stream of its own for the op being written."""
         self.n_streams += 1
         return self.n_streams - 1
+
+    def corrupt(self, x: str, kind: Corruption, level: float, bounds: tuple[float, float], stream: int) -> None:
+        low, high = bounds
+        self.op(OpCode.CORRUPT, LEARN, {"x": x}, kind=kind, stream=stream, level=level, low=low, high=high)
+
+    def dense(
+        self,
+        name: str,
+        modes: Mode,
+        layer: LayerSpec,
+        operands: Mapping[str, str],
+        *,
+        output: bool = False,
+        transposed: bool = False,
+    ) -> tuple[str, str]:
+        """Write a layer whose slots end in `name`; return that of its output, and what its derivative is told from.
+
+        The output layer stops at the pre-activation: its activation is the loss's link.
+        """
+        activation = Activation.LINEAR if output else layer.activation
+        out = self.rows(f"a{name}", layer.n_out)
+        pre = self.rows(f"z{name}", layer.n_out) if activation.needs_preactivation else None
+        slots = {**operands, "out": out, "pre": pre}
+        self.op(OpCode.DENSE, modes, slots, activation=activation, transposed=transposed)
+        return out, pre or out
+
+    def dgrad(self, before: LayerSpec, dz: str, W: str, saved: str, out: str, *, transposed: bool = False) -> None:
+        """Write the gradient by the pre-activations of the layer `before`, from `dz` of the layer with weight `W`."""
+        self.op(
+            OpCode.DGRAD,
+            LEARN,
+            {"dz": dz, "W": W, "saved": saved, "out": out},
+            activation=before.activation,
+            transposed=transposed,
+            # Dropout scaled the saved output in place; its derivative is wanted before that.
+            scale=1.0 if before.activation.needs_preactivation else 1.0 - before.dropout,
+        )
 
     def term(self, name: str) -> int:
         if name not in self.terms:
@@ -144,19 +184,7 @@ def lower(spec: NetworkSpec, batch: int) -> Plan:
     check_contractive(spec)
     low = Lowering(batch)
 
-    weights: list[str] = []
-    for i, layer in enumerate(layers):
-        if layer.tied_to is None:
-            weights.append(low.slot(f"W{i}", Region.PARAMETER, layer.n_in, layer.n_out))
-        else:
-            weights.append(f"W{layer.tied_to}")
-        low.slot(f"b{i}", Region.PARAMETER, 1, layer.n_out)
-    parameter_size = 0
-    for name in list(low.names):
-        _, rows, cols = low.shapes[name]
-        for prefix, region in _STATE[: 1 + spec.n_moments]:
-            low.slot(f"{prefix}{name}", region, rows, cols)
-        parameter_size += rows * padded(cols)
+    weights, parameter_size = _parameters(low, spec)
 
     # Forward. Saved: what the backward pass reads of each layer, its output or its pre-activation.
     x = low.rows("x", spec.n_features)
@@ -170,34 +198,17 @@ def lower(spec: NetworkSpec, batch: int) -> Plan:
         weight = low.rows("weight", 1)
         low.op(OpCode.GATHER, LEARN, {"out": weight}, source=2)
     if spec.corruption is not None:
-        low.op(
-            OpCode.CORRUPT,
-            LEARN,
-            {"x": x},
-            kind=spec.corruption,
-            stream=low.stream(),
-            level=spec.corruption_level,
-            low=spec.corruption_range[0],
-            high=spec.corruption_range[1],
-        )
+        low.corruption_stream = low.stream()
+        low.corrupt(x, spec.corruption, spec.corruption_level, spec.corruption_range, low.corruption_stream)
     inputs: list[str] = []
     saved: list[str] = []
     streams: list[int | None] = []
     modes = FORWARD
     for i, layer in enumerate(layers):
         inputs.append(x)
-        keeps_pre = layer.activation.needs_preactivation and i != last
-        out = low.rows(f"a{i}", layer.n_out)
-        pre = low.rows(f"z{i}", layer.n_out) if keeps_pre else None
-        low.op(
-            OpCode.DENSE,
-            modes,
-            {"x": x, "W": weights[i], "b": f"b{i}", "out": out, "pre": pre},
-            # The output layer stops at the pre-activation: its activation is the loss's link.
-            activation=Activation.LINEAR if i == last else layer.activation,
-            transposed=layer.tied_to is not None,
-        )
-        saved.append(pre or out)
+        operands = {"x": x, "W": weights[i], "b": f"b{i}"}
+        out, kept = low.dense(f"{i}", modes, layer, operands, output=i == last, transposed=layer.tied_to is not None)
+        saved.append(kept)
         streams.append(low.stream() if layer.dropout > 0 else None)
         if (stream := streams[-1]) is not None:
             low.op(OpCode.DROPOUT, LEARN, {"x": out}, stream=stream, rate=layer.dropout)
@@ -224,39 +235,21 @@ def lower(spec: NetworkSpec, batch: int) -> Plan:
     # the gradients of the parameters, which are sums over all rows.
     reductions: list[Reduction] = [(rowloss, weight, "loss", True)]
     deltas = {last: z}
-    contraction: Contraction | None = None
+    contraction = Contraction(low, spec, weights, saved, weight)
     for i in range(last, 0, -1):
         before = layers[i - 1]
         dx = deltas[i - 1] = low.rows(f"d{i - 1}", before.n_out)
-        low.op(
-            OpCode.DGRAD,
-            LEARN,
-            {"dz": deltas[i], "W": weights[i], "saved": saved[i - 1], "out": dx},
-            activation=before.activation,
-            transposed=layers[i].tied_to is not None,
-            # Dropout scaled the saved output in place; its derivative is wanted before that.
-            scale=1.0 if before.activation.needs_preactivation else 1.0 - before.dropout,
-        )
+        low.dgrad(before, deltas[i], weights[i], saved[i - 1], dx, transposed=layers[i].tied_to is not None)
         if (stream := streams[i - 1]) is not None:
             low.op(OpCode.DROPOUT, LEARN, {"x": dx}, stream=stream, rate=before.dropout)
         if i == spec.latent:
             reductions += _latent_penalties(low, spec, f"a{i - 1}", saved[i - 1], weight, dx)
-            contraction = contract(low, spec, weights, saved, weight, dx)
+            contraction.penalise(dx)
             reductions += contraction.reductions
-        if contraction is not None:
-            contraction.curve(i - 1, dx)
-    assert contraction is not None
+        contraction.curve(i - 1, dx)
     reductions += _parameter_gradients(low, spec, weights, inputs, deltas, contraction)
 
-    terms = low.slot("terms", Region.SCRATCH, 1, max(1, len({r[2] for r in reductions})))
-    for name, row_weight, term, mean in reductions:
-        low.op(
-            OpCode.REDUCE,
-            LEARN,
-            {"x": name, "weight": row_weight, "terms": terms},
-            index=low.term(term),
-            mean=mean,
-        )
+    _reduce(low, reductions)
     if spec.clip_norm is not None:
         partial = low.slot("gradnorm", Region.SCRATCH, 1, -(-parameter_size // GRAIN))
         low.op(OpCode.SQNORM, LEARN, {"partial": partial})
@@ -274,6 +267,83 @@ def lower(spec: NetworkSpec, batch: int) -> Plan:
         Mode.SCORE: index[rowloss],
     }
     return Plan(spec, batch, plan_slots, tuple(low.ops), tuple(low.terms), parameter_size, work_size, outputs)
+
+
+def lower_penalty(spec: NetworkSpec, batch: int, *, grads: bool = True) -> Plan:
+    """Write the op list of an encoder's contractive penalties alone, to be run for their gradient.
+
+    Parameters
+    ----------
+    spec : NetworkSpec
+        All of its layers are the encoder.
+    batch : int
+        Capacity in rows; a run may use fewer.
+    grads : bool
+        Whether the gradients of the parameters are wanted.
+
+    Returns
+    -------
+    Plan
+
+    Raises
+    ------
+    ValueError
+        The penalty is not defined (see `check_contractive`).
+    """
+    check_contractive(spec)
+    low = Lowering(batch)
+    weights, parameter_size = _parameters(low, spec)
+    x = low.rows("x", spec.n_features)
+    low.op(OpCode.GATHER, Mode.GRADIENT, {"out": x}, source=0)
+    inputs, saved = [], []
+    for i, layer in enumerate(spec.layers):
+        inputs.append(x)
+        x, kept = low.dense(f"{i}", Mode.GRADIENT, layer, {"x": x, "W": weights[i], "b": f"b{i}"})
+        saved.append(kept)
+    deltas = {i: low.rows(f"d{i}", layer.n_out) for i, layer in enumerate(spec.layers)}
+    last = len(spec.layers) - 1
+    contraction = Contraction(low, spec, weights, saved, None)
+    contraction.penalise(deltas[last], onto=False)
+    if grads:
+        for i in range(last, -1, -1):
+            if i < last:
+                low.dgrad(spec.layers[i], deltas[i + 1], weights[i + 1], saved[i], deltas[i])
+            contraction.curve(i, deltas[i], onto=i < last)
+        _parameter_gradients(low, spec, weights, inputs, deltas, contraction, update=False)
+    _reduce(low, contraction.reductions)
+    slots, work_size = low.assign(set())
+    return Plan(spec, batch, slots, tuple(low.ops), tuple(low.terms), parameter_size, work_size)
+
+
+def _parameters(low: Lowering, spec: NetworkSpec) -> tuple[list[str], int]:
+    """Slots of the parameters and of their state; those of the layers' weights, and the elements of the region."""
+    weights: list[str] = []
+    for i, layer in enumerate(spec.layers):
+        if layer.tied_to is None:
+            weights.append(low.slot(f"W{i}", Region.PARAMETER, layer.n_in, layer.n_out))
+        else:
+            weights.append(f"W{layer.tied_to}")
+        low.slot(f"b{i}", Region.PARAMETER, 1, layer.n_out)
+    parameter_size = 0
+    for name in list(low.names):
+        _, rows, cols = low.shapes[name]
+        for prefix, region in _STATE[: 1 + spec.n_moments]:
+            low.slot(f"{prefix}{name}", region, rows, cols)
+        parameter_size += rows * padded(cols)
+    return weights, parameter_size
+
+
+def _reduce(low: Lowering, reductions: list[Reduction]) -> None:
+    """Sum what the step reports."""
+    terms = low.slot("terms", Region.SCRATCH, 1, max(1, len({r[2] for r in reductions})))
+    for name, row_weight, term, mean in reductions:
+        low.op(
+            OpCode.REDUCE,
+            LEARN,
+            {"x": name, "weight": row_weight, "terms": terms},
+            index=low.term(term),
+            mean=mean,
+        )
 
 
 def _latent_penalties(
@@ -295,7 +365,7 @@ def _latent_penalties(
     if spec.kl_sparsity > 0:
         mean = low.slot("mean_activity", Region.SCRATCH, 1, spec.n_components)
         penalty = low.slot("kl_penalty", Region.SCRATCH, 1, spec.n_components)
-        low.op(OpCode.COLSUM, LEARN, {"x": a, "weight": weight, "out": mean}, mean=True)
+        low.op(OpCode.COLSUM, LEARN, {"x": a, "weight": weight, "out": mean}, mean=True, accumulate=False)
         low.op(
             OpCode.KL_SPARSITY,
             LEARN,
@@ -321,13 +391,15 @@ def _parameter_gradients(
     inputs: list[str],
     deltas: Mapping[int, str],
     contraction: Contraction,
+    *,
+    update: bool = True,
 ) -> list[Reduction]:
     """Gradients of weights and biases; in training each is used up where it arises, unless all are wanted at once for
-    their norm.
+    their norm or there is no `update`.
 
     L2 and L1 are on weights, never on biases; adamw takes its L2 as decoupled decay instead of as a gradient.
     """
-    fused = spec.clip_norm is None
+    fused = update and spec.clip_norm is None
     apart = Mode.GRADIENT if fused else LEARN
     decoupled = spec.solver is Solver.ADAMW
     decay = {"l2": 0.0 if decoupled else spec.alpha, "l1": spec.weight_l1}
@@ -337,7 +409,7 @@ def _parameter_gradients(
     def state(name: str) -> dict[str, str]:
         return {f"moment{i + 1}": f"moment{i + 1}.{name}" for i in range(spec.n_moments)}
 
-    seen = contraction.begin_weights()
+    seen = set(contraction.begun)
     for i in range(len(weights) - 1, -1, -1):
         tied = spec.layers[i].tied_to is not None
         source, sink = (deltas[i], inputs[i]) if tied else (inputs[i], deltas[i])
@@ -377,7 +449,13 @@ def _parameter_gradients(
                     **decay,
                     rate=spec.alpha if decoupled else 0.0,
                 )
-        low.op(OpCode.COLSUM, apart, {"x": deltas[i], "out": f"d{b}"}, mean=False)
+        again = b in seen
+        low.op(OpCode.COLSUM, apart, {"x": deltas[i], "out": f"d{b}"}, mean=False, accumulate=again)
         if fused:
-            low.op(OpCode.COLSUM_UPDATE, Mode.TRAIN, {"x": deltas[i], "b": b, **state(b)}, **_rule(spec))
+            low.op(
+                OpCode.COLSUM_UPDATE,
+                Mode.TRAIN,
+                {"x": deltas[i], "db": f"d{b}" if again else None, "b": b, **state(b)},
+                **_rule(spec),
+            )
     return reductions

@@ -182,6 +182,10 @@ class OpCode(enum.IntEnum):
     CURVES = 23
     GRAIN_SUM = 24
     GRAM_WGRAD = 25
+    PROBE = 26
+    TANGENT = 27
+    SQUARED_NORM = 28
+    COTANGENT = 29
 
 
 class Signature(NamedTuple):
@@ -215,8 +219,8 @@ SIGNATURES: Mapping[OpCode, Signature] = {
     OpCode.LOSS: Signature(("z", "target", "weight"), ("z", "rowloss"), ints=("loss", "activation"), floats=("delta",)),
     # dW (+)= x' dz
     OpCode.WGRAD: Signature(("x", "dz", "dW"), ("dW",), ints=("accumulate",)),
-    # out = column sums of x, each row times its weight if given, divided by the rows of the batch if mean
-    OpCode.COLSUM: Signature(("x", "weight"), ("out",), ints=("mean",)),
+    # out (+)= column sums of x, each row times its weight if given, divided by the rows of the batch if mean
+    OpCode.COLSUM: Signature(("x", "weight", "out"), ("out",), ints=("mean", "accumulate")),
     # out = (dz W') * activation'(saved), saved being the output times scale, or the pre-activation
     OpCode.DGRAD: Signature(("dz", "W", "saved"), ("out",), ints=("activation", "transposed"), floats=("scale",)),
     # dz += strength * weight / m * sign(a) * activation'(saved); rowpenalty = strength * sum |a|
@@ -248,20 +252,20 @@ SIGNATURES: Mapping[OpCode, Signature] = {
         ints=("solver",),
         floats=("beta_1", "beta_2", "epsilon", "l2", "l1", "rate"),
     ),
-    # COLSUM and UPDATE of one bias
+    # COLSUM (onto what db holds, if there is a db) and UPDATE of one bias
     OpCode.COLSUM_UPDATE: Signature(
-        ("x", "b", "moment1", "moment2"),
+        ("x", "db", "b", "moment1", "moment2"),
         ("b", "moment1", "moment2"),
         ints=("solver",),
         floats=("beta_1", "beta_2", "epsilon"),
     ),
     # The contractive penalty of one layer, J = diag(p) W' with p = activation'(saved), in closed form: penalty =
-    # strength / m * sum_n weight * p**2 * |column of W|**2 for each unit, dz += its gradient by the pre-activations,
-    # and W's own gradient is colrate * W
+    # strength / m * sum_n weight * p**2 * |column of W|**2 for each unit, dz (+)= its gradient by the pre-activations,
+    # and W's own gradient is colrate * W. With `noisy`, saved of another input, p is the difference of both slopes.
     OpCode.CONTRACTIVE: Signature(
-        ("saved", "W", "weight", "dz"),
-        ("dz", "colrate", "penalty"),
-        ints=("activation",),
+        ("saved", "noisy", "W", "weight", "dz", "colrate"),
+        ("dz", "colrate", "dnoisy", "penalty"),
+        ints=("activation", "accumulate_dz", "accumulate_colrate"),
         floats=("strength",),
     ),
     # dW += colrate * W, a rate for each column
@@ -272,20 +276,32 @@ SIGNATURES: Mapping[OpCode, Signature] = {
     OpCode.SLOPES: Signature(("saved",), ("out",), ints=("activation", "column")),
     # The contractive penalty of several layers. From the slopes p1 | p2 | ... of the layers, side by side in segments,
     # each row has B = diag(pL) WL' ... W2' diag(p1) and J = B W1', so |J|**2 = tr(B gram B'). rowpenalty = strength *
-    # weight / m * |J|**2; dslopes = its derivative by the slopes; partial = what grains of rows add to the gradients by
-    # the Gram matrix and by W2', W3', W4', one grain a row (see `jacobian_segments`)
+    # weight / m * |J|**2; dslopes (+)= its derivative by the slopes; partial (+)= what grains of rows add to the
+    # gradients by the Gram matrix and by W2', W3', W4', one grain a row (see `jacobian_segments`). With `noisy`, the
+    # slopes for another input, B is the difference of both, and dnoisy the derivative by these.
     OpCode.JACOBIAN: Signature(
-        ("slopes", "gram", "W2", "W3", "W4", "weight"),
-        ("dslopes", "rowpenalty", "partial"),
+        ("slopes", "noisy", "gram", "W2", "W3", "W4", "weight", "dslopes", "partial"),
+        ("dslopes", "partial", "dnoisy", "rowpenalty"),
+        ints=("accumulate",),
         floats=("strength",),
     ),
-    # dz += dslopes * activation''(saved), of the columns of `dslopes` from `column` on
-    OpCode.CURVES: Signature(("dslopes", "saved", "dz"), ("dz",), ints=("activation", "column")),
+    # dz (+)= dslopes * activation''(saved), of the columns of `dslopes` from `column` on
+    OpCode.CURVES: Signature(("dslopes", "saved", "dz"), ("dz",), ints=("activation", "column", "accumulate")),
     # out = the sum over the grains of the columns of `partial` from `column` on, which hold a matrix row by row: one
     # that is symmetric and of which the lower half may be anything (form 0), or the transpose of `out` (form 1)
     OpCode.GRAIN_SUM: Signature(("partial",), ("out",), ints=("column", "form")),
     # dW = 2 W dgram
     OpCode.GRAM_WGRAD: Signature(("W", "dgram"), ("dW",)),
+    # out = +1 or -1, each with probability 1/2
+    OpCode.PROBE: Signature((), ("out",), ints=("stream",)),
+    # out = x * slopes, of the columns of `slopes` from `column` on
+    OpCode.TANGENT: Signature(("x", "slopes"), ("out",), ints=("column",)),
+    # rowpenalty (+)= strength * weight / m * |x|**2, and x becomes its derivative
+    OpCode.SQUARED_NORM: Signature(
+        ("x", "weight", "rowpenalty"), ("x", "rowpenalty"), ints=("accumulate",), floats=("strength",)
+    ),
+    # Back through TANGENT: dslopes (+)= dout * x, and dout, the derivative by its result, becomes that by x
+    OpCode.COTANGENT: Signature(("dout", "x", "slopes", "dslopes"), ("dout", "dslopes"), ints=("column", "accumulate")),
 }
 
 CELL_ROWS = 6
@@ -356,7 +372,8 @@ class NetworkSpec:
     """Everything `lower` needs to know about a model.
 
     `latent` counts the encoder's layers: layer ``latent - 1`` writes the code. `separate_target` says that the target
-    is bound apart from the input (denoising pairs, super-resolution).
+    is bound apart from the input (denoising pairs, super-resolution). `contractive_probes` of 0 stands for the exact
+    penalty.
     """
 
     layers: tuple[LayerSpec, ...]
@@ -370,6 +387,10 @@ class NetworkSpec:
     kl_sparsity: float = 0.0
     sparsity_target: float = 0.05
     contractive: float = 0.0
+    contractive_probes: int = 0
+    contractive_hessian: float = 0.0
+    hessian_std: float = 0.1
+    n_corruptions: int = 1
     alpha: float = 0.0
     weight_l1: float = 0.0
     solver: Solver = Solver.ADAM
@@ -475,7 +496,7 @@ class Plan:
 
 
 OP_DTYPE = np.dtype(
-    [("code", "i4"), ("modes", "i4"), ("slots", "i4", 9), ("ints", "i4", 2), ("floats", "f8", 6)], align=True
+    [("code", "i4"), ("modes", "i4"), ("slots", "i4", 11), ("ints", "i4", 3), ("floats", "f8", 6)], align=True
 )
 
 

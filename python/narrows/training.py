@@ -353,6 +353,7 @@ class Trainer:
             values["mse_per_feature"] = loss / spec.n_outputs
         if len(sums) > 1:
             values["penalty"] = penalty
+            values |= zip(self.program.plan.terms[1:], sums[1:].tolist(), strict=True)
         if self.validate is not None:
             with np.errstate(over="ignore", invalid="ignore"):
                 values["val_loss"] = self.validate(self.program)

@@ -261,9 +261,10 @@ def wgrad(run: Run, *, x: Array, dz: Array, dW: Array, accumulate: int) -> None:
     dW[...] = dW + product if accumulate else product
 
 
-def colsum(run: Run, *, x: Array, weight: Array | None, out: Array, mean: int) -> None:
+def colsum(run: Run, *, x: Array, weight: Array | None, out: Array, mean: int, accumulate: int) -> None:
     total = (x if weight is None else x * weight).sum(axis=0)
-    out[0] = total / run.m if mean else total
+    total = total / run.m if mean else total
+    out[0] = out[0] + total if accumulate else total
 
 
 def dgrad(
@@ -323,24 +324,39 @@ def decay(run: Run, *, W: Array, dW: Array, penalty: Array, l2: float, l1: float
 # --- ops: the contractive penalty (Rifai et al., ICML 2011) ----------------------------------------------------------
 
 
+def row_share(run: Run, weight: Array | None, strength: float, dtype: Any) -> Array:
+    """What each row's square counts, shape (m, 1)."""
+    share = np.full((run.m, 1), strength / run.m, dtype)
+    return share if weight is None else share * weight
+
+
 def contractive(
     run: Run,
     *,
     saved: Array,
+    noisy: Array | None,
     W: Array,
     weight: Array | None,
     dz: Array,
     colrate: Array,
+    dnoisy: Array | None,
     penalty: Array,
     activation: int,
+    accumulate_dz: int,
+    accumulate_colrate: int,
     strength: float,
 ) -> None:
-    share = saved.dtype.type(strength / run.m) * (1 if weight is None else weight)
-    slope, curve = DERIVATIVE[Activation(activation)](saved), CURVATURE[Activation(activation)](saved)
+    derivative, curvature = DERIVATIVE[Activation(activation)], CURVATURE[Activation(activation)]
+    share = row_share(run, weight, strength, W.dtype)
+    slope = derivative(saved) if noisy is None else derivative(saved) - derivative(noisy)
     norms, squares = (W * W).sum(axis=0), (share * slope * slope).sum(axis=0)
     penalty[0] = norms * squares
-    dz += 2 * share * norms * slope * curve
-    colrate[0] = 2 * squares
+    by_slope = 2 * share * norms * slope
+    by_pre = by_slope * curvature(saved)
+    dz[...] = dz + by_pre if accumulate_dz else by_pre
+    if noisy is not None and dnoisy is not None:
+        dnoisy[...] = -by_slope * curvature(noisy)
+    colrate[0] = (colrate[0] if accumulate_colrate else 0) + 2 * squares
 
 
 def column_decay(run: Run, *, W: Array, colrate: Array, dW: Array) -> None:
@@ -359,52 +375,71 @@ def jacobian(
     run: Run,
     *,
     slopes: Array,
+    noisy: Array | None,
     gram: Array,
     W2: Array,
     W3: Array | None,
     W4: Array | None,
     weight: Array | None,
     dslopes: Array,
-    rowpenalty: Array,
     partial: Array,
+    dnoisy: Array | None,
+    rowpenalty: Array,
+    accumulate: int,
     strength: float,
 ) -> None:
     weights = [W for W in (W2, W3, W4) if W is not None]
     widths = [len(gram), *(W.shape[1] for W in weights)]
-    share = np.broadcast_to(slopes.dtype.type(strength / run.m) * (1 if weight is None else weight), (run.m, 1))
-    columns = segments(widths)
+    columns, parts = segments(widths), jacobian_segments(widths)
+    share = row_share(run, weight, strength, gram.dtype)
+    passes = [(slopes, dslopes, 2.0)]
+    if noisy is not None and dnoisy is not None:
+        passes.append((noisy, dnoisy, -2.0))
+    if not accumulate:
+        dslopes[...] = 0
+        partial[...] = 0
+    if dnoisy is not None:
+        dnoisy[...] = 0
+
+    def part(i: int, rows: int, cols: int) -> Array:
+        # All of the sums over rows go to the first grain.
+        return partial[0, parts[i] : parts[i + 1]].reshape(rows, padded(cols))[:, :cols]
+
+    chains = [_derivatives(weights, p, columns, widths) for p, _, _ in passes]
+    B = chains[0][1][0] if noisy is None else chains[0][1][0] - chains[1][1][0]
+    product = B @ gram
+    rowpenalty[:, 0] = share[:, 0] * (B * product).sum(axis=(1, 2))
+    rows = B.reshape(-1, widths[0])
+    part(0, widths[0], widths[0])[...] += (rows * np.repeat(share, widths[-1], axis=0)).T @ rows
+    for (p, dp, sign), (by_out, by_pre) in zip(passes, chains, strict=True):
+        d = (gram.dtype.type(sign) * share[:, :, None]) * product  # by by_pre[0], then by those of the layers above
+        for i, W in enumerate([*weights, None]):
+            at = slice(columns[i], columns[i] + widths[i])
+            dp[:, at] += (d * by_out[i]).sum(axis=1)
+            if W is None:
+                break
+            d = d * p[:, None, at]
+            above = by_pre[i + 1].reshape(-1, widths[i + 1])
+            part(i + 1, widths[i + 1], widths[i])[...] += above.T @ d.reshape(-1, widths[i])
+            d = d @ W
+
+
+def _derivatives(
+    weights: list[Array], slopes: Array, columns: list[int], widths: list[int]
+) -> tuple[list[Array], list[Array]]:
+    """Derivatives of the latents by the outputs and by the pre-activations of each layer, (rows, latents, units)."""
     p = [slopes[:, None, at : at + n] for at, n in zip(columns, widths, strict=False)]
-    # Derivatives of the latents by the output and by the pre-activation of each layer, from the last to the first;
-    # (rows, latents, units)
-    by_out = [np.broadcast_to(np.eye(widths[-1], dtype=slopes.dtype), (run.m, widths[-1], widths[-1]))]
+    by_out = [np.broadcast_to(np.eye(widths[-1], dtype=slopes.dtype), (len(slopes), widths[-1], widths[-1]))]
     by_pre = [by_out[0] * p[-1]]
     for W, slope in zip(weights[::-1], p[-2::-1], strict=True):
         by_out.insert(0, by_pre[0] @ W.T)
         by_pre.insert(0, by_out[0] * slope)
-    product = by_pre[0] @ gram
-    rowpenalty[:, 0] = share[:, 0] * (by_pre[0] * product).sum(axis=(1, 2))
-    # All of the sums over rows go to the first grain.
-    partial[...] = 0
-    at = jacobian_segments(widths)
-
-    def part(i: int, rows: int, cols: int) -> Array:
-        return partial[0, at[i] : at[i + 1]].reshape(rows, padded(cols))[:, :cols]
-
-    flat = by_pre[0].reshape(-1, widths[0])
-    part(0, widths[0], widths[0])[...] = (flat * np.repeat(share, widths[-1], axis=0)).T @ flat
-    d = 2 * share[:, :, None] * product  # by by_pre[0], then by those of the layers above
-    for i, W in enumerate([*weights, None]):
-        dslopes[:, columns[i] : columns[i] + widths[i]] = (d * by_out[i]).sum(axis=1)
-        if W is None:
-            break
-        d = d * p[i]
-        above = by_pre[i + 1].reshape(-1, widths[i + 1])
-        part(i + 1, widths[i + 1], widths[i])[...] = above.T @ d.reshape(-1, widths[i])
-        d = d @ W
+    return by_out, by_pre
 
 
-def curves(run: Run, *, dslopes: Array, saved: Array, dz: Array, activation: int, column: int) -> None:
-    dz += dslopes[:, column : column + saved.shape[1]] * CURVATURE[Activation(activation)](saved)
+def curves(run: Run, *, dslopes: Array, saved: Array, dz: Array, activation: int, column: int, accumulate: int) -> None:
+    by_pre = dslopes[:, column : column + saved.shape[1]] * CURVATURE[Activation(activation)](saved)
+    dz[...] = dz + by_pre if accumulate else by_pre
 
 
 def grain_sum(run: Run, *, partial: Array, out: Array, column: int, form: int) -> None:
@@ -419,6 +454,29 @@ def grain_sum(run: Run, *, partial: Array, out: Array, column: int, form: int) -
 
 def gram_wgrad(run: Run, *, W: Array, dgram: Array, dW: Array) -> None:
     dW[...] = 2 * (W @ dgram)
+
+
+def probe_signs(run: Run, *, out: Array, stream: int) -> None:
+    out[...] = np.where(philox.uniform(run.seed, stream, run.step, *out.shape) < 0.5, -1, 1)
+
+
+def tangent(run: Run, *, x: Array, slopes: Array, out: Array, column: int) -> None:
+    out[...] = x * slopes[:, column : column + x.shape[1]]
+
+
+def squared_norm(
+    run: Run, *, x: Array, weight: Array | None, rowpenalty: Array, accumulate: int, strength: float
+) -> None:
+    share = row_share(run, weight, strength, x.dtype)
+    value = share[:, 0] * (x * x).sum(axis=1)
+    rowpenalty[:, 0] = rowpenalty[:, 0] + value if accumulate else value
+    x *= 2 * share
+
+
+def cotangent(run: Run, *, dout: Array, x: Array, slopes: Array, dslopes: Array, column: int, accumulate: int) -> None:
+    at = slice(column, column + x.shape[1])
+    dslopes[:, at] = dslopes[:, at] + dout * x if accumulate else dout * x
+    dout *= slopes[:, at]
 
 
 # --- ops: sums and updates ------------------------------------------------------------------------------------------
@@ -500,6 +558,7 @@ def colsum_update(
     run: Run,
     *,
     x: Array,
+    db: Array | None,
     b: Array,
     moment1: Array,
     moment2: Array | None,
@@ -508,7 +567,8 @@ def colsum_update(
     beta_2: float,
     epsilon: float,
 ) -> None:
-    step_rule(run, b, x.sum(axis=0, keepdims=True), moment1, moment2, solver, beta_1, beta_2, epsilon)
+    g = x.sum(axis=0, keepdims=True)
+    step_rule(run, b, g if db is None else g + db, moment1, moment2, solver, beta_1, beta_2, epsilon)
 
 
 def clip_scale(sum_of_squares: float, clip: float) -> float:
@@ -544,6 +604,10 @@ OPS: Mapping[OpCode, Callable[..., None]] = {
     OpCode.CURVES: curves,
     OpCode.GRAIN_SUM: grain_sum,
     OpCode.GRAM_WGRAD: gram_wgrad,
+    OpCode.PROBE: probe_signs,
+    OpCode.TANGENT: tangent,
+    OpCode.SQUARED_NORM: squared_norm,
+    OpCode.COTANGENT: cotangent,
 }
 
 

@@ -24,6 +24,7 @@ ESTIMATORS = {
     "linear": "LinearAutoencoder",
     "denoising": "DenoisingAutoencoder",
     "sparse": "SparseAutoencoder",
+    "contractive": "ContractiveAutoencoder",
 }
 LOSSES = ("mse", "bce", "huber", "multinomial")
 COUNT_LOSSES = ("multinomial",)

@@ -5,7 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 
-from .autoencoder import Autoencoder, DenoisingAutoencoder, LinearAutoencoder, SparseAutoencoder
+from .autoencoder import (
+    Autoencoder,
+    ContractiveAutoencoder,
+    DenoisingAutoencoder,
+    LinearAutoencoder,
+    SparseAutoencoder,
+)
 from .base import BaseAutoencoder
 from .files import read_model
 
@@ -13,6 +19,7 @@ __all__ = [
     "ESTIMATORS",
     "Autoencoder",
     "BaseAutoencoder",
+    "ContractiveAutoencoder",
     "DenoisingAutoencoder",
     "LinearAutoencoder",
     "SparseAutoencoder",
@@ -20,7 +27,8 @@ __all__ = [
 ]
 
 ESTIMATORS: Mapping[str, type[BaseAutoencoder]] = {
-    cls.__name__: cls for cls in (Autoencoder, LinearAutoencoder, DenoisingAutoencoder, SparseAutoencoder)
+    cls.__name__: cls
+    for cls in (Autoencoder, LinearAutoencoder, DenoisingAutoencoder, SparseAutoencoder, ContractiveAutoencoder)
 }
 """The classes that a model file may name."""
 
