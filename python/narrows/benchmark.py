@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 
 from .backends import Hyper, Program, compile_plan, own_ops, probe, resolve, thread_count, usable_cpus
 from .lowering import lower
-from .plan import SIGNATURES, Activation, LayerSpec, Loss, Mode, NetworkSpec, Op, OpCode, Plan, Region
+from .plan import SIGNATURES, Activation, LayerSpec, Loss, Mode, NetworkSpec, Op, OpCode, Plan, Region, op_flops
 
-__all__ = ["CASES", "Case", "OpTiming", "StepTiming", "machine", "op_flops", "prepared", "profile_ops", "time_steps"]
+__all__ = ["CASES", "Case", "OpTiming", "StepTiming", "machine", "prepared", "profile_ops", "time_steps"]
 
 BATCHES = 20
 """Different batches that the steps go through, in order, again and again."""
@@ -228,18 +228,6 @@ def profile_ops(case: Case, *, n_threads: int | None = None, seconds: float = 2.
             share = float(t / times.sum())
             result.append(OpTiming(op.code.name.lower(), *_described(plan, op), float(t) * 1e3, share, rate))
     return [*result, OpTiming("waiting", "", "", float(times[-1]) * 1e3, float(times[-1] / times.sum()), None)]
-
-
-_PRODUCTS = {OpCode.DENSE: "W", OpCode.DGRAD: "W", OpCode.WGRAD: "dW", OpCode.WGRAD_UPDATE: "W"}
-"""Ops that are matrix products, and their operand that is a weight or its gradient."""
-
-
-def op_flops(plan: Plan, op: Op) -> int:
-    """Floating-point operations of an op on a full batch if it is a matrix product, else 0."""
-    if op.code not in _PRODUCTS:
-        return 0
-    weight = plan.slots[op.slots[SIGNATURES[op.code].slots.index(_PRODUCTS[op.code])]]
-    return 2 * plan.batch * weight.rows * weight.cols
 
 
 def _described(plan: Plan, op: Op) -> tuple[str, str]:

@@ -458,10 +458,7 @@ class Plan:
     @cached_property
     def flops(self) -> int:
         """Floating-point operations of the matrix products of one training step of a full batch."""
-        total = 0
-        for i, layer in enumerate(self.spec.layers):
-            total += (4 if i == 0 else 6) * self.batch * layer.n_in * layer.n_out
-        return total
+        return sum(op_flops(self, op) for op in self.ops if op.modes & Mode.TRAIN)
 
     def __str__(self) -> str:
         lines = [
@@ -498,6 +495,33 @@ class Plan:
 OP_DTYPE = np.dtype(
     [("code", "i4"), ("modes", "i4"), ("slots", "i4", 11), ("ints", "i4", 3), ("floats", "f8", 6)], align=True
 )
+
+
+_PRODUCTS = {
+    OpCode.DENSE: "W",
+    OpCode.DGRAD: "W",
+    OpCode.WGRAD: "dW",
+    OpCode.WGRAD_UPDATE: "W",
+    OpCode.GRAM: "W",
+    OpCode.GRAM_WGRAD: "W",
+}
+"""Ops that are matrix products, and their operand that is a weight or its gradient."""
+
+
+def op_flops(plan: Plan, op: Op) -> int:
+    """Floating-point operations of an op's matrix products on a full batch; 0 if it has none."""
+    slots = {role: plan.slots[i] for role, i in zip(SIGNATURES[op.code].slots, op.slots, strict=True) if i >= 0}
+    if op.code is OpCode.JACOBIAN:
+        # A row for each row of the batch and latent; half of a symmetric product. The last weight takes none.
+        weights = [slots[role] for role in ("W2", "W3", "W4") if role in slots]
+        inner = sum(W.rows * W.cols for W in weights[:-1])
+        chains = 2 if "noisy" in slots else 1
+        return plan.batch * weights[-1].cols * (3 * slots["gram"].rows ** 2 + 6 * chains * inner)
+    if op.code not in _PRODUCTS:
+        return 0
+    weight = slots[_PRODUCTS[op.code]]
+    rows = weight.cols if op.code in (OpCode.GRAM, OpCode.GRAM_WGRAD) else plan.batch
+    return 2 * rows * weight.rows * weight.cols
 
 
 def segments(widths: Sequence[int]) -> list[int]:
