@@ -19,7 +19,21 @@ from numpy.typing import NDArray
 
 from .backends import Hyper, Program, compile_plan, own_ops, probe, resolve, thread_count, usable_cpus
 from .lowering import lower
-from .plan import SIGNATURES, Activation, LayerSpec, Loss, Mode, NetworkSpec, Op, OpCode, Plan, Region, op_flops
+from .plan import (
+    PRODUCTS,
+    SIGNATURES,
+    Activation,
+    LayerSpec,
+    Loss,
+    Mode,
+    NetworkSpec,
+    Op,
+    OpCode,
+    Plan,
+    Region,
+    op_flops,
+    product_size,
+)
 
 __all__ = ["CASES", "Case", "OpTiming", "StepTiming", "machine", "prepared", "profile_ops", "time_steps"]
 
@@ -242,9 +256,8 @@ def _described(plan: Plan, op: Op) -> tuple[str, str]:
         parameters = [s for s in plan.slots if s.region is Region.PARAMETER]
         return "all parameters", str(sum(s.rows * s.cols for s in parameters))
     operands = f"{' '.join(written)} <- {' '.join(read)}" if read else " ".join(written)
-    if op.code in _PRODUCTS:
-        weight = slots[_PRODUCTS[op.code]]
-        return operands, f"{plan.batch} x {weight.rows} x {weight.cols}"
+    if op.code in PRODUCTS:
+        return operands, " x ".join(map(str, product_size(plan, op)))
     largest = max(slots.values(), key=lambda s: s.rows * s.cols)
     return operands, f"{largest.rows} x {largest.cols}"
 

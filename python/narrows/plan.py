@@ -497,7 +497,7 @@ OP_DTYPE = np.dtype(
 )
 
 
-_PRODUCTS = {
+PRODUCTS = {
     OpCode.DENSE: "W",
     OpCode.DGRAD: "W",
     OpCode.WGRAD: "dW",
@@ -517,11 +517,17 @@ def op_flops(plan: Plan, op: Op) -> int:
         inner = sum(W.rows * W.cols for W in weights[:-1])
         chains = 2 if "noisy" in slots else 1
         return plan.batch * weights[-1].cols * (3 * slots["gram"].rows ** 2 + 6 * chains * inner)
-    if op.code not in _PRODUCTS:
+    if op.code not in PRODUCTS:
         return 0
-    weight = slots[_PRODUCTS[op.code]]
-    rows = weight.cols if op.code in (OpCode.GRAM, OpCode.GRAM_WGRAD) else plan.batch
-    return 2 * rows * weight.rows * weight.cols
+    m, k, n = product_size(plan, op)
+    return 2 * m * k * n
+
+
+def product_size(plan: Plan, op: Op) -> tuple[int, int, int]:
+    """Rows that a product has on a full batch, and the shape of its weight, of an op in `PRODUCTS`."""
+    weight = plan.slots[op.slots[SIGNATURES[op.code].slots.index(PRODUCTS[op.code])]]
+    square = op.code in (OpCode.GRAM, OpCode.GRAM_WGRAD)
+    return weight.cols if square else plan.batch, weight.rows, weight.cols
 
 
 def segments(widths: Sequence[int]) -> list[int]:
