@@ -18,6 +18,10 @@ import numpy as np
 from narrows.backends import Hyper, compile_plan, resolve
 from peer_cases import BETA_1, BETA_2, EPSILON, SEED, STEPS, Case, parameters
 
+WHOLE_EPOCH = ("lax.scan over an epoch", "an epoch in one jit-compiled tf.function")
+"""Ways that take a whole epoch of prepared batches in one compiled call, which few users write; the others are called
+for each step, or are the library's own `fit`."""
+
 Train = Callable[[int], list[float]]
 """Train for as many epochs; returns the mean loss of each."""
 Variants = Iterator[tuple[str, Callable[[], Train]]]

@@ -149,12 +149,13 @@ class Repeated:
                 times[name].append(seconds(lambda: run(n)) / n)  # noqa: B023
         self.tried = {name: statistics.median(found) for name, found in times.items()}
         self.name = min(self.tried, key=lambda name: self.tried[name])
-        self._run, self._repeats = ways[self.name], repeats[self.name]
+        self._ways, self._repeats = ways, repeats
 
-    def turn(self) -> float:
-        """Seconds of one, after a run that wakes the threads and fills the caches."""
-        self._run(max(1, self._repeats // 2))
-        return seconds(lambda: self._run(self._repeats)) / self._repeats
+    def turn(self, name: str | None = None) -> float:
+        """Seconds of one, by default in the fastest way, after a run that wakes the threads and fills the caches."""
+        run, repeats = self._ways[name or self.name], self._repeats[name or self.name]
+        run(max(1, repeats // 2))
+        return seconds(lambda: run(repeats)) / repeats
 
 
 def interleaved(workers: Sequence[Worker], rounds: int) -> Iterator[Worker]:

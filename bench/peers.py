@@ -4,6 +4,9 @@ Usage: ``python bench/peers.py [--cases keras-deep,memory,...] [--threads 2] [--
 in an environment that holds narrows and the peers (``pip install torch jax tensorflow``); a peer that is not installed
 is left out, and the result says so. ``--page-only`` writes docs/benchmarks.md anew from the stored results.
 
+A library's figure is that of its fastest way to train. Beside it stands that of its fastest usual way: a call for each
+step, or the library's own `fit`; not a whole epoch of prepared batches in one compiled call.
+
 Each library runs in a process of its own and they take turns, so that a machine that changes its speed changes it for
 all: figures are the median and the quartiles over rounds, a ratio is the median of the ratios of each round. All train
 the same network from the same weights on the same batches, and a library whose losses are others ends the run.
@@ -63,7 +66,7 @@ def measure(case: Case, threads: int, rounds: int) -> dict[str, Any]:
     reference = reference_losses(case)
     with ExitStack() as stack:
         workers = [stack.enter_context(Worker("training.py", name)) for name in names]
-        result: dict[str, Any] = {"contenders": {}, "ratio": {}}
+        result: dict[str, Any] = {"contenders": {}, "ratio": {}, "usual_ratio": {}}
         for worker in workers:
             ready = worker.ask("start", contender=worker.name, case=case.name, threads=threads)
             for variant, losses in ready.pop("losses").items():
@@ -76,16 +79,19 @@ def measure(case: Case, threads: int, rounds: int) -> dict[str, Any]:
             loss = worker.ask("end")
             if not loss < reference[-1]:
                 raise RuntimeError(f"{case.name}: {worker.name} has not learnt: loss {loss}, early on {reference[-1]}")
-    ms = {name: [turn["ms"] for turn in turns[name]] for name in names}
+    own = [turn["ms"] for turn in turns["narrows"]]
     for name in names:
-        result["contenders"][name] |= spread(ms[name])
+        result["contenders"][name] |= spread([turn["ms"] for turn in turns[name]])
         if name != "narrows":
-            result["ratio"][name] = spread([a / b for a, b in zip(ms[name], ms["narrows"], strict=True)])
+            for ratio, ms in (("ratio", "ms"), ("usual_ratio", "usual_ms")):
+                found = [turn[ms] for turn in turns[name]]
+                result[ratio][name] = spread([a / b for a, b in zip(found, own, strict=True)])
     probes = [turn["probe"] for turn in turns["narrows"] if "probe" in turn]
     result["probe"] = {key: statistics.median(p[key] for p in probes) for key in probes[0]} if probes else {}
     # By the ratios, which a machine that changes its speed leaves alone, unlike the medians.
     peers = [name for name in names if name in MODULES]
-    result["fastest"] = min(peers, key=lambda name: result["ratio"][name]["median"], default=None)
+    for fastest, ratio in (("fastest", "ratio"), ("usual_fastest", "usual_ratio")):
+        result[fastest] = min(peers, key=lambda name: result[ratio][name]["median"], default=None)
     return result
 
 
@@ -119,16 +125,24 @@ def describe(case: Case) -> dict[str, Any]:
 
 
 def overall(cases: dict[str, Any]) -> dict[str, Any]:
-    """Geometric mean of the ratios to the fastest peer."""
-    ratios = [case["ratio"][case["fastest"]]["median"] for case in cases.values() if case["fastest"]]
-    mean = statistics.geometric_mean(ratios) if ratios else None
-    return {"geometric_mean": mean, "cases": len(ratios), "of": len(CASES), "target": OVERALL_TARGET}
+    """Geometric means of the ratios to the fastest peer: in its usual ways, and in all."""
+    compared = [case for case in cases.values() if case["fastest"]]
+    means = {
+        mean: statistics.geometric_mean(case[ratio][case[fastest]]["median"] for case in compared) if compared else None
+        for mean, ratio, fastest in (
+            ("geometric_mean", "ratio", "fastest"),
+            ("usual_geometric_mean", "usual_ratio", "usual_fastest"),
+        )
+    }
+    return means | {"cases": len(compared), "of": len(CASES), "target": OVERALL_TARGET}
 
 
 def say(name: str, result: dict[str, Any]) -> None:
     print(name)
     for contender, found in result["contenders"].items():
-        ratio = f"  {result['ratio'][contender]['median']:.2f}x" if contender in result["ratio"] else ""
+        ratio = "".join(
+            f"  {result[r][contender]['median']:.2f}x" for r in ("usual_ratio", "ratio") if contender in result[r]
+        )
         print(f"  {contender:16} {found['median']:9.4f} ms{ratio}  ({found['variant']})")
     if result["probe"]:
         share = page.share_of_peak(result)

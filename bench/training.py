@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from contenders import CONTENDERS, program_of
+from contenders import CONTENDERS, WHOLE_EPOCH, program_of
 from harness import Repeated, seconds, serve
 from narrows.backends import Hyper, probe, resolve
 from peer_cases import BETA_1, BETA_2, CASES, EPSILON, FIT_ROWS, GUARD_EPOCHS, SEED, STEPS
@@ -36,11 +36,14 @@ class Training:
         self.ways = Repeated(ways)
         self.last = ways[self.ways.name]
         tried = {name: each / STEPS * 1e3 for name, each in self.ways.tried.items()}
-        return {"variant": self.ways.name, "tried": tried, "losses": losses}
+        self.usual = min((name for name in tried if name not in WHOLE_EPOCH), key=lambda name: tried[name])
+        return {"variant": self.ways.name, "usual": self.usual, "tried": tried, "losses": losses}
 
     def turn(self) -> dict[str, Any]:
         """Milliseconds of a step, and what the machine can do at this moment."""
         answer: dict[str, Any] = {"ms": self.ways.turn() / STEPS * 1e3}
+        usual = self.usual != self.ways.name
+        answer["usual_ms"] = self.ways.turn(self.usual) / STEPS * 1e3 if usual else answer["ms"]
         if self.probes:
             from narrows.backends.cpp import probe_machine
 

@@ -58,7 +58,7 @@ SourceView dense_view(const py::array& array) {
 class PyProgram {
  public:
   PyProgram(const py::array& slots, const py::array& ops, index_t batch, index_t parameter_size, index_t work_size,
-            int moments, int precision, int n_threads, int simulate) {
+            int moments, int precision, int n_threads, int simulate, bool tune) {
     PlanDesc plan;
     plan.batch = batch, plan.parameter_size = parameter_size, plan.work_size = work_size, plan.moments = moments;
     if (slots.ndim() != 2 || slots.shape(1) != 4 || !slots.dtype().equal(py::dtype::of<int64_t>()) ||
@@ -71,7 +71,7 @@ class PyProgram {
     plan.ops.resize(size_t(ops.shape(0)));
     if (!plan.slots.empty()) std::memcpy(plan.slots.data(), slots.data(), size_t(slots.nbytes()));
     if (!plan.ops.empty()) std::memcpy(plan.ops.data(), ops.data(), size_t(ops.nbytes()));
-    program_ = Program::compile(std::move(plan), chosen_isa(), precision, n_threads, simulate);
+    program_ = Program::compile(std::move(plan), chosen_isa(), precision, n_threads, simulate, tune);
     is_double_ = precision == FLOAT64;
   }
 
@@ -148,6 +148,15 @@ class PyProgram {
   }
 
   // Seconds by thread and op, barriers last.
+  // Whether rows are shared, the ops that are turned, and whether this has been found by measuring.
+  py::tuple choice() const {
+    const Choice& choice = program_->choice();
+    py::list turned;
+    for (size_t op = 0; op < choice.turned.size(); ++op)
+      if (choice.turned[op]) turned.append(op);
+    return py::make_tuple(choice.by_rows, turned, program_->tuned());
+  }
+
   py::array_t<double> profile(const py::array_t<int64_t, py::array::c_style>& rows, uint64_t seed, uint32_t step,
                               const py::array_t<double, py::array::c_style>& learning_rate) {
     check_rates(rows.size(), learning_rate);
@@ -418,9 +427,10 @@ PYBIND11_MODULE(_core, m) {
       },
       "name"_a, "x"_a, "isa"_a, "target"_a = 0.0);
   py::class_<PyProgram>(m, "Program")
-      .def(py::init<const py::array&, const py::array&, index_t, index_t, index_t, int, int, int, int>(),
+      .def(py::init<const py::array&, const py::array&, index_t, index_t, index_t, int, int, int, int, bool>(),
            py::arg("slots"), py::arg("ops"), py::arg("batch"), py::arg("parameter_size"), py::arg("work_size"),
-           py::arg("moments"), py::arg("precision"), py::arg("n_threads"), py::arg("simulate_threads") = 0)
+           py::arg("moments"), py::arg("precision"), py::arg("n_threads"), py::arg("simulate_threads") = 0,
+           py::arg("tune") = true)
       .def("bind_dense", &PyProgram::bind_dense)
       .def("bind_csr", &PyProgram::bind_csr)
       .def("train", &PyProgram::train, py::arg("rows"), py::arg("seed"), py::arg("step"), py::arg("learning_rate"),
@@ -428,6 +438,7 @@ PYBIND11_MODULE(_core, m) {
       .def("gradient", &PyProgram::gradient)
       .def("apply", &PyProgram::apply)
       .def("profile", &PyProgram::profile)
+      .def("choice", &PyProgram::choice)
       .def("release", &PyProgram::release)
       .def_static("slot", &PyProgram::slot, py::arg("program"), py::arg("slot"), py::arg("moment") = -1)
       .def_static("arena", &PyProgram::arena);

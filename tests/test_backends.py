@@ -606,6 +606,35 @@ def test_cpp_bits_for_any_simulated_team(cpp: str, dtype: Any) -> None:
         assert bits(case, dtype=dtype, simulate_threads=n) == expected, f"{n} simulated threads"
 
 
+@pytest.mark.parametrize("precision", Precision, ids=str)
+def test_cpp_cuts_are_tuned_without_a_bit(cpp: str, precision: Precision) -> None:
+    from narrows.backends import cpp as module
+
+    spec = network((120, 90, 11, 90, 120), Activation.GELU, dropout=0.2, alpha=0.1, epsilon=1.1e-6)
+    case = Case("tuned", spec, batch=40, rows=100)
+    data, hyper = case.data(precision.dtype), Hyper(SEED, STEP, np.full(30, 1e-2))
+    rows = np.arange(30 * case.batch) % case.rows
+
+    def trained(n_threads: int, *, tune: bool) -> tuple[list[bytes], Any]:
+        program = module.compile(case.plan, precision=precision, n_threads=n_threads, tune=tune)
+        program.load(case.state(precision.dtype))
+        program.bind(*data)
+        begins = program.blocking
+        terms = program.train(rows, hyper)
+        return [terms.tobytes(), *(array.tobytes() for array in program.state().values())], (begins, program.blocking)
+
+    expected, (_, untuned) = trained(1, tune=False)
+    assert untuned.tuned  # nothing to find
+    for n in (1, 2, 3):
+        bits, (begins, ends) = trained(n, tune=True)
+        assert bits == expected, f"{n} threads"
+        assert not begins.tuned
+        assert ends.tuned
+        again, (known, _) = trained(n, tune=True)
+        assert known == ends
+        assert again == expected
+
+
 @pytest.mark.parametrize("case", [*MODEL_CASES[::4], *SHAPE_CASES], ids=str)
 def test_rows_do_not_depend_on_their_neighbours(backend: str, case: Case) -> None:
     if backend == "reference":

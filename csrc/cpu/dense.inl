@@ -161,11 +161,6 @@ void wgrad(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
       tid, nt);
 }
 
-// Whether the input gradient of n rows by a layer of `inputs` and `outputs` is computed as a transposed product.
-inline bool turned_dgrad(index_t n, index_t inputs, index_t outputs) {
-  return n >= 32 && inputs >= 2 * n && outputs <= TURNED_DEPTH;
-}
-
 template <class Act, class T>
 void dgrad(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
   Matrix<T> saved = args.slots[2], out = args.slots[3];
@@ -183,13 +178,13 @@ void dgrad(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
   const auto finish = [&](index_t i, index_t j, vec<T> g, index_t n) __attribute__((always_inline)) {
     store_n(out.row(i) + j, g * Act::slope(load_n(saved.row(i) + j, n) * scale), n);
   };
-  if (!ctx.bfloat16 && nt == 1 && turned_dgrad(dz.rows, Wt.cols, Wt.rows)) {
+  if (args.turned && nt == 1) {
     // The transposed product, which packs the batch's gradients and not the larger weight. Tiles are turned back when
     // as many have come as fill whole blocks.
     constexpr index_t W = WIDTH<T>, GROUP = 8;
     alignas(64) T group[GROUP * MR * NR<T>], block[W * W];
     product(
-        false, transposed(Wt), transposed(dz), Matrix<T>{}, scratch,
+        ctx.bfloat16, transposed(Wt), transposed(dz), Matrix<T>{}, scratch,
         [&](const Tile& t, const T* tile) {
           const index_t at = t.row / MR % GROUP;
           __builtin_memcpy(group + at * MR * NR<T>, tile, size_t(t.rows) * NR<T> * sizeof(T));

@@ -29,10 +29,10 @@ struct Operands {
   index_t steps;
   bool first, last;  // whether these are the first and the last steps of the sum
   // Memory that will be wanted soon, a line fetched with each step: first those of a list, for writing, then one so
-  // many elements from the one before.
+  // many bytes from the one before.
   const void* const* lines;
   index_t n_lines;
-  const E* ahead;
+  const char* ahead;
   index_t ahead_step;
 };
 
@@ -44,7 +44,8 @@ void micro_kernel(const Operands<E>& o, T* tile) {
   for (int i = 0; i < MR_; ++i)
 #pragma GCC unroll 8
     for (int j = 0; j < NV_; ++j) acc[i][j] = o.first ? vec<T>{} : load(tile + i * NR<T> + j * WIDTH<T>);
-  const E *a = o.a, *b = o.b, *ahead = o.ahead;
+  const E *a = o.a, *b = o.b;
+  const char* ahead = o.ahead;
   const index_t a_row = o.a_row, a_col = o.a_col, b_row = o.b_row, ahead_step = o.ahead_step;
   const auto step = [&]() __attribute__((always_inline)) {
     vec<E> bv[NV_];
@@ -167,15 +168,34 @@ struct Tile {
   index_t cols;
 };
 
+// Memory that will be read soon: `rows` times `n` lines.
+struct Coming {
+  const char* at = nullptr;
+  index_t step = 0, n = 0, row = 0, rows = 0;  // bytes from line to line and from row to row
+};
+
+// The panel of B that begins at column j0.
+template <class T>
+inline Coming coming(const Matrix<const T>& B, index_t k0, index_t depth, index_t j0) {
+  constexpr index_t LINE = 64, SIZE = sizeof(T);
+  const index_t cols = B.cols - j0 < NR<T> ? B.cols - j0 : NR<T>;
+  if (cols <= 0) return {};
+  const char* at = reinterpret_cast<const char*>(B.data + k0 * B.row_stride + j0 * B.col_stride);
+  if (B.col_stride == 1) return {at, B.row_stride * SIZE, depth, LINE, (cols * SIZE + LINE - 1) / LINE};
+  // Columns follow each other in memory.
+  if (B.row_stride == 1 && 2 * depth > B.col_stride) return {at, LINE, cols * B.col_stride * SIZE / LINE, 0, 1};
+  return {};
+}
+
 // The tiles of panel `col` from row block `begin` to `end`, of which the operands' A begins with row `origin` of C.
-// Partial sums wait in `partial`; `next` is where the next panel of B will be read, if it is known.
+// Partial sums wait in `partial`; `next` is what will be read when they are done.
 template <class T, class E, class Epilogue, class Before>
 inline void run_tiles(Operands<E> o, index_t origin, index_t M, index_t begin, index_t end, index_t col, index_t cols,
-                      const E* next, const Matrix<T>& partial, const Epilogue& epilogue, const Before& before) {
-  constexpr index_t LINE = 64 / sizeof(E);
+                      const Coming& next, const Matrix<T>& partial, const Epilogue& epilogue, const Before& before) {
+  constexpr index_t SIZE = sizeof(E);
   const int vectors = int((cols + WIDTH<T> - 1) / WIDTH<T>);
   const E* a = o.a;
-  index_t fetched = 0;  // elements of each row of the next panel
+  index_t row = 0, line = 0;  // of what comes next
   const void* lines[MAX_LINES];
   alignas(64) T tile[MR * NR<T>];
   for (index_t block = begin; block < end; ++block) {
@@ -183,23 +203,26 @@ inline void run_tiles(Operands<E> o, index_t origin, index_t M, index_t begin, i
     const int rows = int(M - i < MR ? M - i : MR);
     const Tile t{origin + i, col, rows, cols};
     o.a = a + i * o.a_row;
-    // While a tile is computed, what a later one needs is fetched: a line of every row of x, if A is x transposed and
-    // the next tile is the first to touch it, else a line of every row of the next panel.
-    const E* edge = o.a + (2 * MR - 1);
-    if (o.a_row == 1 && (uintptr_t(edge) ^ uintptr_t(edge - MR)) / 64 && block + 1 < end)
-      o.ahead = edge, o.ahead_step = o.a_col;
-    else if (next && fetched < NR<T>)
-      o.ahead = next + fetched, o.ahead_step = o.b_row, fetched += LINE;
-    else if (o.a_col == 1)
-      o.ahead = o.a + MR * o.a_row, o.ahead_step = o.steps > 0 ? MR * o.a_row / o.steps : 0;
-    else
-      o.ahead = o.b, o.ahead_step = 0;
-    if (!o.first)
-      for (int r = 0; r < rows; ++r)
-        __builtin_memcpy(tile + r * NR<T>, partial.row(t.row + r) + col, size_t(cols) * sizeof(T));
     o.lines = lines;
     o.n_lines =
         o.last && block + 1 < end ? before({t.row + MR, col, M - i - MR < MR ? int(M - i) - MR : MR, cols}, lines) : 0;
+    // While a tile is computed, what will be read later is fetched: the next panel of B, and then what the next tile is
+    // the first to need of A.
+    const E* edge = o.a + (2 * MR - 1);
+    if (row < next.rows) {
+      o.ahead = next.at + row * next.row + line * next.step, o.ahead_step = next.step;
+      line += o.steps > o.n_lines ? o.steps - o.n_lines : 0;
+      if (line >= next.n) line = 0, ++row;
+    } else if (o.a_row == 1 && (uintptr_t(edge) ^ uintptr_t(edge - MR)) / 64) {
+      o.ahead = reinterpret_cast<const char*>(edge), o.ahead_step = o.a_col * SIZE;
+    } else if (o.a_col == 1 && o.steps > 0) {
+      o.ahead = reinterpret_cast<const char*>(o.a + MR * o.a_row), o.ahead_step = MR * o.a_row * SIZE / o.steps;
+    } else {
+      o.ahead = reinterpret_cast<const char*>(o.b), o.ahead_step = 0;
+    }
+    if (!o.first)
+      for (int r = 0; r < rows; ++r)
+        __builtin_memcpy(tile + r * NR<T>, partial.row(t.row + r) + col, size_t(cols) * sizeof(T));
     micro<T, E>(rows, vectors)(o, tile);
     if (o.last)
       epilogue(t, tile);
@@ -234,7 +257,6 @@ inline void gemm(Matrix<const T> A, Matrix<const T> B, Matrix<T> partial, T* scr
   const index_t depth_max = direct || !partial.data ? (K > 0 ? K : 1) : PACK_DEPTH;
   for_panels((N + WIDTH<T> - 1) / WIDTH<T>, (M + MR - 1) / MR, tid, nt, [&](index_t panel, index_t begin, index_t end) {
     const index_t j0 = panel * NR<T>, cols = N - j0 < NR<T> ? N - j0 : NR<T>;
-    const T* next = direct && j0 + NR<T> < N ? B.data + j0 + NR<T> : nullptr;
     index_t k0 = 0;
     do {
       const index_t depth = K - k0 < depth_max ? K - k0 : depth_max;
@@ -254,8 +276,10 @@ inline void gemm(Matrix<const T> A, Matrix<const T> B, Matrix<T> partial, T* scr
         pack(B, k0, depth, j0, cols, scratch);
         o.b = scratch, o.b_row = NR<T>;
       }
-      run_tiles(o, 0, M, begin, end, j0, cols, next, partial, epilogue, before);
       k0 += depth;
+      const Coming next = k0 < K ? coming(B, k0, K - k0 < depth ? K - k0 : depth, j0)
+                                 : coming(B, 0, K < depth_max ? K : depth_max, j0 + NR<T>);
+      run_tiles(o, 0, M, begin, end, j0, cols, next, partial, epilogue, before);
     } while (k0 < K);
   });
 }

@@ -84,7 +84,7 @@ inline void gemm_bfloat16(Matrix<const float> A, Matrix<const float> B, Matrix<f
               transpose_block(block, W, panel_pairs + s * NR<float> + j, NR<float>);
             }
         }
-        run_tiles(o, i0, rows, begin, end, j0, cols, static_cast<const Pair*>(nullptr), partial, epilogue, before);
+        run_tiles(o, i0, rows, begin, end, j0, cols, coming(B, k0, depth, j0 + NR<float>), partial, epilogue, before);
       });
       k0 += depth;
     } while (k0 < K);

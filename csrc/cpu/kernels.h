@@ -56,7 +56,7 @@ struct Context {
 
 constexpr index_t PACK_DEPTH = 512;           // rows of a packed panel: with 64 columns it stays in L2
 constexpr index_t SCRATCH = PACK_DEPTH * 64;  // elements of scratch memory of one thread for products in its own type
-constexpr index_t TURNED_DEPTH = 2048;        // outputs of the widest layer whose input gradient is computed transposed
+constexpr index_t TURNED_DEPTH = 2048;        // outputs of a layer whose input gradient may be a transposed product
 constexpr index_t IMAGE = 1 << 16;            // pairs of bfloat16 that an image of A takes where it can be so small
 
 template <class T>
@@ -65,6 +65,7 @@ struct Args {
   bool batch[MAX_SLOTS] = {};
   int ints[MAX_INTS] = {};
   double floats[MAX_FLOATS] = {};
+  bool turned = false;  // DGRAD: as a transposed product
 };
 
 // Of JACOBIAN: widths of the layers, elements from one row to the next, rows of a block, widest of these rows, and the

@@ -20,10 +20,9 @@ void loss_elementwise(const Args<T>& args, const Context<T>& ctx, int tid, int n
       const index_t n = z.cols - j;
       T* p = z.row(i) + j;
       vec<T> dz;
-      vec<T> value = Linked<Loss, Act>::eval(load(p), load(target.row(i) + j), delta, dz);
+      const vec<T> value = Linked<Loss, Act>::eval(load(p), load(target.row(i) + j), delta, dz);
       // Lanes past the last column hold whatever the slot's memory held before.
-      for (int l = n < WIDTH<T> ? int(n) : WIDTH<T>; l < WIDTH<T>; ++l) value[l] = T(0);
-      sum.add(j, value);
+      sum.add(j, keep_n(value, n));
       if (ctx.learn) store(p, dz * scale);
     }
     rowloss.row(i)[0] = T(sum.total());
@@ -53,8 +52,8 @@ void loss_bce_sigmoid(const Args<T>& args, const Context<T>& ctx, int tid, int n
           vec<T> e, dz, linear = BceSigmoid::eval(load(row + at), load(y + at), e, dz);
           if (ctx.learn) store(row + at, dz * scale);
           // Lanes past the last column hold whatever the slot's memory held before.
-          for (int l = n < WIDTH<T> ? int(n) : WIDTH<T>; l < WIDTH<T>; ++l) linear[l] = e[l] = T(0);
-          sum.add(at, linear);
+          e = keep_n(e, n);
+          sum.add(at, keep_n(linear, n));
           product[v] += e + product[v] * e;
         }
       for (int v = 0; v < N; ++v) sum.add(v * WIDTH<T>, log1p_(product[v]));
@@ -70,8 +69,7 @@ inline T softmax_row(T* z, index_t cols, T& highest) {
   for (index_t j = 1; j < cols; ++j) highest = z[j] > highest ? z[j] : highest;
   LaneSum<T> sum;
   for (index_t j = 0; j < cols; j += WIDTH<T>) {
-    vec<T> e = exp_(load(z + j) - highest);
-    for (int l = cols - j < WIDTH<T> ? int(cols - j) : WIDTH<T>; l < WIDTH<T>; ++l) e[l] = T(0);
+    const vec<T> e = keep_n(exp_(load(z + j) - highest), cols - j);
     sum.add(j, e);
     store(z + j, e);
   }
@@ -126,9 +124,8 @@ void loss_softmax(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
     for (index_t j = 0; j < z.cols; j += WIDTH<T>) {
       const index_t n = z.cols - j;
       const vec<T> pv = load_n(p + j, n), yv = load_n(y + j, n);
-      vec<T> value = Loss::value(pv, yv, delta), product = pv * Loss::slope(pv, yv, delta);
-      for (int l = n < WIDTH<T> ? int(n) : WIDTH<T>; l < WIDTH<T>; ++l) value[l] = product[l] = T(0);
-      sum.add(j, value), inner.add(j, product);
+      sum.add(j, keep_n(Loss::value(pv, yv, delta), n));
+      inner.add(j, keep_n(pv * Loss::slope(pv, yv, delta), n));
     }
     rowloss.row(i)[0] = T(sum.total());
     const T mean = T(inner.total());

@@ -45,7 +45,7 @@ struct Sgd {
 
   Sgd(const double* floats, const Context<T>& ctx) : momentum(T(floats[0])), rate(T(ctx.learning_rate)) {}
   vec<T> step(vec<T> w, vec<T> g, T* m, T*, index_t n) const {
-    const vec<T> velocity = momentum * load_n(m, n) - rate * g;
+    const vec<T> velocity = momentum * load_n(m, n) - rounded_value(rate * g);
     store_n(m, velocity, n);
     return w + velocity;
   }
@@ -65,7 +65,8 @@ struct Adam {
         rate(T(ctx.adam_rate)),
         root(T(ctx.adam_root)) {}
   vec<T> step(vec<T> w, vec<T> g, T* m, T* v, index_t n) const {
-    const vec<T> mv = b1 * load_n(m, n) + c1 * g, vv = b2 * load_n(v, n) + c2 * (g * g);
+    const vec<T> mv = b1 * load_n(m, n) + rounded_value(c1 * g);
+    const vec<T> vv = b2 * load_n(v, n) + rounded_value(c2 * (g * g));
     store_n(m, mv, n);
     store_n(v, vv, n);
     return w - rate * mv / (sqrt_(vv) * root + epsilon);
@@ -93,7 +94,7 @@ void update(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
   const Range grains((ctx.parameter_size + GRAIN - 1) / GRAIN, tid, nt);
   const index_t end = grains.end * GRAIN < ctx.parameter_size ? grains.end * GRAIN : ctx.parameter_size;
   for (index_t i = grains.begin * GRAIN; i < end; i += WIDTH<T>)
-    store(w + i, rule.step(load(w + i), scale * load(g + i), m + i, v + i, WIDTH<T>));
+    store(w + i, rule.step(load(w + i), rounded_value(scale * load(g + i)), m + i, v + i, WIDTH<T>));
 }
 
 // A weight's gradient, its decays and its update, tile by tile: no gradient array.

@@ -2,6 +2,7 @@
 
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <cstdlib>
@@ -91,7 +92,7 @@ class TypedProgram final : public Program {
   using Phase = std::vector<const CompiledOp<T>*>;  // ops between two barriers
 
  public:
-  TypedProgram(PlanDesc plan, const Isa& isa, int precision, int n_threads, int simulate)
+  TypedProgram(PlanDesc plan, const Isa& isa, int precision, int n_threads, int simulate, bool tune)
       : plan_(std::move(plan)),
         arena_(size_t(plan_.arena_size()) * sizeof(T)),
         simulate_(simulate),
@@ -124,15 +125,17 @@ class TypedProgram final : public Program {
         flop += 2.0 * double(plan_.batch) * double(W.rows) * double(W.cols);
       }
       const index_t inner = forward || backward ? plan_.slots[size_t(op.slots[0])].cols : 0;
-      if (op.code == OP_DGRAD && inner <= TURNED_DEPTH && inner * 64 > scratch_size_) scratch_size_ = inner * 64;
-      if (ctx_.bfloat16 && (forward || backward)) {
-        const index_t need = forward ? kernels.bfloat16_scratch(plan_.batch, inner, true)
-                                     : kernels.bfloat16_scratch(inner, plan_.batch, false);
-        if (need > scratch_size_) scratch_size_ = need;
-      }
+      const bool turnable = op.code == OP_DGRAD && inner <= TURNED_DEPTH;
+      if (turnable) turnable_.push_back(ops_.size());
+      if (ctx_.bfloat16 && forward) reserve(kernels.bfloat16_scratch(plan_.batch, inner, true));
+      if (ctx_.bfloat16 && backward) reserve(kernels.bfloat16_scratch(inner, plan_.batch, false));
+      if (turnable && ctx_.bfloat16)
+        reserve(kernels.bfloat16_scratch(plan_.slots[size_t(op.slots[3])].cols, inner, false));
+      else if (turnable)
+        reserve(inner * 64);
       if (op.code == OP_JACOBIAN) {
         const JacobianBlock block(compiled.args);
-        if (block.scratch > scratch_size_) scratch_size_ = block.scratch;
+        reserve(block.scratch);
         const double units = double(block.widths[0]);
         flop += 3.0 * double(plan_.batch) * double(block.widths[block.layers - 1]) * units * units;
       }
@@ -145,8 +148,16 @@ class TypedProgram final : public Program {
     scratch_.reset(new Arena(size_t(teams) * size_t(scratch_size_) * sizeof(T)));
     if (flop < SERIAL_FLOP) n_threads_ = 1;
     const int team = simulate_ > 0 ? simulate_ : n_threads_;
-    ctx_.split_rows = plan_.batch / team >= MIN_ROWS;
-    for (int bit = 0; bit < MODE_BITS; ++bit) phases_[bit] = phases(1 << bit);
+    Choice first{plan_.batch / team >= MIN_ROWS, std::vector<char>(ops_.size())};
+    const index_t rows = plan_.batch / team;
+    for (size_t op : turnable_) first.turned[op] = rows >= 32 && ops_[op].args.slots[3].cols >= 2 * rows;
+    tuning_.reset(new Tuning(tune && simulate_ == 0 ? key(isa, precision) : std::string(), first,
+                             n_threads_ > 1 && plan_.batch >= team, turnable_));
+    for (const bool by_rows : {false, true}) {
+      ctx_.split_rows = by_rows;
+      for (int bit = 0; bit < MODE_BITS; ++bit) phases_[by_rows][bit] = phases(1 << bit);
+    }
+    adopt(tuning_->current());
   }
 
   void bind(int bank, int source, const SourceView& view) override {
@@ -176,7 +187,8 @@ class TypedProgram final : public Program {
         ctx_.adam_rate = ctx_.learning_rate / (1 - std::pow(solver_->floats[0], t));
         ctx_.adam_root = 1 / std::sqrt(1 - std::pow(solver_->floats[1], t));
       }
-      step(MODE_TRAIN, terms + done * terms_size());
+      tuning_->settled() || trace_ || ctx_.m < plan_.batch ? step(MODE_TRAIN, terms + done * terms_size())
+                                                           : trial(terms + done * terms_size());
     }
     return done;
   }
@@ -208,8 +220,7 @@ class TypedProgram final : public Program {
   }
 
   std::vector<double> profile(const index_t* rows, index_t n_rows, const Hyper& hyper) override {
-    const size_t columns = ops_.size() + 1;
-    Trace trace{std::vector<double>(columns * size_t(n_threads_)), columns};
+    Trace trace = blank_trace();
     std::vector<double> terms(size_t(terms_size()) * size_t((n_rows + plan_.batch - 1) / plan_.batch));
     trace_ = &trace;
     try {
@@ -221,6 +232,9 @@ class TypedProgram final : public Program {
     trace_ = nullptr;
     return trace.seconds;
   }
+
+  const Choice& choice() const override { return tuning_->current(); }
+  bool tuned() const override { return tuning_->settled(); }
 
   void* slot_data(index_t slot) override { return address(plan_.slots.at(size_t(slot))); }
   void* moment_data(int moment, index_t slot) override {
@@ -254,6 +268,48 @@ class TypedProgram final : public Program {
     }
   }
 
+  void reserve(index_t scratch) {
+    if (scratch > scratch_size_) scratch_size_ = scratch;
+  }
+
+  Trace blank_trace() const {
+    const size_t columns = ops_.size() + 1;
+    return {std::vector<double>(columns * size_t(n_threads_)), columns};
+  }
+
+  // Everything that the time of a step depends on, in bytes.
+  std::string key(const Isa& isa, int precision) const {
+    std::string key = std::string(isa.name) + '\0';
+    const auto add = [&](const auto& value) { key.append(reinterpret_cast<const char*>(&value), sizeof value); };
+    add(precision), add(sizeof(T)), add(n_threads_), add(plan_.batch);
+    for (const OpDesc& op : plan_.ops) {
+      add(op.code), add(op.ints);
+      for (int32_t slot : op.slots) {
+        const SlotDesc none{}, &s = slot < 0 ? none : plan_.slots[size_t(slot)];
+        add(s.rows), add(s.cols);
+      }
+    }
+    return key;
+  }
+
+  void adopt(const Choice& choice) {
+    ctx_.split_rows = choice.by_rows;
+    for (size_t op : turnable_) ops_[op].args.turned = choice.turned[op];
+  }
+
+  // A training step that is timed by op.
+  void trial(double* terms) {
+    Trace trace = blank_trace();
+    trace_ = &trace;
+    step(MODE_TRAIN, terms);
+    trace_ = nullptr;
+    std::vector<double> slowest(trace.columns);
+    for (size_t i = 0; i < trace.seconds.size(); ++i)
+      slowest[i % trace.columns] = std::max(slowest[i % trace.columns], trace.seconds[i]);
+    tuning_->record(slowest);
+    adopt(tuning_->current());
+  }
+
   void step(int mode, double* terms) {
     T* values = terms_ ? address(*terms_) : nullptr;
     for (index_t i = 0; i < terms_size(); ++i) values[i] = T(0);
@@ -262,7 +318,7 @@ class TypedProgram final : public Program {
   }
 
   void run(int mode) {
-    const std::vector<Phase>& schedule = phases_[__builtin_ctz(unsigned(mode))];
+    const std::vector<Phase>& schedule = phases_[ctx_.split_rows][__builtin_ctz(unsigned(mode))];
     ctx_.learn = mode & (MODE_TRAIN | MODE_GRADIENT);
     ctx_.scratch = static_cast<T*>(scratch_->data());
     ctx_.scratch_stride = simulate_ > 0 ? 0 : scratch_size_;  // simulated threads take turns with the one there is
@@ -340,7 +396,9 @@ class TypedProgram final : public Program {
   const SlotDesc* terms_ = nullptr;
   const OpDesc* solver_ = nullptr;  // an op that holds the decay rates of Adam's moments
   std::vector<CompiledOp<T>> ops_;
-  std::vector<Phase> phases_[MODE_BITS];  // by mode
+  std::vector<size_t> turnable_;  // ops
+  std::unique_ptr<Tuning> tuning_;
+  std::vector<Phase> phases_[2][MODE_BITS];  // by the sharing of rows and by mode
   Barrier barrier_;
 };
 
@@ -357,7 +415,8 @@ Arena::Arena(size_t bytes) : bytes_((bytes + 4095) / 4096 * 4096) {
 
 Arena::~Arena() { munmap(data_, bytes_); }
 
-std::unique_ptr<Program> Program::compile(PlanDesc plan, const Isa& isa, int precision, int n_threads, int simulate) {
+std::unique_ptr<Program> Program::compile(PlanDesc plan, const Isa& isa, int precision, int n_threads, int simulate,
+                                          bool tune) {
   validate(plan);
   if (n_threads < 1 || n_threads > 4096 || simulate < 0 || simulate > 4096)
     throw std::invalid_argument("threads " + number(n_threads) + " (simulated " + number(simulate) +
@@ -365,8 +424,8 @@ std::unique_ptr<Program> Program::compile(PlanDesc plan, const Isa& isa, int pre
   if (precision < 0 || precision >= PRECISION_COUNT)
     throw std::invalid_argument("precision " + number(precision) + " is unknown");
   if (precision == FLOAT64)
-    return std::make_unique<TypedProgram<double>>(std::move(plan), isa, precision, n_threads, simulate);
-  return std::make_unique<TypedProgram<float>>(std::move(plan), isa, precision, n_threads, simulate);
+    return std::make_unique<TypedProgram<double>>(std::move(plan), isa, precision, n_threads, simulate, tune);
+  return std::make_unique<TypedProgram<float>>(std::move(plan), isa, precision, n_threads, simulate, tune);
 }
 
 }  // namespace narrows

@@ -13,6 +13,7 @@
 #include "isa.h"
 #include "kernels.h"
 #include "team.h"
+#include "tuning.h"
 
 namespace narrows {
 
@@ -45,8 +46,10 @@ class Program {
  public:
   virtual ~Program() = default;
 
-  // Throws std::invalid_argument for an invalid plan. simulate > 0 runs that many threads one after the other.
-  static std::unique_ptr<Program> compile(PlanDesc plan, const Isa& isa, int precision, int n_threads, int simulate);
+  // Throws std::invalid_argument for an invalid plan. simulate > 0 runs that many threads one after the other. With
+  // `tune` the first steps of a training try how products are best cut.
+  static std::unique_ptr<Program> compile(PlanDesc plan, const Isa& isa, int precision, int n_threads, int simulate,
+                                          bool tune);
 
   // Checks a source against the plan (columns, CSR structure) and remembers it.
   virtual void bind(int bank, int source, const SourceView& view) = 0;
@@ -61,6 +64,10 @@ class Program {
 
   // Trains like train(), and returns for each thread the seconds it spent in each op, and last in barriers.
   virtual std::vector<double> profile(const index_t* rows, index_t n_rows, const Hyper& hyper) = 0;
+
+  // How products are cut at present, and whether that has been found by measuring.
+  virtual const Choice& choice() const = 0;
+  virtual bool tuned() const = 0;
 
   virtual void* slot_data(index_t slot) = 0;
   virtual void* moment_data(int moment, index_t slot) = 0;

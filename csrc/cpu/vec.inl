@@ -94,6 +94,8 @@ inline void store(T* p, vec<T> v) {
 inline __mmask16 first_lanes(index_t n) { return __mmask16((1u << n) - 1); }
 inline vf load_part(const float* p, index_t n) { return _mm512_maskz_loadu_ps(first_lanes(n), p); }
 inline vd load_part(const double* p, index_t n) { return _mm512_maskz_loadu_pd(__mmask8(first_lanes(n)), p); }
+inline vf keep_part(vf v, index_t n) { return _mm512_maskz_mov_ps(first_lanes(n), v); }
+inline vd keep_part(vd v, index_t n) { return _mm512_maskz_mov_pd(__mmask8(first_lanes(n)), v); }
 inline void store_part(float* p, vf v, index_t n) { _mm512_mask_storeu_ps(p, first_lanes(n), v); }
 inline void store_part(double* p, vd v, index_t n) { _mm512_mask_storeu_pd(p, __mmask8(first_lanes(n)), v); }
 #elif defined(__AVX2__)
@@ -102,6 +104,8 @@ inline __m256i first_floats(index_t n) { return first_lanes(n, vi{0, 1, 2, 3, 4,
 inline __m256i first_doubles(index_t n) { return first_lanes(n, vi{0, 0, 1, 1, 2, 2, 3, 3}); }
 inline vf load_part(const float* p, index_t n) { return _mm256_maskload_ps(p, first_floats(n)); }
 inline vd load_part(const double* p, index_t n) { return _mm256_maskload_pd(p, first_doubles(n)); }
+inline vf keep_part(vf v, index_t n) { return _mm256_and_ps(v, __m256(first_floats(n))); }
+inline vd keep_part(vd v, index_t n) { return _mm256_and_pd(v, __m256d(first_doubles(n))); }
 inline void store_part(float* p, vf v, index_t n) { _mm256_maskstore_ps(p, first_floats(n), v); }
 inline void store_part(double* p, vd v, index_t n) { _mm256_maskstore_pd(p, first_doubles(n), v); }
 #else
@@ -109,6 +113,11 @@ template <class T>
 inline vec<T> load_part(const T* p, index_t n) {
   vec<T> v{};
   for (index_t i = 0; i < n; ++i) v[i] = p[i];
+  return v;
+}
+template <class V>
+inline V keep_part(V v, index_t n) {
+  for (index_t i = n; i < index_t(sizeof v / sizeof v[0]); ++i) v[i] = 0;
   return v;
 }
 template <class T>
@@ -126,12 +135,30 @@ inline void store_n(T* p, vec<T> v, index_t n) {
   n >= WIDTH<T> ? store(p, v) : store_part(p, v, n);
 }
 
+// The first n lanes of v, and zeros.
+template <class V>
+inline V keep_n(V v, index_t n) {
+  return n >= index_t(sizeof v / sizeof v[0]) ? v : keep_part(v, n);
+}
+
 template <class To, class From>
 inline To bit_cast(From from) {
   static_assert(sizeof(To) == sizeof(From), "bit_cast keeps the size");
   To to;
   __builtin_memcpy(&to, &from, sizeof to);
   return to;
+}
+
+// v as it is, rounded if it is a product: of a sum of products compilers fuse which they like, and whether they see a
+// product at all depends on what they have inlined.
+template <class V>
+inline V rounded_value(V v) {
+#if defined(__x86_64__)
+  __asm__("" : "+x"(v));
+#elif defined(__aarch64__)
+  __asm__("" : "+w"(v));
+#endif
+  return v;
 }
 
 inline vf abs_(vf a) { return bit_cast<vf>(bit_cast<vi>(a) & 0x7fffffff); }
@@ -156,12 +183,20 @@ template <class T>
 struct LaneSum {
   static constexpr int N = LANES / WIDTH<T>;
   vec<T> lane[N] = {};
-  void add(index_t j, vec<T> v) { lane[(j / WIDTH<T>) % N] += v; }
+  void add(index_t j, vec<T> v) { lane[(j / WIDTH<T>) % N] += rounded_value(v); }
   double total() const {
-    double sum = 0;
-    for (int i = 0; i < N; ++i)
-      for (int j = 0; j < WIDTH<T>; ++j) sum += double(lane[i][j]);
-    return sum;
+    typedef T half __attribute__((vector_size(LANES / 2 * sizeof(T))));
+    typedef double v8 __attribute__((vector_size(64)));
+    typedef double v4 __attribute__((vector_size(32)));
+    typedef double v2 __attribute__((vector_size(16)));
+    static_assert(LANES == 16, "the tree below has four levels");
+    half low, high;
+    __builtin_memcpy(&low, lane, sizeof low);
+    __builtin_memcpy(&high, reinterpret_cast<const char*>(lane) + sizeof low, sizeof high);
+    const v8 a = __builtin_convertvector(low, v8) + __builtin_convertvector(high, v8);
+    const v4 b = __builtin_shufflevector(a, a, 0, 1, 2, 3) + __builtin_shufflevector(a, a, 4, 5, 6, 7);
+    const v2 c = __builtin_shufflevector(b, b, 0, 1) + __builtin_shufflevector(b, b, 2, 3);
+    return c[0] + c[1];
   }
 };
 
@@ -240,8 +275,14 @@ inline vf log_reduced(vf m, vf k) {
   return (m + p) + k * LN2_HIGH;
 }
 
+// a - b modulo 2**32: what is not a number has any bits.
+inline vi minus_bits(vi a, vi b) {
+  typedef uint32_t vu __attribute__((vector_size(NARROWS_VECTOR_BYTES)));
+  return bit_cast<vi>(bit_cast<vu>(a) - bit_cast<vu>(b));
+}
+
 // The bits of 2**k, less those of 1, for x = 2**k m with m in [sqrt(1/2), sqrt(2)), x normal.
-inline vi exponent(vf x) { return (bit_cast<vi>(x) - 0x3f3504f3) & int32_t(0xff800000u); }
+inline vi exponent(vf x) { return minus_bits(bit_cast<vi>(x), vi{} + 0x3f3504f3) & int32_t(0xff800000u); }
 
 inline vf log_(vf x) {
   const vf inf = splat<vf>(__builtin_inf());
@@ -249,7 +290,7 @@ inline vf log_(vf x) {
   const vf scaled = select(subnormal, x * 0x1p23f, x);
   const vi power = exponent(scaled);
   const vf k = __builtin_convertvector(power >> 23, vf) - select(subnormal, splat<vf>(23), vf{});
-  vf y = log_reduced(bit_cast<vf>(bit_cast<vi>(scaled) - power) - 1.0f, k);
+  vf y = log_reduced(bit_cast<vf>(minus_bits(bit_cast<vi>(scaled), power)) - 1.0f, k);
   y = select(x < inf, y, x);  // and NaN is kept
   y = select(x == vf{}, -inf, y);
   return select(x < vf{}, splat<vf>(__builtin_nan("")), y);
@@ -260,7 +301,7 @@ inline vf log1p_(vf x) {
   const vf inf = splat<vf>(__builtin_inf());
   const vi power = exponent(x + 1.0f);
   // m = (1 + x) / 2**k - 1 of x itself, not of the rounded 1 + x. Four times 2**-k is a number for every k.
-  const vf inverse = bit_cast<vf>(0x40800000 - power);
+  const vf inverse = bit_cast<vf>(minus_bits(vi{} + 0x40800000, power));
   const vf m = x * inverse * 0.25f + (inverse * 0.25f - 1.0f);
   return select(x == inf, inf, log_reduced(m, __builtin_convertvector(power >> 23, vf)));
 }

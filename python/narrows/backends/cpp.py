@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable, Mapping
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,6 +73,17 @@ def own_ops() -> frozenset[OpCode]:
     return frozenset(OpCode)
 
 
+class Blocking(NamedTuple):
+    """How a program cuts its products; the bits of results do not depend on it."""
+
+    by_rows: bool
+    """Whether each thread takes the same rows of the batch through all layers, or tiles of each product."""
+    turned: tuple[int, ...]
+    """The ops, by number in the plan, whose input gradient is a transposed product."""
+    tuned: bool
+    """Whether this has been found by measuring."""
+
+
 class CppProgram:
     """A plan compiled for this CPU.
 
@@ -83,9 +94,13 @@ class CppProgram:
     n_threads : int
     simulate_threads : int
         For tests: run the plan as that many threads, one after the other.
+    tune : bool
+        Whether the first steps try how products are best cut, which changes no bit; what is found serves the process.
     """
 
-    def __init__(self, plan: Plan, precision: Precision, n_threads: int, simulate_threads: int = 0) -> None:
+    def __init__(
+        self, plan: Plan, precision: Precision, n_threads: int, simulate_threads: int = 0, tune: bool = True
+    ) -> None:
         from .. import _core
 
         self.plan = plan
@@ -104,6 +119,7 @@ class CppProgram:
             int(precision),
             n_threads,
             simulate_threads,
+            tune,
         )
 
     def load(self, state: Mapping[str, NDArray[Any]]) -> None:
@@ -177,6 +193,12 @@ class CppProgram:
             self._program.release(_APPLY)
         return out
 
+    @property
+    def blocking(self) -> Blocking:
+        """How products are cut at present."""
+        by_rows, turned, tuned = self._program.choice()
+        return Blocking(by_rows, tuple(turned), tuned)
+
     def profile(self, rows: NDArray[np.int64], hyper: Hyper) -> NDArray[np.float64]:
         """Train as `train` does, and take back what it did to the state.
 
@@ -238,5 +260,7 @@ def _index_pair(data: Any) -> tuple[NDArray[Any], NDArray[Any]]:
     return data.indptr.astype(kind, copy=False), data.indices.astype(kind, copy=False)
 
 
-def compile(plan: Plan, *, precision: Precision, n_threads: int, simulate_threads: int = 0) -> CppProgram:
-    return CppProgram(plan, precision, n_threads, simulate_threads)
+def compile(
+    plan: Plan, *, precision: Precision, n_threads: int, simulate_threads: int = 0, tune: bool = True
+) -> CppProgram:
+    return CppProgram(plan, precision, n_threads, simulate_threads, tune)

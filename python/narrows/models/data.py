@@ -162,17 +162,18 @@ def _generator(seed: int, number: int) -> np.random.Generator:
 
 
 def shuffled(rows: NDArray[np.int64], generator: np.random.Generator) -> NDArray[np.int64]:
-    """Sorted `rows`, none of them negative or twice, in random order: that of random words whose low bits are the rows.
+    """Sorted `rows`, none of them negative or twice, in random order: that of words of 32 random bits above their row.
 
     Where NumPy sorts by vectors this takes half the time of exchanging rows one by one. No two words are equal, so the
     order is the same wherever it is made.
     """
-    low = np.uint64((1 << int(rows[-1]).bit_length()) - 1)
-    words = generator.bit_generator.random_raw(len(rows))
-    words &= ~low
+    bits = np.uint64(int(rows[-1]).bit_length())
+    drawn = generator.bit_generator.random_raw(-(-len(rows) // 2)).view(np.uint32)
+    words = drawn[: len(rows)].astype(np.uint64)
+    words <<= bits
     words |= rows.view(np.uint64)
     words.sort()
-    words &= low
+    words &= (np.uint64(1) << bits) - np.uint64(1)
     return words.view(np.int64)
 
 
