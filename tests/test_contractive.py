@@ -3,8 +3,11 @@ it is often got wrong."""
 
 from __future__ import annotations
 
+import gc
 import itertools
+import weakref
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -288,6 +291,29 @@ def test_activations_layer_by_layer_and_no_biases() -> None:
     J = (1 - np.tanh(X @ W[0]) ** 2)[:, None, :] * W[1].T @ W[0].T
     assert found.value == pytest.approx(np.square(J).sum() / len(X), rel=1e-12)
     assert functional.contractive_penalty(X, W, [None, None], "tanh", grads=False)[1:] == (None, None)
+
+
+def test_kept_programs_keep_nothing_of_a_call() -> None:
+    """Not the data, and no result of one call is touched by the next; calls in several threads are apart."""
+    X, W, b = encoder(2, Activation.TANH)
+    expected = functional.contractive_penalty(X, W, b, "tanh")
+    copies = [g.copy() for g in (*expected.dW, *expected.db)]
+    other = functional.contractive_penalty(2 * X, [2 * w for w in W], b, "tanh")
+    assert other.value != expected.value
+    for g, copy in zip((*expected.dW, *expected.db), copies, strict=True):
+        np.testing.assert_array_equal(g, copy)
+    data = X.copy()
+    gone = weakref.ref(data)
+    assert functional.contractive_penalty(data, W, b, "tanh").value == expected.value
+    del data
+    gc.collect()
+    assert gone() is None
+    for i in range(5):
+        functional.contractive_penalty(X[: i + 2], W, b, "tanh")
+    assert len(functional._spare) <= functional.SPARE_PROGRAMS
+    with ThreadPoolExecutor(4) as pool:
+        values = pool.map(lambda _: functional.contractive_penalty(X, W, b, "tanh").value, range(40))
+        assert set(values) == {expected.value}
 
 
 def test_the_same_bits_for_any_number_of_threads(cpp: str) -> None:

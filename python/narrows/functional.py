@@ -2,20 +2,22 @@
 
 Promises: no copy of a layer's operand that is already float32 or float64, whatever its strides; results in the
 namespace of X; the same bits for any number of threads on the native backend.
-Never: keeps state between calls; changes an input.
+Never: keeps data between calls (but memory to work in, of the last penalties' shapes); changes an input.
 """
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .backends import compile_plan, layer_backend, resolve, thread_count
+from .backends import Program, compile_plan, layer_backend, resolve, thread_count
 from .plan import ACTIVATIONS, Activation, LayerSpec, NetworkSpec
 
 __all__ = ["DenseGrads", "Penalty", "contractive_penalty", "dense", "dense_backward"]
@@ -25,6 +27,10 @@ SMALL = 1 << 16
 
 PENALTY_ROWS = 512
 """Rows whose penalty is computed at once."""
+SPARE_PROGRAMS = 2
+"""Programs for penalties that are kept for the next call of the same shape."""
+_spare: dict[Any, Program] = {}
+_spare_lock = threading.Lock()
 
 _FLOAT32, _FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
 _GRADIENTS = ("X", "W", "b")
@@ -224,7 +230,6 @@ def contractive_penalty(
         Shapes that do not fit, an unknown activation or method, or more layers than the exact penalty takes.
     """
     from .initial import draw_seed
-    from .lowering import lower_penalty
 
     if method not in ("exact", "hutchinson"):
         raise ValueError(f"method={method!r} must be 'exact' or 'hutchinson'")
@@ -258,20 +263,50 @@ def contractive_penalty(
     n = x.shape[0]
     # Parts of nearly equal size, as many as it takes
     parts = -(-n // PENALTY_ROWS)
-    plan = lower_penalty(spec, -(-n // parts), grads=grads)
-    program = compile_plan(plan, resolve(), precision=dtype, n_threads=n_threads)
-    program.load(state)
-    program.bind(_cast(x, dtype))
-    value, total = 0.0, {name: np.zeros(np.shape(a), dtype) for name, a in state.items() if grads}
-    for part in range(parts):
-        rows = np.arange(n * part // parts, n * (part + 1) // parts)
-        terms, gradient = program.gradient(rows, seed, part)
-        value += float(terms[0]) * (len(rows) / n)
-        for name, g in total.items():
-            g += gradient[name].reshape(g.shape) * dtype.type(len(rows) / n)
-    program.close()
-    dW, db = ([_like(X, total[f"{kind}{i}"]) for i in range(len(layers))] if grads else None for kind in "Wb")
+    value = 0.0
+    total: dict[str, NDArray[Any]] = {}
+    with _penalty_program(spec, -(-n // parts), grads, dtype, thread_count(n_threads)) as program:
+        program.load(state)
+        program.bind(_cast(x, dtype))
+        for part in range(parts):
+            rows = np.arange(n * part // parts, n * (part + 1) // parts)
+            terms, gradient = program.gradient(rows, seed, part)
+            value += float(terms[0]) * (len(rows) / n)
+            for name, g in gradient.items() if grads else ():
+                if parts > 1:
+                    g *= dtype.type(len(rows) / n)
+                total[name] = g if part == 0 else total[name] + g
+    if not grads:
+        return Penalty(value, None, None)
+    dW = [_like(X, total[f"W{i}"].astype(dtype, copy=False)) for i in range(len(layers))]
+    db = [_like(X, total[f"b{i}"].reshape(-1).astype(dtype, copy=False)) for i in range(len(layers))]
     return Penalty(value, dW, db)
+
+
+@contextlib.contextmanager
+def _penalty_program(
+    spec: NetworkSpec, batch: int, grads: bool, dtype: np.dtype[Any], n_threads: int
+) -> Iterator[Program]:
+    """A program for `contractive_penalty`: one that an earlier call has left, or a new one.
+
+    To make one takes longer than to run it, most of it for memory that is touched for the first time.
+    """
+    from .lowering import lower_penalty
+
+    backend = resolve()
+    key = (spec, batch, grads, dtype, n_threads, backend)
+    with _spare_lock:
+        program = _spare.pop(key, None)
+    if program is None:
+        plan = lower_penalty(spec, batch, grads=grads)
+        program = compile_plan(plan, backend, precision=dtype, n_threads=n_threads)
+    yield program
+    # The data are not the program's to keep.
+    program.bind(np.zeros((1, spec.n_features), dtype))
+    with _spare_lock:
+        _spare[key] = program
+        while len(_spare) > SPARE_PROGRAMS:
+            _spare.pop(next(iter(_spare)))
 
 
 def _threads(n_threads: int | None, work: int) -> int:
