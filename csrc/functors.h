@@ -12,7 +12,8 @@
 #endif
 
 // --- activations -----------------------------------------------------------------------------------------------------
-// value(z), and slope(s): the derivative from the saved tensor, which is the output a, or z where FROM_PRE is true.
+// value(z), and slope(s): the derivative from the saved tensor, which is the output a, or z where FROM_PRE is true;
+// curve(s): the second derivative, likewise, 0 at a kink.
 
 struct Linear {
   static constexpr bool FROM_PRE = false;
@@ -23,6 +24,10 @@ struct Linear {
   template <class V>
   NARROWS_HD static V slope(V) {
     return splat<V>(1);
+  }
+  template <class V>
+  NARROWS_HD static V curve(V) {
+    return V{};
   }
 };
 
@@ -35,6 +40,10 @@ struct Relu {
   template <class V>
   NARROWS_HD static V slope(V a) {
     return select(a > V{}, splat<V>(1), V{});
+  }
+  template <class V>
+  NARROWS_HD static V curve(V) {
+    return V{};
   }
 };
 
@@ -49,6 +58,10 @@ struct LeakyRelu {
   NARROWS_HD static V slope(V a) {
     return select(a > V{}, splat<V>(1), splat<V>(0.01));
   }
+  template <class V>
+  NARROWS_HD static V curve(V) {
+    return V{};
+  }
 };
 
 struct Elu {
@@ -60,6 +73,10 @@ struct Elu {
   template <class V>
   NARROWS_HD static V slope(V a) {
     return select(a > V{}, splat<V>(1), a + scalar_t<V>(1));
+  }
+  template <class V>
+  NARROWS_HD static V curve(V a) {
+    return select(a > V{}, V{}, a + scalar_t<V>(1));
   }
 };
 
@@ -75,6 +92,12 @@ struct Gelu {
   NARROWS_HD static V slope(V z) {
     return gelu_slope_(z);
   }
+  template <class V>
+  NARROWS_HD static V curve(V z) {
+    using S = scalar_t<V>;
+    const V t = min_(splat<V>(40), abs_(z)), square = t * t;  // 0 from there on
+    return S(0.3989422804014327) * exp_(S(-0.5) * square) * (S(2) - square);
+  }
 };
 
 struct Sigmoid {
@@ -87,6 +110,11 @@ struct Sigmoid {
   template <class V>
   NARROWS_HD static V slope(V a) {
     return a * (scalar_t<V>(1) - a);
+  }
+  template <class V>
+  NARROWS_HD static V curve(V a) {
+    using S = scalar_t<V>;
+    return a * (S(1) - a) * (S(1) - S(2) * a);
   }
 };
 
@@ -107,6 +135,13 @@ struct Silu {
     const V below = exp_times_(-a, r * (S(1) - a * r));
     return select(z < V{}, below, S(1) - below);
   }
+  template <class V>
+  NARROWS_HD static V curve(V z) {
+    // An even function: with e = exp(-|z|), s (1 - s) = e / (1 + e)**2 and 1 - 2 s = -(1 - e) / (1 + e) at |z|.
+    using S = scalar_t<V>;
+    const V t = min_(splat<V>(80), abs_(z)), e = exp_(-t), r = S(1) / (S(1) + e);
+    return e * r * r * (S(2) - t * ((S(1) - e) * r));
+  }
 };
 
 struct Tanh {
@@ -120,6 +155,11 @@ struct Tanh {
     using S = scalar_t<V>;
     return (S(1) - a) * (S(1) + a);
   }
+  template <class V>
+  NARROWS_HD static V curve(V a) {
+    using S = scalar_t<V>;
+    return S(-2) * a * ((S(1) - a) * (S(1) + a));
+  }
 };
 
 struct Softplus {
@@ -132,6 +172,10 @@ struct Softplus {
   NARROWS_HD static V slope(V a) {
     return -expm1_(-a);
   }
+  template <class V>
+  NARROWS_HD static V curve(V a) {
+    return -expm1_(-a) * exp_(-a);
+  }
 };
 
 struct Exp {
@@ -142,6 +186,10 @@ struct Exp {
   }
   template <class V>
   NARROWS_HD static V slope(V a) {
+    return a;
+  }
+  template <class V>
+  NARROWS_HD static V curve(V a) {
     return a;
   }
 };

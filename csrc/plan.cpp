@@ -88,6 +88,41 @@ class Check {
   void distinct(int i, int j, const char* what) const {
     require(op_.slots[i] != op_.slots[j], std::string(what) + " must be different slots");
   }
+  void all_distinct() const {
+    for (int i = 0; i < MAX_SLOTS; ++i)
+      for (int j = 0; j < i; ++j)
+        if (has(i)) distinct(i, j, "operands");
+  }
+  static index_t segment_of(index_t cols) { return (cols + LANES - 1) / LANES * LANES; }
+  // Columns of a batch slot, as many as a slot of `cols` takes.
+  void segment(int i, const char* role, index_t column, index_t cols) const {
+    const SlotDesc& s = batch(i, role);
+    require(column >= 0 && column % LANES == 0 && column <= s.cols && segment_of(cols) <= s.cols - column,
+            std::string(role) + " has no room for " + std::to_string(cols) + " columns from " + std::to_string(column));
+  }
+  void jacobian() const {
+    const SlotDesc& gram = slot(2, "gram");
+    exact(2, "gram", gram.rows, gram.rows);
+    index_t before = gram.rows, columns = segment_of(before), size = before * padded(before);
+    for (int i = 3; i < 2 + JACOBIAN_LAYERS; ++i) {
+      if (i > 3 && !has(i)) break;
+      const index_t width = slot(i, "weight").cols;
+      exact(i, "weight", before, width);
+      columns += segment_of(width), size += width * padded(before);
+      before = width;
+    }
+    require(has(4) || !has(5), "W3 is missing");
+    batch(0, "slopes", columns), weight(6), batch(7, "dslopes", columns), batch(10, "rowpenalty", 1);
+    exact(8, "partial", slot(8, "partial").rows, size);
+    require(has(1) == has(9), "noisy and dnoisy belong together");
+    if (has(1)) batch(1, "noisy", columns), batch(9, "dnoisy", columns);
+    flag(op_.ints[0], "accumulate");
+    require(op_.floats[0] >= 0, "strength is negative");
+    // Weights are read alone, and may be the same.
+    for (int i = 7; i < 11; ++i)
+      for (int j = 0; j < i; ++j)
+        if (has(i)) distinct(i, j, "what is written and another operand");
+  }
   void elementwise(int activation) const {
     require(activation >= 0 && activation < ACT_SOFTMAX,
             "activation " + std::to_string(activation) + " is not elementwise");
@@ -150,7 +185,8 @@ class Check {
       case OP_COLSUM:
         exact(2, "out", 1, batch(0, "x").cols);
         weight(1);
-        flag(i0, "mean");
+        flag(i0, "mean"), flag(i1, "accumulate");
+        distinct(0, 2, "x and out");
         break;
       case OP_DGRAD: {
         const SlotDesc &dz = batch(0, "dz"), &out = batch(3, "out");
@@ -207,14 +243,18 @@ class Check {
       case OP_WGRAD_UPDATE: {
         const SlotDesc &x = batch(0, "x"), &dz = batch(1, "dz"), &W = parameter(3, x.cols, dz.cols);
         if (has(2)) exact(2, "dW", W.rows, W.cols), distinct(2, 3, "dW and W");
-        if (has(6)) cells(6, "penalty", W);
-        for (int i = 2; i < 6; ++i)
-          if (has(i) && has(6)) distinct(i, 6, "penalty and another operand");
-        require(has(6) || (f[3] == 0 && f[4] == 0), "penalty is missing");
+        if (has(6)) exact(6, "colrate", 1, W.cols);
+        if (has(7)) cells(7, "penalty", W);
+        for (int i = 2; i < 7; ++i)
+          if (has(i) && has(7)) distinct(i, 7, "penalty and another operand");
+        for (int i = 3; i < 6; ++i)
+          if (has(i) && has(6)) distinct(i, 6, "colrate and another operand");
+        require(has(7) || (f[3] == 0 && f[4] == 0), "penalty is missing");
         break;
       }
       case OP_COLSUM_UPDATE:
-        parameter(1, 1, batch(0, "x").cols);
+        parameter(2, 1, batch(0, "x").cols);
+        if (has(1)) exact(1, "db", 1, slot(0, "x").cols), distinct(1, 2, "db and b");
         break;
       case OP_SAMPLE: {
         const SlotDesc &stats = batch(0, "stats"), &z = batch(1, "z");
@@ -239,6 +279,83 @@ class Check {
           for (int j : {4, 5}) distinct(i, j, "an operand and a result");
         distinct(0, 1, "z and target"), distinct(4, 5, "rowloss and rates");
         elementwise(i0);
+        break;
+      }
+      case OP_CONTRACTIVE: {
+        const SlotDesc& saved = batch(0, "saved");
+        exact(2, "W", slot(2, "W").rows, saved.cols), weight(3), batch(4, "dz", saved.cols);
+        exact(5, "colrate", 1, saved.cols), exact(7, "penalty", 1, saved.cols);
+        require(has(1) == has(6), "noisy and dnoisy belong together");
+        if (has(1)) batch(1, "noisy", saved.cols), batch(6, "dnoisy", saved.cols);
+        flag(i1, "accumulate_dz"), flag(op_.ints[2], "accumulate_colrate");
+        elementwise(i0);
+        all_distinct();
+        break;
+      }
+      case OP_COLUMN_DECAY: {
+        const SlotDesc& W = slot(0, "W");
+        exact(0, "W", W.rows, W.cols), exact(1, "colrate", 1, W.cols), exact(2, "dW", W.rows, W.cols);
+        all_distinct();
+        break;
+      }
+      case OP_GRAM: {
+        const SlotDesc& W = slot(0, "W");
+        exact(0, "W", W.rows, W.cols), exact(1, "out", W.cols, W.cols);
+        all_distinct();
+        break;
+      }
+      case OP_SLOPES:
+        segment(1, "out", i1, batch(0, "saved").cols);
+        elementwise(i0);
+        all_distinct();
+        break;
+      case OP_CURVES: {
+        const SlotDesc& saved = batch(1, "saved");
+        segment(0, "dslopes", i1, saved.cols), batch(2, "dz", saved.cols);
+        flag(op_.ints[2], "accumulate");
+        elementwise(i0);
+        all_distinct();
+        break;
+      }
+      case OP_JACOBIAN:
+        jacobian();
+        break;
+      case OP_GRAIN_SUM: {
+        const SlotDesc &partial = slot(0, "partial"), &out = slot(1, "out");
+        exact(0, "partial", partial.rows, partial.cols), exact(1, "out", out.rows, out.cols);
+        flag(i1, "form");
+        require(i1 || out.rows == out.cols, "a symmetric out must be square");
+        const index_t rows = i1 ? out.cols : out.rows, ld = padded(i1 ? out.rows : out.cols);
+        require(i0 >= 0 && i0 % LANES == 0 && i0 <= partial.cols && rows <= (partial.cols - i0) / ld,
+                "column " + std::to_string(i0) + " leaves no room for out");
+        all_distinct();
+        break;
+      }
+      case OP_GRAM_WGRAD: {
+        const SlotDesc& W = slot(0, "W");
+        exact(0, "W", W.rows, W.cols), exact(1, "dgram", W.cols, W.cols), exact(2, "dW", W.rows, W.cols);
+        all_distinct();
+        break;
+      }
+      case OP_PROBE:
+        batch(0, "out");
+        break;
+      case OP_TANGENT: {
+        const SlotDesc& x = batch(0, "x");
+        segment(1, "slopes", i0, x.cols), batch(2, "out", x.cols);
+        all_distinct();
+        break;
+      }
+      case OP_SQUARED_NORM:
+        batch(0, "x"), weight(1), batch(2, "rowpenalty", 1);
+        flag(i0, "accumulate");
+        all_distinct();
+        break;
+      case OP_COTANGENT: {
+        const SlotDesc& x = batch(1, "x");
+        batch(0, "dout", x.cols), segment(2, "slopes", i0, x.cols), segment(3, "dslopes", i0, x.cols);
+        flag(i1, "accumulate");
+        all_distinct();
         break;
       }
     }

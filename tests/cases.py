@@ -159,6 +159,23 @@ PENALTIES: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 
+CONTRACTIONS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "tied": {"tied": True, "weighted": True},
+    "all": {
+        "tied": True, "alpha": 0.5, "weight_l1": 0.1, "activity_l1": 0.2, "kl_sparsity": 0.5, "solver": Solver.ADAMW,
+        "corruption": Corruption.GAUSSIAN, "corruption_level": 0.2,
+    },
+    "clip": {"clip_norm": 0.5, "alpha": 0.3, "solver": Solver.SGD},
+    "probes": {"contractive_probes": 3, "weighted": True, "tied": True},
+    "hessian": {"contractive_hessian": 3.0, "n_corruptions": 2},
+    "hessian-all": {
+        "contractive_hessian": 3.0, "n_corruptions": 2, "hessian_std": 0.3, "tied": True, "alpha": 0.5,
+        "corruption": Corruption.MASKING, "corruption_level": 0.2, "weighted": True, "contractive_probes": 2,
+    },
+    "hessian-clip": {"contractive": 0.0, "contractive_hessian": 5.0, "clip_norm": 0.5},
+}  # fmt: skip
+
 MODEL_CASES: tuple[Case, ...] = (
     # exp of exp of exp is no network
     *(Case(f"activation-{a.name}", network(_SIZES, a, a)) for a in ELEMENTWISE if a is not _A.EXP),
@@ -181,6 +198,31 @@ MODEL_CASES: tuple[Case, ...] = (
     ),
     *(Case(f"penalty-{name}", network(_SIZES, **options)) for name, options in PENALTIES.items()),
     *(Case(f"activity-{a.name}", network((7, 4, 7), latent=a, activity_l1=0.3)) for a in ELEMENTWISE),
+    *(Case(f"contractive-1-{a.name}", network((7, 4, 7), latent=a, contractive=0.6)) for a in ELEMENTWISE),
+    *(Case(f"contractive-2-{a.name}", network(_SIZES, a, a, contractive=0.6)) for a in ELEMENTWISE if a is not _A.EXP),
+    *(
+        Case(
+            f"contractive-{len(sizes) // 2}-{name}",
+            network(sizes, a, _A.SIGMOID, **({"contractive": 2.0} | options)),
+            batch=batch,
+            rows=batch + 5,
+        )
+        for sizes, a, batch in (
+            ((17, 9, 17), _A.TANH, 8),
+            ((17, 33, 6, 33, 17), _A.SILU, 37),
+            ((9, 18, 7, 5, 7, 18, 9), _A.GELU, 17),
+            ((9, 8, 17, 7, 5, 7, 17, 8, 9), _A.SOFTPLUS, 9),
+        )
+        for name, options in CONTRACTIONS.items()
+    ),
+    *(
+        Case(f"hessian-{a.name}", network(_SIZES if a is not _A.EXP else (7, 4, 7), a, a, contractive_hessian=0.5))
+        for a in ELEMENTWISE
+    ),
+    Case("contractive-EXP", network(_SIZES, latent=_A.EXP, contractive=0.1)),
+    Case("contractive-batch-1", network(_SIZES, contractive=1.0), batch=1, rows=3),
+    # Several grains, several blocks of a grain, and blocks that end within a row
+    Case("contractive-blocks", network((40, 130, 70, 130, 40), latent=_A.TANH, contractive=0.1), batch=19, rows=19),
     Case("kl-SILU", network(_SIZES, latent=_A.SIGMOID, hidden=_A.SILU, kl_sparsity=1.0)),
     *(Case(f"solver-{s.name}", network(_SIZES, solver=s, momentum=0.8, alpha=0.3)) for s in Solver),
     *(Case(f"clip-{s.name}", network(_SIZES, solver=s, clip_norm=0.1)) for s in Solver),
@@ -277,6 +319,19 @@ OP_CASES: tuple[Case, ...] = (
         rows=128,
     ),
     Case("readings", network((784, 128, 20, 128, 784), loss=Loss.GAUSSIAN, variational=True), batch=128, rows=128),
+    Case(
+        "contraction",
+        network((784, 256, 32, 256, 784), _A.SIGMOID, _A.SIGMOID, _A.SIGMOID, loss=Loss.BCE, contractive=0.1,
+            contractive_probes=2, contractive_hessian=0.1),
+        batch=256,
+        rows=256,
+    ),
+    Case(
+        "contraction-1",
+        network((784, 256, 784), latent=_A.SIGMOID, output=_A.SIGMOID, loss=Loss.BCE, contractive=0.1),
+        batch=256,
+        rows=256,
+    ),
     Case("table", network((30, 16, 8, 16, 30), loss=Loss.HUBER, solver=Solver.SGD, tied=True), batch=128, rows=128),
 )  # fmt: skip
 """Every op at the sizes of real work, where ``bench/test_ops.py`` times it alone."""
@@ -301,19 +356,25 @@ def specs(draw: st.DrawFn) -> NetworkSpec:
     kl = draw(st.booleans()) and not variational
     elementwise = st.sampled_from(ELEMENTWISE)
     strength = st.sampled_from([0.0, 0.1])
+    dropout = draw(st.sampled_from([0.0, 0.3]))
+    contracts = (dropout == 0 or depth == 1) and not variational
     return network(
         sizes + mirrored,
         draw(elementwise),
         Activation.LINEAR if variational else Activation.SIGMOID if kl else draw(elementwise),
         output,
         tied=tied,
-        dropout=draw(st.sampled_from([0.0, 0.3])),
+        dropout=dropout,
         loss=loss,
         corruption=draw(st.sampled_from([None, *Corruption])),
         corruption_level=0.2,
         activity_l1=0.0 if variational else draw(strength),
         variational=variational,
         kl_sparsity=0.1 if kl else 0.0,
+        contractive=draw(strength) if contracts else 0.0,
+        contractive_probes=draw(st.integers(0, 2)),
+        contractive_hessian=draw(strength) if contracts else 0.0,
+        n_corruptions=draw(st.integers(1, 2)),
         alpha=draw(strength),
         weight_l1=draw(strength),
         solver=draw(st.sampled_from(Solver)),

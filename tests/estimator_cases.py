@@ -8,6 +8,7 @@ import numpy as np
 
 from narrows import (
     Autoencoder,
+    ContractiveAutoencoder,
     DenoisingAutoencoder,
     LinearAutoencoder,
     SparseAutoencoder,
@@ -22,9 +23,11 @@ ESTIMATORS = [
     LinearAutoencoder(2, precision="float64", **SMALL),
     DenoisingAutoencoder(2, hidden_layer_sizes=8, **SMALL),
     SparseAutoencoder(6, **SMALL),
+    ContractiveAutoencoder(3, contractive_hessian=0.1, **SMALL),
+    ContractiveAutoencoder(2, hidden_layer_sizes=5, activation="tanh", **SMALL),
     VariationalAutoencoder(2, hidden_layer_sizes=8, **SMALL),
 ]
-ids = [type(e).__name__ for e in ESTIMATORS]
+ids = [f"{type(e).__name__}-{i}" for i, e in enumerate(ESTIMATORS)]
 
 
 def small(n_components: int = 3, **params: Any) -> Autoencoder:

@@ -32,6 +32,24 @@ ACTIVATION = {
     "EXP": np.exp,
     "SOFTMAX": lambda z: special.softmax(z, axis=1),
 }
+
+
+def normal_density(z: Array) -> Array:
+    return np.exp(-np.square(z) / 2) / np.sqrt(2 * np.pi)
+
+
+SLOPE = {
+    "LINEAR": np.ones_like,
+    "RELU": lambda z: np.heaviside(z, np.nan),
+    "LEAKY_RELU": lambda z: np.where(z > 0, 1, 0.01),
+    "ELU": lambda z: np.exp(np.minimum(z, 0)),
+    "GELU": lambda z: (1 + special.erf(z / np.sqrt(2))) / 2 + z * normal_density(z),
+    "SILU": lambda z: special.expit(z) + z * special.expit(z) * special.expit(-z),
+    "SIGMOID": lambda z: special.expit(z) * special.expit(-z),
+    "TANH": lambda z: 1 / np.square(np.cosh(z)),
+    "SOFTPLUS": special.expit,
+    "EXP": np.exp,
+}
 KINKED = (Activation.RELU, Activation.LEAKY_RELU, Activation.ELU)
 
 
@@ -77,6 +95,7 @@ def forward(case: Case, rows: Array, *, training: bool) -> Pass:
                 level = spec.corruption_level
                 a = np.where(u >= level, a, np.where(u < level / 2, low, high))
         stream += 1
+    given = a
     result = Pass()
     for i, layer in enumerate(spec.layers):
         W = state[f"W{i}"] if layer.tied_to is None else state[f"W{layer.tied_to}"].T
@@ -106,12 +125,48 @@ def forward(case: Case, rows: Array, *, training: bool) -> Pass:
         mean, target = w @ result.code / len(rows), spec.sparsity_target
         kl = special.rel_entr(target, mean) + special.rel_entr(1 - target, 1 - mean)
         result.terms["kl_sparsity"] = spec.kl_sparsity * float(kl.sum())
+    J = jacobian(case, result)
+    if spec.contractive_hessian > 0 and training:
+        changes = []
+        for _ in range(spec.n_corruptions):
+            noise = spec.hessian_std * special.ndtri(philox.uniform(SEED, stream, STEP, *given.shape))
+            changes.append(np.square(J - jacobian(case, encode(case, given + noise))).sum(axis=(1, 2)))
+            stream += 1
+        change = float(w @ np.mean(changes, axis=0)) / len(rows)
+        result.terms["contractive_hessian"] = spec.contractive_hessian * change
+    if spec.contractive > 0:
+        square = np.square(J).sum(axis=(1, 2))
+        if spec.contractive_probes > 0 and spec.latent > 1:
+            estimates = []
+            for _ in range(spec.contractive_probes):
+                v = np.where(philox.uniform(SEED, stream, STEP, *result.code.shape) < 0.5, -1.0, 1.0)
+                estimates.append(np.square(np.einsum("nk,nki->ni", v, J)).sum(axis=1))
+                stream += 1
+            square = np.mean(estimates, axis=0)
+        result.terms["contractive"] = spec.contractive * float(w @ square) / len(rows)
     l2 = 0.0 if spec.solver is Solver.ADAMW else spec.alpha
     if l2 > 0 or spec.weight_l1 > 0:
         weights = [v for name, v in state.items() if name[0] == "W"]
         total = sum(l2 / 2 * np.square(W).sum() + spec.weight_l1 * np.abs(W).sum() for W in weights)
         result.terms["weight_penalty"] = float(total) / len(rows)
     return result
+
+
+def encode(case: Case, a: Array) -> Pass:
+    """The encoder alone."""
+    result = Pass()
+    for i, layer in enumerate(case.spec.layers[: case.spec.latent]):
+        result.pre.append(a @ case.state()[f"W{i}"] + case.state()[f"b{i}"])
+        a = ACTIVATION[layer.activation.name](result.pre[-1])
+    return result
+
+
+def jacobian(case: Case, run: Pass) -> Array:
+    """d code / d input of each row of a pass, shape (rows, components, features), written out."""
+    J = np.eye(case.spec.n_features)
+    for i, layer in enumerate(case.spec.layers[: case.spec.latent]):
+        J = SLOPE[layer.activation.name](run.pre[i])[:, :, None] * (case.state()[f"W{i}"].T @ J)
+    return J
 
 
 def kink_distance(case: Case) -> float:

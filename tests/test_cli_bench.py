@@ -17,8 +17,8 @@ from cases import CASES as NETWORKS
 from cli_runs import narrows
 from narrows import benchmark
 from narrows.backends import AUTO, Probe, probe, usable_cpus
-from narrows.benchmark import CASES, op_flops, prepared
-from narrows.plan import Mode, OpCode
+from narrows.benchmark import CASES, prepared
+from narrows.plan import Mode, OpCode, op_flops
 
 QUICK = ("--seconds", "0", "--threads", "1")
 ABLE = [name for name in AUTO if probe(name).ok]
@@ -199,6 +199,9 @@ def test_more_threads_than_cpus_are_said(cpp, capsys, monkeypatch):
 def test_products_of_the_ops_are_the_work_of_the_plan(case):
     for mode in (Mode.GRADIENT, Mode.TRAIN):
         assert sum(op_flops(case.plan, op) for op in case.plan.ops if op.modes & mode) == case.plan.flops
+    if case.spec.contractive == case.spec.contractive_hessian == 0:
+        layers = [layer.n_in * layer.n_out for layer in case.spec.layers]
+        assert case.plan.flops == 2 * case.batch * (3 * sum(layers) - layers[0])
     assert all(op_flops(case.plan, op) == 0 for op in case.plan.ops if op.code is OpCode.LOSS)
 
 

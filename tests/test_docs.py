@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -37,6 +38,16 @@ def test_readme_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     names: dict[str, object] = {}
     exec(compile(example, "README.md", "exec"), names)
     assert (names["same"] == names["Z"]).all()  # type: ignore[attr-defined]
+
+
+def test_contractive_examples_run() -> None:
+    page = (ROOT / "docs" / "contractive.md").read_text(encoding="utf-8")
+    names: dict[str, Any] = {}
+    for example in re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL):
+        exec(compile(example, "contractive.md", "exec"), names)
+    none, some, much = names["norms"]
+    assert none > 1.2 * some > 1.2 * 1.2 * much
+    assert names["value"] == names["estimate"].value == much
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.py")), ids=lambda p: p.name)

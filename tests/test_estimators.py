@@ -26,6 +26,7 @@ import narrows
 from estimator_cases import BACKEND, ESTIMATORS, SMALL, ids, low_rank, same_rows, small
 from narrows import (
     Autoencoder,
+    ContractiveAutoencoder,
     DenoisingAutoencoder,
     LinearAutoencoder,
     SparseAutoencoder,
@@ -175,6 +176,7 @@ def test_presets() -> None:
     with pytest.raises(TypeError, match=r"LinearAutoencoder.*'activation'"):
         LinearAutoencoder(activation="relu")
     assert DenoisingAutoencoder().corruption == "masking"
+    assert ContractiveAutoencoder().contractive > 0
     assert Autoencoder().corruption is None
     for estimator in ESTIMATORS:
         twin = clone(estimator)

@@ -3,6 +3,7 @@ is tested, and nothing is written outside its slot."""
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import multiprocessing
 import os
@@ -12,6 +13,7 @@ import sys
 import threading
 import time
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +84,29 @@ def variational_plan(batch: int = 29) -> Plan:
     return lower(NetworkSpec(layers, 2, loss=Loss.GAUSSIAN, variational=True, weighted=True), batch)
 
 
-plans = pytest.mark.parametrize("plan", [rich_plan(), variational_plan()], ids=["rich", "variational"])
+def contractive_plan(batch: int = 29) -> Plan:
+    layers = (
+        LayerSpec(37, 70, Activation.GELU),
+        LayerSpec(70, 33, Activation.SIGMOID),
+        LayerSpec(33, 19, Activation.TANH),
+        LayerSpec(19, 37, Activation.LINEAR),
+    )
+    penalties = {"contractive": 0.3, "contractive_hessian": 0.2, "n_corruptions": 2}
+    return lower(NetworkSpec(layers, 3, weighted=True, **penalties), batch)  # type: ignore[arg-type]
+
+
+def probing_plan(batch: int = 29) -> Plan:
+    spec = dataclasses.replace(contractive_plan(batch).spec, contractive_hessian=0.0, contractive_probes=2)
+    return lower(spec, batch)
+
+
+def closed_plan(batch: int = 29) -> Plan:
+    layers = (LayerSpec(37, 70, Activation.SOFTPLUS), LayerSpec(70, 37, Activation.LINEAR))
+    return lower(NetworkSpec(layers, 1, contractive=0.3, contractive_hessian=0.2, weighted=True), batch)
+
+
+PLANS = (rich_plan, variational_plan, contractive_plan, probing_plan, closed_plan)
+every_plan = pytest.mark.parametrize("make", PLANS, ids=lambda make: make.__name__)
 
 
 def started(plan: Plan, dtype: Any = np.float32, n_rows: int = 60, **options: int) -> CppProgram:
@@ -160,9 +184,10 @@ def test_absurd_sizes_are_refused_at_once(changes: dict[str, int]) -> None:
     assert time.perf_counter() - start < 5, "refused before any work"
 
 
-@plans
-def test_random_damage_to_a_plan_is_refused_or_harmless(plan: Plan) -> None:
+@every_plan
+def test_random_damage_to_a_plan_is_refused_or_harmless(make: Callable[[], Plan]) -> None:
     """Fuzz: any table either raises ValueError or runs within its memory (guarded by the address sanitizer build)."""
+    plan = make()
     rng = np.random.default_rng(1)
     refused = 0
     for _ in range(3000):
@@ -187,8 +212,9 @@ def test_random_damage_to_a_plan_is_refused_or_harmless(plan: Plan) -> None:
     assert refused > 1000
 
 
-@plans
-def test_shapes_are_checked_op_by_op(plan: Plan) -> None:
+@every_plan
+def test_shapes_are_checked_op_by_op(make: Callable[[], Plan]) -> None:
+    plan = make()
     for position, op in enumerate(plan.ops):
         for i, slot in enumerate(op.slots):
             if slot < 0:
@@ -236,10 +262,11 @@ def test_damaged_csr_is_refused(indptr: list[int], indices: list[int], message: 
 # --- memory ---------------------------------------------------------------------------------------------------------
 
 
+@every_plan
 @pytest.mark.parametrize("dtype", Precision, ids=str)
-def test_no_stray_write(dtype: Precision) -> None:
+def test_no_stray_write(dtype: Precision, make: Callable[[], Plan]) -> None:
     """Every element of the arena that belongs to no slot still holds its poison after training and inference."""
-    plan = rich_plan()
+    plan = make()
     program = started(plan, dtype)
     arena = program.arena()
     owned = np.zeros(arena.size, bool)
@@ -293,10 +320,10 @@ def test_rows_beyond_int32_are_reached(tmp_path: Path) -> None:
 TRAIN_AND_HASH = """
 import hashlib, numpy as np, sys
 sys.path[:0] = {path!r}
-from test_native import rich_plan, started, variational_plan
+from test_native import *
 from narrows.backends import Hyper
-for plan in (rich_plan(), variational_plan()):
-    p = started(plan)
+for make in PLANS:
+    p = started(make())
     for i in range(25):
         p.train(np.arange(60), Hyper(3, 3 * i, np.full(3, 1e-3)))
     print(hashlib.sha256(b"".join(a.tobytes() for a in p.state().values())).hexdigest())

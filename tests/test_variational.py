@@ -133,7 +133,7 @@ def test_a_variance_has_a_floor(backend: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"activity_l1": 0.5}, "activity_l1=0.5 and kl_sparsity=0"),
+        ({"activity_l1": 0.5, "contractive": 0.1}, "activity_l1=0.5, contractive=0.1: a penalty on codes"),
         (
             {"layers": (LayerSpec(5, 3, Activation.LINEAR), LayerSpec(3, 5, Activation.LINEAR))},
             "3 linear outputs for 3",

@@ -225,10 +225,14 @@ inline void column_sums(Matrix<const T> x, const T* weight, index_t weight_strid
 template <class T>
 void colsum(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
   const T scale = args.ints[0] ? T(1.0 / double(ctx.m)) : T(1);
+  const bool accumulate = args.ints[1];
   T* out = args.slots[2].data;
   column_sums(
       view(args, ctx, 0), static_cast<const T*>(args.slots[1].data), args.slots[1].row_stride,
-      [&](index_t j, vec<T> sum, index_t n) { store_n(out + j, sum * scale, n); }, tid, nt);
+      [&](index_t j, vec<T> sum, index_t n) {
+        store_n(out + j, accumulate ? load_n(out + j, n) + sum * scale : sum * scale, n);
+      },
+      tid, nt);
 }
 
 template <class T>

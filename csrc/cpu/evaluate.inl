@@ -23,7 +23,8 @@ bool evaluate(const char* name, T target, const T* x, T* out, index_t n) {
   CASE("normal_quantile", return normal_quantile(v, T(0.5) - abs_(v)))  // of 1/2 + v
 #define X(label, functor)                            \
   CASE(#functor "::value", return functor::value(v)) \
-  CASE(#functor "::slope", return functor::slope(v))
+  CASE(#functor "::slope", return functor::slope(v)) \
+  CASE(#functor "::curve", return functor::curve(v))
   NARROWS_ACTIVATIONS(X)
 #undef X
   CASE("BceSigmoid::value", vec<T> e, dz, linear = BceSigmoid::eval(v, y, e, dz); return linear + log1p_(e))

@@ -70,6 +70,31 @@ struct Args {
   bool turned = false;  // DGRAD: as a transposed product
 };
 
+// Of JACOBIAN: widths of the layers, elements from one row to the next, rows of a block, widest of these rows, and the
+// elements of scratch memory that a thread takes. Blocks stay in L2, beside the Gram matrix and its gradient.
+struct JacobianBlock {
+  static constexpr index_t SIZE = 40000, ROWS = 48, TILE = 6;
+  int layers = 1;
+  index_t widths[JACOBIAN_LAYERS] = {}, ld[JACOBIAN_LAYERS] = {}, rows, widest, scratch;
+
+  template <class T>
+  explicit JacobianBlock(const Args<T>& args) {
+    widths[0] = args.slots[2].cols, ld[0] = widest = padded(widths[0]);
+    for (; layers < JACOBIAN_LAYERS && args.slots[2 + layers].data; ++layers)
+      widths[layers] = args.slots[2 + layers].cols, ld[layers] = padded(widths[layers]);
+    index_t sum = 0;
+    for (int i = 0; i < layers - 1; ++i) {
+      sum += (i < layers - 2 ? 2 : 1) * ld[i];
+      if (ld[i] > widest) widest = ld[i];
+    }
+    rows = SIZE / widest / TILE * TILE;
+    if (rows < ROWS) rows = ROWS;
+    // With noise there is a second chain, and what both are told from is kept for it.
+    const index_t chains = args.slots[1].data ? 2 * sum + ld[0] : sum;
+    scratch = SCRATCH + widths[layers - 1] * ld[layers - 2] + rows * (chains + 2 * widest);
+  }
+};
+
 template <class T>
 using Op = void (*)(const Args<T>&, const Context<T>&, int tid, int nt);
 

@@ -97,10 +97,10 @@ void update(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
     store(w + i, rule.step(load(w + i), rounded_value(scale * load(g + i)), m + i, v + i, WIDTH<T>));
 }
 
-// A weight's gradient, its decay and its update, tile by tile: no gradient array.
+// A weight's gradient, its decays and its update, tile by tile: no gradient array.
 template <template <class> class Rule, class T>
 void wgrad_update(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
-  Matrix<T> before = args.slots[2], W = args.slots[3], penalty = args.slots[6];
+  Matrix<T> before = args.slots[2], W = args.slots[3], colrate = args.slots[6], penalty = args.slots[7];
   Matrix<T> m = args.slots[4], v = args.slots[args.slots[5].data ? 5 : 4];
   const Rule<T> rule(args.floats, ctx);
   const Decay<T> decay(args.floats[3], args.floats[4], ctx);
@@ -125,6 +125,7 @@ void wgrad_update(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
           T* p = W.row(i) + j;
           const vec<T> w = load_n(p, n);
           if (before.data) g += load_n(before.row(i) + j, n);
+          if (colrate.data) g += load_n(colrate.data + j, n) * w;
           if (penalty.data) g += decay.gradient(w);
           store_n(p, rule.step(keep * w, g, m.row(i) + j, v.row(i) + j, n), n);
         });
@@ -141,10 +142,14 @@ void wgrad_update(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
 
 template <template <class> class Rule, class T>
 void colsum_update(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
-  T *b = args.slots[1].data, *m = args.slots[2].data, *v = args.slots[args.slots[3].data ? 3 : 2].data;
+  const T* before = args.slots[1].data;
+  T *b = args.slots[2].data, *m = args.slots[3].data, *v = args.slots[args.slots[4].data ? 4 : 3].data;
   const Rule<T> rule(args.floats, ctx);
   column_sums(
       view(args, ctx, 0), static_cast<const T*>(nullptr), 0,
-      [&](index_t j, vec<T> g, index_t n) { store_n(b + j, rule.step(load_n(b + j, n), g, m + j, v + j, n), n); }, tid,
-      nt);
+      [&](index_t j, vec<T> g, index_t n) {
+        if (before) g += load_n(before + j, n);
+        store_n(b + j, rule.step(load_n(b + j, n), g, m + j, v + j, n), n);
+      },
+      tid, nt);
 }

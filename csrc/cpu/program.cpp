@@ -134,6 +134,12 @@ class TypedProgram final : public Program {
         reserve(kernels.bfloat16_scratch(plan_.slots[size_t(op.slots[3])].cols, inner, false));
       else if (turnable)
         reserve(inner * 64);
+      if (op.code == OP_JACOBIAN) {
+        const JacobianBlock block(compiled.args);
+        reserve(block.scratch);
+        const double units = double(block.widths[0]);
+        flop += 3.0 * double(plan_.batch) * double(block.widths[block.layers - 1]) * units * units;
+      }
       const bool updates = op.code == OP_UPDATE || op.code == OP_WGRAD_UPDATE || op.code == OP_COLSUM_UPDATE;
       if (updates && op.ints[0] != SOLVER_SGD) solver_ = &op;
       if (op.code == OP_REDUCE) terms_ = &plan_.slots[size_t(op.slots[2])];

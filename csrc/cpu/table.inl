@@ -30,6 +30,7 @@ namespace NARROWS_ISA {
 #include "penalties.inl"
 #include "optimisers.inl"
 #include "variational.inl"
+#include "contractive.inl"
 #include "evaluate.inl"
 // clang-format on
 
@@ -131,6 +132,39 @@ Op<T> resolve(int code, const int* ints) {
       NARROWS_BY_ACTIVATION(ints[0], X)
       break;
 #undef NARROWS_KERNEL
+#define NARROWS_KERNEL contractive
+    case OP_CONTRACTIVE:
+      NARROWS_BY_ACTIVATION(ints[0], X)
+      break;
+#undef NARROWS_KERNEL
+    case OP_COLUMN_DECAY:
+      return column_decay<T>;
+    case OP_GRAM:
+      return gram<T>;
+#define NARROWS_KERNEL slopes
+    case OP_SLOPES:
+      NARROWS_BY_ACTIVATION(ints[0], X)
+      break;
+#undef NARROWS_KERNEL
+    case OP_JACOBIAN:
+      return jacobian<T>;
+#define NARROWS_KERNEL curves
+    case OP_CURVES:
+      NARROWS_BY_ACTIVATION(ints[0], X)
+      break;
+#undef NARROWS_KERNEL
+    case OP_GRAIN_SUM:
+      return grain_sum<T>;
+    case OP_GRAM_WGRAD:
+      return gram_wgrad<T>;
+    case OP_PROBE:
+      return probe_signs<T>;
+    case OP_TANGENT:
+      return tangent<T>;
+    case OP_SQUARED_NORM:
+      return squared_norm<T>;
+    case OP_COTANGENT:
+      return cotangent<T>;
   }
 #undef X
   return nullptr;

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .config import show_config
     from .models import (
         Autoencoder,
+        ContractiveAutoencoder,
         DenoisingAutoencoder,
         LinearAutoencoder,
         SparseAutoencoder,
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Autoencoder",
+    "ContractiveAutoencoder",
     "DenoisingAutoencoder",
     "LinearAutoencoder",
     "SparseAutoencoder",
@@ -44,6 +46,7 @@ __all__ = [
 _HOMES = {
     "models": (
         "Autoencoder",
+        "ContractiveAutoencoder",
         "DenoisingAutoencoder",
         "LinearAutoencoder",
         "SparseAutoencoder",

@@ -19,9 +19,23 @@ from numpy.typing import NDArray
 
 from .backends import Hyper, Program, compile_plan, own_ops, probe, resolve, thread_count, usable_cpus
 from .lowering import lower
-from .plan import SIGNATURES, Activation, LayerSpec, Loss, Mode, NetworkSpec, Op, OpCode, Plan, Region
+from .plan import (
+    PRODUCTS,
+    SIGNATURES,
+    Activation,
+    LayerSpec,
+    Loss,
+    Mode,
+    NetworkSpec,
+    Op,
+    OpCode,
+    Plan,
+    Region,
+    op_flops,
+    product_size,
+)
 
-__all__ = ["CASES", "Case", "OpTiming", "StepTiming", "machine", "op_flops", "prepared", "profile_ops", "time_steps"]
+__all__ = ["CASES", "Case", "OpTiming", "StepTiming", "machine", "prepared", "profile_ops", "time_steps"]
 
 BATCHES = 20
 """Different batches that the steps go through, in order, again and again."""
@@ -230,18 +244,6 @@ def profile_ops(case: Case, *, n_threads: int | None = None, seconds: float = 2.
     return [*result, OpTiming("waiting", "", "", float(times[-1]) * 1e3, float(times[-1] / times.sum()), None)]
 
 
-_PRODUCTS = {OpCode.DENSE: "W", OpCode.DGRAD: "W", OpCode.WGRAD: "dW", OpCode.WGRAD_UPDATE: "W"}
-"""Ops that are matrix products, and their operand that is a weight or its gradient."""
-
-
-def op_flops(plan: Plan, op: Op) -> int:
-    """Floating-point operations of an op on a full batch if it is a matrix product, else 0."""
-    if op.code not in _PRODUCTS:
-        return 0
-    weight = plan.slots[op.slots[SIGNATURES[op.code].slots.index(_PRODUCTS[op.code])]]
-    return 2 * plan.batch * weight.rows * weight.cols
-
-
 def _described(plan: Plan, op: Op) -> tuple[str, str]:
     """Operands and size for `OpTiming`."""
     signature = SIGNATURES[op.code]
@@ -254,9 +256,8 @@ def _described(plan: Plan, op: Op) -> tuple[str, str]:
         parameters = [s for s in plan.slots if s.region is Region.PARAMETER]
         return "all parameters", str(sum(s.rows * s.cols for s in parameters))
     operands = f"{' '.join(written)} <- {' '.join(read)}" if read else " ".join(written)
-    if op.code in _PRODUCTS:
-        weight = slots[_PRODUCTS[op.code]]
-        return operands, f"{plan.batch} x {weight.rows} x {weight.cols}"
+    if op.code in PRODUCTS:
+        return operands, " x ".join(map(str, product_size(plan, op)))
     largest = max(slots.values(), key=lambda s: s.rows * s.cols)
     return operands, f"{largest.rows} x {largest.cols}"
 

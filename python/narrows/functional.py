@@ -1,26 +1,37 @@
-"""Single fused layers, for libraries that bring their own model.
+"""Single fused layers and the contractive penalty, for libraries that bring their own model.
 
-Promises: no copy of an operand that is already float32 or float64, whatever its strides (dA, A and Z with contiguous
-rows); results in the namespace of X; the same bits for any number of threads on the native backend.
-Never: keeps an operand or a result; changes an input.
+Promises: no copy of a layer's operand that is already float32 or float64, whatever its strides (dA, A and Z with
+contiguous rows); results in the namespace of X; the same bits for any number of threads on the native backend.
+Never: keeps an operand or a result (but memory to work in, of the last penalties' shapes); changes an input.
 """
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import sys
+import threading
+from collections.abc import Iterator, Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .backends import layer_backend, thread_count, usable_cpus
-from .plan import ACTIVATIONS, Activation
+from .backends import Program, compile_plan, layer_backend, resolve, thread_count, usable_cpus
+from .plan import ACTIVATIONS, Activation, LayerSpec, NetworkSpec
 
-__all__ = ["DenseGrads", "dense", "dense_backward"]
+__all__ = ["DenseGrads", "Penalty", "contractive_penalty", "dense", "dense_backward"]
 
 SERIAL = 1 << 19
 """Multiply-adds up to which one thread is as fast as two: about the time that it takes to wake the second one."""
+
+PENALTY_ROWS = 512
+"""Rows whose penalty is computed at once."""
+SPARE_PROGRAMS = 2
+"""Programs for penalties that are kept for the next call of the same shape."""
+_spare: dict[Any, Program] = {}
+_spare_lock = threading.Lock()
 
 _FLOAT32, _FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
 _ELEMENTWISE = {name: act for name, act in ACTIVATIONS.items() if act is not Activation.SOFTMAX}
@@ -37,6 +48,14 @@ class DenseGrads(NamedTuple):
 
 
 _NEW = DenseGrads(None, None, None)
+
+
+class Penalty(NamedTuple):
+    """A penalty and its gradients by each layer's weight and bias; None where not asked for."""
+
+    value: float
+    dW: Any
+    db: Any
 
 
 def dense(
@@ -189,6 +208,132 @@ def _expect(size: int) -> None:
     if size > _most:
         _most = size
         np.empty(min(8 * size, 31 << 20), np.uint8)
+
+
+def contractive_penalty(
+    X: Any,
+    weights: Sequence[Any],
+    biases: Sequence[Any],
+    activations: str | Sequence[str],
+    *,
+    method: str = "exact",
+    n_probes: int = 1,
+    random_state: Any = None,
+    grads: bool = True,
+    n_threads: int | None = None,
+) -> Penalty:
+    """The contractive penalty of an encoder: the mean over rows of ``|J|**2``, J being the derivatives of its last
+    layer's outputs by its input and ``|J|`` their Frobenius norm (Rifai et al., ICML 2011).
+
+    Parameters
+    ----------
+    X : array-like or CSR, shape (n, n_in)
+        float32 or float64, any strides; at least one row.
+    weights : sequence of array-like, shape (n_in, n_out) each
+        Of the encoder's layers, from the input on.
+    biases : sequence of array-like, shape (n_out,) each, or None
+    activations : str or sequence of str
+        One for all layers, or one for each; elementwise, see :data:`narrows.plan.ACTIVATIONS`.
+    method : {"exact", "hutchinson"}
+        Exact, for up to four layers; or the unbiased estimate ``mean over v of |J'v|**2`` with random signs v. One
+        layer has a closed form, which is taken in either case.
+    n_probes : int
+        Vectors v for each row.
+    random_state : int, RandomState, Generator or None
+        Of the probes.
+    grads : bool
+        False leaves the gradients out.
+    n_threads : int, optional
+
+    Returns
+    -------
+    Penalty
+        ``(value, dW, db)``, with the gradients of the value in lists, in X's namespace; computed in float64 if X or a
+        weight is, else in float32.
+
+    Raises
+    ------
+    ValueError
+        Shapes that do not fit, an unknown activation or method, or more layers than the exact penalty takes.
+    """
+    from .initial import draw_seed
+
+    if method not in ("exact", "hutchinson"):
+        raise ValueError(f"method={method!r} must be 'exact' or 'hutchinson'")
+    if n_probes < 1:
+        raise ValueError(f"n_probes={n_probes!r} must be at least 1")
+    names = [activations] * len(weights) if isinstance(activations, str) else list(activations)
+    if not len(weights) == len(biases) == len(names) >= 1:
+        raise ValueError(
+            f"{len(weights)} weights, {len(biases)} biases and {len(names)} activations: one for each layer"
+        )
+    x = _operand(X, "X")
+    if x.shape[0] < 1:
+        raise ValueError("X has no rows, whose penalties could be averaged")
+    W = [_operand(w, f"weights[{i}]") for i, w in enumerate(weights)]
+    dtype = _FLOAT64 if any(a.dtype.char == "d" for a in (x, *W)) else _FLOAT32
+    state: dict[str, NDArray[Any]] = {}
+    widths = [x.shape[1], *(w.shape[1] for w in W)]
+    for i, w in enumerate(W):
+        if w.shape[0] != widths[i]:
+            before = "X" if i == 0 else f"weights[{i - 1}]"
+            raise ValueError(f"weights[{i}] has {w.shape[0]} rows but {before} has {widths[i]} columns")
+    for i, (w, b) in enumerate(zip(W, biases, strict=True)):
+        bias = np.zeros(widths[i + 1]) if b is None else _operand(b, f"biases[{i}]", ndim=1)
+        if len(bias) != widths[i + 1]:
+            raise ValueError(f"biases[{i}] has {len(bias)} elements but weights[{i}] has {widths[i + 1]} columns")
+        state |= {f"W{i}": w, f"b{i}": bias}
+    layers = tuple(LayerSpec(*n, elementwise(a)) for n, a in zip(itertools.pairwise(widths), names, strict=True))
+    probes = n_probes if method == "hutchinson" else 0
+    seed = draw_seed(random_state) if probes else 0
+    spec = NetworkSpec(layers, len(layers), contractive=1.0, contractive_probes=probes)
+    n = x.shape[0]
+    # Parts of nearly equal size, as many as it takes
+    parts = -(-n // PENALTY_ROWS)
+    value = 0.0
+    total: dict[str, NDArray[Any]] = {}
+    with _penalty_program(spec, -(-n // parts), grads, dtype, thread_count(n_threads)) as program:
+        program.load(state)
+        program.bind(_cast(x, dtype))
+        for part in range(parts):
+            rows = np.arange(n * part // parts, n * (part + 1) // parts)
+            terms, gradient = program.gradient(rows, seed, part)
+            value += float(terms[0]) * (len(rows) / n)
+            for name, g in gradient.items() if grads else ():
+                if parts > 1:
+                    g *= dtype.type(len(rows) / n)
+                total[name] = g if part == 0 else total[name] + g
+    if not grads:
+        return Penalty(value, None, None)
+    dW = [_like(X, total[f"W{i}"].astype(dtype, copy=False)) for i in range(len(layers))]
+    db = [_like(X, total[f"b{i}"].reshape(-1).astype(dtype, copy=False)) for i in range(len(layers))]
+    return Penalty(value, dW, db)
+
+
+@contextlib.contextmanager
+def _penalty_program(
+    spec: NetworkSpec, batch: int, grads: bool, dtype: np.dtype[Any], n_threads: int
+) -> Iterator[Program]:
+    """A program for `contractive_penalty`: one that an earlier call has left, or a new one.
+
+    To make one takes longer than to run it, most of it for memory that is touched for the first time.
+    """
+    from .lowering import lower_penalty
+
+    backend = resolve()
+    key = (spec, batch, grads, dtype, n_threads, backend)
+    with _spare_lock:
+        program = _spare.pop(key, None)
+    if program is None:
+        plan = lower_penalty(spec, batch, grads=grads)
+        program = compile_plan(plan, backend, precision=dtype, n_threads=n_threads)
+    yield program
+    # The data are not the program's to keep.
+    program.bind(np.zeros((1, spec.n_features), dtype))
+    with _spare_lock:
+        _spare[key] = program
+        while len(_spare) > SPARE_PROGRAMS:
+            _spare.pop(next(iter(_spare)))
 
 
 def _threads(n_threads: int | None, work: int) -> int:

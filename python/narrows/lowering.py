@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from .contractive import Contraction, Reduction, check_contractive
 from .plan import (
     CELL_ROWS,
     FORWARD,
@@ -17,6 +18,8 @@ from .plan import (
     LEARN,
     SIGNATURES,
     Activation,
+    Corruption,
+    LayerSpec,
     Loss,
     Mode,
     NetworkSpec,
@@ -29,13 +32,13 @@ from .plan import (
     padded,
 )
 
-__all__ = ["lower"]
+__all__ = ["lower", "lower_penalty"]
 
 _STATE = (("d", Region.GRADIENT), ("moment1.", Region.MOMENT1), ("moment2.", Region.MOMENT2))
 """Slots beside each parameter, by what is put before its name."""
 
 
-class _Lowering:
+class Lowering:
     """The op list while it is being written. Slots are named; offsets are given out at the end."""
 
     def __init__(self, batch: int) -> None:
@@ -45,6 +48,7 @@ class _Lowering:
         self.names: list[str] = []
         self.terms: list[str] = []
         self.n_streams = 0
+        self.corruption_stream = 0
 
     def slot(self, name: str, region: Region, rows: int, cols: int) -> str:
         self.shapes[name] = (region, rows, cols)
@@ -75,6 +79,43 @@ class _Lowering:
         """A random stream of its own for the op being written."""
         self.n_streams += 1
         return self.n_streams - 1
+
+    def corrupt(self, x: str, kind: Corruption, level: float, bounds: tuple[float, float], stream: int) -> None:
+        low, high = bounds
+        self.op(OpCode.CORRUPT, LEARN, {"x": x}, kind=kind, stream=stream, level=level, low=low, high=high)
+
+    def dense(
+        self,
+        name: str,
+        modes: Mode,
+        layer: LayerSpec,
+        operands: Mapping[str, str],
+        *,
+        output: bool = False,
+        transposed: bool = False,
+    ) -> tuple[str, str]:
+        """Write a layer whose slots end in `name`; return that of its output, and what its derivative is told from.
+
+        The output layer stops at the pre-activation: its activation is the loss's link.
+        """
+        activation = Activation.LINEAR if output else layer.activation
+        out = self.rows(f"a{name}", layer.n_out)
+        pre = self.rows(f"z{name}", layer.n_out) if activation.needs_preactivation else None
+        slots = {**operands, "out": out, "pre": pre}
+        self.op(OpCode.DENSE, modes, slots, activation=activation, transposed=transposed)
+        return out, pre or out
+
+    def dgrad(self, before: LayerSpec, dz: str, W: str, saved: str, out: str, *, transposed: bool = False) -> None:
+        """Write the gradient by the pre-activations of the layer `before`, from `dz` of the layer with weight `W`."""
+        self.op(
+            OpCode.DGRAD,
+            LEARN,
+            {"dz": dz, "W": W, "saved": saved, "out": out},
+            activation=before.activation,
+            transposed=transposed,
+            # Dropout scaled the saved output in place; its derivative is wanted before that.
+            scale=1.0 if before.activation.needs_preactivation else 1.0 - before.dropout,
+        )
 
     def term(self, name: str) -> int:
         if name not in self.terms:
@@ -132,7 +173,8 @@ def lower(spec: NetworkSpec, batch: int) -> Plan:
     ValueError
         A specification without a decoder, or with dropout on the latent or the output layer: the latent penalties are
         of the code itself, and the output layer's activation belongs to the loss. A variational network with such
-        penalties, or whose latent layer is not linear or not twice as wide as the decoder's input.
+        penalties, or whose latent layer is not linear or not twice as wide as the decoder's input. A contractive
+        penalty that is not defined (see `check_contractive`).
     """
     layers = spec.layers
     last = len(layers) - 1
@@ -141,19 +183,12 @@ def lower(spec: NetworkSpec, batch: int) -> Plan:
     for i in (spec.latent - 1, last):
         if layers[i].dropout > 0:
             raise ValueError(f"layer {i} is the latent or the output layer and takes no dropout")
+    check_contractive(spec)
     if spec.variational:
         _check_variational(spec)
-    low = _Lowering(batch)
+    low = Lowering(batch)
 
-    weights = [f"W{i if layer.tied_to is None else layer.tied_to}" for i, layer in enumerate(layers)]
-    for name, (rows, cols) in spec.parameter_shapes.items():
-        low.slot(name, Region.PARAMETER, rows, cols)
-    parameter_size = 0
-    for name in list(low.names):
-        _, rows, cols = low.shapes[name]
-        for prefix, region in _STATE[: 1 + spec.n_moments]:
-            low.slot(f"{prefix}{name}", region, rows, cols)
-        parameter_size += rows * padded(cols)
+    weights, parameter_size = _parameters(low, spec)
 
     # Forward. Saved: what the backward pass reads of each layer, its output or its pre-activation.
     forward, score = FORWARD, Mode.SCORE
@@ -171,16 +206,8 @@ def lower(spec: NetworkSpec, batch: int) -> Plan:
         weight = low.rows("weight", 1)
         low.op(OpCode.GATHER, LEARN, {"out": weight}, source=2)
     if spec.corruption is not None:
-        low.op(
-            OpCode.CORRUPT,
-            LEARN,
-            {"x": x},
-            kind=spec.corruption,
-            stream=low.stream(),
-            level=spec.corruption_level,
-            low=spec.corruption_range[0],
-            high=spec.corruption_range[1],
-        )
+        low.corruption_stream = low.stream()
+        low.corrupt(x, spec.corruption, spec.corruption_level, spec.corruption_range, low.corruption_stream)
     inputs: list[str] = []
     saved: list[str] = []
     streams: list[int | None] = []
@@ -188,18 +215,9 @@ def lower(spec: NetworkSpec, batch: int) -> Plan:
     noise = None
     for i, layer in enumerate(layers):
         inputs.append(x)
-        keeps_pre = layer.activation.needs_preactivation and i != last
-        out = low.rows(f"a{i}", layer.n_out)
-        pre = low.rows(f"z{i}", layer.n_out) if keeps_pre else None
-        low.op(
-            OpCode.DENSE,
-            modes,
-            {"x": x, "W": weights[i], "b": f"b{i}", "out": out, "pre": pre},
-            # The output layer stops at the pre-activation: its activation is the loss's link.
-            activation=Activation.LINEAR if i == last else layer.activation,
-            transposed=layer.tied_to is not None,
-        )
-        saved.append(pre or out)
+        operands = {"x": x, "W": weights[i], "b": f"b{i}"}
+        out, kept = low.dense(f"{i}", modes, layer, operands, output=i == last, transposed=layer.tied_to is not None)
+        saved.append(kept)
         streams.append(low.stream() if layer.dropout > 0 else None)
         if (stream := streams[-1]) is not None:
             low.op(OpCode.DROPOUT, LEARN, {"x": out}, stream=stream, rate=layer.dropout)
@@ -230,25 +248,20 @@ def lower(spec: NetworkSpec, batch: int) -> Plan:
     # Backward, from dz of the output layer, which the loss has left in z. First the chain down to the first layer,
     # every op of which needs its own rows alone, so that threads sharing the rows need not wait for each other; then
     # the gradients of the parameters, which are sums over all rows.
-    reductions: list[tuple[str, str | None, str, bool]] = [(rowloss, weight, "loss", True)]
+    reductions: list[Reduction] = [(rowloss, weight, "loss", True)]
     deltas = {last: z}
+    contraction = Contraction(low, spec, weights, saved, weight)
     for i in range(last, 0, -1):
         before = layers[i - 1]
         dx = deltas[i - 1] = low.rows(f"d{i - 1}", before.n_out)
         drawn = noise is not None and i == spec.latent
-        low.op(
-            OpCode.DGRAD,
-            LEARN,
-            {
-                "dz": deltas[i],
-                "W": weights[i],
-                "saved": codes if drawn else saved[i - 1],
-                "out": low.rows("dz", spec.n_components) if drawn else dx,
-            },
-            activation=before.activation,
+        low.dgrad(
+            before,
+            deltas[i],
+            weights[i],
+            codes if drawn else saved[i - 1],
+            low.rows("dz", spec.n_components) if drawn else dx,
             transposed=layers[i].tied_to is not None,
-            # Dropout scaled the saved output in place; its derivative is wanted before that.
-            scale=1.0 if before.activation.needs_preactivation else 1.0 - before.dropout,
         )
         if drawn:
             rowkl = low.rows("rowkl", 1)
@@ -263,17 +276,12 @@ def lower(spec: NetworkSpec, batch: int) -> Plan:
             low.op(OpCode.DROPOUT, LEARN, {"x": dx}, stream=stream, rate=before.dropout)
         if i == spec.latent:
             reductions += _latent_penalties(low, spec, f"a{i - 1}", saved[i - 1], weight, dx)
-    reductions += _parameter_gradients(low, spec, weights, inputs, deltas, rates)
+            contraction.penalise(dx)
+            reductions += contraction.reductions
+        contraction.curve(i - 1, dx)
+    reductions += _parameter_gradients(low, spec, weights, inputs, deltas, contraction, rates=rates)
 
-    terms = low.slot("terms", Region.SCRATCH, 1, max(1, len({r[2] for r in reductions})))
-    for name, row_weight, term, mean in reductions:
-        low.op(
-            OpCode.REDUCE,
-            LEARN,
-            {"x": name, "weight": row_weight, "terms": terms},
-            index=low.term(term),
-            mean=mean,
-        )
+    _reduce(low, reductions)
     if spec.clip_norm is not None:
         partial = low.slot("gradnorm", Region.SCRATCH, 1, -(-parameter_size // GRAIN))
         low.op(OpCode.SQNORM, LEARN, {"partial": partial})
@@ -292,11 +300,10 @@ def lower(spec: NetworkSpec, batch: int) -> Plan:
 
 def _check_variational(spec: NetworkSpec) -> None:
     latent, after = spec.layers[spec.latent - 1], spec.layers[spec.latent]
-    if spec.activity_l1 > 0 or spec.kl_sparsity > 0:
-        raise ValueError(
-            f"activity_l1={spec.activity_l1:g} and kl_sparsity={spec.kl_sparsity:g} are penalties on codes, of which a "
-            "variational network has distributions: they must be 0"
-        )
+    penalties = ("activity_l1", "kl_sparsity", "contractive", "contractive_hessian")
+    if any(getattr(spec, name) > 0 for name in penalties):
+        given = ", ".join(f"{name}={getattr(spec, name):g}" for name in penalties if getattr(spec, name) > 0)
+        raise ValueError(f"{given}: a penalty on codes, of which a variational network has distributions; must be 0")
     if latent.n_out != 2 * after.n_in or latent.activation is not Activation.LINEAR or latent.tied_to or after.tied_to:
         raise ValueError(
             f"a variational network's latent layer must be linear, untied and twice as wide as the decoder's input: "
@@ -304,12 +311,85 @@ def _check_variational(spec: NetworkSpec) -> None:
         )
 
 
+def lower_penalty(spec: NetworkSpec, batch: int, *, grads: bool = True) -> Plan:
+    """Write the op list of an encoder's contractive penalties alone, to be run for their gradient.
+
+    Parameters
+    ----------
+    spec : NetworkSpec
+        All of its layers are the encoder.
+    batch : int
+        Capacity in rows; a run may use fewer.
+    grads : bool
+        Whether the gradients of the parameters are wanted.
+
+    Returns
+    -------
+    Plan
+
+    Raises
+    ------
+    ValueError
+        The penalty is not defined (see `check_contractive`).
+    """
+    check_contractive(spec)
+    low = Lowering(batch)
+    weights, parameter_size = _parameters(low, spec)
+    x = low.rows("x", spec.n_features)
+    low.op(OpCode.GATHER, Mode.GRADIENT, {"out": x}, source=0)
+    inputs, saved = [], []
+    for i, layer in enumerate(spec.layers):
+        inputs.append(x)
+        x, kept = low.dense(f"{i}", Mode.GRADIENT, layer, {"x": x, "W": weights[i], "b": f"b{i}"})
+        saved.append(kept)
+    deltas = {i: low.rows(f"d{i}", layer.n_out) for i, layer in enumerate(spec.layers)}
+    last = len(spec.layers) - 1
+    contraction = Contraction(low, spec, weights, saved, None)
+    contraction.penalise(deltas[last], onto=False)
+    if grads:
+        for i in range(last, -1, -1):
+            if i < last:
+                low.dgrad(spec.layers[i], deltas[i + 1], weights[i + 1], saved[i], deltas[i])
+            contraction.curve(i, deltas[i], onto=i < last)
+        _parameter_gradients(low, spec, weights, inputs, deltas, contraction, update=False)
+    _reduce(low, contraction.reductions)
+    slots, work_size = low.assign(set())
+    return Plan(spec, batch, slots, tuple(low.ops), tuple(low.terms), parameter_size, work_size)
+
+
+def _parameters(low: Lowering, spec: NetworkSpec) -> tuple[list[str], int]:
+    """Slots of the parameters and of their state; those of the layers' weights, and the elements of the region."""
+    weights = [f"W{i if layer.tied_to is None else layer.tied_to}" for i, layer in enumerate(spec.layers)]
+    for name, (rows, cols) in spec.parameter_shapes.items():
+        low.slot(name, Region.PARAMETER, rows, cols)
+    parameter_size = 0
+    for name in list(low.names):
+        _, rows, cols = low.shapes[name]
+        for prefix, region in _STATE[: 1 + spec.n_moments]:
+            low.slot(f"{prefix}{name}", region, rows, cols)
+        parameter_size += rows * padded(cols)
+    return weights, parameter_size
+
+
+def _reduce(low: Lowering, reductions: list[Reduction]) -> None:
+    """Sum what the step reports."""
+    terms = low.slot("terms", Region.SCRATCH, 1, max(1, len({r[2] for r in reductions})))
+    for name, row_weight, term, mean in reductions:
+        low.op(
+            OpCode.REDUCE,
+            LEARN,
+            {"x": name, "weight": row_weight, "terms": terms},
+            index=low.term(term),
+            mean=mean,
+        )
+
+
 def _latent_penalties(
-    low: _Lowering, spec: NetworkSpec, a: str, saved: str, weight: str | None, dz: str
-) -> list[tuple[str, str | None, str, bool]]:
+    low: Lowering, spec: NetworkSpec, a: str, saved: str, weight: str | None, dz: str
+) -> list[Reduction]:
     """Penalties on the latent layer, added to its dz once the decoder's part is there."""
     activation = spec.layers[spec.latent - 1].activation
-    reductions: list[tuple[str, str | None, str, bool]] = []
+    reductions: list[Reduction] = []
     if spec.activity_l1 > 0:
         penalty = low.rows("rowpenalty", 1)
         low.op(
@@ -323,7 +403,7 @@ def _latent_penalties(
     if spec.kl_sparsity > 0:
         mean = low.slot("mean_activity", Region.SCRATCH, 1, spec.n_components)
         penalty = low.slot("kl_penalty", Region.SCRATCH, 1, spec.n_components)
-        low.op(OpCode.COLSUM, LEARN, {"x": a, "weight": weight, "out": mean}, mean=True)
+        low.op(OpCode.COLSUM, LEARN, {"x": a, "weight": weight, "out": mean}, mean=True, accumulate=False)
         low.op(
             OpCode.KL_SPARSITY,
             LEARN,
@@ -343,35 +423,44 @@ def _rule(spec: NetworkSpec) -> dict[str, float]:
 
 
 def _parameter_gradients(
-    low: _Lowering,
+    low: Lowering,
     spec: NetworkSpec,
     weights: list[str],
     inputs: list[str],
     deltas: Mapping[int, str],
-    rates: str | None,
-) -> list[tuple[str, str | None, str, bool]]:
+    contraction: Contraction,
+    *,
+    rates: str | None = None,
+    update: bool = True,
+) -> list[Reduction]:
     """Gradients of weights and biases; in training each is used up where it arises, unless all are wanted at once for
-    their norm.
+    their norm or there is no `update`.
 
     `rates` holds what sums to the gradient of the learned variances, row by row. L2 and L1 are on weights, never on
     biases or variances; adamw takes its L2 as decoupled decay instead of as a gradient.
     """
-    fused = spec.clip_norm is None
+    fused = update and spec.clip_norm is None
     apart = Mode.GRADIENT if fused else LEARN
     decoupled = spec.solver is Solver.ADAMW
     decay = {"l2": 0.0 if decoupled else spec.alpha, "l1": spec.weight_l1}
     penalised = any(decay.values())
-    reductions: list[tuple[str, str | None, str, bool]] = []
+    reductions: list[Reduction] = []
 
     def state(name: str) -> dict[str, str]:
         return {f"moment{i + 1}": f"moment{i + 1}.{name}" for i in range(spec.n_moments)}
 
     def summed(name: str, rows: str) -> None:
-        low.op(OpCode.COLSUM, apart, {"x": rows, "out": f"d{name}"}, mean=False)
+        again = name in seen
+        low.op(OpCode.COLSUM, apart, {"x": rows, "out": f"d{name}"}, mean=False, accumulate=again)
         if fused:
-            low.op(OpCode.COLSUM_UPDATE, Mode.TRAIN, {"x": rows, "b": name, **state(name)}, **_rule(spec))
+            low.op(
+                OpCode.COLSUM_UPDATE,
+                Mode.TRAIN,
+                {"x": rows, "db": f"d{name}" if again else None, "b": name, **state(name)},
+                **_rule(spec),
+            )
 
-    seen: set[str] = set()
+    seen = set(contraction.begun)
     for i in range(len(weights) - 1, -1, -1):
         tied = spec.layers[i].tied_to is not None
         source, sink = (deltas[i], inputs[i]) if tied else (inputs[i], deltas[i])
@@ -386,7 +475,9 @@ def _parameter_gradients(
             accumulate=again,
         )
         if final:
-            penalty = None
+            penalty, colrate = None, contraction.colrates.get(W)
+            if colrate is not None:
+                low.op(OpCode.COLUMN_DECAY, apart, {"W": W, "colrate": colrate, "dW": f"d{W}"})
             if penalised:
                 _, rows, cols = low.shapes[W]
                 penalty = low.slot(f"penalty.{W}", Region.SCRATCH, -(-rows // CELL_ROWS), -(-cols // LANES))
@@ -396,7 +487,15 @@ def _parameter_gradients(
                 low.op(
                     OpCode.WGRAD_UPDATE,
                     Mode.TRAIN,
-                    {"x": source, "dz": sink, "dW": f"d{W}" if again else None, "W": W, "penalty": penalty, **state(W)},
+                    {
+                        "x": source,
+                        "dz": sink,
+                        "dW": f"d{W}" if again else None,
+                        "W": W,
+                        "colrate": colrate,
+                        "penalty": penalty,
+                        **state(W),
+                    },
                     **_rule(spec),
                     **decay,
                     rate=spec.alpha if decoupled else 0.0,

@@ -14,7 +14,8 @@ left out, so what is trained is what is applied.
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
+import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -184,6 +185,18 @@ class OpCode(enum.IntEnum):
     SAMPLE = 18
     LATENT_KL = 19
     GAUSSIAN = 20
+    CONTRACTIVE = 21
+    COLUMN_DECAY = 22
+    GRAM = 23
+    SLOPES = 24
+    JACOBIAN = 25
+    CURVES = 26
+    GRAIN_SUM = 27
+    GRAM_WGRAD = 28
+    PROBE = 29
+    TANGENT = 30
+    SQUARED_NORM = 31
+    COTANGENT = 32
 
 
 class Signature(NamedTuple):
@@ -217,8 +230,8 @@ SIGNATURES: Mapping[OpCode, Signature] = {
     OpCode.LOSS: Signature(("z", "target", "weight"), ("z", "rowloss"), ints=("loss", "activation"), floats=("delta",)),
     # dW (+)= x' dz
     OpCode.WGRAD: Signature(("x", "dz", "dW"), ("dW",), ints=("accumulate",)),
-    # out = column sums of x, each row times its weight if given, divided by the rows of the batch if mean
-    OpCode.COLSUM: Signature(("x", "weight"), ("out",), ints=("mean",)),
+    # out (+)= column sums of x, each row times its weight if given, divided by the rows of the batch if mean
+    OpCode.COLSUM: Signature(("x", "weight", "out"), ("out",), ints=("mean", "accumulate")),
     # out = (dz W') * activation'(saved), saved being the output times scale, or the pre-activation
     OpCode.DGRAD: Signature(("dz", "W", "saved"), ("out",), ints=("activation", "transposed"), floats=("scale",)),
     # dz += strength * weight / m * sign(a) * activation'(saved); rowpenalty = strength * sum |a|
@@ -242,16 +255,17 @@ SIGNATURES: Mapping[OpCode, Signature] = {
     OpCode.SHRINK: Signature(("W",), ("W",), floats=("rate",)),
     # the update rule over the whole parameter region, gradients scaled down to norm `clip` if it is positive
     OpCode.UPDATE: Signature(("partial",), (), ints=("solver",), floats=("beta_1", "beta_2", "epsilon", "clip")),
-    # WGRAD (onto what dW holds, if there is a dW), DECAY, SHRINK and UPDATE of one weight, without a gradient array
+    # WGRAD (onto what dW holds, if there is a dW), COLUMN_DECAY, DECAY, SHRINK and UPDATE of one weight, without a
+    # gradient array
     OpCode.WGRAD_UPDATE: Signature(
-        ("x", "dz", "dW", "W", "moment1", "moment2"),
+        ("x", "dz", "dW", "W", "moment1", "moment2", "colrate"),
         ("W", "moment1", "moment2", "penalty"),
         ints=("solver",),
         floats=("beta_1", "beta_2", "epsilon", "l2", "l1", "rate"),
     ),
-    # COLSUM and UPDATE of one bias
+    # COLSUM (onto what db holds, if there is a db) and UPDATE of one bias
     OpCode.COLSUM_UPDATE: Signature(
-        ("x", "b", "moment1", "moment2"),
+        ("x", "db", "b", "moment1", "moment2"),
         ("b", "moment1", "moment2"),
         ints=("solver",),
         floats=("beta_1", "beta_2", "epsilon"),
@@ -265,6 +279,49 @@ SIGNATURES: Mapping[OpCode, Signature] = {
     # rowloss = -log N(target; activation(z), exp(logvar) + VARIANCE_FLOOR), a sum over features; in training z =
     # d(mean weighted loss)/dz, and rates' column sums are the derivative by logvar
     OpCode.GAUSSIAN: Signature(("z", "target", "weight", "logvar"), ("z", "rowloss", "rates"), ints=("activation",)),
+    # The contractive penalty of one layer, J = diag(p) W' with p = activation'(saved), in closed form: penalty =
+    # strength / m * sum_n weight * p**2 * |column of W|**2 for each unit, dz (+)= its gradient by the pre-activations,
+    # and W's own gradient is colrate * W. With `noisy`, saved of another input, p is the difference of both slopes.
+    OpCode.CONTRACTIVE: Signature(
+        ("saved", "noisy", "W", "weight", "dz", "colrate"),
+        ("dz", "colrate", "dnoisy", "penalty"),
+        ints=("activation", "accumulate_dz", "accumulate_colrate"),
+        floats=("strength",),
+    ),
+    # dW += colrate * W, a rate for each column
+    OpCode.COLUMN_DECAY: Signature(("W", "colrate", "dW"), ("dW",)),
+    # out = W' W
+    OpCode.GRAM: Signature(("W",), ("out",)),
+    # out = activation'(saved), in the columns of `out` from `column` on
+    OpCode.SLOPES: Signature(("saved",), ("out",), ints=("activation", "column")),
+    # The contractive penalty of several layers. From the slopes p1 | p2 | ... of the layers, side by side in segments,
+    # each row has B = diag(pL) WL' ... W2' diag(p1) and J = B W1', so |J|**2 = tr(B gram B'). rowpenalty = strength *
+    # weight / m * |J|**2; dslopes (+)= its derivative by the slopes; partial (+)= what grains of rows add to the
+    # gradients by the Gram matrix and by W2', W3', W4', one grain a row (see `jacobian_segments`). With `noisy`, the
+    # slopes for another input, B is the difference of both, and dnoisy the derivative by these.
+    OpCode.JACOBIAN: Signature(
+        ("slopes", "noisy", "gram", "W2", "W3", "W4", "weight", "dslopes", "partial"),
+        ("dslopes", "partial", "dnoisy", "rowpenalty"),
+        ints=("accumulate",),
+        floats=("strength",),
+    ),
+    # dz (+)= dslopes * activation''(saved), of the columns of `dslopes` from `column` on
+    OpCode.CURVES: Signature(("dslopes", "saved", "dz"), ("dz",), ints=("activation", "column", "accumulate")),
+    # out = the sum over the grains of the columns of `partial` from `column` on, which hold a matrix row by row: one
+    # that is symmetric and of which the lower half may be anything (form 0), or the transpose of `out` (form 1)
+    OpCode.GRAIN_SUM: Signature(("partial",), ("out",), ints=("column", "form")),
+    # dW = 2 W dgram
+    OpCode.GRAM_WGRAD: Signature(("W", "dgram"), ("dW",)),
+    # out = +1 or -1, each with probability 1/2
+    OpCode.PROBE: Signature((), ("out",), ints=("stream",)),
+    # out = x * slopes, of the columns of `slopes` from `column` on
+    OpCode.TANGENT: Signature(("x", "slopes"), ("out",), ints=("column",)),
+    # rowpenalty (+)= strength * weight / m * |x|**2, and x becomes its derivative
+    OpCode.SQUARED_NORM: Signature(
+        ("x", "weight", "rowpenalty"), ("x", "rowpenalty"), ints=("accumulate",), floats=("strength",)
+    ),
+    # Back through TANGENT: dslopes (+)= dout * x, and dout, the derivative by its result, becomes that by x
+    OpCode.COTANGENT: Signature(("dout", "x", "slopes", "dslopes"), ("dout", "dslopes"), ints=("column", "accumulate")),
 }
 
 VARIANCE_FLOOR = 1e-6
@@ -272,6 +329,9 @@ VARIANCE_FLOOR = 1e-6
 
 CELL_ROWS = 6
 """Rows of the cells, LANES columns wide, by which the penalties of a weight matrix are summed."""
+
+JACOBIAN_LAYERS = 4
+"""Layers of an encoder of which JACOBIAN takes the exact penalty, at most."""
 
 GRAIN = 4096
 """Elements of a flat region that one thread takes at a time; fixes the order of `SQNORM`'s sums."""
@@ -335,7 +395,8 @@ class NetworkSpec:
     """Everything `lower` needs to know about a model.
 
     `latent` counts the encoder's layers: layer ``latent - 1`` writes the code. `separate_target` says that the target
-    is bound apart from the input (denoising pairs, super-resolution).
+    is bound apart from the input (denoising pairs, super-resolution). `contractive_probes` of 0 stands for the exact
+    penalty.
     """
 
     layers: tuple[LayerSpec, ...]
@@ -348,6 +409,11 @@ class NetworkSpec:
     activity_l1: float = 0.0
     kl_sparsity: float = 0.0
     sparsity_target: float = 0.05
+    contractive: float = 0.0
+    contractive_probes: int = 0
+    contractive_hessian: float = 0.0
+    hessian_std: float = 0.1
+    n_corruptions: int = 1
     alpha: float = 0.0
     weight_l1: float = 0.0
     solver: Solver = Solver.ADAM
@@ -432,10 +498,7 @@ class Plan:
     @cached_property
     def flops(self) -> int:
         """Floating-point operations of the matrix products of one training step of a full batch."""
-        total = 0
-        for i, layer in enumerate(self.spec.layers):
-            total += (4 if i == 0 else 6) * self.batch * layer.n_in * layer.n_out
-        return total
+        return sum(op_flops(self, op) for op in self.ops if op.modes & Mode.TRAIN)
 
     def __str__(self) -> str:
         lines = [
@@ -470,8 +533,55 @@ class Plan:
 
 
 OP_DTYPE = np.dtype(
-    [("code", "i4"), ("modes", "i4"), ("slots", "i4", 7), ("ints", "i4", 2), ("floats", "f8", 6)], align=True
+    [("code", "i4"), ("modes", "i4"), ("slots", "i4", 11), ("ints", "i4", 3), ("floats", "f8", 6)], align=True
 )
+
+
+PRODUCTS = {
+    OpCode.DENSE: "W",
+    OpCode.DGRAD: "W",
+    OpCode.WGRAD: "dW",
+    OpCode.WGRAD_UPDATE: "W",
+    OpCode.GRAM: "W",
+    OpCode.GRAM_WGRAD: "W",
+}
+"""Ops that are matrix products, and their operand that is a weight or its gradient."""
+
+
+def op_flops(plan: Plan, op: Op) -> int:
+    """Floating-point operations of an op's matrix products on a full batch; 0 if it has none."""
+    slots = {role: plan.slots[i] for role, i in zip(SIGNATURES[op.code].slots, op.slots, strict=True) if i >= 0}
+    if op.code is OpCode.JACOBIAN:
+        # A row for each row of the batch and latent; half of a symmetric product. The last weight takes none.
+        weights = [slots[role] for role in ("W2", "W3", "W4") if role in slots]
+        inner = sum(W.rows * W.cols for W in weights[:-1])
+        chains = 2 if "noisy" in slots else 1
+        return plan.batch * weights[-1].cols * (3 * slots["gram"].rows ** 2 + 6 * chains * inner)
+    if op.code not in PRODUCTS:
+        return 0
+    m, k, n = product_size(plan, op)
+    return 2 * m * k * n
+
+
+def product_size(plan: Plan, op: Op) -> tuple[int, int, int]:
+    """Rows that a product has on a full batch, and the shape of its weight, of an op in `PRODUCTS`."""
+    weight = plan.slots[op.slots[SIGNATURES[op.code].slots.index(PRODUCTS[op.code])]]
+    square = op.code in (OpCode.GRAM, OpCode.GRAM_WGRAD)
+    return weight.cols if square else plan.batch, weight.rows, weight.cols
+
+
+def segments(widths: Sequence[int]) -> list[int]:
+    """First columns of matrices of these widths side by side, each at the start of a cache line, and the end."""
+    return [0, *itertools.accumulate(-(-n // LANES) * LANES for n in widths)]
+
+
+def jacobian_segments(widths: Sequence[int]) -> list[int]:
+    """First columns, in a row of JACOBIAN's partial sums, of the gradients by the Gram matrix and by W2', W3', ..., and
+    their end; `widths` are those of the encoder's layers. A matrix lies row by row, `padded(columns)` apart.
+    """
+    rows_of, columns_of = (widths[0], *widths[1:]), (widths[0], *widths[:-1])
+    sizes = (rows * padded(columns) for rows, columns in zip(rows_of, columns_of, strict=True))
+    return [0, *itertools.accumulate(sizes)]
 
 
 def padded(cols: int) -> int:

@@ -368,6 +368,7 @@ class Trainer:
             values["kl"] = kl
             values["objective"] = objective = objective + spec.kl_weight * kl
         if terms:
+            values |= terms
             values["penalty"] = penalty
         if self.validate is not None:
             with np.errstate(over="ignore", invalid="ignore"):

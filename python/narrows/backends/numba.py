@@ -217,6 +217,7 @@ def wgrad_update(
     W: Array,
     moment1: Array,
     moment2: Array | None,
+    colrate: Array | None,
     penalty: Array | None,
     solver: int,
     beta_1: float,
@@ -232,6 +233,8 @@ def wgrad_update(
     np.matmul(run.factor(x).T, run.factor(dz), out=g)
     if dW is not None:
         g += dW
+    if colrate is not None:
+        reference.column_decay(run, W=W, colrate=colrate, dW=g)
     if penalty is not None:
         decay(run, W=W, dW=g, penalty=penalty, l2=l2, l1=l1)
     if rate:

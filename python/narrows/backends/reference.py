@@ -37,6 +37,9 @@ from ..plan import (
     Precision,
     Region,
     Slot,
+    jacobian_segments,
+    padded,
+    segments,
 )
 from . import Hyper, Probe, State, all_finite
 
@@ -137,6 +140,21 @@ DERIVATIVE: Mapping[Activation, Callable[[Array], Array]] = {
     Activation.SIGMOID: lambda a: a * (1 - a),
     Activation.TANH: lambda a: (1 - a) * (1 + a),
     Activation.SOFTPLUS: lambda a: -np.expm1(-a),
+    Activation.EXP: lambda a: a,
+}
+
+CURVATURE: Mapping[Activation, Callable[[Array], Array]] = {
+    # The second derivative, from what the first is told from; 0 where it is not defined, as the slopes of such
+    # activations are constant on either side.
+    Activation.LINEAR: np.zeros_like,
+    Activation.RELU: np.zeros_like,
+    Activation.LEAKY_RELU: np.zeros_like,
+    Activation.ELU: lambda a: np.where(a > 0, a.dtype.type(0), a + 1),
+    Activation.GELU: lambda z: normal_pdf(z) * (2 - z * z),
+    Activation.SILU: lambda z: (s := sigmoid(z)) * (1 - s) * (2 + z * (1 - 2 * s)),
+    Activation.SIGMOID: lambda a: a * (1 - a) * (1 - 2 * a),
+    Activation.TANH: lambda a: -2 * a * (1 - a) * (1 + a),
+    Activation.SOFTPLUS: lambda a: -np.expm1(-a) * np.exp(-a),
     Activation.EXP: lambda a: a,
 }
 
@@ -247,9 +265,10 @@ def wgrad(run: Run, *, x: Array, dz: Array, dW: Array, accumulate: int) -> None:
     dW[...] = dW + product if accumulate else product
 
 
-def colsum(run: Run, *, x: Array, weight: Array | None, out: Array, mean: int) -> None:
+def colsum(run: Run, *, x: Array, weight: Array | None, out: Array, mean: int, accumulate: int) -> None:
     total = (x if weight is None else x * weight).sum(axis=0)
-    out[0] = total / run.m if mean else total
+    total = total / run.m if mean else total
+    out[0] = out[0] + total if accumulate else total
 
 
 def dgrad(
@@ -306,6 +325,164 @@ def decay(run: Run, *, W: Array, dW: Array, penalty: Array, l2: float, l1: float
     penalty[...] = np.add.reduceat(rows, np.arange(0, W.shape[1], LANES), axis=1)
 
 
+# --- ops: the contractive penalty (Rifai et al., ICML 2011) ----------------------------------------------------------
+
+
+def row_share(run: Run, weight: Array | None, strength: float, dtype: Any) -> Array:
+    """What each row's square counts, shape (m, 1)."""
+    share = np.full((run.m, 1), strength / run.m, dtype)
+    return share if weight is None else share * weight
+
+
+def contractive(
+    run: Run,
+    *,
+    saved: Array,
+    noisy: Array | None,
+    W: Array,
+    weight: Array | None,
+    dz: Array,
+    colrate: Array,
+    dnoisy: Array | None,
+    penalty: Array,
+    activation: int,
+    accumulate_dz: int,
+    accumulate_colrate: int,
+    strength: float,
+) -> None:
+    derivative, curvature = DERIVATIVE[Activation(activation)], CURVATURE[Activation(activation)]
+    share = row_share(run, weight, strength, W.dtype)
+    slope = derivative(saved) if noisy is None else derivative(saved) - derivative(noisy)
+    norms, squares = (W * W).sum(axis=0), (share * slope * slope).sum(axis=0)
+    penalty[0] = norms * squares
+    by_slope = 2 * share * norms * slope
+    by_pre = by_slope * curvature(saved)
+    dz[...] = dz + by_pre if accumulate_dz else by_pre
+    if noisy is not None and dnoisy is not None:
+        dnoisy[...] = -by_slope * curvature(noisy)
+    colrate[0] = (colrate[0] if accumulate_colrate else 0) + 2 * squares
+
+
+def column_decay(run: Run, *, W: Array, colrate: Array, dW: Array) -> None:
+    dW += W * colrate
+
+
+def gram(run: Run, *, W: Array, out: Array) -> None:
+    out[...] = W.T @ W
+
+
+def slopes(run: Run, *, saved: Array, out: Array, activation: int, column: int) -> None:
+    out[:, column : column + saved.shape[1]] = DERIVATIVE[Activation(activation)](saved)
+
+
+def jacobian(
+    run: Run,
+    *,
+    slopes: Array,
+    noisy: Array | None,
+    gram: Array,
+    W2: Array,
+    W3: Array | None,
+    W4: Array | None,
+    weight: Array | None,
+    dslopes: Array,
+    partial: Array,
+    dnoisy: Array | None,
+    rowpenalty: Array,
+    accumulate: int,
+    strength: float,
+) -> None:
+    weights = [W for W in (W2, W3, W4) if W is not None]
+    widths = [len(gram), *(W.shape[1] for W in weights)]
+    columns, parts = segments(widths), jacobian_segments(widths)
+    share = row_share(run, weight, strength, gram.dtype)
+    passes = [(slopes, dslopes, 2.0)]
+    if noisy is not None and dnoisy is not None:
+        passes.append((noisy, dnoisy, -2.0))
+    if not accumulate:
+        dslopes[...] = 0
+        partial[...] = 0
+    if dnoisy is not None:
+        dnoisy[...] = 0
+
+    def part(i: int, rows: int, cols: int) -> Array:
+        # All of the sums over rows go to the first grain.
+        return partial[0, parts[i] : parts[i + 1]].reshape(rows, padded(cols))[:, :cols]
+
+    chains = [_derivatives(weights, p, columns, widths) for p, _, _ in passes]
+    B = chains[0][1][0] if noisy is None else chains[0][1][0] - chains[1][1][0]
+    product = B @ gram
+    rowpenalty[:, 0] = share[:, 0] * (B * product).sum(axis=(1, 2))
+    rows = B.reshape(-1, widths[0])
+    part(0, widths[0], widths[0])[...] += (rows * np.repeat(share, widths[-1], axis=0)).T @ rows
+    for (p, dp, sign), (by_out, by_pre) in zip(passes, chains, strict=True):
+        d = (gram.dtype.type(sign) * share[:, :, None]) * product  # by by_pre[0], then by those of the layers above
+        for i, W in enumerate([*weights, None]):
+            at = slice(columns[i], columns[i] + widths[i])
+            dp[:, at] += (d * by_out[i]).sum(axis=1)
+            if W is None:
+                break
+            d = d * p[:, None, at]
+            above = by_pre[i + 1].reshape(-1, widths[i + 1])
+            part(i + 1, widths[i + 1], widths[i])[...] += above.T @ d.reshape(-1, widths[i])
+            d = d @ W
+
+
+def _derivatives(
+    weights: list[Array], slopes: Array, columns: list[int], widths: list[int]
+) -> tuple[list[Array], list[Array]]:
+    """Derivatives of the latents by the outputs and by the pre-activations of each layer, (rows, latents, units)."""
+    p = [slopes[:, None, at : at + n] for at, n in zip(columns, widths, strict=False)]
+    by_out = [np.broadcast_to(np.eye(widths[-1], dtype=slopes.dtype), (len(slopes), widths[-1], widths[-1]))]
+    by_pre = [by_out[0] * p[-1]]
+    for W, slope in zip(weights[::-1], p[-2::-1], strict=True):
+        by_out.insert(0, by_pre[0] @ W.T)
+        by_pre.insert(0, by_out[0] * slope)
+    return by_out, by_pre
+
+
+def curves(run: Run, *, dslopes: Array, saved: Array, dz: Array, activation: int, column: int, accumulate: int) -> None:
+    by_pre = dslopes[:, column : column + saved.shape[1]] * CURVATURE[Activation(activation)](saved)
+    dz[...] = dz + by_pre if accumulate else by_pre
+
+
+def grain_sum(run: Run, *, partial: Array, out: Array, column: int, form: int) -> None:
+    rows, cols = out.shape if form == 0 else out.shape[::-1]
+    end = column + rows * padded(cols)
+    total = partial[:, column:end].sum(axis=0).reshape(rows, padded(cols))[:, :cols]
+    if form == 1:
+        out[...] = total.T
+    else:
+        out[...] = np.triu(total) + np.triu(total, 1).T
+
+
+def gram_wgrad(run: Run, *, W: Array, dgram: Array, dW: Array) -> None:
+    dW[...] = 2 * (W @ dgram)
+
+
+def probe_signs(run: Run, *, out: Array, stream: int) -> None:
+    out[...] = np.where(philox.uniform(run.seed, stream, run.step, *out.shape) < 0.5, -1, 1)
+
+
+def tangent(run: Run, *, x: Array, slopes: Array, out: Array, column: int) -> None:
+    out[...] = x * slopes[:, column : column + x.shape[1]]
+
+
+def squared_norm(
+    run: Run, *, x: Array, weight: Array | None, rowpenalty: Array, accumulate: int, strength: float
+) -> None:
+    share = row_share(run, weight, strength, x.dtype)
+    value = share[:, 0] * (x * x).sum(axis=1)
+    rowpenalty[:, 0] = rowpenalty[:, 0] + value if accumulate else value
+    x *= 2 * share
+
+
+def cotangent(run: Run, *, dout: Array, x: Array, slopes: Array, dslopes: Array, column: int, accumulate: int) -> None:
+    at = slice(column, column + x.shape[1])
+    dslopes[:, at] = dslopes[:, at] + dout * x if accumulate else dout * x
+    dout *= slopes[:, at]
+
+
 # --- ops: sums and updates ------------------------------------------------------------------------------------------
 
 
@@ -359,6 +536,7 @@ def wgrad_update(
     W: Array,
     moment1: Array,
     moment2: Array | None,
+    colrate: Array | None,
     penalty: Array | None,
     solver: int,
     beta_1: float,
@@ -371,6 +549,8 @@ def wgrad_update(
     g = run.factor(x).T @ run.factor(dz)
     if dW is not None:
         g += dW
+    if colrate is not None:
+        column_decay(run, W=W, colrate=colrate, dW=g)
     if penalty is not None:
         decay(run, W=W, dW=g, penalty=penalty, l2=l2, l1=l1)
     if rate:
@@ -382,6 +562,7 @@ def colsum_update(
     run: Run,
     *,
     x: Array,
+    db: Array | None,
     b: Array,
     moment1: Array,
     moment2: Array | None,
@@ -390,7 +571,8 @@ def colsum_update(
     beta_2: float,
     epsilon: float,
 ) -> None:
-    step_rule(run, b, x.sum(axis=0, keepdims=True), moment1, moment2, solver, beta_1, beta_2, epsilon)
+    g = x.sum(axis=0, keepdims=True)
+    step_rule(run, b, g if db is None else g + db, moment1, moment2, solver, beta_1, beta_2, epsilon)
 
 
 # --- ops: variational networks ---------------------------------------------------------------------------------------
@@ -479,6 +661,18 @@ OPS: Mapping[OpCode, Callable[..., None]] = {
     OpCode.SAMPLE: sample,
     OpCode.LATENT_KL: latent_kl,
     OpCode.GAUSSIAN: gaussian,
+    OpCode.CONTRACTIVE: contractive,
+    OpCode.COLUMN_DECAY: column_decay,
+    OpCode.GRAM: gram,
+    OpCode.SLOPES: slopes,
+    OpCode.JACOBIAN: jacobian,
+    OpCode.CURVES: curves,
+    OpCode.GRAIN_SUM: grain_sum,
+    OpCode.GRAM_WGRAD: gram_wgrad,
+    OpCode.PROBE: probe_signs,
+    OpCode.TANGENT: tangent,
+    OpCode.SQUARED_NORM: squared_norm,
+    OpCode.COTANGENT: cotangent,
 }
 
 

@@ -351,7 +351,7 @@ def _add_fit(parser: argparse.ArgumentParser) -> None:
         model,
         "--hidden",
         "widths of the encoder's hidden layers, such as 512,128; none for none (default: 128; none for "
-        "linear and sparse)",
+        "linear, sparse and contractive)",
         type=_widths,
         metavar="N,N",
     )

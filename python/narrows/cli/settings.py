@@ -24,6 +24,7 @@ ESTIMATORS = {
     "linear": "LinearAutoencoder",
     "denoising": "DenoisingAutoencoder",
     "sparse": "SparseAutoencoder",
+    "contractive": "ContractiveAutoencoder",
     "variational": "VariationalAutoencoder",
 }
 LOSSES = ("mse", "bce", "huber", "multinomial", "gaussian")

@@ -5,7 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 
-from .autoencoder import Autoencoder, DenoisingAutoencoder, LinearAutoencoder, SparseAutoencoder
+from .autoencoder import (
+    Autoencoder,
+    ContractiveAutoencoder,
+    DenoisingAutoencoder,
+    LinearAutoencoder,
+    SparseAutoencoder,
+)
 from .base import BaseAutoencoder
 from .files import read_model
 from .variational import VariationalAutoencoder
@@ -14,6 +20,7 @@ __all__ = [
     "ESTIMATORS",
     "Autoencoder",
     "BaseAutoencoder",
+    "ContractiveAutoencoder",
     "DenoisingAutoencoder",
     "LinearAutoencoder",
     "SparseAutoencoder",
@@ -23,7 +30,14 @@ __all__ = [
 
 ESTIMATORS: Mapping[str, type[BaseAutoencoder]] = {
     cls.__name__: cls
-    for cls in (Autoencoder, LinearAutoencoder, DenoisingAutoencoder, SparseAutoencoder, VariationalAutoencoder)
+    for cls in (
+        Autoencoder,
+        LinearAutoencoder,
+        DenoisingAutoencoder,
+        SparseAutoencoder,
+        ContractiveAutoencoder,
+        VariationalAutoencoder,
+    )
 }
 """The classes that a model file may name."""
 

@@ -10,7 +10,13 @@ import numpy as np
 from .base import BaseAutoencoder
 from .preset import preset
 
-__all__ = ["Autoencoder", "DenoisingAutoencoder", "LinearAutoencoder", "SparseAutoencoder"]
+__all__ = [
+    "Autoencoder",
+    "ContractiveAutoencoder",
+    "DenoisingAutoencoder",
+    "LinearAutoencoder",
+    "SparseAutoencoder",
+]
 
 
 class Autoencoder(BaseAutoencoder):
@@ -55,6 +61,22 @@ class Autoencoder(BaseAutoencoder):
     dropout : float, default=0.0
         Probability for each output of a hidden layer to be dropped in a training step; never of the latent
         layer.
+    contractive : float, default=0.0
+        Strength of the contractive penalty: the squared Frobenius norm of the derivatives of the latents by the input
+        (Rifai et al., ICML 2011), summed for each row, at the input that the encoder sees. Of a kinked activation
+        (relu), almost everywhere. An encoder with hidden layers then takes no dropout.
+    contractive_method : {"exact", "hutchinson"}, default="exact"
+        Exact, for encoders of up to four layers; or an unbiased estimate from `n_probes` random combinations of the
+        latents for each row, which costs less where there are many latents. An encoder of one layer has a closed form
+        that costs less than a probe, and is taken in either case.
+    n_probes : int, default=1
+    contractive_hessian : float, default=0.0
+        Strength of a second penalty that stands for the second derivatives: the squared Frobenius norm of the change of
+        those derivatives under gaussian noise on the input (Rifai et al., ECML 2011), exact given the noise.
+    n_corruptions : int, default=1
+        Draws of that noise for each row and step, averaged over.
+    hessian_std : float, default=0.1
+        Standard deviation of that noise, in the data's units.
     activity_l1 : float, default=0.0
         Strength of the L1 penalty on the latents, a sum per sample.
     kl_sparsity : float, default=0.0
@@ -118,7 +140,8 @@ class Autoencoder(BaseAutoencoder):
     intercepts_ : list of ndarray of shape (n_out,)
     history_ : dict of list of float
         One value for each epoch of ``loss``, ``learning_rate``, ``seconds`` (of the epoch), and where they
-        exist ``val_loss``, ``mse_per_feature`` and ``penalty``.
+        exist ``val_loss``, ``mse_per_feature`` and ``penalty``, followed by its parts: ``contractive``,
+        ``contractive_hessian``, ``activity_l1``, ``kl_sparsity``, ``weight_penalty``.
     n_iter_ : int
         Epochs, those of earlier calls included where training went on.
     loss_, best_loss_ : float
@@ -148,6 +171,12 @@ class Autoencoder(BaseAutoencoder):
         corruption: str | None = None,
         corruption_level: float = 0.0,
         dropout: float = 0.0,
+        contractive: float = 0.0,
+        contractive_method: str = "exact",
+        n_probes: int = 1,
+        contractive_hessian: float = 0.0,
+        n_corruptions: int = 1,
+        hessian_std: float = 0.1,
         activity_l1: float = 0.0,
         kl_sparsity: float = 0.0,
         sparsity_target: float = 0.05,
@@ -187,6 +216,12 @@ class Autoencoder(BaseAutoencoder):
         self.corruption = corruption
         self.corruption_level = corruption_level
         self.dropout = dropout
+        self.contractive = contractive
+        self.contractive_method = contractive_method
+        self.n_probes = n_probes
+        self.contractive_hessian = contractive_hessian
+        self.n_corruptions = n_corruptions
+        self.hessian_std = hessian_std
         self.activity_l1 = activity_l1
         self.kl_sparsity = kl_sparsity
         self.sparsity_target = sparsity_target
@@ -274,4 +309,22 @@ class SparseAutoencoder(Autoencoder):
     CS294A lecture notes, 2011).
 
     The parameters are those of `Autoencoder`, with other defaults: see the signature.
+    """
+
+
+@preset(
+    hidden_layer_sizes=(),
+    activation="sigmoid",
+    latent_activation="sigmoid",
+    tied_weights=True,
+    contractive=0.1,
+)
+class ContractiveAutoencoder(Autoencoder):
+    """Autoencoder whose codes change little with the input, but for directions that the reconstruction needs.
+
+    The penalty is the squared Frobenius norm of the Jacobian of the latents by the input (Rifai et al., ICML 2011),
+    with its exact gradient, for encoders of one to four layers. It is in the latents' units squared by the data's, and
+    is weighed against the loss, a sum over features. `contractive_hessian` penalises the Jacobian's change, too.
+
+    The parameters are those of `Autoencoder`; by default one layer of sigmoid units with tied weights, as in the paper.
     """

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ..plan import ACTIVATIONS, Activation, Corruption, Loss
+from ..plan import ACTIVATIONS, JACOBIAN_LAYERS, Activation, Corruption, Loss
 
 __all__ = [
     "check_parameters",
@@ -136,6 +136,12 @@ CHECKS: Mapping[str, Check] = {
     "corruption": choice(tuple(CORRUPTIONS), optional=True),
     "corruption_level": real("[0, inf)"),
     "dropout": real("[0, 1)"),
+    "contractive": real("[0, inf)"),
+    "contractive_method": choice(("exact", "hutchinson")),
+    "n_probes": integer(1),
+    "contractive_hessian": real("[0, inf)"),
+    "n_corruptions": integer(1),
+    "hessian_std": real("(0, inf)"),
     "activity_l1": real("[0, inf)"),
     "kl_sparsity": real("[0, inf)"),
     "sparsity_target": real("(0, 1)"),
@@ -229,10 +235,27 @@ def check_parameters(estimator: Any) -> None:
             f"not {estimator.latent_activation!r}"
         )
     hidden = hidden_sizes("hidden_layer_sizes", estimator.hidden_layer_sizes)
+    _check_contractive(estimator, hidden)
     if estimator.tied_weights and decoder_sizes(estimator) != hidden[::-1]:
         raise ValueError(
             f"tied_weights=True needs a decoder that mirrors the encoder: decoder_layer_sizes="
             f"{estimator.decoder_layer_sizes!r} must be None or {hidden[::-1]!r}"
+        )
+
+
+def _check_contractive(estimator: Any, hidden: tuple[int, ...]) -> None:
+    """What the contractive penalties ask of the encoder."""
+    exact = estimator.contractive_hessian > 0 or (estimator.contractive > 0 and estimator.contractive_method == "exact")
+    given = f"contractive={estimator.contractive!r}, contractive_hessian={estimator.contractive_hessian!r}"
+    if (exact or estimator.contractive > 0) and estimator.dropout > 0 and hidden:
+        raise ValueError(
+            f"{given} with dropout={estimator.dropout!r} and hidden_layer_sizes={estimator.hidden_layer_sizes!r}: the "
+            "penalty is of an encoder that drops nothing; set dropout=0 or hidden_layer_sizes=()"
+        )
+    if exact and len(hidden) >= JACOBIAN_LAYERS:
+        raise ValueError(
+            f"{given}: the exact penalty is for encoders of up to {JACOBIAN_LAYERS} layers, not {len(hidden) + 1} "
+            f"(hidden_layer_sizes={estimator.hidden_layer_sizes!r}); contractive_method='hutchinson' takes any number"
         )
 
 

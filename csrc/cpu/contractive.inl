@@ -1,0 +1,398 @@
+// The contractive penalty: the squared Frobenius norm of the encoder's Jacobian, exact, and its gradient.
+//
+// Promises: formulas and operands of python/narrows/plan.py; products in the program's own type, also where those of
+// the layers are in bfloat16; sums over the rows of the batch by grains of rows, cut by shapes and added in order.
+// Included inside the namespace of an instruction set.
+
+// sqrt(strength * weight / m): the rows of the Jacobian carry it, so their products are what is wanted.
+template <class T>
+inline T row_root(const Matrix<T>& weight, const Context<T>& ctx, index_t i, double strength) {
+  const double share = strength / double(ctx.m) * (weight.data ? double(weight.row(i)[0]) : 1.0);
+  return T(__builtin_sqrt(share));
+}
+
+// --- one layer, in closed form ---------------------------------------------------------------------------------------
+
+// Columns are shared, so that a unit's sums over the rows are one thread's.
+template <class Act, class T>
+void contractive(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
+  constexpr index_t GROUP = 4 * LANES, N = GROUP / WIDTH<T>;
+  const Matrix<T>&saved = args.slots[0], &noisy = args.slots[1], &W = args.slots[2], &weight = args.slots[3];
+  const Matrix<T>&dz = args.slots[4], &dnoisy = args.slots[6];
+  const bool onto = args.ints[1], accumulate = args.ints[2];
+  const T strength = T(args.floats[0]);
+  const Range grains((W.cols + LANES - 1) / LANES, tid, nt);
+  const index_t end = grains.end * LANES;
+  for (index_t j = grains.begin * LANES; j < end; j += GROUP) {
+    const int vectors = int((end - j < GROUP ? end - j : GROUP) / WIDTH<T>);
+    vec<T> norms[N] = {}, squares[N] = {};
+    for (index_t i = 0; i < W.rows; ++i)
+      for (int v = 0; v < vectors; ++v) {
+        const vec<T> w = load(W.row(i) + j + v * WIDTH<T>);
+        norms[v] += w * w;
+      }
+    for (index_t i = 0; i < ctx.m; ++i) {
+      const T share = strength * row_scale(weight, ctx, i);
+      for (int v = 0; v < vectors; ++v) {
+        const index_t at = j + v * WIDTH<T>;
+        const vec<T> a = load(saved.row(i) + at);
+        vec<T> p = Act::slope(a), other{};
+        if (noisy.data) other = load(noisy.row(i) + at), p -= Act::slope(other);
+        squares[v] += share * (p * p);
+        const vec<T> by_slope = T(2) * share * (norms[v] * p);
+        T* d = dz.row(i) + at;
+        store(d, onto ? load(d) + by_slope * Act::curve(a) : by_slope * Act::curve(a));
+        if (noisy.data) store(dnoisy.row(i) + at, -by_slope * Act::curve(other));
+      }
+    }
+    for (int v = 0; v < vectors; ++v) {
+      const index_t at = j + v * WIDTH<T>, n = W.cols - at;
+      if (n <= 0) break;
+      T* rate = args.slots[5].data + at;
+      store_n(rate, accumulate ? load_n(rate, n) + T(2) * squares[v] : T(2) * squares[v], n);
+      store_n(args.slots[7].data + at, norms[v] * squares[v], n);
+    }
+  }
+}
+
+template <class T>
+void column_decay(const Args<T>& args, const Context<T>&, int tid, int nt) {
+  const Matrix<T>&W = args.slots[0], &dW = args.slots[2];
+  const T* rate = args.slots[1].data;
+  const Range rows(W.rows, tid, nt);
+  for (index_t i = rows.begin; i < rows.end; ++i)
+    for (index_t j = 0; j < W.cols; j += WIDTH<T>) {
+      const index_t n = W.cols - j;
+      T* p = dW.row(i) + j;
+      store_n(p, load_n(p, n) + load_n(rate + j, n) * load_n(W.row(i) + j, n), n);
+    }
+}
+
+// --- several layers --------------------------------------------------------------------------------------------------
+
+// Epilogue that writes a tile, or adds it to what is there.
+template <class T>
+inline auto store_tiles(T* to, index_t stride, bool add, T factor = T(1)) {
+  return [=](const Tile& t, const T* tile) {
+    for_vectors(t, tile, [&](index_t i, index_t j, vec<T> v, index_t n) {
+      T* p = to + i * stride + j;
+      store_n(p, add ? load_n(p, n) + factor * v : factor * v, n);
+    });
+  };
+}
+
+template <class T, class Epilogue>
+inline void plain_product(Matrix<const T> A, Matrix<const T> B, Matrix<T> partial, T* scratch, const Epilogue& epilogue,
+                          int tid = 0, int nt = 1) {
+  product(false, A, B, partial, scratch, epilogue, tid, nt);
+}
+
+template <class T>
+void gram(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
+  const Matrix<const T> W = view(args, ctx, 0);
+  const Matrix<T>& out = args.slots[1];
+  plain_product(transposed(W), W, Matrix<T>{}, static_cast<T*>(nullptr), store_tiles(out.data, out.row_stride, false),
+                tid, nt);
+}
+
+template <class T>
+void gram_wgrad(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
+  const Matrix<T>& dW = args.slots[2];
+  plain_product(view(args, ctx, 0), view(args, ctx, 1), Matrix<T>{}, static_cast<T*>(nullptr),
+                store_tiles(dW.data, dW.row_stride, false, T(2)), tid, nt);
+}
+
+template <class Act, class T>
+void slopes(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
+  const Matrix<T>& saved = args.slots[0];
+  const Range rows(ctx.m, tid, nt);
+  for (index_t i = rows.begin; i < rows.end; ++i) {
+    T* out = args.slots[1].row(i) + args.ints[1];
+    for (index_t j = 0; j < saved.cols; j += WIDTH<T>) store(out + j, Act::slope(load(saved.row(i) + j)));
+  }
+}
+
+template <class Act, class T>
+void curves(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
+  const Matrix<T>&saved = args.slots[1], &dz = args.slots[2];
+  const Range rows(ctx.m, tid, nt);
+  for (index_t i = rows.begin; i < rows.end; ++i) {
+    const T* d = args.slots[0].row(i) + args.ints[1];
+    for (index_t j = 0; j < saved.cols; j += WIDTH<T>) {
+      T* p = dz.row(i) + j;
+      const vec<T> g = load(d + j) * Act::curve(load(saved.row(i) + j));
+      store(p, args.ints[2] ? load(p) + g : g);
+    }
+  }
+}
+
+// One grain of rows of JACOBIAN. A row of a block belongs to a row of the batch and a latent.
+template <class T>
+struct JacobianGrain {
+  // The chain of derivatives for one input.
+  struct Chain {
+    Matrix<T> slopes, dslopes;
+    // Derivatives of the latents by the pre-activations and by the outputs of each layer.
+    T *pre[JACOBIAN_LAYERS], *out[JACOBIAN_LAYERS];
+  };
+
+  const Args<T>& args;
+  const Context<T>& ctx;
+  const JacobianBlock block;
+  const int top;  // the layer below the last
+  const index_t latents;
+  const bool noisy, accumulate;
+  Chain chains[2];
+  Matrix<const T> weights[JACOBIAN_LAYERS];  // of the layer above layer i
+  index_t columns[JACOBIAN_LAYERS];          // of layer i among the slopes
+  T* sums[JACOBIAN_LAYERS];                  // of the gradients by the Gram matrix, W2', W3', ...
+  T *pack, *turned, *d, *other, *kept;
+
+  JacobianGrain(const Args<T>& a, const Context<T>& c, int tid)
+      : args(a),
+        ctx(c),
+        block(a),
+        top(block.layers - 2),
+        latents(block.widths[top + 1]),
+        noisy(a.slots[1].data),
+        accumulate(a.ints[0]),
+        chains{{a.slots[0], a.slots[7], {}, {}}, {a.slots[1], a.slots[9], {}, {}}} {
+    T* at = ctx.scratch + tid * ctx.scratch_stride;
+    const auto take = [&](index_t n) { return at += n, at - n; };
+    pack = take(SCRATCH), turned = take(latents * block.ld[top]);
+    columns[0] = 0;
+    for (int i = 0; i <= top; ++i) {
+      weights[i] = view(args, ctx, 3 + i);
+      columns[i + 1] = columns[i] + (block.widths[i] + LANES - 1) / LANES * LANES;
+      for (int chain = 0; chain <= noisy; ++chain) {
+        chains[chain].pre[i] = take(block.rows * block.ld[i]);
+        chains[chain].out[i] = i < top ? take(block.rows * block.ld[i]) : nullptr;
+      }
+    }
+    d = take(block.rows * block.widest), other = take(block.rows * block.widest);
+    kept = noisy ? take(block.rows * block.ld[0]) : nullptr;
+    const Matrix<const T>& W = weights[top];
+    for (index_t j = 0; j < W.rows; ++j)
+      for (index_t k = 0; k < latents; ++k) turned[k * block.ld[top] + j] = W.row(j)[k];
+  }
+
+  Matrix<const T> rows_of(const T* data, index_t rows, int layer) const {
+    return {data, rows, block.widths[layer], block.ld[layer], 1, true};
+  }
+  T root(index_t i) const { return row_root(args.slots[6], ctx, i, args.floats[0]); }
+
+  void run(index_t grain, const Range& rows) {
+    T* at = args.slots[8].row(grain);
+    for (int i = 0; i <= top + 1; ++i) {
+      const index_t size = block.widths[i] * block.ld[i > 0 ? i - 1 : 0];
+      sums[i] = at, at += size;
+      // What no first tile writes.
+      if (!accumulate && (i == top + 1 || rows.begin == rows.end)) clear(sums[i], size);
+    }
+    for (index_t i = rows.begin; i < rows.end; ++i) {
+      if (!accumulate) clear(chains[0].dslopes.row(i), chains[0].dslopes.cols);
+      if (noisy) clear(chains[1].dslopes.row(i), chains[1].dslopes.cols);
+      args.slots[10].row(i)[0] = T(0);
+    }
+    const index_t begin = rows.begin * latents, n = rows.end * latents - begin;
+    const index_t blocks = (n + block.rows - 1) / block.rows;
+    const index_t size = blocks ? (n + blocks * MR - 1) / (blocks * MR) * MR : 0;
+    for (index_t q = 0; q < n; q += size) forward_backward(begin + q, n - q < size ? n - q : size, accumulate || q > 0);
+  }
+  static void clear(T* p, index_t n) { __builtin_memset(p, 0, size_t(n) * sizeof(T)); }
+
+  // Calls fn(row of the block, row of the batch, latent) for n rows from row q of all on.
+  template <class Fn>
+  void for_rows(index_t q, index_t n, const Fn& fn) const {
+    index_t i = q / latents, k = q % latents;
+    for (index_t r = 0; r < n; ++r) {
+      fn(r, i, k);
+      if (++k == latents) k = 0, ++i;
+    }
+  }
+
+  // A block, whose sums are added to what is there if `onto`.
+  void forward_backward(index_t q, index_t n, bool onto) {
+    const index_t units = block.widths[0], ld = block.ld[0];
+    for (int chain = 0; chain <= noisy; ++chain) forward(chains[chain], q, n);
+    T* const b = chains[0].pre[0];
+    if (noisy)
+      for (index_t r = 0; r < n * ld; r += WIDTH<T>) store(b + r, load(b + r) - load(chains[1].pre[0] + r));
+    const Matrix<const T> B = rows_of(b, n, 0);
+    plain_product(B, view(args, ctx, 2), Matrix<T>{}, pack, store_tiles(d, ld, false));
+    // Of the symmetric B' B the tiles that reach above the diagonal.
+    for (index_t j = 0; j < units; j += NR<T>) {
+      Matrix<const T> left = B, right = B;
+      left.cols = j + NR<T> < units ? j + NR<T> : units;
+      right.data += j, right.cols = left.cols - j;
+      plain_product(transposed(left), right, Matrix<T>{}, pack, store_tiles(sums[0] + j, ld, onto));
+    }
+    for_rows(q, n, [&](index_t r, index_t i, index_t) {
+      LaneSum<T> sum;
+      for (index_t j = 0; j < units; j += WIDTH<T>)
+        sum.add(j, load_n(d + r * ld + j, units - j) * load_n(b + r * ld + j, units - j));
+      args.slots[10].row(i)[0] += T(sum.total());
+    });
+    if (noisy) __builtin_memcpy(kept, d, size_t(n * ld) * sizeof(T));
+    backward(chains[0], q, n, T(2), onto);
+    if (noisy) {
+      __builtin_memcpy(d, kept, size_t(n * ld) * sizeof(T));
+      backward(chains[1], q, n, T(-2), true);
+    }
+  }
+
+  void forward(const Chain& chain, index_t q, index_t n) const {
+    for_rows(q, n, [&](index_t r, index_t i, index_t k) {
+      const T share = root(i) * chain.slopes.row(i)[columns[top + 1] + k];
+      const T *p = chain.slopes.row(i) + columns[top], *w = turned + k * block.ld[top];
+      T* to = chain.pre[top] + r * block.ld[top];
+      for (index_t j = 0; j < block.widths[top]; j += WIDTH<T>) store(to + j, share * load(w + j) * load(p + j));
+    });
+    for (int layer = top - 1; layer >= 0; --layer) {
+      const index_t ld = block.ld[layer];
+      plain_product(rows_of(chain.pre[layer + 1], n, layer + 1), transposed(weights[layer]),
+                    Matrix<T>{chain.out[layer], n, block.widths[layer], ld, 1, true}, pack,
+                    store_tiles(chain.out[layer], ld, false));
+      for_rows(q, n, [&](index_t r, index_t i, index_t) {
+        const T *p = chain.slopes.row(i) + columns[layer], *from = chain.out[layer] + r * ld;
+        T* to = chain.pre[layer] + r * ld;
+        for (index_t j = 0; j < block.widths[layer]; j += WIDTH<T>) store(to + j, load(from + j) * load(p + j));
+      });
+    }
+  }
+
+  // From derivatives by the pre-activations of the first layer, which are d times `factor`, up through all layers.
+  void backward(const Chain& chain, index_t q, index_t n, T factor, bool onto) {
+    for (int i = 0; i < top; ++i) {
+      through_slopes(chain, i, q, n, i == 0 ? factor : T(1));
+      const Matrix<const T> dout = rows_of(d, n, i);
+      plain_product(transposed(rows_of(chain.pre[i + 1], n, i + 1)), dout, Matrix<T>{}, pack,
+                    store_tiles(sums[i + 1], block.ld[i], onto));
+      plain_product(dout, weights[i], Matrix<T>{}, pack, store_tiles(other, block.ld[i + 1], false));
+      T* const swapped = d;
+      d = other, other = swapped;
+    }
+    through_last(chain, q, n, top == 0 ? factor : T(1));
+  }
+
+  // From derivatives by the pre-activations of a layer to those by its slopes and, in place, by its outputs.
+  void through_slopes(const Chain& chain, int layer, index_t q, index_t n, T factor) const {
+    for_rows(q, n, [&](index_t r, index_t i, index_t) {
+      const T *p = chain.slopes.row(i) + columns[layer], *from = chain.out[layer] + r * block.ld[layer];
+      T *dp = chain.dslopes.row(i) + columns[layer], *at = d + r * block.ld[layer];
+      for (index_t j = 0; j < block.widths[layer]; j += WIDTH<T>) {
+        const vec<T> g = factor * load(at + j);
+        store(dp + j, load(dp + j) + g * load(from + j));
+        store(at + j, g * load(p + j));
+      }
+    });
+  }
+
+  // The same of the layer below the last, whose outputs the last layer's weight and slopes alone stand above.
+  void through_last(const Chain& chain, index_t q, index_t n, T factor) const {
+    const index_t ld = block.ld[top];
+    for_rows(q, n, [&](index_t r, index_t i, index_t k) {
+      T* const above = chain.dslopes.row(i) + columns[top + 1] + k;
+      const T f = root(i), share = f * chain.slopes.row(i)[columns[top + 1] + k];
+      const T *p = chain.slopes.row(i) + columns[top], *w = turned + k * ld, *at = d + r * ld;
+      T *dp = chain.dslopes.row(i) + columns[top], *dw = sums[top + 1] + k * ld;
+      LaneSum<T> sum;
+      for (index_t j = 0; j < block.widths[top]; j += WIDTH<T>) {
+        const index_t m = block.widths[top] - j;
+        const vec<T> g = factor * load_n(at + j, m), wv = load_n(w + j, m), out = g * load_n(p + j, m);
+        store(dp + j, load(dp + j) + g * (share * wv));
+        store_n(dw + j, load_n(dw + j, m) + share * out, m);
+        sum.add(j, out * wv);
+      }
+      *above += T(double(f) * sum.total());
+    });
+  }
+};
+
+template <class T>
+void jacobian(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
+  const index_t grains = args.slots[8].rows;
+  const Range mine(grains, tid, nt);
+  if (mine.begin == mine.end) return;
+  JacobianGrain<T> grain(args, ctx, tid);
+  for (index_t g = mine.begin; g < mine.end; ++g) grain.run(g, Range(ctx.m, int(g), int(grains)));
+}
+
+// Sums of the grains, in order: block by block, each turned in registers for its place across the diagonal. The rows of
+// blocks are dealt in turn, because those of a triangle differ in length.
+template <class T>
+void grain_sum(const Args<T>& args, const Context<T>&, int tid, int nt) {
+  constexpr index_t W = WIDTH<T>;
+  const Matrix<T>&partial = args.slots[0], &out = args.slots[1];
+  const bool symmetric = args.ints[1] == 0;
+  const index_t rows = symmetric ? out.rows : out.cols, cols = symmetric ? out.cols : out.rows, ld = padded(cols);
+  alignas(64) T block[W * W] = {}, turned[W * W];
+  for (index_t i = tid * W; i < rows; i += nt * W)
+    for (index_t j = symmetric ? i : 0; j < cols; j += W) {
+      const index_t height = rows - i < W ? rows - i : W, width = cols - j < W ? cols - j : W;
+      for (index_t r = 0; r < height; ++r) {
+        const T* from = partial.data + args.ints[0] + (i + r) * ld + j;
+        vec<T> sum{};
+        for (index_t g = 0; g < partial.rows; ++g) sum += load_n(from + g * partial.row_stride, width);
+        store(block + r * W, sum);
+      }
+      if (symmetric && i == j)
+        for (index_t r = 1; r < height; ++r)
+          for (index_t l = 0; l < r; ++l) block[r * W + l] = block[l * W + r];
+      transpose_block(block, W, turned, W);
+      for (index_t l = 0; l < width; ++l) store_n(out.row(j + l) + i, load(turned + l * W), height);
+      if (symmetric)
+        for (index_t r = 0; r < height; ++r) store_n(out.row(i + r) + j, load(block + r * W), width);
+    }
+}
+
+// --- by probes -------------------------------------------------------------------------------------------------------
+
+template <class T>
+void probe_signs(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
+  const vec<T> half = splat<vec<T>>(philox_threshold(0.5)), one = splat<vec<T>>(1);
+  for_cells(args, ctx, args.ints[0], tid, nt, [=](vec<T>, vec<T> cells) { return select(cells < half, -one, one); });
+}
+
+template <class T>
+void tangent(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
+  const Matrix<T>&x = args.slots[0], &out = args.slots[2];
+  const Range rows(ctx.m, tid, nt);
+  for (index_t i = rows.begin; i < rows.end; ++i) {
+    const T* p = args.slots[1].row(i) + args.ints[0];
+    for (index_t j = 0; j < x.cols; j += WIDTH<T>) store(out.row(i) + j, load(x.row(i) + j) * load(p + j));
+  }
+}
+
+template <class T>
+void squared_norm(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
+  const Matrix<T>&x = args.slots[0], &rowpenalty = args.slots[2];
+  const Range rows(ctx.m, tid, nt);
+  for (index_t i = rows.begin; i < rows.end; ++i) {
+    const T share = T(args.floats[0]) * row_scale(args.slots[1], ctx, i);
+    LaneSum<T> sum;
+    for (index_t j = 0; j < x.cols; j += WIDTH<T>) {
+      const index_t n = x.cols - j;
+      const vec<T> v = load_n(x.row(i) + j, n);
+      sum.add(j, v * v);
+      store_n(x.row(i) + j, T(2) * share * v, n);
+    }
+    const T value = T(double(share) * sum.total());
+    rowpenalty.row(i)[0] = args.ints[0] ? rowpenalty.row(i)[0] + value : value;
+  }
+}
+
+template <class T>
+void cotangent(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
+  const Matrix<T>&dout = args.slots[0], &x = args.slots[1];
+  const Range rows(ctx.m, tid, nt);
+  for (index_t i = rows.begin; i < rows.end; ++i) {
+    const T* p = args.slots[2].row(i) + args.ints[0];
+    T *dp = args.slots[3].row(i) + args.ints[0], *d = dout.row(i);
+    for (index_t j = 0; j < x.cols; j += WIDTH<T>) {
+      const vec<T> g = load(d + j), by_slope = g * load(x.row(i) + j);
+      store(dp + j, args.ints[1] ? load(dp + j) + by_slope : by_slope);
+      store(d + j, g * load(p + j));
+    }
+  }
+}

@@ -1,0 +1,335 @@
+"""Lowering of the contractive penalties: the squared Frobenius norm of the encoder's Jacobian, exact or estimated by
+probes, that of its change under noise, and their gradients.
+
+Promises: the penalties are of the encoder as it runs in the step (on corrupted input, if there is corruption), with
+every term of their gradients: by the weights they are made of and, through the slopes, by all pre-activations.
+Never: touches data or knows a backend.
+
+For layers a[i] = act(z[i]), z[i] = a[i-1] W[i] + b[i] with slopes p[i] = act'(z[i]), the Jacobian of a row is
+J = D[L] W[L]' ... D[1] W[1]' = B W[1]' with D[i] = diag(p[i]), and |J|**2 = tr(B W[1]'W[1] B'): the width of the input
+drops out of what a row costs. One layer has a closed form. Sources: Rifai, Vincent, Muller, Glorot and Bengio,
+"Contractive auto-encoders", ICML 2011; Rifai, Mesnil, Vincent, Muller, Bengio, Dauphin and Glorot, "Higher order
+contractive auto-encoder", ECML 2011; Hutchinson, Communications in Statistics 18, 1989: E |J'v|**2 = |J|**2 for v of
+independent signs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from .plan import (
+    JACOBIAN_LAYERS,
+    LEARN,
+    Activation,
+    Corruption,
+    NetworkSpec,
+    OpCode,
+    Region,
+    jacobian_segments,
+    padded,
+    segments,
+)
+
+if TYPE_CHECKING:
+    from .lowering import Lowering
+
+__all__ = ["Contraction", "Reduction", "check_contractive"]
+
+MAX_GRAINS = 16
+"""Grains of rows whose partial sums are kept apart: as many threads can share the rows."""
+MIN_ROWS = 8
+"""Rows of a batch that are worth a grain."""
+PARTIAL_SIZE = 1 << 23
+"""Elements that the partial sums may take, if more than two grains are to be kept."""
+
+Reduction = tuple[str, str | None, str, bool]
+"""What a REDUCE adds to the terms: its slot, a weight for each row, the term, and whether it is a mean."""
+
+
+def check_contractive(spec: NetworkSpec) -> None:
+    """Refuse a specification whose contractive penalties are not defined.
+
+    Raises
+    ------
+    ValueError
+        Dropout in the encoder, or more layers in it than the exact penalty takes.
+    """
+    if spec.contractive <= 0 and spec.contractive_hessian <= 0:
+        return
+    given = f"contractive={spec.contractive:g}, contractive_hessian={spec.contractive_hessian:g}"
+    for i, layer in enumerate(spec.layers[: spec.latent]):
+        if layer.dropout > 0:
+            raise ValueError(
+                f"{given} with dropout={layer.dropout:g} in layer {i} of the encoder: the penalty is of an encoder "
+                "that drops nothing"
+            )
+        if layer.tied_to is not None:
+            raise ValueError(f"{given} with layer {i} of the encoder tied to layer {layer.tied_to}")
+    if spec.latent > JACOBIAN_LAYERS and (spec.contractive_probes == 0 or spec.contractive_hessian > 0):
+        raise ValueError(
+            f"{given}: the exact penalty is for encoders of up to {JACOBIAN_LAYERS} layers, not {spec.latent}; "
+            "contractive_method='hutchinson' takes any number"
+        )
+
+
+@dataclass
+class Contraction:
+    """Writes the penalties into the backward pass, and keeps what later ops must know of them.
+
+    Parameters
+    ----------
+    low : Lowering
+    spec : NetworkSpec
+    weights, saved : list of str
+        Slots of each layer's weight and of what its derivative is told from.
+    weight : str or None
+        Slot of the rows' weights.
+    """
+
+    low: Lowering
+    spec: NetworkSpec
+    weights: list[str]
+    saved: list[str]
+    weight: str | None
+    reductions: list[Reduction] = field(default_factory=list)
+    begun: set[str] = field(default_factory=set)
+    """Parameters whose gradients hold something already."""
+    colrates: dict[str, str] = field(default_factory=dict)
+    """Slot of the rates by which the columns of a weight are its own gradient."""
+    dslopes: str | None = None
+
+    def __post_init__(self) -> None:
+        self.layers = self.spec.layers[: self.spec.latent]
+        self.widths = [layer.n_out for layer in self.layers]
+        self.columns = segments(self.widths)
+
+    def penalise(self, dz: str, onto: bool = True) -> None:
+        """Write the penalties, once the forward pass is there.
+
+        Parameters
+        ----------
+        dz : str
+            Gradient by the latent layer's pre-activations; the penalties of one layer add theirs to it.
+        onto : bool
+            Whether it holds something.
+        """
+        spec = self.spec
+        passes = []
+        if spec.contractive_hessian > 0:
+            passes = [_NoisyPass(self, c) for c in range(spec.n_corruptions)]
+        hessian = [(spec.contractive_hessian / spec.n_corruptions, noisy) for noisy in passes]
+        plain: list[tuple[float, _NoisyPass | None]] = [(spec.contractive, None)] if spec.contractive > 0 else []
+        if len(self.layers) == 1:
+            self._closed_form([*plain, *hessian], dz, onto)
+        elif plain or hessian:
+            slopes = self._slopes(self.saved, "slopes")
+            self.dslopes = self.low.rows("dslopes", self.columns[-1])
+            by_probes = spec.contractive > 0 and spec.contractive_probes > 0
+            exact = [*(plain if not by_probes else []), *hessian]
+            if exact:
+                self._exact(exact, slopes)
+            if by_probes:
+                self._probes(slopes, onto=bool(exact))
+        for noisy in passes:
+            noisy.backward()
+
+    def curve(self, i: int, dz: str, onto: bool = True) -> None:
+        """Add what the penalties have by the pre-activations of layer i to what `dz` holds of the layers above."""
+        if self.dslopes is not None and i < self.spec.latent:
+            self._curve(i, self.dslopes, self.saved[i], dz, onto)
+
+    def wgrad(self, x: str, dz: str, W: str) -> None:
+        """dW (+)= x' dz."""
+        self.low.op(OpCode.WGRAD, LEARN, {"x": x, "dz": dz, "dW": f"d{W}"}, accumulate=W in self.begun)
+        self.begun.add(W)
+
+    def linear_dgrad(self, dz: str, i: int, like: str, out: str, *, forward: bool = False) -> str:
+        """out = dz W' of layer i, or dz W if `forward`, in rows as wide as the slot `like`."""
+        self.low.op(
+            OpCode.DGRAD,
+            LEARN,
+            {"dz": dz, "W": self.weights[i], "saved": like, "out": out},
+            activation=Activation.LINEAR,
+            transposed=forward,
+            scale=1.0,
+        )
+        return out
+
+    def _curve(self, i: int, dslopes: str, saved: str, dz: str, onto: bool) -> None:
+        self.low.op(
+            OpCode.CURVES,
+            LEARN,
+            {"dslopes": dslopes, "saved": saved, "dz": dz},
+            activation=self.layers[i].activation,
+            column=self.columns[i],
+            accumulate=onto,
+        )
+
+    def _slopes(self, saved: list[str], name: str) -> str:
+        """The slopes of all layers side by side."""
+        out = self.low.rows(name, self.columns[-1])
+        for i, layer in enumerate(self.layers):
+            self.low.op(
+                OpCode.SLOPES,
+                LEARN,
+                {"saved": saved[i], "out": out},
+                activation=layer.activation,
+                column=self.columns[i],
+            )
+        return out
+
+    def _closed_form(self, terms: list[tuple[float, _NoisyPass | None]], dz: str, onto: bool) -> None:
+        low, n = self.low, self.widths[0]
+        colrate: str | None = None
+        for strength, noisy in terms:
+            begun = colrate is not None
+            colrate = colrate or low.slot("colrate", Region.SCRATCH, 1, n)
+            penalty = low.slot("contractive" if noisy is None else f"hessian{noisy.name}", Region.SCRATCH, 1, n)
+            low.op(
+                OpCode.CONTRACTIVE,
+                LEARN,
+                {
+                    "saved": self.saved[0],
+                    "noisy": noisy.saved[0] if noisy else None,
+                    "W": self.weights[0],
+                    "weight": self.weight,
+                    "dz": dz,
+                    "colrate": colrate,
+                    "dnoisy": noisy.delta(0) if noisy else None,
+                    "penalty": penalty,
+                },
+                activation=self.layers[0].activation,
+                accumulate_dz=onto or begun,
+                accumulate_colrate=begun,
+                strength=strength,
+            )
+            self.reductions.append((penalty, None, _term(noisy), False))
+            self.colrates[self.weights[0]] = colrate
+
+    def _exact(self, terms: list[tuple[float, _NoisyPass | None]], slopes: str) -> None:
+        low, spec, encoder = self.low, self.spec, self.weights[: self.spec.latent]
+        gram = low.slot("gram", Region.SCRATCH, self.widths[0], self.widths[0])
+        low.op(OpCode.GRAM, LEARN, {"W": encoder[0], "out": gram})
+        at = jacobian_segments(self.widths)
+        partial = low.slot("partial", Region.SCRATCH, grains(low.batch, at[-1]), at[-1])
+        for number, (strength, noisy) in enumerate(terms):
+            rowpenalty = low.rows("contractive" if noisy is None else f"hessian{noisy.name}", 1)
+            noise: dict[str, str] = {}
+            if noisy is not None:
+                noise["noisy"] = self._slopes(noisy.saved, f"slopes{noisy.name}")
+                noise["dnoisy"] = noisy.dslopes = low.rows(f"dslopes{noisy.name}", self.columns[-1])
+            low.op(
+                OpCode.JACOBIAN,
+                LEARN,
+                {
+                    "slopes": slopes,
+                    "gram": gram,
+                    **{f"W{i + 1}": encoder[i] for i in range(1, spec.latent)},
+                    "weight": self.weight,
+                    "dslopes": self.dslopes,
+                    "rowpenalty": rowpenalty,
+                    "partial": partial,
+                    **noise,
+                },
+                accumulate=number > 0,
+                strength=strength,
+            )
+            self.reductions.append((rowpenalty, None, _term(noisy), False))
+        for column, W in zip(at[1:-1], encoder[1:], strict=True):
+            low.op(OpCode.GRAIN_SUM, LEARN, {"partial": partial, "out": f"d{W}"}, column=column, form=1)
+        low.op(OpCode.GRAIN_SUM, LEARN, {"partial": partial, "out": gram}, column=0, form=0)
+        low.op(OpCode.GRAM_WGRAD, LEARN, {"W": encoder[0], "dgram": gram, "dW": f"d{encoder[0]}"})
+        self.begun |= set(encoder)
+
+    def _probes(self, slopes: str, onto: bool) -> None:
+        """For each probe v, J'v layer by layer down to the input, its squared norm, and back."""
+        low, spec, last = self.low, self.spec, len(self.layers) - 1
+        rowpenalty = low.rows("contractive", 1)
+        for r in range(spec.contractive_probes):
+            x, t = [""] * (last + 1), [""] * (last + 1)
+            x[last] = low.rows(f"probe{r}", self.widths[last])
+            low.op(OpCode.PROBE, LEARN, {"out": x[last]}, stream=low.stream())
+            for i in range(last, -1, -1):
+                t[i] = low.rows(f"t{i}.{r}", self.widths[i])
+                low.op(OpCode.TANGENT, LEARN, {"x": x[i], "slopes": slopes, "out": t[i]}, column=self.columns[i])
+                if i > 0:
+                    out = low.rows(f"x{i - 1}.{r}", self.widths[i - 1])
+                    x[i - 1] = self.linear_dgrad(t[i], i, self.saved[i - 1], out)
+            vjp = self.linear_dgrad(t[0], 0, "x", low.rows(f"vjp{r}", spec.n_features))
+            low.op(
+                OpCode.SQUARED_NORM,
+                LEARN,
+                {"x": vjp, "weight": self.weight, "rowpenalty": rowpenalty},
+                accumulate=r > 0,
+                strength=spec.contractive / spec.contractive_probes,
+            )
+            above = vjp
+            for i in range(last + 1):
+                self.wgrad(above, t[i], self.weights[i])
+                dt = low.rows(f"dt{i}.{r}", self.widths[i])
+                self.linear_dgrad(above, i, self.saved[i], dt, forward=True)
+                low.op(
+                    OpCode.COTANGENT,
+                    LEARN,
+                    {"dout": dt, "x": x[i], "slopes": slopes, "dslopes": self.dslopes},
+                    column=self.columns[i],
+                    accumulate=onto or r > 0,
+                )
+                above = dt
+        self.reductions.append((rowpenalty, None, "contractive", False))
+
+
+class _NoisyPass:
+    """The encoder once more, on its input with noise added."""
+
+    def __init__(self, contraction: Contraction, number: int) -> None:
+        self.of = contraction
+        self.name = f".n{number}"
+        self.dslopes: str | None = None
+        low, spec = contraction.low, contraction.spec
+        x = low.rows(f"x{self.name}", spec.n_features)
+        low.op(OpCode.GATHER, LEARN, {"out": x}, source=0)
+        if spec.corruption is not None:
+            # The same stream gives the same corruption as in the step.
+            low.corrupt(x, spec.corruption, spec.corruption_level, spec.corruption_range, low.corruption_stream)
+        low.corrupt(x, Corruption.GAUSSIAN, spec.hessian_std, (0.0, 1.0), low.stream())
+        self.inputs: list[str] = []
+        self.saved: list[str] = []
+        self.deltas: dict[int, str] = {}
+        for i, layer in enumerate(contraction.layers):
+            self.inputs.append(x)
+            operands = {"x": x, "W": contraction.weights[i], "b": f"b{i}"}
+            x, kept = low.dense(f"{i}{self.name}", LEARN, layer, operands)
+            self.saved.append(kept)
+
+    def delta(self, i: int) -> str:
+        """The slot of the gradient by the pre-activations of layer i."""
+        if i not in self.deltas:
+            self.deltas[i] = self.of.low.rows(f"d{i}{self.name}", self.of.widths[i])
+        return self.deltas[i]
+
+    def backward(self) -> None:
+        """From the derivatives by the slopes, or by the only layer's pre-activations, to those by the parameters."""
+        of, low = self.of, self.of.low
+        last = len(of.layers) - 1
+        for i in range(last, -1, -1):
+            if i < last:
+                low.dgrad(of.layers[i], self.delta(i + 1), of.weights[i + 1], self.saved[i], self.delta(i))
+            if self.dslopes is not None:
+                of._curve(i, self.dslopes, self.saved[i], self.delta(i), i < last)
+        for i in range(last + 1):
+            of.wgrad(self.inputs[i], self.delta(i), of.weights[i])
+            b = f"b{i}"
+            low.op(OpCode.COLSUM, LEARN, {"x": self.delta(i), "out": f"d{b}"}, mean=False, accumulate=b in of.begun)
+            of.begun.add(b)
+
+
+def _term(noisy: _NoisyPass | None) -> str:
+    return "contractive" if noisy is None else "contractive_hessian"
+
+
+def grains(batch: int, size: int) -> int:
+    """Into how many grains the rows of a batch are cut, if each has partial sums of `size` elements."""
+    wanted = min(MAX_GRAINS, max(1, batch // MIN_ROWS))
+    return min(wanted, max(2, PARTIAL_SIZE // padded(size)))
