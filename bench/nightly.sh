@@ -13,7 +13,8 @@ sanitized() {
   local name=$1 flags=$2
   shift 2
   cmake -S . -B "$scratch/build-$name" -G Ninja -DCMAKE_BUILD_TYPE=RelWithDebInfo -DPython_EXECUTABLE="$(command -v python3)" \
-    -Dpybind11_DIR="$(python3 -m pybind11 --cmakedir)" -DCMAKE_CXX_FLAGS="$flags -fno-omit-frame-pointer" "$@" >/dev/null
+    -Dpybind11_DIR="$(python3 -m pybind11 --cmakedir)" -DCMAKE_CXX_FLAGS="$flags -fno-omit-frame-pointer" \
+    -DNARROWS_FP_CONTRACT="$([ "$flags" ] && echo off || echo fast)" "$@" >/dev/null
   cmake --build "$scratch/build-$name" >/dev/null
   mkdir -p "$scratch/$name"
   cp -r python/narrows "$scratch/$name/"
