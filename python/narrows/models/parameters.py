@@ -24,6 +24,8 @@ __all__ = [
 
 Check = Callable[[str, Any], None]
 
+UNITS = {"bernoulli": Activation.SIGMOID, "gaussian": Activation.LINEAR}
+"""Stochastic units, and the activation that gives their means."""
 CORRUPTIONS = {c.name.lower(): c for c in Corruption}
 LOSS_NAMES = ("mse", "bce", "huber", "multinomial", "gaussian")
 LIKELIHOODS = ("mse", "bce", "gaussian")
@@ -170,11 +172,20 @@ CHECKS: Mapping[str, Check] = {
     "beta": real("[0, inf)"),
     "kl_warmup": integer(0),
     "decoder_variance": real("(0, inf)"),
+    "visible": choice(tuple(UNITS)),
+    "hidden": choice(tuple(UNITS)),
+    "n_gibbs": integer(1),
+    "persistent": boolean,
+    "sample_visible": boolean,
+    "initial_momentum": real("[0, 1)"),
+    "momentum_epochs": integer(0),
+    "pretrain": choice(("rbm", "greedy"), optional=True),
+    "pretrain_max_iter": integer(1),
+    "pretrain_learning_rate": real("(0, inf)", optional=True),
+    "pretrain_batch_size": integer(1),
+    "pretrain_alpha": real("[0, inf)"),
 }
 """`backend` is missing: `backends.resolve` judges it. An estimator need not have those from `beta` on."""
-
-
-VARIATIONAL = ("beta", "kl_warmup", "decoder_variance")
 
 
 def hidden_sizes(name: str, value: Any) -> tuple[int, ...]:
@@ -208,7 +219,7 @@ def output_activation(estimator: Any) -> Activation:
 def check_parameters(estimator: Any) -> None:
     """Check every parameter of an estimator, those that a subclass fixes included, and their combinations."""
     for name, check in CHECKS.items():
-        if name not in VARIATIONAL or estimator.variational:
+        if hasattr(estimator, name):
             check(name, getattr(estimator, name))
     loss = Loss[estimator.loss.upper()]
     output = estimator.output_activation
