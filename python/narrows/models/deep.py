@@ -21,8 +21,7 @@ from .autoencoder import Autoencoder
 from .boltzmann import RBM
 from .data import Table
 from .network import Network
-from .parameters import UNITS, decoder_sizes, hidden_sizes
-from .parameters import output_activation as link_of
+from .parameters import UNITS, hidden_sizes, pretrained_activations
 from .preset import preset
 
 __all__ = ["DeepAutoencoder"]
@@ -166,14 +165,9 @@ class DeepAutoencoder(Autoencoder):
         Raises
         ------
         ValueError
-            The layers cannot be pretrained so.
+            A target whose width a machine's rows do not have.
         """
         widths = [*hidden_sizes("hidden_layer_sizes", self.hidden_layer_sizes), int(self.n_components)]
-        if decoder_sizes(self) != tuple(widths[-2::-1]):
-            raise ValueError(
-                f"pretrain={self.pretrain!r} needs a decoder that mirrors the encoder: decoder_layer_sizes="
-                f"{self.decoder_layer_sizes!r} must be None or {tuple(widths[-2::-1])!r}"
-            )
         codes = [*([self.activation] * (len(widths) - 1)), self.latent_activation]
         shared = {name: getattr(self, name) for name in ("precision", "backend", "n_threads", "verbose", "shuffle")}
         shared |= {"batch_size": self.pretrain_batch_size, "max_iter": self.pretrain_max_iter}
@@ -189,13 +183,8 @@ class DeepAutoencoder(Autoencoder):
                 for width, code, (output, loss) in zip(widths, codes, outputs, strict=True)
             ]
         named = {activation: units for units, activation in UNITS.items()}
-        kinds = [named.get(a) for a in (link_of(self), *(ACTIVATIONS[code] for code in codes))]
-        if None in kinds or "gaussian" in kinds[1:-1]:
-            raise ValueError(
-                f"pretrain='rbm' needs activation='sigmoid' (not {self.activation!r}), latent_activation 'linear' or "
-                f"'sigmoid' (not {self.latent_activation!r}) and output_activation 'linear' or 'sigmoid' (not "
-                f"{link_of(self).name.lower()!r}); pretrain='greedy' takes any"
-            )
+        _, latent, output = pretrained_activations(self)
+        kinds = [named[output], *(["bernoulli"] * (len(widths) - 1)), named[latent]]
         if spec.n_outputs != spec.n_features:
             raise ValueError(
                 f"pretrain='rbm' needs a target as wide as X: {spec.n_outputs} columns of y, {spec.n_features} of X"

@@ -247,11 +247,37 @@ def check_parameters(estimator: Any) -> None:
         )
     hidden = hidden_sizes("hidden_layer_sizes", estimator.hidden_layer_sizes)
     _check_contractive(estimator, hidden)
+    if getattr(estimator, "pretrain", None) is not None:
+        _check_pretraining(estimator, hidden)
     if estimator.tied_weights and decoder_sizes(estimator) != hidden[::-1]:
         raise ValueError(
             f"tied_weights=True needs a decoder that mirrors the encoder: decoder_layer_sizes="
             f"{estimator.decoder_layer_sizes!r} must be None or {hidden[::-1]!r}"
         )
+
+
+def _check_pretraining(estimator: Any, hidden: tuple[int, ...]) -> None:
+    """What `DeepAutoencoder` asks of its layers."""
+    if decoder_sizes(estimator) != hidden[::-1]:
+        raise ValueError(
+            f"pretrain={estimator.pretrain!r} needs a decoder that mirrors the encoder: decoder_layer_sizes="
+            f"{estimator.decoder_layer_sizes!r} must be None or {hidden[::-1]!r}"
+        )
+    activation, latent, output = pretrained_activations(estimator)
+    if estimator.pretrain == "rbm" and (
+        (hidden and activation is not Activation.SIGMOID) or not {latent, output} <= {*UNITS.values()}
+    ):
+        raise ValueError(
+            f"pretrain='rbm' needs activation='sigmoid' (not {estimator.activation!r}), latent_activation 'linear' or "
+            f"'sigmoid' (not {estimator.latent_activation!r}) and an output that is linear or sigmoid (not "
+            f"{output.name.lower()!r}); pretrain='greedy' takes any"
+        )
+
+
+def pretrained_activations(estimator: Any) -> tuple[Activation, Activation, Activation]:
+    """Those of the hidden layers, the latents and the output."""
+    hidden, latent = (ACTIVATIONS[name] for name in (estimator.activation, estimator.latent_activation))
+    return hidden, latent, output_activation(estimator)
 
 
 def _check_contractive(estimator: Any, hidden: tuple[int, ...]) -> None:
