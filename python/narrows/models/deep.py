@@ -1,7 +1,7 @@
 """`DeepAutoencoder`: many layers that are trained one by one before they are trained together.
 
 Promises: each layer learns from the codes of those before it, held whole only if they fit into the bytes of a block and
-made block by block otherwise; beside them there is one copy of each layer's parameters.
+made block by block otherwise; no codes are held but those that the layer at hand learns from.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class DeepAutoencoder(Autoencoder):
     Attributes
     ----------
     pretrain_history_ : list of dict of list of float
-        ``history_`` of each layer's pretraining; not in a saved model.
+        ``history_`` of each layer's pretraining; not in a saved model, nor after a resume.
     coefs_, history_, ...
         As in `Autoencoder`.
     """
