@@ -184,7 +184,9 @@ def test_threads_and_a_source_give_the_same_bits(persistent: bool, digits: np.nd
         np.testing.assert_array_equal(one.coefs_[0], other.coefs_[0])
 
 
-@pytest.mark.parametrize("call", ["fit", "partial_fit", "free_energy", "score", "source"])
+@pytest.mark.parametrize(
+    "call", ["fit", "partial_fit", "source", "transform", "transform source", "reconstruct", "free_energy", "score"]
+)
 def test_values_outside_0_1_are_refused(call: str, rbm: RBM, digits: np.ndarray) -> None:
     X = digits.copy()
     X[9, 2] = 1.5
@@ -192,6 +194,9 @@ def test_values_outside_0_1_are_refused(call: str, rbm: RBM, digits: np.ndarray)
         "fit": lambda: RBM(4, **SMALL).fit(X),
         "partial_fit": lambda: RBM(4, **SMALL).partial_fit(X),
         "source": lambda: RBM(4, **SMALL).fit(ArraySource(X), block_bytes=2000),
+        "transform": lambda: rbm.transform(X),
+        "transform source": lambda: rbm.transform(ArraySource(X)),
+        "reconstruct": lambda: rbm.reconstruct(sp.csr_array(X)),
         "free_energy": lambda: rbm.free_energy(X),
         "score": lambda: rbm.score(X),
     }

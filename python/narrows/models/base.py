@@ -538,6 +538,8 @@ class BaseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         at = 0
 
         def run(block: Any, target: Any) -> NDArray[Any]:
+            if mode in (Mode.ENCODE, Mode.RECONSTRUCT):
+                self._check_rows(block, at)
             goal = (block if target is None else target) if mode is Mode.SCORE else None
             if goal is not None and not table.in_memory:
                 check_target(goal, network.spec.loss, at, "X" if target is None else "y")
@@ -556,6 +558,9 @@ class BaseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
             at += len(part)
         assert out is not None
         return out
+
+    def _check_rows(self, X: Any, first: int) -> None:
+        """Refuse rows, from number `first` on, that the encoder has no meaning for."""
 
     def _row_losses(self, apply: Callable[..., NDArray[Any]], spec: NetworkSpec, X: Any, target: Any) -> NDArray[Any]:
         """The loss of each row, without penalties (see `data.RowLosses`)."""

@@ -6,7 +6,7 @@ and a row's own. Memory is bounded by blocks of rows.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -222,7 +222,11 @@ class RBM(Autoencoder):
         """
         check_is_fitted(self)
         table = Table(check_X(self, X, reset=False))
-        parts = [self._free_energy(block) for block in self._checked(table)]
+        parts, at = [], 0
+        for block, _, _ in table.blocks(self._block_rows()):
+            self._check_rows(block, at)
+            parts.append(self._free_energy(block))
+            at += block.shape[0]
         return np.concatenate(parts).astype(np.dtype(table.X.dtype), copy=False)
 
     def score_samples(self, X: Any, y: Any = None) -> Array:
@@ -282,13 +286,8 @@ class RBM(Autoencoder):
             rows[first : first + count] = v
         return rows
 
-    def _checked(self, table: Table) -> Iterator[Any]:
-        """Blocks of rows that the visible units may have for values."""
-        at, size = 0, self._block_rows()
-        for block, _, _ in table.blocks(size):
-            check_target(block, Loss[self.loss.upper()], at)
-            yield block
-            at += size
+    def _check_rows(self, X: Any, first: int) -> None:
+        check_target(X, Loss[self.loss.upper()], first)
 
     def _free_energy(self, X: Any) -> Array:
         up, down = self._network.spec.layers
