@@ -102,13 +102,16 @@ class PyProgram {
   }
 
   py::array_t<double> train(const py::array_t<int64_t, py::array::c_style>& rows, uint64_t seed, uint32_t step,
-                            const Rates& learning_rate, const py::object& poll, const std::optional<Rates>& kl_factor) {
+                            const Rates& learning_rate, const py::object& poll, const std::optional<Rates>& kl_factor,
+                            const std::optional<Rates>& momentum) {
     const index_t n = rows.size(), steps = check_rates(n, learning_rate);
     if (kl_factor) check_rates(n, *kl_factor, "KL factors");
+    if (momentum) check_rates(n, *momentum, "momenta");
     py::array_t<double> terms({steps, program_->terms_size()});
     double* out = terms.mutable_data();
     const index_t* row_data = rows.data();
-    const Hyper hyper{seed, step, learning_rate.data(), kl_factor ? kl_factor->data() : nullptr};
+    const Hyper hyper{seed, step, learning_rate.data(), kl_factor ? kl_factor->data() : nullptr,
+                      momentum ? momentum->data() : nullptr};
     auto last = std::chrono::steady_clock::now();
     auto stop = [&]() {
       const auto now = std::chrono::steady_clock::now();
@@ -295,7 +298,7 @@ PYBIND11_MODULE(_core, m) {
       .def("bind_dense", &PyProgram::bind_dense)
       .def("bind_csr", &PyProgram::bind_csr)
       .def("train", &PyProgram::train, py::arg("rows"), py::arg("seed"), py::arg("step"), py::arg("learning_rate"),
-           py::arg("poll"), py::arg("kl_factor") = py::none())
+           py::arg("poll"), py::arg("kl_factor") = py::none(), py::arg("momentum") = py::none())
       .def("gradient", &PyProgram::gradient)
       .def("apply", &PyProgram::apply)
       .def("profile", &PyProgram::profile)

@@ -82,6 +82,13 @@ class Check {
       require(exact(i + 2, "moment2", rows, cols).region == REGION_MOMENT2, "moment2 lies in another region");
     return W;
   }
+  // A row, at least, for each row of the batch.
+  void chains(int i, const char* role, index_t cols) const {
+    const SlotDesc& s = slot(i, role);
+    require(s.cols == cols && s.rows >= plan_.batch, std::string(role) + " has shape " + shape(s) + ", expected " +
+                                                         std::to_string(cols) + " columns and a row for each of " +
+                                                         std::to_string(plan_.batch));
+  }
   void weight(int i) const {
     if (has(i)) batch(i, "weight", 1);
   }
@@ -358,6 +365,21 @@ class Check {
         all_distinct();
         break;
       }
+      case OP_DRAW:
+        chains(0, "mean", batch(1, "out").cols);
+        range(i0, UNITS_COUNT, "kind");
+        all_distinct();
+        break;
+      case OP_CONTRAST: {
+        const SlotDesc& x = batch(0, "x");
+        batch(1, "y", x.cols), weight(2), batch(3, "out", x.cols);
+        all_distinct();
+        break;
+      }
+      case OP_KEEP:
+        chains(1, "out", batch(0, "x").cols);
+        all_distinct();
+        break;
     }
   }
 

@@ -51,6 +51,7 @@ enum Loss : int {
 };
 
 enum Corruption : int { CORRUPT_GAUSSIAN, CORRUPT_MASKING, CORRUPT_SALT_AND_PEPPER, CORRUPT_COUNT };
+enum Units : int { UNITS_BERNOULLI, UNITS_GAUSSIAN, UNITS_COUNT };
 enum Solver : int { SOLVER_SGD, SOLVER_ADAM, SOLVER_ADAMW, SOLVER_COUNT };
 enum Mode : int {
   MODE_ENCODE = 1,
@@ -109,7 +110,10 @@ enum Share : int { SHARE_ROWS, SHARE_TILES, SHARE_FIRST, SHARE_ALL };
   X(PROBE, 1, 1, 0, 0b0, 0b1, SHARE_ROWS)                        \
   X(TANGENT, 3, 1, 0, 0b011, 0b100, SHARE_ROWS)                  \
   X(SQUARED_NORM, 3, 1, 1, 0b111, 0b101, SHARE_ROWS)             \
-  X(COTANGENT, 4, 2, 0, 0b1111, 0b1001, SHARE_ROWS)
+  X(COTANGENT, 4, 2, 0, 0b1111, 0b1001, SHARE_ROWS)              \
+  X(DRAW, 2, 2, 0, 0b01, 0b10, SHARE_ROWS)                       \
+  X(CONTRAST, 4, 0, 0, 0b0111, 0b1000, SHARE_ROWS)               \
+  X(KEEP, 2, 0, 0, 0b01, 0b10, SHARE_ROWS)
 
 enum OpCode : int {
 #define X(name, ...) OP_##name,

@@ -290,7 +290,40 @@ TURNED_CASES: tuple[Case, ...] = tuple(
 )
 """Few rows for the inputs of the decoder: its input gradient is computed as a transposed product."""
 
-CASES = MODEL_CASES + SHAPE_CASES + TURNED_CASES
+
+def boltzmann(n_visible: int, n_hidden: int, visible: str = "b", hidden: str = "b", **options: Any) -> NetworkSpec:
+    """A restricted Boltzmann machine of binary (b) or Gaussian (g) units."""
+    units = {"b": _A.SIGMOID, "g": _A.LINEAR}
+    layers = LayerSpec(n_visible, n_hidden, units[hidden]), LayerSpec(n_hidden, n_visible, units[visible], tied_to=0)
+    loss = Loss.BCE if visible == "b" else Loss.MSE
+    return NetworkSpec(layers, 1, **{"loss": loss, "n_gibbs": 1, "solver": Solver.SGD, "epsilon": 1e-3, **options})
+
+
+BOLTZMANN_CASES: tuple[Case, ...] = (
+    *(
+        Case(f"boltzmann-{visible}{hidden}{n_chains}", boltzmann(9, 6, visible, hidden, n_chains=n_chains), rows=21)
+        for visible in "bg"
+        for hidden in "bg"
+        for n_chains in (0, 11)
+    ),
+    Case("boltzmann-means", boltzmann(9, 6, sample_visible=False, weighted=True, alpha=0.3)),
+    Case("boltzmann-3", boltzmann(9, 6, n_gibbs=3, weighted=True, weight_l1=0.1, momentum=0.5)),
+    Case("boltzmann-3-chains", boltzmann(9, 6, n_gibbs=3, weighted=True, n_chains=8, solver=Solver.ADAM)),
+    Case("boltzmann-clip", boltzmann(9, 6, "g", n_chains=8, clip_norm=0.1, alpha=0.2)),
+    Case("boltzmann-clip-adamw", boltzmann(9, 6, clip_norm=0.1, alpha=0.2, solver=Solver.ADAMW)),
+    *(
+        Case(f"boltzmann-{m}x{k}x{n}", boltzmann(k, n, visible, n_chains=chains * m), batch=m, rows=m)
+        for visible, chains, m, k, n in (
+            ("b", 0, 17, 33, 65),
+            ("g", 1, 40, 129, 48),
+            ("b", 1, 65, 64, 17),
+            ("b", 2, 1, 1, 1),
+        )
+    ),
+)
+"""Restricted Boltzmann machines, whose gradients are estimates and the derivatives of nothing."""
+
+CASES = MODEL_CASES + SHAPE_CASES + TURNED_CASES + BOLTZMANN_CASES
 
 OP_CASES: tuple[Case, ...] = (
     Case(
@@ -332,6 +365,8 @@ OP_CASES: tuple[Case, ...] = (
         batch=256,
         rows=256,
     ),
+    Case("machine", boltzmann(784, 500, alpha=0.02), batch=128, rows=128),
+    Case("machine-chains", boltzmann(784, 500, n_chains=128), batch=128, rows=128),
     Case("table", network((30, 16, 8, 16, 30), loss=Loss.HUBER, solver=Solver.SGD, tied=True), batch=128, rows=128),
 )  # fmt: skip
 """Every op at the sizes of real work, where ``bench/test_ops.py`` times it alone."""

@@ -7,8 +7,10 @@ from typing import Any
 import numpy as np
 
 from narrows import (
+    RBM,
     Autoencoder,
     ContractiveAutoencoder,
+    DeepAutoencoder,
     DenoisingAutoencoder,
     LinearAutoencoder,
     SparseAutoencoder,
@@ -26,6 +28,10 @@ ESTIMATORS = [
     ContractiveAutoencoder(3, contractive_hessian=0.1, **SMALL),
     ContractiveAutoencoder(2, hidden_layer_sizes=5, activation="tanh", **SMALL),
     VariationalAutoencoder(2, hidden_layer_sizes=8, **SMALL),
+    RBM(3, visible="gaussian", learning_rate_init=1e-3, batch_size=32, **SMALL),
+    RBM(3, visible="gaussian", learning_rate_init=1e-3, batch_size=32, persistent=True, **SMALL),
+    DeepAutoencoder(2, hidden_layer_sizes=(8, 4), pretrain_max_iter=2, **SMALL),
+    DeepAutoencoder(2, hidden_layer_sizes=8, pretrain="greedy", activation="tanh", pretrain_max_iter=2, **SMALL),
 ]
 ids = [f"{type(e).__name__}-{i}" for i, e in enumerate(ESTIMATORS)]
 

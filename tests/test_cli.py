@@ -210,9 +210,9 @@ def test_divergence_is_exit_4_without_success(npy, tmp_path, line):
     assert not (tmp_path / "o" / "_SUCCESS").exists()
 
 
-@pytest.mark.parametrize("estimator", ["linear", "denoising", "sparse", "variational"])
+@pytest.mark.parametrize("estimator", ["linear", "denoising", "sparse", "variational", "deep", "rbm"])
 def test_every_estimator(estimator, npy, tmp_path):
-    args = [a for a in SMALL if a not in ("--hidden", "8")] if estimator == "linear" else SMALL
+    args = [a for a in SMALL if a not in ("--hidden", "8")] if estimator in ("linear", "rbm") else SMALL
     assert narrows("fit", npy, "--out", tmp_path / "o", *args, "--estimator", estimator) == 0
     assert metrics(tmp_path / "o")["estimator"].lower().startswith(estimator)
 

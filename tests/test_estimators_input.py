@@ -13,6 +13,7 @@ from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 
 from estimator_cases import BACKEND, ESTIMATORS, ids, low_rank, same_rows, small
+from narrows import RBM
 from narrows.data import ArraySource
 
 
@@ -39,7 +40,7 @@ def test_shapes_and_dtypes(estimator: Any, dtype: Any, X: np.ndarray) -> None:
     assert ae.score(X) == pytest.approx(ae.score_samples(X).mean(), rel=1e-5)
     errors = ae.feature_errors(X)
     assert errors.shape == (12,)
-    if not ae.variational:
+    if not ae.variational and not isinstance(ae, RBM):
         assert errors.sum() == pytest.approx(-ae.score(X), rel=1e-4)
     assert ae.backend_ == BACKEND
     assert ae.get_feature_names_out()[0] == f"{type(ae).__name__.lower()}0"

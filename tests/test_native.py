@@ -105,7 +105,13 @@ def closed_plan(batch: int = 29) -> Plan:
     return lower(NetworkSpec(layers, 1, contractive=0.3, contractive_hessian=0.2, weighted=True), batch)
 
 
-PLANS = (rich_plan, variational_plan, contractive_plan, probing_plan, closed_plan)
+def boltzmann_plan(batch: int = 29) -> Plan:
+    layers = LayerSpec(37, 70, Activation.SIGMOID), LayerSpec(70, 37, Activation.LINEAR, tied_to=0)
+    spec = NetworkSpec(layers, 1, n_gibbs=2, n_chains=batch + 3, weighted=True, alpha=0.1, solver=Solver.SGD)
+    return lower(spec, batch)
+
+
+PLANS = (rich_plan, variational_plan, contractive_plan, probing_plan, closed_plan, boltzmann_plan)
 every_plan = pytest.mark.parametrize("make", PLANS, ids=lambda make: make.__name__)
 
 
@@ -270,11 +276,11 @@ def test_no_stray_write(dtype: Precision, make: Callable[[], Plan]) -> None:
     program = started(plan, dtype)
     arena = program.arena()
     owned = np.zeros(arena.size, bool)
-    base = {r: r * plan.parameter_size for r in range(4)}
+    base = {r: r * plan.parameter_size for r in range(2 + plan.n_moments)}
     work = (2 + plan.n_moments) * plan.parameter_size
     for slot in plan.slots:
         starts = (
-            [work] if slot.region >= Region.BATCH else [base[r] for r in range(4)]  # moments mirror parameters
+            [work] if slot.region >= Region.BATCH else base.values()  # moments mirror parameters
         )
         for start in starts:
             owned[start + slot.offset : start + slot.offset + slot.size] = True

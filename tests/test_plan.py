@@ -31,6 +31,7 @@ from narrows.plan import (
     Region,
     Slot,
     Solver,
+    Units,
 )
 
 LEARN = Mode.GRADIENT | Mode.TRAIN
@@ -150,7 +151,7 @@ def check_layout(plan: Plan) -> None:
         assert not any(overlap(a, b) for b in flat[i + 1 :]), f"{a.name} shares memory for good"
     # A parameter, its gradient and its state lie at the same offset, so that the update can be one flat loop.
     beside = ["d", *(f"moment{i + 1}." for i in range(plan.n_moments))]
-    for slot, prefix in itertools.product(plan.parameters, beside):
+    for slot, prefix in itertools.product(plan.learned, beside):
         other = plan.slots[plan.index[prefix + slot.name]]
         assert (other.offset, other.rows, other.cols) == (slot.offset, slot.rows, slot.cols)
     assert plan.arena_size == (2 + plan.n_moments) * plan.parameter_size + plan.work_size
@@ -256,7 +257,7 @@ def test_modes_are_parts_of_the_step(case: Case) -> None:
     plan = case.plan
     train, gradient = ops_of(plan, Mode.TRAIN), ops_of(plan, Mode.GRADIENT)
     if case.spec.clip_norm is not None:
-        assert gradient == [op for op in train if op.code not in (OpCode.SHRINK, OpCode.UPDATE)]
+        assert gradient == [op for op in train if op.code not in (OpCode.SHRINK, OpCode.UPDATE, OpCode.KEEP)]
         assert train[-1].code is OpCode.UPDATE
     else:
         check_fusion(plan)
@@ -269,7 +270,10 @@ def test_modes_are_parts_of_the_step(case: Case) -> None:
     assert decode[0].ints == (3,)
     assert encode + decode[1:] == reconstruct
     assert [op for op in score if op.code not in JUDGES] == [
-        op for op in train if op.code in (OpCode.GATHER, OpCode.DENSE, OpCode.SAMPLE) and op.modes & Mode.SCORE
+        op
+        # A chain from each row rebuilds it in training.
+        for op in (plan.ops if case.spec.n_gibbs else train)
+        if op.code in (OpCode.GATHER, OpCode.DENSE, OpCode.SAMPLE) and op.modes & Mode.SCORE
     ]
     posterior, likelihood = ops_of(plan, Mode.POSTERIOR), ops_of(plan, Mode.LIKELIHOOD)
     if case.spec.variational:
@@ -281,7 +285,7 @@ def test_modes_are_parts_of_the_step(case: Case) -> None:
     else:
         assert posterior == likelihood == []
     for op in encode + decode + reconstruct + score:
-        assert op.code not in (OpCode.CORRUPT, OpCode.DROPOUT), "random at inference"
+        assert op.code not in (OpCode.CORRUPT, OpCode.DROPOUT, OpCode.DRAW), "random at inference"
 
 
 def check_fusion(plan: Plan) -> None:
@@ -289,10 +293,12 @@ def check_fusion(plan: Plan) -> None:
     uses it up."""
     train = [op for op in plan.ops if op.modes & Mode.TRAIN and not op.modes & Mode.GRADIENT]
     gradient = [op for op in plan.ops if op.modes & Mode.GRADIENT and not op.modes & Mode.TRAIN]
-    assert {op.code for op in train} == {OpCode.WGRAD_UPDATE, OpCode.COLSUM_UPDATE}
+    state = {OpCode.KEEP} if plan.spec.n_chains else set()
+    assert {op.code for op in train} == {OpCode.WGRAD_UPDATE, OpCode.COLSUM_UPDATE} | state
     assert {op.code for op in gradient} <= {OpCode.WGRAD, OpCode.COLSUM, OpCode.DECAY, OpCode.COLUMN_DECAY}
+    train = [op for op in train if op.code is not OpCode.KEEP]
     updated = [operands(op)["W" if op.code is OpCode.WGRAD_UPDATE else "b"] for op in train]
-    assert sorted(updated) == [i for i, s in enumerate(plan.slots) if s.region is Region.PARAMETER]
+    assert sorted(updated) == [plan.index[s.name] for s in plan.learned]
     products = {operands(op)["dW"]: operands(op) for op in gradient if op.code is OpCode.WGRAD}
     for op in train:
         if op.code is OpCode.WGRAD_UPDATE:
@@ -309,6 +315,7 @@ def test_each_random_op_has_a_stream_of_its_own(case: Case) -> None:
             break
         if op.code in (OpCode.CORRUPT, OpCode.DROPOUT, OpCode.SAMPLE):
             forward.append(op.ints[-1])
+    forward += [op.ints[-1] for op in case.plan.ops if op.code is OpCode.DRAW]
     assert len(set(forward)) == len(forward)
 
 
@@ -333,6 +340,7 @@ def test_the_cases_use_everything() -> None:
     assert {v for c, name, v in attributes if (c, name) == (OpCode.CORRUPT, "kind")} == set(Corruption)
     assert {v for c, name, v in attributes if (c, name) == (OpCode.WGRAD, "accumulate")} == {0, 1}
     assert {v for c, name, v in attributes if (c, name) == (OpCode.GATHER, "source")} == {0, 1, 2, 3}
+    assert {v for c, name, v in attributes if (c, name) == (OpCode.DRAW, "kind")} == set(Units)
     assert len({case.name for case in CASES}) == len(CASES)
 
 

@@ -47,6 +47,7 @@ struct Context {
   uint32_t step = 0;
   double learning_rate = 0;
   double kl_factor = 1;                 // of the KL term of a variational network, beside its strength
+  double momentum = -1;                 // of Sgd; below 0: what its op says
   double adam_rate = 0, adam_root = 0;  // Adam's bias corrections: rate / (1 - beta_1**t), 1 / sqrt(1 - beta_2**t)
   const SourceView* sources = nullptr;
   T* regions[4] = {};  // parameters, gradients, first and second moments

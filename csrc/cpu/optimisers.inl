@@ -43,7 +43,8 @@ template <class T>
 struct Sgd {
   T momentum, rate;
 
-  Sgd(const double* floats, const Context<T>& ctx) : momentum(T(floats[0])), rate(T(ctx.learning_rate)) {}
+  Sgd(const double* floats, const Context<T>& ctx)
+      : momentum(T(ctx.momentum < 0 ? floats[0] : ctx.momentum)), rate(T(ctx.learning_rate)) {}
   vec<T> step(vec<T> w, vec<T> g, T* m, T*, index_t n) const {
     const vec<T> velocity = momentum * load_n(m, n) - rounded_value(rate * g);
     store_n(m, velocity, n);

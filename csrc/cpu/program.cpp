@@ -184,6 +184,7 @@ class TypedProgram final : public Program {
       ctx_.step = hyper.step + uint32_t(done);
       ctx_.learning_rate = hyper.learning_rate[done];
       ctx_.kl_factor = hyper.kl_factor ? hyper.kl_factor[done] : 1;
+      ctx_.momentum = hyper.momentum ? hyper.momentum[done] : -1;
       if (solver_) {
         const double t = double(ctx_.step) + 1;
         ctx_.adam_rate = ctx_.learning_rate / (1 - std::pow(solver_->floats[0], t));

@@ -38,6 +38,7 @@ struct Hyper {
   uint32_t step = 0;
   const double* learning_rate = nullptr;  // one per step
   const double* kl_factor = nullptr;      // one per step; null: 1
+  const double* momentum = nullptr;       // one per step; null: what the plan says
 };
 
 // BFLOAT16 is FLOAT32 with its products in bfloat16.

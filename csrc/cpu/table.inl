@@ -31,6 +31,7 @@ namespace NARROWS_ISA {
 #include "optimisers.inl"
 #include "variational.inl"
 #include "contractive.inl"
+#include "boltzmann.inl"
 #include "evaluate.inl"
 // clang-format on
 
@@ -165,6 +166,12 @@ Op<T> resolve(int code, const int* ints) {
       return squared_norm<T>;
     case OP_COTANGENT:
       return cotangent<T>;
+    case OP_DRAW:
+      return ints[0] == UNITS_BERNOULLI ? draw_bernoulli<T> : draw_gaussian<T>;
+    case OP_CONTRAST:
+      return contrast<T>;
+    case OP_KEEP:
+      return keep_rows<T>;
   }
 #undef X
   return nullptr;

@@ -15,8 +15,10 @@ if TYPE_CHECKING:
     from . import config, data, datasets, errors, functional, layers, training
     from .config import show_config
     from .models import (
+        RBM,
         Autoencoder,
         ContractiveAutoencoder,
+        DeepAutoencoder,
         DenoisingAutoencoder,
         LinearAutoencoder,
         SparseAutoencoder,
@@ -25,8 +27,10 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "RBM",
     "Autoencoder",
     "ContractiveAutoencoder",
+    "DeepAutoencoder",
     "DenoisingAutoencoder",
     "LinearAutoencoder",
     "SparseAutoencoder",
@@ -45,8 +49,10 @@ __all__ = [
 
 _HOMES = {
     "models": (
+        "RBM",
         "Autoencoder",
         "ContractiveAutoencoder",
+        "DeepAutoencoder",
         "DenoisingAutoencoder",
         "LinearAutoencoder",
         "SparseAutoencoder",

@@ -6,6 +6,7 @@ Never: touches NumPy's global random state.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from . import philox
 from .plan import Activation
 
-__all__ = ["draw_seed", "initial_weight"]
+__all__ = ["draw_seed", "initial_coupling", "initial_weight"]
 
 STREAM = 2**31
 """First random stream of initial weights; the streams of a plan's ops count from 0."""
@@ -49,10 +50,28 @@ def initial_weight(
     """
     fan = n_in if activation in _RECTIFIERS else n_in + n_out
     limit = math.sqrt(6.0 / fan)
+    return _drawn(
+        n_in, n_out, dtype, lambda m, first: (2 * philox.uniform(seed, STREAM + layer, 0, m, n_out, first) - 1) * limit
+    )
+
+
+def initial_coupling(n_visible: int, n_hidden: int, seed: int, dtype: Any = np.float64) -> NDArray[Any]:
+    """First weight of a restricted Boltzmann machine, shape (n_visible, n_hidden): normal, standard deviation 0.01.
+
+    Drawn in float64 and rounded to `dtype`. Reference: Hinton, "A practical guide to training restricted Boltzmann
+    machines", UTML TR 2010-003.
+    """
+    return _drawn(
+        n_visible, n_hidden, dtype, lambda m, first: 0.01 * philox.normal(seed, STREAM, 0, m, n_hidden, first)
+    )
+
+
+def _drawn(n_in: int, n_out: int, dtype: Any, draw: Callable[[int, int], NDArray[np.float64]]) -> NDArray[Any]:
+    """A weight of which `draw` gives so many rows from a first one on."""
     weight = np.empty((n_in, n_out), dtype)
     # By blocks, since drawing takes many times the memory of what is drawn.
     block = max(1, DRAWN // n_out)
     for first in range(0, n_in, block):
         rows = weight[first : first + block]
-        rows[...] = (2 * philox.uniform(seed, STREAM + layer, 0, len(rows), n_out, first) - 1) * limit
+        rows[...] = draw(len(rows), first)
     return weight

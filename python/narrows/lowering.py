@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from .boltzmann import check_boltzmann, write_phases
 from .contractive import Contraction, Reduction, check_contractive
 from .plan import (
     CELL_ROWS,
@@ -174,7 +175,7 @@ def lower(spec: NetworkSpec, batch: int) -> Plan:
         A specification without a decoder, or with dropout on the latent or the output layer: the latent penalties are
         of the code itself, and the output layer's activation belongs to the loss. A variational network with such
         penalties, or whose latent layer is not linear or not twice as wide as the decoder's input. A contractive
-        penalty that is not defined (see `check_contractive`).
+        penalty that is not defined (see `check_contractive`), or what is no Boltzmann machine (see `check_boltzmann`).
     """
     layers = spec.layers
     last = len(layers) - 1
@@ -186,6 +187,8 @@ def lower(spec: NetworkSpec, batch: int) -> Plan:
     check_contractive(spec)
     if spec.variational:
         _check_variational(spec)
+    if spec.n_gibbs:
+        check_boltzmann(spec, batch)
     low = Lowering(batch)
 
     weights, parameter_size = _parameters(low, spec)
@@ -229,6 +232,8 @@ def lower(spec: NetworkSpec, batch: int) -> Plan:
             codes = out
             from_codes = Mode.DECODE | (score & ~Mode.SCORE)
             modes = (FORWARD & ~Mode.ENCODE) | from_codes
+            if spec.n_gibbs and not spec.n_chains:
+                modes &= ~LEARN  # the chain from each row rebuilds it
             low.op(OpCode.GATHER, from_codes, {"out": codes}, source=3)
         x = out
 
@@ -239,11 +244,12 @@ def lower(spec: NetworkSpec, batch: int) -> Plan:
     judged = {"z": z, "target": target, "weight": weight, "rowloss": rowloss}
     link = layers[last].activation
     rates = None
+    score |= modes & LEARN
     if spec.loss is Loss.GAUSSIAN:
         rates = low.rows("rates", spec.n_outputs)
-        low.op(OpCode.GAUSSIAN, score | LEARN, judged | {"logvar": "logvar", "rates": rates}, activation=link)
+        low.op(OpCode.GAUSSIAN, score, judged | {"logvar": "logvar", "rates": rates}, activation=link)
     else:
-        low.op(OpCode.LOSS, score | LEARN, judged, loss=spec.loss, activation=link, delta=spec.huber_delta)
+        low.op(OpCode.LOSS, score, judged, loss=spec.loss, activation=link, delta=spec.huber_delta)
 
     # Backward, from dz of the output layer, which the loss has left in z. First the chain down to the first layer,
     # every op of which needs its own rows alone, so that threads sharing the rows need not wait for each other; then
@@ -251,7 +257,9 @@ def lower(spec: NetworkSpec, batch: int) -> Plan:
     reductions: list[Reduction] = [(rowloss, weight, "loss", True)]
     deltas = {last: z}
     contraction = Contraction(low, spec, weights, saved, weight)
-    for i in range(last, 0, -1):
+    if spec.n_gibbs:
+        inputs, deltas = write_phases(low, spec, weights[0], inputs[0], codes, weight, rowloss)
+    for i in range(last if not spec.n_gibbs else 0, 0, -1):
         before = layers[i - 1]
         dx = deltas[i - 1] = low.rows(f"d{i - 1}", before.n_out)
         drawn = noise is not None and i == spec.latent
@@ -365,8 +373,9 @@ def _parameters(low: Lowering, spec: NetworkSpec) -> tuple[list[str], int]:
     parameter_size = 0
     for name in list(low.names):
         _, rows, cols = low.shapes[name]
-        for prefix, region in _STATE[: 1 + spec.n_moments]:
-            low.slot(f"{prefix}{name}", region, rows, cols)
+        if name != "chain":
+            for prefix, region in _STATE[: 1 + spec.n_moments]:
+                low.slot(f"{prefix}{name}", region, rows, cols)
         parameter_size += rows * padded(cols)
     return weights, parameter_size
 

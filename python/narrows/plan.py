@@ -39,6 +39,7 @@ __all__ = [
     "Region",
     "Slot",
     "Solver",
+    "Units",
 ]
 
 LANES = 16
@@ -86,6 +87,13 @@ class Corruption(enum.IntEnum):
     GAUSSIAN = 0
     MASKING = 1
     SALT_AND_PEPPER = 2
+
+
+class Units(enum.IntEnum):
+    """Stochastic units, which DRAW draws."""
+
+    BERNOULLI = 0
+    GAUSSIAN = 1
 
 
 class Solver(enum.IntEnum):
@@ -197,6 +205,9 @@ class OpCode(enum.IntEnum):
     TANGENT = 30
     SQUARED_NORM = 31
     COTANGENT = 32
+    DRAW = 33
+    CONTRAST = 34
+    KEEP = 35
 
 
 class Signature(NamedTuple):
@@ -322,6 +333,13 @@ SIGNATURES: Mapping[OpCode, Signature] = {
     ),
     # Back through TANGENT: dslopes (+)= dout * x, and dout, the derivative by its result, becomes that by x
     OpCode.COTANGENT: Signature(("dout", "x", "slopes", "dslopes"), ("dout", "dslopes"), ints=("column", "accumulate")),
+    # out = states of units with these means: 1 with the mean for its probability, else 0 (kind 0), or the mean and a
+    # standard normal number (kind 1)
+    OpCode.DRAW: Signature(("mean",), ("out",), ints=("kind", "stream")),
+    # out = weight / m * (x - y)
+    OpCode.CONTRAST: Signature(("x", "y", "weight"), ("out",)),
+    # the first rows of out = x; the others stay
+    OpCode.KEEP: Signature(("x",), ("out",)),
 }
 
 VARIANCE_FLOOR = 1e-6
@@ -429,6 +447,13 @@ class NetworkSpec:
     training draws (Kingma and Welling, 2014)."""
     kl_weight: float = 1.0
     """What the divergence of the latents from N(0, 1), in nats, is multiplied with in the objective."""
+    n_gibbs: int = 0
+    """If not 0, the two layers, of one weight, are a restricted Boltzmann machine, which learns from so many steps of
+    Gibbs sampling (see `boltzmann`); sigmoid units are binary, linear ones normal with variance 1."""
+    n_chains: int = 0
+    """Markov chains that go on from step to step, at least as many as a batch has rows; 0 if each begins at its row."""
+    sample_visible: bool = True
+    """Whether visible units are drawn in a chain, or take their means."""
 
     @property
     def n_features(self) -> int:
@@ -452,6 +477,9 @@ class NetworkSpec:
             shapes[f"b{i}"] = (1, layer.n_out)
         if self.loss is Loss.GAUSSIAN:
             shapes["logvar"] = (1, self.n_outputs)
+        if self.n_chains:
+            # Last, since it has no gradient: the means of the chains' hidden units.
+            shapes["chain"] = (self.n_chains, self.n_components)
         return shapes
 
     @property
@@ -484,6 +512,11 @@ class Plan:
     @cached_property
     def parameters(self) -> tuple[Slot, ...]:
         return tuple(s for s in self.slots if s.region is Region.PARAMETER)
+
+    @cached_property
+    def learned(self) -> tuple[Slot, ...]:
+        """The parameters that have gradients."""
+        return tuple(s for s in self.parameters if f"d{s.name}" in self.index)
 
     @property
     def n_moments(self) -> int:

@@ -134,6 +134,8 @@ class Options:
     kl_warmup : int
         Epochs of the network, those of earlier runs included, over which the KL term of a variational one grows
         linearly from nothing to its weight; convergence is not judged before their end.
+    initial_momentum, momentum_epochs : float, int
+        The momentum of sgd in so many first epochs of the network, in place of the plan's.
     """
 
     max_iter: int
@@ -144,6 +146,8 @@ class Options:
     n_iter_no_change: int = 10
     tol: float = 1e-4
     kl_warmup: int = 0
+    initial_momentum: float = 0.0
+    momentum_epochs: int = 0
 
 
 @dataclass(frozen=True)
@@ -288,7 +292,8 @@ class Trainer:
         rows = rows[: self._chunk * self._batch]
         count = -(-len(rows) // self._batch)
         s = self.state
-        hyper = Hyper(self.options.seed, s.step, self._rates(s.step, count), self._kl_factors(count))
+        rates, factors, momenta = self._rates(s.step, count), self._kl_factors(count), self._momenta(count)
+        hyper = Hyper(self.options.seed, s.step, rates, factors, momenta)
         begin = time.perf_counter()
         with _HeldInterrupt() as held, np.errstate(over="ignore", invalid="ignore"):
             self._stepping = True
@@ -350,6 +355,11 @@ class Trainer:
         if s.epoch >= warmup:
             return None
         return np.minimum(1.0, (s.epoch + (s.epoch_step + np.arange(count)) / self._n_steps) / warmup)
+
+    def _momenta(self, count: int) -> NDArray[np.float64] | None:
+        """Of the next steps, where it is not the plan's."""
+        early = self.state.epoch < self.options.momentum_epochs
+        return np.full(count, self.options.initial_momentum) if early else None
 
     def _end_epoch(self) -> None:
         o, s = self.options, self.state

@@ -65,12 +65,15 @@ class Hyper:
     learning_rate : ndarray of float64, shape (n_steps,)
     kl_factor : ndarray of float64, shape (n_steps,), optional
         What the KL term of a variational network is multiplied with besides its weight; 1 by default.
+    momentum : ndarray of float64, shape (n_steps,), optional
+        Of sgd, in place of the plan's.
     """
 
     seed: int
     step: int
     learning_rate: NDArray[np.float64]
     kl_factor: NDArray[np.float64] | None = None
+    momentum: NDArray[np.float64] | None = None
 
 
 State = dict[str, NDArray[Any]]

@@ -171,15 +171,13 @@ class CppProgram:
     ) -> NDArray[np.float64]:
         self._untouched = False
         terms: NDArray[np.float64] = self._program.train(
-            rows, hyper.seed, hyper.step, hyper.learning_rate, poll, hyper.kl_factor
+            rows, hyper.seed, hyper.step, hyper.learning_rate, poll, hyper.kl_factor, hyper.momentum
         )
         return terms[:, : len(self.plan.terms)]
 
     def gradient(self, rows: NDArray[np.int64], seed: int = 0, step: int = 0) -> tuple[NDArray[np.float64], State]:
         terms: NDArray[np.float64] = self._program.gradient(rows, seed, step)
-        gradients = {
-            s.name: self._slot(self._program, self.plan.index[f"d{s.name}"]).copy() for s in self.plan.parameters
-        }
+        gradients = {s.name: self._slot(self._program, self.plan.index[f"d{s.name}"]).copy() for s in self.plan.learned}
         return terms[: len(self.plan.terms)], gradients
 
     def apply(self, X: Any, mode: Mode, target: Any = None) -> NDArray[Any]:

@@ -34,6 +34,7 @@ from ..plan import (
     Plan,
     Precision,
     Region,
+    Units,
 )
 from . import Hyper, Probe, State, numba_kernels, reference
 from .reference import Array, ReferenceProgram, Run, dense_backward_layer, dense_layer
@@ -194,7 +195,8 @@ def _step_rule(
     T = w.dtype.type
     lr, t = run.learning_rate, run.step + 1
     if m2 is None:
-        numba_kernels.momentum(w, g, m1, factor, T(beta_1), T(lr))
+        momentum = beta_1 if run.momentum is None else run.momentum
+        numba_kernels.momentum(w, g, m1, factor, T(momentum), T(lr))
         return
     rate, root = T(lr / (1 - beta_1**t)), T(1 / np.sqrt(1 - beta_2**t))
     numba_kernels.adam(w, g, m1, m2, factor, T(beta_1), T(beta_2), T(1 - beta_1), T(1 - beta_2), rate, root, T(epsilon))
@@ -250,6 +252,15 @@ def sample(run: Run, *, stats: Array, z: Array, noise: Array, stream: int) -> No
         z[...] = stats[:, : z.shape[1]]
 
 
+def draw(run: Run, *, mean: Array, out: Array, kind: int, stream: int) -> None:
+    p, cells = mean[: run.m], _random_cells(run, stream, out.shape)
+    if kind == Units.BERNOULLI:
+        numba_kernels.draw_binary(p, cells, out)
+    else:
+        out[...] = p
+        numba_kernels.add_normal(out, cells, 1.0)
+
+
 def gaussian(
     run: Run,
     *,
@@ -287,6 +298,7 @@ OVERRIDES: Mapping[OpCode, Callable[..., None]] = {
     OpCode.WGRAD_UPDATE: wgrad_update,
     OpCode.SAMPLE: sample,
     OpCode.GAUSSIAN: gaussian,
+    OpCode.DRAW: draw,
 }
 
 

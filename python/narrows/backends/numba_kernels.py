@@ -318,6 +318,17 @@ def _normal(cell: Any) -> Any:
 
 
 @_kernel(_EXACT)
+def draw_binary(p: Any, cells: Any, out: Any) -> None:
+    """1 where the centre of the cell is below p, and 0 elsewhere."""
+    one, zero, half = out.dtype.type(1), out.dtype.type(0), out.dtype.type(-0.5)
+    size = out.dtype.type(2**24)
+    for i in range(out.shape[0]):
+        for j in range(out.shape[1]):
+            # Exact where it decides: next to -1/2 the difference of neighbours is not rounded.
+            out[i, j] = one if out.dtype.type(cells[i, j]) - p[i, j] * size < half else zero
+
+
+@_kernel(_EXACT)
 def add_normal(x: Any, cells: Any, level: float) -> None:
     """x += level * normal quantile of the centres of the cells."""
     for i in range(x.shape[0]):

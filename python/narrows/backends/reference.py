@@ -37,6 +37,7 @@ from ..plan import (
     Precision,
     Region,
     Slot,
+    Units,
     jacobian_segments,
     padded,
     segments,
@@ -59,6 +60,7 @@ class Run:
     step: int = 0
     learning_rate: float = 0.0
     kl_factor: float = 1.0
+    momentum: float | None = None
     regions: Mapping[Region, Array] = field(default_factory=dict)
     bfloat16: bool = False
 
@@ -508,7 +510,8 @@ def step_rule(
     T = W.dtype.type
     lr, t = run.learning_rate, run.step + 1
     if m2 is None:
-        m1[...] = T(beta_1) * m1 - T(lr) * g
+        # With momentum (Polyak, 1964)
+        m1[...] = T(beta_1 if run.momentum is None else run.momentum) * m1 - T(lr) * g
         W += m1
         return
     # Adam (Kingma and Ba, 2015), the bias corrections folded into two scalars
@@ -633,6 +636,25 @@ def gaussian(
         z[...] = scale * d / variance * DERIVATIVE[act](z if act.needs_preactivation else p)
 
 
+# --- ops: restricted Boltzmann machines -------------------------------------------------------------------------------
+
+
+def draw(run: Run, *, mean: Array, out: Array, kind: int, stream: int) -> None:
+    p = mean[: run.m]
+    if kind == Units.BERNOULLI:
+        out[...] = philox.uniform(run.seed, stream, run.step, *p.shape) < p
+    else:
+        out[...] = p + philox.normal(run.seed, stream, run.step, *p.shape)
+
+
+def contrast(run: Run, *, x: Array, y: Array, weight: Array | None, out: Array) -> None:
+    out[...] = x.dtype.type(1 / run.m) * (1 if weight is None else weight) * (x - y)
+
+
+def keep(run: Run, *, x: Array, out: Array) -> None:
+    out[: run.m] = x
+
+
 def clip_scale(sum_of_squares: float, clip: float) -> float:
     """The factor that brings a gradient down to norm `clip` (1 if it is there already)."""
     norm = float(np.sqrt(sum_of_squares))
@@ -673,6 +695,9 @@ OPS: Mapping[OpCode, Callable[..., None]] = {
     OpCode.TANGENT: tangent,
     OpCode.SQUARED_NORM: squared_norm,
     OpCode.COTANGENT: cotangent,
+    OpCode.DRAW: draw,
+    OpCode.CONTRAST: contrast,
+    OpCode.KEEP: keep,
 }
 
 
@@ -754,6 +779,7 @@ class ReferenceProgram:
                 hyper.step + i,
                 float(hyper.learning_rate[i]),
                 1.0 if hyper.kl_factor is None else float(hyper.kl_factor[i]),
+                None if hyper.momentum is None else float(hyper.momentum[i]),
                 self.regions,
                 self.bfloat16,
             )
@@ -766,7 +792,7 @@ class ReferenceProgram:
         terms = self._step(
             Run(rows, Mode.GRADIENT, self.sources, seed, step, regions=self.regions, bfloat16=self.bfloat16)
         )
-        return terms, {s.name: self.arrays[self.plan.index[f"d{s.name}"]].copy() for s in self.plan.parameters}
+        return terms, {s.name: self.arrays[self.plan.index[f"d{s.name}"]].copy() for s in self.plan.learned}
 
     def _step(self, run: Run) -> NDArray[np.float64]:
         terms = self.arrays[self.plan.index["terms"]]

@@ -26,6 +26,8 @@ ESTIMATORS = {
     "sparse": "SparseAutoencoder",
     "contractive": "ContractiveAutoencoder",
     "variational": "VariationalAutoencoder",
+    "deep": "DeepAutoencoder",
+    "rbm": "RBM",
 }
 LOSSES = ("mse", "bce", "huber", "multinomial", "gaussian")
 COUNT_LOSSES = ("multinomial",)
@@ -132,14 +134,14 @@ class FitSettings:
         """The same settings with the estimator's defaults and an absolute path of the data filled in."""
         hidden = estimator.hidden_layer_sizes
         hidden = (hidden,) if isinstance(hidden, int) else tuple(hidden)
+        given = estimator.get_params()
         data = str(Path(self.data).resolve()) if Path(self.data).exists() else self.data
-        linear = self.estimator == "linear"
         return dataclasses.replace(
             self,
             data=data,
             out=str(Path(self.out).resolve()),
-            hidden=None if linear else hidden,
-            loss=None if linear else estimator.loss,
+            hidden=hidden if "hidden_layer_sizes" in given else None,
+            loss=estimator.loss if "loss" in given else None,
         )
 
     def stored(self) -> dict[str, Any]:

@@ -13,14 +13,18 @@ from .autoencoder import (
     SparseAutoencoder,
 )
 from .base import BaseAutoencoder
+from .boltzmann import RBM
+from .deep import DeepAutoencoder
 from .files import read_model
 from .variational import VariationalAutoencoder
 
 __all__ = [
     "ESTIMATORS",
+    "RBM",
     "Autoencoder",
     "BaseAutoencoder",
     "ContractiveAutoencoder",
+    "DeepAutoencoder",
     "DenoisingAutoencoder",
     "LinearAutoencoder",
     "SparseAutoencoder",
@@ -37,6 +41,8 @@ ESTIMATORS: Mapping[str, type[BaseAutoencoder]] = {
         SparseAutoencoder,
         ContractiveAutoencoder,
         VariationalAutoencoder,
+        RBM,
+        DeepAutoencoder,
     )
 }
 """The classes that a model file may name."""

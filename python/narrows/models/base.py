@@ -51,6 +51,8 @@ class BaseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
 
     variational = False
     """Whether the code is a distribution, of which training draws."""
+    _runs_to_the_end = False
+    """Whether the training loss does not say when there is nothing more to learn."""
 
     n_components: Any
     max_iter: Any
@@ -192,7 +194,7 @@ class BaseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
             elif held is not None:
                 validate = validator(held.loaded(block_bytes), None, block_bytes, self._row_losses)
             # The cosine schedule has its end built in: stopping before the rate has come down would waste it.
-            to_the_end = self.learning_rate == "cosine"
+            to_the_end = self._runs_to_the_end or self.learning_rate == "cosine"
             options = Options(
                 max_iter=int(self.max_iter),
                 seed=seed,
@@ -201,7 +203,7 @@ class BaseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
                 monitor="val_loss" if self.early_stopping else None if to_the_end else "loss",
                 n_iter_no_change=int(self.n_iter_no_change),
                 tol=float(self.tol),
-                kl_warmup=self._kl_warmup(),
+                **self._first_epochs(),
             )
             self._train(
                 table,
@@ -241,7 +243,7 @@ class BaseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
                 max_iter=1,
                 seed=self._seed if again else self._seed_of(None),
                 learning_rate_init=float(self.learning_rate_init),
-                kl_warmup=self._kl_warmup(),
+                **self._first_epochs(),
             )
             self._train(table, np.arange(table.n_rows), options, again=again, shuffle=bool(self.shuffle))
         return self
@@ -280,7 +282,8 @@ class BaseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
                 epoch=self.n_iter_, first_epoch=self.n_iter_, step=step, first_step=step, history=self.history_
             )
         else:
-            start, state = TrainingState(), initial_state(spec, options.seed, Precision.of(self.precision).dtype)
+            stop = None if checkpoint is None else checkpoint.stop
+            start, state = TrainingState(), self._first_state(spec, table, rows, options.seed, block_bytes, stop)
         feed = TrainingFeed(table, rows, batch, options.seed, shuffle, spec.loss, block_bytes)
         program = compile_plan(
             lower(spec, batch), resolve(self.backend), precision=self.precision, n_threads=self.n_threads
@@ -359,13 +362,35 @@ class BaseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
                     f"{[s[:2] for s in fitted]}; "
                     "fit with warm_start=False to start afresh"
                 )
+            if spec.n_chains != self._network.spec.n_chains:
+                raise ValueError(
+                    f"{spec.n_chains} persistent chains cannot go on from {self._network.spec.n_chains}: keep "
+                    "batch_size and persistent, or fit with warm_start=False to start afresh"
+                )
         if table.in_memory:
             target, name = (table.X, "X") if table.target is None else (table.target, "y")
             check_target(target, spec.loss, 0, name)
         return spec
 
-    def _kl_warmup(self) -> int:
-        return int(getattr(self, "kl_warmup", 0))
+    def _first_epochs(self) -> dict[str, Any]:
+        """What is otherwise in the first epochs of a network: fields of `training.Options`."""
+        return {
+            "kl_warmup": int(getattr(self, "kl_warmup", 0)),
+            "initial_momentum": float(getattr(self, "initial_momentum", 0.0)),
+            "momentum_epochs": int(getattr(self, "momentum_epochs", 0)),
+        }
+
+    def _first_state(
+        self,
+        spec: NetworkSpec,
+        table: Table,
+        rows: NDArray[np.int64],
+        seed: int,
+        block_bytes: int,
+        stop: Callable[[], str | None] | None,
+    ) -> State:
+        """Parameters to begin with; `stop` is that of the checkpoint, if there is one."""
+        return initial_state(spec, seed, Precision.of(self.precision).dtype)
 
     def _corruption(self) -> Corruption | None:
         name = getattr(self, "corruption", None)
@@ -513,6 +538,8 @@ class BaseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         at = 0
 
         def run(block: Any, target: Any) -> NDArray[Any]:
+            if mode in (Mode.ENCODE, Mode.RECONSTRUCT):
+                self._check_rows(block, at)
             goal = (block if target is None else target) if mode is Mode.SCORE else None
             if goal is not None and not table.in_memory:
                 check_target(goal, network.spec.loss, at, "X" if target is None else "y")
@@ -531,6 +558,9 @@ class BaseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
             at += len(part)
         assert out is not None
         return out
+
+    def _check_rows(self, X: Any, first: int) -> None:
+        """Refuse rows, from number `first` on, that the encoder has no meaning for."""
 
     def _row_losses(self, apply: Callable[..., NDArray[Any]], spec: NetworkSpec, X: Any, target: Any) -> NDArray[Any]:
         """The loss of each row, without penalties (see `data.RowLosses`)."""

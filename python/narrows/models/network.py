@@ -17,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..backends import Program, State, compile_plan, resolve
-from ..initial import initial_weight
+from ..initial import initial_coupling, initial_weight
 from ..lowering import lower
-from ..plan import ACTIVATIONS, LayerSpec, Loss, Mode, NetworkSpec, Plan, Solver
+from ..plan import ACTIVATIONS, Activation, LayerSpec, Loss, Mode, NetworkSpec, Plan, Solver
 from .parameters import CORRUPTIONS, decoder_sizes, hidden_sizes, output_activation
 
 __all__ = ["Network", "build_spec", "initial_state"]
@@ -92,6 +92,9 @@ def build_spec(
         weighted=weighted,
         variational=e.variational,
         kl_weight=kl_weight(e) if e.variational else 1.0,
+        n_gibbs=int(getattr(e, "n_gibbs", 0)),
+        n_chains=int(e.batch_size) if getattr(e, "persistent", False) else 0,
+        sample_visible=bool(getattr(e, "sample_visible", True)),
     )
 
 
@@ -110,10 +113,15 @@ def initial_state(spec: NetworkSpec, seed: int, dtype: Any = np.float64) -> Stat
     state: State = {}
     for i, layer in enumerate(spec.layers):
         state[f"b{i}"] = np.zeros((1, layer.n_out), dtype)
-        if layer.tied_to is None:
+        if layer.tied_to is None and spec.n_gibbs:
+            state[f"W{i}"] = initial_coupling(layer.n_in, layer.n_out, seed, dtype)
+        elif layer.tied_to is None:
             state[f"W{i}"] = initial_weight(layer.n_in, layer.n_out, layer.activation, seed, i, dtype)
     if spec.loss is Loss.GAUSSIAN:
         state["logvar"] = np.zeros((1, spec.n_outputs), dtype)
+    if spec.n_chains:
+        mean = 0.5 if spec.layers[0].activation is Activation.SIGMOID else 0.0
+        state["chain"] = np.full((spec.n_chains, spec.n_components), mean, dtype)
     return state
 
 
@@ -227,6 +235,8 @@ def _without_training(spec: NetworkSpec) -> NetworkSpec:
         separate_target=True,
         corruption=None,
         weighted=False,
+        n_gibbs=0,
+        n_chains=0,
         activity_l1=0.0,
         kl_sparsity=0.0,
         contractive=0.0,

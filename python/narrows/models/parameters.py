@@ -24,6 +24,8 @@ __all__ = [
 
 Check = Callable[[str, Any], None]
 
+UNITS = {"bernoulli": Activation.SIGMOID, "gaussian": Activation.LINEAR}
+"""Stochastic units, and the activation that gives their means."""
 CORRUPTIONS = {c.name.lower(): c for c in Corruption}
 LOSS_NAMES = ("mse", "bce", "huber", "multinomial", "gaussian")
 LIKELIHOODS = ("mse", "bce", "gaussian")
@@ -170,11 +172,20 @@ CHECKS: Mapping[str, Check] = {
     "beta": real("[0, inf)"),
     "kl_warmup": integer(0),
     "decoder_variance": real("(0, inf)"),
+    "visible": choice(tuple(UNITS)),
+    "hidden": choice(tuple(UNITS)),
+    "n_gibbs": integer(1),
+    "persistent": boolean,
+    "sample_visible": boolean,
+    "initial_momentum": real("[0, 1)"),
+    "momentum_epochs": integer(0),
+    "pretrain": choice(("rbm", "greedy"), optional=True),
+    "pretrain_max_iter": integer(1),
+    "pretrain_learning_rate": real("(0, inf)", optional=True),
+    "pretrain_batch_size": integer(1),
+    "pretrain_alpha": real("[0, inf)"),
 }
 """`backend` is missing: `backends.resolve` judges it. An estimator need not have those from `beta` on."""
-
-
-VARIATIONAL = ("beta", "kl_warmup", "decoder_variance")
 
 
 def hidden_sizes(name: str, value: Any) -> tuple[int, ...]:
@@ -208,7 +219,7 @@ def output_activation(estimator: Any) -> Activation:
 def check_parameters(estimator: Any) -> None:
     """Check every parameter of an estimator, those that a subclass fixes included, and their combinations."""
     for name, check in CHECKS.items():
-        if name not in VARIATIONAL or estimator.variational:
+        if hasattr(estimator, name):
             check(name, getattr(estimator, name))
     loss = Loss[estimator.loss.upper()]
     output = estimator.output_activation
@@ -236,11 +247,37 @@ def check_parameters(estimator: Any) -> None:
         )
     hidden = hidden_sizes("hidden_layer_sizes", estimator.hidden_layer_sizes)
     _check_contractive(estimator, hidden)
+    if getattr(estimator, "pretrain", None) is not None:
+        _check_pretraining(estimator, hidden)
     if estimator.tied_weights and decoder_sizes(estimator) != hidden[::-1]:
         raise ValueError(
             f"tied_weights=True needs a decoder that mirrors the encoder: decoder_layer_sizes="
             f"{estimator.decoder_layer_sizes!r} must be None or {hidden[::-1]!r}"
         )
+
+
+def _check_pretraining(estimator: Any, hidden: tuple[int, ...]) -> None:
+    """What `DeepAutoencoder` asks of its layers."""
+    if decoder_sizes(estimator) != hidden[::-1]:
+        raise ValueError(
+            f"pretrain={estimator.pretrain!r} needs a decoder that mirrors the encoder: decoder_layer_sizes="
+            f"{estimator.decoder_layer_sizes!r} must be None or {hidden[::-1]!r}"
+        )
+    activation, latent, output = pretrained_activations(estimator)
+    if estimator.pretrain == "rbm" and (
+        (hidden and activation is not Activation.SIGMOID) or not {latent, output} <= {*UNITS.values()}
+    ):
+        raise ValueError(
+            f"pretrain='rbm' needs activation='sigmoid' (not {estimator.activation!r}), latent_activation 'linear' or "
+            f"'sigmoid' (not {estimator.latent_activation!r}) and an output that is linear or sigmoid (not "
+            f"{output.name.lower()!r}); pretrain='greedy' takes any"
+        )
+
+
+def pretrained_activations(estimator: Any) -> tuple[Activation, Activation, Activation]:
+    """Those of the hidden layers, the latents and the output."""
+    hidden, latent = (ACTIVATIONS[name] for name in (estimator.activation, estimator.latent_activation))
+    return hidden, latent, output_activation(estimator)
 
 
 def _check_contractive(estimator: Any, hidden: tuple[int, ...]) -> None:

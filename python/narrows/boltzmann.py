@@ -1,0 +1,126 @@
+"""Lowering of restricted Boltzmann machines: Gibbs chains, and the two phases of their learning rule.
+
+Promises: means are the conditional expectations of the model, states are drawn from its conditional distributions, and
+what is updated is an estimate of the gradient of the mean of -log p(v) over the rows of the batch.
+Never: touches data or knows a backend.
+
+The model: p(v, h) ~ exp(-E), E = -v'Wh - b'h - c'v for binary units; a Gaussian unit u, of variance 1, adds u**2 / 2.
+Given the other layer, units are independent with means sigmoid(b + W'v) or b + W'v, and likewise c + Wh. The gradient
+of -log p(v) by W is E[v h'] of the model less that of the data (Hinton, "Training products of experts by minimizing
+contrastive divergence", Neural Computation 14, 2002). The first is estimated by n Gibbs steps, from the row itself
+(CD-n), or in chains that go on from update to update (Tieleman, "Training restricted Boltzmann machines using
+approximations to the likelihood gradient", ICML 2008). In both, the last hidden units enter by their means.
+
+With v, h of the row and v~, h~ of the chain, v~'h~ - v'h = (v~ - v)'h~ + v'(h~ - h). So the two layers of tied weight
+have the inputs v and h~ and the deltas h~ - h and v~ - v, and what follows is the backward pass of any tied network:
+the same fused updates, decays and solvers.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .plan import LEARN, Activation, LayerSpec, Loss, Mode, NetworkSpec, OpCode, Units
+
+if TYPE_CHECKING:
+    from .lowering import Lowering
+
+__all__ = ["check_boltzmann", "write_phases"]
+
+UNITS = {Activation.SIGMOID: Units.BERNOULLI, Activation.LINEAR: Units.GAUSSIAN}
+
+
+def check_boltzmann(spec: NetworkSpec, batch: int) -> None:
+    """Refuse a specification that is no restricted Boltzmann machine.
+
+    Raises
+    ------
+    ValueError
+        Not two layers of one weight, activations that no units have, something that belongs to autoencoders alone, or
+        fewer chains than a batch has rows.
+    """
+    layers = spec.layers
+    if len(layers) != 2 or layers[1].tied_to != 0 or any(layer.activation not in UNITS for layer in layers):
+        raise ValueError(
+            f"n_gibbs={spec.n_gibbs}: a Boltzmann machine has two layers of one weight, sigmoid or linear, not "
+            + ", ".join(f"{layer.n_in}-{layer.n_out} {layer.activation.name.lower()}" for layer in layers)
+        )
+    foreign = {
+        "corruption": spec.corruption is not None,
+        "separate_target": spec.separate_target,
+        "variational": spec.variational,
+        "loss": spec.loss is Loss.GAUSSIAN,
+        **{
+            name: getattr(spec, name) > 0
+            for name in ("activity_l1", "kl_sparsity", "contractive", "contractive_hessian")
+        },
+    }
+    if any(foreign.values()):
+        named = ", ".join(f"{name}={getattr(spec, name)!r}" for name, given in foreign.items() if given)
+        raise ValueError(f"n_gibbs={spec.n_gibbs}: {named} has no meaning for a Boltzmann machine")
+    if 0 < spec.n_chains < batch:
+        raise ValueError(f"n_chains={spec.n_chains} must not be less than the rows of a batch, {batch}")
+
+
+def write_phases(
+    low: Lowering, spec: NetworkSpec, W: str, visible: str, hidden: str, weight: str | None, rowloss: str
+) -> tuple[list[str], dict[int, str]]:
+    """Write the chains and both phases of a step.
+
+    Parameters
+    ----------
+    low : Lowering
+    spec : NetworkSpec
+    W : str
+        Slot of the weight.
+    visible, hidden : str
+        Slots of the rows, and of the means of the hidden units given them.
+    weight : str or None
+        Slot of the rows' weights.
+    rowloss : str
+        Takes the losses of the first reconstructions, unless chains go on, which rebuild no row.
+
+    Returns
+    -------
+    inputs : list of str
+        Slots of the layers' inputs.
+    deltas : dict of int to str
+        Slots of the gradients by their pre-activations, as far as the parameters' gradients go.
+    """
+    up, down = spec.layers
+
+    def drawn(mean: str, layer: LayerSpec, name: str) -> str:
+        out = low.rows(name, layer.n_out)
+        low.op(OpCode.DRAW, LEARN, {"mean": mean, "out": out}, kind=UNITS[layer.activation], stream=low.stream())
+        return out
+
+    def mean(x: str, layer: LayerSpec, b: str, name: str, pre: str | None = None) -> str:
+        out = low.rows(name, layer.n_out)
+        slots = {"x": x, "W": W, "b": b, "out": out, "pre": pre}
+        low.op(OpCode.DENSE, LEARN, slots, activation=layer.activation, transposed=layer is down)
+        return out
+
+    h = "chain" if spec.n_chains else hidden
+    for step in range(spec.n_gibbs):
+        states = drawn(h, up, f"hidden{step}")
+        judged = low.rows("rebuilt", down.n_out) if step == 0 and not spec.n_chains else None
+        v = mean(states, down, "b1", f"visible{step}", judged)
+        if judged is not None:
+            low.op(
+                OpCode.LOSS,
+                LEARN,
+                {"z": judged, "target": visible, "weight": weight, "rowloss": rowloss},
+                loss=spec.loss,
+                activation=down.activation,
+                delta=spec.huber_delta,
+            )
+        if spec.sample_visible:
+            v = drawn(v, down, f"state{step}")
+        h = mean(v, up, "b0", f"mean{step}")
+    deltas = {}
+    for i, (late, early) in enumerate(((h, hidden), (v, visible))):
+        deltas[i] = low.rows(f"d{i}", spec.layers[i].n_out)
+        low.op(OpCode.CONTRAST, LEARN, {"x": late, "y": early, "weight": weight, "out": deltas[i]})
+    if spec.n_chains:
+        low.op(OpCode.KEEP, Mode.TRAIN, {"x": h, "out": "chain"})
+    return [visible, h], deltas
