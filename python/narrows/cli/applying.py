@@ -72,7 +72,7 @@ def decode(settings: ApplySettings) -> None:
             for start, block in source.blocks(step):
                 data.check_finite(block, start, source)
                 codes = block.toarray() if hasattr(block, "toarray") else block
-                yield normalizer.inverse(estimator.inverse_transform(codes))
+                yield normalizer.inverse_transform(estimator.inverse_transform(codes))
 
         write_table(
             settings.output,
@@ -175,9 +175,7 @@ def _normalizer_of(estimator: Any) -> Normalizer:
     if state is not None:
         return Normalizer.from_dict(state)
     # Saved from Python without the command line: the user normalises, and so does whoever applies it.
-    plain = Normalizer("none", loss=estimator.loss)
-    plain.resolved_, plain.reason_, plain.n_features_ = "none", "as saved", int(estimator.n_features_in_)
-    return plain
+    return Normalizer.identity(int(estimator.n_features_in_))
 
 
 def encoded(estimator: Any, table: Source, step_bytes: int) -> Iterator[npt.NDArray[Any]]:
