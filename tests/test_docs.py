@@ -104,7 +104,12 @@ def test_extras_named_in_errors_exist() -> None:
 
 
 @pytest.mark.parametrize(
-    ("module", "command"), [("page", "bench/peers.py --page-only"), ("accuracy_page", "bench/accuracy_page.py")]
+    ("module", "command"),
+    [
+        ("page", "bench/peers.py --page-only"),
+        ("accuracy_page", "bench/accuracy_page.py"),
+        ("reproduction_page", "bench/reproduction_page.py"),
+    ],
 )
 def test_a_page_is_what_the_results_say(module: str, command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if not (ROOT / "bench" / "results").exists():

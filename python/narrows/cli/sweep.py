@@ -116,12 +116,21 @@ def sweep(
             facts = {"version": __version__, "input_sha256": given.digest}
             run.write_config(whole.stored() | {"components": sizes, "run": facts})
         rows: list[dict[str, Any]] = []
+        source = given.source
         result: dict[str, Any] = {
-            "status": "running", "data": given.source.name, "n_rows": given.source.shape[0],
-            "n_features": given.source.shape[1], "estimator": type(estimators[0]).__name__,
-            "loss": estimators[0].loss, "seed": settings.seed, "input_sha256": given.digest, "version": __version__,
-            "elbow": None, "sizes": rows, "argv": list(argv),
-        }  # fmt: skip
+            "status": "running",
+            "data": source.name if source.path is None else settings.data,
+            "n_rows": source.shape[0],
+            "n_features": source.shape[1],
+            "estimator": type(estimators[0]).__name__,
+            "loss": estimators[0].loss,
+            "seed": settings.seed,
+            "input_sha256": given.digest,
+            "version": __version__,
+            "elbow": None,
+            "sizes": rows,
+            "argv": list(argv),
+        }
         baseline: Any = None
         for i, (size, each, estimator) in enumerate(zip(sizes, fits, estimators, strict=True)):
             folder = run.folder(size)
@@ -260,18 +269,20 @@ def build_report(folder: Path) -> Path:
         f"Mean squared error per feature, on the normalised data, of the {result['n_held_out']:,} rows held out. PCA "
         f"is that of {result['pca_rows']:,} rows that were trained on."
     )
+    squared.title.set_text("Held-out error")
     figures = [report.figure("Held-out error", text, squared.figure)]
     if result["loss"] != "mse" or variational:
         own = plotting.plot_elbow(sizes, column("val_loss"), elbow=result["elbow"], ylabel=f"loss ({result['loss']})")
         text = "Mean loss of the same rows, as trained" + (
             ", the divergence of the latents included." if variational else "."
         )
+        own.title.set_text("Validation loss")
         figures.append(report.figure("Validation loss", text, own.figure))
     if any(value is not None for value in column("knn_accuracy_latent")):
         told = plotting.plot_elbow(
             sizes, column("knn_accuracy_latent"), column("knn_accuracy_pca"), ylabel="accuracy of 15 neighbours"
         )
-        told.set_title("Labels told by neighbours")
+        told.title.set_text("Labels told by neighbours")
         text = (
             "Share of all rows whose label 15 nearest neighbours in the latent space tell, in 5-fold cross-validation."
         )

@@ -111,8 +111,17 @@ def plot_elbow(
     if elbow is not None:
         at = curves["autoencoder"][0][sizes.index(elbow)]
         ax.plot(elbow, at, "o", ms=11, mfc="none", mec=ORANGE, mew=1.8, zorder=3)
+        # The curve falls: there is room below it to the left, and above it to the right where PCA is below.
+        below = "PCA" not in curves or not curves["PCA"][0][sizes.index(elbow)] < at
         ax.annotate(
-            f"elbow: {elbow}", (elbow, at), xytext=(0, 13), textcoords="offset points", ha="left", fontsize=9, color=INK
+            f"elbow: {elbow}",
+            (elbow, at),
+            xytext=(-9, -9) if below else (9, 9),
+            textcoords="offset points",
+            ha="right" if below else "left",
+            va="top" if below else "bottom",
+            fontsize=9,
+            color=INK,
         )
     if len(curves) > 1:
         ax.legend(frameon=False, loc="best")
