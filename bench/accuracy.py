@@ -49,7 +49,7 @@ class Given:
     seeds: int
     data: Path
     turn: Callable[[], AbstractContextManager[None]]
-    """A context for what takes the machine: a fit, and what judges it."""
+    """A context for what takes the machine: the fits of one model, and what judges them."""
 
     @cached_property
     def mnist(self) -> Split:
@@ -75,8 +75,8 @@ def pbmc4k(given: Given) -> dict[str, Any]:
     }
     for name, model in models.items():
         accuracy, seconds = [], []
-        for seed in range(given.seeds):
-            with given.turn():
+        with given.turn():
+            for seed in range(given.seeds):
                 start = time.perf_counter()
                 Z = model.set_params(random_state=seed).fit_transform(X)
                 seconds.append(time.perf_counter() - start)
@@ -90,8 +90,8 @@ def digits(given: Given) -> dict[str, Any]:
     raw = load_digits()
     result: dict[str, Any] = {}
     for scale, X in {"raw": raw, "over 16": raw / 16}.items():
-        for k in (10, 16, 32):
-            with given.turn():
+        with given.turn():
+            for k in (10, 16, 32):
                 pca = PCA(k).fit(X)
                 best = float(((X - pca.inverse_transform(pca.transform(X))) ** 2).mean())
                 excess, angle, seconds = [], [], []
@@ -101,11 +101,11 @@ def digits(given: Given) -> dict[str, Any]:
                     seconds.append(time.perf_counter() - start)
                     excess.append(float(((X - ae.reconstruct(X)) ** 2).mean()) / best - 1)
                     angle.append(float(subspace_angles(ae.coefs_[-1].T.astype(float), pca.components_.T)[0]))
-            result[f"{scale}, {k} components"] = {
-                "excess_error": spread(excess),
-                "angle": spread(angle),
-                "seconds": spread(seconds),
-            }
+                result[f"{scale}, {k} components"] = {
+                    "excess_error": spread(excess),
+                    "angle": spread(angle),
+                    "seconds": spread(seconds),
+                }
     return {"seeds": given.seeds, "models": result}
 
 
@@ -140,7 +140,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--data", type=Path, default=os.environ.get("NARROWS_DATA", ROOT.parent / "shared" / "data"))
     parser.add_argument("--out", type=Path, default=OUT)
-    parser.add_argument("--lock", type=Path, help="file to hold a lock on during each fit, as flock(1) does")
+    parser.add_argument("--lock", type=Path, help="file to hold a lock on for some minutes at a time, as flock(1) does")
     options = parser.parse_args()
     names = list(EXPERIMENTS) if options.only is None else options.only.split(",")
     if unknown := [name for name in names if name not in EXPERIMENTS]:

@@ -36,7 +36,7 @@ MODEL: dict[str, Any] = {
     "latent_activation": "sigmoid",
     "loss": "bce",
     "tied_weights": True,
-    "max_iter": 20,
+    "max_iter": 15,
     "early_stopping": False,
     "learning_rate": "cosine",
     "learning_rate_init": 1e-3,
@@ -54,7 +54,7 @@ HELD = 10_000
 """Training images that choose, the last ones."""
 INVERSE_STRENGTH = 0.1
 """C of the logistic regression."""
-FINE_TUNING = {"epochs": 30, "batch": 100, "learning_rate": 1e-3}
+FINE_TUNING = {"epochs": 20, "batch": 100, "learning_rate": 1e-3}
 
 
 def jacobian_norm(model: Any, X: Floats) -> float:
@@ -66,7 +66,7 @@ def jacobian_norm(model: Any, X: Floats) -> float:
 
 def linear_error(model: Any, data: Split, test: Split) -> float:
     """Share of test images that a logistic regression on the codes gets wrong."""
-    classifier = LogisticRegression(C=INVERSE_STRENGTH, max_iter=100)
+    classifier = LogisticRegression(C=INVERSE_STRENGTH, max_iter=60)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # a fixed number of steps, the same for all
         classifier.fit(model.transform(data.X), data.labels)
@@ -110,7 +110,7 @@ def measure(whole: Split, seeds: int, turn: Callable[[], AbstractContextManager[
         MNIST, its test images held out.
     seeds : int
     turn : callable
-        A context in which a single autoencoder is trained and judged.
+        A context in which the autoencoders of one method are trained and judged.
     """
     cut = len(whole.X) - HELD
     data = Split(whole.X[:cut], whole.labels[:cut], whole.X[cut:], whole.labels[cut:])
@@ -123,14 +123,11 @@ def measure(whole: Split, seeds: int, turn: Callable[[], AbstractContextManager[
             seconds = perf_counter() - start
             return model, fine_tuned_error(model, data, whole, seed), seconds
 
-        tried: dict[float, Any] = {}
-        for level in candidates:
-            with turn():
-                tried[level] = trial(level, 0)
-        chosen = min(candidates, key=lambda level: tried[level][1]["validation"])
         runs = []
-        for seed in range(seeds):
-            with turn():
+        with turn():
+            tried = {level: trial(level, 0) for level in candidates}
+            chosen = min(candidates, key=lambda level: tried[level][1]["validation"])
+            for seed in range(seeds):
                 model, tuned, seconds = trial(chosen, seed) if seed else tried[chosen]
                 runs.append(
                     {

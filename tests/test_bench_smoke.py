@@ -75,7 +75,8 @@ def test_the_experiment_on_invariance_runs_and_is_shown(monkeypatch: pytest.Monk
     X = np.clip(0.2 + 0.6 * (labels[:, None] == np.arange(16) % 2) + 0.1 * rng.normal(size=(100, 16)), 0, 1)
     data = Split(X[:80].astype(np.float32), labels[:80], X[80:].astype(np.float32), labels[80:])
     monkeypatch.setattr(invariance, "HELD", 20)
-    monkeypatch.setattr(invariance, "MODEL", invariance.MODEL | {"n_components": 12, "batch_size": 20})
+    monkeypatch.setattr(invariance, "MODEL", invariance.MODEL | {"n_components": 12, "batch_size": 20, "max_iter": 30})
+    monkeypatch.setattr(invariance, "FINE_TUNING", {"epochs": 40, "batch": 10, "learning_rate": 3e-3})
     found = invariance.measure(data, 2, contextlib.nullcontext)
     assert found["methods"].keys() == reproduction_page.RIFAI.keys()
     for name, method in found["methods"].items():
