@@ -198,6 +198,13 @@ def test_an_error_names_its_size(npy, tmp_path, line):
     assert not (tmp_path / "o" / "_SUCCESS").exists()
 
 
+def test_memory_is_asked_for_all_sizes_before_the_first(npy, tmp_path, line):
+    args = ["sweep", npy, "--out", tmp_path / "o", "--components", "2,60000000", "--max-memory", "2GB", *FEW]
+    assert narrows(*args) == 6
+    assert "--max-memory 2.00 GB is too small" in line()
+    assert not (tmp_path / "o").exists()
+
+
 def test_dry_run_and_config(npy, tmp_path, capsys):
     args = ["sweep", npy, "--components", "2,5", "--out", tmp_path / "o", *FEW]
     assert narrows(*args, "--dry-run") == 0

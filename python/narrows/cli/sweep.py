@@ -21,6 +21,7 @@ from typing import Any, ClassVar
 
 from .._version import __version__
 from ..errors import DataError, MissingExtraError, NarrowsError, ResumeError
+from ..normalize import NormalizedSource
 from ..training import Callback
 from . import evaluation, report
 from .jobs import Input, Stop, fit_opened
@@ -93,7 +94,7 @@ def sweep(
     fits = [dataclasses.replace(settings, components=size) for size in sizes]
     estimators = [each.build() for each in fits]
     if not estimators[0].early_stopping:
-        raise UsageError("--set early_stopping: a sweep compares sizes on held-out rows, which it needs")
+        raise UsageError("a sweep compares sizes on held-out rows: it needs --set early_stopping=true")
     fits = [each.resolved(estimator) for each, estimator in zip(fits, estimators, strict=True)]
     whole = fits[0]
     run = SweepDir(Path(whole.out))
@@ -108,6 +109,9 @@ def sweep(
         if known and run.finished and [row["n_components"] for row in read(run.path)["sizes"]] == sizes:
             log.info("%s is finished already: nothing to do (--resume never starts afresh)", run.path)
             return
+        table = given.normalized(whole, estimators[0].loss)
+        # All sizes must fit, and not only those that come first.
+        room = [Budget.of(each, table, settings.max_memory).block_bytes for each in estimators][-1]
         if not settings.dry_run:
             run.claim()
             if not known:
@@ -150,7 +154,7 @@ def sweep(
                 raise
             if settings.dry_run:
                 continue
-            baseline = baseline if i else _baseline(given, whole, estimators, sizes, result)
+            baseline = baseline if i else _baseline(estimators[0], table, sizes[-1], room, result)
             metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
             row = {name: metrics[name] for name in _TAKEN}
             # PCA has no more components than there are features and rows; more of them would change nothing.
@@ -172,17 +176,14 @@ def sweep(
     run.write_success()
 
 
-def _baseline(
-    given: Input, settings: FitSettings, estimators: Sequence[Any], sizes: Sequence[int], result: dict[str, Any]
-) -> Any:
+def _baseline(estimator: Any, table: NormalizedSource, largest: int, room: int, result: dict[str, Any]) -> Any:
     """Errors of 1, 2, ... principal components on the held-out rows, noting in `result` what they were taken of."""
-    table = given.normalized(settings, estimators[0].loss)
-    split = held_rows(estimators[0], table.shape[0])
+    split = held_rows(estimator, table.shape[0])
     assert split is not None
     trained, held = split
-    rows = trained[evaluation.sample_rows(len(trained), settings.seed)]
-    room = Budget.of(estimators[-1], table, settings.max_memory).block_bytes
-    principal = evaluation.pca(table, sizes[-1], rows=rows, seed=settings.seed, cache_bytes=room)
+    seed = int(estimator.random_state)
+    rows = trained[evaluation.sample_rows(len(trained), seed)]
+    principal = evaluation.pca(table, largest, rows=rows, seed=seed, cache_bytes=room)
     result |= {"normalize": table.normalizer.resolved_, "n_held_out": len(held), "pca_rows": len(rows)}
     return evaluation.pca_errors(principal, table, held)
 
