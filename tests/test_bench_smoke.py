@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from cases import OP_CASES
@@ -60,3 +62,40 @@ def test_peers_are_given_the_standard_cases() -> None:
     theirs = ast.literal_eval(result.stdout)
     standard = [(c.name, c.widths, c.batch, c.loss.name.lower()) for c in CASES]
     assert [case for case in theirs if not case[0].endswith("-bf16")] == standard
+
+
+def test_the_experiment_on_invariance_runs_and_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a hundred small images of two kinds, which any of its classifiers tells apart."""
+    import invariance
+    import reproduction_page
+    from precision import Split
+
+    rng = np.random.default_rng(0)
+    labels = np.arange(100, dtype=np.uint8) % 2
+    X = np.clip(0.2 + 0.6 * (labels[:, None] == np.arange(16) % 2) + 0.1 * rng.normal(size=(100, 16)), 0, 1)
+    data = Split(X[:80].astype(np.float32), labels[:80], X[80:].astype(np.float32), labels[80:])
+    monkeypatch.setattr(invariance, "HELD", 20)
+    monkeypatch.setattr(invariance, "MODEL", invariance.MODEL | {"n_components": 12, "batch_size": 20, "max_iter": 30})
+    monkeypatch.setattr(invariance, "FINE_TUNING", {"epochs": 40, "batch": 10, "learning_rate": 3e-3})
+    found = invariance.measure(data, 2, contextlib.nullcontext)
+    assert found["methods"].keys() == reproduction_page.RIFAI.keys()
+    for name, method in found["methods"].items():
+        assert len(method["runs"]) == 2
+        for run in method["runs"]:
+            assert run["linear_error"] == run["fine_tuned_error"] == 0, name
+    norms = {name: np.mean([run["jacobian_norm"] for run in m["runs"]]) for name, m in found["methods"].items()}
+    assert norms["CAE"] < norms["AE"]
+    about = {"date": "", "machine": {"cpu": {}, "cores": 2}}
+    page = "\n".join(reproduction_page.contractive(about | found))
+    assert f"{norms['CAE']:.2f}" in page
+
+
+def test_the_norm_is_that_of_the_jacobian() -> None:
+    import invariance
+    from narrows import Autoencoder
+
+    X = np.random.default_rng(0).random((9, 5)).astype(np.float32)
+    ae = Autoencoder(4, hidden_layer_sizes=(), latent_activation="sigmoid", max_iter=1, random_state=0).fit(X)
+    h = ae.transform(X).astype(float)
+    norms = [np.linalg.norm(np.asarray(ae.coefs_[0], float) * (row * (1 - row))) for row in h]
+    assert invariance.jacobian_norm(ae, X) == pytest.approx(np.mean(norms), rel=1e-5)

@@ -109,6 +109,7 @@ def test_extras_named_in_errors_exist() -> None:
         ("page", "bench/peers.py --page-only"),
         ("accuracy_page", "bench/accuracy_page.py"),
         ("profile_page", "bench/profile_page.py"),
+        ("reproduction_page", "bench/reproduction_page.py"),
     ],
 )
 def test_a_page_is_what_the_results_say(module: str, command: str, monkeypatch: pytest.MonkeyPatch) -> None:

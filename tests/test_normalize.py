@@ -6,12 +6,17 @@ import json
 from itertools import pairwise
 
 import numpy as np
+import pandas
 import pytest
 import scipy.sparse as sp
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
+from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MinMaxScaler, StandardScaler
 
+import narrows as nw
 from narrows.data import ArraySource
 from narrows.errors import DataError
 from narrows.normalize import NormalizedSource, Normalizer, row_blocks
@@ -48,7 +53,7 @@ def test_log1p_scales_to_the_median_total(layout):
     assert not dense(out)[3].any()
     assert "1 empty row" in fitted.describe()
     np.testing.assert_allclose(
-        fitted.inverse(dense(out)).sum(axis=1)[totals > 0], target, rtol=1e-4
+        fitted.inverse_transform(dense(out)).sum(axis=1)[totals > 0], target, rtol=1e-4
     )  # the inverse is on the common total
 
 
@@ -63,7 +68,7 @@ def test_standard_and_minmax_agree_with_scikit_learn(layout):
         out = fitted.transform(layout(X))
         assert isinstance(out, np.ndarray)
         np.testing.assert_allclose(out, scaler.fit_transform(X), rtol=1e-9, atol=1e-9)
-        np.testing.assert_allclose(fitted.inverse(out), X, rtol=1e-9, atol=1e-6)
+        np.testing.assert_allclose(fitted.inverse_transform(out), X, rtol=1e-9, atol=1e-6)
         assert fitted.n_constant_features_ == 1
 
 
@@ -173,12 +178,33 @@ def test_damaged_state_is_an_error(change):
 
 
 def test_unfitted_and_unknown():
-    with pytest.raises(RuntimeError, match="not fitted"):
+    with pytest.raises(NotFittedError, match="not fitted"):
         Normalizer("standard").transform(reals())
     with pytest.raises(ValueError, match="normalize must be one of"):
-        Normalizer("zscore")
+        Normalizer("zscore").fit(reals())
     with pytest.raises(ValueError, match="target_sum"):
-        Normalizer("log1p", target_sum=0)
+        Normalizer("log1p", target_sum=0).fit(reals())
+
+
+@pytest.mark.parametrize("kind", ["standard", "minmax"])
+def test_in_a_pipeline_that_rebuilds_on_the_scale_of_the_data(kind):
+    X = 50 + 20 * reals()
+    model = make_pipeline(nw.Normalizer(kind), nw.LinearAutoencoder(3, max_iter=60, random_state=0))
+    codes = clone(model).fit_transform(X)
+    assert codes.shape == (len(X), 3)
+    rebuilt = model.fit(X).inverse_transform(codes)
+    scaled = model[0].transform(X)
+    np.testing.assert_allclose(rebuilt, model[0].inverse_transform(model[1].reconstruct(scaled)), rtol=1e-5)
+    assert np.mean((rebuilt - X) ** 2) < X.var(axis=0).mean()
+    frame = pandas.DataFrame(X)
+    assert np.array_equal(nw.Normalizer(kind).fit_transform(frame), scaled)
+    assert model[0].get_params() == {"kind": kind, "loss": "mse", "target_sum": None}
+
+
+def test_fit_again_learns_again():
+    counts = np.random.default_rng(0).poisson(3.0, (30, 8))
+    fitted = Normalizer("log1p").fit(counts)
+    assert fitted.fit(10 * counts).target_sum_ == np.median(10 * counts.sum(axis=1))
 
 
 def test_all_zero_data_and_duplicate_entries():

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ._version import __version__
 
 if TYPE_CHECKING:
-    from . import config, data, datasets, errors, functional, layers, training
+    from . import config, data, datasets, errors, functional, layers, plotting, training
     from .config import show_config
     from .models import (
         RBM,
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         VariationalAutoencoder,
         load,
     )
+    from .normalize import Normalizer
 
 __all__ = [
     "RBM",
@@ -33,6 +34,7 @@ __all__ = [
     "DeepAutoencoder",
     "DenoisingAutoencoder",
     "LinearAutoencoder",
+    "Normalizer",
     "SparseAutoencoder",
     "VariationalAutoencoder",
     "__version__",
@@ -43,6 +45,7 @@ __all__ = [
     "functional",
     "layers",
     "load",
+    "plotting",
     "show_config",
     "training",
 ]
@@ -60,6 +63,7 @@ _HOMES = {
         "load",
     ),
     "config": ("show_config",),
+    "normalize": ("Normalizer",),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 _MODULES = frozenset(__all__) - _HOME_OF.keys() - {"__version__"}

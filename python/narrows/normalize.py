@@ -17,8 +17,10 @@ from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
+from sklearn.base import BaseEstimator, TransformerMixin
+from sklearn.utils.validation import check_is_fitted
 
-from .data import Source, check_counts, check_finite
+from .data import ArraySource, Source, check_counts, check_finite
 from .errors import DataError
 
 __all__ = ["KINDS", "NormalizedSource", "Normalizer", "row_blocks"]
@@ -103,12 +105,15 @@ def _canonical(block: Any) -> Any:
     return block
 
 
-class Normalizer:
-    """A per-row or per-column scaling that is fitted on a source and stored in the model file.
+class Normalizer(TransformerMixin, BaseEstimator):  # type: ignore[misc]
+    """A scaling of rows or columns that is learned from data, can be undone, and is stored in a model file.
+
+    It goes before an autoencoder in a scikit-learn pipeline, and learns from a source without loading it; the command
+    line uses it, too.
 
     Parameters
     ----------
-    kind : {"auto", "log1p", "standard", "minmax", "none"}
+    kind : {"auto", "log1p", "standard", "minmax", "none"}, default="auto"
         ``log1p``: each row is scaled to the sum `target_sum`, then log(1 + x): the usual preparation of
         counts. ``standard``: each feature to mean 0 and variance 1. ``minmax``: each feature to 0..1.
         ``auto``: for a count loss ``none``; for ``bce`` ``none`` if every value lies in 0..1, else
@@ -120,6 +125,8 @@ class Normalizer:
 
     Attributes
     ----------
+    target_sum_ : float or None
+        What rows are scaled to under ``log1p``.
     resolved_ : str
         The kind that ``auto`` came to; `kind` otherwise.
     reason_ : str
@@ -132,34 +139,46 @@ class Normalizer:
     """
 
     def __init__(self, kind: str = "auto", *, loss: str = "mse", target_sum: float | None = None) -> None:
-        if kind not in KINDS:
-            raise ValueError(f"normalize must be one of {', '.join(KINDS)}, got {kind!r}")
-        if target_sum is not None and not 0 < target_sum < np.inf:
-            raise ValueError(f"target_sum must be positive and finite, got {target_sum!r}")
         self.kind = kind
         self.loss = loss
         self.target_sum = target_sum
-        self.resolved_ = ""
-        self.reason_ = ""
-        self.n_features_ = 0
+
+    def _check(self) -> None:
+        if self.kind not in KINDS:
+            raise ValueError(f"normalize must be one of {', '.join(KINDS)}, got {self.kind!r}")
+        if self.target_sum is not None and not 0 < self.target_sum < np.inf:
+            raise ValueError(f"target_sum must be positive and finite, got {self.target_sum!r}")
+
+    def _start(self, n_features: int) -> None:
+        self.n_features_ = n_features
+        self.target_sum_ = self.target_sum
         self.n_empty_rows_: int | None = None
         self.n_constant_features_: int | None = None
         self._shift = np.zeros(0)
         self._scale = np.zeros(0)
 
-    def fit(self, source: Source) -> Normalizer:
-        """Learn the scaling from every row of `source`.
+    def fit(self, X: Any, y: Any = None) -> Normalizer:
+        """Learn the scaling from every row.
+
+        Parameters
+        ----------
+        X : Source, array, SciPy sparse matrix or data frame of shape (n_samples, n_features)
+        y : None
+            Ignored.
 
         Raises
         ------
+        ValueError
+            Unknown `kind`, or a `target_sum` that is not positive.
         DataError
             A value is NaN or infinite, or negative where ``log1p`` was asked for; row and column are named.
         """
+        self._check()
+        source = X if isinstance(X, Source) else ArraySource(X)
         n_rows, n_features = source.shape
         if n_rows == 0 or n_features == 0:
             raise DataError(f"{source.name} is empty: {n_rows} rows, {n_features} columns")
-        self.n_features_ = n_features
-        self.n_empty_rows_ = self.n_constant_features_ = None
+        self._start(n_features)
         auto, loss = self.kind == "auto", self.loss
         if self.kind == "none" or (auto and loss in COUNT_LOSSES):
             check = check_counts if loss in COUNT_LOSSES else check_finite
@@ -191,9 +210,9 @@ class Normalizer:
             self._resolve("log1p", "every value is a non-negative integer: counts")
         else:
             self._resolve("standard", "values are not counts")
-        if self.resolved_ == "log1p" and self.target_sum is None:
+        if self.resolved_ == "log1p" and self.target_sum_ is None:
             filled = scan.totals[scan.totals > 0]
-            self.target_sum = float(np.median(filled)) if filled.size else 1.0
+            self.target_sum_ = float(np.median(filled)) if filled.size else 1.0
         elif self.resolved_ == "standard" and scan.mean is not None:
             # A spread below what rounding of the mean alone produces is no spread (scikit-learn's rule).
             variance = scan.m2 / n_rows
@@ -223,7 +242,7 @@ class Normalizer:
 
         Parameters
         ----------
-        block : ndarray or CSR of shape (n, n_features)
+        block : array, SciPy sparse matrix or data frame of shape (n, n_features)
         rows : ndarray of shape (n,), optional
             Row numbers in the data, for the error message only.
         source : Source, optional
@@ -234,6 +253,8 @@ class Normalizer:
         ndarray or CSR of shape (n, n_features)
             float64 for float64 input, float32 otherwise.
         """
+        if not isinstance(block, np.ndarray) and getattr(block, "format", None) != "csr":
+            block = ArraySource(block).read_rows(slice(None))
         self._check_width(block.shape[1])
         dtype = block.dtype if block.dtype in (np.float32, np.float64) else np.dtype(np.float32)
         if self.resolved_ == "none":
@@ -263,7 +284,7 @@ class Normalizer:
     def _factors(self, block: Any) -> np.ndarray:
         """What each row is multiplied with to sum to `target_sum`; 0 for an empty row."""
         totals = _row_totals(block)
-        target = float(self.target_sum or 0.0)
+        target = float(self.target_sum_ or 0.0)
         factors: np.ndarray = np.divide(target, totals, out=np.zeros_like(totals), where=totals > 0)
         return factors
 
@@ -273,7 +294,7 @@ class Normalizer:
             return np.asarray(np.log1p(block.data * np.repeat(self._factors(block), np.diff(block.indptr))))
         return np.asarray(block.data / self._scale[block.indices])
 
-    def inverse(self, block: Any) -> Any:
+    def inverse_transform(self, block: Any) -> Any:
         """Undo `transform` on dense rows, e.g. on reconstructions.
 
         ``standard`` and ``minmax`` come back on the original scale. ``log1p`` gives ``exp(x) - 1``: values
@@ -287,8 +308,7 @@ class Normalizer:
         return (block * self._scale + self._shift).astype(block.dtype, copy=False)
 
     def _check_width(self, width: int) -> None:
-        if not self.resolved_:
-            raise RuntimeError("the normalizer is not fitted: call fit first")
+        check_is_fitted(self, "resolved_")
         if width != self.n_features_:
             raise DataError(f"the data has {width} features, the normalisation has {self.n_features_}")
 
@@ -296,7 +316,7 @@ class Normalizer:
         """One line for a log: what is done, why, and what was met on the way."""
         text = f"{self.resolved_} ({self.reason_})"
         if self.resolved_ == "log1p":
-            text += f", rows scaled to a total of {self.target_sum:g}"
+            text += f", rows scaled to a total of {self.target_sum_:g}"
         if self.n_empty_rows_:
             text += f"; {self.n_empty_rows_} empty row(s) sum to zero"
         if self.n_constant_features_:
@@ -313,11 +333,19 @@ class Normalizer:
             "n_features": self.n_features_,
             "n_empty_rows": self.n_empty_rows_,
             "n_constant_features": self.n_constant_features_,
-            "target_sum": self.target_sum,
+            "target_sum": self.target_sum_,
         }
         if self.resolved_ in ("standard", "minmax"):
             state |= {"shift": self._shift.tolist(), "scale": self._scale.tolist()}
         return state
+
+    @classmethod
+    def identity(cls, n_features: int) -> Normalizer:
+        """One that is fitted and changes nothing."""
+        self = cls("none")
+        self._start(n_features)
+        self._resolve("none", "nothing to do")
+        return self
 
     @classmethod
     def from_dict(cls, state: dict[str, Any]) -> Normalizer:
@@ -330,8 +358,9 @@ class Normalizer:
         """
         try:
             self = cls(state["kind"], loss=state["loss"], target_sum=state["target_sum"])
+            self._check()
+            self._start(int(state["n_features"]))
             self._resolve(state["resolved"], state["reason"])
-            self.n_features_ = int(state["n_features"])
             self.n_empty_rows_ = state["n_empty_rows"]
             self.n_constant_features_ = state["n_constant_features"]
             sound = self.resolved_ in KINDS[1:]
@@ -341,7 +370,7 @@ class Normalizer:
                 sound = self._shift.shape == self._scale.shape == (self.n_features_,)
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(f"the model's normalisation is damaged ({error!r}): fit the model again") from None
-        if not sound or (self.resolved_ == "log1p" and self.target_sum is None):
+        if not sound or (self.resolved_ == "log1p" and self.target_sum_ is None):
             raise DataError("the model's normalisation is inconsistent: fit the model again")
         return self
 

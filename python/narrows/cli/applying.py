@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,63 +30,52 @@ from ..normalize import NormalizedSource, Normalizer
 from .resources import apply_bytes, blas_threads
 from .tables import check_output, write_table
 
-__all__ = ["decode", "encode", "encoded", "open_model", "score", "with_names", "write_codes"]
+__all__ = ["ApplySettings", "decode", "encode", "encoded", "open_model", "score", "with_names", "write_codes"]
 
 log = logging.getLogger("narrows")
 
 
-def encode(
-    model: Path,
-    data_path: str,
-    out: Path,
-    *,
-    layer: str | None = None,
-    genes_by_cells: bool = False,
-    backend: str | None = None,
-    threads: int | None = None,
-    max_memory: int | None = None,
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class ApplySettings:
+    """What ``encode``, ``decode`` and ``score`` can be told; None takes what the model or the machine says."""
+
+    model: Path
+    data: str
+    output: Path
+    layer: str | None = None
+    genes_by_cells: bool = False
+    backend: str | None = None
+    threads: int | None = None
+    max_memory: int | None = None
+
+
+def encode(settings: ApplySettings) -> None:
     """Write the latent codes of a data set to a .npy, .h5ad or .csv file."""
-    check_output(out, (".npy", ".h5ad", ".csv"))
-    estimator = open_model(model, backend, threads)
-    with (
-        blas_threads(thread_choice(threads)[0]),
-        _opened(estimator, data_path, layer, genes_by_cells) as table,
-    ):
-        step = apply_bytes(estimator, max_memory)
+    with _job(settings, ".npy", ".h5ad", ".csv") as estimator, _opened(estimator, settings) as table:
+        step = apply_bytes(estimator, settings.max_memory)
         shape = (table.shape[0], int(estimator.n_components))
-        write_codes(out, encoded(estimator, table, step), shape, table.dtype, table, estimator)
-    log.info("wrote %s: %d x %d", out, *shape)
+        write_codes(settings.output, encoded(estimator, table, step), shape, table.dtype, table, estimator)
+    log.info("wrote %s: %d x %d", settings.output, *shape)
 
 
-def decode(
-    model: Path,
-    latent: str,
-    out: Path,
-    *,
-    backend: str | None = None,
-    threads: int | None = None,
-    max_memory: int | None = None,
-) -> None:
+def decode(settings: ApplySettings) -> None:
     """Write what latent codes decode to, on the scale of the data, to a .npy, .h5ad or .csv file."""
-    check_output(out, (".npy", ".h5ad", ".csv"))
-    estimator = open_model(model, backend, threads)
-    normalizer = _normalizer_of(estimator)
-    with blas_threads(thread_choice(threads)[0]), data.open(latent) as source:
+    with _job(settings, ".npy", ".h5ad", ".csv") as estimator, data.open(settings.data) as source:
+        normalizer = _normalizer_of(estimator)
         k = int(estimator.n_components)
         if source.shape[1] != k:
             raise DataError(f"{source.name}: {source.shape[1]} columns, the model has {k} components")
         shape = (source.shape[0], normalizer.n_features_)
-        step = apply_bytes(estimator, max_memory)
+        step = _rows_in(apply_bytes(estimator, settings.max_memory), shape[1])
 
         def blocks() -> Iterator[npt.NDArray[Any]]:
-            for start, block in source.blocks(_rows_in(step, shape[1])):
+            for start, block in source.blocks(step):
                 data.check_finite(block, start, source)
                 codes = block.toarray() if hasattr(block, "toarray") else block
-                yield normalizer.inverse(estimator.inverse_transform(codes))
+                yield normalizer.inverse_transform(estimator.inverse_transform(codes))
 
         write_table(
-            out,
+            settings.output,
             blocks(),
             shape,
             source.dtype,
@@ -93,28 +83,13 @@ def decode(
             column_names=getattr(estimator, "feature_names_in_", None),
             about={"version": __version__, "normalize": normalizer.resolved_},
         )
-    log.info("wrote %s: %d x %d", out, *shape)
+    log.info("wrote %s: %d x %d", settings.output, *shape)
 
 
-def score(
-    model: Path,
-    data_path: str,
-    out: Path,
-    *,
-    layer: str | None = None,
-    genes_by_cells: bool = False,
-    backend: str | None = None,
-    threads: int | None = None,
-    max_memory: int | None = None,
-) -> None:
+def score(settings: ApplySettings) -> None:
     """Write the loss of each row, a sum over its features, to a .csv or .npy file; lower is better."""
-    check_output(out, (".csv", ".npy"))
-    estimator = open_model(model, backend, threads)
-    with (
-        blas_threads(thread_choice(threads)[0]),
-        _opened(estimator, data_path, layer, genes_by_cells) as table,
-    ):
-        step = _rows_in(apply_bytes(estimator, max_memory), table.shape[1])
+    with _job(settings, ".csv", ".npy") as estimator, _opened(estimator, settings) as table:
+        step = _rows_in(apply_bytes(estimator, settings.max_memory), table.shape[1])
         loss = estimator.plan_.spec.loss
 
         def blocks() -> Iterator[npt.NDArray[Any]]:
@@ -124,14 +99,23 @@ def score(
                 yield -estimator.score_samples(with_names(block, table))
 
         write_table(
-            out,
+            settings.output,
             blocks(),
             table.shape[:1],
             table.dtype,
             row_names=table.obs_names,
             column_names=np.array(["loss"]),
         )
-    log.info("wrote %s: %d losses", out, table.shape[0])
+    log.info("wrote %s: %d losses", settings.output, table.shape[0])
+
+
+@contextlib.contextmanager
+def _job(settings: ApplySettings, *suffixes: str) -> Iterator[Any]:
+    """The model, once the output's name is checked; NumPy's own threads are held to the job's."""
+    check_output(settings.output, suffixes)
+    estimator = open_model(settings.model, settings.backend, settings.threads)
+    with blas_threads(thread_choice(settings.threads)[0]):
+        yield estimator
 
 
 def open_model(path: Path, backend: str | None = None, threads: int | None = None) -> Any:
@@ -149,12 +133,13 @@ def open_model(path: Path, backend: str | None = None, threads: int | None = Non
 
 
 @contextlib.contextmanager
-def _opened(estimator: Any, path: str, layer: str | None, genes_by_cells: bool) -> Iterator[NormalizedSource]:
+def _opened(estimator: Any, settings: ApplySettings) -> Iterator[NormalizedSource]:
     """The data as the model wants it: its features in its order, normalised as in training."""
     normalizer = _normalizer_of(estimator)
-    if layer is None and Path(path).suffix in (".h5ad", ".zarr"):
+    layer = settings.layer
+    if layer is None and Path(settings.data).suffix in (".h5ad", ".zarr"):
         layer = estimator.metadata_.get("source", {}).get("layer")
-    with data.open(path, layer=layer, genes_by_cells=genes_by_cells) as source:
+    with data.open(settings.data, layer=layer, genes_by_cells=settings.genes_by_cells) as source:
         _check_features(estimator, source)
         yield NormalizedSource(source, normalizer)
 
@@ -190,9 +175,7 @@ def _normalizer_of(estimator: Any) -> Normalizer:
     if state is not None:
         return Normalizer.from_dict(state)
     # Saved from Python without the command line: the user normalises, and so does whoever applies it.
-    plain = Normalizer("none", loss=estimator.loss)
-    plain.resolved_, plain.reason_, plain.n_features_ = "none", "as saved", int(estimator.n_features_in_)
-    return plain
+    return Normalizer.identity(int(estimator.n_features_in_))
 
 
 def encoded(estimator: Any, table: Source, step_bytes: int) -> Iterator[npt.NDArray[Any]]:

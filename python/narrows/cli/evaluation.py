@@ -8,7 +8,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ import scipy.sparse as sp
 from ..data import Source
 from ..normalize import row_blocks
 
-__all__ = ["PCABaseline", "feature_errors", "knn_accuracy", "pca", "sample_rows"]
+__all__ = ["PCABaseline", "elbow", "feature_errors", "knn_accuracy", "pca", "pca_errors", "sample_rows"]
 
 #: Rows on which the baseline and the neighbours are computed; beyond it a sample stands for the data.
 MAX_ROWS = 20_000
@@ -34,6 +34,9 @@ class PCABaseline:
         Mean over rows and features of the squared reconstruction error.
     scores : ndarray of shape (n_rows, n_components), float64
         Coordinates of the rows, largest variance first.
+    mean : ndarray of shape (n_features,), float64
+    axes : ndarray of shape (n_features, n_components), float64
+        Orthonormal; ``scores`` are the centred rows times these.
     n_rows : int
         Rows used.
     n_passes : int
@@ -42,6 +45,8 @@ class PCABaseline:
 
     mse_per_feature: float
     scores: np.ndarray
+    mean: np.ndarray
+    axes: np.ndarray
     n_rows: int
     n_passes: int
 
@@ -131,8 +136,41 @@ def pca(
         if width == n_features or previous - residual <= tol * residual or passes == max_passes:
             break
         basis = np.linalg.qr(back)[0]
-    scores = products @ rotation[:, ::-1][:, :rank]
-    return PCABaseline(residual / (n * n_features), scores, n, passes)
+    leading = rotation[:, ::-1][:, :rank]
+    return PCABaseline(residual / (n * n_features), products @ leading, mean, basis @ leading, n, passes)
+
+
+def pca_errors(baseline: PCABaseline, source: Source, rows: np.ndarray) -> np.ndarray:
+    """Mean squared reconstruction error per feature of some rows by the first 1, 2, ... components.
+
+    Rows apart from those of the analysis are what it is to be compared on. Like `pca`, it centres and densifies
+    nothing.
+
+    Returns
+    -------
+    ndarray of float64, shape (n_components,)
+    """
+    walk = _blocks_of(source, rows, 0)
+    captured = np.zeros(baseline.axes.shape[1])
+    offset = baseline.mean @ baseline.axes
+    for _, block in walk():
+        captured += ((block @ baseline.axes - offset) ** 2).sum(axis=0)
+    left = _centred_energy(walk, baseline.mean) - np.cumsum(captured)
+    return np.maximum(left, 0.0) / (len(rows) * source.shape[1])
+
+
+def elbow(sizes: Sequence[int], losses: Sequence[float]) -> int | None:
+    """The size after which more components bring little: the loss farthest below the line from the first to the last.
+
+    On a logarithmic axis of sizes (Satopaa, Albrecht, Irwin and Raghavan, "Finding a kneedle in a haystack", ICDCS
+    workshops 2011). None for fewer than three sizes, or where no loss lies below that line.
+    """
+    x, y = np.log(np.asarray(sizes, np.float64)), np.asarray(losses, np.float64)
+    if len(x) < 3 or not np.isfinite(y).all() or y[0] <= y[-1]:
+        return None
+    below = y[0] + (y[-1] - y[0]) * (x - x[0]) / (x[-1] - x[0]) - y
+    at = int(np.argmax(below))
+    return int(sizes[at]) if below[at] > 1e-9 * (y[0] - y[-1]) else None
 
 
 def _centred_energy(walk: Callable[[], Iterator[tuple[slice, Any]]], mean: np.ndarray) -> float:
@@ -150,12 +188,15 @@ def _centred_energy(walk: Callable[[], Iterator[tuple[slice, Any]]], mean: np.nd
     return total
 
 
-def feature_errors(source: Source, reconstruct: Callable[[Any], np.ndarray]) -> np.ndarray:
-    """Mean over rows of the squared reconstruction error of each feature, float64 of shape (n_features,)."""
-    n_rows, n_features = source.shape
+def feature_errors(
+    source: Source, reconstruct: Callable[[Any], np.ndarray], rows: np.ndarray | None = None
+) -> np.ndarray:
+    """Mean over rows, by default all, of the squared reconstruction error of each feature, float64 (n_features,)."""
+    n_features = source.shape[1]
+    n_rows = source.shape[0] if rows is None else len(rows)
     total = np.zeros(n_features)
-    for rows in row_blocks(n_rows, n_features):
-        block = source.read_rows(rows)
+    for cut in row_blocks(n_rows, n_features):
+        block = source.read_rows(cut if rows is None else rows[cut])
         difference = reconstruct(block).astype(np.float64)
         difference -= block.toarray() if sp.issparse(block) else block
         total += np.einsum("ij,ij->j", difference, difference)

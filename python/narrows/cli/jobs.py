@@ -15,6 +15,7 @@ import platform
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -31,12 +32,12 @@ from ..normalize import NormalizedSource, Normalizer
 from ..training import Callback, Checkpoint, Interrupted
 from . import evaluation, report
 from .applying import encoded, with_names, write_codes
-from .resources import APPLY_BYTES, Budget, blas_threads, held_out, peak_rss, plan_text
+from .resources import APPLY_BYTES, Budget, blas_threads, held_rows, peak_rss, plan_text
 from .rundir import HistoryWriter, RunDir
 from .settings import FitSettings, UsageError
 from .tables import check_output
 
-__all__ = ["Stop", "fit"]
+__all__ = ["Input", "Stop", "fit", "fit_opened"]
 
 log = logging.getLogger("narrows")
 
@@ -65,86 +66,137 @@ def fit(settings: FitSettings, stop: Stop, *, callbacks: Sequence[Callback] = ()
     """
     estimator = settings.build()
     settings = settings.resolved(estimator)
-    run = RunDir(Path(settings.out))
-    run.inspect()
-    try:
-        threads, threads_from = thread_choice(settings.threads)
-        resolve(settings.backend)
-    except ValueError as error:  # an environment variable
-        raise UsageError(str(error)) from None
+    RunDir(Path(settings.out)).inspect()
     started = time.time()
-    with (
-        data.open(settings.data, layer=settings.layer, genes_by_cells=settings.genes_by_cells) as source,
-        blas_threads(threads),
-    ):
-        if source.shape[0] < 2:
-            raise DataError(f"{source.name}: {source.shape[0]} row; at least 2 are needed to train and validate")
-        digest = source.sha256()
-        identity = settings.identity() | {"run.input_sha256": digest}
-        known = settings.resume != "never" and run.check_same(identity)
-        if settings.resume == "require" and not known:
-            raise ResumeError(f"--out {run.path} holds no run to resume: use --resume auto to start one")
-        if known and run.finished:
-            log.info("%s is finished already: nothing to do (--resume never starts afresh)", run.path)
-            return
-        normalizer = Normalizer(settings.normalize, loss=estimator.loss).fit(source)
-        table = NormalizedSource(source, normalizer)
-        budget = Budget.of(estimator, table, settings.max_memory)
-        if settings.dry_run:
-            print(plan_text(settings, estimator, table, normalizer, budget, f"{threads} ({threads_from})"))
-            return
-        run.claim()
-        if not known:
-            run.clear()
-        facts = {
-            "version": __version__,
-            "input_sha256": digest,
-            "n_rows": table.shape[0],
-            "n_features": table.shape[1],
-        }
-        run.write_config(settings.stored() | {"run": facts})
-        metrics: dict[str, Any] = {
-            "status": "running",
-            "exit_reason": None,
-            "estimator": type(estimator).__name__,
-            "data": source.name if source.path is None else str(settings.data),
-            "n_rows": table.shape[0],
-            "n_features": table.shape[1],
-            "n_components": int(estimator.n_components),
-            "loss": estimator.loss,
-            "normalize": normalizer.resolved_,
-            "n_empty_rows": normalizer.n_empty_rows_,
-            "n_threads": threads,
-            "threads_from": "--threads" if threads_from == "n_threads" else threads_from,
-            "precision": estimator.precision,
-            "seed": settings.seed,
-            "input_sha256": digest,
-            "bytes_in": _bytes_of(source),
-            "version": __version__,
-            "python": platform.python_version(),
-            "platform": platform.platform(),
-            "started": datetime.datetime.fromtimestamp(started, datetime.UTC).isoformat(timespec="seconds"),
-            "argv": list(argv),
-        }
-        with _logged(run):
-            log.debug("narrows %s: %s", __version__, " ".join(argv))
-            log.info("%s: %d rows x %d features, normalised: %s", settings.data, *table.shape, normalizer.describe())
-            try:
-                _train(estimator, table, run, settings, budget, stop, callbacks, digest)
-                metrics |= {"status": "finished"}
-                _finish(estimator, table, normalizer, run, settings, budget, metrics, identity)
-            except BaseException as error:
-                if hasattr(estimator, "history_"):
-                    metrics |= _training_facts(estimator, table.shape[0])
-                metrics["status"], metrics["exit_reason"] = _failure(error)
-                raise
-            finally:
-                metrics["wall_s"] = round(time.time() - started, 3)
-                metrics["peak_rss_bytes"] = peak_rss()
-                if metrics["status"] != "finished":
-                    with contextlib.suppress(OSError):  # the error that brought us here matters more
-                        run.write_json("metrics.json", metrics)
-            _conclude(run, metrics)
+    with Input.open(settings) as given:
+        fit_opened(settings, estimator, given, stop, callbacks=callbacks, argv=argv, started=started)
+
+
+@dataclass
+class Input:
+    """The data of a job, and the threads that work on it.
+
+    Attributes
+    ----------
+    source : Source
+        As stored.
+    digest : str
+        Of its content.
+    n_threads : int
+    threads_from : str
+        What said so.
+    """
+
+    source: Source
+    digest: str
+    n_threads: int
+    threads_from: str
+
+    @classmethod
+    @contextlib.contextmanager
+    def open(cls, settings: FitSettings) -> Iterator[Input]:
+        """Look at the machine, then open and read the data once; NumPy's own threads are held to the job's."""
+        try:
+            threads, threads_from = thread_choice(settings.threads)
+            resolve(settings.backend)
+        except ValueError as error:  # an environment variable
+            raise UsageError(str(error)) from None
+        with (
+            data.open(settings.data, layer=settings.layer, genes_by_cells=settings.genes_by_cells) as source,
+            blas_threads(threads),
+        ):
+            if source.shape[0] < 2:
+                raise DataError(f"{source.name}: {source.shape[0]} row; at least 2 are needed to train and validate")
+            yield cls(source, source.sha256(), threads, threads_from)
+
+    def normalized(self, settings: FitSettings, loss: str) -> NormalizedSource:
+        """The source on the scale that the model sees, which takes a pass over it the first time."""
+        if self._table is None:
+            self._table = NormalizedSource(self.source, Normalizer(settings.normalize, loss=loss).fit(self.source))
+        return self._table
+
+    _table: NormalizedSource | None = None
+
+
+def fit_opened(
+    settings: FitSettings,
+    estimator: Any,
+    given: Input,
+    stop: Stop,
+    *,
+    callbacks: Sequence[Callback] = (),
+    argv: Sequence[str] = (),
+    started: float | None = None,
+) -> None:
+    """`fit` of settings that are resolved, on data that is open: several fits may share it."""
+    run = RunDir(Path(settings.out))
+    started = time.time() if started is None else started
+    source, digest = given.source, given.digest
+    identity = settings.identity() | {"run.input_sha256": digest}
+    known = settings.resume != "never" and run.check_same(identity)
+    if settings.resume == "require" and not known:
+        raise ResumeError(f"--out {run.path} holds no run to resume: use --resume auto to start one")
+    if known and run.finished:
+        log.info("%s is finished already: nothing to do (--resume never starts afresh)", run.path)
+        return
+    table = given.normalized(settings, estimator.loss)
+    normalizer = table.normalizer
+    budget = Budget.of(estimator, table, settings.max_memory)
+    if settings.dry_run:
+        print(plan_text(settings, estimator, table, normalizer, budget, f"{given.n_threads} ({given.threads_from})"))
+        return
+    run.claim()
+    if not known:
+        run.clear()
+    facts = {
+        "version": __version__,
+        "input_sha256": digest,
+        "n_rows": table.shape[0],
+        "n_features": table.shape[1],
+    }
+    run.write_config(settings.stored() | {"run": facts})
+    metrics: dict[str, Any] = {
+        "status": "running",
+        "exit_reason": None,
+        "estimator": type(estimator).__name__,
+        "data": source.name if source.path is None else str(settings.data),
+        "n_rows": table.shape[0],
+        "n_features": table.shape[1],
+        "n_components": int(estimator.n_components),
+        "loss": estimator.loss,
+        "normalize": normalizer.resolved_,
+        "n_empty_rows": normalizer.n_empty_rows_,
+        "n_threads": given.n_threads,
+        "threads_from": "--threads" if given.threads_from == "n_threads" else given.threads_from,
+        "precision": estimator.precision,
+        "seed": settings.seed,
+        "input_sha256": digest,
+        "bytes_in": _bytes_of(source),
+        "version": __version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "started": datetime.datetime.fromtimestamp(started, datetime.UTC).isoformat(timespec="seconds"),
+        "argv": list(argv),
+    }
+    with _logged(run):
+        log.debug("narrows %s: %s", __version__, " ".join(argv))
+        log.info("%s: %d rows x %d features, normalised: %s", settings.data, *table.shape, normalizer.describe())
+        try:
+            _train(estimator, table, run, settings, budget, stop, callbacks, digest)
+            metrics |= {"status": "finished"}
+            _finish(estimator, table, normalizer, run, settings, budget, metrics, identity)
+        except BaseException as error:
+            if hasattr(estimator, "history_"):
+                metrics |= _training_facts(estimator, table.shape[0])
+            metrics["status"], metrics["exit_reason"] = _failure(error)
+            raise
+        finally:
+            metrics["wall_s"] = round(time.time() - started, 3)
+            metrics["peak_rss_bytes"] = peak_rss()
+            if metrics["status"] != "finished":
+                with contextlib.suppress(OSError):  # the error that brought us here matters more
+                    run.write_json("metrics.json", metrics)
+        _conclude(run, metrics)
 
 
 def _train(
@@ -201,11 +253,19 @@ def _finish(
     codes = np.concatenate(list(encoded(estimator, table, step)))
     latent = _write_latent(run, codes, table, estimator)
     begin = time.perf_counter()
-    errors = evaluation.feature_errors(table, lambda block: estimator.reconstruct(with_names(block, table)))
+
+    def reconstruct(block: Any) -> npt.NDArray[Any]:
+        return estimator.reconstruct(with_names(block, table))  # type: ignore[no-any-return]
+
+    errors = evaluation.feature_errors(table, reconstruct)
     names = estimator.feature_names_in_ if hasattr(estimator, "feature_names_in_") else None
     worst = np.argsort(-errors, kind="stable")[:20]
     metrics |= _training_facts(estimator, table.shape[0])
     metrics["mse_per_feature"] = float(errors.mean())
+    held = held_rows(estimator, table.shape[0])
+    metrics["held_out_mse_per_feature"] = (
+        float(evaluation.feature_errors(table, reconstruct, held[1]).mean()) if held else None
+    )
     metrics["worst_features"] = [
         {"name": f"feature {i}" if names is None else str(names[i]), "mse": float(errors[i])} for i in worst
     ]
@@ -277,7 +337,7 @@ def _training_facts(estimator: Any, n_rows: int) -> dict[str, Any]:
     history = estimator.history_
     losses = history.get("val_loss") if estimator.early_stopping else history["loss"]
     best = int(np.nanargmin(losses)) if losses and np.isfinite(losses).any() else len(history["loss"]) - 1
-    held = held_out(estimator, n_rows)
+    held = held_rows(estimator, n_rows)
     seconds = sum(history["seconds"])
     kept = best if estimator.early_stopping else -1
     return {
@@ -285,7 +345,7 @@ def _training_facts(estimator: Any, n_rows: int) -> dict[str, Any]:
         "best_epoch": best + 1,
         "train_loss": history["loss"][kept],
         "val_loss": history["val_loss"][kept] if "val_loss" in history else None,
-        "samples_per_s": (n_rows - held) * len(history["loss"]) / seconds if seconds > 0 else None,
+        "samples_per_s": (len(held[0]) if held else n_rows) * len(history["loss"]) / seconds if seconds > 0 else None,
         "n_parameters": int(sum(w.size for w in estimator.coefs_) + sum(b.size for b in estimator.intercepts_)),
         "backend": estimator.backend_,
         "isa": _isa(estimator.backend_),

@@ -31,6 +31,8 @@ from .settings import (
 
 __all__ = ["main"]
 
+_SIZES = (2, 4, 8, 16, 32)
+_TRAINING = ("fit", "sweep")
 _DEFAULTS = {f.name: f.default for f in dataclasses.fields(FitSettings)}
 
 
@@ -55,8 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             parser.print_help(sys.stderr)
             return 2
         args = parser.parse_args(argv)
-        if args.command == "fit" and args.config is not None:
-            _apply_config(commands["fit"], read_config(Path(args.config)), args.config)
+        if getattr(args, "config", None) is not None:
+            _apply_config(commands[args.command], read_config(Path(args.config)), args.config)
             args = parser.parse_args(argv)
         return _run(args, argv)
     except Exception as error:
@@ -76,11 +78,11 @@ def _run(args: argparse.Namespace, argv: list[str]) -> int:
         try:
             _COMMANDS[args.command](args, argv, stop)
         except Interrupted as error:
-            where = "" if args.command != "fit" else "; the checkpoint is saved: repeat the command to go on"
+            where = "" if args.command not in _TRAINING else "; the checkpoint is saved: repeat the command to go on"
             print(f"narrows: stopped by {error.reason}{where}", file=sys.stderr)
             return exit_code(error.reason)
         except Stopped as error:
-            again = "" if args.command != "fit" else ": repeat the command to go on from the last checkpoint"
+            again = "" if args.command not in _TRAINING else ": repeat the command to go on from the last checkpoint"
             print(f"narrows: stopped by {error}{again}", file=sys.stderr)
             return exit_code(str(error))
         except KeyboardInterrupt:
@@ -113,33 +115,43 @@ def _explain(error: Exception) -> tuple[str, int]:
 # --- commands -----------------------------------------------------------------------------------------------
 
 
+def _settings(args: argparse.Namespace, **others: Any) -> FitSettings:
+    for name in ("data", "out"):
+        if getattr(args, name) is None:
+            what = "DATA" if name == "data" else "--out"
+            raise UsageError(f"{what} is missing: narrows {args.command} DATA --out DIR")
+    given = {f.name: getattr(args, f.name) for f in dataclasses.fields(FitSettings)}
+    return FitSettings(**given | {"set": dict(args.set or {})} | others)
+
+
 def _fit(args: argparse.Namespace, argv: list[str], stop: Any) -> None:
     from . import console, jobs
 
-    for name in ("data", "out"):
-        if getattr(args, name) is None:
-            raise UsageError(f"{'DATA' if name == 'data' else '--out'} is missing: narrows fit DATA --out DIR")
-    names = [f.name for f in dataclasses.fields(FitSettings)]
-    settings = FitSettings(**{name: getattr(args, name) for name in names if name != "set"}, set=dict(args.set or {}))
-    jobs.fit(settings, stop, callbacks=console.progress(args.quiet), argv=["narrows", *argv])
+    jobs.fit(_settings(args), stop, callbacks=console.progress(args.quiet), argv=["narrows", *argv])
+
+
+def _sweep(args: argparse.Namespace, argv: list[str], stop: Any) -> None:
+    from . import console
+    from .sweep import sweep
+
+    settings = _settings(args, components=args.components[0])
+    sweep(settings, args.components, stop, callbacks=lambda: console.progress(args.quiet), argv=["narrows", *argv])
 
 
 def _apply(args: argparse.Namespace, argv: list[str], stop: Any) -> None:
     from . import applying
 
-    options = {"backend": args.backend, "threads": args.threads, "max_memory": args.max_memory}
-    if args.command != "decode":
-        options |= {"layer": args.layer, "genes_by_cells": args.genes_by_cells}
-    getattr(applying, args.command)(Path(args.model), args.data, Path(args.output), **options)
+    given = {f.name: getattr(args, f.name) for f in dataclasses.fields(applying.ApplySettings) if f.name in args}
+    getattr(applying, args.command)(applying.ApplySettings(**given))
 
 
 def _report(args: argparse.Namespace, argv: list[str], stop: Any) -> None:
-    from . import report
+    from . import report, sweep
 
     folder = Path(args.dir)
     if not folder.is_dir():
         raise FileNotFoundError(2, "no such folder", str(folder))
-    print(report.build(folder))
+    print(sweep.build_report(folder) if (folder / "sweep.json").exists() else report.build(folder))
 
 
 def _bench(args: argparse.Namespace, argv: list[str], stop: Any) -> None:
@@ -163,6 +175,7 @@ def _doctor(args: argparse.Namespace, argv: list[str], stop: Any) -> None:
 
 _COMMANDS: dict[str, Callable[[argparse.Namespace, list[str], Any], None]] = {
     "fit": _fit,
+    "sweep": _sweep,
     "encode": _apply,
     "decode": _apply,
     "score": _apply,
@@ -217,10 +230,12 @@ def _seconds(text: str) -> float:
     return value
 
 
-def _widths(text: str) -> tuple[int, ...]:
-    if text.strip().lower() in ("", "none"):
-        return ()
+def _sizes(text: str) -> tuple[int, ...]:
     return tuple(_integer(1)(part.strip()) for part in text.split(","))
+
+
+def _widths(text: str) -> tuple[int, ...]:
+    return () if text.strip().lower() in ("", "none") else _sizes(text)
 
 
 def _as_argument(parse: Callable[[str], Any]) -> Callable[[str], Any]:
@@ -238,7 +253,7 @@ def _as_argument(parse: Callable[[str], Any]) -> Callable[[str], Any]:
 def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
     parser = _Parser(
         prog="narrows",
-        description="Autoencoders for data matrices: train, encode, decode, score, report.",
+        description="Autoencoders for data matrices: train, sweep, encode, decode, score, report.",
         epilog="Each command has its own --help. Exit codes: 0 done, 2 usage, 3 bad input or output, "
         "4 diverged, 5 resume mismatch, 6 not enough memory, 128+signal after a stop, with a checkpoint.",
         formatter_class=_Help,
@@ -255,6 +270,7 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
         return made[name]
 
     _add_fit(command("fit", "train on a data set and write codes, model and report", _FIT_TEXT))
+    _add_fit(command("sweep", "fit several numbers of components, beside PCA", _SWEEP_TEXT), sweep=True)
     for name, summary in (
         ("encode", "write the latent codes of a data set (.npy, .h5ad, .csv)"),
         ("decode", "write the reconstruction of latent codes (.npy, .h5ad, .csv)"),
@@ -272,6 +288,11 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
 _FIT_TEXT = """Train an autoencoder on DATA and write everything under --out: model.safetensors, latent codes
 (latent.h5ad or latent.npy), metrics.json, history.jsonl, report.html, run.log, config.toml, and _SUCCESS
 last. The same command again resumes an interrupted run, bit for bit."""
+
+
+_SWEEP_TEXT = """Fit an autoencoder to DATA for each number of components, and write the losses of held-out rows beside
+those of PCA under --out: sweep.json, report.html with the elbow, the folder of each fit, and _SUCCESS last. The same
+command again goes on with the sizes that are not finished; other sizes may be added."""
 
 
 def _add_common(parser: argparse._ActionsContainer) -> None:
@@ -303,14 +324,14 @@ def _add_input(parser: argparse._ActionsContainer, layer: str) -> None:
 
 
 def _add_apply(parser: argparse.ArgumentParser, name: str) -> None:
-    parser.add_argument("model", metavar="MODEL", help="model.safetensors, or the folder of a fit")
+    parser.add_argument("model", metavar="MODEL", type=Path, help="model.safetensors, or the folder of a fit")
     if name == "decode":
         parser.add_argument("data", metavar="LATENT", help="latent codes: .npy, .h5ad or .csv")
     else:
         parser.add_argument("data", metavar="DATA", help="a path in any format that fit reads, or a bundled name")
         _add_input(parser, "that of the fit")
     formats = ".csv or .npy" if name == "score" else ".npy, .h5ad or .csv"
-    parser.add_argument("-o", "--output", required=True, metavar="OUT", help=f"the file to write: {formats}")
+    parser.add_argument("-o", "--output", required=True, type=Path, metavar="OUT", help=f"the file to write: {formats}")
     _add_backend(parser, None, "that of the model")
     _add_memory(parser)
     _add_common(parser)
@@ -328,7 +349,7 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
     _add_common(parser)
 
 
-def _add_fit(parser: argparse.ArgumentParser) -> None:
+def _add_fit(parser: argparse.ArgumentParser, *, sweep: bool = False) -> None:
     def add(group: argparse._ArgumentGroup, flag: str, text: str, **options: Any) -> None:
         default = _DEFAULTS[flag.strip("-").replace("-", "_")]
         shown = f"{default:g}" if isinstance(default, float) else str(default)
@@ -346,7 +367,13 @@ def _add_fit(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", metavar="DIR", help="the folder to write: new, empty, or of an earlier run")
 
     model = parser.add_argument_group("model")
-    add(model, "--components", "width of the latent layer", type=_integer(1), metavar="N")
+    if sweep:
+        model.add_argument(
+            "--components", type=_sizes, default=_SIZES, metavar="N,N",
+            help=f"widths of the latent layer (default: {','.join(map(str, _SIZES))})",
+        )  # fmt: skip
+    else:
+        add(model, "--components", "width of the latent layer", type=_integer(1), metavar="N")
     add(
         model,
         "--hidden",

@@ -1,7 +1,7 @@
 """The report of a fit: one HTML page that needs nothing else, and a table for MultiQC.
 
-- `build` reads what a fit left in its folder and writes ``report.html``: figures are SVG inside the page; no
-  script, no font and no address outside is used.
+- `build` reads what a fit left in its folder and writes ``report.html`` by `write_page`: figures are SVG inside the
+  page; no script, no font and no address outside is used.
 - `multiqc` needs no optional package.
 - Neither trains, encodes or changes any other file.
 """
@@ -26,7 +26,7 @@ from ..persistence import atomic_write
 from .rundir import read_history
 from .settings import show_size
 
-__all__ = ["build", "check_extra", "multiqc"]
+__all__ = ["build", "check_extra", "duration", "figure", "multiqc", "write_page"]
 
 MAX_POINTS = 20_000
 
@@ -74,10 +74,80 @@ def build(
     if codes is None:
         codes, labels = _read_codes(folder), _read_labels(settings)
     history = read_history(folder / "history.jsonl")
-    page = _render(folder.resolve().name, metrics, settings, _figures(metrics, history, codes, labels, settings))
+    return write_page(
+        folder,
+        f"{metrics['estimator']} with {metrics['n_components']} latent components, fitted to {metrics['data']} by "
+        f"narrows {metrics['version']}",
+        metrics["version"],
+        _tiles(metrics),
+        _figures(metrics, history, codes, labels, settings),
+        settings,
+        _facts(metrics),
+    )
+
+
+def write_page(
+    folder: Path,
+    subtitle: str,
+    version: str,
+    tiles: list[tuple[str, str, str]],
+    figures: list[dict[str, str]],
+    settings: dict[str, Any],
+    run: dict[str, Any],
+    *,
+    table: tuple[list[str], list[list[str]]] | None = None,
+) -> Path:
+    """Write ``report.html`` into `folder`, whole or not at all.
+
+    Parameters
+    ----------
+    folder : Path
+        Its name is the page's.
+    subtitle, version : str
+    tiles : list of (value, what it is, remark)
+        The headline figures.
+    figures : list
+        Made by `figure`.
+    settings : dict
+        The content of ``config.toml``.
+    run : dict
+        Facts about the run.
+    table : (heads, rows), optional
+        To stand below the figures.
+
+    Returns
+    -------
+    Path
+        The page.
+    """
+    jinja2 = require("jinja2", "report", "the HTML report")
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    template = environment.from_string(files(__package__).joinpath("templates/report.html").read_text(encoding="utf-8"))
+    plain = {k: v for k, v in settings.items() if not isinstance(v, dict)} | {
+        f"set {k}": v for k, v in settings.get("set", {}).items()
+    }
+    if "max-memory" in plain:
+        plain["max-memory"] = show_size(plain["max-memory"])
+    page: str = template.render(
+        name=folder.resolve().name,
+        subtitle=subtitle,
+        version=version,
+        tiles=tiles,
+        figures=figures,
+        table=table,
+        settings=_cells(plain),
+        run=_cells(run),
+    )
     target = folder / "report.html"
     atomic_write(target, page.encode())
     return target
+
+
+def figure(name: str, caption: str, drawn: Any) -> dict[str, str]:
+    """A matplotlib Figure for a page: SVG inside it, the same bytes for the same drawing."""
+    return {"name": name, "caption": caption, "data": _svg(drawn)}
 
 
 def multiqc(folder: Path, metrics: dict[str, Any]) -> Path:
@@ -168,13 +238,14 @@ def _figures(
     settings: dict[str, Any],
 ) -> list[dict[str, str]]:
     from .. import plotting
+    from ..plotting.style import GREEN
 
     figures: list[dict[str, str]] = []
 
     def add(name: str, caption: str, draw: Callable[[Any], Any], height: float = 4.2) -> None:
-        figure = plotting.new_figure(6.4, height)
-        draw(figure.subplots())
-        figures.append({"name": name, "caption": caption, "data": _svg(figure)})
+        drawn = plotting.new_figure(6.4, height)
+        draw(drawn.subplots())
+        figures.append(figure(name, caption, drawn))
 
     columns = {name: [line.get(name) for line in history] for name in ("loss", "val_loss")}
     variational = any("objective" in line for line in history)
@@ -187,7 +258,7 @@ def _figures(
         if comparable:
             value = pca_loss * metrics["n_features"]
             label = f"PCA, {metrics['n_components']} components"
-            ax.axhline(value, color=plotting.GREEN, lw=1.5, ls=(0, (4, 2)), label=label)
+            ax.axhline(value, color=GREEN, lw=1.5, ls=(0, (4, 2)), label=label)
         plotting.plot_loss(columns, ax)
 
     if history:
@@ -216,9 +287,9 @@ def _figures(
             text += " Below: share of rows whose label 15 neighbours tell, in 5-fold cross-validation."
         if metrics.get("baseline_pca_rows", 0) < metrics.get("n_rows", 0):
             text += f" PCA was computed on a random {metrics['baseline_pca_rows']:,} rows."
-        figure = plotting.new_figure(6.4, 4.2)
-        _baseline(figure, metrics)
-        figures.append({"name": "Against PCA", "caption": text, "data": _svg(figure)})
+        drawn = plotting.new_figure(6.4, 4.2)
+        _baseline(drawn, metrics)
+        figures.append(figure("Against PCA", text, drawn))
     worst = metrics.get("worst_features") or []
     if worst:
         add(
@@ -232,23 +303,23 @@ def _figures(
     return figures
 
 
-def _baseline(figure: Any, metrics: dict[str, Any]) -> None:
+def _baseline(drawn: Any, metrics: dict[str, Any]) -> None:
     """Bars: the autoencoder beside PCA, for the error and, where there are labels, for the neighbours."""
-    from .. import plotting
+    from ..plotting.style import BLUE, GREEN, INK, dress
 
     rows = [("Mean squared error per feature", "mse_per_feature", "baseline_pca_loss", "{:.4g}")]
     if metrics.get("knn_accuracy_latent") is not None and metrics.get("knn_accuracy_pca") is not None:
         rows.append(("Accuracy of 15 nearest neighbours", "knn_accuracy_latent", "knn_accuracy_pca", "{:.1%}"))
-    axes = np.atleast_1d(figure.subplots(len(rows), 1))
+    axes = np.atleast_1d(drawn.subplots(len(rows), 1))
     for ax, (title, ours, theirs, form) in zip(axes, rows, strict=True):
         values = [metrics[ours], metrics[theirs]]
-        bars = ax.barh([0, 1], values, color=[plotting.BLUE, plotting.GREEN], height=0.62)
-        ax.bar_label(bars, [form.format(v) for v in values], padding=4, color=plotting.INK)
+        bars = ax.barh([0, 1], values, color=[BLUE, GREEN], height=0.62)
+        ax.bar_label(bars, [form.format(v) for v in values], padding=4, color=INK)
         ax.set_yticks([0, 1], ["autoencoder", "PCA"])
         ax.set_ylim(1.6, -0.6)
         ax.set_xlim(0, 1.18 * max(max(values), 1e-12))
         ax.set_title(title)
-        plotting._dress(ax)
+        dress(ax)
         ax.grid(False)
         ax.tick_params(axis="y", length=0)
         ax.set_xticks([])
@@ -265,32 +336,10 @@ def _svg(figure: Any) -> str:
     return base64.b64encode(out.getvalue()).decode()
 
 
-def _render(name: str, metrics: dict[str, Any], settings: dict[str, Any], figures: list[dict[str, str]]) -> str:
-    jinja2 = require("jinja2", "report", "the HTML report")
-    environment = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
-    )
-    template = environment.from_string(files(__package__).joinpath("templates/report.html").read_text(encoding="utf-8"))
-    plain = {k: v for k, v in settings.items() if not isinstance(v, dict)} | {
-        f"set {k}": v for k, v in settings.get("set", {}).items()
-    }
-    if "max-memory" in plain:
-        plain["max-memory"] = show_size(plain["max-memory"])
-    page: str = template.render(
-        name=name,
-        metrics=metrics,
-        tiles=_tiles(metrics),
-        figures=figures,
-        settings=_cells(plain),
-        run=_cells(_facts(metrics)),
-    )
-    return page
-
-
-def _tiles(m: dict[str, Any]) -> list[dict[str, str]]:
+def _tiles(m: dict[str, Any]) -> list[tuple[str, str, str]]:
     """The headline figures: value, what it is, and a remark."""
-    tiles = [{"value": f"{m['n_rows']:,} × {m['n_features']:,}", "what": "rows × features", "note": m["normalize"]}]
-    tiles.append({"value": str(m["n_components"]), "what": "latent components", "note": m["estimator"]})
+    tiles = [(f"{m['n_rows']:,} × {m['n_features']:,}", "rows × features", m["normalize"])]
+    tiles.append((str(m["n_components"]), "latent components", m["estimator"]))
     if m.get("mse_per_feature") is not None:
         note = ""
         if (m.get("baseline_pca_loss") or 0.0) > 1e-9 * m["mse_per_feature"]:  # else PCA is exact
@@ -298,26 +347,20 @@ def _tiles(m: dict[str, Any]) -> list[dict[str, str]]:
             note = f"{abs(change):.1%} {'below' if change < 0 else 'above'} PCA"
             if change > 1:
                 note = f"{change + 1:.3g} times that of PCA"
-        tiles.append({"value": f"{m['mse_per_feature']:.4g}", "what": "squared error per feature", "note": note})
+        tiles.append((f"{m['mse_per_feature']:.4g}", "squared error per feature", note))
     if m.get("val_loss") is not None:
-        tiles.append({"value": f"{m['val_loss']:.5g}", "what": "validation loss", "note": f"epoch {m['best_epoch']}"})
+        tiles.append((f"{m['val_loss']:.5g}", "validation loss", f"epoch {m['best_epoch']}"))
     reason = _REASONS.get(m["exit_reason"], m["exit_reason"])
-    tiles.append({"value": str(m["epochs_run"]), "what": "epochs", "note": reason})
-    tiles.append({"value": _duration(m["wall_s"]), "what": "wall time", "note": _rate(m.get("samples_per_s"))})
-    tiles.append(
-        {
-            "value": f"{m['peak_rss_bytes'] / 1e9:.2f} GB",
-            "what": "peak memory",
-            "note": f"{m['backend']}, {m['n_threads']} thread(s)",
-        }
-    )
+    tiles.append((str(m["epochs_run"]), "epochs", reason))
+    tiles.append((duration(m["wall_s"]), "wall time", _rate(m.get("samples_per_s"))))
+    tiles.append((f"{m['peak_rss_bytes'] / 1e9:.2f} GB", "peak memory", f"{m['backend']}, {m['n_threads']} thread(s)"))
     return tiles
 
 
 _REASONS = {"max_iter": "all that were allowed", "converged": "until no improvement"}
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     if seconds < 120:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)

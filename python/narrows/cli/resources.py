@@ -14,18 +14,22 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from ..backends import resolve
 from ..data import Source
 from ..errors import OutOfMemoryError
+from ..initial import draw_seed
 from ..lowering import lower
-from ..models.data import BLOCK_BYTES, Table
+from ..models.data import BLOCK_BYTES, Table, split_rows
 from ..models.network import build_spec
 from ..normalize import Normalizer
 from ..plan import Precision
 from . import evaluation
 from .settings import FitSettings, show_size
 
-__all__ = ["Budget", "apply_bytes", "blas_threads", "held_out", "peak_rss", "plan_text"]
+__all__ = ["Budget", "apply_bytes", "blas_threads", "held_rows", "peak_rss", "plan_text"]
 
 #: Bytes of one block of rows when a model is applied.
 APPLY_BYTES = 64 << 20
@@ -99,11 +103,11 @@ class Budget:
         return max(1, self.data // 2)
 
 
-def held_out(estimator: Any, n_rows: int) -> int:
-    """Rows that a fit keeps for validation."""
+def held_rows(estimator: Any, n_rows: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]] | None:
+    """The rows that a fit trains on and those that it keeps for validation, if any; its seed is an integer."""
     if not estimator.early_stopping:
-        return 0
-    return min(max(1, round(float(estimator.validation_fraction) * n_rows)), n_rows - 1)
+        return None
+    return split_rows(n_rows, float(estimator.validation_fraction), draw_seed(estimator.random_state))
 
 
 def plan_text(
@@ -114,7 +118,8 @@ def plan_text(
     widths = [n_features, *(layer.n_out for layer in spec.layers)]
     tied = sum(layer.n_in * layer.n_out for layer in spec.layers if layer.tied_to is not None)
     parameters = sum(layer.n_in * layer.n_out + layer.n_out for layer in spec.layers) - tied
-    held = held_out(estimator, n_rows)
+    split = held_rows(estimator, n_rows)
+    held = len(split[1]) if split else 0
     batch = min(int(estimator.batch_size), n_rows - held)
     density = "" if table.nnz is None else f", sparse ({100 * table.nnz / (n_rows * n_features):.3g} % stored)"
     steps = -(-(n_rows - held) // batch)

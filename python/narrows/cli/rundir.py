@@ -1,7 +1,7 @@
-"""The folder a fit writes to: whose it is, what belongs there, and that each file is whole.
+"""The folder a fit or a sweep writes to: whose it is, what belongs there, and that each file is whole.
 
-- A folder is taken only if it is missing, empty, or was made by an earlier fit; anything else is refused
-  before a byte is written.
+- A folder is taken only if it is missing, empty, or was made by an earlier run of the same command; anything else is
+  refused before a byte is written.
 - ``_SUCCESS`` is the last file of a run and the first to go when one starts again: with it, all is there.
 - ``config.toml`` holds the settings and the digest of the input; two runs are the same if those agree.
 - Every file is replaced atomically, except ``run.log`` and ``history.jsonl``, which grow by whole lines.
@@ -18,7 +18,7 @@ import tempfile
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, ClassVar, TextIO
 
 from ..checkpoint import differences, flat
 from ..errors import OutputError, ResumeError
@@ -26,10 +26,6 @@ from ..persistence import atomic_write
 from ..training import Callback, Progress
 
 __all__ = ["HistoryWriter", "RunDir", "to_toml"]
-
-_MARK = "# narrows fit"
-_MADE = ("_SUCCESS", "metrics.json", "report.html", "narrows_mqc.json", "history.jsonl", "model.safetensors")
-_LATENT = ("latent.h5ad", "latent.npy", "latent_obs_names.txt")
 
 
 class RunDir:
@@ -40,6 +36,13 @@ class RunDir:
     path : Path
         Created, with its parents, by `claim`.
     """
+
+    command: ClassVar[str] = "fit"
+    made: ClassVar[tuple[str, ...]] = (
+        "_SUCCESS", "metrics.json", "report.html", "narrows_mqc.json", "history.jsonl", "model.safetensors",
+        "latent.h5ad", "latent.npy", "latent_obs_names.txt",
+    )  # fmt: skip
+    """Files that a run replaces."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -55,6 +58,15 @@ class RunDir:
     def finished(self) -> bool:
         return (self / "_SUCCESS").exists()
 
+    @property
+    def begun(self) -> bool:
+        """Whether there is something that could be lost."""
+        return self.finished or self.checkpoint.exists() or (self / "model.safetensors").exists()
+
+    @property
+    def _mark(self) -> str:
+        return f"# narrows {self.command}:"
+
     def inspect(self) -> None:
         """Raise OutputError if the folder belongs to something else or cannot be written; write nothing."""
         if self.path.exists() and not self.path.is_dir():
@@ -69,15 +81,15 @@ class RunDir:
         content = [p.name for p in self.path.iterdir() if not (p.name.startswith(".") and p.suffix == ".tmp")]
         if content and not self._is_ours():
             raise OutputError(
-                f"--out {self.path} is not empty and holds no run of narrows (found {min(content)}): "
-                "give an empty or new folder"
+                f"--out {self.path} is not empty and holds no run of narrows {self.command} (found "
+                f"{min(content)}): give an empty or new folder"
             )
 
     def _is_ours(self) -> bool:
         for name in ("config.toml", "run.log"):
             try:
                 with (self / name).open(encoding="utf-8", errors="replace") as file:
-                    if file.read(len(_MARK)) == _MARK:
+                    if file.read(len(self._mark)) == self._mark:
                         return True
             except OSError:
                 continue
@@ -87,15 +99,19 @@ class RunDir:
         """Create the folder and prove that files can be made in it."""
         self.inspect()
         try:
-            (self / "checkpoints").mkdir(parents=True, exist_ok=True)
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._subfolders()
             with tempfile.TemporaryFile(dir=self.path):
                 pass
         except OSError as error:
             raise OutputError(f"--out {self.path} cannot be written: {error.strerror or error}") from None
 
+    def _subfolders(self) -> None:
+        self.checkpoint.parent.mkdir(exist_ok=True)
+
     def stored(self) -> dict[str, Any]:
         """Settings of the run that is there, flat; empty if there is nothing that could be lost."""
-        if not (self.finished or self.checkpoint.exists() or (self / "model.safetensors").exists()):
+        if not self.begun:
             return {}
         try:
             table = tomllib.loads((self / "config.toml").read_text(encoding="utf-8"))
@@ -131,14 +147,14 @@ class RunDir:
         return True
 
     def clear(self) -> None:
-        """Remove what an earlier fit made, ``_SUCCESS`` first; the log stays."""
-        for name in (*_MADE, *_LATENT):
+        """Remove what an earlier run made, ``_SUCCESS`` first; the log stays."""
+        for name in self.made:
             (self / name).unlink(missing_ok=True)
-        shutil.rmtree(self / "checkpoints", ignore_errors=True)
-        (self / "checkpoints").mkdir()
+        shutil.rmtree(self.checkpoint.parent, ignore_errors=True)
+        self._subfolders()
 
     def write_config(self, settings: Mapping[str, Any]) -> None:
-        head = f"{_MARK}: the settings of this run; `narrows fit --config` of this file repeats it\n\n"
+        head = f"{self._mark} the settings of this run; `narrows {self.command} --config` of this file repeats it\n\n"
         atomic_write(self / "config.toml", (head + to_toml(settings)).encode())
 
     def write_json(self, name: str, value: Any) -> None:
@@ -163,7 +179,7 @@ class RunDir:
         """A handler that appends to ``run.log``."""
         path = self / "run.log"
         if not path.exists():
-            path.write_text(f"{_MARK}: log\n", encoding="utf-8")
+            path.write_text(f"{self._mark} log\n", encoding="utf-8")
         handler = logging.FileHandler(path, encoding="utf-8")
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%S%z"))
         return handler

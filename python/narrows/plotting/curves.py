@@ -1,0 +1,306 @@
+"""Curves, bars and points: loss, elbow of the bottleneck, latent space, features, sensitivity."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .style import BLUE, GREEN, INK, ORANGE, PALETTE, axes_or_new, dress, floats, literal, new_figure, side_legend
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_MARKERS = "os^Dv"
+#: Above this many points they become pixels inside a vector figure, which would grow to megabytes otherwise.
+_RASTER_POINTS = 2000
+
+
+def plot_loss(history: Any, ax: Axes | None = None) -> Axes:
+    """Training and validation loss against the epoch.
+
+    Parameters
+    ----------
+    history : fitted estimator, or mapping of str to sequence of float
+        ``history_`` of an estimator: ``loss`` and, if present, ``val_loss``, one value per epoch. Of a variational
+        one, the training curve is that of ``objective``, with which ``val_loss`` is to be compared.
+    ax : matplotlib.axes.Axes, optional
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+    """
+    history = getattr(history, "history_", history)
+    if not isinstance(history, Mapping) or "loss" not in history:
+        raise TypeError("history must be a fitted estimator or a mapping with the key 'loss'")
+    ax = axes_or_new(ax)
+    loss = floats(history.get("objective") or history["loss"])
+    validation = floats(history.get("val_loss") or [])
+    epochs = np.arange(1, len(loss) + 1)
+    few = "o" if len(loss) < 15 else None
+    ax.plot(epochs, loss, color=BLUE, lw=1.8, marker=few, ms=4, label="training")
+    if np.isfinite(validation).any():
+        at = np.arange(1, len(validation) + 1)
+        ax.plot(at, validation, color=ORANGE, lw=1.8, marker=few, ms=4, label="validation")
+        best = int(np.nanargmin(validation))
+        ax.plot(best + 1, validation[best], "o", ms=7, mfc="white", mec=ORANGE, mew=1.8, zorder=3)
+        ax.annotate(
+            f"best: {validation[best]:.4g}\n(epoch {best + 1})",
+            (best + 1, validation[best]),
+            xytext=(0, 14),
+            textcoords="offset points",
+            ha="right" if best > len(loss) / 2 else "left",
+            va="bottom",
+            fontsize=9,
+            color=INK,
+        )
+        ax.legend(frameon=False, loc="upper right")
+    shown = np.concatenate([loss, validation])
+    shown = shown[np.isfinite(shown)]
+    if shown.size and shown.min() > 0 and shown.max() > 20 * shown.min():
+        ax.set_yscale("log")
+    ax.locator_params(axis="x", integer=True)
+    ax.set(xlabel="epoch", ylabel="loss (mean over samples)", title="Loss")
+    return dress(ax)
+
+
+def plot_elbow(
+    n_components: Sequence[int],
+    losses: npt.ArrayLike,
+    baseline: npt.ArrayLike | None = None,
+    ax: Axes | None = None,
+    *,
+    elbow: int | None = None,
+    ylabel: str = "held-out loss",
+) -> Axes:
+    """The loss against the width of the bottleneck, beside PCA.
+
+    Parameters
+    ----------
+    n_components : sequence of int
+        The widths, drawn on a logarithmic axis.
+    losses : array_like of the same length
+        Best on rows held out, where more components are not always better.
+    baseline : array_like of the same length, optional
+        The same of PCA.
+    ax : matplotlib.axes.Axes, optional
+    elbow : int, optional
+        A width to mark, one of `n_components`.
+    ylabel : str
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+    """
+    sizes = [int(size) for size in n_components]
+    if not sizes or min(sizes) < 1:
+        raise ValueError(f"n_components={n_components!r} must be one or more widths of at least 1")
+    curves: dict[str, tuple[npt.NDArray[np.float64], str, Any, str]] = {"autoencoder": (floats(losses), BLUE, "-", "o")}
+    if baseline is not None:
+        curves["PCA"] = (floats(baseline), GREEN, (0, (4, 2)), "s")
+    for name, (values, *_) in curves.items():
+        if values.shape != (len(sizes),):
+            raise ValueError(f"{len(sizes)} widths but {values.size} values of {name}")
+    if elbow is not None and elbow not in sizes:
+        raise ValueError(f"elbow={elbow} is not one of the widths {sizes}")
+    ax = axes_or_new(ax)
+    for name, (values, colour, dashes, marker) in curves.items():
+        ax.plot(sizes, values, color=colour, lw=1.8, ls=dashes, marker=marker, ms=5, label=name)
+    if elbow is not None:
+        at = curves["autoencoder"][0][sizes.index(elbow)]
+        ax.plot(elbow, at, "o", ms=11, mfc="none", mec=ORANGE, mew=1.8, zorder=3)
+        # The curve falls: there is room below it to the left, and above it to the right where PCA is below.
+        below = "PCA" not in curves or not curves["PCA"][0][sizes.index(elbow)] < at
+        ax.annotate(
+            f"elbow: {elbow}",
+            (elbow, at),
+            xytext=(-9, -9) if below else (9, 9),
+            textcoords="offset points",
+            ha="right" if below else "left",
+            va="top" if below else "bottom",
+            fontsize=9,
+            color=INK,
+        )
+    if len(curves) > 1:
+        ax.legend(frameon=False, loc="best")
+    ax.set_xscale("log", base=2)
+    ax.set_xticks(sizes, [str(size) for size in sizes])
+    ax.set_xticks([], minor=True)
+    if len(sizes) == 1:
+        ax.set_xlim(sizes[0] / 2, sizes[0] * 2)
+    ax.set(xlabel="latent components", ylabel=ylabel, title="Elbow of the bottleneck")
+    return dress(ax)
+
+
+def plot_latent(codes: npt.ArrayLike, labels: npt.ArrayLike | None = None, ax: Axes | None = None) -> Axes:
+    """The latent codes as points; more than two components are shown along their first two principal axes.
+
+    Parameters
+    ----------
+    codes : array_like of shape (n_samples, n_components)
+        A single component is drawn as a histogram.
+    labels : array_like of shape (n_samples,), optional
+        Classes, drawn in distinct colours (and marks beyond eight); floats are drawn on a colour scale.
+    ax : matplotlib.axes.Axes, optional
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+    """
+    codes = np.asarray(codes, dtype=np.float64)
+    if codes.ndim != 2 or codes.shape[0] < 1 or codes.shape[1] < 1:
+        raise ValueError(f"codes must be a non-empty table of samples and components, got shape {codes.shape}")
+    values = None if labels is None else np.asarray(labels)
+    if values is not None and values.shape != (len(codes),):
+        raise ValueError(f"labels has shape {values.shape} for {len(codes)} codes")
+    ax = axes_or_new(ax)
+    points, names = _two_axes(codes)
+    if points.shape[1] == 1:
+        groups = [(None, slice(None))] if values is None else [(c, values == c) for c in np.unique(values)]
+        edges = np.histogram_bin_edges(points[:, 0], bins="auto" if len(points) < 10**5 else 200).tolist()
+        for i, (name, mask) in enumerate(groups):
+            ax.hist(points[mask, 0], edges, color=PALETTE[i % 8], alpha=0.65, label=literal(name))
+        ax.set(xlabel=names[0], ylabel="samples")
+        if values is not None:
+            side_legend(ax, len(groups))
+    else:
+        _scatter(ax, points, values)
+        ax.set(xlabel=names[0], ylabel=names[1], aspect="auto")
+    ax.set_title("Latent space")
+    return dress(ax)
+
+
+def plot_feature_errors(
+    errors: npt.ArrayLike,
+    names: Sequence[str] | npt.NDArray[Any] | None = None,
+    top: int = 20,
+    ax: Axes | None = None,
+    *,
+    mean: float | None = None,
+) -> Axes:
+    """The features with the largest reconstruction error, as bars.
+
+    Parameters
+    ----------
+    errors : array_like of shape (n_features,)
+        For example what ``feature_errors`` of an estimator returns.
+    names : sequence of str, optional
+        Names of the features; default: their numbers.
+    top : int
+        How many to show.
+    ax : matplotlib.axes.Axes, optional
+    mean : float, optional
+        The mean over all features, where `errors` holds only some of them.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+    """
+    values = floats(errors)
+    if values.ndim != 1 or not values.size:
+        raise ValueError(f"errors must have one value per feature, got shape {values.shape}")
+    if names is not None and len(names) != len(values):
+        raise ValueError(f"names has {len(names)} entries for {len(values)} features")
+    if top < 1:
+        raise ValueError(f"top must be at least 1, got {top}")
+    ax = axes_or_new(ax)
+    worst = np.argsort(-np.nan_to_num(values, nan=-np.inf), kind="stable")[:top]
+    labels = [literal(names[i]) if names is not None else f"feature {i}" for i in worst]
+    places = np.arange(len(worst))
+    ax.barh(places, values[worst], color=BLUE, height=0.72)
+    mean = float(np.nanmean(values)) if mean is None else mean
+    ax.axvline(mean, color=ORANGE, lw=1.5, ls=(0, (4, 2)), label="mean of all features")
+    ax.legend(frameon=True, framealpha=0.9, edgecolor="none", loc="lower right", fontsize=9)
+    ax.set_yticks(places, labels, fontsize=8.5)
+    ax.set_ylim(len(worst) - 0.4, -0.6)
+    ax.set(xlabel="mean squared error", title="Worst-reconstructed features")
+    dress(ax)
+    ax.grid(False, axis="y")
+    ax.tick_params(axis="y", length=0)
+    return ax
+
+
+def plot_sensitivity(
+    sensitivity: npt.ArrayLike,
+    names: Sequence[str] | npt.NDArray[Any] | None = None,
+    top: int = 30,
+    ax: Axes | None = None,
+) -> Axes:
+    """How much each latent moves each feature, as a heat map: features down, latents across.
+
+    Parameters
+    ----------
+    sensitivity : array_like of shape (n_components, n_features)
+        What ``latent_sensitivity`` of an estimator returns.
+    names : sequence of str, optional
+        Names of the features; default: their numbers.
+    top : int
+        How many features to show: those that some latent moves most. They are ordered by that latent.
+    ax : matplotlib.axes.Axes, optional
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+    """
+    table = np.asarray(sensitivity, dtype=np.float64)
+    if table.ndim != 2 or not table.size:
+        raise ValueError(f"sensitivity must be a table of latents and features, got shape {table.shape}")
+    n_latents, n_features = table.shape
+    if names is not None and len(names) != n_features:
+        raise ValueError(f"names has {len(names)} entries for {n_features} features")
+    if top < 1:
+        raise ValueError(f"top must be at least 1, got {top}")
+    most = table.max(axis=0)
+    kept = np.argsort(-most, kind="stable")[:top]
+    kept = kept[np.lexsort((-most[kept], table[:, kept].argmax(axis=0)))]
+    if ax is None:
+        ax = new_figure(min(11.0, 2.6 + 0.28 * n_latents), min(8.0, 1.3 + 0.19 * len(kept))).subplots()
+    drawn = ax.imshow(table[:, kept].T, cmap="Blues", vmin=0.0, aspect="auto", interpolation="nearest")
+    bar = ax.figure.colorbar(drawn, ax=ax, label="mean |d feature / d latent|")
+    bar.outline.set_visible(False)
+    step = -(-n_latents // 32)
+    ax.set_xticks(np.arange(0, n_latents, step), [str(i) for i in range(0, n_latents, step)], fontsize=8.5)
+    labels = [literal(names[i]) if names is not None else f"feature {i}" for i in kept]
+    ax.set_yticks(np.arange(len(kept)) if len(kept) <= 40 else [], labels if len(kept) <= 40 else [], fontsize=8.5)
+    ax.set(xlabel="latent", ylabel="" if len(kept) <= 40 else "feature")
+    ax.set_title("Latent sensitivity" if len(kept) == n_features else f"Latent sensitivity, {len(kept)} features")
+    dress(ax)
+    ax.grid(False)
+    ax.spines[:].set_visible(False)
+    ax.tick_params(length=0)
+    return ax
+
+
+def _two_axes(codes: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.float64], list[str]]:
+    n_components = codes.shape[1]
+    if n_components <= 2:
+        return codes, [f"latent {i + 1}" for i in range(n_components)]
+    centred = codes - codes.mean(axis=0)
+    variance, axes = np.linalg.eigh(centred.T @ centred)
+    share = 100 * variance[::-1] / max(float(variance.sum()), np.finfo(float).tiny)
+    # The sign of an axis is arbitrary; the larger side is shown positive so that two runs look alike.
+    axes = axes[:, ::-1][:, :2]
+    axes = axes * np.where(axes[np.abs(axes).argmax(axis=0), [0, 1]] < 0, -1.0, 1.0)
+    return centred @ axes, [f"latent principal axis {i + 1} ({share[i]:.0f} % of variance)" for i in range(2)]
+
+
+def _scatter(ax: Axes, points: npt.NDArray[np.float64], values: npt.NDArray[Any] | None) -> None:
+    n = len(points)
+    size = float(np.clip(20000 / n, 5, 30))
+    style: dict[str, Any] = {"s": size, "linewidths": 0, "alpha": 0.8, "rasterized": n > _RASTER_POINTS}
+    if values is None:
+        ax.scatter(points[:, 0], points[:, 1], color=BLUE, **style)
+        return
+    if values.dtype.kind == "f" and len(np.unique(values)) > len(PALETTE):
+        drawn = ax.scatter(points[:, 0], points[:, 1], c=values, cmap="viridis", **style)
+        ax.figure.colorbar(drawn, ax=ax, label="label")
+        return
+    classes, inverse = np.unique(values.astype(str) if values.dtype.kind == "O" else values, return_inverse=True)
+    for i, name in enumerate(classes):
+        mask = inverse == i
+        marker = _MARKERS[(i // len(PALETTE)) % len(_MARKERS)]
+        colour = PALETTE[i % len(PALETTE)]
+        ax.scatter(*points[mask].T, color=colour, marker=marker, label=literal(name), **style)
+    side_legend(ax, len(classes))

@@ -1,0 +1,77 @@
+"""What all figures share: colours, a figure of its own, plain axes, literal labels."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .._extras import require
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+BLUE, ORANGE, GREEN = "#0072B2", "#E69F00", "#009E73"
+PALETTE = (BLUE, ORANGE, GREEN, "#CC79A7", "#56B4E9", "#D55E00", "#5C5C5C", "#E0D000")
+INK, GRID = "#33383d", "#e3e6e9"
+_MAX_LEGEND = 24
+
+
+def new_figure(width: float = 6.4, height: float = 4.2) -> Any:
+    """A matplotlib Figure of its own, in no window and known to no global registry (inches)."""
+    require("matplotlib", "plot", "plotting")
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def axes_or_new(ax: Axes | None) -> Axes:
+    if ax is not None:
+        return ax
+    made: Axes = new_figure().subplots()
+    return made
+
+
+def dress(ax: Axes) -> Axes:
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.spines[["left", "bottom"]].set_color(INK)
+    ax.tick_params(colors=INK)
+    ax.grid(True, color=GRID, lw=0.8)
+    ax.set_axisbelow(True)
+    ax.title.set(fontsize=12, fontweight="bold", color=INK)
+    for label in (ax.xaxis.label, ax.yaxis.label):
+        label.set_color(INK)
+    return ax
+
+
+def floats(values: Any) -> npt.NDArray[np.float64]:
+    """Numbers with None, as JSON has it, for a missing one."""
+    return np.asarray([np.nan if v is None else v for v in values], dtype=np.float64)
+
+
+def literal(value: Any) -> str:
+    """A label that matplotlib takes literally: "$" starts mathematics, a leading "_" hides it."""
+    text = str(value)
+    text = text if len(text) <= 28 else text[:26] + "…"
+    return ("\u2009" if text.startswith("_") else "") + text.replace("$", r"\$")
+
+
+def side_legend(ax: Axes, n: int) -> None:
+    handles, names = ax.get_legend_handles_labels()
+    if n > _MAX_LEGEND:
+        handles, names = handles[:_MAX_LEGEND], [*names[: _MAX_LEGEND - 1], f"… {n - _MAX_LEGEND + 1} more"]
+    legend = ax.legend(
+        handles,
+        names,
+        frameon=False,
+        loc="upper left",
+        bbox_to_anchor=(1.0, 1.0),
+        fontsize=8.5,
+        handletextpad=0.3,
+        borderaxespad=0.2,
+    )
+    for handle in legend.legend_handles:
+        if handle is not None and hasattr(handle, "set_sizes"):
+            handle.set_alpha(1)
+            handle.set_sizes([28])
