@@ -9,6 +9,7 @@ import numpy as np
 from narrows import (
     Autoencoder,
     ContractiveAutoencoder,
+    ConvAutoencoder,
     DenoisingAutoencoder,
     LinearAutoencoder,
     SparseAutoencoder,
@@ -26,6 +27,8 @@ ESTIMATORS = [
     ContractiveAutoencoder(3, contractive_hessian=0.1, **SMALL),
     ContractiveAutoencoder(2, hidden_layer_sizes=5, activation="tanh", **SMALL),
     VariationalAutoencoder(2, hidden_layer_sizes=8, **SMALL),
+    ConvAutoencoder(2, filters=4, strides=1, **SMALL),
+    ConvAutoencoder(2, filters=(3, 2), kernel_size=(5, 2), strides=1, hidden_layer_sizes=6, **SMALL),
 ]
 ids = [f"{type(e).__name__}-{i}" for i, e in enumerate(ESTIMATORS)]
 

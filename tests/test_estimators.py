@@ -27,6 +27,7 @@ from estimator_cases import BACKEND, ESTIMATORS, SMALL, ids, low_rank, same_rows
 from narrows import (
     Autoencoder,
     ContractiveAutoencoder,
+    ConvAutoencoder,  # noqa: F401 (for eval)
     DenoisingAutoencoder,
     LinearAutoencoder,
     SparseAutoencoder,

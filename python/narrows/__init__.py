@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .models import (
         Autoencoder,
         ContractiveAutoencoder,
+        ConvAutoencoder,
         DenoisingAutoencoder,
         LinearAutoencoder,
         SparseAutoencoder,
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Autoencoder",
     "ContractiveAutoencoder",
+    "ConvAutoencoder",
     "DenoisingAutoencoder",
     "LinearAutoencoder",
     "SparseAutoencoder",
@@ -47,6 +49,7 @@ _HOMES = {
     "models": (
         "Autoencoder",
         "ContractiveAutoencoder",
+        "ConvAutoencoder",
         "DenoisingAutoencoder",
         "LinearAutoencoder",
         "SparseAutoencoder",

@@ -126,6 +126,13 @@ class Convolution:
         return self.kernel[0] * self.kernel[1] * self.shape[2], self.filters
 
     @property
+    def fans(self) -> tuple[float, float]:
+        """How many inputs an output is the sum of, and the other way round, on average and but for borders."""
+        n_in, n_out = self.weight_shape[0], self.kernel[0] * self.kernel[1] * self.filters
+        steps = self.strides[0] * self.strides[1]
+        return (n_in / steps, n_out) if self.transposed else (n_in, n_out / steps)
+
+    @property
     def flops(self) -> int:
         """Operations for one image, of its output, its input gradient or its weight gradient alike."""
         pixels = math.prod(self.shape[:2] if self.transposed else self.size)

@@ -53,7 +53,7 @@ def encode(
         _opened(estimator, data_path, layer, genes_by_cells) as table,
     ):
         step = apply_bytes(estimator, max_memory)
-        shape = (table.shape[0], int(estimator.n_components))
+        shape = (table.shape[0], estimator.plan_.spec.n_components)
         write_codes(out, encoded(estimator, table, step), shape, table.dtype, table, estimator)
     log.info("wrote %s: %d x %d", out, *shape)
 
@@ -72,7 +72,7 @@ def decode(
     estimator = open_model(model, backend, threads)
     normalizer = _normalizer_of(estimator)
     with blas_threads(thread_choice(threads)[0]), data.open(latent) as source:
-        k = int(estimator.n_components)
+        k = estimator.plan_.spec.n_components
         if source.shape[1] != k:
             raise DataError(f"{source.name}: {source.shape[1]} columns, the model has {k} components")
         shape = (source.shape[0], normalizer.n_features_)

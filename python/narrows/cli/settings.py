@@ -26,6 +26,7 @@ ESTIMATORS = {
     "sparse": "SparseAutoencoder",
     "contractive": "ContractiveAutoencoder",
     "variational": "VariationalAutoencoder",
+    "conv": "ConvAutoencoder",
 }
 LOSSES = ("mse", "bce", "huber", "multinomial", "gaussian")
 COUNT_LOSSES = ("multinomial",)

@@ -13,6 +13,7 @@ from .autoencoder import (
     SparseAutoencoder,
 )
 from .base import BaseAutoencoder
+from .convolutional import ConvAutoencoder
 from .files import read_model
 from .variational import VariationalAutoencoder
 
@@ -21,6 +22,7 @@ __all__ = [
     "Autoencoder",
     "BaseAutoencoder",
     "ContractiveAutoencoder",
+    "ConvAutoencoder",
     "DenoisingAutoencoder",
     "LinearAutoencoder",
     "SparseAutoencoder",
@@ -37,6 +39,7 @@ ESTIMATORS: Mapping[str, type[BaseAutoencoder]] = {
         SparseAutoencoder,
         ContractiveAutoencoder,
         VariationalAutoencoder,
+        ConvAutoencoder,
     )
 }
 """The classes that a model file may name."""
