@@ -161,7 +161,7 @@ class Check {
       require((a.narrow - 1) * a.stride - a.pad < a.wide, "a window begins outside the image");
       elements *= double(a.wide) + 2 * double(a.kernel) + 2 * double(a.stride);
     }
-    require(elements < double(index_t(1) << 32), "images are out of range");
+    require(elements < double(index_t(1) << 28), "images are out of range");
     return g;
   }
   // Of slot `whole`, whose windows are the pixels of slot `windows`.

@@ -100,13 +100,11 @@ def forward(case: Case, rows: Array, *, training: bool) -> Pass:
     result = Pass()
     for i, layer in enumerate(spec.layers):
         W = state[f"W{i}"] if layer.tied_to is None else state[f"W{layer.tied_to}"].T
-        if layer.convolution is None:
-            z = a @ W + state[f"b{i}"]
-        else:
-            z = convolved(layer.convolution, a, W, state[f"b{i}"])
+        conv = layer.convolution
+        z = a @ W + state[f"b{i}"] if conv is None else convolved(conv, a, W, state[f"b{i}"])
         a = ACTIVATION[layer.activation.name](z)
-        if layer.convolution is not None:
-            a = pooled(layer.convolution, a)
+        if conv is not None:
+            a = pooled(conv, a)
         result.pre.append(z)
         if layer.dropout > 0:
             if training:

@@ -1,12 +1,12 @@
 """Lowering of convolutional layers: images through convolutions, poolings and back, and the gradients of their weights.
 
-Promises: rows hold their channels last wherever they meet something other than a convolution (data, codes, dense layers)
-and one channel after the other in between, so that the order inside is nobody's concern.
+Promises: rows hold their channels last wherever they meet something other than a convolution (data, codes, dense
+layers) and one channel after the other in between, so that the order inside is nobody's concern.
 Never: touches data or knows a backend.
 
-A layer is nearest upsampling, the convolution with its bias and activation, and max pooling; upsampling is part of how
-the convolution reads its input. The gradient by a weight is a sum over rows and pixels: grains of rows have partial sums
-of their own, which are added in order where the parameter is updated.
+A layer is nearest upsampling, the convolution with its bias and activation, and max pooling; upsampling is part of
+how the convolution reads its input. The gradient by a weight is a sum over rows and pixels: grains of rows have partial
+sums of their own, which are added in order where the parameter is updated.
 """
 
 from __future__ import annotations

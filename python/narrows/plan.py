@@ -226,8 +226,8 @@ class Signature(NamedTuple):
 GEOMETRY = (
     "h", "w", "c", "out_h", "out_w", "filters", "ky", "kx", "sy", "sx", "py", "px", "uy", "ux", "transposed", "layout",
 )  # fmt: skip
-"""Of a convolution (see `images.Convolution`). A row holds an image, its channels last or, inside a network, one channel
-after the other: bits of `layout` say of x (1) and of the output (2) that the channels are last."""
+"""Of a convolution (see `images.Convolution`). A row holds an image, its channels last or, inside a network, one
+channel after the other: bits of `layout` say of x (1) and of the output (2) that the channels are last."""
 
 POOLING = ("h", "w", "c", "pool_y", "pool_x", "layout")
 """Of a pooling, whose input has one channel after the other; bit 2 of `layout` says that its output has them last."""

@@ -125,9 +125,11 @@ class Images:
         (ky, kx), (sy, sx) = self.conv.kernel, self.conv.strides
         for i in range(ky):
             for j in range(kx):
-                yield i, j, padded[:, i : i + narrow[0] * sy : sy, j : j + narrow[1] * sx : sx][
-                    :, : narrow[0], : narrow[1]
-                ]
+                yield (
+                    i,
+                    j,
+                    padded[:, i : i + narrow[0] * sy : sy, j : j + narrow[1] * sx : sx][:, : narrow[0], : narrow[1]],
+                )
 
 
 def windows(x: Array, pool_y: int, pool_x: int) -> Array:

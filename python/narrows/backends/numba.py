@@ -370,9 +370,7 @@ def _windows(x: Array, h: int, w: int, pool_y: int, pool_x: int) -> tuple[Array,
     return out, first
 
 
-def maxpool(
-    run: Run, *, x: Array, out: Array, h: int, w: int, c: int, pool_y: int, pool_x: int, layout: int
-) -> None:
+def maxpool(run: Run, *, x: Array, out: Array, h: int, w: int, c: int, pool_y: int, pool_x: int, layout: int) -> None:
     pooled, _ = _windows(x, h, w, pool_y, pool_x)
     size = h // pool_y, w // pool_x
     pixels(out, *size, c, layout & OUT_LAST)[...] = pooled.reshape(-1, c, *size).transpose(0, 2, 3, 1)

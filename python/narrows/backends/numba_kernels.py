@@ -478,9 +478,7 @@ def gaussian_rows(activation: int) -> _Kernel:
 
 
 @_kernel(_EXACT)
-def patches(
-    wide: Any, out: Any, height: int, width: int, ky: int, kx: int, sy: int, sx: int, py: int, px: int
-) -> None:
+def patches(wide: Any, out: Any, height: int, width: int, ky: int, kx: int, sy: int, sx: int, py: int, px: int) -> None:
     """A row of `out` for each of height x width windows of each image: its pixels, zeros outside."""
     n, h, w, c = wide.shape
     for i in range(n):
@@ -502,9 +500,7 @@ def patches(
 
 
 @_kernel(_EXACT)
-def fold(
-    parts: Any, wide: Any, height: int, width: int, ky: int, kx: int, sy: int, sx: int, py: int, px: int
-) -> None:
+def fold(parts: Any, wide: Any, height: int, width: int, ky: int, kx: int, sy: int, sx: int, py: int, px: int) -> None:
     """The adjoint of `patches`: what the rows hold is added where it came from, onto zeros."""
     n, h, w, c = wide.shape
     wide[:] = 0

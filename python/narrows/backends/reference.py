@@ -685,9 +685,7 @@ def conv_dgrad(
     out *= DERIVATIVE[Activation(activation)](saved * saved.dtype.type(scale))
 
 
-def conv_wgrad(
-    run: Run, *, x: Array, dz: Array, partial: Array, images: Images | None = None, **geometry: int
-) -> None:
+def conv_wgrad(run: Run, *, x: Array, dz: Array, partial: Array, images: Images | None = None, **geometry: int) -> None:
     # All of the sums over rows go to the first grain.
     images = images or Images(**geometry)
     rows, filters = images.conv.weight_shape
@@ -698,9 +696,7 @@ def conv_wgrad(
     sums[rows, :filters] = dout.sum(axis=(0, 1, 2))
 
 
-def maxpool(
-    run: Run, *, x: Array, out: Array, h: int, w: int, c: int, pool_y: int, pool_x: int, layout: int
-) -> None:
+def maxpool(run: Run, *, x: Array, out: Array, h: int, w: int, c: int, pool_y: int, pool_x: int, layout: int) -> None:
     pooled = pixels(out, h // pool_y, w // pool_x, c, layout & OUT_LAST)
     pooled[...] = windows(pixels(x, h, w, c, 0), pool_y, pool_x).max(axis=3)
 

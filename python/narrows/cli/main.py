@@ -351,7 +351,7 @@ def _add_fit(parser: argparse.ArgumentParser) -> None:
         model,
         "--hidden",
         "widths of the encoder's hidden layers, such as 512,128; none for none (default: 128; none for "
-        "linear, sparse and contractive)",
+        "linear, sparse, contractive and conv)",
         type=_widths,
         metavar="N,N",
     )

@@ -5,6 +5,7 @@ Promises: rows are images whose channels are last, flattened or not; what comes 
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any, Self
@@ -96,8 +97,8 @@ class ConvAutoencoder(Autoencoder):
     Notes
     -----
     X and y of every method are arrays of flattened images (n_samples, n_features), sparse ones and sources included, or
-    arrays (n_samples, height, width, channels), for signals (n_samples, length, channels). `transform` gives codes of two
-    dimensions, `reconstruct` has the shape of its X, `inverse_transform` gives flattened images. With
+    arrays (n_samples, height, width, channels), for signals (n_samples, length, channels). `transform` gives codes of
+    two dimensions, `reconstruct` has the shape of its X, `inverse_transform` gives flattened images. With
     ``precision="bfloat16"`` the products of dense layers are in bfloat16; convolutions stay in float32.
     """
 
@@ -174,7 +175,7 @@ class ConvAutoencoder(Autoencoder):
             flat = encoder[-1].n_out
             widths = (flat, *hidden, int(self.n_components), *back, flat)
             latent = len(layers) + len(hidden) + 1
-            for n_in, n_out in zip(widths[:-1], widths[1:], strict=True):
+            for n_in, n_out in itertools.pairwise(widths):
                 at_code = len(layers) == latent - 1
                 layers.append(
                     LayerSpec(n_in, n_out, latent_activation if at_code else activation, 0.0 if at_code else dropout)
