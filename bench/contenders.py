@@ -16,7 +16,10 @@ from typing import Any
 import numpy as np
 
 from narrows.backends import Hyper, compile_plan, resolve
-from peer_cases import BETA_1, BETA_2, EPSILON, SEED, STEPS, Case, parameters
+from peer_cases import BETA_1, BETA_2, EPSILON, SEED, STEPS, Case, ImageCase
+
+IMAGES = ("narrows", "narrows-numba", "pytorch", "pytorch-compile")
+"""Contenders that train the convolutional cases."""
 
 WHOLE_EPOCH = ("lax.scan over an epoch", "an epoch in one jit-compiled tf.function")
 """Ways that take a whole epoch of prepared batches in one compiled call, which few users write; the others are called
@@ -31,7 +34,7 @@ def program_of(case: Case, backend: str, threads: int) -> Any:
     """A compiled plan with the case's parameters."""
     precision = {} if case.precision == "float32" else {"precision": case.precision}
     program = compile_plan(case.plan(), backend, n_threads=threads, **precision)
-    program.load(parameters(case))
+    program.load(case.parameters())
     return program
 
 
@@ -63,14 +66,69 @@ def narrows_numba(case: Case, threads: int) -> Variants:
     return _narrows(case, threads, "numba")
 
 
+def _torch_images(case: ImageCase) -> Any:
+    """The network of a case: PyTorch has a row's channels first, and so do its dense layers."""
+    import torch
+    from torch import nn
+
+    modules: list[nn.Module] = []
+    shape: tuple[int, int, int] | None = (28, 28, 1)
+    layers = case.spec.layers
+    for i, (spec, W) in enumerate(zip(layers, case.weights(), strict=True)):
+        conv = spec.convolution
+        if conv is None:
+            layer: Any = nn.Linear(spec.n_in, spec.n_out)
+            if shape is not None:
+                modules.append(nn.Flatten())
+                W = W.reshape(*shape, -1).transpose(2, 0, 1, 3).reshape(spec.n_in, -1)
+                shape = None
+            after = layers[i + 1].convolution
+            if after is not None:
+                h, w, c = shape = after.shape
+                W = W.reshape(-1, h, w, c).transpose(0, 3, 1, 2).reshape(-1, spec.n_out)
+            weight = W.T
+        else:
+            K = W.reshape(*conv.kernel, conv.shape[2], conv.filters)
+            common = (conv.shape[2], conv.filters, conv.kernel, conv.strides, conv.padding)
+            if conv.transposed:
+                layer = nn.ConvTranspose2d(*common, output_padding=1)
+                weight = K.transpose(2, 3, 0, 1)
+            else:
+                layer = nn.Conv2d(*common)
+                weight = K.transpose(3, 2, 0, 1)
+            if conv.upsample != (1, 1):
+                modules.append(nn.Upsample(scale_factor=conv.upsample))
+            shape = conv.out_shape
+        with torch.no_grad():
+            layer.weight.copy_(torch.from_numpy(weight.copy()))
+            layer.bias.zero_()
+        modules.append(layer)
+        if i < len(layers) - 1:
+            modules.append(nn.ReLU())
+        if conv is not None and conv.pooled:
+            modules.append(nn.MaxPool2d(conv.pool))
+        if conv is None and shape is not None:
+            h, w, c = shape
+            modules.append(nn.Unflatten(1, (c, h, w)))
+    return nn.Sequential(*modules)
+
+
 class _Torch:
     """Model, criterion and batches of a case."""
 
-    def __init__(self, case: Case) -> None:
+    def __init__(self, case: Case, channels_last: bool = False) -> None:
         import torch
         from torch import nn
 
         self.case, self.torch = case, torch
+        if isinstance(case, ImageCase):
+            self.model = _torch_images(case)
+            images = torch.from_numpy(case.data()).reshape(-1, 1, 28, 28)
+            if channels_last:
+                self.model = self.model.to(memory_format=torch.channels_last)
+                images = images.contiguous(memory_format=torch.channels_last)
+            self.batches = images.split(case.batch)
+            return
         modules: list[nn.Module] = []
         for W in case.weights():
             layer = nn.Linear(*W.shape)
@@ -141,6 +199,8 @@ _TUNED = {"options": {"max_autotune": True, "cpp_wrapper": True}}
 def pytorch(case: Case, threads: int) -> Variants:
     _torch_threads(threads)
     yield "fused Adam", lambda: _Torch(case).with_optimizer()
+    if isinstance(case, ImageCase):
+        yield "fused Adam, channels last", lambda: _Torch(case, True).with_optimizer()
 
 
 def pytorch_compile(case: Case, threads: int) -> Variants:
@@ -148,6 +208,8 @@ def pytorch_compile(case: Case, threads: int) -> Variants:
     yield "loss and gradients compiled, fused Adam", lambda: _Torch(case).with_optimizer(mode="default")
     yield "the same with max_autotune and cpp_wrapper", lambda: _Torch(case).with_optimizer(**_TUNED)
     yield "the whole step compiled, max_autotune and cpp_wrapper", lambda: _Torch(case).whole_step(**_TUNED)
+    if isinstance(case, ImageCase):
+        yield "loss and gradients compiled, channels last", lambda: _Torch(case, True).with_optimizer(mode="default")
 
 
 def _torch_threads(threads: int) -> None:

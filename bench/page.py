@@ -162,7 +162,7 @@ def _variants(report: dict[str, Any]) -> list[str]:
 
 
 def _fits(report: dict[str, Any]) -> list[str]:
-    fits = {name: case["fit"] for name, case in report["cases"].items()}
+    fits = {name: case["fit"] for name, case in report["cases"].items() if "fit" in case}
     rows = [
         [
             name,

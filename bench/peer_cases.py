@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from narrows.plan import Activation, Plan
+    from narrows.plan import Activation, LayerSpec, NetworkSpec, Plan
 
 STEPS = 20
 """Training steps of one epoch, on as many different batches."""
@@ -64,8 +64,8 @@ class Case:
         return list(zip(self.widths[:-1], self.widths[1:], [*hidden, output], strict=True))
 
     @property
-    def layout(self) -> dict[str, Any]:
-        """Parameters of `narrows.Autoencoder` for this network."""
+    def layout(self) -> dict[str, Any] | None:
+        """Parameters of `narrows.Autoencoder` for this network; None if it has none."""
         half = len(self.widths) // 2
         return {
             "n_components": self.widths[half],
@@ -74,18 +74,28 @@ class Case:
             "loss": self.loss,
         }
 
-    def plan(self) -> Plan:
-        from narrows.lowering import lower
+    @property
+    def spec(self) -> NetworkSpec:
         from narrows.plan import LayerSpec, Loss, NetworkSpec
 
         layers = tuple(LayerSpec(*layer) for layer in self.layers)
-        return lower(NetworkSpec(layers, len(layers) // 2, loss=Loss[self.loss.upper()]), self.batch)
+        return NetworkSpec(layers, len(layers) // 2, loss=Loss[self.loss.upper()])
+
+    def plan(self) -> Plan:
+        from narrows.lowering import lower
+
+        return lower(self.spec, self.batch)
+
+    def parameters(self) -> dict[str, FloatArray]:
+        """First parameters by slot name, as `narrows.Autoencoder` draws them."""
+        from narrows.models.network import initial_state
+
+        return initial_state(self.spec, SEED, np.float32)
 
     def weights(self) -> list[FloatArray]:
-        """First weights, each (n_in, n_out), as `narrows.Autoencoder` draws them; biases start at zero."""
-        from narrows.initial import initial_weight
-
-        return [initial_weight(*layer, SEED, i).astype(np.float32) for i, layer in enumerate(self.layers)]
+        """First weights of the layers; biases start at zero."""
+        found = self.parameters()
+        return [found[f"W{i}"] for i in range(len(self.widths) - 1)]
 
     def data(self, rows: int | None = None) -> FloatArray:
         """Values in (0, 1) that eight factors make, so that there is something to learn; shape (rows, n_in)."""
@@ -99,7 +109,51 @@ class Case:
         return np.reciprocal(X, out=X)
 
 
+@dataclass(frozen=True)
+class ImageCase(Case):
+    """Convolutions of 3 x 3 pixels with the same padding, on images of 28 x 28 pixels, and dense layers.
+
+    Attributes
+    ----------
+    stack : tuple
+        For each layer the width of a dense one, or filters and what else a convolution is given; `widths` follow.
+    latent : int
+        Layers of the encoder.
+    estimator : tuple or None
+        Names and values of parameters of `narrows.ConvAutoencoder` for this network, if it has any.
+    """
+
+    stack: tuple[Any, ...] = ()
+    latent: int = 0
+    estimator: tuple[tuple[str, Any], ...] | None = None
+
+    @property
+    def layout(self) -> dict[str, Any] | None:
+        return None if self.estimator is None else dict(self.estimator) | {"loss": self.loss}
+
+    @property
+    def spec(self) -> NetworkSpec:
+        from narrows.images import Convolution
+        from narrows.plan import Activation, LayerSpec, Loss, NetworkSpec
+
+        layers: list[LayerSpec] = []
+        shape: tuple[int, int, int] = (28, 28, 1)
+        for i, layer in enumerate(self.stack):
+            n_in = self.widths[i]
+            output = Activation.SIGMOID if self.loss == "bce" else Activation.LINEAR
+            activation = output if i == len(self.stack) - 1 else Activation.RELU
+            if isinstance(layer, int):
+                layers.append(LayerSpec(n_in, layer, activation))
+                continue
+            filters, options = layer
+            conv = Convolution.of(shape, filters, (3, 3), **options)
+            layers.append(LayerSpec(n_in, conv.n_out, activation, convolution=conv))
+            shape = conv.out_shape
+        return NetworkSpec(tuple(layers), self.latent, loss=Loss[self.loss.upper()])
+
+
 _DEEP = (784, 128, 64, 32, 64, 128, 784)
+_TWO = (2, 2)
 _HINTON = (784, 1000, 500, 250, 30, 250, 500, 1000, 784)
 CASES = (
     Case("keras-simple", (784, 32, 784), 256, "bce", 2.5),
@@ -109,13 +163,20 @@ CASES = (
     Case("hinton", _HINTON, 256, "bce", 1.25, 1e-4),
     Case("hinton-bf16", _HINTON, 256, "bce", 1.7, 1e-4, "bfloat16"),
     Case("tabular", (30, 16, 8, 16, 30), 128, "mse", 12),
-)
-
-
-def parameters(case: Case) -> dict[str, FloatArray]:
-    """First parameters by slot name."""
-    state = {f"W{i}": W for i, W in enumerate(case.weights())}
-    return state | {f"b{i}": np.zeros(n, np.float32) for i, n in enumerate(case.widths[1:])}
+    ImageCase(
+        "conv-pool", (784, 3136, 392, 392, 3136, 784), 128, "bce", 4,
+        stack=((16, {"pool": _TWO}), (8, {"pool": _TWO}), (8, {}), (16, {"upsample": _TWO}), (1, {"upsample": _TWO})),
+        latent=2,
+    ),
+    ImageCase(
+        "conv-stride", (784, 6272, 3136, 32, 3136, 6272, 784), 128, "bce", 2,
+        stack=((32, {"strides": _TWO}), (64, {"strides": _TWO}), 32, 3136,
+               (32, {"strides": _TWO, "transposed": True}), (1, {"strides": _TWO, "transposed": True})),
+        latent=3,
+        estimator=(("n_components", 32), ("image_shape", (28, 28, 1)), ("filters", (32, 64)),
+                   ("latent_activation", "relu")),
+    ),
+)  # fmt: skip
 
 
 def reference_losses(case: Case) -> list[float]:
@@ -123,7 +184,7 @@ def reference_losses(case: Case) -> list[float]:
     from narrows.backends import Hyper, compile_plan
 
     program = compile_plan(case.plan(), "reference")
-    program.load(parameters(case))
+    program.load(case.parameters())
     program.bind(case.data().astype(np.float64))
     rows, rates = np.arange(STEPS * case.batch), np.full(STEPS, case.learning_rate)
     return [

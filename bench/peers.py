@@ -28,11 +28,12 @@ from pathlib import Path
 from typing import Any
 
 import page
+from contenders import IMAGES
 from harness import RESULTS, Worker, interleaved, lock, prepare, spread
 from narrows import __version__
 from narrows.backends import compile_plan, probe, resolve
 from narrows.benchmark import machine
-from peer_cases import CASES, FIT_ROWS, OVERALL_TARGET, Case, check_losses, reference_losses
+from peer_cases import CASES, FIT_ROWS, OVERALL_TARGET, Case, ImageCase, check_losses, reference_losses
 
 MODULES = {"pytorch": ["torch"], "pytorch-compile": ["torch"], "jax": ["jax"], "keras": ["keras", "tensorflow"]}
 """Of each peer."""
@@ -63,6 +64,8 @@ def measure(case: Case, threads: int, rounds: int) -> dict[str, Any]:
     names = ["narrows", *(peer for peer in MODULES if installed(peer))]
     if case.precision == "float32" and resolve("auto") != "numba" and probe("numba").ok:
         names.append("narrows-numba")
+    if isinstance(case, ImageCase):
+        names = [name for name in names if name in IMAGES]
     reference = reference_losses(case)
     with ExitStack() as stack:
         workers = [stack.enter_context(Worker("training.py", name)) for name in names]
@@ -147,7 +150,8 @@ def say(name: str, result: dict[str, Any]) -> None:
     if result["probe"]:
         share = page.share_of_peak(result)
         print(f"  floor {page.floor_ms(result):.4f} ms, {share:.0%} of it reached;", result["probe"])
-    print(f"  fit: {result['fit']['share']:.0%} of the step's speed", flush=True)
+    if "fit" in result:
+        print(f"  fit: {result['fit']['share']:.0%} of the step's speed", flush=True)
 
 
 def main() -> None:
@@ -200,7 +204,9 @@ def main() -> None:
             continue
         with lock(options.lock):
             result = measure(case, options.threads, options.rounds)
-            result = describe(case) | measured | result | {"fit": measure_fit(case, options.threads)}
+            result = describe(case) | measured | result
+            if case.layout is not None:
+                result["fit"] = measure_fit(case, options.threads)
         report["cases"][case.name] = result
         say(case.name, result)
     if MEMORY in wanted:

@@ -13,7 +13,7 @@ import numpy as np
 from contenders import CONTENDERS, WHOLE_EPOCH, program_of
 from harness import Repeated, seconds, serve
 from narrows.backends import Hyper, probe, resolve
-from peer_cases import BETA_1, BETA_2, CASES, EPSILON, FIT_ROWS, GUARD_EPOCHS, SEED, STEPS
+from peer_cases import BETA_1, BETA_2, CASES, EPSILON, FIT_ROWS, GUARD_EPOCHS, SEED, STEPS, ImageCase
 
 FIT_SECONDS = 1.0
 """Least length of the fits that are timed, so that what is done once weighs little."""
@@ -75,7 +75,8 @@ def fit(case: str, threads: int, rounds: int) -> dict[str, Any]:
 
     bare(1)
     epochs = max(2, math.ceil(FIT_SECONDS / min(seconds(lambda: bare(1)) for _ in range(3))))
-    estimator = narrows.Autoencoder(
+    cls = narrows.ConvAutoencoder if isinstance(chosen, ImageCase) else narrows.Autoencoder
+    estimator = cls(
         **chosen.layout,
         learning_rate_init=chosen.learning_rate,
         beta_1=BETA_1,

@@ -5,6 +5,8 @@
 #include <cmath>
 #include <stdexcept>
 
+#include "cpu/conv.h"
+
 namespace narrows {
 
 const OpInfo OPS[OP_COUNT] = {
@@ -17,6 +19,7 @@ namespace {
 
 constexpr index_t MAX_EXTENT = index_t(1) << 40;  // elements; keeps every product of sizes below 2**63
 constexpr index_t MAX_DIM = index_t(1) << 31;
+constexpr int32_t MAX_EXTENT_INT = 1 << 30;
 
 std::string shape(const SlotDesc& s) { return "(" + std::to_string(s.rows) + ", " + std::to_string(s.cols) + ")"; }
 
@@ -129,6 +132,52 @@ class Check {
     for (int i = 7; i < 11; ++i)
       for (int j = 0; j < i; ++j)
         if (has(i)) distinct(i, j, "what is written and another operand");
+  }
+  // A matrix, row by row, in the columns of partial sums from `column` on.
+  void held(const SlotDesc& partial, index_t column, index_t rows, index_t cols) const {
+    require(
+        column >= 0 && column % LANES == 0 && column <= partial.cols && rows <= (partial.cols - column) / padded(cols),
+        "column " + std::to_string(column) + " leaves no room for out");
+  }
+  void positive(const int32_t* values, int n) const {
+    for (int i = 0; i < n; ++i)
+      require(values[i] >= 1, "attribute " + std::to_string(values + i - op_.ints) + " must be positive, not " +
+                                  std::to_string(values[i]));
+  }
+  // A slot of images whose height, width and channels, all positive, are given.
+  const SlotDesc& image(int i, const char* role, const int32_t* size) const {
+    const SlotDesc& s = batch(i, role);
+    const index_t pixels = index_t(size[0]) * size[1];
+    require(pixels <= s.cols && pixels * size[2] == s.cols,
+            std::string(role) + " has shape " + shape(s) + ", expected images of " + std::to_string(size[0]) + " x " +
+                std::to_string(size[1]) + " x " + std::to_string(size[2]));
+    return s;
+  }
+  // The geometry of a convolution: windows begin inside the wide image, and its planes can be held.
+  ConvGeometry convolution(const int32_t* ints) const {
+    positive(ints, 10), positive(ints + 12, 2);
+    flag(ints[14], "transposed"), range(ints[15], 4, "layout");
+    require(!ints[14] || (ints[12] == 1 && ints[13] == 1), "a transposed convolution takes no upsampling");
+    for (int i = 0; i < 10; ++i) require(ints[i] < MAX_EXTENT_INT, "a size is out of range");
+    require(ints[12] < MAX_EXTENT_INT && ints[13] < MAX_EXTENT_INT, "upsampling is out of range");
+    const ConvGeometry g = conv_geometry(ints);
+    double elements = double(g.wide_channels) + double(g.narrow_channels);
+    for (const ConvAxis& a : {g.y, g.x}) {
+      require(a.pad >= 0 && a.pad < a.kernel, "padding " + std::to_string(a.pad) + " does not fit the kernel");
+      require(a.stride <= (a.kernel > a.wide ? a.kernel : a.wide), "a stride is larger than image and kernel");
+      require((a.narrow - 1) * a.stride - a.pad < a.wide, "a window begins outside the image");
+      elements *= double(a.wide) + 2 * double(a.kernel) + 2 * double(a.stride);
+    }
+    require(elements < double(index_t(1) << 28), "images are out of range");
+    return g;
+  }
+  // Of slot `whole`, whose windows are the pixels of slot `windows`.
+  void pooling(const int32_t* ints, int whole, int windows) const {
+    positive(ints, 5), range(ints[5], 4, "layout");
+    require(ints[0] % ints[3] == 0 && ints[1] % ints[4] == 0, "windows do not divide the image");
+    const int32_t pooled[] = {ints[0] / ints[3], ints[1] / ints[4], ints[2]};
+    image(whole, "images", ints), image(windows, "pooled images", pooled);
+    distinct(whole, windows, "images and pooled images");
   }
   void elementwise(int activation) const {
     require(activation >= 0 && activation < ACT_SOFTMAX,
@@ -330,11 +379,9 @@ class Check {
       case OP_GRAIN_SUM: {
         const SlotDesc &partial = slot(0, "partial"), &out = slot(1, "out");
         exact(0, "partial", partial.rows, partial.cols), exact(1, "out", out.rows, out.cols);
-        flag(i1, "form");
+        range(i1, 3, "form");
         require(i1 || out.rows == out.cols, "a symmetric out must be square");
-        const index_t rows = i1 ? out.cols : out.rows, ld = padded(i1 ? out.rows : out.cols);
-        require(i0 >= 0 && i0 % LANES == 0 && i0 <= partial.cols && rows <= (partial.cols - i0) / ld,
-                "column " + std::to_string(i0) + " leaves no room for out");
+        held(partial, i0, i1 == 1 ? out.cols : out.rows, i1 == 1 ? out.rows : out.cols);
         all_distinct();
         break;
       }
@@ -380,6 +427,54 @@ class Check {
         chains(1, "out", batch(0, "x").cols);
         all_distinct();
         break;
+      case OP_CONVOLVE: {
+        const ConvGeometry g = convolution(op_.ints + 1);
+        const SlotDesc &x = image(0, "x", op_.ints + 1), &out = image(3, "out", op_.ints + 4);
+        exact(1, "W", g.taps() * op_.ints[3], op_.ints[6]), exact(2, "b", 1, op_.ints[6]);
+        require(x.cols > 0 && out.cols > 0, "empty images");
+        if (has(4)) batch(4, "pre", out.cols);
+        elementwise(i0);
+        all_distinct();
+        break;
+      }
+      case OP_CONV_DGRAD: {
+        const ConvGeometry g = convolution(op_.ints + 1);
+        image(0, "dz", op_.ints + 4), image(2, "saved", op_.ints + 1), image(3, "out", op_.ints + 1);
+        exact(1, "W", g.taps() * op_.ints[3], op_.ints[6]);
+        elementwise(i0);
+        all_distinct();
+        break;
+      }
+      case OP_CONV_WGRAD: {
+        const ConvGeometry g = convolution(op_.ints);
+        image(0, "x", op_.ints), image(1, "dz", op_.ints + 3);
+        const index_t ld = padded(op_.ints[5]), rows = g.taps() * op_.ints[2] + 1;
+        require(rows <= MAX_EXTENT / ld, "the weight is out of range");
+        exact(2, "partial", slot(2, "partial").rows, rows * ld);
+        all_distinct();
+        break;
+      }
+      case OP_MAXPOOL:
+        pooling(op_.ints, 0, 1);
+        break;
+      case OP_MAXPOOL_DGRAD: {
+        pooling(op_.ints + 1, 3, 0);
+        const index_t cols = slot(3, "out").cols;
+        batch(1, "x", cols), batch(2, "saved", cols);
+        distinct(1, 0, "x and dout"), distinct(1, 3, "x and out");
+        distinct(2, 0, "saved and dout"), distinct(2, 3, "saved and out");
+        elementwise(i0);
+        break;
+      }
+      case OP_GRAIN_UPDATE: {
+        const SlotDesc &partial = slot(0, "partial"), &of = slot(1, "parameter"), &W = parameter(1, of.rows, of.cols);
+        exact(0, "partial", partial.rows, partial.cols);
+        held(partial, i1, W.rows, W.cols);
+        if (has(4)) cells(4, "penalty", W);
+        require(has(4) || (f[3] == 0 && f[4] == 0), "penalty is missing");
+        all_distinct();
+        break;
+      }
     }
   }
 

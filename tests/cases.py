@@ -16,6 +16,7 @@ import numpy as np
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from narrows.images import Convolution
 from narrows.lowering import lower
 from narrows.plan import (
     Activation,
@@ -132,6 +133,44 @@ def network(
     return NetworkSpec(tuple(layers), middle, variational=variational, **{"epsilon": 1e-3, **options})
 
 
+def images(
+    shape: tuple[int, int, int],
+    *layers: dict[str, Any] | int,
+    latent: int,
+    hidden: Activation = Activation.TANH,
+    code: Activation = Activation.LINEAR,
+    output: Activation = Activation.LINEAR,
+    dropout: float = 0.0,
+    **options: Any,
+) -> NetworkSpec:
+    """A network of convolutions (arguments of `Convolution.of`) and dense layers (widths) on images."""
+    at: Any = shape
+    specs = []
+    for i, layer in enumerate(layers):
+        n_in = at if isinstance(at, int) else int(np.prod(at))
+        activation = output if i == len(layers) - 1 else code if i == latent - 1 else hidden
+        rate = dropout if i not in (latent - 1, len(layers) - 1) else 0.0
+        if isinstance(layer, int):
+            drawn = options.get("variational", False) and i == latent - 1
+            specs.append(LayerSpec(n_in, 2 * layer if drawn else layer, activation, rate))
+            at = layer
+            continue
+        given = dict(layer)
+        conv = Convolution.of(given.pop("shape", at), **given)
+        specs.append(LayerSpec(n_in, conv.n_out, activation, rate, convolution=conv))
+        at = conv.out_shape
+    return NetworkSpec(tuple(specs), latent, **{"epsilon": 1e-3, **options})
+
+
+def conv(filters: int, kernel: int | tuple[int, int] = 3, **options: Any) -> dict[str, Any]:
+    """Arguments of `Convolution.of`; a number stands for height and width."""
+    given = {"kernel": kernel, **options}
+    for name in ("kernel", "strides", "upsample", "pool"):
+        if isinstance(given.get(name), int):
+            given[name] = (given[name], given[name])
+    return {"filters": filters, **given}
+
+
 def allowed(loss: Loss, link: Activation) -> bool:
     """Whether the loss takes this output link."""
     if loss is Loss.BCE:
@@ -175,6 +214,35 @@ CONTRACTIONS: dict[str, dict[str, Any]] = {
     },
     "hessian-clip": {"contractive": 0.0, "contractive_hessian": 5.0, "clip_norm": 0.5},
 }  # fmt: skip
+
+_POOLED = (conv(5, pool=2), conv(3, pool=2), conv(4, upsample=2), conv(2, upsample=2))
+_STRIDED = (conv(4, strides=2), conv(6, strides=2), 5, 24, conv(4, shape=(2, 2, 6), strides=2, transposed=True),
+            conv(3, strides=2, transposed=True))  # fmt: skip
+
+CONVOLUTIONS: dict[str, tuple[tuple[int, int, int], tuple[Any, ...], int, dict[str, Any]]] = {
+    "pool": ((8, 8, 2), _POOLED, 2, {"activity_l1": 0.1, "alpha": 0.3}),
+    "stride": ((8, 8, 3), _STRIDED, 3, {"hidden": _A.GELU, "weighted": True, "contractive": 0.0}),
+    "signal": ((1, 12, 1), (conv(3, (1, 5), strides=(1, 2)), conv(2, (1, 3), pool=(1, 2)), 4, 12), 3,
+               {"hidden": _A.SOFTPLUS, "solver": Solver.SGD}),
+    "valid": ((9, 7, 2), (conv(4, padding="valid"), conv(3, (2, 3), strides=(2, 1), padding="valid"), 4,
+                          9, conv(2, (7, 5), shape=(3, 3, 1), padding="valid", transposed=True)), 3,
+              {"hidden": _A.ELU, "clip_norm": 0.5}),
+    "all": ((6, 8, 1), (conv(17, pool=(2, 1)), conv(7, (4, 2), strides=(1, 2), pool=(3, 2)), 6, 48,
+                        conv(5, (2, 4), shape=(1, 4, 12), upsample=(6, 1)), conv(1, 1, upsample=(1, 2))), 3,
+            {"hidden": _A.SILU, "dropout": 0.2, "corruption": Corruption.GAUSSIAN, "corruption_level": 0.2,
+             "weight_l1": 0.1, "alpha": 0.2, "loss": Loss.BCE, "output": _A.SIGMOID, "weighted": True}),
+    "code": ((6, 6, 2), (conv(5, strides=3), conv(2, strides=3, transposed=True)), 1,
+             {"code": _A.SIGMOID, "kl_sparsity": 0.5, "activity_l1": 0.1, "solver": Solver.ADAMW, "alpha": 0.2}),
+    "gaussian": ((4, 4, 3), (conv(20, 3, pool=2), 6, 4, conv(3, shape=(2, 2, 1), upsample=2)), 2,
+                 {"variational": True, "loss": Loss.GAUSSIAN, "hidden": _A.SIGMOID}),
+}  # fmt: skip
+"""Image, layers, layers of the encoder, and options of convolutional networks."""
+
+
+def convolutional(name: str) -> NetworkSpec:
+    shape, layers, latent, options = CONVOLUTIONS[name]
+    return images(shape, *layers, latent=latent, **options)
+
 
 MODEL_CASES: tuple[Case, ...] = (
     # exp of exp of exp is no network
@@ -272,6 +340,17 @@ MODEL_CASES: tuple[Case, ...] = (
         Case(f"variational-{k}", network((9, k, 9), variational=True, solver=Solver.SGD), batch=17, rows=40)
         for k in (1, 8, 16, 17, 33)
     ),
+    *(Case(f"convolution-{name}", convolutional(name), batch=17, rows=22) for name in CONVOLUTIONS),
+    *(
+        Case(
+            f"convolution-{a.name}",
+            images((4, 6, 2), conv(3), conv(3, pool=2), conv(2, upsample=2), latent=2, hidden=a, code=a),
+        )
+        for a in ELEMENTWISE
+        if a is not _A.EXP
+    ),
+    Case("convolution-EXP", images((4, 4, 1), conv(2, pool=2), conv(1, upsample=2), latent=1, code=_A.EXP)),
+    Case("convolution-EXP-2", images((4, 4, 1), conv(2), conv(1), latent=1, code=_A.EXP)),
 )
 """Every feature of a model, small enough for finite differences (``grains`` apart: it has several grains)."""
 
@@ -325,6 +404,16 @@ BOLTZMANN_CASES: tuple[Case, ...] = (
 
 CASES = MODEL_CASES + SHAPE_CASES + TURNED_CASES + BOLTZMANN_CASES
 
+_CONV_POOL = images(
+    (28, 28, 1), conv(16, pool=2), conv(8, pool=2), conv(8), conv(16, upsample=2), conv(1, upsample=2), latent=2,
+    hidden=_A.RELU, code=_A.RELU, output=_A.SIGMOID, loss=Loss.BCE,
+)  # fmt: skip
+_CONV_STRIDE = images(
+    (28, 28, 1), conv(32, strides=2), conv(64, strides=2), 32, 3136,
+    conv(32, shape=(7, 7, 64), strides=2, transposed=True), conv(1, strides=2, transposed=True), latent=3,
+    hidden=_A.RELU, output=_A.SIGMOID, loss=Loss.BCE,
+)  # fmt: skip
+
 OP_CASES: tuple[Case, ...] = (
     Case(
         "images",
@@ -367,6 +456,8 @@ OP_CASES: tuple[Case, ...] = (
     ),
     Case("machine", boltzmann(784, 500, alpha=0.02), batch=128, rows=128),
     Case("machine-chains", boltzmann(784, 500, n_chains=128), batch=128, rows=128),
+    Case("conv-pool", _CONV_POOL, batch=128, rows=128),
+    Case("conv-stride", _CONV_STRIDE, batch=128, rows=128),
     Case("table", network((30, 16, 8, 16, 30), loss=Loss.HUBER, solver=Solver.SGD, tied=True), batch=128, rows=128),
 )  # fmt: skip
 """Every op at the sizes of real work, where ``bench/test_ops.py`` times it alone."""

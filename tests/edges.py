@@ -16,6 +16,7 @@ import mmap
 import os
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -27,10 +28,12 @@ from narrows import _core, functional
 from narrows.backends import Hyper
 from narrows.backends.cpp import _APPLY, _LATENT, _TARGET, _X, CppProgram
 from narrows.backends.reference import ACTIVATE, DERIVATIVE, ReferenceProgram
+from narrows.images import Convolution
 from narrows.plan import (
     FROM_CODES,
     Activation,
     Corruption,
+    LayerSpec,
     Loss,
     Mode,
     NetworkSpec,
@@ -247,10 +250,65 @@ def source(room: Room, values: Array) -> Any:
 
 
 def run_program(rng: np.random.Generator, k: int, n: int, m: int, precision: Precision) -> None:
+    run_network(rng, random_spec(rng, k, n, m), m, precision)
+
+
+def image_cases() -> Iterator[tuple[int, int, int, Precision]]:
+    yield from itertools.product((1, 2, 3, 6, 8), (1, 7, 8, 15, 16, 17, 33, 66), (1, 5, 6, 13, 24), Precision)
+
+
+def random_images(rng: np.random.Generator, height: int, width: int) -> NetworkSpec:
+    """An encoder of one or two convolutions, and a decoder that mirrors it."""
+
+    def divisor(n: int) -> int:
+        return int(rng.choice([d for d in (1, 1, 2, 3, 4) if n % d == 0]))
+
+    shape = (height, width, int(rng.choice([1, 2, 3, 16])))
+    at, encoder, decoder = shape, [], []
+    for _ in range(int(rng.integers(1, 3))):
+        kernel, filters = tuple(int(k) for k in rng.integers(1, 6, 2)), int(rng.integers(1, 20))
+        steps = divisor(at[0]), divisor(at[1])
+        pooled = rng.random() < 0.4
+        conv = Convolution.of(at, filters, kernel, **{"pool" if pooled else "strides": steps})
+        back = {"upsample": steps} if pooled else {"strides": steps, "transposed": True}
+        encoder.append(conv)
+        decoder.insert(0, Convolution.of(conv.out_shape, at[2], kernel, **back))
+        at = conv.out_shape
+    activations = [SMOOTH[i] for i in rng.integers(0, len(SMOOTH), len(encoder) + len(decoder))]
+    layers = [
+        LayerSpec(c.n_in, c.n_out, a, convolution=c) for c, a in zip([*encoder, *decoder], activations, strict=True)
+    ]
+    latent = len(encoder)
+    if rng.random() < 0.5:
+        n = int(rng.integers(1, 9))
+        flat = encoder[-1].n_out
+        layers[latent:latent] = [LayerSpec(flat, n, Activation.TANH), LayerSpec(n, flat, Activation.TANH)]
+        latent += 1
+    loss, output = LINKS[rng.integers(3)]
+    layers[-1] = replace(layers[-1], activation=output)
+    return NetworkSpec(
+        tuple(layers),
+        latent,
+        loss=loss,
+        epsilon=1e-3,
+        alpha=float(rng.choice([0, 0.1])),
+        solver=list(Solver)[rng.integers(len(Solver))],
+        clip_norm=float(rng.choice([1.0, 2.0])) if rng.random() < 0.2 else None,
+        weighted=bool(rng.random() < 0.3),
+        separate_target=bool(rng.random() < 0.3),
+    )
+
+
+def run_images(rng: np.random.Generator, height: int, width: int, m: int, precision: Precision) -> None:
+    # A pooling leads elsewhere where two pixels are nearly equal, a bfloat16 where one is on the verge.
+    run_network(rng, random_images(rng, height, width), m, precision)
+
+
+def run_network(rng: np.random.Generator, spec: NetworkSpec, m: int, precision: Precision) -> None:
     """A random network on guarded data in odd layouts, with garbage in its memory, has the bits of one on plain data;
     and those are near the reference's where a rounding cannot lead it elsewhere.
     """
-    case = Case(f"edge-{rng.integers(2**32)}", random_spec(rng, k, n, m), batch=m, rows=m + 3)
+    case = Case(f"edge-{rng.integers(2**32)}", spec, batch=m, rows=m + 3)
     spec, plan, dtype = case.spec, case.plan, precision.dtype
     program = CppProgram(plan, precision, int(rng.choice([1, 2, 3])), int(rng.choice([0, 0, 3])))
     other = CppProgram(plan, precision, 1)
@@ -325,6 +383,7 @@ def comparable(spec: NetworkSpec) -> bool:
     """Whether a rounding leads to no other result than a rounding: no kink, and nothing that is clipped."""
     smooth = {layer.activation for layer in spec.layers} <= {*SMOOTH, Activation.SOFTMAX}
     clipped = spec.kl_sparsity > 0 and spec.weighted  # a mean activity above 1
+    clipped = clipped or any(layer.convolution is not None and layer.convolution.pooled for layer in spec.layers)
     drawn = spec.n_gibbs > 0  # a state on the verge is drawn to either side
     return not drawn and smooth and spec.activity_l1 == 0 and not clipped
 
@@ -369,6 +428,7 @@ def run_penalty(rng: np.random.Generator, k: int, n: int, dtype: Any, threads: i
 SWEEPS: dict[str, tuple[Callable[[], Iterator[tuple[Any, ...]]], Callable[..., None]]] = {
     "layers": (layer_cases, run_layer),
     "programs": (program_cases, run_program),
+    "images": (image_cases, run_images),
     "penalties": (penalty_cases, run_penalty),
 }
 

@@ -10,6 +10,7 @@ from narrows import (
     RBM,
     Autoencoder,
     ContractiveAutoencoder,
+    ConvAutoencoder,
     DeepAutoencoder,
     DenoisingAutoencoder,
     LinearAutoencoder,
@@ -32,6 +33,8 @@ ESTIMATORS = [
     RBM(3, visible="gaussian", learning_rate_init=1e-3, batch_size=32, persistent=True, **SMALL),
     DeepAutoencoder(2, hidden_layer_sizes=(8, 4), pretrain_max_iter=2, **SMALL),
     DeepAutoencoder(2, hidden_layer_sizes=8, pretrain="greedy", activation="tanh", pretrain_max_iter=2, **SMALL),
+    ConvAutoencoder(2, filters=4, strides=1, **SMALL),
+    ConvAutoencoder(2, filters=(3, 2), kernel_size=(5, 2), strides=1, hidden_layer_sizes=6, **SMALL),
 ]
 ids = [f"{type(e).__name__}-{i}" for i, e in enumerate(ESTIMATORS)]
 

@@ -14,7 +14,8 @@ from scipy import special, stats
 
 from cases import Case
 from narrows import philox
-from narrows.plan import Activation, Corruption, Loss, Solver
+from narrows.images import Convolution
+from narrows.plan import Activation, Corruption, Loss, NetworkSpec, Solver
 
 Array = NDArray[Any]
 SEED, STEP = 2**63 + 12345, 3
@@ -99,12 +100,19 @@ def forward(case: Case, rows: Array, *, training: bool) -> Pass:
     result = Pass()
     for i, layer in enumerate(spec.layers):
         W = state[f"W{i}"] if layer.tied_to is None else state[f"W{layer.tied_to}"].T
-        z = a @ W + state[f"b{i}"]
+        conv = layer.convolution
+        z = a @ W + state[f"b{i}"] if conv is None else convolved(conv, a, W, state[f"b{i}"])
         a = ACTIVATION[layer.activation.name](z)
+        if conv is not None:
+            a = pooled(conv, a)
         result.pre.append(z)
         if layer.dropout > 0:
             if training:
-                a = np.where(philox.uniform(SEED, stream, STEP, *a.shape) < layer.dropout, 0, a / (1 - layer.dropout))
+                u = philox.uniform(SEED, stream, STEP, *a.shape)
+                if between_convolutions(spec, i):
+                    height, width, channels = layer.convolution.out_shape
+                    u = u.reshape(-1, channels, height, width).transpose(0, 2, 3, 1).reshape(a.shape)
+                a = np.where(u < layer.dropout, 0, a / (1 - layer.dropout))
             stream += 1
         result.out.append(a)
         if i == spec.latent - 1 and spec.variational:
@@ -125,7 +133,7 @@ def forward(case: Case, rows: Array, *, training: bool) -> Pass:
         mean, target = w @ result.code / len(rows), spec.sparsity_target
         kl = special.rel_entr(target, mean) + special.rel_entr(1 - target, 1 - mean)
         result.terms["kl_sparsity"] = spec.kl_sparsity * float(kl.sum())
-    J = jacobian(case, result)
+    J = jacobian(case, result) if spec.contractive > 0 or spec.contractive_hessian > 0 else np.empty(0)
     if spec.contractive_hessian > 0 and training:
         changes = []
         for _ in range(spec.n_corruptions):
@@ -152,6 +160,50 @@ def forward(case: Case, rows: Array, *, training: bool) -> Pass:
     return result
 
 
+def between_convolutions(spec: NetworkSpec, i: int) -> bool:
+    """Whether rows behind layer i hold one channel after the other, by which noise is then numbered."""
+    both = all(layer.convolution is not None for layer in spec.layers[i : i + 2])
+    return both and i not in (spec.latent - 1, len(spec.layers) - 1)
+
+
+def convolved(conv: Convolution, rows: Array, W: Array, b: Array) -> Array:
+    """Pixel by pixel; rows of flattened images in and out, channels last."""
+    h, w, c = conv.shape
+    x = rows.reshape(-1, h, w, c)
+    K = W.reshape(*conv.kernel, c, conv.filters)
+    out = np.zeros((len(x), *conv.size, conv.filters))
+    if not conv.transposed:
+        x = np.kron(x, np.ones((1, *conv.upsample, 1)))
+    coarse, fine = (x, out) if conv.transposed else (out, x)
+    for y, v, i, j in np.ndindex(*coarse.shape[1:3], *conv.kernel):
+        Y, V = (s * n + k - p for s, n, k, p in zip(conv.strides, (y, v), (i, j), conv.padding, strict=True))
+        if 0 <= Y < fine.shape[1] and 0 <= V < fine.shape[2]:
+            if conv.transposed:
+                out[:, Y, V] += x[:, y, v] @ K[i, j]
+            else:
+                out[:, y, v] += x[:, Y, V] @ K[i, j]
+    return (out + b).reshape(len(x), -1)
+
+
+def pooled(conv: Convolution, rows: Array) -> Array:
+    """The greatest of each window."""
+    a = rows.reshape(-1, *conv.image)
+    out = np.empty((len(a), *conv.out_shape))
+    for y, v in np.ndindex(*conv.out_shape[:2]):
+        corner = y * conv.pool[0], v * conv.pool[1]
+        out[:, y, v] = a[:, corner[0] : corner[0] + conv.pool[0], corner[1] : corner[1] + conv.pool[1]].max(axis=(1, 2))
+    return out.reshape(len(a), -1)
+
+
+def window_gap(conv: Convolution, rows: Array) -> float:
+    """The least distance between the two greatest of a window."""
+    a = rows.reshape(-1, *conv.image)
+    (py, px), (h, w, _) = conv.pool, conv.out_shape
+    split = a.reshape(len(a), h, py, w, px, -1).transpose(0, 1, 3, 5, 2, 4).reshape(-1, py * px)
+    first, second = np.sort(split, axis=1)[:, -1], np.sort(split, axis=1)[:, -2]
+    return float((first - second)[first > 0].min(initial=np.inf))
+
+
 def encode(case: Case, a: Array) -> Pass:
     """The encoder alone."""
     result = Pass()
@@ -174,6 +226,9 @@ def kink_distance(case: Case) -> float:
     rows = np.arange(min(case.batch, case.rows))
     run, spec = forward(case, rows, training=True), case.spec
     distances = [np.abs(z).min() for z, layer in zip(run.pre, spec.layers, strict=True) if layer.activation in KINKED]
+    for z, layer in zip(run.pre, spec.layers, strict=True):
+        if layer.convolution is not None and layer.convolution.pooled:
+            distances.append(window_gap(layer.convolution, ACTIVATION[layer.activation.name](z)))
     if spec.activity_l1 > 0 and spec.layers[spec.latent - 1].activation not in KINKED:
         distances.append(np.abs(run.pre[spec.latent - 1]).min())
     if spec.loss is Loss.HUBER:

@@ -53,6 +53,11 @@ def test_programs_at_tile_edges(isa: str, tmp_path: Path) -> None:
 
 
 @isas
+def test_images_at_tile_edges(isa: str, tmp_path: Path) -> None:
+    sweep("images", isa, tmp_path, stride=11)
+
+
+@isas
 def test_penalties_in_cells_of_several_tiles(isa: str, tmp_path: Path) -> None:
     sweep("penalties", isa, tmp_path, stride=2)
 
@@ -67,7 +72,7 @@ def test_layers_at_tile_edges_in_many_layouts(isa: str, tmp_path: Path) -> None:
 @pytest.mark.slow
 @isas
 def test_all_programs_at_tile_edges(isa: str, tmp_path: Path) -> None:
-    for name in ("programs", "penalties"):
+    for name in ("programs", "penalties", "images"):
         sweep(name, isa, tmp_path, round_=1)
 
 

@@ -28,6 +28,7 @@ from narrows import (
     RBM,
     Autoencoder,
     ContractiveAutoencoder,
+    ConvAutoencoder,  # noqa: F401 (for eval)
     DeepAutoencoder,  # noqa: F401 (for eval)
     DenoisingAutoencoder,
     LinearAutoencoder,

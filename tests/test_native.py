@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 
 from narrows.backends import Hyper, probe
+from narrows.images import Convolution
 from narrows.lowering import lower
 from narrows.plan import (
     ACTIVATIONS,
@@ -111,7 +112,30 @@ def boltzmann_plan(batch: int = 29) -> Plan:
     return lower(spec, batch)
 
 
-PLANS = (rich_plan, variational_plan, contractive_plan, probing_plan, closed_plan, boltzmann_plan)
+def convolution_plan(batch: int = 29) -> Plan:
+    def conv(shape: tuple[int, int, int], filters: int, kernel: int, **options: Any) -> Convolution:
+        return Convolution.of(shape, filters, (1, kernel), **options)
+
+    layers = (
+        conv((1, 37, 1), 17, 2, padding="valid", pool=(1, 3)),
+        conv((1, 12, 17), 5, 3, strides=(1, 2)),
+        19,
+        10,
+        conv((1, 1, 10), 3, 2, upsample=(1, 19)),
+        conv((1, 19, 3), 1, 1, strides=(1, 2), padding="valid", transposed=True),
+    )
+    specs, width = [], 37
+    for i, layer in enumerate(layers):
+        n_out = layer if isinstance(layer, int) else layer.n_out
+        activation = Activation.GELU if i < len(layers) - 1 else Activation.LINEAR
+        specs.append(LayerSpec(width, n_out, activation, convolution=None if isinstance(layer, int) else layer))
+        width = n_out
+    return lower(NetworkSpec(tuple(specs), 3, weighted=True, alpha=0.1), batch)
+
+
+PLANS = (
+    rich_plan, variational_plan, contractive_plan, probing_plan, closed_plan, boltzmann_plan, convolution_plan,
+)  # fmt: skip
 every_plan = pytest.mark.parametrize("make", PLANS, ids=lambda make: make.__name__)
 
 

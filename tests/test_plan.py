@@ -35,6 +35,7 @@ from narrows.plan import (
 )
 
 LEARN = Mode.GRADIENT | Mode.TRAIN
+LAYERS = (OpCode.DENSE, OpCode.CONVOLVE, OpCode.MAXPOOL)
 JUDGES = (OpCode.LOSS, OpCode.GAUSSIAN)
 all_cases = pytest.mark.parametrize("case", CASES, ids=str)
 model_cases = pytest.mark.parametrize("case", MODEL_CASES, ids=str)
@@ -264,7 +265,8 @@ def test_modes_are_parts_of_the_step(case: Case) -> None:
     encode, reconstruct, score = (ops_of(plan, m) for m in (Mode.ENCODE, Mode.RECONSTRUCT, Mode.SCORE))
     decode = ops_of(plan, Mode.DECODE)
     drawn = [OpCode.SAMPLE] * case.spec.variational
-    assert [op.code for op in encode] == [OpCode.GATHER] + [OpCode.DENSE] * case.spec.latent + drawn
+    encoder = [code for layer in case.spec.layers[: case.spec.latent] for code in forward_codes(layer)]
+    assert [op.code for op in encode] == [OpCode.GATHER] + encoder + drawn
     # Decoding what was encoded is reconstructing; the codes come in place of the encoder.
     assert decode[0].code is OpCode.GATHER
     assert decode[0].ints == (3,)
@@ -273,7 +275,7 @@ def test_modes_are_parts_of_the_step(case: Case) -> None:
         op
         # A chain from each row rebuilds it in training.
         for op in (plan.ops if case.spec.n_gibbs else train)
-        if op.code in (OpCode.GATHER, OpCode.DENSE, OpCode.SAMPLE) and op.modes & Mode.SCORE
+        if op.code in (OpCode.GATHER, OpCode.SAMPLE, *LAYERS) and op.modes & Mode.SCORE
     ]
     posterior, likelihood = ops_of(plan, Mode.POSTERIOR), ops_of(plan, Mode.LIKELIHOOD)
     if case.spec.variational:
@@ -288,16 +290,30 @@ def test_modes_are_parts_of_the_step(case: Case) -> None:
         assert op.code not in (OpCode.CORRUPT, OpCode.DROPOUT, OpCode.DRAW), "random at inference"
 
 
+def forward_codes(layer: LayerSpec) -> list[OpCode]:
+    if layer.convolution is None:
+        return [OpCode.DENSE]
+    return [OpCode.CONVOLVE] + [OpCode.MAXPOOL] * layer.convolution.pooled
+
+
 def check_fusion(plan: Plan) -> None:
     """Training is the gradient's list, with the last of the ops that make each gradient replaced by one that also
     uses it up."""
     train = [op for op in plan.ops if op.modes & Mode.TRAIN and not op.modes & Mode.GRADIENT]
     gradient = [op for op in plan.ops if op.modes & Mode.GRADIENT and not op.modes & Mode.TRAIN]
-    state = {OpCode.KEEP} if plan.spec.n_chains else set()
-    assert {op.code for op in train} == {OpCode.WGRAD_UPDATE, OpCode.COLSUM_UPDATE} | state
-    assert {op.code for op in gradient} <= {OpCode.WGRAD, OpCode.COLSUM, OpCode.DECAY, OpCode.COLUMN_DECAY}
+    kinds = {layer.convolution is not None for layer in plan.spec.layers}
+    by_kind = {False: {OpCode.WGRAD_UPDATE, OpCode.COLSUM_UPDATE}, True: {OpCode.GRAIN_UPDATE}}
+    expected = set().union(*(by_kind[kind] for kind in kinds))
+    if plan.spec.loss is Loss.GAUSSIAN:
+        expected |= {OpCode.COLSUM_UPDATE}
+    if plan.spec.n_chains:
+        expected |= {OpCode.KEEP}
+    assert {op.code for op in train} == expected
+    assert {op.code for op in gradient} <= {
+        OpCode.WGRAD, OpCode.COLSUM, OpCode.DECAY, OpCode.COLUMN_DECAY, OpCode.GRAIN_SUM,
+    }  # fmt: skip
     train = [op for op in train if op.code is not OpCode.KEEP]
-    updated = [operands(op)["W" if op.code is OpCode.WGRAD_UPDATE else "b"] for op in train]
+    updated = [operands(op)["b" if op.code is OpCode.COLSUM_UPDATE else "W"] for op in train]
     assert sorted(updated) == [plan.index[s.name] for s in plan.learned]
     products = {operands(op)["dW"]: operands(op) for op in gradient if op.code is OpCode.WGRAD}
     for op in train:
@@ -328,12 +344,12 @@ def test_the_cases_use_everything() -> None:
     hidden = set(Activation) - {Activation.SOFTMAX}
     every = (
         OpCode.DENSE, OpCode.DGRAD, OpCode.ACTIVITY_L1, OpCode.CONTRACTIVE, OpCode.SLOPES, OpCode.CURVES,
-        OpCode.GAUSSIAN,
+        OpCode.GAUSSIAN, OpCode.CONVOLVE, OpCode.CONV_DGRAD, OpCode.MAXPOOL_DGRAD,
     )  # fmt: skip
     for code, values in ((code, hidden) for code in every):
         assert {v for c, name, v in attributes if (c, name) == (code, "activation")} == values
-    for code in (OpCode.UPDATE, OpCode.WGRAD_UPDATE, OpCode.COLSUM_UPDATE):
-        assert {v for c, _, v in attributes if c is code} == set(Solver)
+    for code in (OpCode.UPDATE, OpCode.WGRAD_UPDATE, OpCode.COLSUM_UPDATE, OpCode.GRAIN_UPDATE):
+        assert {v for c, name, v in attributes if (c, name) == (code, "solver")} == set(Solver)
     for operand in ("dW", "penalty", "colrate"):
         assert {operand in operands(op) for op in ops if op.code is OpCode.WGRAD_UPDATE} == {True, False}
     assert {v for c, name, v in attributes if (c, name) == (OpCode.LOSS, "loss")} == set(Loss) - {Loss.GAUSSIAN}

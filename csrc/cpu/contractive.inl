@@ -318,23 +318,36 @@ void jacobian(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
   for (index_t g = mine.begin; g < mine.end; ++g) grain.run(g, Range(ctx.m, int(g), int(grains)));
 }
 
-// Sums of the grains, in order: block by block, each turned in registers for its place across the diagonal. The rows of
-// blocks are dealt in turn, because those of a triangle differ in length.
+// n elements of the sum over the grains, in order.
+template <class T>
+inline vec<T> sum_of_grains(const Matrix<T>& partial, index_t column, index_t n) {
+  vec<T> sum{};
+  for (index_t g = 0; g < partial.rows; ++g) sum += load_n(partial.row(g) + column, n);
+  return sum;
+}
+
+// Block by block, each turned in registers for its place across the diagonal. The rows of blocks are dealt in turn,
+// because those of a triangle differ in length.
 template <class T>
 void grain_sum(const Args<T>& args, const Context<T>&, int tid, int nt) {
   constexpr index_t W = WIDTH<T>;
   const Matrix<T>&partial = args.slots[0], &out = args.slots[1];
   const bool symmetric = args.ints[1] == 0;
+  if (args.ints[1] == 2) {
+    const Range rows(out.rows, tid, nt);
+    for (index_t i = rows.begin; i < rows.end; ++i)
+      for (index_t j = 0; j < out.cols; j += W)
+        store_n(out.row(i) + j, sum_of_grains(partial, args.ints[0] + i * padded(out.cols) + j, out.cols - j),
+                out.cols - j);
+    return;
+  }
   const index_t rows = symmetric ? out.rows : out.cols, cols = symmetric ? out.cols : out.rows, ld = padded(cols);
   alignas(64) T block[W * W] = {}, turned[W * W];
   for (index_t i = tid * W; i < rows; i += nt * W)
     for (index_t j = symmetric ? i : 0; j < cols; j += W) {
       const index_t height = rows - i < W ? rows - i : W, width = cols - j < W ? cols - j : W;
       for (index_t r = 0; r < height; ++r) {
-        const T* from = partial.data + args.ints[0] + (i + r) * ld + j;
-        vec<T> sum{};
-        for (index_t g = 0; g < partial.rows; ++g) sum += load_n(from + g * partial.row_stride, width);
-        store(block + r * W, sum);
+        store(block + r * W, sum_of_grains(partial, args.ints[0] + (i + r) * ld + j, width));
       }
       if (symmetric && i == j)
         for (index_t r = 1; r < height; ++r)
@@ -344,6 +357,23 @@ void grain_sum(const Args<T>& args, const Context<T>&, int tid, int nt) {
       if (symmetric)
         for (index_t r = 0; r < height; ++r) store_n(out.row(i + r) + j, load(block + r * W), width);
     }
+}
+
+// The sum of the grains as a parameter's gradient, used up at once.
+template <template <class> class Rule, class T>
+void grain_update(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
+  const Matrix<T>&partial = args.slots[0], &W = args.slots[1];
+  const WeightStep<Rule, T> step(args, ctx, 1, 4);
+  const Range cells((W.rows + CELL_ROWS - 1) / CELL_ROWS, tid, nt);
+  for (index_t c = cells.begin; c < cells.end; ++c) {
+    const index_t begin = c * CELL_ROWS, end = begin + CELL_ROWS < W.rows ? begin + CELL_ROWS : W.rows;
+    step.penalise(Tile{begin, 0, int(end - begin), W.cols});
+    for (index_t i = begin; i < end; ++i)
+      for (index_t j = 0; j < W.cols; j += WIDTH<T>) {
+        const index_t n = W.cols - j;
+        step(i, j, sum_of_grains(partial, args.ints[1] + i * padded(W.cols) + j, n), n);
+      }
+  }
 }
 
 // --- by probes -------------------------------------------------------------------------------------------------------

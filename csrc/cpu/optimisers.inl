@@ -98,14 +98,41 @@ void update(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
     store(w + i, rule.step(load(w + i), rounded_value(scale * load(g + i)), m + i, v + i, WIDTH<T>));
 }
 
+// The decays and the update of a weight, whose slots begin with operand `at`, from parts of its gradient.
+template <template <class> class Rule, class T>
+struct WeightStep {
+  Matrix<T> W, m, v, penalty;
+  Rule<T> rule;
+  Decay<T> decay;
+  T keep;
+
+  WeightStep(const Args<T>& args, const Context<T>& ctx, int at, int penalty_at)
+      : W(args.slots[at]),
+        m(args.slots[at + 1]),
+        v(args.slots[args.slots[at + 2].data ? at + 2 : at + 1]),
+        penalty(args.slots[penalty_at]),
+        rule(args.floats, ctx),
+        decay(args.floats[3], args.floats[4], ctx),
+        keep(T(1 - ctx.learning_rate * args.floats[5])) {}
+
+  void penalise(const Tile& t) const {
+    if (penalty.data) decay.tile(W, t, penalty);
+  }
+  void operator()(index_t i, index_t j, vec<T> g, index_t n) const {
+    T* p = W.row(i) + j;
+    const vec<T> w = load_n(p, n);
+    if (penalty.data) g += decay.gradient(w);
+    store_n(p, rule.step(keep * w, g, m.row(i) + j, v.row(i) + j, n), n);
+  }
+};
+
 // A weight's gradient, its decays and its update, tile by tile: no gradient array.
 template <template <class> class Rule, class T>
 void wgrad_update(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
-  Matrix<T> before = args.slots[2], W = args.slots[3], colrate = args.slots[6], penalty = args.slots[7];
-  Matrix<T> m = args.slots[4], v = args.slots[args.slots[5].data ? 5 : 4];
-  const Rule<T> rule(args.floats, ctx);
-  const Decay<T> decay(args.floats[3], args.floats[4], ctx);
-  const T keep = T(1 - ctx.learning_rate * args.floats[5]);
+  Matrix<T> before = args.slots[2];
+  const Matrix<T>& colrate = args.slots[6];
+  WeightStep<Rule, T> step(args, ctx, 3, 7);
+  Matrix<T>&W = step.W, &m = step.m, &v = step.v, &penalty = step.penalty;
   Matrix<const T> x = transposed(view(args, ctx, 0));
   T* scratch = ctx.scratch + tid * ctx.scratch_stride;
   if (NR<T> < LANES && penalty.data) {
@@ -121,14 +148,11 @@ void wgrad_update(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
   product(
       ctx.bfloat16, x, view(args, ctx, 1), Matrix<T>{}, scratch,
       [&](const Tile& t, const T* tile) {
-        if (penalty.data) decay.tile(W, t, penalty);
+        step.penalise(t);
         for_vectors(t, tile, [&](index_t i, index_t j, vec<T> g, index_t n) {
-          T* p = W.row(i) + j;
-          const vec<T> w = load_n(p, n);
           if (before.data) g += load_n(before.row(i) + j, n);
-          if (colrate.data) g += load_n(colrate.data + j, n) * w;
-          if (penalty.data) g += decay.gradient(w);
-          store_n(p, rule.step(keep * w, g, m.row(i) + j, v.row(i) + j, n), n);
+          if (colrate.data) g += load_n(colrate.data + j, n) * load_n(W.row(i) + j, n);
+          step(i, j, g, n);
         });
       },
       tid, nt,

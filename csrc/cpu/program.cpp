@@ -12,6 +12,8 @@
 #include <stdexcept>
 #include <string>
 
+#include "conv.h"
+
 namespace narrows {
 
 namespace {
@@ -140,7 +142,17 @@ class TypedProgram final : public Program {
         const double units = double(block.widths[0]);
         flop += 3.0 * double(plan_.batch) * double(block.widths[block.layers - 1]) * units * units;
       }
-      const bool updates = op.code == OP_UPDATE || op.code == OP_WGRAD_UPDATE || op.code == OP_COLSUM_UPDATE;
+      if (op.code == OP_CONVOLVE || op.code == OP_CONV_DGRAD || op.code == OP_CONV_WGRAD) {
+        const bool wgrad = op.code == OP_CONV_WGRAD;
+        const ConvGeometry g = conv_geometry(op.ints + (wgrad ? 0 : 1));
+        const index_t grains = wgrad ? plan_.slots[size_t(op.slots[2])].rows : 1;
+        reserve(conv_scratch(op.code, g, plan_.batch, grains, sizeof(T)));
+        flop += 2.0 * double(plan_.batch) * double(g.y.narrow * g.x.narrow) *
+                double(g.taps() * g.wide_channels * g.narrow_channels);
+      }
+      if (op.code == OP_MAXPOOL || op.code == OP_MAXPOOL_DGRAD) reserve(op.ints[op.code == OP_MAXPOOL ? 1 : 2] + 64);
+      const bool updates = op.code == OP_UPDATE || op.code == OP_WGRAD_UPDATE || op.code == OP_COLSUM_UPDATE ||
+                           op.code == OP_GRAIN_UPDATE;
       if (updates && op.ints[0] != SOLVER_SGD) solver_ = &op;
       if (op.code == OP_REDUCE) terms_ = &plan_.slots[size_t(op.slots[2])];
       ops_.push_back(compiled);

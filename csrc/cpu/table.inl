@@ -11,6 +11,7 @@
 
 #include <utility>
 
+#include "conv.h"
 #include "kernels.h"
 
 namespace narrows {
@@ -32,6 +33,7 @@ namespace NARROWS_ISA {
 #include "variational.inl"
 #include "contractive.inl"
 #include "boltzmann.inl"
+#include "conv.inl"
 #include "evaluate.inl"
 // clang-format on
 
@@ -172,6 +174,27 @@ Op<T> resolve(int code, const int* ints) {
       return contrast<T>;
     case OP_KEEP:
       return keep_rows<T>;
+#define NARROWS_KERNEL convolve
+    case OP_CONVOLVE:
+      NARROWS_BY_ACTIVATION(ints[0], X)
+      break;
+#undef NARROWS_KERNEL
+#define NARROWS_KERNEL conv_dgrad
+    case OP_CONV_DGRAD:
+      NARROWS_BY_ACTIVATION(ints[0], X)
+      break;
+#undef NARROWS_KERNEL
+    case OP_CONV_WGRAD:
+      return conv_wgrad<T>;
+    case OP_MAXPOOL:
+      return maxpool<T>;
+#define NARROWS_KERNEL maxpool_dgrad
+    case OP_MAXPOOL_DGRAD:
+      NARROWS_BY_ACTIVATION(ints[0], X)
+      break;
+#undef NARROWS_KERNEL
+    case OP_GRAIN_UPDATE:
+      return ints[0] == SOLVER_SGD ? grain_update<Sgd, T> : grain_update<Adam, T>;
   }
 #undef X
   return nullptr;

@@ -40,15 +40,23 @@ def draw_seed(random_state: Any) -> int:
 
 
 def initial_weight(
-    n_in: int, n_out: int, activation: Activation, seed: int, layer: int = 0, dtype: Any = np.float64
+    n_in: int,
+    n_out: int,
+    activation: Activation,
+    seed: int,
+    layer: int = 0,
+    dtype: Any = np.float64,
+    fans: tuple[float, float] | None = None,
 ) -> NDArray[Any]:
     """First weight of a layer, shape (n_in, n_out): He uniform before rectifiers, Glorot uniform otherwise.
 
-    Drawn in float64 and rounded to `dtype`.
+    Drawn in float64 and rounded to `dtype`. `fans` are the inputs of an output and the outputs of an input, if they are
+    not n_in and n_out.
 
     References: He, Zhang, Ren and Sun, ICCV 2015; Glorot and Bengio, AISTATS 2010.
     """
-    fan = n_in if activation in _RECTIFIERS else n_in + n_out
+    fan_in, fan_out = fans or (n_in, n_out)
+    fan = fan_in if activation in _RECTIFIERS else fan_in + fan_out
     limit = math.sqrt(6.0 / fan)
     return _drawn(
         n_in, n_out, dtype, lambda m, first: (2 * philox.uniform(seed, STREAM + layer, 0, m, n_out, first) - 1) * limit

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 
 from .boltzmann import check_boltzmann, write_phases
 from .contractive import Contraction, Reduction, check_contractive
+from .convolution import Convolutions, check_convolutions, outward
 from .plan import (
     CELL_ROWS,
     FORWARD,
@@ -107,15 +108,16 @@ class Lowering:
         return out, pre or out
 
     def dgrad(self, before: LayerSpec, dz: str, W: str, saved: str, out: str, *, transposed: bool = False) -> None:
-        """Write the gradient by the pre-activations of the layer `before`, from `dz` of the layer with weight `W`."""
+        """Write the gradient by the pre-activations of the layer `before` (by its output, if that is pooled), from `dz`
+        of the layer with weight `W`.
+        """
         self.op(
             OpCode.DGRAD,
             LEARN,
             {"dz": dz, "W": W, "saved": saved, "out": out},
-            activation=before.activation,
+            activation=outward(before),
             transposed=transposed,
-            # Dropout scaled the saved output in place; its derivative is wanted before that.
-            scale=1.0 if before.activation.needs_preactivation else 1.0 - before.dropout,
+            scale=saved_scale(before),
         )
 
     def term(self, name: str) -> int:
@@ -156,6 +158,11 @@ class Lowering:
         return tuple(slots), max((p[1] for p in placed), default=0)
 
 
+def saved_scale(layer: LayerSpec) -> float:
+    """Dropout scaled the saved output in place; the activation's derivative is wanted before that."""
+    return 1.0 if layer.activation.needs_preactivation else 1.0 - layer.dropout
+
+
 def lower(spec: NetworkSpec, batch: int) -> Plan:
     """Write the op list of a network for batches of up to `batch` rows.
 
@@ -175,7 +182,8 @@ def lower(spec: NetworkSpec, batch: int) -> Plan:
         A specification without a decoder, or with dropout on the latent or the output layer: the latent penalties are
         of the code itself, and the output layer's activation belongs to the loss. A variational network with such
         penalties, or whose latent layer is not linear or not twice as wide as the decoder's input. A contractive
-        penalty that is not defined (see `check_contractive`), or what is no Boltzmann machine (see `check_boltzmann`).
+        penalty that is not defined (see `check_contractive`), convolutions that do not fit together, or what is no
+        Boltzmann machine (see `check_boltzmann`).
     """
     layers = spec.layers
     last = len(layers) - 1
@@ -185,6 +193,7 @@ def lower(spec: NetworkSpec, batch: int) -> Plan:
         if layers[i].dropout > 0:
             raise ValueError(f"layer {i} is the latent or the output layer and takes no dropout")
     check_contractive(spec)
+    check_convolutions(spec)
     if spec.variational:
         _check_variational(spec)
     if spec.n_gibbs:
@@ -216,10 +225,15 @@ def lower(spec: NetworkSpec, batch: int) -> Plan:
     streams: list[int | None] = []
     modes = forward
     noise = None
+    convolutions = Convolutions(low, spec, weights)
     for i, layer in enumerate(layers):
         inputs.append(x)
-        operands = {"x": x, "W": weights[i], "b": f"b{i}"}
-        out, kept = low.dense(f"{i}", modes, layer, operands, output=i == last, transposed=layer.tied_to is not None)
+        if layer.convolution is not None:
+            out, kept = convolutions.forward(i, modes, x)
+        else:
+            operands = {"x": x, "W": weights[i], "b": f"b{i}"}
+            transposed = layer.tied_to is not None
+            out, kept = low.dense(f"{i}", modes, layer, operands, output=i == last, transposed=transposed)
         saved.append(kept)
         streams.append(low.stream() if layer.dropout > 0 else None)
         if (stream := streams[-1]) is not None:
@@ -263,14 +277,11 @@ def lower(spec: NetworkSpec, batch: int) -> Plan:
         before = layers[i - 1]
         dx = deltas[i - 1] = low.rows(f"d{i - 1}", before.n_out)
         drawn = noise is not None and i == spec.latent
-        low.dgrad(
-            before,
-            deltas[i],
-            weights[i],
-            codes if drawn else saved[i - 1],
-            low.rows("dz", spec.n_components) if drawn else dx,
-            transposed=layers[i].tied_to is not None,
-        )
+        by, onto = (codes, low.rows("dz", spec.n_components)) if drawn else (saved[i - 1], dx)
+        if layers[i].convolution is not None:
+            convolutions.dgrad(i, deltas[i], by, onto, saved_scale(before))
+        else:
+            low.dgrad(before, deltas[i], weights[i], by, onto, transposed=layers[i].tied_to is not None)
         if drawn:
             rowkl = low.rows("rowkl", 1)
             low.op(
@@ -287,7 +298,9 @@ def lower(spec: NetworkSpec, batch: int) -> Plan:
             contraction.penalise(dx)
             reductions += contraction.reductions
         contraction.curve(i - 1, dx)
-    reductions += _parameter_gradients(low, spec, weights, inputs, deltas, contraction, rates=rates)
+        deltas[i - 1] = convolutions.unpool(i - 1, dx)
+    convolutions.wgrads(inputs, deltas)
+    reductions += _parameter_gradients(low, spec, weights, inputs, deltas, contraction, convolutions, rates=rates)
 
     _reduce(low, reductions)
     if spec.clip_norm is not None:
@@ -359,7 +372,8 @@ def lower_penalty(spec: NetworkSpec, batch: int, *, grads: bool = True) -> Plan:
             if i < last:
                 low.dgrad(spec.layers[i], deltas[i + 1], weights[i + 1], saved[i], deltas[i])
             contraction.curve(i, deltas[i], onto=i < last)
-        _parameter_gradients(low, spec, weights, inputs, deltas, contraction, update=False)
+        none = Convolutions(low, spec, weights)
+        _parameter_gradients(low, spec, weights, inputs, deltas, contraction, none, update=False)
     _reduce(low, contraction.reductions)
     slots, work_size = low.assign(set())
     return Plan(spec, batch, slots, tuple(low.ops), tuple(low.terms), parameter_size, work_size)
@@ -397,7 +411,7 @@ def _latent_penalties(
     low: Lowering, spec: NetworkSpec, a: str, saved: str, weight: str | None, dz: str
 ) -> list[Reduction]:
     """Penalties on the latent layer, added to its dz once the decoder's part is there."""
-    activation = spec.layers[spec.latent - 1].activation
+    activation = outward(spec.layers[spec.latent - 1])
     reductions: list[Reduction] = []
     if spec.activity_l1 > 0:
         penalty = low.rows("rowpenalty", 1)
@@ -438,6 +452,7 @@ def _parameter_gradients(
     inputs: list[str],
     deltas: Mapping[int, str],
     contraction: Contraction,
+    convolutions: Convolutions,
     *,
     rates: str | None = None,
     update: bool = True,
@@ -469,8 +484,25 @@ def _parameter_gradients(
                 **_rule(spec),
             )
 
+    def decayed(W: str) -> str | None:
+        """The slot of a weight's penalty, if it has one."""
+        if not penalised:
+            return None
+        _, rows, cols = low.shapes[W]
+        penalty = low.slot(f"penalty.{W}", Region.SCRATCH, -(-rows // CELL_ROWS), -(-cols // LANES))
+        low.op(OpCode.DECAY, apart, {"W": W, "dW": f"d{W}", "penalty": penalty}, **decay)
+        reductions.append((penalty, None, "weight_penalty", False))
+        return penalty
+
+    rate = spec.alpha if decoupled else 0.0
     seen = set(contraction.begun)
     for i in range(len(weights) - 1, -1, -1):
+        if spec.layers[i].convolution is not None:
+            convolutions.gradient(i, apart)
+            penalty = decayed(weights[i])
+            if fused:
+                convolutions.update(i, penalty, {**decay, "rate": rate}, _rule(spec))
+            continue
         tied = spec.layers[i].tied_to is not None
         source, sink = (deltas[i], inputs[i]) if tied else (inputs[i], deltas[i])
         W, again = weights[i], weights[i] in seen
@@ -484,14 +516,10 @@ def _parameter_gradients(
             accumulate=again,
         )
         if final:
-            penalty, colrate = None, contraction.colrates.get(W)
+            colrate = contraction.colrates.get(W)
             if colrate is not None:
                 low.op(OpCode.COLUMN_DECAY, apart, {"W": W, "colrate": colrate, "dW": f"d{W}"})
-            if penalised:
-                _, rows, cols = low.shapes[W]
-                penalty = low.slot(f"penalty.{W}", Region.SCRATCH, -(-rows // CELL_ROWS), -(-cols // LANES))
-                low.op(OpCode.DECAY, apart, {"W": W, "dW": f"d{W}", "penalty": penalty}, **decay)
-                reductions.append((penalty, None, "weight_penalty", False))
+            penalty = decayed(W)
             if fused:
                 low.op(
                     OpCode.WGRAD_UPDATE,
@@ -507,7 +535,7 @@ def _parameter_gradients(
                     },
                     **_rule(spec),
                     **decay,
-                    rate=spec.alpha if decoupled else 0.0,
+                    rate=rate,
                 )
         summed(f"b{i}", deltas[i])
     if rates is not None:

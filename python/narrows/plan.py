@@ -23,6 +23,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from .images import Convolution
+
 __all__ = [
     "ACTIVATIONS",
     "LOSSES",
@@ -208,6 +210,12 @@ class OpCode(enum.IntEnum):
     DRAW = 33
     CONTRAST = 34
     KEEP = 35
+    CONVOLVE = 36
+    CONV_DGRAD = 37
+    CONV_WGRAD = 38
+    MAXPOOL = 39
+    MAXPOOL_DGRAD = 40
+    GRAIN_UPDATE = 41
 
 
 class Signature(NamedTuple):
@@ -225,6 +233,15 @@ class Signature(NamedTuple):
     def slots(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(self.reads + self.writes))
 
+
+GEOMETRY = (
+    "h", "w", "c", "out_h", "out_w", "filters", "ky", "kx", "sy", "sx", "py", "px", "uy", "ux", "transposed", "layout",
+)  # fmt: skip
+"""Of a convolution (see `images.Convolution`). A row holds an image, its channels last or, inside a network, one
+channel after the other: bits of `layout` say of x (1) and of the output (2) that the channels are last."""
+
+POOLING = ("h", "w", "c", "pool_y", "pool_x", "layout")
+"""Of a pooling, whose input has one channel after the other; bit 2 of `layout` says that its output has them last."""
 
 SIGNATURES: Mapping[OpCode, Signature] = {
     # out = rows of a bound source; source: 0 = X, 1 = target, 2 = sample weights, 3 = latent codes
@@ -319,7 +336,8 @@ SIGNATURES: Mapping[OpCode, Signature] = {
     # dz (+)= dslopes * activation''(saved), of the columns of `dslopes` from `column` on
     OpCode.CURVES: Signature(("dslopes", "saved", "dz"), ("dz",), ints=("activation", "column", "accumulate")),
     # out = the sum over the grains of the columns of `partial` from `column` on, which hold a matrix row by row: one
-    # that is symmetric and of which the lower half may be anything (form 0), or the transpose of `out` (form 1)
+    # that is symmetric and of which the lower half may be anything (form 0), the transpose of `out` (form 1), or `out`
+    # itself (form 2)
     OpCode.GRAIN_SUM: Signature(("partial",), ("out",), ints=("column", "form")),
     # dW = 2 W dgram
     OpCode.GRAM_WGRAD: Signature(("W", "dgram"), ("dW",)),
@@ -340,6 +358,24 @@ SIGNATURES: Mapping[OpCode, Signature] = {
     OpCode.CONTRAST: Signature(("x", "y", "weight"), ("out",)),
     # the first rows of out = x; the others stay
     OpCode.KEEP: Signature(("x",), ("out",)),
+    # out = activation(convolution of x, upsampled, with W, + b), a bias for each filter; pre as in DENSE
+    OpCode.CONVOLVE: Signature(("x", "W", "b"), ("out", "pre"), ints=("activation", *GEOMETRY)),
+    # out = (adjoint of the convolution, applied to dz) * activation'(saved); saved and scale as in DGRAD
+    OpCode.CONV_DGRAD: Signature(("dz", "W", "saved"), ("out",), ints=("activation", *GEOMETRY), floats=("scale",)),
+    # partial = what grains of rows add to the gradients by W and, behind it, by b: a row for each grain, holding the
+    # rows of both, padded(filters) apart
+    OpCode.CONV_WGRAD: Signature(("x", "dz"), ("partial",), ints=GEOMETRY),
+    # out = the greatest of each window of x
+    OpCode.MAXPOOL: Signature(("x",), ("out",), ints=POOLING),
+    # out = dout where x is the greatest of its window, the first one if there are several, * activation'(saved)
+    OpCode.MAXPOOL_DGRAD: Signature(("dout", "x", "saved"), ("out",), ints=("activation", *POOLING)),
+    # GRAIN_SUM of form 2, DECAY, SHRINK and UPDATE of one parameter, without a gradient array
+    OpCode.GRAIN_UPDATE: Signature(
+        ("partial", "W", "moment1", "moment2"),
+        ("W", "moment1", "moment2", "penalty"),
+        ints=("solver", "column"),
+        floats=("beta_1", "beta_2", "epsilon", "l2", "l1", "rate"),
+    ),
 }
 
 VARIANCE_FLOOR = 1e-6
@@ -399,13 +435,20 @@ class Op:
 
 @dataclass(frozen=True)
 class LayerSpec:
-    """A dense layer of the specification; `tied_to` is the index of the layer whose weight it uses transposed."""
+    """A layer of the specification: dense, or a convolution of flattened images; `tied_to` is the index of the layer
+    whose weight it uses transposed.
+    """
 
     n_in: int
     n_out: int
     activation: Activation
     dropout: float = 0.0
     tied_to: int | None = None
+    convolution: Convolution | None = None
+
+    @property
+    def weight_shape(self) -> tuple[int, int]:
+        return (self.n_in, self.n_out) if self.convolution is None else self.convolution.weight_shape
 
 
 @dataclass(frozen=True)
@@ -473,8 +516,8 @@ class NetworkSpec:
         shapes: dict[str, tuple[int, int]] = {}
         for i, layer in enumerate(self.layers):
             if layer.tied_to is None:
-                shapes[f"W{i}"] = (layer.n_in, layer.n_out)
-            shapes[f"b{i}"] = (1, layer.n_out)
+                shapes[f"W{i}"] = layer.weight_shape
+            shapes[f"b{i}"] = (1, layer.weight_shape[1])
         if self.loss is Loss.GAUSSIAN:
             shapes["logvar"] = (1, self.n_outputs)
         if self.n_chains:
@@ -566,7 +609,7 @@ class Plan:
 
 
 OP_DTYPE = np.dtype(
-    [("code", "i4"), ("modes", "i4"), ("slots", "i4", 11), ("ints", "i4", 3), ("floats", "f8", 6)], align=True
+    [("code", "i4"), ("modes", "i4"), ("slots", "i4", 11), ("ints", "i4", 17), ("floats", "f8", 6)], align=True
 )
 
 
@@ -581,6 +624,15 @@ PRODUCTS = {
 """Ops that are matrix products, and their operand that is a weight or its gradient."""
 
 
+CONVOLUTIONS = (OpCode.CONVOLVE, OpCode.CONV_DGRAD, OpCode.CONV_WGRAD)
+
+
+def geometry(op: Op) -> Convolution:
+    """Of an op in `CONVOLUTIONS`."""
+    h, w, c, oh, ow, f, ky, kx, sy, sx, py, px, uy, ux, transposed, _ = op.ints[-len(GEOMETRY) :]
+    return Convolution((h, w, c), f, (ky, kx), (sy, sx), (py, px), (oh, ow), (uy, ux), transposed=bool(transposed))
+
+
 def op_flops(plan: Plan, op: Op) -> int:
     """Floating-point operations of an op's matrix products on a full batch; 0 if it has none."""
     slots = {role: plan.slots[i] for role, i in zip(SIGNATURES[op.code].slots, op.slots, strict=True) if i >= 0}
@@ -590,6 +642,8 @@ def op_flops(plan: Plan, op: Op) -> int:
         inner = sum(W.rows * W.cols for W in weights[:-1])
         chains = 2 if "noisy" in slots else 1
         return plan.batch * weights[-1].cols * (3 * slots["gram"].rows ** 2 + 6 * chains * inner)
+    if op.code in CONVOLUTIONS:
+        return plan.batch * geometry(op).flops
     if op.code not in PRODUCTS:
         return 0
     m, k, n = product_size(plan, op)

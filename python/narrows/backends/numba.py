@@ -37,6 +37,7 @@ from ..plan import (
     Units,
 )
 from . import Hyper, Probe, State, numba_kernels, reference
+from .convolution import OUT_LAST, Images, pixels
 from .reference import Array, ReferenceProgram, Run, dense_backward_layer, dense_layer
 
 __all__ = [
@@ -283,6 +284,131 @@ def gaussian(
     rowloss += T(np.log(2 * np.pi * variance, dtype=np.float64).sum() / 2)
 
 
+class Patches(Images):
+    """Convolutions as products over the patches of images, a few images at a time."""
+
+    PATCHES = 1 << 22
+    """Elements of the patches that are there at once."""
+
+    def __init__(self, learn: bool, **values: int) -> None:
+        super().__init__(**values)
+        self.learn = learn
+
+    def _blocks(self, images: int, size: tuple[int, ...], channels: int) -> Any:
+        """Some of the images, with room for their patches."""
+        ky, kx = self.conv.kernel
+        one = size[0] * size[1], ky * kx * channels
+        step = max(1, self.PATCHES // (one[0] * one[1]))
+        for i in range(0, images, step):
+            rows = slice(i, min(i + step, images))
+            yield rows, ((rows.stop - i) * one[0], one[1])
+
+    def _window(self, size: tuple[int, ...]) -> tuple[int, ...]:
+        return (*size[:2], *self.conv.kernel, *self.conv.strides, *self.conv.padding)
+
+    def _product(self, x: Array, W: Array, out: Array) -> Array:
+        if self.learn:
+            np.matmul(x, W, out=out)
+        else:
+            numba_kernels.product_by_rows(x, np.ascontiguousarray(W), out)
+        return out
+
+    def gather(self, wide: Array, K: Array, size: tuple[int, int]) -> Array:
+        wide, W = np.ascontiguousarray(wide), K.reshape(-1, K.shape[3])
+        out = np.empty((len(wide), *size, K.shape[3]), wide.dtype)
+        for rows, shape in self._blocks(len(wide), size, wide.shape[3]):
+            parts = np.empty(shape, wide.dtype)
+            numba_kernels.patches(wide[rows], parts, *self._window(size))
+            self._product(parts, W, out[rows].reshape(len(parts), -1))
+        return out
+
+    def scatter(self, narrow: Array, K: Array, size: tuple[int, int]) -> Array:
+        narrow, W = np.ascontiguousarray(narrow), K.reshape(-1, K.shape[3]).T
+        out = np.empty((len(narrow), *size, K.shape[2]), narrow.dtype)
+        for rows, shape in self._blocks(len(narrow), narrow.shape[1:3], K.shape[2]):
+            flat = narrow[rows].reshape(-1, narrow.shape[3])
+            parts = self._product(flat, W, np.empty(shape, narrow.dtype))
+            numba_kernels.fold(parts, out[rows], *self._window(narrow.shape[1:3]))
+        return out
+
+    def gradient(self, x: Array, dz: Array) -> Array:
+        wide, narrow = (dz, x) if self.conv.transposed else (self.upsampled(x), dz)
+        wide, narrow = np.ascontiguousarray(wide), np.ascontiguousarray(narrow)
+        K = np.zeros((*self.conv.kernel, wide.shape[3], narrow.shape[3]), x.dtype)
+        for rows, shape in self._blocks(len(wide), narrow.shape[1:3], wide.shape[3]):
+            parts = np.empty(shape, wide.dtype)
+            numba_kernels.patches(wide[rows], parts, *self._window(narrow.shape[1:3]))
+            K += (parts.T @ narrow[rows].reshape(len(parts), -1)).reshape(K.shape)
+        if self.conv.transposed:
+            K = K.transpose(0, 1, 3, 2)
+        return K.reshape(self.conv.weight_shape)
+
+
+def convolve(
+    run: Run, *, x: Array, W: Array, b: Array, out: Array, pre: Array | None, activation: int, **geometry: int
+) -> None:
+    images = Patches(bool(run.mode & LEARN), **geometry)
+    z = images.convolve(images.x(x), W)
+    flat = z.reshape(-1, z.shape[3])
+    if pre is not None:
+        a = np.empty_like(z)
+        numba_kernels.bias_activate_from(activation)(flat, b[0], a.reshape(flat.shape))
+        images.out(pre)[...] = z
+        z = a
+    else:
+        numba_kernels.bias_activate(activation)(flat, b[0])
+    images.out(out)[...] = z
+
+
+def conv_dgrad(
+    run: Run, *, dz: Array, W: Array, saved: Array, out: Array, activation: int, scale: float, **geometry: int
+) -> None:
+    images = Patches(True, **geometry)
+    images.x(out)[...] = images.adjoint(images.out(dz), W)
+    numba_kernels.times_slope(activation)(out, saved, saved.dtype.type(scale))
+
+
+def conv_wgrad(run: Run, *, x: Array, dz: Array, partial: Array, **geometry: int) -> None:
+    reference.conv_wgrad(run, x=x, dz=dz, partial=partial, images=Patches(True, **geometry), **geometry)
+
+
+def _windows(x: Array, h: int, w: int, pool_y: int, pool_x: int) -> tuple[Array, Array]:
+    """The greatest of each window and which it is, (rows times channels, height, width)."""
+    images = x.reshape(-1, h, w)
+    out = np.empty((len(images), h // pool_y, w // pool_x), x.dtype)
+    first = np.empty(out.shape, np.int64)
+    numba_kernels.max_windows(images, pool_y, pool_x, out, first)
+    return out, first
+
+
+def maxpool(run: Run, *, x: Array, out: Array, h: int, w: int, c: int, pool_y: int, pool_x: int, layout: int) -> None:
+    pooled, _ = _windows(x, h, w, pool_y, pool_x)
+    size = h // pool_y, w // pool_x
+    pixels(out, *size, c, layout & OUT_LAST)[...] = pooled.reshape(-1, c, *size).transpose(0, 2, 3, 1)
+
+
+def maxpool_dgrad(
+    run: Run,
+    *,
+    dout: Array,
+    x: Array,
+    saved: Array,
+    out: Array,
+    activation: int,
+    h: int,
+    w: int,
+    c: int,
+    pool_y: int,
+    pool_x: int,
+    layout: int,
+) -> None:
+    _, first = _windows(x, h, w, pool_y, pool_x)
+    d = pixels(dout, h // pool_y, w // pool_x, c, layout & OUT_LAST).transpose(0, 3, 1, 2)
+    d = np.ascontiguousarray(d).reshape(first.shape)
+    numba_kernels.unpool(d, first, pool_y, pool_x, out.reshape(-1, h, w))
+    numba_kernels.times_slope(activation)(out, saved, saved.dtype.type(1))
+
+
 OVERRIDES: Mapping[OpCode, Callable[..., None]] = {
     OpCode.GATHER: gather,
     OpCode.CORRUPT: corrupt,
@@ -299,6 +425,11 @@ OVERRIDES: Mapping[OpCode, Callable[..., None]] = {
     OpCode.SAMPLE: sample,
     OpCode.GAUSSIAN: gaussian,
     OpCode.DRAW: draw,
+    OpCode.CONVOLVE: convolve,
+    OpCode.CONV_DGRAD: conv_dgrad,
+    OpCode.CONV_WGRAD: conv_wgrad,
+    OpCode.MAXPOOL: maxpool,
+    OpCode.MAXPOOL_DGRAD: maxpool_dgrad,
 }
 
 

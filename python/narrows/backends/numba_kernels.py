@@ -485,6 +485,76 @@ def gaussian_rows(activation: int) -> _Kernel:
     return kernel
 
 
+# --- images: (rows, height, width, channels), C-contiguous ---------------------------------------------------
+
+
+@_kernel(_EXACT)
+def patches(wide: Any, out: Any, height: int, width: int, ky: int, kx: int, sy: int, sx: int, py: int, px: int) -> None:
+    """A row of `out` for each of height x width windows of each image: its pixels, zeros outside."""
+    n, h, w, c = wide.shape
+    for i in range(n):
+        for y in range(height):
+            for x in range(width):
+                row = out[(i * height + y) * width + x]
+                at = 0
+                for a in range(ky):
+                    v = sy * y + a - py
+                    for b in range(kx):
+                        u = sx * x + b - px
+                        if 0 <= v < h and 0 <= u < w:
+                            for k in range(c):
+                                row[at + k] = wide[i, v, u, k]
+                        else:
+                            for k in range(c):
+                                row[at + k] = 0
+                        at += c
+
+
+@_kernel(_EXACT)
+def fold(parts: Any, wide: Any, height: int, width: int, ky: int, kx: int, sy: int, sx: int, py: int, px: int) -> None:
+    """The adjoint of `patches`: what the rows hold is added where it came from, onto zeros."""
+    n, h, w, c = wide.shape
+    wide[:] = 0
+    for i in range(n):
+        for y in range(height):
+            for x in range(width):
+                row = parts[(i * height + y) * width + x]
+                at = 0
+                for a in range(ky):
+                    v = sy * y + a - py
+                    for b in range(kx):
+                        u = sx * x + b - px
+                        if 0 <= v < h and 0 <= u < w:
+                            for k in range(c):
+                                wide[i, v, u, k] += row[at + k]
+                        at += c
+
+
+@_kernel(_EXACT)
+def max_windows(x: Any, py: int, px: int, out: Any, first: Any) -> None:
+    """Of images (any, height, width): the greatest of each window, and which it is, the first one of several."""
+    for i in range(out.shape[0]):
+        for y in range(out.shape[1]):
+            for u in range(out.shape[2]):
+                best, at = x[i, y * py, u * px], 0
+                for k in range(1, py * px):
+                    v = x[i, y * py + k // px, u * px + k % px]
+                    if v > best or (v != v and best == best):
+                        best, at = v, k
+                out[i, y, u] = best
+                first[i, y, u] = at
+
+
+@_kernel(_EXACT)
+def unpool(d: Any, first: Any, py: int, px: int, out: Any) -> None:
+    out[:] = 0
+    for i in range(d.shape[0]):
+        for y in range(d.shape[1]):
+            for u in range(d.shape[2]):
+                k = first[i, y, u]
+                out[i, y * py + k // px, u * px + k % px] = d[i, y, u]
+
+
 # --- kernels over the flat regions --------------------------------------------------------------------------
 
 

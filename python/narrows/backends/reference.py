@@ -43,6 +43,7 @@ from ..plan import (
     segments,
 )
 from . import Hyper, Probe, State, all_finite
+from .convolution import OUT_LAST, Images, greatest, pixels, windows
 
 __all__ = ["OPS", "ReferenceProgram", "Run", "compile", "probe"]
 
@@ -449,13 +450,18 @@ def curves(run: Run, *, dslopes: Array, saved: Array, dz: Array, activation: int
 
 
 def grain_sum(run: Run, *, partial: Array, out: Array, column: int, form: int) -> None:
-    rows, cols = out.shape if form == 0 else out.shape[::-1]
-    end = column + rows * padded(cols)
-    total = partial[:, column:end].sum(axis=0).reshape(rows, padded(cols))[:, :cols]
-    if form == 1:
-        out[...] = total.T
-    else:
+    total = _grain_total(partial, column, out.shape[::-1] if form == 1 else out.shape)
+    if form == 0:
         out[...] = np.triu(total) + np.triu(total, 1).T
+    else:
+        out[...] = total.T if form == 1 else total
+
+
+def _grain_total(partial: Array, column: int, shape: tuple[int, ...]) -> Array:
+    rows, cols = shape
+    end = column + rows * padded(cols)
+    total: Array = partial[:, column:end].sum(axis=0).reshape(rows, padded(cols))[:, :cols]
+    return total
 
 
 def gram_wgrad(run: Run, *, W: Array, dgram: Array, dW: Array) -> None:
@@ -561,6 +567,31 @@ def wgrad_update(
     step_rule(run, W, g, moment1, moment2, solver, beta_1, beta_2, epsilon)
 
 
+def grain_update(
+    run: Run,
+    *,
+    partial: Array,
+    W: Array,
+    moment1: Array,
+    moment2: Array | None,
+    penalty: Array | None,
+    solver: int,
+    column: int,
+    beta_1: float,
+    beta_2: float,
+    epsilon: float,
+    l2: float,
+    l1: float,
+    rate: float,
+) -> None:
+    g = _grain_total(partial, column, W.shape)
+    if penalty is not None:
+        decay(run, W=W, dW=g, penalty=penalty, l2=l2, l1=l1)
+    if rate:
+        shrink(run, W=W, rate=rate)
+    step_rule(run, W, g, moment1, moment2, solver, beta_1, beta_2, epsilon)
+
+
 def colsum_update(
     run: Run,
     *,
@@ -655,6 +686,64 @@ def keep(run: Run, *, x: Array, out: Array) -> None:
     out[: run.m] = x
 
 
+# --- ops: images -----------------------------------------------------------------------------------------------------
+
+
+def convolve(
+    run: Run, *, x: Array, W: Array, b: Array, out: Array, pre: Array | None, activation: int, **geometry: int
+) -> None:
+    images = Images(**geometry)
+    z = images.convolve(images.x(x), W) + b
+    if pre is not None:
+        images.out(pre)[...] = z
+    images.out(out)[...] = ACTIVATE[Activation(activation)](z)
+
+
+def conv_dgrad(
+    run: Run, *, dz: Array, W: Array, saved: Array, out: Array, activation: int, scale: float, **geometry: int
+) -> None:
+    images = Images(**geometry)
+    images.x(out)[...] = images.adjoint(images.out(dz), W)
+    out *= DERIVATIVE[Activation(activation)](saved * saved.dtype.type(scale))
+
+
+def conv_wgrad(run: Run, *, x: Array, dz: Array, partial: Array, images: Images | None = None, **geometry: int) -> None:
+    # All of the sums over rows go to the first grain.
+    images = images or Images(**geometry)
+    rows, filters = images.conv.weight_shape
+    dout = images.out(dz)
+    partial[...] = 0
+    sums = partial[0, : (rows + 1) * padded(filters)].reshape(rows + 1, padded(filters))
+    sums[:rows, :filters] = images.gradient(images.x(x), dout)
+    sums[rows, :filters] = dout.sum(axis=(0, 1, 2))
+
+
+def maxpool(run: Run, *, x: Array, out: Array, h: int, w: int, c: int, pool_y: int, pool_x: int, layout: int) -> None:
+    pooled = pixels(out, h // pool_y, w // pool_x, c, layout & OUT_LAST)
+    pooled[...] = windows(pixels(x, h, w, c, 0), pool_y, pool_x).max(axis=3)
+
+
+def maxpool_dgrad(
+    run: Run,
+    *,
+    dout: Array,
+    x: Array,
+    saved: Array,
+    out: Array,
+    activation: int,
+    h: int,
+    w: int,
+    c: int,
+    pool_y: int,
+    pool_x: int,
+    layout: int,
+) -> None:
+    d = pixels(dout, h // pool_y, w // pool_x, c, layout & OUT_LAST)
+    chosen = greatest(pixels(x, h, w, c, 0), pool_y, pool_x)
+    pixels(out, h, w, c, 0)[...] = d.repeat(pool_y, axis=1).repeat(pool_x, axis=2) * chosen
+    out *= DERIVATIVE[Activation(activation)](saved)
+
+
 def clip_scale(sum_of_squares: float, clip: float) -> float:
     """The factor that brings a gradient down to norm `clip` (1 if it is there already)."""
     norm = float(np.sqrt(sum_of_squares))
@@ -698,6 +787,12 @@ OPS: Mapping[OpCode, Callable[..., None]] = {
     OpCode.DRAW: draw,
     OpCode.CONTRAST: contrast,
     OpCode.KEEP: keep,
+    OpCode.CONVOLVE: convolve,
+    OpCode.CONV_DGRAD: conv_dgrad,
+    OpCode.CONV_WGRAD: conv_wgrad,
+    OpCode.MAXPOOL: maxpool,
+    OpCode.MAXPOOL_DGRAD: maxpool_dgrad,
+    OpCode.GRAIN_UPDATE: grain_update,
 }
 
 

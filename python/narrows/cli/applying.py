@@ -53,7 +53,7 @@ def encode(settings: ApplySettings) -> None:
     """Write the latent codes of a data set to a .npy, .h5ad or .csv file."""
     with _job(settings, ".npy", ".h5ad", ".csv") as estimator, _opened(estimator, settings) as table:
         step = apply_bytes(estimator, settings.max_memory)
-        shape = (table.shape[0], int(estimator.n_components))
+        shape = (table.shape[0], estimator.plan_.spec.n_components)
         write_codes(settings.output, encoded(estimator, table, step), shape, table.dtype, table, estimator)
     log.info("wrote %s: %d x %d", settings.output, *shape)
 
@@ -62,7 +62,7 @@ def decode(settings: ApplySettings) -> None:
     """Write what latent codes decode to, on the scale of the data, to a .npy, .h5ad or .csv file."""
     with _job(settings, ".npy", ".h5ad", ".csv") as estimator, data.open(settings.data) as source:
         normalizer = _normalizer_of(estimator)
-        k = int(estimator.n_components)
+        k = estimator.plan_.spec.n_components
         if source.shape[1] != k:
             raise DataError(f"{source.name}: {source.shape[1]} columns, the model has {k} components")
         shape = (source.shape[0], normalizer.n_features_)

@@ -378,7 +378,7 @@ def _add_fit(parser: argparse.ArgumentParser, *, sweep: bool = False) -> None:
         model,
         "--hidden",
         "widths of the encoder's hidden layers, such as 512,128; none for none (default: 128; none for "
-        "linear, sparse, contractive and rbm; 1000,500,250 for deep)",
+        "linear, sparse, contractive, conv and rbm; 1000,500,250 for deep)",
         type=_widths,
         metavar="N,N",
     )

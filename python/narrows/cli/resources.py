@@ -116,8 +116,7 @@ def plan_text(
     n_rows, n_features = table.shape
     spec = build_spec(estimator, n_features, n_features)
     widths = [n_features, *(layer.n_out for layer in spec.layers)]
-    tied = sum(layer.n_in * layer.n_out for layer in spec.layers if layer.tied_to is not None)
-    parameters = sum(layer.n_in * layer.n_out + layer.n_out for layer in spec.layers) - tied
+    parameters = sum(rows * columns for rows, columns in spec.parameter_shapes.values())
     split = held_rows(estimator, n_rows)
     held = len(split[1]) if split else 0
     batch = min(int(estimator.batch_size), n_rows - held)

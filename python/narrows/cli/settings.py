@@ -26,6 +26,7 @@ ESTIMATORS = {
     "sparse": "SparseAutoencoder",
     "contractive": "ContractiveAutoencoder",
     "variational": "VariationalAutoencoder",
+    "conv": "ConvAutoencoder",
     "deep": "DeepAutoencoder",
     "rbm": "RBM",
 }

@@ -14,6 +14,7 @@ from .autoencoder import (
 )
 from .base import BaseAutoencoder
 from .boltzmann import RBM
+from .convolutional import ConvAutoencoder
 from .deep import DeepAutoencoder
 from .files import read_model
 from .variational import VariationalAutoencoder
@@ -24,6 +25,7 @@ __all__ = [
     "Autoencoder",
     "BaseAutoencoder",
     "ContractiveAutoencoder",
+    "ConvAutoencoder",
     "DeepAutoencoder",
     "DenoisingAutoencoder",
     "LinearAutoencoder",
@@ -41,6 +43,7 @@ ESTIMATORS: Mapping[str, type[BaseAutoencoder]] = {
         SparseAutoencoder,
         ContractiveAutoencoder,
         VariationalAutoencoder,
+        ConvAutoencoder,
         RBM,
         DeepAutoencoder,
     )

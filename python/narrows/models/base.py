@@ -21,7 +21,7 @@ from sklearn.utils.validation import check_is_fitted
 from ..backends import Program, State, compile_plan, resolve
 from ..initial import draw_seed
 from ..lowering import lower
-from ..plan import Corruption, Mode, NetworkSpec, Plan, Precision
+from ..plan import Corruption, LayerSpec, Mode, NetworkSpec, Plan, Precision
 from ..training import Callback, Checkpoint, EpochPrinter, Options, SavedRun, Trainer, TrainingState
 from .data import (
     BLOCK_BYTES,
@@ -37,7 +37,7 @@ from .data import (
 )
 from .files import write_model
 from .inputs import check_codes, check_X, scoring_table, training_table, validation_table
-from .network import Network, build_spec, initial_state
+from .network import Network, build_spec, dense_layers, initial_state
 from .parameters import check_parameters, plain_parameters
 
 __all__ = ["BaseAutoencoder"]
@@ -354,8 +354,8 @@ class BaseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
             weighted=table.weight is not None,
         )
         if again:
-            shapes = [(layer.n_in, layer.n_out, layer.tied_to) for layer in spec.layers]
-            fitted = [(layer.n_in, layer.n_out, layer.tied_to) for layer in self._network.spec.layers]
+            shapes = [_shape(layer) for layer in spec.layers]
+            fitted = [_shape(layer) for layer in self._network.spec.layers]
             if shapes != fitted or spec.latent != self._network.spec.latent:
                 raise ValueError(
                     f"layers of shapes {[s[:2] for s in shapes]} cannot go on from "
@@ -391,6 +391,14 @@ class BaseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
     ) -> State:
         """Parameters to begin with; `stop` is that of the checkpoint, if there is one."""
         return initial_state(spec, seed, Precision.of(self.precision).dtype)
+
+    def _layers(self, n_features: int, n_outputs: int) -> tuple[tuple[LayerSpec, ...], int]:
+        """The network's layers, and how many of them are the encoder's."""
+        return dense_layers(self, n_features, n_outputs)
+
+    def _rows(self, X: Any, name: str = "X") -> Any:
+        """X as rows of features, if it is something else."""
+        return X
 
     def _corruption(self) -> Corruption | None:
         name = getattr(self, "corruption", None)
@@ -591,3 +599,8 @@ class BaseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         """
         check_is_fitted(self)
         write_model(self, path)
+
+
+def _shape(layer: LayerSpec) -> tuple[Any, ...]:
+    """What must stay for training to go on."""
+    return layer.n_in, layer.n_out, layer.tied_to, layer.convolution

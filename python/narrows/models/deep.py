@@ -105,7 +105,7 @@ class DeepAutoencoder(Autoencoder):
     ) -> State:
         if self.pretrain is None:
             return super()._first_state(spec, table, rows, seed, block_bytes, stop)
-        layers = self._layers(spec)
+        layers = self._stages(spec)
         self.pretrain_history_ = []
         trained: list[Network] = []
         for i, layer in enumerate(layers):
@@ -159,7 +159,7 @@ class DeepAutoencoder(Autoencoder):
             state.setdefault(name, np.zeros(shape, state["b0"].dtype))
         return state
 
-    def _layers(self, spec: NetworkSpec) -> list[Autoencoder]:
+    def _stages(self, spec: NetworkSpec) -> list[Autoencoder]:
         """An estimator for each layer of the encoder.
 
         Raises

@@ -23,6 +23,7 @@ __all__ = ["check_X", "check_codes", "scoring_table", "training_table", "validat
 
 def check_X(estimator: Any, X: Any, *, reset: bool, min_samples: int = 1) -> Any:
     """X as a finite float array, a canonical CSR of floats, or a Source."""
+    X = estimator._rows(X)
     if not isinstance(X, Source):
         X = _plain(
             validate_data(
@@ -80,14 +81,14 @@ def training_table(
     """What `fit` is given; the estimator takes the number and the names of the features if `reset`."""
     X = check_X(estimator, X, reset=reset, min_samples=min_samples)
     n_rows = int(X.shape[0])
-    return Table(X, _read_target(y, n_rows), _read_weight(sample_weight, n_rows))
+    return Table(X, _read_target(estimator, y, n_rows), _read_weight(sample_weight, n_rows))
 
 
 def validation_table(estimator: Any, X_val: Any, table: Table) -> Table:
     """What `fit` is given as `X_val`, beside the `table` that it trains on."""
     X, y = X_val if isinstance(X_val, tuple) else (X_val, None)
     X = check_X(estimator, X, reset=False)
-    target = _read_target(y, int(X.shape[0]))
+    target = _read_target(estimator, y, int(X.shape[0]))
     if (target is None) != (table.target is None):
         raise ValueError("X_val must be a pair (X_val, y_val) if, and only if, fit has a y to reconstruct")
     if target is not None and target.shape[1] != table.target.shape[1]:
@@ -99,7 +100,7 @@ def scoring_table(estimator: Any, X: Any, y: Any) -> Table:
     """Rows to score, and what to compare their reconstruction with if that is not themselves."""
     X = check_X(estimator, X, reset=False)
     spec = estimator._network.spec
-    target = _read_target(y, int(X.shape[0]))
+    target = _read_target(estimator, y, int(X.shape[0]))
     if target is None and spec.n_outputs != spec.n_features:
         raise ValueError(
             f"the reconstruction has {spec.n_outputs} columns and X has {spec.n_features}: scoring needs a y to compare"
@@ -112,10 +113,11 @@ def scoring_table(estimator: Any, X: Any, y: Any) -> Table:
     return table
 
 
-def _read_target(y: Any, n_rows: int) -> Any:
+def _read_target(estimator: Any, y: Any, n_rows: int) -> Any:
     """The target that y is, or None for no y or labels."""
     if y is None:
         return None
+    y = estimator._rows(y, "y")
     shape = y.shape if hasattr(y, "shape") else np.asarray(y).shape
     if len(shape) == 1:
         return None

@@ -22,7 +22,7 @@ from ..lowering import lower
 from ..plan import ACTIVATIONS, Activation, LayerSpec, Loss, Mode, NetworkSpec, Plan, Solver
 from .parameters import CORRUPTIONS, decoder_sizes, hidden_sizes, output_activation
 
-__all__ = ["Network", "build_spec", "initial_state"]
+__all__ = ["Network", "build_spec", "dense_layers", "initial_state"]
 
 
 def build_spec(
@@ -39,33 +39,14 @@ def build_spec(
     Raises
     ------
     ValueError
-        If the weights are tied and the target's width is not the input's.
+        If the weights are tied and the target's width is not the input's, or images do not fit the layers.
     """
     e = estimator
-    hidden, decoder = hidden_sizes("hidden_layer_sizes", e.hidden_layer_sizes), decoder_sizes(e)
-    if e.tied_weights and n_outputs != n_features:
-        raise ValueError(f"tied_weights=True needs a target as wide as X: {n_outputs} columns of y, {n_features} of X")
-    latent = len(hidden) + 1
-    widths = (n_features, *hidden, int(e.n_components), *decoder, n_outputs)
-    last = len(widths) - 2
-    layers = []
-    for i, (n_in, n_out) in enumerate(itertools.pairwise(widths)):
-        named = e.latent_activation if i == latent - 1 else e.activation
-        between = i not in (latent - 1, last)
-        layers.append(
-            LayerSpec(
-                n_in,
-                # Means and log-variances.
-                2 * n_out if e.variational and i == latent - 1 else n_out,
-                output_activation(e) if i == last else ACTIVATIONS[named],
-                dropout=float(e.dropout) if between else 0.0,
-                tied_to=last - i if e.tied_weights and i >= latent else None,
-            )
-        )
+    layers, latent = e._layers(n_features, n_outputs)
     # With a target of its own the noise is in the pairs.
     corruption = None if e.corruption is None or separate_target else CORRUPTIONS[e.corruption]
     return NetworkSpec(
-        layers=tuple(layers),
+        layers=layers,
         latent=latent,
         loss=Loss[e.loss.upper()],
         huber_delta=float(e.huber_delta),
@@ -98,6 +79,31 @@ def build_spec(
     )
 
 
+def dense_layers(e: Any, n_features: int, n_outputs: int) -> tuple[tuple[LayerSpec, ...], int]:
+    """The layers of an estimator that has dense ones alone, and how many of them are the encoder's."""
+    hidden, decoder = hidden_sizes("hidden_layer_sizes", e.hidden_layer_sizes), decoder_sizes(e)
+    if e.tied_weights and n_outputs != n_features:
+        raise ValueError(f"tied_weights=True needs a target as wide as X: {n_outputs} columns of y, {n_features} of X")
+    latent = len(hidden) + 1
+    widths = (n_features, *hidden, int(e.n_components), *decoder, n_outputs)
+    last = len(widths) - 2
+    layers = []
+    for i, (n_in, n_out) in enumerate(itertools.pairwise(widths)):
+        named = e.latent_activation if i == latent - 1 else e.activation
+        between = i not in (latent - 1, last)
+        layers.append(
+            LayerSpec(
+                n_in,
+                # Means and log-variances.
+                2 * n_out if e.variational and i == latent - 1 else n_out,
+                output_activation(e) if i == last else ACTIVATIONS[named],
+                dropout=float(e.dropout) if between else 0.0,
+                tied_to=last - i if e.tied_weights and i >= latent else None,
+            )
+        )
+    return tuple(layers), latent
+
+
 def kl_weight(estimator: Any) -> float:
     """What the divergence weighs beside the loss of a variational estimator, in the loss's units.
 
@@ -112,11 +118,13 @@ def initial_state(spec: NetworkSpec, seed: int, dtype: Any = np.float64) -> Stat
     """First weights; biases zero, learned variances one."""
     state: State = {}
     for i, layer in enumerate(spec.layers):
-        state[f"b{i}"] = np.zeros((1, layer.n_out), dtype)
+        n_in, n_out = layer.weight_shape
+        state[f"b{i}"] = np.zeros((1, n_out), dtype)
         if layer.tied_to is None and spec.n_gibbs:
-            state[f"W{i}"] = initial_coupling(layer.n_in, layer.n_out, seed, dtype)
+            state[f"W{i}"] = initial_coupling(n_in, n_out, seed, dtype)
         elif layer.tied_to is None:
-            state[f"W{i}"] = initial_weight(layer.n_in, layer.n_out, layer.activation, seed, i, dtype)
+            fans = None if layer.convolution is None else layer.convolution.fans
+            state[f"W{i}"] = initial_weight(n_in, n_out, layer.activation, seed, i, dtype, fans)
     if spec.loss is Loss.GAUSSIAN:
         state["logvar"] = np.zeros((1, spec.n_outputs), dtype)
     if spec.n_chains:
@@ -199,11 +207,15 @@ class Network:
         return {slot.name: self.state[slot.name] for slot in self.plan.parameters}
 
     def coefs(self) -> list[NDArray[Any]]:
-        """Read-only weights of every layer, shape (n_in, n_out); a tied layer's are a transposed view."""
+        """Read-only weights of every layer, shape (n_in, n_out); a tied layer's are a transposed view. Those of a
+        convolution have shape (kernel height, kernel width, channels in, channels out).
+        """
         weights: list[NDArray[Any]] = []
         for i, layer in enumerate(self.spec.layers):
-            tied = layer.tied_to
+            tied, conv = layer.tied_to, layer.convolution
             weights.append(self.state[f"W{i}"].view() if tied is None else self.state[f"W{tied}"].T)
+            if conv is not None:
+                weights[-1] = weights[-1].reshape(*conv.kernel, conv.shape[2], conv.filters)
             weights[-1].flags.writeable = False
         return weights
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from ..images import PADDINGS
 from ..plan import ACTIVATIONS, JACOBIAN_LAYERS, Activation, Corruption, Loss
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "decoder_sizes",
     "hidden_sizes",
     "output_activation",
+    "pairs_by_layer",
     "plain_parameters",
 ]
 
@@ -125,6 +127,34 @@ def randomness(name: str, value: Any) -> None:
         raise ValueError(f"{name}={value!r} must be in [0, 2**64)")
 
 
+def image_shape(name: str, value: Any) -> None:
+    if value is None:
+        return
+    if not isinstance(value, Sequence | np.ndarray) or isinstance(value, str) or not all(map(_is_integer, value)):
+        raise TypeError(f"{name}={value!r} must be (height, width, channels), (length, channels) or None")
+    if len(value) not in (2, 3) or any(n < 1 for n in value):
+        raise ValueError(f"{name}={value!r} must be (height, width, channels), (length, channels) or None")
+
+
+def filters(name: str, value: Any) -> None:
+    if not hidden_sizes(name, value):
+        raise ValueError(f"{name}={value!r} must have an item for each convolution, and one at least")
+
+
+def steps(name: str, value: Any) -> None:
+    """An integer, or an item for each layer: an integer or a pair."""
+    wrong = f"{name}={value!r} must be a positive integer, or have an integer or a pair of them for each layer"
+    items = [value] if _is_integer(value) else value
+    if isinstance(items, str) or not isinstance(items, Sequence | np.ndarray):
+        raise TypeError(wrong)
+    for item in items:
+        pair = [item] if _is_integer(item) else item
+        if isinstance(pair, str) or not isinstance(pair, Sequence | np.ndarray) or not all(map(_is_integer, pair)):
+            raise TypeError(wrong)
+        if len(pair) not in (1, 2) or (pair is item and len(pair) != 2) or any(n < 1 for n in pair):
+            raise ValueError(wrong)
+
+
 CHECKS: Mapping[str, Check] = {
     "n_components": integer(1),
     "hidden_layer_sizes": sizes,
@@ -172,6 +202,12 @@ CHECKS: Mapping[str, Check] = {
     "beta": real("[0, inf)"),
     "kl_warmup": integer(0),
     "decoder_variance": real("(0, inf)"),
+    "image_shape": image_shape,
+    "filters": filters,
+    "kernel_size": steps,
+    "strides": steps,
+    "pooling": steps,
+    "padding": choice(PADDINGS),
     "visible": choice(tuple(UNITS)),
     "hidden": choice(tuple(UNITS)),
     "n_gibbs": integer(1),
@@ -186,6 +222,17 @@ CHECKS: Mapping[str, Check] = {
     "pretrain_alpha": real("[0, inf)"),
 }
 """`backend` is missing: `backends.resolve` judges it. An estimator need not have those from `beta` on."""
+
+
+def pairs_by_layer(name: str, value: Any, n_layers: int, signal: bool) -> list[tuple[int, int]]:
+    """Height and width for each layer, from an integer or an item for each layer; of a signal the height is 1."""
+    items = [value] * n_layers if _is_integer(value) else list(value)
+    if len(items) != n_layers:
+        raise ValueError(f"{name}={value!r} has {len(items)} items, filters are {n_layers}")
+    pairs = [(1 if signal else int(i), int(i)) if _is_integer(i) else (int(i[0]), int(i[1])) for i in items]
+    if signal and any(height != 1 for height, _ in pairs):
+        raise ValueError(f"{name}={value!r}: a signal has height 1")
+    return pairs
 
 
 def hidden_sizes(name: str, value: Any) -> tuple[int, ...]:
@@ -218,7 +265,10 @@ def output_activation(estimator: Any) -> Activation:
 
 def check_parameters(estimator: Any) -> None:
     """Check every parameter of an estimator, those that a subclass fixes included, and their combinations."""
+    convolutional = hasattr(estimator, "filters")
     for name, check in CHECKS.items():
+        if name == "n_components" and convolutional and estimator.n_components is None:
+            continue
         if hasattr(estimator, name):
             check(name, getattr(estimator, name))
     loss = Loss[estimator.loss.upper()]
@@ -246,6 +296,9 @@ def check_parameters(estimator: Any) -> None:
             f"not {estimator.latent_activation!r}"
         )
     hidden = hidden_sizes("hidden_layer_sizes", estimator.hidden_layer_sizes)
+    if convolutional and estimator.image_shape is not None:
+        n_features = int(np.prod(estimator.image_shape))
+        estimator._layers(n_features, n_features)
     _check_contractive(estimator, hidden)
     if getattr(estimator, "pretrain", None) is not None:
         _check_pretraining(estimator, hidden)
@@ -296,6 +349,10 @@ def _check_contractive(estimator: Any, hidden: tuple[int, ...]) -> None:
         )
 
 
+def _plain_tuple(value: Any) -> tuple[Any, ...]:
+    return tuple(_plain_tuple(i) if isinstance(i, list | tuple | np.ndarray) else int(i) for i in value)
+
+
 def plain_parameters(estimator: Any) -> dict[str, Any]:
     """The parameters as JSON-able values; a generator becomes None, because its draw is not a parameter."""
     plain: dict[str, Any] = {}
@@ -305,6 +362,6 @@ def plain_parameters(estimator: Any) -> dict[str, Any]:
         elif isinstance(value, np.generic):
             value = value.item()
         elif isinstance(value, list | tuple | np.ndarray):
-            value = tuple(int(item) for item in value)
+            value = _plain_tuple(value)
         plain[name] = value
     return plain

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..backends.convolution import Images
 from ..backends.reference import ACTIVATE, DERIVATIVE
-from ..plan import Activation, NetworkSpec
+from ..plan import Activation, LayerSpec, NetworkSpec
 
 __all__ = ["absolute_jacobian"]
 
@@ -37,19 +38,20 @@ def absolute_jacobian(
     ndarray of float64, shape (n_components, n_outputs)
     """
     decoder = [
-        (layer.activation, W.astype(np.float64), b.astype(np.float64))
+        (layer, W.astype(np.float64), b.astype(np.float64))
         for layer, W, b in list(zip(spec.layers, coefs, intercepts, strict=True))[spec.latent :]
     ]
-    widest = max(W.shape[1] for _, W, _ in decoder)
+    widest = max(layer.n_out for layer, _, _ in decoder)
     step = max(1, _ELEMENTS // (spec.n_components * widest))
     total = np.zeros((spec.n_components, spec.n_outputs))
     for start in range(0, len(codes), step):
         a = codes[start : start + step].astype(np.float64)
         tangent = np.broadcast_to(np.eye(spec.n_components), (len(a), spec.n_components, spec.n_components))
-        for activation, W, b in decoder:
-            z = a @ W + b
+        for layer, W, b in decoder:
+            activation = layer.activation
+            z = _linear(layer, a, W) + np.repeat(b[None], layer.n_out // len(b), axis=0).reshape(-1)
             a = ACTIVATE[activation](z)
-            tangent = tangent @ W
+            tangent = _linear(layer, tangent.reshape(-1, layer.n_in), W).reshape(*tangent.shape[:2], layer.n_out)
             if activation is Activation.SOFTMAX:
                 tangent = a[:, None] * (tangent - (a[:, None] * tangent).sum(axis=2, keepdims=True))
             elif activation is not Activation.LINEAR:
@@ -57,3 +59,11 @@ def absolute_jacobian(
                 tangent = tangent * slope[:, None]
         total += np.abs(tangent).sum(axis=0)
     return total
+
+
+def _linear(layer: LayerSpec, rows: NDArray[np.float64], W: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Rows through a layer's weight."""
+    if layer.convolution is None:
+        return rows @ W
+    out: NDArray[np.float64] = Images.of(layer.convolution).convolve(rows.reshape(-1, *layer.convolution.shape), W)
+    return out.reshape(len(rows), layer.n_out)

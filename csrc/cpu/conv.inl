@@ -1,0 +1,674 @@
+// Convolutions, their adjoints, the gradients of their weights, and max pooling.
+//
+// Promises: each output is one chain of fused multiply-adds over (kernel row, kernel column, channel); the gradient of
+// a weight is summed over pixels in 16 virtual lanes, over images in order, and lanes are added by one tree: the same
+// bits for any tile, team and vector width. Products are made in the program's own type, under bfloat16, too. Included
+// inside the namespace of an instruction set; conv.h says how images lie in scratch memory.
+
+// A row of a slot, as an image.
+template <class T>
+struct ImageRow {
+  T* data;
+  index_t h, w, c;
+  bool last;  // channels are last, else one comes after the other
+
+  T* at(index_t channel, index_t y, index_t x) const {
+    return last ? data + (y * w + x) * c + channel : data + (channel * h + y) * w + x;
+  }
+  // n pixels of a channel from (y, x) on, of which those of one vector count.
+  auto load_pixels(index_t channel, index_t y, index_t x, index_t n) const {
+    using S = std::remove_const_t<T>;
+    const T* p = at(channel, y, x);
+    if (!last) return load_n<S>(p, n);
+    vec<S> v{};
+    for (index_t l = 0; l < n && l < WIDTH<S>; ++l) v[l] = p[l * c];
+    return v;
+  }
+  template <class V>
+  void store_pixels(index_t channel, index_t y, index_t x, V v, index_t n) const {
+    T* p = at(channel, y, x);
+    if (!last) return store_n(p, v, n);
+    for (index_t l = 0; l < n && l < WIDTH<T>; ++l) p[l * c] = v[l];
+  }
+};
+
+// The shape and layout of the images in a slot.
+struct ImageShape {
+  index_t h, w, c;
+  bool last;
+
+  template <class T>
+  ImageRow<T> row(T* data) const {
+    return {data, h, w, c, last};
+  }
+};
+inline ImageShape x_shape(const int* ints, const ConvGeometry& g) { return {ints[0], ints[1], ints[2], g.x_last}; }
+inline ImageShape out_shape(const int* ints, const ConvGeometry& g) { return {ints[3], ints[4], ints[5], g.out_last}; }
+
+// Elements FIRST, FIRST + 2, ... of a and b, one after the other.
+template <int FIRST, class T, int... I>
+inline vec<T> alternate(vec<T> a, vec<T> b, std::integer_sequence<int, I...>) {
+  return __builtin_shufflevector(a, b, (2 * I + FIRST)...);
+}
+template <class T>
+inline vec<T> even_lanes(vec<T> a, vec<T> b) {
+  return alternate<0, T>(a, b, std::make_integer_sequence<int, WIDTH<T>>());
+}
+template <class T>
+inline vec<T> odd_lanes(vec<T> a, vec<T> b) {
+  return alternate<1, T>(a, b, std::make_integer_sequence<int, WIDTH<T>>());
+}
+// As load_n and store_n, for an n that may be none.
+template <class T>
+inline vec<T> load_some(const T* p, index_t n) {
+  return n > 0 ? load_n(p, n) : vec<T>{};
+}
+template <class T>
+inline void store_some(T* p, vec<T> v, index_t n) {
+  if (n > 0) store_n(p, v, n);
+}
+// to[2 i] = a[i], to[2 i + 1] = b[i], for n elements of `to`.
+template <class T>
+inline void store_zipped(T* to, vec<T> a, vec<T> b, index_t n) {
+  constexpr auto lanes = std::make_integer_sequence<int, WIDTH<T>>();
+  store_some(to, zip<T>(a, b, lanes), n);
+  store_some(to + WIDTH<T>, zip_upper<T>(a, b, lanes), n - WIDTH<T>);
+}
+
+// --- images into planes ----------------------------------------------------------------------------------------------
+
+// A row of an image, as contiguous pixels: in place, or gathered into `line`.
+template <class T>
+inline const T* pixel_line(const ImageRow<const T>& image, index_t channel, index_t y, T* line) {
+  const T* p = image.at(channel, y, 0);
+  if (!image.last) return p;
+  for (index_t x = 0; x < image.w; ++x) line[x] = p[x * image.c];
+  return line;
+}
+
+// Writes n pixels, each repeated, from column `pad` on over the phases of a row, whose planes lie `plane` apart.
+template <class T>
+inline void spread(const T* line, index_t n, index_t repeat, index_t pad, index_t stride, index_t plane, T* to) {
+  constexpr index_t W = WIDTH<T>;
+  if (stride == 1 && repeat == 1) {
+    for (index_t x = 0; x < n; x += W) store_n(to + pad + x, load_n(line + x, n - x), n - x);
+  } else if (stride == 1 && repeat == 2) {
+    for (index_t x = 0; x < n; x += 2 * W) {
+      const vec<T> v = load_n(line + x / 2, (n - x + 1) / 2);
+      store_zipped(to + pad + x, v, v, n - x);
+    }
+  } else if (stride == 2 && repeat == 1) {
+    T* even = to + (pad % 2) * plane + pad / 2;
+    T* odd = to + (pad + 1) % 2 * plane + (pad + 1) / 2;
+    for (index_t x = 0; x < n; x += 2 * W) {
+      const vec<T> a = load_n(line + x, n - x), b = load_some(line + x + W, n - x - W);
+      store_some(even + x / 2, even_lanes<T>(a, b), (n - x + 1) / 2);
+      store_some(odd + x / 2, odd_lanes<T>(a, b), (n - x) / 2);
+    }
+  } else {
+    for (index_t x = 0; x < n; ++x) to[(x + pad) % stride * plane + (x + pad) / stride] = line[x / repeat];
+  }
+}
+
+template <class T>
+inline void unpack_wide(const ConvGeometry& g, const GatherPlan& p, const ImageRow<const T>& image, T* line,
+                        T* planes) {
+  for (index_t c = 0; c < image.c; ++c)
+    for (index_t y = 0; y < image.h; ++y) {
+      const T* from = pixel_line(image, c, y, line);
+      for (index_t r = 0; r < g.up_y; ++r) {
+        const index_t at = y * g.up_y + r + g.y.pad;
+        if (at / g.y.stride >= p.rows) break;
+        T* to = planes + (c * p.phases + at % g.y.stride * g.x.stride) * p.plane + at / g.y.stride * p.pitch;
+        spread(from, p.columns, g.up_x, g.x.pad, g.x.stride, p.plane, to);
+      }
+    }
+}
+
+// The narrow image from (before_y, before_x) on in planes of one phase.
+template <class T>
+inline void unpack_narrow(const ImageRow<const T>& image, index_t rows, index_t columns, index_t pitch, index_t plane,
+                          T* line, T* to) {
+  for (index_t c = 0; c < image.c; ++c)
+    for (index_t y = 0; y < rows; ++y)
+      spread(pixel_line(image, c, y, line), columns, 1, 0, 1, 0, to + c * plane + y * pitch);
+}
+
+// --- the products ----------------------------------------------------------------------------------------------------
+
+// What one term of an output is made of: where the pixels begin that it is for, and where the weight is.
+struct Tap {
+  index_t image, weight;
+};
+
+// out (M_ channels, V_ vectors of pixels) = sum over taps of weight * pixels.
+template <class T, int M_, int V_>
+void conv_kernel(const Tap* taps, index_t n, const T* image, const T* weight, index_t step, T* out, index_t out_row) {
+  vec<T> acc[M_][V_];
+#pragma GCC unroll 8
+  for (int m = 0; m < M_; ++m)
+#pragma GCC unroll 8
+    for (int v = 0; v < V_; ++v) acc[m][v] = vec<T>{};
+  for (index_t k = 0; k < n; ++k) {
+    const T *p = image + taps[k].image, *w = weight + taps[k].weight;
+    vec<T> pixels[V_];
+#pragma GCC unroll 8
+    for (int v = 0; v < V_; ++v) pixels[v] = load(p + v * WIDTH<T>);
+#pragma GCC unroll 8
+    for (int m = 0; m < M_; ++m) {
+      const vec<T> factor = broadcast(w[m * step]);
+#pragma GCC unroll 8
+      for (int v = 0; v < V_; ++v) acc[m][v] = madd(acc[m][v], factor, pixels[v]);
+    }
+  }
+#pragma GCC unroll 8
+  for (int m = 0; m < M_; ++m)
+#pragma GCC unroll 8
+    for (int v = 0; v < V_; ++v) store(out + m * out_row + v * WIDTH<T>, acc[m][v]);
+}
+
+template <class T>
+using ConvKernel = void (*)(const Tap*, index_t, const T*, const T*, index_t, T*, index_t);
+
+template <class T>
+inline ConvKernel<T> conv_micro(index_t channels, index_t vectors) {
+#define ROW(m)                                                                                      \
+  {                                                                                                 \
+    conv_kernel<T, m, 1>, conv_kernel<T, m, (NV > 1 ? 2 : 1)>, conv_kernel<T, m, (NV > 2 ? 3 : 1)>, \
+        conv_kernel<T, m, (NV > 3 ? 4 : 1)>                                                         \
+  }
+  static const ConvKernel<T> table[CONV_CHANNELS][4] = {ROW(1), ROW(2), ROW(3), ROW(4), ROW(5), ROW(6)};
+#undef ROW
+  return table[channels - 1][vectors - 1];
+}
+
+// Calls fn(begin, size) for n things in as few parts of at most `most` as there can be, of nearly equal size.
+template <class Fn>
+inline void in_even_parts(index_t n, index_t most, const Fn& fn) {
+  const index_t parts = (n + most - 1) / most;
+  for (index_t i = 0; i < parts; ++i) fn(n * i / parts, n * (i + 1) / parts - n * i / parts);
+}
+
+// Some channels of all pixels.
+template <class T>
+inline void conv_tiles(const Tap* taps, index_t n, const T* image, const T* weight, index_t step, index_t channels,
+                       index_t pixels, T* out, index_t out_row) {
+  in_even_parts((pixels + WIDTH<T> - 1) / WIDTH<T>, NV, [&](index_t begin, index_t vectors) {
+    conv_micro<T>(channels, vectors)(taps, n, image + begin * WIDTH<T>, weight, step, out + begin * WIDTH<T>, out_row);
+  });
+}
+
+// Elements from one weight to the next by kernel element, wide and narrow channel.
+struct WeightSteps {
+  index_t tap, wide, narrow;
+  WeightSteps(const ConvGeometry& g, index_t ld)
+      : tap((g.transposed ? g.narrow_channels : g.wide_channels) * ld),
+        wide(g.transposed ? 1 : ld),
+        narrow(g.transposed ? ld : 1) {}
+};
+
+inline index_t whole_lanes(index_t n) { return (n + LANES - 1) / LANES * LANES; }
+
+// Hands out the parts of a thread's scratch memory, in the order that conv_scratch() counts them.
+template <class T>
+struct Scratch {
+  T* at;
+  T* take(index_t n) { return at += n, at - n; }
+  T* zeros(index_t n) { return static_cast<T*>(__builtin_memset(take(n), 0, size_t(n) * sizeof(T))); }
+  Tap* taps(index_t n) {
+    return reinterpret_cast<Tap*>(take(whole_lanes(n * index_t(sizeof(Tap)) / index_t(sizeof(T)) + 1)));
+  }
+  T* line(const ConvGeometry& g) {
+    return take(whole_lanes((g.x.wide > g.x.narrow ? g.x.wide : g.x.narrow) + CONV_SLACK));
+  }
+};
+
+// Where the pixels of the wide image begin that each weight meets, and where the weight is.
+inline Tap* gather_taps(const ConvGeometry& g, const GatherPlan& p, const WeightSteps& steps, Tap* tap) {
+  for (index_t ky = 0; ky < g.y.kernel; ++ky)
+    for (index_t kx = 0; kx < g.x.kernel; ++kx) {
+      const index_t phase = ky % g.y.stride * g.x.stride + kx % g.x.stride;
+      const index_t at = phase * p.plane + ky / g.y.stride * p.pitch + kx / g.x.stride;
+      for (index_t c = 0; c < g.wide_channels; ++c)
+        *tap++ = {c * p.phases * p.plane + at, (ky * g.x.kernel + kx) * steps.tap + c * steps.wide};
+    }
+  return tap;
+}
+
+// From wide images to narrow ones: emit(row, channel, y, x, sums, n) takes n pixels, or those of a vector.
+template <class T, class Emit>
+inline void gather_rows(const ConvGeometry& g, const Matrix<T>& from, const ImageShape& shape, const Matrix<T>& W,
+                        T* memory, const Range& rows, const Emit& emit) {
+  const GatherPlan p = gather_plan(g);
+  const WeightSteps steps(g, W.row_stride);
+  const index_t n_taps = g.taps() * g.wide_channels, stride = whole_lanes(p.span + CONV_SLACK);
+  Scratch<T> scratch{memory};
+  T* planes = scratch.zeros(p.planes);
+  Tap* taps = scratch.taps(n_taps);
+  T *line = scratch.line(g), *sums = scratch.take(CONV_CHANNELS * stride);
+  gather_taps(g, p, steps, taps);
+  for (index_t i = rows.begin; i < rows.end; ++i) {
+    unpack_wide(g, p, shape.row(static_cast<const T*>(from.row(i))), line, planes);
+    in_even_parts(g.narrow_channels, CONV_CHANNELS, [&](index_t first, index_t channels) {
+      conv_tiles(taps, n_taps, planes, W.data + first * steps.narrow, steps.narrow, channels, p.span, sums, stride);
+      for (index_t c = 0; c < channels; ++c)
+        for (index_t y = 0; y < g.y.narrow; ++y)
+          for (index_t x = 0; x < g.x.narrow; x += WIDTH<T>)
+            emit(i, first + c, y, x, load(sums + c * stride + y * p.pitch + x), g.x.narrow - x);
+    });
+  }
+}
+
+// Wide pixels of a row from those of its phases, `plane` apart.
+template <class T>
+inline const T* join_phases(const T* row, const ConvAxis& axis, index_t plane, T* line) {
+  if (axis.stride == 1) return row + axis.pad;
+  if (axis.stride == 2) {
+    const T* first = row + axis.pad % 2 * plane + axis.pad / 2;
+    const T* second = row + (axis.pad + 1) % 2 * plane + (axis.pad + 1) / 2;
+    for (index_t x = 0; x < axis.wide; x += 2 * WIDTH<T>)
+      store_zipped(line + x, load(first + x / 2), load(second + x / 2), 2 * WIDTH<T>);
+    return line;
+  }
+  for (index_t x = 0; x < axis.wide; ++x)
+    line[x] = row[(x + axis.pad) % axis.stride * plane + (x + axis.pad) / axis.stride];
+  return line;
+}
+
+// Pixels x.. of a line of repeated ones, each the sum of its repetitions.
+template <class T>
+inline vec<T> sum_repeated(const T* line, index_t x, index_t n, index_t repeat) {
+  constexpr index_t W = WIDTH<T>;
+  if (repeat == 1) return load(line + x);
+  if (repeat == 2) {
+    const vec<T> a = load(line + 2 * x), b = 2 * (n < W ? n : W) > W ? load(line + 2 * x + W) : vec<T>{};
+    return even_lanes<T>(a, b) + odd_lanes<T>(a, b);
+  }
+  vec<T> sum{};
+  for (index_t l = 0; l < n && l < W; ++l) {
+    T total = line[(x + l) * repeat];
+    for (index_t r = 1; r < repeat; ++r) total += line[(x + l) * repeat + r];
+    sum[l] = total;
+  }
+  return sum;
+}
+
+// From narrow images to wide ones, pixels that are repetitions of each other added; emit as in gather_rows().
+template <class T, class Emit>
+inline void scatter_rows(const ConvGeometry& g, const Matrix<T>& from, const ImageShape& shape, const Matrix<T>& W,
+                         T* memory, const Range& rows, const Emit& emit) {
+  const ScatterPlan p = scatter_plan(g);
+  const WeightSteps steps(g, W.row_stride);
+  const index_t stride = whole_lanes(p.span + CONV_SLACK);
+  Scratch<T> scratch{memory};
+  T* planes = scratch.zeros(p.planes);
+  Tap* const taps = scratch.taps(g.taps() * g.narrow_channels);
+  T *line = scratch.line(g), *other = scratch.line(g), *sums = scratch.take(CONV_CHANNELS * p.phases * stride);
+  Tap* tap = taps;
+  for (index_t phase = 0; phase < p.phases; ++phase)
+    for (index_t ky = phase / g.x.stride; ky < g.y.kernel; ky += g.y.stride)
+      for (index_t kx = phase % g.x.stride; kx < g.x.kernel; kx += g.x.stride) {
+        const index_t y = p.before_y - ky / g.y.stride, x = p.before_x - kx / g.x.stride;
+        for (index_t c = 0; c < g.narrow_channels; ++c)
+          *tap++ = {c * p.plane + y * p.pitch + x, (ky * g.x.kernel + kx) * steps.tap + c * steps.narrow};
+      }
+  const auto count = [](const ConvAxis& a, index_t phase) {
+    return phase < a.kernel ? (a.kernel - phase + a.stride - 1) / a.stride : 0;
+  };
+  // The first step of a phase that writes a pixel, and the one behind the last.
+  const auto first_step = [](const ConvAxis& a, index_t phase) {
+    return a.pad > phase ? (a.pad - phase + a.stride - 1) / a.stride : 0;
+  };
+  const auto end_step = [](const ConvAxis& a, index_t phase) {
+    const index_t last = a.wide - 1 + a.pad - phase;
+    return last < 0 ? 0 : last / a.stride + 1;
+  };
+  const index_t narrow_rows = g.y.narrow < p.steps_y ? g.y.narrow : p.steps_y;
+  for (index_t i = rows.begin; i < rows.end; ++i) {
+    unpack_narrow(shape.row(static_cast<const T*>(from.row(i))), narrow_rows, p.columns, p.pitch, p.plane, line,
+                  planes + p.before_y * p.pitch + p.before_x);
+    in_even_parts(g.wide_channels, CONV_CHANNELS, [&](index_t first, index_t channels) {
+      const Tap* of = taps;
+      for (index_t phase = 0; phase < p.phases; ++phase) {
+        const index_t py = phase / g.x.stride, px = phase % g.x.stride;
+        const index_t n = count(g.y, py) * count(g.x, px) * g.narrow_channels;
+        const index_t y = first_step(g.y, py), x = first_step(g.x, px);
+        const index_t height = end_step(g.y, py) - y, width = end_step(g.x, px) - x, at = y * p.pitch + x;
+        if (height > 0 && width > 0)
+          conv_tiles(of, n, planes + at, W.data + first * steps.wide, steps.wide, channels,
+                     (height - 1) * p.pitch + width, sums + phase * stride + at, p.phases * stride);
+        of += n;
+      }
+      for (index_t c = 0; c < channels; ++c)
+        for (index_t y = 0; y < g.y.wide / g.up_y; ++y) {
+          const T* wide = nullptr;
+          for (index_t r = 0; r < g.up_y; ++r) {
+            const index_t at = y * g.up_y + r + g.y.pad;
+            const T* row = sums + (c * p.phases + at % g.y.stride * g.x.stride) * stride + at / g.y.stride * p.pitch;
+            const T* joined = join_phases(row, g.x, stride, r == 0 ? line : other);
+            if (r > 0)
+              for (index_t x = 0; x < g.x.wide; x += WIDTH<T>) store(line + x, load(wide + x) + load(joined + x));
+            wide = r == 0 ? joined : line;
+          }
+          const index_t width = g.x.wide / g.up_x;
+          for (index_t x = 0; x < width; x += WIDTH<T>)
+            emit(i, first + c, y, x, sum_repeated(wide, x, width - x, g.up_x), width - x);
+        }
+    });
+  }
+}
+
+// --- the ops ---------------------------------------------------------------------------------------------------------
+
+template <class Act, class T>
+void convolve(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
+  const Matrix<T>&x = args.slots[0], &W = args.slots[1], &out = args.slots[3], &pre = args.slots[4];
+  const ConvGeometry g = conv_geometry(args.ints + 1);
+  const ImageShape from = x_shape(args.ints + 1, g), to = out_shape(args.ints + 1, g);
+  const T* bias = args.slots[2].data;
+  const Range rows(ctx.m, tid, nt);
+  T* scratch = ctx.scratch + tid * ctx.scratch_stride;
+  const auto emit = [&](index_t i, index_t c, index_t y, index_t at, vec<T> z, index_t n)
+                        __attribute__((always_inline)) {
+                          z += bias[c];
+                          if (pre.data) to.row(pre.row(i)).store_pixels(c, y, at, z, n);
+                          to.row(out.row(i)).store_pixels(c, y, at, Act::value(z), n);
+                        };
+  g.transposed ? scatter_rows(g, x, from, W, scratch, rows, emit) : gather_rows(g, x, from, W, scratch, rows, emit);
+}
+
+template <class Act, class T>
+void conv_dgrad(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
+  const Matrix<T>&dz = args.slots[0], &W = args.slots[1], &saved = args.slots[2], &out = args.slots[3];
+  const ConvGeometry g = conv_geometry(args.ints + 1);
+  const ImageShape from = out_shape(args.ints + 1, g), to = x_shape(args.ints + 1, g);
+  const T scale = T(args.floats[0]);
+  const Range rows(ctx.m, tid, nt);
+  T* scratch = ctx.scratch + tid * ctx.scratch_stride;
+  const auto emit = [&](index_t i, index_t c, index_t y, index_t at, vec<T> d, index_t n)
+                        __attribute__((always_inline)) {
+                          const vec<T> a = to.row(static_cast<const T*>(saved.row(i))).load_pixels(c, y, at, n);
+                          to.row(out.row(i)).store_pixels(c, y, at, d * Act::slope(a * scale), n);
+                        };
+  g.transposed ? gather_rows(g, dz, from, W, scratch, rows, emit) : scatter_rows(g, dz, from, W, scratch, rows, emit);
+}
+
+// Accumulators of a tile of the weight's gradient, each of LANES lanes: taps and narrow channels.
+template <class T>
+constexpr int LANE_VECTORS = LANES / WIDTH<T>;
+template <class T>
+constexpr int TILE_TAPS = LANE_VECTORS<T> == 1   ? 4
+                          : LANE_VECTORS<T> == 2 ? 2
+                                                 : 1;
+template <class T>
+constexpr int TILE_CHANNELS = LANE_VECTORS<T> == 1   ? 4
+                              : LANE_VECTORS<T> == 2 ? 3
+                              : LANE_VECTORS<T> == 4 ? 2
+                                                     : 1;
+
+// sums[tap][channel] = lane by lane, wide pixels times narrow ones, over all steps of LANES pixels of all images.
+template <class T, int K_, int N_>
+void wgrad_kernel(const T* const* wide, index_t wide_image, const T* narrow, index_t plane, index_t narrow_image,
+                  index_t images, T* sums) {
+  constexpr int V = LANE_VECTORS<T>;
+  vec<T> acc[K_][N_][V];
+#pragma GCC unroll 8
+  for (int k = 0; k < K_; ++k)
+#pragma GCC unroll 8
+    for (int n = 0; n < N_; ++n)
+#pragma GCC unroll 8
+      for (int v = 0; v < V; ++v) acc[k][n][v] = vec<T>{};
+  const T* from[K_];
+#pragma GCC unroll 8
+  for (int k = 0; k < K_; ++k) from[k] = wide[k];
+  for (index_t i = 0; i < images; ++i) {
+    for (index_t at = 0; at < plane; at += LANES)
+#pragma GCC unroll 8
+      for (int v = 0; v < V; ++v) {
+        vec<T> d[N_];
+#pragma GCC unroll 8
+        for (int n = 0; n < N_; ++n) d[n] = load(narrow + n * plane + at + v * WIDTH<T>);
+#pragma GCC unroll 8
+        for (int k = 0; k < K_; ++k) {
+          const vec<T> x = load(from[k] + at + v * WIDTH<T>);
+#pragma GCC unroll 8
+          for (int n = 0; n < N_; ++n) acc[k][n][v] = madd(acc[k][n][v], x, d[n]);
+        }
+      }
+#pragma GCC unroll 8
+    for (int k = 0; k < K_; ++k) from[k] += wide_image;
+    narrow += narrow_image;
+  }
+#pragma GCC unroll 8
+  for (int k = 0; k < K_; ++k)
+#pragma GCC unroll 8
+    for (int n = 0; n < N_; ++n)
+#pragma GCC unroll 8
+      for (int v = 0; v < V; ++v) store(sums + (k * N_ + n) * LANES + v * WIDTH<T>, acc[k][n][v]);
+}
+
+template <class T>
+using WgradKernel = void (*)(const T* const*, index_t, const T*, index_t, index_t, index_t, T*);
+
+template <class T>
+inline WgradKernel<T> wgrad_micro(index_t taps, index_t channels) {
+  constexpr int K = TILE_TAPS<T>, N = TILE_CHANNELS<T>;
+#define COLUMN(k, n) wgrad_kernel<T, (k < K ? k : K), (n < N ? n : N)>
+#define ROW(k)                                             \
+  {                                                        \
+    COLUMN(k, 1), COLUMN(k, 2), COLUMN(k, 3), COLUMN(k, 4) \
+  }
+  static const WgradKernel<T> table[4][4] = {ROW(1), ROW(2), ROW(3), ROW(4)};
+#undef ROW
+#undef COLUMN
+  return table[taps - 1][channels - 1];
+}
+
+// totals[i] = the sum of the LANES lanes at sums + i LANES, for WIDTH sums: lane l and lane l + 8 first, then those 4
+// apart, and so on.
+template <class T>
+inline void add_lanes(const T* sums, T* totals) {
+  constexpr index_t W = WIDTH<T>, V = LANE_VECTORS<T>;
+  alignas(64) T folded[W * W], turned[W * W];
+  for (index_t i = 0; i < W; ++i) {
+    vec<T> lanes[V];
+    for (index_t v = 0; v < V; ++v) lanes[v] = load(sums + i * LANES + v * W);
+    for (index_t half = V / 2; half > 0; half /= 2)
+      for (index_t v = 0; v < half; ++v) lanes[v] += lanes[v + half];
+    store(folded + i * W, lanes[0]);
+  }
+  transpose_block(folded, W, turned, W);
+  for (index_t half = W / 2; half > 0; half /= 2)
+    for (index_t l = 0; l < half; ++l) store(turned + l * W, load(turned + l * W) + load(turned + (l + half) * W));
+  store(totals, load(turned));
+}
+
+// What rows add to the gradient of the bias.
+template <class T>
+inline void bias_sums(const ImageShape& shape, const Matrix<T>& dz, const Range& rows, T* to) {
+  const index_t pixels = shape.h * shape.w;
+  if (!shape.last) {
+    for (index_t c = 0; c < shape.c; ++c) {
+      LaneSum<T> sum;
+      for (index_t i = rows.begin; i < rows.end; ++i)
+        for (index_t j = 0; j < pixels; j += WIDTH<T>) sum.add(j, load_n(dz.row(i) + c * pixels + j, pixels - j));
+      to[c] = T(sum.total());
+    }
+    return;
+  }
+  for (index_t c = 0; c < shape.c; c += WIDTH<T>) {
+    const index_t n = shape.c - c;
+    vec<T> sum{};
+    for (index_t i = rows.begin; i < rows.end; ++i)
+      for (index_t j = 0; j < pixels; ++j) sum += load_n(dz.row(i) + j * shape.c + c, n);
+    store_n(to + c, sum, n);
+  }
+}
+
+template <class T>
+void conv_wgrad(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
+  const Matrix<T>&x = args.slots[0], &dz = args.slots[1], &partial = args.slots[2];
+  const index_t grains = partial.rows;
+  const Range mine(grains, tid, nt);
+  if (mine.begin == mine.end) return;
+  const ConvGeometry g = conv_geometry(args.ints);
+  const GatherPlan p = gather_plan(g);
+  const ImageShape x_image = x_shape(args.ints, g), dz_image = out_shape(args.ints, g);
+  const ImageShape &wide_shape = g.transposed ? dz_image : x_image, &narrow_shape = g.transposed ? x_image : dz_image;
+  const Matrix<T>&wide = g.transposed ? dz : x, &narrow = g.transposed ? x : dz;
+  const index_t ld = padded(dz_image.c), weights = g.taps() * x_image.c * ld, n_taps = g.taps() * g.wide_channels;
+  const index_t block = conv_block(p, g, (x.rows + grains - 1) / grains);
+  const index_t narrow_image = p.narrow_plane * g.narrow_channels;
+  const WeightSteps steps(g, ld);
+  Scratch<T> scratch{ctx.scratch + tid * ctx.scratch_stride};
+  T *planes = scratch.zeros(block * p.planes), *narrow_planes = scratch.zeros(block * narrow_image);
+  Tap* taps = scratch.taps(n_taps);
+  T* line = scratch.line(g);
+  gather_taps(g, p, steps, taps);
+  constexpr index_t K = TILE_TAPS<T>, N = TILE_CHANNELS<T>, W = WIDTH<T>, SUMS = (K * N + W - 1) / W * W;
+  alignas(64) T sums[SUMS * LANES] = {}, totals[SUMS];
+  for (index_t grain = mine.begin; grain < mine.end; ++grain) {
+    T* out = partial.row(grain);
+    __builtin_memset(out, 0, size_t(weights + ld) * sizeof(T));
+    const Range rows(ctx.m, int(grain), int(grains));
+    bias_sums(dz_image, dz, rows, out + weights);
+    for (index_t begin = rows.begin; begin < rows.end; begin += block) {
+      const index_t images = rows.end - begin < block ? rows.end - begin : block;
+      for (index_t i = 0; i < images; ++i) {
+        unpack_wide(g, p, wide_shape.row(static_cast<const T*>(wide.row(begin + i))), line, planes + i * p.planes);
+        unpack_narrow(narrow_shape.row(static_cast<const T*>(narrow.row(begin + i))), g.y.narrow, g.x.narrow, p.pitch,
+                      p.narrow_plane, line, narrow_planes + i * narrow_image);
+      }
+      for (index_t n = 0; n < g.narrow_channels; n += N)
+        for (index_t k = 0; k < n_taps; k += K) {
+          const index_t height = n_taps - k < K ? n_taps - k : K;
+          const index_t width = g.narrow_channels - n < N ? g.narrow_channels - n : N;
+          const T* from[K];
+          for (index_t r = 0; r < height; ++r) from[r] = planes + taps[k + r].image;
+          wgrad_micro<T>(height, width)(from, p.planes, narrow_planes + n * p.narrow_plane, p.narrow_plane,
+                                        narrow_image, images, sums);
+          for (index_t s = 0; s < height * width; s += W) add_lanes(sums + s * LANES, totals + s);
+          for (index_t r = 0; r < height; ++r)
+            for (index_t c = 0; c < width; ++c)
+              out[taps[k + r].weight + (n + c) * steps.narrow] += totals[r * width + c];
+        }
+    }
+  }
+}
+
+// --- max pooling -----------------------------------------------------------------------------------------------------
+
+// The greater; NaN if one is.
+template <class V>
+inline V greater(V a, V b) {
+  return select(b != b, b, select(b > a, b, a));
+}
+
+struct Pooling {
+  index_t h, w, c, y, x;
+  ImageShape out;
+  explicit Pooling(const int* ints)
+      : h(ints[0]), w(ints[1]), c(ints[2]), y(ints[3]), x(ints[4]), out{h / y, w / x, c, bool(ints[5] & 2)} {}
+};
+
+template <class T>
+void maxpool(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
+  constexpr index_t W = WIDTH<T>;
+  const Pooling p(args.ints);
+  T* line = ctx.scratch + tid * ctx.scratch_stride;
+  const Range rows(ctx.m, tid, nt);
+  for (index_t i = rows.begin; i < rows.end; ++i) {
+    const ImageRow<T> out = p.out.row(args.slots[1].row(i));
+    for (index_t c = 0; c < p.c; ++c)
+      for (index_t y = 0; y < out.h; ++y) {
+        const T* from = args.slots[0].row(i) + (c * p.h + y * p.y) * p.w;
+        for (index_t x = 0; x < p.w; x += W) {
+          vec<T> v = load_n(from + x, p.w - x);
+          for (index_t r = 1; r < p.y; ++r) v = greater(v, load_n(from + r * p.w + x, p.w - x));
+          store(line + x, v);
+        }
+        for (index_t x = 0; x < out.w; x += W) {
+          vec<T> v;
+          if (p.x == 1) {
+            v = load(line + x);
+          } else if (p.x == 2) {
+            const vec<T> a = load(line + 2 * x), b = load(line + 2 * x + W);
+            v = greater(even_lanes<T>(a, b), odd_lanes<T>(a, b));
+          } else {
+            v = vec<T>{};
+            for (index_t l = 0; l < W && x + l < out.w; ++l) {
+              T most = line[(x + l) * p.x];
+              for (index_t r = 1; r < p.x; ++r) {
+                const T other = line[(x + l) * p.x + r];
+                most = other != other || other > most ? other : most;
+              }
+              v[l] = most;
+            }
+          }
+          out.store_pixels(c, y, x, v, out.w - x);
+        }
+      }
+  }
+}
+
+// The gradients of the windows of one row of outputs, in `line`, to the first of the greatest pixels of each.
+template <class Act, class T>
+inline void unpool_row(const Pooling& p, const T* from, const T* line, const T* saved, T* to) {
+  constexpr index_t W = WIDTH<T>;
+  if (p.x == 2) {
+    for (index_t x = 0; x < p.out.w; x += W) {
+      const index_t n = p.w - 2 * x;
+      vec<T> most{}, d = load_n(line + x, p.out.w - x);
+      for (index_t r = 0; r < p.y; ++r) {
+        const T* row = from + r * p.w + 2 * x;
+        const vec<T> a = load_n(row, n), b = load_some(row + W, n - W);
+        const vec<T> v = greater(even_lanes<T>(a, b), odd_lanes<T>(a, b));
+        most = r == 0 ? v : greater(most, v);
+      }
+      for (index_t r = 0; r < p.y; ++r) {
+        const index_t at = r * p.w + 2 * x;
+        const vec<T> a = load_n(from + at, n), b = load_some(from + at + W, n - W);
+        // What is handed out is gone.
+        const vec<T> left = select(even_lanes<T>(a, b) == most, d, vec<T>{});
+        d = select(even_lanes<T>(a, b) == most, vec<T>{}, d);
+        const vec<T> right = select(odd_lanes<T>(a, b) == most, d, vec<T>{});
+        d = select(odd_lanes<T>(a, b) == most, vec<T>{}, d);
+        constexpr auto lanes = std::make_integer_sequence<int, WIDTH<T>>();
+        store_n(to + at, zip<T>(left, right, lanes) * Act::slope(load_n(saved + at, n)), n);
+        if (n > W)
+          store_n(to + at + W, zip_upper<T>(left, right, lanes) * Act::slope(load_n(saved + at + W, n - W)), n - W);
+      }
+    }
+    return;
+  }
+  for (index_t x = 0; x < p.out.w; ++x) {
+    index_t best = x * p.x;
+    for (index_t r = 0; r < p.y; ++r)
+      for (index_t l = 0; l < p.x; ++l) {
+        const index_t at = r * p.w + x * p.x + l;
+        to[at] = T(0);
+        if (from[at] > from[best]) best = at;
+      }
+    to[best] = line[x];
+  }
+  for (index_t j = 0; j < p.y * p.w; j += W) {
+    const index_t n = p.y * p.w - j;
+    store_n(to + j, load_n(to + j, n) * Act::slope(load_n(saved + j, n)), n);
+  }
+}
+
+template <class Act, class T>
+void maxpool_dgrad(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
+  const Pooling p(args.ints + 1);
+  T* line = ctx.scratch + tid * ctx.scratch_stride;
+  const Range rows(ctx.m, tid, nt);
+  for (index_t i = rows.begin; i < rows.end; ++i) {
+    const ImageRow<const T> dout = p.out.row(static_cast<const T*>(args.slots[0].row(i)));
+    for (index_t c = 0; c < p.c; ++c)
+      for (index_t y = 0; y < p.out.h; ++y) {
+        const index_t at = (c * p.h + y * p.y) * p.w;
+        unpool_row<Act>(p, args.slots[1].row(i) + at, pixel_line(dout, c, y, line), args.slots[2].row(i) + at,
+                        args.slots[3].row(i) + at);
+      }
+  }
+}

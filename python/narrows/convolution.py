@@ -1,0 +1,207 @@
+"""Lowering of convolutional layers: images through convolutions, poolings and back, and the gradients of their weights.
+
+Promises: rows hold their channels last wherever they meet something other than a convolution (data, codes, dense
+layers) and one channel after the other in between, so that the order inside is nobody's concern.
+Never: touches data or knows a backend.
+
+A layer is nearest upsampling, the convolution with its bias and activation, and max pooling; upsampling is part of
+how the convolution reads its input. The gradient by a weight is a sum over rows and pixels: grains of rows have partial
+sums of their own, which are added in order where the parameter is updated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from .contractive import grains
+from .plan import (
+    GEOMETRY,
+    LEARN,
+    POOLING,
+    Activation,
+    LayerSpec,
+    Mode,
+    NetworkSpec,
+    OpCode,
+    Region,
+    padded,
+)
+
+if TYPE_CHECKING:
+    from .lowering import Lowering
+
+__all__ = ["Convolutions", "check_convolutions", "outward"]
+
+X_LAST, OUT_LAST = 1, 2
+
+
+def check_convolutions(spec: NetworkSpec) -> None:
+    """Refuse convolutional layers that do not fit together, or that the rest of a specification has no meaning for.
+
+    Raises
+    ------
+    ValueError
+    """
+    layers = spec.layers
+    for i, layer in enumerate(layers):
+        conv, before = layer.convolution, layers[i - 1].convolution if i > 0 else None
+        if conv is None:
+            continue
+        if (conv.n_in, conv.n_out) != (layer.n_in, layer.n_out):
+            raise ValueError(
+                f"layer {i}: images of {conv.n_in} and {conv.n_out} values in rows of {layer.n_in} and {layer.n_out}"
+            )
+        if before is not None and before.out_shape != conv.shape:
+            raise ValueError(f"layer {i} reads images {conv.shape}, layer {i - 1} puts out {before.out_shape}")
+        if layer.tied_to is not None:
+            raise ValueError(f"layer {i}: a convolution has no tied weight")
+    if any(layer.tied_to is not None and layers[layer.tied_to].convolution for layer in layers):
+        raise ValueError("a dense layer cannot be tied to a convolution")
+    if layers[-1].convolution is not None and layers[-1].convolution.pooled:
+        raise ValueError(f"the output layer takes no pooling, not {layers[-1].convolution.pool}")
+    if spec.variational and layers[spec.latent - 1].convolution is not None:
+        raise ValueError("the latent layer of a variational network is dense")
+    encoder = any(layer.convolution is not None for layer in layers[: spec.latent])
+    if encoder and (spec.contractive > 0 or spec.contractive_hessian > 0):
+        raise ValueError(
+            f"contractive={spec.contractive:g}, contractive_hessian={spec.contractive_hessian:g}: the penalties are of "
+            "dense encoders, not of convolutions"
+        )
+
+
+def outward(layer: LayerSpec) -> Activation:
+    """The activation that the derivative by a layer's output leads through: none where pooling comes after it."""
+    pooled = layer.convolution is not None and layer.convolution.pooled
+    return Activation.LINEAR if pooled else layer.activation
+
+
+class Convolutions:
+    """Writes the convolutional layers of a network into its op list.
+
+    Parameters
+    ----------
+    low : Lowering
+    spec : NetworkSpec
+    weights : list of str
+        Slots of the layers' weights.
+    """
+
+    def __init__(self, low: Lowering, spec: NetworkSpec, weights: list[str]) -> None:
+        self.low = low
+        self.spec = spec
+        self.weights = weights
+        self.unpooled: dict[int, tuple[str, str]] = {}
+        """Of layers with pooling: what is pooled, and what its derivative is told from."""
+        self.partials: dict[int, str] = {}
+
+    def forward(self, i: int, modes: Mode, x: str) -> tuple[str, str]:
+        """Write layer i; return the slots of its output and of what the derivative by it is told from."""
+        low, layer = self.low, self.spec.layers[i]
+        conv = layer.convolution
+        assert conv is not None
+        activation = Activation.LINEAR if i == len(self.spec.layers) - 1 else layer.activation
+        size = conv.size[0] * conv.size[1] * conv.filters
+        out = low.rows(f"{'c' if conv.pooled else 'a'}{i}", size)
+        pre = low.rows(f"z{i}", size) if activation.needs_preactivation else None
+        low.op(
+            OpCode.CONVOLVE,
+            modes,
+            {"x": x, "W": self.weights[i], "b": f"b{i}", "out": out, "pre": pre},
+            activation=activation,
+            **self._geometry(i),
+        )
+        if not conv.pooled:
+            return out, pre or out
+        self.unpooled[i] = out, pre or out
+        pooled = low.rows(f"a{i}", conv.n_out)
+        low.op(OpCode.MAXPOOL, modes, {"x": out, "out": pooled}, **self._pooling(i))
+        return pooled, pooled
+
+    def dgrad(self, i: int, dz: str, saved: str, out: str, scale: float) -> None:
+        """Write the gradient by the pre-activations of the layer before layer i, or by its output if that is pooled."""
+        self.low.op(
+            OpCode.CONV_DGRAD,
+            LEARN,
+            {"dz": dz, "W": self.weights[i], "saved": saved, "out": out},
+            activation=outward(self.spec.layers[i - 1]),
+            scale=scale,
+            **self._geometry(i),
+        )
+
+    def unpool(self, i: int, dout: str) -> str:
+        """The slot of the gradient by the pre-activations of layer i, from that by its output if that is pooled."""
+        if i not in self.unpooled:
+            return dout
+        x, saved = self.unpooled[i]
+        layer = self.spec.layers[i]
+        dz = self.low.rows(f"u{i}", self.low.shapes[x][2])
+        self.low.op(
+            OpCode.MAXPOOL_DGRAD,
+            LEARN,
+            {"dout": dout, "x": x, "saved": saved, "out": dz},
+            activation=layer.activation,
+            **self._pooling(i),
+        )
+        return dz
+
+    def wgrads(self, inputs: list[str], deltas: Mapping[int, str]) -> None:
+        """Write the partial sums of all gradients by weights and biases, between which no thread waits."""
+        for i, layer in enumerate(self.spec.layers):
+            if layer.convolution is None:
+                continue
+            rows, filters = layer.weight_shape
+            size = (rows + 1) * padded(filters)
+            partial = self.low.slot(f"partial{i}", Region.SCRATCH, grains(self.low.batch, size), size)
+            self.partials[i] = partial
+            slots = {"x": inputs[i], "dz": deltas[i], "partial": partial}
+            self.low.op(OpCode.CONV_WGRAD, LEARN, slots, **self._geometry(i))
+
+    def gradient(self, i: int, modes: Mode) -> None:
+        """Write the gradients by the weight and the bias of layer i."""
+        for name, column in self._columns(i).items():
+            slots = {"partial": self.partials[i], "out": f"d{name}"}
+            self.low.op(OpCode.GRAIN_SUM, modes, slots, column=column, form=2)
+
+    def update(self, i: int, penalty: str | None, decay: Mapping[str, float], rule: Mapping[str, float]) -> None:
+        """Write the update of the weight, with its decays, and of the bias of layer i."""
+        for name, column in self._columns(i).items():
+            weight = name == self.weights[i]
+            state = {f"moment{k + 1}": f"moment{k + 1}.{name}" for k in range(self.spec.n_moments)}
+            self.low.op(
+                OpCode.GRAIN_UPDATE,
+                Mode.TRAIN,
+                {"partial": self.partials[i], "W": name, "penalty": penalty if weight else None, **state},
+                column=column,
+                **rule,
+                **(decay if weight else dict.fromkeys(decay, 0.0)),
+            )
+
+    def _columns(self, i: int) -> dict[str, int]:
+        """First columns, in the partial sums, of the weight's and of the bias's gradient."""
+        rows, filters = self.spec.layers[i].weight_shape
+        return {self.weights[i]: 0, f"b{i}": rows * padded(filters)}
+
+    def _inside(self, i: int) -> bool:
+        """Whether what lies between layers i - 1 and i is seen by convolutions alone."""
+        layers = self.spec.layers
+        border = i in (0, self.spec.latent, len(layers))
+        return not border and layers[i - 1].convolution is not None and layers[i].convolution is not None
+
+    def _geometry(self, i: int) -> dict[str, int]:
+        conv = self.spec.layers[i].convolution
+        assert conv is not None
+        # An image of one channel has both layouts.
+        layout = X_LAST * (conv.shape[2] > 1 and not self._inside(i))
+        layout |= OUT_LAST * (conv.filters > 1 and not conv.pooled and not self._inside(i + 1))
+        values = (
+            *conv.shape, *conv.size, conv.filters, *conv.kernel, *conv.strides, *conv.padding, *conv.upsample,
+            conv.transposed, layout,
+        )  # fmt: skip
+        return dict(zip(GEOMETRY, values, strict=True))
+
+    def _pooling(self, i: int) -> dict[str, int]:
+        conv = self.spec.layers[i].convolution
+        assert conv is not None
+        layout = OUT_LAST * (conv.filters > 1 and not self._inside(i + 1))
+        return dict(zip(POOLING, (*conv.image, *conv.pool, layout), strict=True))

@@ -1,0 +1,232 @@
+"""`ConvAutoencoder`: an autoencoder of images and signals, whose layers are convolutions.
+
+Promises: rows are images whose channels are last, flattened or not; what comes back has the shape of what was given.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.utils.validation import check_is_fitted
+
+from ..images import Convolution, Image
+from ..plan import ACTIVATIONS, LayerSpec
+from .autoencoder import Autoencoder
+from .parameters import decoder_sizes, hidden_sizes, output_activation, pairs_by_layer
+from .preset import preset
+
+__all__ = ["ConvAutoencoder"]
+
+Array = NDArray[Any]
+
+_FIXED: dict[str, Any] = {
+    "tied_weights": False,
+    "contractive": 0.0,
+    "contractive_method": "exact",
+    "n_probes": 1,
+    "contractive_hessian": 0.0,
+    "n_corruptions": 1,
+    "hessian_std": 0.1,
+}
+_ADDED: dict[str, Any] = {
+    "image_shape": None,
+    "filters": (16, 32),
+    "kernel_size": 3,
+    "strides": 2,
+    "pooling": 1,
+    "padding": "same",
+}
+
+
+@preset(fixed=_FIXED, added=_ADDED, hidden_layer_sizes=())
+class ConvAutoencoder(Autoencoder):
+    """Convolutional autoencoder of images and signals (Masci et al., ICANN 2011).
+
+    The encoder is a stack of convolutions, each with its bias and activation, and max pooling behind it if asked for;
+    then dense layers, if any, and the latent layer. The decoder mirrors it: what a stride made smaller a transposed
+    convolution of that stride makes larger, and what pooling made smaller is made larger by repeating pixels before a
+    convolution (Odena, Dumoulin and Olah, "Deconvolution and checkerboard artifacts", Distill, 2016).
+
+    Parameters
+    ----------
+    n_components : int or None, default=32
+        Width of a dense latent layer. None for none: the code is the image that the last convolution of the encoder
+        puts out, flattened with its channels last (`latent_shape_` is its shape), and its activation is
+        `latent_activation`.
+    image_shape : (int, int, int) or (int, int), optional
+        Height, width and channels of an image, or length and channels of a signal. None: rows are signals of as many
+        values as X has features, and one channel.
+    filters : int or sequence of int, default=(16, 32)
+        Channels that each convolution of the encoder puts out.
+    kernel_size : int or sequence, default=3
+        Pixels that a convolution reads along height and width (of a signal, along its length). An integer is for all
+        layers; a sequence has an item for each of them, an integer or a pair (height, width).
+    strides : int or sequence, default=2
+        Steps between these, likewise; must divide their image, as must `pooling`.
+    pooling : int or sequence, default=1
+        Sides of the windows of which the greatest value is taken after the activation, likewise.
+    padding : {"same", "valid"}, default="same"
+        ``"same"``: an image surrounded by zeros, so that its size depends on the strides alone. ``"valid"``: kernels
+        inside the image alone; goes without pooling.
+    hidden_layer_sizes, decoder_layer_sizes : int or sequence of int
+        Widths of dense layers between the convolutions and the code, and back.
+    activation : str, default="relu"
+        Of all hidden layers, convolutions or dense.
+    dropout : float, default=0.0
+        Of values of hidden layers, after pooling.
+    loss, corruption, activity_l1, solver, ...
+        As in `Autoencoder`, less tied weights and the contractive penalties.
+
+    Attributes
+    ----------
+    coefs_ : list of ndarray
+        Of convolutions, transposed ones included, of shape (kernel height, kernel width, channels in, channels out); of
+        dense layers (n_in, n_out). Images are flattened with their channels last where a dense layer reads them.
+    intercepts_ : list of ndarray
+        One bias for each channel that a convolution puts out.
+    latent_shape_ : tuple of int
+        ``(n_components,)``, or height, width and channels of a convolutional code.
+    history_, n_features_in_, ...
+        As in `Autoencoder`; `n_features_in_` counts the values of a flattened image.
+
+    Notes
+    -----
+    X and y of every method are arrays of flattened images (n_samples, n_features), sparse ones and sources included, or
+    arrays (n_samples, height, width, channels), for signals (n_samples, length, channels). `transform` gives codes of
+    two dimensions, `reconstruct` has the shape of its X, `inverse_transform` gives flattened images. With
+    ``precision="bfloat16"`` the products of dense layers are in bfloat16; convolutions stay in float32.
+    """
+
+    image_shape: Any
+    filters: Any
+    kernel_size: Any
+    strides: Any
+    pooling: Any
+    padding: Any
+
+    @property
+    def latent_shape_(self) -> tuple[int, ...]:
+        spec = self._fitted_network().spec
+        code = spec.layers[spec.latent - 1].convolution
+        return (spec.n_components,) if code is None else code.out_shape
+
+    def reconstruct(self, X: Any) -> Array:
+        """Encode and decode images.
+
+        Parameters
+        ----------
+        X : array, CSR / CSC, data frame or Source of shape (n_samples, n_features), or array of images
+
+        Returns
+        -------
+        ndarray of X's shape
+            Dense, of X's dtype if that is float32 or float64, else float32.
+        """
+        check_is_fitted(self)
+        shape: tuple[int, ...] = tuple(getattr(X, "shape", ()))
+        rows = super().reconstruct(X)
+        return rows.reshape(shape) if len(shape) > 2 else rows
+
+    def fit(self, X: Any, y: Any = None, **options: Any) -> Self:
+        """Train the autoencoder: see `Autoencoder.fit`; X, y and X_val may be images."""
+        return super().fit(X, y, **options)
+
+    def partial_fit(self, X: Any, y: Any = None, sample_weight: ArrayLike | None = None) -> Self:
+        """Train for one pass over some images: see `Autoencoder.partial_fit`."""
+        return super().partial_fit(X, y, sample_weight)
+
+    def _rows(self, X: Any, name: str = "X") -> Any:
+        """Images as flat rows."""
+        shape: tuple[int, ...] = tuple(getattr(X, "shape", ()))
+        if len(shape) < 3:
+            return X
+        if self.image_shape is None:
+            given = tuple(int(n) for n in shape[1:])
+            raise ValueError(f"{name} has shape {tuple(shape)}: say image_shape={given}, or give flattened images")
+        wanted = tuple(int(n) for n in self.image_shape)
+        if tuple(shape[1:]) != wanted:
+            raise ValueError(f"{name} has images of shape {tuple(shape[1:])}, not image_shape={wanted}")
+        return np.reshape(X, (shape[0], math.prod(wanted)))
+
+    def _layers(self, n_features: int, n_outputs: int) -> tuple[tuple[LayerSpec, ...], int]:
+        shape = _image(self.image_shape, n_features)
+        if n_outputs != n_features:
+            raise ValueError(f"y has {n_outputs} columns: a target must be images as X, of {n_features} values")
+        activation, latent_activation = ACTIVATIONS[self.activation], ACTIVATIONS[self.latent_activation]
+        encoder = self._encoder(shape)
+        dropout = float(self.dropout)
+        layers = [LayerSpec(c.n_in, c.n_out, activation, dropout, convolution=c) for c in encoder]
+        hidden, back = hidden_sizes("hidden_layer_sizes", self.hidden_layer_sizes), decoder_sizes(self)
+        if self.n_components is None:
+            if hidden or back:
+                raise ValueError(
+                    f"n_components=None is a convolutional code, behind which hidden_layer_sizes="
+                    f"{self.hidden_layer_sizes!r} and decoder_layer_sizes={self.decoder_layer_sizes!r} have no place"
+                )
+            code = layers.pop()
+            layers.append(LayerSpec(code.n_in, code.n_out, latent_activation, convolution=code.convolution))
+            latent = len(layers)
+        else:
+            flat = encoder[-1].n_out
+            widths = (flat, *hidden, int(self.n_components), *back, flat)
+            latent = len(layers) + len(hidden) + 1
+            for n_in, n_out in itertools.pairwise(widths):
+                at_code = len(layers) == latent - 1
+                layers.append(
+                    LayerSpec(n_in, n_out, latent_activation if at_code else activation, 0.0 if at_code else dropout)
+                )
+        decoder = [_mirrored(c, self.padding) for c in encoder[::-1]]
+        layers += [LayerSpec(c.n_in, c.n_out, activation, dropout, convolution=c) for c in decoder[:-1]]
+        last = decoder[-1]
+        return (*layers, LayerSpec(last.n_in, last.n_out, output_activation(self), convolution=last)), latent
+
+    def _encoder(self, shape: Image) -> list[Convolution]:
+        filters = hidden_sizes("filters", self.filters)
+        signal = shape[0] == 1 and (self.image_shape is None or len(self.image_shape) == 2)
+        kernels, strides, pools = (
+            pairs_by_layer(name, getattr(self, name), len(filters), signal)
+            for name in ("kernel_size", "strides", "pooling")
+        )
+        layers: list[Convolution] = []
+        for i, (n, kernel, stride, pool) in enumerate(zip(filters, kernels, strides, pools, strict=True)):
+            where = f"image_shape={self.image_shape!r}, convolution {i + 1} of {len(filters)}"
+            if self.padding == "valid" and pool != (1, 1):
+                raise ValueError(f"padding='valid' goes without pooling, not with pooling={self.pooling!r}")
+            for size, k, s, p in zip(shape[:2], kernel, stride, pool, strict=True):
+                step = size - k if self.padding == "valid" else size
+                if step >= 0 and step % (s * p):
+                    steps = f"strides of {stride[0]} x {stride[1]}"
+                    steps += f" and pools of {pool[0]} x {pool[1]}" if pool != (1, 1) else ""
+                    steps += f" with kernels of {kernel[0]} x {kernel[1]}" if self.padding == "valid" else ""
+                    raise ValueError(f"{where}: {steps} do not divide an image of {shape[0]} x {shape[1]} pixels")
+            try:
+                layers.append(Convolution.of(shape, n, kernel, strides=stride, padding=self.padding, pool=pool))
+            except ValueError as error:
+                raise ValueError(f"{where}: {error}") from None
+            shape = layers[-1].out_shape
+        return layers
+
+
+def _image(image_shape: Sequence[int] | None, n_features: int) -> Image:
+    """Height, width and channels of rows of n_features values."""
+    if image_shape is None:
+        return 1, n_features, 1
+    shape = tuple(int(n) for n in image_shape)
+    if math.prod(shape) != n_features:
+        raise ValueError(f"image_shape={shape} has {math.prod(shape)} values, X has {n_features} features")
+    return shape if len(shape) == 3 else (1, *shape)  # type: ignore[return-value]
+
+
+def _mirrored(conv: Convolution, padding: str) -> Convolution:
+    """The layer that leads back from what a layer of the encoder puts out to what it was given."""
+    if conv.pooled or (conv.strides == (1, 1) and padding == "same"):
+        up = conv.strides[0] * conv.pool[0], conv.strides[1] * conv.pool[1]
+        return Convolution.of(conv.out_shape, conv.shape[2], conv.kernel, padding=padding, upsample=up)
+    return Convolution.of(
+        conv.out_shape, conv.shape[2], conv.kernel, strides=conv.strides, padding=padding, transposed=True
+    )
