@@ -108,8 +108,8 @@ def contractive(entry: dict[str, Any]) -> list[str]:
         "of its Jacobian on the test images; the test error in % of the encoder with a softmax layer on it, trained "
         f"together for {tuning['epochs']} epochs; and that of a logistic regression on the codes. Published: Rifai, "
         "Vincent, Muller, Glorot and Bengio, *Contractive auto-encoders*, ICML 2011, whose unit of the norm is "
-        "another. Their networks are trained to the end and tuned at length, these for seconds, so what is to be "
-        f"compared is the order. {entry['seeds']} seeds. {about(entry)}",
+        "another. The networks here train for seconds and are tuned little, so it is the order that is to be compared. "
+        f"{entry['seeds']} seeds. {about(entry)}",
         "",
         *table(
             ["", "norm, published", "norm", "error, published", "error, fine-tuned", "error, linear", "seconds"], rows

@@ -256,9 +256,11 @@ def plot_sensitivity(
     kept = np.argsort(-most, kind="stable")[:top]
     kept = kept[np.lexsort((-most[kept], table[:, kept].argmax(axis=0)))]
     if ax is None:
-        ax = new_figure(min(11.0, 2.6 + 0.28 * n_latents), min(8.0, 1.3 + 0.19 * len(kept))).subplots()
+        ax = new_figure(
+            np.clip(2.6 + 0.28 * n_latents, 4.5, 11.0), np.clip(1.3 + 0.19 * len(kept), 3.0, 8.0)
+        ).subplots()
     drawn = ax.imshow(table[:, kept].T, cmap="Blues", vmin=0.0, aspect="auto", interpolation="nearest")
-    bar = ax.figure.colorbar(drawn, ax=ax, label="mean |d feature / d latent|")
+    bar = ax.figure.colorbar(drawn, ax=ax, label="mean |d feature / d latent|", fraction=0.04, pad=0.02)
     bar.outline.set_visible(False)
     step = -(-n_latents // 32)
     ax.set_xticks(np.arange(0, n_latents, step), [str(i) for i in range(0, n_latents, step)], fontsize=8.5)
