@@ -199,8 +199,12 @@ def test_more_threads_than_cpus_are_said(cpp, capsys, monkeypatch):
 def test_products_of_the_ops_are_the_work_of_the_plan(case):
     for mode in (Mode.GRADIENT, Mode.TRAIN):
         assert sum(op_flops(case.plan, op) for op in case.plan.ops if op.modes & mode) == case.plan.flops
-    if case.spec.contractive == case.spec.contractive_hessian == 0:
-        layers = [layer.n_in * layer.n_out for layer in case.spec.layers]
+    layers = [layer.n_in * layer.n_out for layer in case.spec.layers]
+    if case.spec.n_gibbs:
+        # Up, two in each Gibbs step, two for the gradient; chains that go on rebuild no row, so that is one more.
+        products = 1 + 2 * case.spec.n_gibbs + 2 + (case.spec.n_chains > 0)
+        assert case.plan.flops == 2 * case.batch * products * layers[0]
+    elif case.spec.contractive == case.spec.contractive_hessian == 0:
         assert case.plan.flops == 2 * case.batch * (3 * sum(layers) - layers[0])
     assert all(op_flops(case.plan, op) == 0 for op in case.plan.ops if op.code is OpCode.LOSS)
 

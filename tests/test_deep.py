@@ -200,7 +200,7 @@ def test_values_outside_0_1_are_refused(call: str, rbm: RBM, digits: np.ndarray)
         "free_energy": lambda: rbm.free_energy(X),
         "score": lambda: rbm.score(X),
     }
-    wanted = r"X: 1.5 in row 9, column 2; .*visible='bernoulli' need values in \[0, 1\]"
+    wanted = r"X: 1.5 in row 9, column 2; .*visible='bernoulli'\) needs values in \[0, 1\]"
     with pytest.raises(ValueError, match=wanted) as e:
         refused[call]()
     assert "\n" not in str(e.value)

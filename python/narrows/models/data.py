@@ -123,7 +123,7 @@ def _first(rows: slice) -> int:
 def check_target(X: Any, loss: Loss, row_offset: int | NDArray[np.int64] = 0, name: str = "X") -> None:
     """Raise for the first value that the loss has no meaning for."""
     if loss is Loss.BCE:
-        low, high, wanted = 0.0, 1.0, "loss='bce' and visible='bernoulli' need values in [0, 1]: scale them"
+        low, high, wanted = 0.0, 1.0, "loss='bce' (visible='bernoulli') needs values in [0, 1]: scale them"
     elif loss is Loss.MULTINOMIAL:
         low, high, wanted = 0.0, np.inf, "loss='multinomial' needs values that are not negative"
     else:
