@@ -128,9 +128,9 @@ class Check {
   }
   // A matrix, row by row, in the columns of partial sums from `column` on.
   void held(const SlotDesc& partial, index_t column, index_t rows, index_t cols) const {
-    require(column >= 0 && column % LANES == 0 && column <= partial.cols &&
-                rows <= (partial.cols - column) / padded(cols),
-            "column " + std::to_string(column) + " leaves no room for out");
+    require(
+        column >= 0 && column % LANES == 0 && column <= partial.cols && rows <= (partial.cols - column) / padded(cols),
+        "column " + std::to_string(column) + " leaves no room for out");
   }
   void positive(const int32_t* values, int n) const {
     for (int i = 0; i < n; ++i)

@@ -33,6 +33,8 @@ namespace NARROWS_ISA {
 #include "variational.inl"
 #include "contractive.inl"
 #include "conv.inl"
+#include "conv_wgrad.inl"
+#include "pooling.inl"
 #include "evaluate.inl"
 // clang-format on
 
