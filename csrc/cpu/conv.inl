@@ -1,8 +1,8 @@
 // Convolutions and their adjoints.
 //
-// Promises: each output is one chain of fused multiply-adds over (kernel row, kernel column, channel): the same bits for
-// any tile, team and vector width. Products are made in the program's own type, under bfloat16, too.
-// Included inside the namespace of an instruction set; conv.h says how images lie in scratch memory.
+// Promises: each output is one chain of fused multiply-adds over (kernel row, kernel column, channel): the same bits
+// for any tile, team and vector width. Products are made in the program's own type, under bfloat16, too. Included
+// inside the namespace of an instruction set; conv.h says how images lie in scratch memory.
 
 // A row of a slot, as an image.
 template <class T>
@@ -169,6 +169,7 @@ void conv_kernel(const Tap* taps, index_t n, const T* image, const T* weight, in
 template <class T>
 using ConvKernel = void (*)(const Tap*, index_t, const T*, const T*, index_t, T*, index_t);
 
+// A single channel takes twice the vectors, as few accumulators would wait for each other.
 template <class T>
 inline ConvKernel<T> conv_micro(index_t channels, index_t vectors) {
 #define ROW(m)                                                                                      \
@@ -178,7 +179,10 @@ inline ConvKernel<T> conv_micro(index_t channels, index_t vectors) {
   }
   static const ConvKernel<T> table[CONV_CHANNELS][4] = {ROW(1), ROW(2), ROW(3), ROW(4), ROW(5), ROW(6)};
 #undef ROW
-  return table[channels - 1][vectors - 1];
+  static const ConvKernel<T> single[4] = {conv_kernel<T, 1, NV + 1>, conv_kernel<T, 1, NV + (NV > 1 ? 2 : 1)>,
+                                          conv_kernel<T, 1, NV + (NV > 2 ? 3 : 1)>,
+                                          conv_kernel<T, 1, NV + (NV > 3 ? 4 : 1)>};
+  return vectors > NV ? single[vectors - NV - 1] : table[channels - 1][vectors - 1];
 }
 
 // Calls fn(begin, size) for n things in as few parts of at most `most` as there can be, of nearly equal size.
@@ -192,7 +196,7 @@ inline void in_even_parts(index_t n, index_t most, const Fn& fn) {
 template <class T>
 inline void conv_tiles(const Tap* taps, index_t n, const T* image, const T* weight, index_t step, index_t channels,
                        index_t pixels, T* out, index_t out_row) {
-  in_even_parts((pixels + WIDTH<T> - 1) / WIDTH<T>, NV, [&](index_t begin, index_t vectors) {
+  in_even_parts((pixels + WIDTH<T> - 1) / WIDTH<T>, channels == 1 ? 2 * NV : NV, [&](index_t begin, index_t vectors) {
     conv_micro<T>(channels, vectors)(taps, n, image + begin * WIDTH<T>, weight, step, out + begin * WIDTH<T>, out_row);
   });
 }
@@ -357,37 +361,77 @@ inline void scatter_rows(const ConvGeometry& g, const Matrix<T>& from, const Ima
   }
 }
 
+// --- repeated pixels -------------------------------------------------------------------------------------------------
+
+// Calls fn(element of the kernel, element of the folded kernel) for all pairs of which the first is part of the second.
+template <class Fn>
+inline void for_folded(const ConvGeometry& g, const Fn& fn) {
+  const index_t width = g.x.kernel + g.up_x - 1;
+  for (index_t ky = 0; ky < g.y.kernel; ++ky)
+    for (index_t kx = 0; kx < g.x.kernel; ++kx)
+      for (index_t dy = 0; dy < g.up_y; ++dy)
+        for (index_t dx = 0; dx < g.up_x; ++dx)
+          fn(ky * g.x.kernel + kx, (dy - ky + g.y.kernel - 1) * width + dx - kx + g.x.kernel - 1);
+}
+
+// to += from, n elements, whole vectors.
+template <class T>
+inline void add_to(T* to, const T* from, index_t n) {
+  for (index_t i = 0; i < n; i += WIDTH<T>) store(to + i, load(to + i) + load(from + i));
+}
+
+// A convolution with its weight, or the transposed one that is the same if pixels are repeated.
+template <class T>
+struct Folded {
+  ConvGeometry g;
+  Matrix<T> W;
+  T* scratch;
+
+  Folded(const ConvGeometry& given, const Matrix<T>& weight, T* memory) : g(given), W(weight), scratch(memory) {
+    if (!given.folds()) return;
+    g = given.folded();
+    const index_t element = given.wide_channels * W.row_stride;
+    Scratch<T> s{memory};
+    T* sums = s.zeros(g.taps() * element);
+    for_folded(given,
+               [&](index_t k, index_t folded) { add_to(sums + folded * element, weight.data + k * element, element); });
+    W.data = sums, scratch = s.at;
+  }
+};
+
 // --- the ops ---------------------------------------------------------------------------------------------------------
 
 template <class Act, class T>
 void convolve(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
-  const Matrix<T>&x = args.slots[0], &W = args.slots[1], &out = args.slots[3], &pre = args.slots[4];
-  const ConvGeometry g = conv_geometry(args.ints + 1);
+  const Matrix<T>&x = args.slots[0], &out = args.slots[3], &pre = args.slots[4];
+  const Folded<T> f(conv_geometry(args.ints + 1), args.slots[1], ctx.scratch + tid * ctx.scratch_stride);
+  const ConvGeometry& g = f.g;
   const ImageShape from = x_shape(args.ints + 1, g), to = out_shape(args.ints + 1, g);
   const T* bias = args.slots[2].data;
   const Range rows(ctx.m, tid, nt);
-  T* scratch = ctx.scratch + tid * ctx.scratch_stride;
   const auto emit = [&](index_t i, index_t c, index_t y, index_t at, vec<T> z, index_t n)
                         __attribute__((always_inline)) {
                           z += bias[c];
                           if (pre.data) to.row(pre.row(i)).store_pixels(c, y, at, z, n);
                           to.row(out.row(i)).store_pixels(c, y, at, Act::value(z), n);
                         };
-  g.transposed ? scatter_rows(g, x, from, W, scratch, rows, emit) : gather_rows(g, x, from, W, scratch, rows, emit);
+  g.transposed ? scatter_rows(g, x, from, f.W, f.scratch, rows, emit)
+               : gather_rows(g, x, from, f.W, f.scratch, rows, emit);
 }
 
 template <class Act, class T>
 void conv_dgrad(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
-  const Matrix<T>&dz = args.slots[0], &W = args.slots[1], &saved = args.slots[2], &out = args.slots[3];
-  const ConvGeometry g = conv_geometry(args.ints + 1);
+  const Matrix<T>&dz = args.slots[0], &saved = args.slots[2], &out = args.slots[3];
+  const Folded<T> f(conv_geometry(args.ints + 1), args.slots[1], ctx.scratch + tid * ctx.scratch_stride);
+  const ConvGeometry& g = f.g;
   const ImageShape from = out_shape(args.ints + 1, g), to = x_shape(args.ints + 1, g);
   const T scale = T(args.floats[0]);
   const Range rows(ctx.m, tid, nt);
-  T* scratch = ctx.scratch + tid * ctx.scratch_stride;
   const auto emit = [&](index_t i, index_t c, index_t y, index_t at, vec<T> d, index_t n)
                         __attribute__((always_inline)) {
                           const vec<T> a = to.row(static_cast<const T*>(saved.row(i))).load_pixels(c, y, at, n);
                           to.row(out.row(i)).store_pixels(c, y, at, d * Act::slope(a * scale), n);
                         };
-  g.transposed ? gather_rows(g, dz, from, W, scratch, rows, emit) : scatter_rows(g, dz, from, W, scratch, rows, emit);
+  g.transposed ? gather_rows(g, dz, from, f.W, f.scratch, rows, emit)
+               : scatter_rows(g, dz, from, f.W, f.scratch, rows, emit);
 }

@@ -24,75 +24,87 @@ void wgrad_kernel(const T* const* wide, index_t wide_image, const T* narrow, ind
                   index_t images, T* sums) {
   constexpr int V = LANE_VECTORS<T>;
   vec<T> acc[K_][N_][V];
-#pragma GCC unroll 8
+#pragma GCC unroll 16
   for (int k = 0; k < K_; ++k)
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int n = 0; n < N_; ++n)
-#pragma GCC unroll 8
+#pragma GCC unroll 16
       for (int v = 0; v < V; ++v) acc[k][n][v] = vec<T>{};
   const T* from[K_];
-#pragma GCC unroll 8
+#pragma GCC unroll 16
   for (int k = 0; k < K_; ++k) from[k] = wide[k];
   for (index_t i = 0; i < images; ++i) {
     for (index_t at = 0; at < plane; at += LANES)
-#pragma GCC unroll 8
+#pragma GCC unroll 16
       for (int v = 0; v < V; ++v) {
         vec<T> d[N_];
-#pragma GCC unroll 8
+#pragma GCC unroll 16
         for (int n = 0; n < N_; ++n) d[n] = load(narrow + n * plane + at + v * WIDTH<T>);
-#pragma GCC unroll 8
+#pragma GCC unroll 16
         for (int k = 0; k < K_; ++k) {
           const vec<T> x = load(from[k] + at + v * WIDTH<T>);
-#pragma GCC unroll 8
+#pragma GCC unroll 16
           for (int n = 0; n < N_; ++n) acc[k][n][v] = madd(acc[k][n][v], x, d[n]);
         }
       }
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int k = 0; k < K_; ++k) from[k] += wide_image;
     narrow += narrow_image;
   }
-#pragma GCC unroll 8
+#pragma GCC unroll 16
   for (int k = 0; k < K_; ++k)
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int n = 0; n < N_; ++n)
-#pragma GCC unroll 8
+#pragma GCC unroll 16
       for (int v = 0; v < V; ++v) store(sums + (k * N_ + n) * LANES + v * WIDTH<T>, acc[k][n][v]);
 }
+
+// Taps of a tile of one channel: as many accumulators as others have.
+template <class T>
+constexpr int TALL_TAPS = LANE_VECTORS<T> > 4 ? 1 : 3 * TILE_TAPS<T>;
 
 template <class T>
 using WgradKernel = void (*)(const T* const*, index_t, const T*, index_t, index_t, index_t, T*);
 
 template <class T>
 inline WgradKernel<T> wgrad_micro(index_t taps, index_t channels) {
-  constexpr int K = TILE_TAPS<T>, N = TILE_CHANNELS<T>;
+  constexpr int K = TILE_TAPS<T>, N = TILE_CHANNELS<T>, TALL = TALL_TAPS<T>;
 #define COLUMN(k, n) wgrad_kernel<T, (k < K ? k : K), (n < N ? n : N)>
-#define ROW(k)                                             \
-  {                                                        \
-    COLUMN(k, 1), COLUMN(k, 2), COLUMN(k, 3), COLUMN(k, 4) \
-  }
+#define ROW(k) {COLUMN(k, 1), COLUMN(k, 2), COLUMN(k, 3), COLUMN(k, 4)}
+#define SINGLE(k) wgrad_kernel<T, (k < TALL ? k : TALL), 1>
   static const WgradKernel<T> table[4][4] = {ROW(1), ROW(2), ROW(3), ROW(4)};
+  static const WgradKernel<T> single[12] = {SINGLE(1), SINGLE(2), SINGLE(3), SINGLE(4),  SINGLE(5),  SINGLE(6),
+                                            SINGLE(7), SINGLE(8), SINGLE(9), SINGLE(10), SINGLE(11), SINGLE(12)};
+#undef SINGLE
 #undef ROW
 #undef COLUMN
-  return table[taps - 1][channels - 1];
+  return channels == 1 ? single[taps - 1] : table[taps - 1][channels - 1];
 }
 
 // totals[i] = the sum of the LANES lanes at sums + i LANES, for WIDTH sums: lane l and lane l + 8 first, then those 4
-// apart, and so on.
+// apart, and so on. As in transpose_block(), but halves that meet are added.
 template <class T>
 inline void add_lanes(const T* sums, T* totals) {
-  constexpr index_t W = WIDTH<T>, V = LANE_VECTORS<T>;
-  alignas(64) T folded[W * W], turned[W * W];
-  for (index_t i = 0; i < W; ++i) {
-    vec<T> lanes[V];
-    for (index_t v = 0; v < V; ++v) lanes[v] = load(sums + i * LANES + v * W);
-    for (index_t half = V / 2; half > 0; half /= 2)
-      for (index_t v = 0; v < half; ++v) lanes[v] += lanes[v + half];
-    store(folded + i * W, lanes[0]);
+  constexpr int W = WIDTH<T>, V = LANE_VECTORS<T>;
+  constexpr auto lanes = std::make_integer_sequence<int, W>();
+  vec<T> rows[W];
+#pragma GCC unroll 16
+  for (int i = 0; i < W; ++i) {
+    vec<T> part[V];
+#pragma GCC unroll 8
+    for (int v = 0; v < V; ++v) part[v] = load(sums + i * LANES + v * W);
+#pragma GCC unroll 4
+    for (int half = V / 2; half > 0; half /= 2)
+#pragma GCC unroll 4
+      for (int v = 0; v < half; ++v) part[v] += part[v + half];
+    rows[i] = part[0];
   }
-  transpose_block(folded, W, turned, W);
-  for (index_t half = W / 2; half > 0; half /= 2)
-    for (index_t l = 0; l < half; ++l) store(turned + l * W, load(turned + l * W) + load(turned + (l + half) * W));
-  store(totals, load(turned));
+#pragma GCC unroll 4
+  for (int half = W / 2; half > 0; half /= 2)
+#pragma GCC unroll 8
+    for (int i = 0; i < half; ++i)
+      rows[i] = zip<T>(rows[i], rows[i + half], lanes) + zip_upper<T>(rows[i], rows[i + half], lanes);
+  store(totals, rows[0]);
 }
 
 // What rows add to the gradient of the bias.
@@ -123,27 +135,29 @@ void conv_wgrad(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
   const index_t grains = partial.rows;
   const Range mine(grains, tid, nt);
   if (mine.begin == mine.end) return;
-  const ConvGeometry g = conv_geometry(args.ints);
+  const ConvGeometry given = conv_geometry(args.ints), g = given.folds() ? given.folded() : given;
   const GatherPlan p = gather_plan(g);
   const ImageShape x_image = x_shape(args.ints, g), dz_image = out_shape(args.ints, g);
   const ImageShape &wide_shape = g.transposed ? dz_image : x_image, &narrow_shape = g.transposed ? x_image : dz_image;
   const Matrix<T>&wide = g.transposed ? dz : x, &narrow = g.transposed ? x : dz;
-  const index_t ld = padded(dz_image.c), weights = g.taps() * x_image.c * ld, n_taps = g.taps() * g.wide_channels;
+  const index_t ld = padded(dz_image.c), element = x_image.c * ld, n_taps = g.taps() * g.wide_channels;
   const index_t block = conv_block(p, g, (x.rows + grains - 1) / grains);
   const index_t narrow_image = p.narrow_plane * g.narrow_channels;
   const WeightSteps steps(g, ld);
   Scratch<T> scratch{ctx.scratch + tid * ctx.scratch_stride};
   T *planes = scratch.zeros(block * p.planes), *narrow_planes = scratch.zeros(block * narrow_image);
   Tap* taps = scratch.taps(n_taps);
-  T* line = scratch.line(g);
+  T *line = scratch.line(g), *folded = given.folds() ? scratch.take(g.taps() * element) : nullptr;
   gather_taps(g, p, steps, taps);
-  constexpr index_t K = TILE_TAPS<T>, N = TILE_CHANNELS<T>, W = WIDTH<T>, SUMS = (K * N + W - 1) / W * W;
-  alignas(64) T sums[SUMS * LANES] = {}, totals[SUMS];
+  constexpr index_t K = TALL_TAPS<T> > TILE_TAPS<T> ? TALL_TAPS<T> : TILE_TAPS<T>, W = WIDTH<T>;
+  constexpr index_t SUMS = (TILE_TAPS<T> * TILE_CHANNELS<T> > K ? TILE_TAPS<T> * TILE_CHANNELS<T> : K) + W - 1;
+  alignas(64) T sums[SUMS / W * W * LANES] = {}, totals[SUMS / W * W];
   for (index_t grain = mine.begin; grain < mine.end; ++grain) {
+    __builtin_memset(partial.row(grain), 0, size_t(given.taps() * element + ld) * sizeof(T));
     T* out = partial.row(grain);
-    __builtin_memset(out, 0, size_t(weights + ld) * sizeof(T));
+    if (folded) out = static_cast<T*>(__builtin_memset(folded, 0, size_t(g.taps() * element) * sizeof(T)));
     const Range rows(ctx.m, int(grain), int(grains));
-    bias_sums(dz_image, dz, rows, out + weights);
+    bias_sums(dz_image, dz, rows, partial.row(grain) + given.taps() * element);
     for (index_t begin = rows.begin; begin < rows.end; begin += block) {
       const index_t images = rows.end - begin < block ? rows.end - begin : block;
       for (index_t i = 0; i < images; ++i) {
@@ -151,10 +165,8 @@ void conv_wgrad(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
         unpack_narrow(narrow_shape.row(static_cast<const T*>(narrow.row(begin + i))), g.y.narrow, g.x.narrow, p.pitch,
                       p.narrow_plane, line, narrow_planes + i * narrow_image);
       }
-      for (index_t n = 0; n < g.narrow_channels; n += N)
-        for (index_t k = 0; k < n_taps; k += K) {
-          const index_t height = n_taps - k < K ? n_taps - k : K;
-          const index_t width = g.narrow_channels - n < N ? g.narrow_channels - n : N;
+      in_even_parts(g.narrow_channels, TILE_CHANNELS<T>, [&](index_t n, index_t width) {
+        in_even_parts(n_taps, width == 1 ? TALL_TAPS<T> : TILE_TAPS<T>, [&](index_t k, index_t height) {
           const T* from[K];
           for (index_t r = 0; r < height; ++r) from[r] = planes + taps[k + r].image;
           wgrad_micro<T>(height, width)(from, p.planes, narrow_planes + n * p.narrow_plane, p.narrow_plane,
@@ -163,7 +175,12 @@ void conv_wgrad(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
           for (index_t r = 0; r < height; ++r)
             for (index_t c = 0; c < width; ++c)
               out[taps[k + r].weight + (n + c) * steps.narrow] += totals[r * width + c];
-        }
+        });
+      });
     }
+    if (folded)
+      for_folded(given, [&](index_t k, index_t at) {
+        add_to(partial.row(grain) + k * element, folded + at * element, element);
+      });
   }
 }
