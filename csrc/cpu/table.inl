@@ -34,6 +34,8 @@ namespace NARROWS_ISA {
 #include "contractive.inl"
 #include "boltzmann.inl"
 #include "conv.inl"
+#include "conv_wgrad.inl"
+#include "pooling.inl"
 #include "evaluate.inl"
 // clang-format on
 

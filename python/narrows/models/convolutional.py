@@ -128,7 +128,7 @@ class ConvAutoencoder(Autoencoder):
             Dense, of X's dtype if that is float32 or float64, else float32.
         """
         check_is_fitted(self)
-        shape: tuple[int, ...] = tuple(getattr(X, "shape", ()))
+        shape: tuple[int, ...] = getattr(X, "shape", ())
         rows = super().reconstruct(X)
         return rows.reshape(shape) if len(shape) > 2 else rows
 
@@ -142,7 +142,7 @@ class ConvAutoencoder(Autoencoder):
 
     def _rows(self, X: Any, name: str = "X") -> Any:
         """Images as flat rows."""
-        shape: tuple[int, ...] = tuple(getattr(X, "shape", ()))
+        shape: tuple[int, ...] = getattr(X, "shape", ())
         if len(shape) < 3:
             return X
         if self.image_shape is None:
