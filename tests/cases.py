@@ -472,7 +472,7 @@ OP_CASES: tuple[Case, ...] = (
     Case("conv-pool", _CONV_POOL, batch=128, rows=128),
     Case("conv-stride", _CONV_STRIDE, batch=128, rows=128),
     Case(
-        "conv-contraction",
+        "conv-pool-contraction",
         images(
             (28, 28, 1), conv(16, pool=2), conv(32, strides=2), 64, 784, latent=3, hidden=_A.SILU, output=_A.SIGMOID,
             loss=Loss.BCE, contractive=0.1, contractive_probes=1,

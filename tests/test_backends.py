@@ -33,8 +33,11 @@ LIPSCHITZ = {Activation.GELU: 1.13, Activation.SILU: 1.1}
 """Largest slopes above 1 of the activations in `SHAPE_CASES`."""
 
 all_cases = pytest.mark.parametrize("case", CASES, ids=str)
-# Of the many windows of conv-pool some nearly tie, whatever the numbers: no two roundings agree which is the greatest.
-trained_cases = pytest.mark.parametrize("case", CASES + tuple(c for c in OP_CASES if c.name != "conv-pool"), ids=str)
+# Of the many windows of conv-pool and its contraction some nearly tie, whatever the numbers: no two roundings agree
+# which is the greatest.
+trained_cases = pytest.mark.parametrize(
+    "case", CASES + tuple(c for c in OP_CASES if "conv-pool" not in c.name), ids=str
+)
 inference = (Mode.ENCODE, Mode.RECONSTRUCT, Mode.SCORE)
 
 
