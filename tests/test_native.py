@@ -133,8 +133,13 @@ def convolution_plan(batch: int = 29) -> Plan:
     return lower(NetworkSpec(tuple(specs), 3, weighted=True, alpha=0.1), batch)
 
 
+def probing_convolution_plan(batch: int = 29) -> Plan:
+    return lower(dataclasses.replace(convolution_plan().spec, contractive=0.3, contractive_probes=2), batch)
+
+
 PLANS = (
     rich_plan, variational_plan, contractive_plan, probing_plan, closed_plan, boltzmann_plan, convolution_plan,
+    probing_convolution_plan,
 )  # fmt: skip
 every_plan = pytest.mark.parametrize("make", PLANS, ids=lambda make: make.__name__)
 

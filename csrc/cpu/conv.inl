@@ -411,7 +411,7 @@ void convolve(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
   const Range rows(ctx.m, tid, nt);
   const auto emit = [&](index_t i, index_t c, index_t y, index_t at, vec<T> z, index_t n)
                         __attribute__((always_inline)) {
-                          z += bias[c];
+                          if (bias) z += bias[c];
                           if (pre.data) to.row(pre.row(i)).store_pixels(c, y, at, z, n);
                           to.row(out.row(i)).store_pixels(c, y, at, Act::value(z), n);
                         };

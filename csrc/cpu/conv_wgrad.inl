@@ -135,9 +135,11 @@ void conv_wgrad(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
   const index_t grains = partial.rows;
   const Range mine(grains, tid, nt);
   if (mine.begin == mine.end) return;
-  const ConvGeometry given = conv_geometry(args.ints), g = given.folds() ? given.folded() : given;
+  const bool bias = args.ints[0], accumulate = args.ints[1];
+  const int* const ints = args.ints + 2;
+  const ConvGeometry given = conv_geometry(ints), g = given.folds() ? given.folded() : given;
   const GatherPlan p = gather_plan(g);
-  const ImageShape x_image = x_shape(args.ints, g), dz_image = out_shape(args.ints, g);
+  const ImageShape x_image = x_shape(ints, g), dz_image = out_shape(ints, g);
   const ImageShape &wide_shape = g.transposed ? dz_image : x_image, &narrow_shape = g.transposed ? x_image : dz_image;
   const Matrix<T>&wide = g.transposed ? dz : x, &narrow = g.transposed ? x : dz;
   const index_t ld = padded(dz_image.c), element = x_image.c * ld, n_taps = g.taps() * g.wide_channels;
@@ -153,11 +155,11 @@ void conv_wgrad(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
   constexpr index_t SUMS = (TILE_TAPS<T> * TILE_CHANNELS<T> > K ? TILE_TAPS<T> * TILE_CHANNELS<T> : K) + W - 1;
   alignas(64) T sums[SUMS / W * W * LANES] = {}, totals[SUMS / W * W];
   for (index_t grain = mine.begin; grain < mine.end; ++grain) {
-    __builtin_memset(partial.row(grain), 0, size_t(given.taps() * element + ld) * sizeof(T));
+    if (!accumulate) __builtin_memset(partial.row(grain), 0, size_t(given.taps() * element + ld) * sizeof(T));
     T* out = partial.row(grain);
     if (folded) out = static_cast<T*>(__builtin_memset(folded, 0, size_t(g.taps() * element) * sizeof(T)));
     const Range rows(ctx.m, int(grain), int(grains));
-    bias_sums(dz_image, dz, rows, partial.row(grain) + given.taps() * element);
+    if (bias) bias_sums(dz_image, dz, rows, partial.row(grain) + given.taps() * element);
     for (index_t begin = rows.begin; begin < rows.end; begin += block) {
       const index_t images = rows.end - begin < block ? rows.end - begin : block;
       for (index_t i = 0; i < images; ++i) {

@@ -197,6 +197,8 @@ Op<T> resolve(int code, const int* ints) {
 #undef NARROWS_KERNEL
     case OP_GRAIN_UPDATE:
       return ints[0] == SOLVER_SGD ? grain_update<Sgd, T> : grain_update<Adam, T>;
+    case OP_MAXPOOL_PICK:
+      return maxpool_pick<T>;
   }
 #undef X
   return nullptr;

@@ -216,6 +216,7 @@ class OpCode(enum.IntEnum):
     MAXPOOL = 39
     MAXPOOL_DGRAD = 40
     GRAIN_UPDATE = 41
+    MAXPOOL_PICK = 42
 
 
 class Signature(NamedTuple):
@@ -358,13 +359,14 @@ SIGNATURES: Mapping[OpCode, Signature] = {
     OpCode.CONTRAST: Signature(("x", "y", "weight"), ("out",)),
     # the first rows of out = x; the others stay
     OpCode.KEEP: Signature(("x",), ("out",)),
-    # out = activation(convolution of x, upsampled, with W, + b), a bias for each filter; pre as in DENSE
+    # out = activation(convolution of x, upsampled, with W, + b), a bias for each filter, if there is one; pre as in
+    # DENSE
     OpCode.CONVOLVE: Signature(("x", "W", "b"), ("out", "pre"), ints=("activation", *GEOMETRY)),
     # out = (adjoint of the convolution, applied to dz) * activation'(saved); saved and scale as in DGRAD
     OpCode.CONV_DGRAD: Signature(("dz", "W", "saved"), ("out",), ints=("activation", *GEOMETRY), floats=("scale",)),
-    # partial = what grains of rows add to the gradients by W and, behind it, by b: a row for each grain, holding the
-    # rows of both, padded(filters) apart
-    OpCode.CONV_WGRAD: Signature(("x", "dz"), ("partial",), ints=GEOMETRY),
+    # partial (+)= what grains of rows add to the gradient by W and, behind it, partial = what they add to that by b, if
+    # `bias`: a row for each grain, holding the rows of both, padded(filters) apart
+    OpCode.CONV_WGRAD: Signature(("x", "dz", "partial"), ("partial",), ints=("bias", "accumulate", *GEOMETRY)),
     # out = the greatest of each window of x
     OpCode.MAXPOOL: Signature(("x",), ("out",), ints=POOLING),
     # out = dout where x is the greatest of its window, the first one if there are several, * activation'(saved)
@@ -376,6 +378,8 @@ SIGNATURES: Mapping[OpCode, Signature] = {
         ints=("solver", "column"),
         floats=("beta_1", "beta_2", "epsilon", "l2", "l1", "rate"),
     ),
+    # out = what y holds where x is the greatest of its window, the first one if there are several
+    OpCode.MAXPOOL_PICK: Signature(("y", "x"), ("out",), ints=POOLING),
 }
 
 VARIANCE_FLOOR = 1e-6
@@ -609,7 +613,7 @@ class Plan:
 
 
 OP_DTYPE = np.dtype(
-    [("code", "i4"), ("modes", "i4"), ("slots", "i4", 11), ("ints", "i4", 17), ("floats", "f8", 6)], align=True
+    [("code", "i4"), ("modes", "i4"), ("slots", "i4", 11), ("ints", "i4", 18), ("floats", "f8", 6)], align=True
 )
 
 

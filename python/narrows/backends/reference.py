@@ -690,10 +690,12 @@ def keep(run: Run, *, x: Array, out: Array) -> None:
 
 
 def convolve(
-    run: Run, *, x: Array, W: Array, b: Array, out: Array, pre: Array | None, activation: int, **geometry: int
+    run: Run, *, x: Array, W: Array, b: Array | None, out: Array, pre: Array | None, activation: int, **geometry: int
 ) -> None:
     images = Images(**geometry)
-    z = images.convolve(images.x(x), W) + b
+    z = images.convolve(images.x(x), W)
+    if b is not None:
+        z += b
     if pre is not None:
         images.out(pre)[...] = z
     images.out(out)[...] = ACTIVATE[Activation(activation)](z)
@@ -707,15 +709,27 @@ def conv_dgrad(
     out *= DERIVATIVE[Activation(activation)](saved * saved.dtype.type(scale))
 
 
-def conv_wgrad(run: Run, *, x: Array, dz: Array, partial: Array, images: Images | None = None, **geometry: int) -> None:
+def conv_wgrad(
+    run: Run,
+    *,
+    x: Array,
+    dz: Array,
+    partial: Array,
+    bias: int,
+    accumulate: int,
+    images: Images | None = None,
+    **geometry: int,
+) -> None:
     # All of the sums over rows go to the first grain.
     images = images or Images(**geometry)
     rows, filters = images.conv.weight_shape
     dout = images.out(dz)
-    partial[...] = 0
+    if not accumulate:
+        partial[...] = 0
     sums = partial[0, : (rows + 1) * padded(filters)].reshape(rows + 1, padded(filters))
-    sums[:rows, :filters] = images.gradient(images.x(x), dout)
-    sums[rows, :filters] = dout.sum(axis=(0, 1, 2))
+    sums[:rows, :filters] += images.gradient(images.x(x), dout)
+    if bias:
+        sums[rows, :filters] = dout.sum(axis=(0, 1, 2))
 
 
 def maxpool(run: Run, *, x: Array, out: Array, h: int, w: int, c: int, pool_y: int, pool_x: int, layout: int) -> None:
@@ -742,6 +756,14 @@ def maxpool_dgrad(
     chosen = greatest(pixels(x, h, w, c, 0), pool_y, pool_x)
     pixels(out, h, w, c, 0)[...] = d.repeat(pool_y, axis=1).repeat(pool_x, axis=2) * chosen
     out *= DERIVATIVE[Activation(activation)](saved)
+
+
+def maxpool_pick(
+    run: Run, *, y: Array, x: Array, out: Array, h: int, w: int, c: int, pool_y: int, pool_x: int, layout: int
+) -> None:
+    picked = pixels(out, h // pool_y, w // pool_x, c, layout & OUT_LAST)
+    chosen = greatest(pixels(x, h, w, c, 0), pool_y, pool_x)
+    picked[...] = windows(np.where(chosen, pixels(y, h, w, c, 0), 0), pool_y, pool_x).sum(axis=3)
 
 
 def clip_scale(sum_of_squares: float, clip: float) -> float:
@@ -793,6 +815,7 @@ OPS: Mapping[OpCode, Callable[..., None]] = {
     OpCode.MAXPOOL: maxpool,
     OpCode.MAXPOOL_DGRAD: maxpool_dgrad,
     OpCode.GRAIN_UPDATE: grain_update,
+    OpCode.MAXPOOL_PICK: maxpool_pick,
 }
 
 

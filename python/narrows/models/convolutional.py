@@ -26,9 +26,6 @@ Array = NDArray[Any]
 
 _FIXED: dict[str, Any] = {
     "tied_weights": False,
-    "contractive": 0.0,
-    "contractive_method": "exact",
-    "n_probes": 1,
     "contractive_hessian": 0.0,
     "n_corruptions": 1,
     "hessian_std": 0.1,
@@ -43,7 +40,7 @@ _ADDED: dict[str, Any] = {
 }
 
 
-@preset(fixed=_FIXED, added=_ADDED, hidden_layer_sizes=())
+@preset(fixed=_FIXED, added=_ADDED, hidden_layer_sizes=(), contractive_method="hutchinson")
 class ConvAutoencoder(Autoencoder):
     """Convolutional autoencoder of images and signals (Masci et al., ICANN 2011).
 
@@ -79,8 +76,15 @@ class ConvAutoencoder(Autoencoder):
         Of all hidden layers, convolutions or dense.
     dropout : float, default=0.0
         Of values of hidden layers, after pooling.
+    contractive : float, default=0.0
+        Strength of the contractive penalty, as in `Autoencoder`; goes without `dropout`.
+    contractive_method : {"hutchinson"}, default="hutchinson"
+        The penalty is estimated, without bias, by products of the Jacobian with random signs (Hutchinson, 1989);
+        ``"exact"`` is for dense encoders alone.
+    n_probes : int, default=1
+        Such products for each row and step.
     loss, corruption, activity_l1, solver, ...
-        As in `Autoencoder`, less tied weights and the contractive penalties.
+        As in `Autoencoder`, less tied weights and `contractive_hessian`.
 
     Attributes
     ----------
