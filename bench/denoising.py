@@ -1,7 +1,7 @@
 """How well autoencoders take noise off Fashion-MNIST, beside PCA; and a picture of it.
 
 Usage: ``python bench/denoising.py [--data DIR] [--out FILE] [--picture FILE] [--lock FILE]``; DIR, by default what
-NARROWS_DATA names, holds the images as ``fashion_mnist/*.gz``. About five minutes on two cores.
+NARROWS_DATA names, holds the images as ``fashion_mnist/*.gz``. About six minutes on two cores.
 
 The noise is that of the tutorials: a normal draw of standard deviation 0.5 on each pixel, then clipped to [0, 1]. The
 training images have new noise in each epoch, given as pairs, since the corruption within a fit does not clip; the test
