@@ -77,7 +77,10 @@ def deep(entry: dict[str, Any]) -> list[str]:
         f"k = {most}, fewer below. Published: Hinton and Salakhutdinov, Science 313, 2006. Settings were chosen with "
         f"the test error in view. Seconds include pretraining. Seed {entry['seed']} (`bench/deep.py`). {about(entry)}",
         "",
-        *table(["k", "published", "random start", "pretrained", "seconds", "seconds", "PCA"], rows),
+        *table(
+            ["k", "published", "random start", "pretrained", "seconds, random start", "seconds, pretrained", "PCA"],
+            rows,
+        ),
     ]
 
 

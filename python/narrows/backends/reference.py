@@ -537,46 +537,25 @@ def update(
 
 
 def wgrad_update(
-    run: Run,
-    *,
-    x: Array,
-    dz: Array,
-    dW: Array | None,
-    W: Array,
-    moment1: Array,
-    moment2: Array | None,
-    colrate: Array | None,
-    penalty: Array | None,
-    solver: int,
-    beta_1: float,
-    beta_2: float,
-    epsilon: float,
-    l2: float,
-    l1: float,
-    rate: float,
+    run: Run, *, x: Array, dz: Array, dW: Array | None, W: Array, colrate: Array | None, **rule: Any
 ) -> None:
     g = run.factor(x).T @ run.factor(dz)
     if dW is not None:
         g += dW
     if colrate is not None:
         column_decay(run, W=W, colrate=colrate, dW=g)
-    if penalty is not None:
-        decay(run, W=W, dW=g, penalty=penalty, l2=l2, l1=l1)
-    if rate:
-        shrink(run, W=W, rate=rate)
-    step_rule(run, W, g, moment1, moment2, solver, beta_1, beta_2, epsilon)
+    _decayed_step(run, W, g, **rule)
 
 
-def grain_update(
+def _decayed_step(
     run: Run,
-    *,
-    partial: Array,
     W: Array,
+    g: Array,
+    *,
     moment1: Array,
     moment2: Array | None,
     penalty: Array | None,
     solver: int,
-    column: int,
     beta_1: float,
     beta_2: float,
     epsilon: float,
@@ -584,12 +563,16 @@ def grain_update(
     l1: float,
     rate: float,
 ) -> None:
-    g = _grain_total(partial, column, W.shape)
+    """A weight's penalties added to its gradient, its decay, and its step."""
     if penalty is not None:
         decay(run, W=W, dW=g, penalty=penalty, l2=l2, l1=l1)
     if rate:
         shrink(run, W=W, rate=rate)
     step_rule(run, W, g, moment1, moment2, solver, beta_1, beta_2, epsilon)
+
+
+def grain_update(run: Run, *, partial: Array, W: Array, column: int, **rule: Any) -> None:
+    _decayed_step(run, W, _grain_total(partial, column, W.shape), **rule)
 
 
 def colsum_update(

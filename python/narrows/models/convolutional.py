@@ -223,7 +223,8 @@ def _image(image_shape: Sequence[int] | None, n_features: int) -> Image:
     shape = tuple(int(n) for n in image_shape)
     if math.prod(shape) != n_features:
         raise ValueError(f"image_shape={shape} has {math.prod(shape)} values, X has {n_features} features")
-    return shape if len(shape) == 3 else (1, *shape)  # type: ignore[return-value]
+    height, width, channels = shape if len(shape) == 3 else (1, *shape)
+    return height, width, channels
 
 
 def _mirrored(conv: Convolution, padding: str) -> Convolution:
