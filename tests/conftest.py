@@ -10,6 +10,7 @@ import pytest
 
 from cli_runs import table
 from data_files import FORMATS
+from narrows import backends
 from narrows.backends import BACKENDS, probe
 
 
@@ -57,8 +58,9 @@ def npy(tmp_path):
 
 
 @pytest.fixture
-def line(capsys):
-    """The one line that a failed command leaves on standard error."""
+def line(capsys, monkeypatch):
+    """The one line that a failed command leaves on standard error, were it the first of its process."""
+    monkeypatch.setattr(backends, "_announced", set())
 
     def read():
         out = capsys.readouterr()

@@ -161,10 +161,10 @@ def probe_all() -> dict[str, Probe]:
 _announced: set[str] = set()
 
 
-def resolve(name: str = "auto") -> str:
+def resolve(name: str = "auto", *, announce: bool = True) -> str:
     """The backend that will run: `name`, or the first of `AUTO` that can.
 
-    ``NARROWS_BACKEND`` overrides ``"auto"``.
+    ``NARROWS_BACKEND`` overrides ``"auto"``. What ``"auto"`` chose is logged once, unless this only asks.
 
     Raises
     ------
@@ -182,7 +182,7 @@ def resolve(name: str = "auto") -> str:
             found = probe(candidate)
             if found.ok:
                 note = f"backend {candidate}" + "".join(f"; skipped {s}" for s in skipped)
-                if note not in _announced:
+                if announce and note not in _announced:
                     _announced.add(note)
                     log.log(logging.WARNING if skipped else logging.INFO, note)
                 return candidate

@@ -98,7 +98,7 @@ class Input:
         """Look at the machine, then open and read the data once; NumPy's own threads are held to the job's."""
         try:
             threads, threads_from = thread_choice(settings.threads)
-            resolve(settings.backend)
+            resolve(settings.backend, announce=False)  # A wrong file is told in one line.
         except ValueError as error:  # an environment variable
             raise UsageError(str(error)) from None
         with (

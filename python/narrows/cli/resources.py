@@ -136,7 +136,7 @@ def plan_text(
             f"{show_size(budget.data)} data"
         ),
         "smallest": f"--max-memory {show_size(budget.smallest)}",
-        "backend": f"{resolve(estimator.backend)}, {estimator.precision}",
+        "backend": f"{resolve(estimator.backend, announce=False)}, {estimator.precision}",
         "threads": threads,
         "output": f"{settings.out} (nothing written: dry run)",
     }
