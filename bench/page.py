@@ -124,7 +124,7 @@ def _steps(report: dict[str, Any]) -> list[str]:
         "",
         *(
             [
-                f"Geometric mean of the ratios to the fastest, {overall['cases']} of {overall['of']} cases: "
+                f"Geometric mean of the ratios to the fastest, {overall['cases']} of {overall['of']} dense networks: "
                 f"{overall['usual_geometric_mean']:.2f}x to usual ways, {mean:.2f}x to any; target "
                 f"{overall['target']:g}x.",
                 "",
