@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ._version import __version__
 
 if TYPE_CHECKING:
-    from . import config, data, datasets, errors, functional, layers, plotting, training
+    from . import config, data, datasets, errors, functional, layers, plotting, scanpy, training
     from .config import show_config
     from .models import (
         RBM,
@@ -48,6 +48,7 @@ __all__ = [
     "layers",
     "load",
     "plotting",
+    "scanpy",
     "show_config",
     "training",
 ]

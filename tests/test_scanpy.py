@@ -1,0 +1,194 @@
+"""`narrows.scanpy`: what it writes, where, and that an AnnData is whole when it fails."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+
+import narrows
+from estimator_cases import BACKEND
+from narrows.errors import DataError
+
+ad = pytest.importorskip("anndata")
+FIT: dict[str, Any] = {"n_components": 3, "hidden_layer_sizes": (8,), "max_iter": 3, "backend": BACKEND, "n_threads": 1}
+
+
+def cells(n_obs: int = 60, n_vars: int = 20) -> Any:
+    counts = np.random.default_rng(0).poisson(0.7, (n_obs, n_vars)).astype(np.float32)
+    adata = ad.AnnData(sp.csr_matrix(counts))
+    adata.obs_names = [f"cell{i}" for i in range(n_obs)]
+    adata.var_names = [f"gene{i}" for i in range(n_vars)]
+    adata.layers["counts"] = adata.X.copy()
+    adata.obsm["X_pca"] = np.random.default_rng(1).normal(size=(n_obs, 5)).astype(np.float32)
+    adata.var["some"] = np.arange(n_vars) % 3 != 0
+    return adata
+
+
+def fields(adata: Any) -> dict[str, set[str]]:
+    return {name: set(getattr(adata, name).keys()) for name in ("obs", "var", "obsm", "varm", "layers", "uns")}
+
+
+def added(before: dict[str, set[str]], adata: Any) -> dict[str, set[str]]:
+    return {name: now - before[name] for name, now in fields(adata).items() if now - before[name]}
+
+
+def test_fields_have_the_names_and_forms_that_are_promised() -> None:
+    adata = cells()
+    before = fields(adata)
+    assert narrows.scanpy.autoencoder(adata, **FIT) is None
+    assert added(before, adata) == {
+        "obs": {"ae_recon_error"},
+        "var": {"ae_recon_error"},
+        "obsm": {"X_ae"},
+        "varm": {"AE_sensitivity"},
+        "uns": {"ae"},
+    }
+    assert adata.obsm["X_ae"].shape == (60, 3)
+    assert adata.obsm["X_ae"].dtype == np.float32
+    assert adata.varm["AE_sensitivity"].shape == (20, 3)
+    assert set(adata.uns["ae"]) == {"params", "history", "version"}
+    assert adata.uns["ae"]["params"]["normalize"] == "log1p"
+    assert len(adata.uns["ae"]["history"]["loss"]) == 3
+
+
+def test_results_are_those_of_the_estimator() -> None:
+    adata = cells()
+    narrows.scanpy.autoencoder(adata, layers=True, **FIT)
+    scaling = narrows.Normalizer().fit(adata.X)
+    X = scaling.transform(adata.X)
+    ae = narrows.Autoencoder(**FIT, random_state=0).fit(X)
+    np.testing.assert_array_equal(adata.obsm["X_ae"], ae.transform(X))
+    np.testing.assert_array_equal(adata.obs["ae_recon_error"], -ae.score_samples(X))
+    np.testing.assert_array_equal(adata.var["ae_recon_error"], ae.feature_errors(X))
+    np.testing.assert_array_equal(adata.varm["AE_sensitivity"], ae.latent_sensitivity(X).T)
+    np.testing.assert_array_equal(adata.layers["ae_denoised"], np.expm1(ae.reconstruct(X)))
+
+
+def test_key_added_names_everything() -> None:
+    adata = cells()
+    before = fields(adata)
+    narrows.scanpy.autoencoder(adata, key_added="deep", layers=True, **FIT)
+    assert added(before, adata) == {
+        "obs": {"deep_recon_error"},
+        "var": {"deep_recon_error"},
+        "obsm": {"deep"},
+        "varm": {"deep_sensitivity"},
+        "layers": {"deep_denoised"},
+        "uns": {"deep"},
+    }
+
+
+def test_a_copy_leaves_the_original() -> None:
+    adata = cells()
+    before = fields(adata)
+    copied = narrows.scanpy.autoencoder(adata, copy=True, **FIT)
+    assert added(before, adata) == {}
+    assert copied is not None
+    assert "X_ae" in copied.obsm
+    assert copied.X is not adata.X
+
+
+def test_a_view_becomes_a_whole() -> None:
+    adata = cells()
+    view = adata[:40]
+    narrows.scanpy.autoencoder(view, **FIT)
+    assert not view.is_view
+    assert view.obsm["X_ae"].shape == (40, 3)
+    assert "X_ae" not in adata.obsm
+
+
+@pytest.mark.parametrize("form", ["column", "mask"])
+def test_some_genes(form: str) -> None:
+    adata = cells()
+    used = adata.var["some"].to_numpy()
+    narrows.scanpy.autoencoder(adata, mask_var="some" if form == "column" else used, layers=True, **FIT)
+    alone = cells()[:, used].copy()
+    narrows.scanpy.autoencoder(alone, layers=True, **FIT)
+    np.testing.assert_array_equal(adata.obsm["X_ae"], alone.obsm["X_ae"])
+    for whole, part, rest in (
+        (adata.var["ae_recon_error"], alone.var["ae_recon_error"], np.isnan),
+        (adata.varm["AE_sensitivity"], alone.varm["AE_sensitivity"], np.logical_not),
+        (adata.layers["ae_denoised"].T, alone.layers["ae_denoised"].T, np.isnan),
+    ):
+        np.testing.assert_array_equal(np.asarray(whole)[used], part)
+        assert rest(np.asarray(whole)[~used]).all()
+
+
+def test_layer_and_obsm() -> None:
+    adata = cells()
+    narrows.scanpy.autoencoder(adata, **FIT)
+    codes = adata.obsm["X_ae"]
+    adata.X = adata.X * 0
+    narrows.scanpy.autoencoder(adata, layer="counts", **FIT)
+    np.testing.assert_array_equal(adata.obsm["X_ae"], codes)
+    before = fields(adata)
+    narrows.scanpy.autoencoder(adata, obsm="X_pca", key_added="of_pca", **FIT)
+    assert added(before, adata) == {"obs": {"of_pca_recon_error"}, "obsm": {"of_pca"}, "uns": {"of_pca"}}
+    assert adata.uns["of_pca"]["params"]["normalize"] == "standard"
+
+
+@pytest.mark.parametrize("form", ["sparse", "dense"])
+def test_stored_and_backed(tmp_path: Path, form: str) -> None:
+    adata = cells()
+    if form == "dense":
+        adata.X = adata.X.toarray()
+    narrows.scanpy.autoencoder(adata, mask_var="some", layers=True, **FIT)
+    adata.write_h5ad(tmp_path / "a.h5ad")
+    stored = ad.read_h5ad(tmp_path / "a.h5ad")
+    np.testing.assert_array_equal(stored.uns["ae"]["history"]["loss"], adata.uns["ae"]["history"]["loss"])
+    assert stored.uns["ae"]["params"]["hidden_layer_sizes"].tolist() == [8]
+    backed = ad.read_h5ad(tmp_path / "a.h5ad", backed="r")
+    narrows.scanpy.autoencoder(backed, mask_var="some", key_added="again", **FIT)
+    assert backed.isbacked
+    np.testing.assert_array_equal(backed.obsm["again"], adata.obsm["X_ae"])
+    copied = narrows.scanpy.autoencoder(backed, mask_var="some", key_added="copied", copy=True, **FIT)
+    assert copied is not None
+    assert not copied.isbacked
+    backed.file.close()
+
+
+def test_other_estimators() -> None:
+    adata = cells()
+    narrows.scanpy.autoencoder(adata, estimator="variational", beta=0.5, **FIT)
+    assert adata.uns["ae"]["params"]["beta"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("params", "error", "text"),
+    [
+        ({"layer": "none"}, KeyError, "counts"),
+        ({"obsm": "none"}, KeyError, "X_pca"),
+        ({"mask_var": "none"}, KeyError, "some"),
+        ({"mask_var": np.ones(3, bool)}, ValueError, "20 booleans"),
+        ({"mask_var": np.zeros(20, bool)}, ValueError, "no gene"),
+        ({"obsm": "X_pca", "layers": True}, ValueError, "instead of genes"),
+        ({"estimator": "none"}, ValueError, "variational"),
+        ({"betta": 3}, ValueError, "betta"),
+        ({"n_components": 0}, ValueError, "n_components=0"),
+        ({"loss": "bce", "normalize": "none"}, DataError, "[0, 1]"),
+    ],
+)
+def test_what_cannot_be_done_leaves_the_object_whole(params: dict[str, Any], error: type[Exception], text: str) -> None:
+    adata = cells()
+    before = fields(adata)
+    with pytest.raises(error) as raised:
+        narrows.scanpy.autoencoder(adata, **FIT | params)
+    assert text in str(raised.value)
+    assert added(before, adata) == {}
+
+
+def test_without_x() -> None:
+    with pytest.raises(DataError, match="no X"):
+        narrows.scanpy.autoencoder(ad.AnnData(obs=cells().obs), **FIT)
+
+
+def test_scanpy_is_not_imported() -> None:
+    code = "import narrows.scanpy, sys; assert 'scanpy' not in sys.modules and 'anndata' not in sys.modules"
+    path = str(Path(narrows.__file__).parent.parent)
+    subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": path}, check=True, timeout=60)
