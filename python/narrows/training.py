@@ -11,12 +11,13 @@ Reading order: `Options`, `checkpoint.TrainingState`, `Feed`, `Trainer.run`.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import FrameType, TracebackType
 from typing import Any, Literal, Protocol
@@ -28,6 +29,7 @@ from .backends import Hyper, Program, State
 from .checkpoint import Checkpoint, SavedRun, TrainingState
 from .errors import DivergenceError
 from .plan import Loss
+from .readahead import read_ahead
 
 __all__ = [
     "Block",
@@ -271,21 +273,32 @@ class Trainer:
             # Before the first step: until now the program itself holds what a whole epoch has led to.
             views, slots = self.program.views(), self.program.plan.parameters
             self.state = dataclasses.replace(s, good={slot.name: views[slot.name].copy() for slot in slots})
-        skip = s.epoch_step
-        for block in self.feed.blocks(self.state.epoch):
-            n_steps = -(-len(block.rows) // self._batch)
-            if skip >= n_steps:
-                skip -= n_steps
-                continue
-            arrays = block.load()
-            if arrays is not self._bound:
-                self.program.bind(*arrays)
-                self._bound = arrays
-            at, skip = skip, 0
-            while at < n_steps:
-                at += self._steps(block.rows[at * self._batch :])
+        with contextlib.closing(self._loaded(list(self._left()))) as blocks:
+            for rows, arrays in blocks:
+                if arrays is not self._bound:
+                    self.program.bind(*arrays)
+                    self._bound = arrays
+                del arrays
+                while len(rows):
+                    rows = rows[self._steps(rows) * self._batch :]
         self._end_epoch()
         return not self.state.finished
+
+    def _left(self) -> Iterator[Block]:
+        """What of the running epoch's blocks is still to be trained on."""
+        skip = self.state.epoch_step
+        for block in self.feed.blocks(self.state.epoch):
+            n_steps = -(-len(block.rows) // self._batch)
+            if skip < n_steps:
+                yield dataclasses.replace(block, rows=block.rows[skip * self._batch :])
+            skip = max(0, skip - n_steps)
+
+    def _loaded(self, blocks: list[Block]) -> Generator[tuple[NDArray[np.int64], tuple[Any, Any, Any]]]:
+        """Rows and arrays of blocks; several are read ahead."""
+        if len(blocks) == 1:
+            yield blocks[0].rows, blocks[0].load()
+        else:
+            yield from zip((block.rows for block in blocks), read_ahead([block.load for block in blocks]), strict=True)
 
     def _steps(self, rows: NDArray[np.int64]) -> int:
         """Train on the first of `rows`, as many steps as make a chunk; return how many were done."""

@@ -33,6 +33,8 @@ __all__ = ["Budget", "apply_bytes", "blas_threads", "held_rows", "peak_rss", "pl
 
 #: Bytes of one block of rows when a model is applied.
 APPLY_BYTES = 64 << 20
+#: Of rows that are in memory at once: the one that is worked on, and the next one, raw and then normalised.
+BLOCKS = 3
 #: Bytes that come after the estimate: libraries for plots and HDF5, compiled kernels, blocks in float64.
 _LATER = 112 << 20
 
@@ -82,9 +84,8 @@ class Budget:
         codes = n_rows * int(estimator.n_components) * (itemsize + 8)
         sampled = min(n_rows, evaluation.MAX_ROWS) * 8 * (2 * int(estimator.n_components) + 10)
         row = Table(table).row_bytes
-        # A row is read raw, and then normalised: two blocks at the moment of reading.
-        whole = 2 * n_rows * row
-        least = 2 * min(n_rows, 2 * plan.batch) * row
+        whole = BLOCKS * n_rows * row
+        least = BLOCKS * min(n_rows, 2 * plan.batch) * row
         process = _rss() + _LATER
         fixed = process + model + codes + sampled
         # What the process holds now varies a little from run to run: the limit named must do next time too.
@@ -94,13 +95,13 @@ class Budget:
                 f"--max-memory {show_size(limit)} is too small: this fit needs at least "
                 f"{show_size(smallest)}; raise it, or lower --hidden, --components or --batch-size"
             )
-        room = 2 * BLOCK_BYTES if limit is None else limit - fixed
+        room = BLOCKS * BLOCK_BYTES if limit is None else limit - fixed
         return cls(process, model, codes + sampled, min(whole, room), smallest)
 
     @property
     def block_bytes(self) -> int:
         """What the estimator may hold of the normalised data."""
-        return max(1, self.data // 2)
+        return max(1, self.data // BLOCKS)
 
 
 def held_rows(estimator: Any, n_rows: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]] | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from ..data.checks import check_finite
 from ..data.source import ArraySource, Source
 from ..errors import DataError
 from ..plan import Loss, NetworkSpec
+from ..readahead import read_ahead
 from ..training import Block
 
 __all__ = [
@@ -90,13 +91,13 @@ class Table:
         return _read(self.X, rows), None if self.target is None else _read(self.target, rows), weight
 
     def blocks(self, block_rows: int, rows: NDArray[np.int64] | None = None) -> Iterator[tuple[Any, Any, Any]]:
-        """`read` of all rows, or of the sorted `rows`, in order, some at a time."""
-        if rows is None:
-            for start in range(0, self.n_rows, block_rows):
-                yield self.read(slice(start, start + block_rows))
+        """`read` of all rows, or of the sorted `rows`, in order, some at a time; those of a source are read ahead."""
+        starts = range(0, self.n_rows if rows is None else len(rows), block_rows)
+        parts = (slice(at, at + block_rows) if rows is None else rows[at : at + block_rows] for at in starts)
+        if self.in_memory or len(starts) == 1:
+            yield from map(self.read, parts)
         else:
-            for start in range(0, len(rows), block_rows):
-                yield self.read(rows[start : start + block_rows])
+            yield from read_ahead(partial(self.read, part) for part in parts)
 
 
 def _row_bytes(X: Any) -> int:
