@@ -6,10 +6,13 @@ Each fit is measured in a process of its own, by the kernel's own record of the 
 from __future__ import annotations
 
 import itertools
+import json
 import os
+import re
 import subprocess
 import sys
 import tracemalloc
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -128,3 +131,39 @@ def test_what_was_resumed_is_let_go(cpp: str, tmp_path: Path) -> None:
         tracemalloc.stop()
     assert held
     assert max(held) < 2.5 * parameters
+
+
+CELLS, GENES, STORED = 40_000, 2_000, 400
+"""Of a file that takes three times 128 MB as rows that are read, normalised and trained on."""
+
+
+def test_a_limit_is_kept(cpp: str, tmp_path: Path) -> None:
+    """Of the whole job, from a file that would not fit: by the system's record of what it held."""
+    h5py = pytest.importorskip("h5py")
+    rng = np.random.default_rng(0)
+    with h5py.File(tmp_path / "counts.h5ad", "w") as file:
+        X = file.create_group("X")
+        X.attrs.update({"encoding-type": "csr_matrix", "encoding-version": "0.1.0", "shape": (CELLS, GENES)})
+        X["data"] = rng.integers(1, 9, CELLS * STORED).astype(np.float32)
+        # As many genes in each cell, from a random one on.
+        first = rng.integers(0, GENES, (CELLS, 1))
+        X["indices"] = np.sort((first + 5 * np.arange(STORED)) % GENES, axis=1).astype(np.int32).ravel()
+        X["indptr"] = np.arange(0, CELLS * STORED + 1, STORED)
+    # fmt: off
+    command = [
+        sys.executable, "-c", "import sys; from narrows.cli import main; sys.exit(main())", "fit", "counts.h5ad",
+        "--out", "run", "--epochs", "1", "--components", "4", "--hidden", "16", "--threads", "2", "--quiet",
+        "--backend", "cpp", "--set", "early_stopping=False",
+    ]
+    # fmt: on
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(str(Path(p).resolve()) for p in sys.path if p)}
+    run = partial(subprocess.run, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    refused = run([*command, "--max-memory", "20MB"])
+    assert refused.returncode == 6, refused.stderr
+    found = re.search(r"at least (\d+) MB", refused.stderr)
+    assert found
+    limit = (int(found[1]) + 30) * 10**6
+    result = run([*command, "--max-memory", str(limit)])
+    assert result.returncode == 0, result.stderr
+    held = json.loads((tmp_path / "run" / "metrics.json").read_text())["peak_rss_bytes"]
+    assert 8 * CELLS * STORED < held < limit

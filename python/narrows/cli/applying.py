@@ -12,6 +12,7 @@ import contextlib
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from ..data import Source
 from ..errors import DataError
 from ..models.data import check_target
 from ..normalize import NormalizedSource, Normalizer
+from ..readahead import read_ahead
 from .resources import apply_bytes, blas_threads
 from .tables import check_output, write_table
 
@@ -179,8 +181,11 @@ def _normalizer_of(estimator: Any) -> Normalizer:
 
 
 def encoded(estimator: Any, table: Source, step_bytes: int) -> Iterator[npt.NDArray[Any]]:
-    """The codes of a normalised source, block by block."""
-    for start, block in table.blocks(_rows_in(step_bytes, table.shape[1])):
+    """The codes of a normalised source, block by block; the next one is read meanwhile."""
+    n_rows = _rows_in(step_bytes, table.shape[1])
+    starts = range(0, table.shape[0], n_rows)
+    blocks = read_ahead(partial(table.read_rows, slice(start, start + n_rows)) for start in starts)
+    for start, block in zip(starts, blocks, strict=True):
         data.check_finite(block, start, table)
         yield estimator.transform(with_names(block, table))
 
