@@ -3,10 +3,10 @@
 Usage: ``python bench/synthetic.py OUT.h5ad [--cells 200000] [--genes 20000] [--types 12] [--density 0.05] [--seed 0]``
 
 Counts are negative binomial: mean = library size x expression of the gene in the cell's type, where libraries are
-log-normal, expression is log-normal over genes with a fifth of the genes shifted in each type, and dispersions fall with
-the mean expression as in UMI data. Drawn as what they are a sum of: a negative binomial is a Poisson number of bursts of
-logarithmic size (Quenouille 1949), so the work is that of the nonzeros. `--density` sets the library sizes. Same seed,
-same file. Types are kept in ``obs["label"]``, and no part of the genes is constant.
+log-normal, expression is log-normal over genes with a fifth of the genes shifted in each type, and dispersions fall
+with the mean expression as in UMI data. They are drawn as what they are a sum of: a negative binomial is a Poisson
+number of bursts of logarithmic size (Quenouille 1949), so the work is that of the nonzeros. `--density` sets the
+library sizes. Types are kept in ``obs["label"]``. The same seed gives the same counts.
 """
 
 from __future__ import annotations
@@ -123,7 +123,9 @@ def main() -> None:
     started = time.perf_counter()
     stored = write(options.out, options.cells, options.genes, options.types, options.density, options.seed)
     share = stored / (options.cells * options.genes)
-    print(f"{options.out}: {options.cells} x {options.genes}, {share:.2%} nonzero, {time.perf_counter() - started:.0f} s")
+    print(
+        f"{options.out}: {options.cells} x {options.genes}, {share:.2%} nonzero, {time.perf_counter() - started:.0f} s"
+    )
 
 
 if __name__ == "__main__":

@@ -1,0 +1,248 @@
+"""Models of counts, each in a process of its own (see `harness`): how fast they train, what they hold, what they learn.
+
+All have one hidden layer of 128 units on each side of 32 latents, see log(1 + counts scaled to one total), and explain
+the counts by negative binomial ones of a mean that is the cell's total times a softmax, with a dispersion for each
+gene; batches of 128 cells, Adam at 1e-3. scvi-tools has batch normalisation and dropout besides, its defaults.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import scipy.sparse as sp
+from numpy.typing import NDArray
+
+from harness import serve
+from memory import status
+
+LATENTS, HIDDEN, BATCH, IMPORTANCE = 32, 128, 128, 100
+SPLIT_SEED = 0
+
+
+class Data(NamedTuple):
+    """Counts of all cells (CSR, float32), their labels, and which cells are held out of training."""
+
+    X: Any
+    labels: NDArray[Any]
+    held: NDArray[np.bool_]
+
+
+def load(path: str) -> Data:
+    parts = np.load(path, allow_pickle=False)
+    X = sp.csr_array((parts["data"].astype(np.float32), parts["indices"], parts["indptr"]), shape=tuple(parts["shape"]))
+    held = np.zeros(X.shape[0], bool)
+    held[np.random.default_rng(SPLIT_SEED).permutation(len(held))[: len(held) // 10]] = True
+    return Data(X, parts["labels"], held)
+
+
+class Fitted(NamedTuple):
+    """What a model tells after training: codes of cells, minus the log-likelihood of a cell given its own code, and by
+    importance sampling that of a cell, where that is defined.
+    """
+
+    codes: Callable[[Any], NDArray[Any]]
+    given_code: Callable[[Any], float] | None = None
+    marginal: Callable[[Any], float] | None = None
+
+
+def count_autoencoder(X: Any, epochs: int, threads: int, seed: int) -> Callable[[], Fitted]:
+    import narrows
+
+    model = narrows.CountAutoencoder(
+        LATENTS,
+        hidden_layer_sizes=HIDDEN,
+        likelihood="nb",
+        batch_size=BATCH,
+        max_iter=epochs,
+        early_stopping=False,
+        random_state=seed,
+        n_threads=threads,
+    )
+
+    def fit() -> Fitted:
+        model.fit(X)
+        return Fitted(model.transform, lambda Y: -model.score(Y))
+
+    return fit
+
+
+def variational(X: Any, epochs: int, threads: int, seed: int) -> Callable[[], Fitted]:
+    import narrows
+
+    model = narrows.VariationalAutoencoder(
+        LATENTS,
+        hidden_layer_sizes=HIDDEN,
+        loss="nb",
+        kl_warmup=epochs // 2,
+        batch_size=BATCH,
+        max_iter=epochs,
+        early_stopping=False,
+        random_state=seed,
+        n_threads=threads,
+    )
+
+    def fit() -> Fitted:
+        model.fit(X)
+        return Fitted(
+            model.transform,
+            lambda Y: -model.score(Y),
+            lambda Y: -float(model.log_likelihood(Y, n_importance=IMPORTANCE).mean()),
+        )
+
+    return fit
+
+
+def scvi(X: Any, epochs: int, threads: int, seed: int) -> Callable[[], Fitted]:
+    import logging
+
+    import anndata
+    import scvi
+    import torch
+
+    warnings.simplefilter("ignore")
+    logging.disable(logging.WARNING)
+    torch.set_num_threads(threads)
+    scvi.settings.seed = seed
+
+    def cells(Y: Any) -> Any:
+        return anndata.AnnData(sp.csr_matrix(Y))
+
+    adata = cells(X)
+    scvi.model.SCVI.setup_anndata(adata)
+    model = scvi.model.SCVI(adata, n_hidden=HIDDEN, n_latent=LATENTS, gene_likelihood="nb")
+
+    def given_code(Y: Any) -> float:
+        module, total = model.module.eval(), 0.0
+        with torch.no_grad():
+            for tensors in model._make_data_loader(adata=model._validate_anndata(cells(Y))):
+                inferred = module.inference(**module._get_inference_input(tensors))
+                inferred["z"] = inferred["qz"].loc
+                counts = module.generative(**module._get_generative_input(tensors, inferred))["px"]
+                total -= float(counts.log_prob(tensors["X"]).sum())
+        return total / Y.shape[0]
+
+    def fit() -> Fitted:
+        model.train(
+            max_epochs=epochs,
+            accelerator="cpu",
+            train_size=1.0,
+            batch_size=BATCH,
+            enable_progress_bar=False,
+            logger=False,
+            plan_kwargs={"n_epochs_kl_warmup": max(1, epochs // 2)},
+        )
+        return Fitted(
+            lambda Y: model.get_latent_representation(cells(Y)),
+            given_code,
+            lambda Y: -float(model.get_marginal_ll(cells(Y), n_mc_samples=IMPORTANCE)),
+        )
+
+    return fit
+
+
+def pytorch(X: Any, epochs: int, threads: int, seed: int) -> Callable[[], Fitted]:
+    """The network of `count_autoencoder`, as it is usually written: batches are made dense, torch.lgamma of all."""
+    import torch
+    from torch import nn
+    from torch.nn import functional as F
+
+    torch.set_num_threads(threads)
+    torch.manual_seed(seed)
+    n_genes = X.shape[1]
+    encoder = nn.Sequential(nn.Linear(n_genes, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, LATENTS))
+    decoder = nn.Sequential(nn.Linear(LATENTS, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, n_genes))
+    log_theta = nn.Parameter(torch.zeros(n_genes))
+    scale = float(np.median(X.sum(axis=1)))
+
+    def encoded(x: torch.Tensor) -> torch.Tensor:
+        library = x.sum(1, keepdim=True)
+        return encoder(torch.log1p(x * (scale / library.clamp(min=1))))
+
+    def losses(x: torch.Tensor) -> torch.Tensor:
+        mu = x.sum(1, keepdim=True) * F.softmax(decoder(encoded(x)), dim=1)
+        theta = log_theta.exp()
+        both = torch.log(theta + mu + 1e-8)
+        found = theta * (log_theta - both) + x * (torch.log(mu + 1e-8) - both)
+        return -(found + torch.lgamma(x + theta) - torch.lgamma(theta) - torch.lgamma(x + 1)).sum(1)
+
+    def dense(Y: Any) -> torch.Tensor:
+        return torch.from_numpy(Y.toarray())
+
+    def blocks(Y: Any) -> list[Any]:
+        return [Y[start : start + BATCH] for start in range(0, Y.shape[0], BATCH)]
+
+    def fit() -> Fitted:
+        adam = torch.optim.Adam([*encoder.parameters(), *decoder.parameters(), log_theta], lr=1e-3, fused=True)
+        for _ in range(epochs):
+            for rows in torch.randperm(X.shape[0]).split(BATCH):
+                adam.zero_grad()
+                losses(dense(X[rows.numpy()])).mean().backward()
+                adam.step()
+        with torch.no_grad():
+            return Fitted(
+                lambda Y: torch.cat([encoded(dense(block)) for block in blocks(Y)]).detach().numpy(),
+                lambda Y: float(torch.cat([losses(dense(block)).detach() for block in blocks(Y)]).mean()),
+            )
+
+    return fit
+
+
+def pca(X: Any, epochs: int, threads: int, seed: int) -> Callable[[], Fitted]:
+    from sklearn.decomposition import PCA
+
+    from narrows import Normalizer
+
+    scaling = Normalizer("log1p").fit(X)
+    model = PCA(LATENTS, random_state=seed)
+
+    def fit() -> Fitted:
+        model.fit(scaling.transform(X))
+        return Fitted(lambda Y: model.transform(scaling.transform(Y)))
+
+    return fit
+
+
+MODELS = {
+    "narrows": count_autoencoder,
+    "narrows variational": variational,
+    "scvi-tools": scvi,
+    "pytorch": pytorch,
+    "PCA": pca,
+}
+
+
+def measure(model: str, path: str, epochs: int, threads: int, seed: int) -> dict[str, Any]:
+    """Seconds of an epoch, MiB that the fit added to the process, nats of a held-out cell, and how well codes tell its
+    label.
+    """
+    from narrows.cli.evaluation import knn_accuracy
+
+    data = load(path)
+    # What a library does once in a process, loading and compiling, is not the time of an epoch.
+    MODELS[model](data.X[~data.held][: 4 * BATCH], 1, threads, seed)()
+    prepared = MODELS[model](data.X[~data.held], epochs, threads, seed)
+    before = status("VmRSS")
+    start = time.perf_counter()
+    fitted = prepared()
+    seconds = time.perf_counter() - start
+    peak = status("VmHWM")
+    held = data.X[data.held]
+    return {
+        "seconds": seconds,
+        "epoch_seconds": seconds / epochs if model != "PCA" else None,
+        "added_mib": peak - before,
+        "given_code": None if fitted.given_code is None else fitted.given_code(held),
+        "marginal": None if fitted.marginal is None else fitted.marginal(held),
+        "knn_accuracy": knn_accuracy(fitted.codes(data.X), data.labels),
+        "cells": int(data.X.shape[0]),
+        "genes": int(data.X.shape[1]),
+    }
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")
+    serve({"measure": measure})
