@@ -171,6 +171,25 @@ class Check {
     require(elements < double(index_t(1) << 28), "images are out of range");
     return g;
   }
+  void counts_link(int activation) const {
+    require(activation == ACT_SOFTMAX || activation == ACT_EXP,
+            "activation " + std::to_string(activation) + " is no link of counts");
+  }
+  void counts() const {
+    const SlotDesc& z = batch(0, "z");
+    const int loss = op_.ints[0], by_cell = op_.ints[2], heads = counts_heads(op_);
+    require(loss == LOSS_POISSON || loss == LOSS_NB || loss == LOSS_ZINB, "the loss is no likelihood of counts");
+    counts_link(op_.ints[1]), flag(by_cell, "by_cell"), range(op_.ints[3], 2, "source");
+    require(z.cols % heads == 0, "z has shape " + shape(z) + " for " + std::to_string(heads) + " numbers a feature");
+    const index_t n = z.cols / heads;
+    const bool shared = loss != LOSS_POISSON && !by_cell;
+    require(loss != LOSS_POISSON || !by_cell, "poisson has no dispersion");
+    weight(1), batch(2, "library", 1), batch(4, "rowloss", 1);
+    require(has(3) == shared && has(5) == shared, "log_dispersion and partial do not fit the loss");
+    if (shared) exact(3, "log_dispersion", 1, n), exact(5, "partial", slot(5, "partial").rows, padded(n));
+    require(op_.floats[0] > 0, "scale must be positive");
+    all_distinct();
+  }
   // Of slot `whole`, whose windows are the pixels of slot `windows`.
   void pooling(const int32_t* ints, int whole, int windows) const {
     positive(ints, 5), range(ints[5], 4, "layout");
@@ -229,6 +248,7 @@ class Check {
         range(i1, ACT_COUNT, "activation");
         require(i0 != LOSS_BCE || i1 == ACT_SIGMOID || i1 == ACT_SOFTMAX, "bce needs sigmoid or softmax");
         require(i0 != LOSS_MULTINOMIAL || i1 == ACT_SOFTMAX, "multinomial needs softmax");
+        require(i0 < LOSS_GAUSSIAN, "the loss has an op of its own");
         require(f[0] > 0, "delta must be positive");
         break;
       }
@@ -482,6 +502,26 @@ class Check {
         batch(0, "y", slot(1, "x").cols);
         distinct(0, 2, "y and out");
         break;
+      case OP_LIBRARY:
+        batch(0, "out", 1);
+        range(i0, 2, "source");
+        break;
+      case OP_LOG_NORMALIZE:
+        batch(0, "x"), batch(1, "library", 1);
+        require(f[0] > 0, "scale must be positive");
+        all_distinct();
+        break;
+      case OP_COUNTS:
+        counts();
+        break;
+      case OP_MEANS: {
+        const SlotDesc &z = batch(0, "z"), &out = batch(2, "out");
+        if (has(1)) batch(1, "library", 1), distinct(1, 0, "library and z"), distinct(1, 2, "library and out");
+        require(out.cols <= z.cols, "out has shape " + shape(out) + " for z of shape " + shape(z));
+        counts_link(i0);
+        require(f[0] > 0, "scale must be positive");
+        break;
+      }
     }
   }
 

@@ -41,7 +41,10 @@ enum Activation : int {
   X(BCE, Bce)                 \
   X(HUBER, Huber)             \
   X(MULTINOMIAL, Multinomial) \
-  X(GAUSSIAN, Gaussian)
+  X(GAUSSIAN, Gaussian)       \
+  X(POISSON, Poisson)         \
+  X(NB, Nb)                   \
+  X(ZINB, Zinb)
 
 enum Loss : int {
 #define X(name, functor) LOSS_##name,
@@ -120,7 +123,11 @@ enum Share : int { SHARE_ROWS, SHARE_TILES, SHARE_FIRST, SHARE_ALL };
   X(MAXPOOL, 2, 6, 0, 0b01, 0b10, SHARE_ROWS)                    \
   X(MAXPOOL_DGRAD, 4, 7, 0, 0b0111, 0b1000, SHARE_ROWS)          \
   X(GRAIN_UPDATE, 5, 2, 6, 0b01111, 0b11110, SHARE_ALL)          \
-  X(MAXPOOL_PICK, 3, 6, 0, 0b011, 0b100, SHARE_ROWS)
+  X(MAXPOOL_PICK, 3, 6, 0, 0b011, 0b100, SHARE_ROWS)             \
+  X(LIBRARY, 1, 1, 0, 0b0, 0b1, SHARE_ROWS)                      \
+  X(LOG_NORMALIZE, 2, 0, 1, 0b11, 0b01, SHARE_ROWS)              \
+  X(COUNTS, 6, 4, 1, 0b001111, 0b110001, SHARE_ALL)              \
+  X(MEANS, 3, 1, 1, 0b011, 0b100, SHARE_ROWS)
 
 enum OpCode : int {
 #define X(name, ...) OP_##name,
@@ -133,9 +140,10 @@ constexpr int MAX_SLOTS = 11, MAX_INTS = 18, MAX_FLOATS = 6;
 constexpr index_t LANES = 16;       // slots are padded to this many columns; sums run over as many virtual lanes
 constexpr index_t SAME_SETS = 256;  // rows a multiple of so many elements apart fall on few sets of a cache
 constexpr index_t CELL_ROWS = 6;    // penalties of a weight matrix are summed by cells of CELL_ROWS x LANES elements
-constexpr double VARIANCE_FLOOR = 1e-6;  // added to learned variances
-constexpr index_t GRAIN = 4096;          // elements of a flat region one thread takes at a time
-constexpr int JACOBIAN_LAYERS = 4;       // of an encoder, at most
+constexpr double VARIANCE_FLOOR = 1e-6;                          // added to learned variances
+constexpr double LOG_DISPERSION_LIMIT = 14, DROPOUT_LIMIT = 60;  // as far as the logarithms and the logits count
+constexpr index_t GRAIN = 4096;                                  // elements of a flat region one thread takes at a time
+constexpr int JACOBIAN_LAYERS = 4;                               // of an encoder, at most
 
 // As plan.padded(): whole cache lines, whole pairs of them in wide rows, and these not on the same sets of a cache.
 inline index_t padded(index_t cols) {
@@ -168,6 +176,9 @@ struct PlanDesc {
 
   index_t arena_size() const { return (2 + moments) * parameter_size + work_size; }
 };
+
+// Of COUNTS: numbers that z holds for each feature.
+inline int counts_heads(const OpDesc& op) { return 1 + op.ints[2] + (op.ints[0] == LOSS_ZINB); }
 
 // Throws std::invalid_argument naming the op, the operand and the values that do not fit.
 void validate(const PlanDesc& plan);

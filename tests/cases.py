@@ -90,6 +90,11 @@ class Case:
             return rng.uniform(0.02, 0.98, shape).astype(np.float32)
         if self.spec.loss is Loss.MULTINOMIAL:
             return rng.poisson(2.0, shape).astype(np.float32)
+        if self.spec.loss.of_counts:
+            # Zeros, ones, many, and a row without any
+            counts = rng.poisson(rng.gamma(0.5, 3.0, shape) * rng.gamma(0.5, 2.0, columns))
+            counts[self.rows // 3] = 0
+            return counts.astype(np.float32)
         return rng.normal(size=shape).astype(np.float32)
 
     def state(self, dtype: Any = np.float64) -> dict[str, Array]:
@@ -117,13 +122,14 @@ def network(
     """A symmetric network: the middle of `sizes` is the code; dropout is for the hidden layers alone."""
     n = len(sizes) - 1
     middle = n // 2
+    heads = 1 + bool(options.get("cell_dispersion")) + (options.get("loss") is Loss.ZINB)
     layers = []
     for i in range(n):
         activation = output if i == n - 1 else latent if i == middle - 1 else hidden
         layers.append(
             LayerSpec(
                 sizes[i],
-                sizes[i + 1] * (2 if variational and i == middle - 1 else 1),
+                sizes[i + 1] * (heads if i == n - 1 else 2 if variational and i == middle - 1 else 1),
                 activation,
                 dropout=dropout if i not in (middle - 1, n - 1) else 0.0,
                 tied_to=n - 1 - i if tied and i >= middle else None,
@@ -177,6 +183,8 @@ def allowed(loss: Loss, link: Activation) -> bool:
         return link in (Activation.SIGMOID, Activation.SOFTMAX)
     if loss is Loss.GAUSSIAN:
         return link is not Activation.SOFTMAX
+    if loss.of_counts:
+        return link in (Activation.SOFTMAX, Activation.EXP)
     return loss is not Loss.MULTINOMIAL or link is Activation.SOFTMAX
 
 
@@ -262,7 +270,10 @@ MODEL_CASES: tuple[Case, ...] = (
     *(Case(f"activation-{a.name}", network(_SIZES, a, a)) for a in ELEMENTWISE if a is not _A.EXP),
     Case("activation-EXP", network((7, 4, 7), latent=_A.EXP)),
     *(
-        Case(f"loss-{loss.name}-{a.name}", network((7, 4, 7), output=a, loss=loss, huber_delta=0.7))
+        Case(
+            f"loss-{loss.name}-{a.name}",
+            network((7, 4, 7), output=a, loss=loss, huber_delta=0.7, log_normalize=loss.of_counts, library=8.0),
+        )
         for loss in Loss
         for a in Activation
         if allowed(loss, a)
@@ -328,6 +339,60 @@ MODEL_CASES: tuple[Case, ...] = (
     Case("short-batch", network(_SIZES, kl_sparsity=0.2, latent=_A.SIGMOID), batch=64, rows=5),
     Case("grains", network((130, 33, 130), clip_norm=0.2, alpha=0.1), batch=17, rows=40),
     Case("gaussian-weighted", network(_SIZES, loss=Loss.GAUSSIAN, weighted=True, solver=Solver.ADAMW, alpha=0.1)),
+    *(
+        Case(
+            f"counts-{loss.name}-{link.name}-{'cell' if cell else 'gene'}",
+            network(
+                (37, 6, 3, 6, 37),
+                output=link,
+                loss=loss,
+                cell_dispersion=cell,
+                weighted=cell,
+                log_normalize=True,
+                library=30.0,
+            ),
+            batch=19,
+            rows=24,
+        )
+        for loss in (Loss.POISSON, Loss.NB, Loss.ZINB)
+        for link in (_A.SOFTMAX, _A.EXP)
+        for cell in ((False, True) if loss.dispersed else (False,))
+    ),
+    Case("counts-clip", network(_SIZES, output=_A.SOFTMAX, loss=Loss.NB, clip_norm=0.1, alpha=0.2, library=5.0)),
+    Case(
+        "counts-target",
+        network(
+            (7, 5, 3, 4, 20),
+            output=_A.EXP,
+            loss=Loss.ZINB,
+            separate_target=True,
+            log_normalize=True,
+            library=40.0,
+            solver=Solver.ADAMW,
+            alpha=0.1,
+            corruption=Corruption.MASKING,
+            corruption_level=0.3,
+        ),
+    ),
+    Case("counts-tied", network(_SIZES, output=_A.SOFTMAX, loss=Loss.NB, tied=True, solver=Solver.SGD)),
+    Case("counts-variational", network(_SIZES, output=_A.SOFTMAX, loss=Loss.NB, variational=True, log_normalize=True)),
+    Case(
+        "counts-variational-all",
+        network(
+            (33, 6, 5, 6, 33),
+            output=_A.EXP,
+            loss=Loss.ZINB,
+            variational=True,
+            cell_dispersion=True,
+            weighted=True,
+            kl_weight=0.3,
+            library=20.0,
+            clip_norm=0.5,
+            dropout=0.2,
+        ),
+        batch=17,
+    ),
+    Case("counts-one", network((1, 3, 1), output=_A.EXP, loss=Loss.NB), batch=1, rows=3),
     Case("variational", network(_SIZES, variational=True)),
     Case("variational-bce", network(_SIZES, output=_A.SIGMOID, loss=Loss.BCE, variational=True, kl_weight=0.3)),
     Case("variational-gaussian", network(_SIZES, loss=Loss.GAUSSIAN, variational=True, kl_weight=2.0)),
@@ -453,6 +518,22 @@ OP_CASES: tuple[Case, ...] = (
         batch=128,
         rows=128,
     ),
+    Case(
+        "counts",
+        network(
+            (2000, 128, 32, 128, 2000), output=_A.SOFTMAX, loss=Loss.NB, log_normalize=True, library=2000.0,
+        ),
+        batch=256,
+        rows=256,
+    ),
+    Case(
+        "counts-inflated",
+        network(
+            (2000, 128, 32, 128, 2000), output=_A.EXP, loss=Loss.ZINB, cell_dispersion=True, library=2000.0,
+        ),
+        batch=256,
+        rows=256,
+    ),
     Case("readings", network((784, 128, 20, 128, 784), loss=Loss.GAUSSIAN, variational=True), batch=128, rows=128),
     Case(
         "contraction",
@@ -500,7 +581,8 @@ def specs(draw: st.DrawFn) -> NetworkSpec:
     loss = draw(st.sampled_from(Loss))
     output = draw(st.sampled_from([a for a in Activation if allowed(loss, a)]))
     variational = draw(st.booleans())
-    tied = tied and not variational
+    cell_dispersion = draw(st.booleans()) and loss.dispersed
+    tied = tied and not variational and not cell_dispersion and loss is not Loss.ZINB
     kl = draw(st.booleans()) and not variational
     elementwise = st.sampled_from(ELEMENTWISE)
     strength = st.sampled_from([0.0, 0.1])
@@ -514,6 +596,9 @@ def specs(draw: st.DrawFn) -> NetworkSpec:
         tied=tied,
         dropout=dropout,
         loss=loss,
+        cell_dispersion=cell_dispersion,
+        log_normalize=draw(st.booleans()) and loss.of_counts,
+        library=draw(st.sampled_from([1.0, 30.0])),
         corruption=draw(st.sampled_from([None, *Corruption])),
         corruption_level=0.2,
         activity_l1=0.0 if variational else draw(strength),

@@ -35,7 +35,7 @@ def test_forward_is_the_formula(case: Case) -> None:
     close = {"rtol": 1e-11, "atol": 1e-13}
     np.testing.assert_allclose(program.apply(data.X, Mode.ENCODE), expected.code, **close)
     np.testing.assert_allclose(program.apply(data.X, Mode.RECONSTRUCT), expected.out[-1], **close)
-    np.testing.assert_allclose(program.apply(expected.code, Mode.DECODE), expected.out[-1], **close)
+    np.testing.assert_allclose(program.apply(expected.code, Mode.DECODE), expected.decoded, **close)
     score = program.apply(data.X, Mode.SCORE, data.target)
     np.testing.assert_allclose(score[:, 0], expected.row_loss, rtol=1e-10, atol=1e-13)
 

@@ -62,6 +62,10 @@ constexpr index_t TURNED_DEPTH = 2048;        // outputs of a layer whose input 
 constexpr index_t TURNED_GROUP = 8;           // tiles of such a product that are turned together
 constexpr index_t IMAGE = 1 << 16;            // pairs of bfloat16 that an image of A takes where it can be so small
 
+// Of COUNTS: arrays of a row that a thread keeps in scratch memory, and the elements of one, for so many features.
+constexpr index_t COUNT_ARRAYS = 12;
+inline index_t count_room(index_t features) { return padded(features + 1); }
+
 template <class T>
 struct Args {
   Matrix<T> slots[MAX_SLOTS];  // data is null where an operand is absent; batch slots have `batch` set

@@ -42,6 +42,20 @@ struct Access {
 
 std::string number(index_t n) { return std::to_string(n); }
 
+// What an op gathers from, as operands in its place: the source (none: -1), and the columns that it must have (any:
+// -1).
+struct Gathered {
+  int source = -1;
+  index_t cols = -1;
+
+  Gathered(const PlanDesc& plan, const OpDesc& op) {
+    const auto slot = [&](int i) -> const SlotDesc& { return plan.slots[size_t(op.slots[i])]; };
+    if (op.code == OP_GATHER) source = op.ints[0], cols = slot(0).cols;
+    if (op.code == OP_LIBRARY) source = op.ints[0];
+    if (op.code == OP_COUNTS) source = op.ints[3], cols = slot(0).cols / counts_heads(op);
+  }
+};
+
 // CSR is walked without a check, so its structure is checked once, here.
 template <class Index>
 void check_csr(const SourceView& v) {
@@ -150,6 +164,8 @@ class TypedProgram final : public Program {
         flop += 2.0 * double(plan_.batch) * double(g.y.narrow * g.x.narrow) *
                 double(g.taps() * g.wide_channels * g.narrow_channels);
       }
+      if (op.code == OP_COUNTS)
+        reserve(COUNT_ARRAYS * count_room(plan_.slots[size_t(op.slots[0])].cols / counts_heads(op)));
       if (op.code == OP_MAXPOOL || op.code == OP_MAXPOOL_DGRAD) reserve(op.ints[op.code == OP_MAXPOOL ? 1 : 2] + 64);
       const bool updates = op.code == OP_UPDATE || op.code == OP_WGRAD_UPDATE || op.code == OP_COLSUM_UPDATE ||
                            op.code == OP_GRAIN_UPDATE;
@@ -174,11 +190,12 @@ class TypedProgram final : public Program {
   }
 
   void bind(int bank, int source, const SourceView& view) override {
-    for (size_t i = 0; i < ops_.size(); ++i)
-      if (view.bound && plan_.ops[i].code == OP_GATHER && plan_.ops[i].ints[0] == source &&
-          ops_[i].args.slots[0].cols != view.cols)
+    for (const OpDesc& op : plan_.ops) {
+      const Gathered wanted(plan_, op);
+      if (view.bound && wanted.source == source && wanted.cols >= 0 && wanted.cols != view.cols)
         throw std::invalid_argument("bind: source " + number(source) + " has " + number(view.cols) +
-                                    " columns, the plan expects " + number(ops_[i].args.slots[0].cols));
+                                    " columns, the plan expects " + number(wanted.cols));
+    }
     if (view.is_csr) view.is_index64 ? check_csr<int64_t>(view) : check_csr<int32_t>(view);
     sources_[bank][source] = view;
   }
@@ -269,15 +286,16 @@ class TypedProgram final : public Program {
   void check_sources(int mode, const index_t* rows, index_t n_rows) const {
     const index_t n_apply = ctx_.sources[from_codes(mode) ? SOURCE_LATENT : SOURCE_X].rows;
     for (const OpDesc& op : plan_.ops) {
-      if (op.code != OP_GATHER || !(op.modes & mode)) continue;
-      const SourceView& s = ctx_.sources[op.ints[0]];
-      if (!s.bound) throw std::invalid_argument("source " + number(op.ints[0]) + " is not bound");
+      const int source = Gathered(plan_, op).source;
+      if (source < 0 || !(op.modes & mode)) continue;
+      const SourceView& s = ctx_.sources[source];
+      if (!s.bound) throw std::invalid_argument("source " + number(source) + " is not bound");
       if (rows) {
         for (index_t i = 0; i < n_rows; ++i)
           if (rows[i] < 0 || rows[i] >= s.rows)
             throw std::out_of_range("row " + number(rows[i]) + " of a source with " + number(s.rows) + " rows");
       } else if (s.rows < n_apply) {
-        throw std::invalid_argument("source " + number(op.ints[0]) + " has " + number(s.rows) + " rows, expected " +
+        throw std::invalid_argument("source " + number(source) + " has " + number(s.rows) + " rows, expected " +
                                     number(n_apply));
       }
     }

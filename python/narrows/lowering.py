@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from .boltzmann import check_boltzmann, write_phases
 from .contractive import Contraction, Reduction, check_contractive
 from .convolution import Convolutions, check_convolutions, outward
+from .counts import Counts, check_counts
 from .plan import (
     CELL_ROWS,
     FORWARD,
@@ -182,8 +183,8 @@ def lower(spec: NetworkSpec, batch: int) -> Plan:
         A specification without a decoder, or with dropout on the latent or the output layer: the latent penalties are
         of the code itself, and the output layer's activation belongs to the loss. A variational network with such
         penalties, or whose latent layer is not linear or not twice as wide as the decoder's input. A contractive
-        penalty that is not defined (see `check_contractive`), convolutions that do not fit together, or what is no
-        Boltzmann machine (see `check_boltzmann`).
+        penalty that is not defined (see `check_contractive`), convolutions that do not fit together, a likelihood of
+        counts without its link (see `check_counts`), or what is no Boltzmann machine (see `check_boltzmann`).
     """
     layers = spec.layers
     last = len(layers) - 1
@@ -194,6 +195,7 @@ def lower(spec: NetworkSpec, batch: int) -> Plan:
             raise ValueError(f"layer {i} is the latent or the output layer and takes no dropout")
     check_contractive(spec)
     check_convolutions(spec)
+    check_counts(spec)
     if spec.variational:
         _check_variational(spec)
     if spec.n_gibbs:
@@ -207,12 +209,22 @@ def lower(spec: NetworkSpec, batch: int) -> Plan:
     if spec.variational:
         forward, score = forward | Mode.POSTERIOR, score | Mode.LIKELIHOOD
     x = low.rows("x", spec.n_features)
-    apart = spec.corruption is not None or spec.separate_target
+    # Counts are judged where they lie.
+    counts = Counts(low, spec) if spec.loss.of_counts else None
+    apart = spec.corruption is not None or spec.separate_target or counts is not None
+    goal = 1 if spec.separate_target else 0
     low.op(OpCode.GATHER, forward if apart else forward | score, {"out": x}, source=0)
     target = x
-    if apart:
+    if counts is not None:
+        judged_by = score | LEARN
+        seen = forward if spec.log_normalize else Mode.RECONSTRUCT
+        library = counts.library(seen | judged_by if goal == 0 else seen, 0)
+        counts.library(judged_by, goal)
+        if spec.log_normalize:
+            low.op(OpCode.LOG_NORMALIZE, forward, {"x": x, "library": library}, scale=spec.library)
+    elif apart:
         target = low.rows("target", spec.n_outputs)
-        low.op(OpCode.GATHER, score | LEARN, {"out": target}, source=1 if spec.separate_target else 0)
+        low.op(OpCode.GATHER, score | LEARN, {"out": target}, source=goal)
     weight = None
     if spec.weighted:
         weight = low.rows("weight", 1)
@@ -251,8 +263,10 @@ def lower(spec: NetworkSpec, batch: int) -> Plan:
             low.op(OpCode.GATHER, from_codes, {"out": codes}, source=3)
         x = out
 
-    z = x
-    if layers[last].activation is not Activation.LINEAR:
+    z = result = x
+    if counts is not None:
+        result = counts.means(z)
+    elif layers[last].activation is not Activation.LINEAR:
         low.op(OpCode.LINK, Mode.DECODE | Mode.RECONSTRUCT, {"z": z}, activation=layers[last].activation)
     rowloss = low.rows("rowloss", 1)
     judged = {"z": z, "target": target, "weight": weight, "rowloss": rowloss}
@@ -262,6 +276,8 @@ def lower(spec: NetworkSpec, batch: int) -> Plan:
     if spec.loss is Loss.GAUSSIAN:
         rates = low.rows("rates", spec.n_outputs)
         low.op(OpCode.GAUSSIAN, score, judged | {"logvar": "logvar", "rates": rates}, activation=link)
+    elif counts is not None:
+        counts.loss(score, {"z": z, "weight": weight, "rowloss": rowloss}, goal)
     else:
         low.op(OpCode.LOSS, score, judged, loss=spec.loss, activation=link, delta=spec.huber_delta)
 
@@ -301,6 +317,9 @@ def lower(spec: NetworkSpec, batch: int) -> Plan:
         contraction.curve(i - 1, deltas[i - 1])
     convolutions.wgrads(inputs, deltas)
     reductions += _parameter_gradients(low, spec, weights, inputs, deltas, contraction, convolutions, rates=rates)
+    if counts is not None:
+        fused = spec.clip_norm is None
+        counts.gradient(Mode.GRADIENT if fused else LEARN, _rule(spec), fused=fused)
 
     _reduce(low, reductions)
     if spec.clip_norm is not None:
@@ -310,7 +329,7 @@ def lower(spec: NetworkSpec, batch: int) -> Plan:
             for name in dict.fromkeys(weights):
                 low.op(OpCode.SHRINK, Mode.TRAIN, {"W": name}, rate=spec.alpha)
         low.op(OpCode.UPDATE, Mode.TRAIN, {"partial": partial}, **_rule(spec), clip=spec.clip_norm)
-    results = {Mode.ENCODE: codes, Mode.DECODE: z, Mode.RECONSTRUCT: z, Mode.SCORE: rowloss}
+    results = {Mode.ENCODE: codes, Mode.DECODE: result, Mode.RECONSTRUCT: result, Mode.SCORE: rowloss}
     if spec.variational:
         results |= {Mode.POSTERIOR: f"a{spec.latent - 1}", Mode.LIKELIHOOD: rowloss}
     plan_slots, work_size = low.assign(set(results.values()))

@@ -81,6 +81,22 @@ class Loss(enum.IntEnum):
     MULTINOMIAL = 3
     GAUSSIAN = 4
     """Minus the log-density, with a variance for each feature that is a parameter (op GAUSSIAN)."""
+    POISSON = 5
+    """Minus the log-probability of counts whose mean is in proportion to the row's sum (op COUNTS)."""
+    NB = 6
+    """Likewise, of negative binomial counts."""
+    ZINB = 7
+    """Likewise, of such with a probability of being zero besides."""
+
+    @property
+    def of_counts(self) -> bool:
+        """Whether it is a likelihood of counts, of op COUNTS."""
+        return self in (Loss.POISSON, Loss.NB, Loss.ZINB)
+
+    @property
+    def dispersed(self) -> bool:
+        """Whether it is a likelihood of counts with a dispersion."""
+        return self in (Loss.NB, Loss.ZINB)
 
 
 class Corruption(enum.IntEnum):
@@ -217,6 +233,10 @@ class OpCode(enum.IntEnum):
     MAXPOOL_DGRAD = 40
     GRAIN_UPDATE = 41
     MAXPOOL_PICK = 42
+    LIBRARY = 43
+    LOG_NORMALIZE = 44
+    COUNTS = 45
+    MEANS = 46
 
 
 class Signature(NamedTuple):
@@ -380,10 +400,33 @@ SIGNATURES: Mapping[OpCode, Signature] = {
     ),
     # out = what y holds where x is the greatest of its window, the first one if there are several
     OpCode.MAXPOOL_PICK: Signature(("y", "x"), ("out",), ints=POOLING),
+    # out = the sums of the rows of a bound source
+    OpCode.LIBRARY: Signature((), ("out",), ints=("source",)),
+    # x = log(1 + scale / library * x), in place; a row without counts stays
+    OpCode.LOG_NORMALIZE: Signature(("x", "library"), ("x",), floats=("scale",)),
+    # rowloss = minus the log-likelihood of the rows of a bound source, which are counts and never made dense, `library`
+    # being their sums. z holds, side by side, logits, log inverse dispersions if they are `by_cell`, and logits of
+    # dropout for ZINB; in training it becomes the derivatives by them, and the columns of `partial` that by the
+    # parameter log_dispersion, summed over grains of rows. Means are library * softmax(logits), or
+    # library / scale * exp(logits).
+    OpCode.COUNTS: Signature(
+        ("z", "weight", "library", "log_dispersion"),
+        ("z", "rowloss", "partial"),
+        ints=("loss", "activation", "by_cell", "source"),
+        floats=("scale",),
+    ),
+    # out = these means, of the logits in z; without `library`, those of a row whose sum is `scale`
+    OpCode.MEANS: Signature(("z", "library"), ("out",), ints=("activation",), floats=("scale",)),
 }
 
 VARIANCE_FLOOR = 1e-6
 """Added to the learned variances, so that the density of a constant feature stays bounded."""
+
+LOG_DISPERSION_LIMIT = 14.0
+"""Logarithms of inverse dispersions count as far as this to either side; from there on nothing can be told of them."""
+
+DROPOUT_LIMIT = 60.0
+"""Likewise of the logits of dropout."""
 
 CELL_ROWS = 6
 """Rows of the cells, LANES columns wide, by which the penalties of a weight matrix are summed."""
@@ -501,6 +544,13 @@ class NetworkSpec:
     """Markov chains that go on from step to step, at least as many as a batch has rows; 0 if each begins at its row."""
     sample_visible: bool = True
     """Whether visible units are drawn in a chain, or take their means."""
+    cell_dispersion: bool = False
+    """Of a likelihood of counts: whether the network puts out the dispersions, or they are a parameter for each
+    feature."""
+    log_normalize: bool = False
+    """Whether the network sees log(1 + x) of counts x scaled to the sum `library`, in place of them."""
+    library: float = 1.0
+    """Of counts: the sum of a row whose size factor is 1."""
 
     @property
     def n_features(self) -> int:
@@ -512,7 +562,13 @@ class NetworkSpec:
 
     @property
     def n_outputs(self) -> int:
-        return self.layers[-1].n_out
+        return self.layers[-1].n_out // self.n_heads
+
+    @property
+    def n_heads(self) -> int:
+        """Numbers that the last layer puts out for each feature, side by side: logit of the mean, logarithm of the
+        inverse dispersion if that is of the cell, logit of dropout."""
+        return 1 + self.cell_dispersion + (self.loss is Loss.ZINB)
 
     @property
     def parameter_shapes(self) -> dict[str, tuple[int, int]]:
@@ -524,6 +580,8 @@ class NetworkSpec:
             shapes[f"b{i}"] = (1, layer.weight_shape[1])
         if self.loss is Loss.GAUSSIAN:
             shapes["logvar"] = (1, self.n_outputs)
+        if self.loss.dispersed and not self.cell_dispersion:
+            shapes["log_dispersion"] = (1, self.n_outputs)
         if self.n_chains:
             # Last, since it has no gradient: the means of the chains' hidden units.
             shapes["chain"] = (self.n_chains, self.n_components)
