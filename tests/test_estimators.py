@@ -29,6 +29,7 @@ from narrows import (
     Autoencoder,
     ContractiveAutoencoder,
     ConvAutoencoder,  # noqa: F401 (for eval)
+    CountAutoencoder,  # noqa: F401 (for eval)
     DeepAutoencoder,  # noqa: F401 (for eval)
     DenoisingAutoencoder,
     LinearAutoencoder,
