@@ -47,6 +47,11 @@ def small(n_components: int = 3, **params: Any) -> Autoencoder:
     return Autoencoder(n_components, **({"hidden_layer_sizes": 8, "batch_size": 32} | SMALL | params))
 
 
+def fitting(estimator: Any, X: np.ndarray) -> np.ndarray:
+    """X, or counts of about its size for an estimator that needs such."""
+    return np.round(4 * X - 4 * X.min()) if isinstance(estimator, CountAutoencoder) else X
+
+
 def same_rows(one: np.ndarray, other: np.ndarray) -> bool:
     """Whether results of rows are equal that were computed among other rows: to the bit where that is promised."""
     if BACKEND in ("cpp", "numba"):

@@ -72,8 +72,8 @@ def check_counts(block: Any, row_offset: Rows = 0, source: Source | str = "X", c
     if bad.any():
         row, column, value = _first(block, bad)
         raise DataError(
-            f"{_name(source)}: {value:.9g} in {_place(row, column, row_offset, source, columns)} is not a count; "
-            "this likelihood needs raw counts (whole numbers from 0)"
+            f"{_name(source)}: {value:.9g} in {_place(row, column, row_offset, source, columns)} is not a count"
+            f"{': Negative values in data' if value < 0 else ''}; this likelihood needs raw counts (whole numbers from 0)"
         )
 
 
