@@ -95,6 +95,7 @@ class Check {
   void weight(int i) const {
     if (has(i)) batch(i, "weight", 1);
   }
+  void level(double p) const { require(p >= 0 && p <= 1, "level is out of range"); }
   void distinct(int i, int j, const char* what) const {
     require(op_.slots[i] != op_.slots[j], std::string(what) + " must be different slots");
   }
@@ -472,6 +473,32 @@ class Check {
         held(partial, i1, W.rows, W.cols);
         if (has(4)) cells(4, "penalty", W);
         require(has(4) || (f[3] == 0 && f[4] == 0), "penalty is missing");
+        all_distinct();
+        break;
+      }
+      case OP_SPARSE_DENSE: {
+        const SlotDesc &W = slot(0, "W"), &out = batch(2, "out");
+        exact(0, "W", W.rows, out.cols), exact(1, "b", 1, out.cols);
+        if (has(3)) batch(3, "pre", out.cols);
+        elementwise(i0);
+        level(f[0]);
+        all_distinct();
+        break;
+      }
+      case OP_SPARSE_WGRAD: {
+        const SlotDesc& dW = slot(1, "dW");
+        exact(1, "dW", dW.rows, batch(0, "dz").cols);
+        flag(i0, "accumulate");
+        level(f[0]);
+        break;
+      }
+      case OP_SPARSE_WGRAD_UPDATE: {
+        const SlotDesc &of = slot(2, "parameter"), &W = parameter(2, of.rows, batch(0, "dz").cols);
+        if (has(1)) exact(1, "dW", W.rows, W.cols);
+        if (has(5)) exact(5, "colrate", 1, W.cols);
+        if (has(6)) cells(6, "penalty", W);
+        require(has(6) || (f[3] == 0 && f[4] == 0), "penalty is missing");
+        level(f[6]);
         all_distinct();
         break;
       }

@@ -34,6 +34,7 @@ namespace NARROWS_ISA {
 #include "contractive.inl"
 #include "boltzmann.inl"
 #include "conv.inl"
+#include "sparse.inl"
 #include "evaluate.inl"
 // clang-format on
 
@@ -195,6 +196,15 @@ Op<T> resolve(int code, const int* ints) {
 #undef NARROWS_KERNEL
     case OP_GRAIN_UPDATE:
       return ints[0] == SOLVER_SGD ? grain_update<Sgd, T> : grain_update<Adam, T>;
+#define NARROWS_KERNEL sparse_dense
+    case OP_SPARSE_DENSE:
+      NARROWS_BY_ACTIVATION(ints[0], X)
+      break;
+#undef NARROWS_KERNEL
+    case OP_SPARSE_WGRAD:
+      return sparse_wgrad<T>;
+    case OP_SPARSE_WGRAD_UPDATE:
+      return ints[0] == SOLVER_SGD ? sparse_wgrad_update<Sgd, T> : sparse_wgrad_update<Adam, T>;
   }
 #undef X
   return nullptr;

@@ -216,6 +216,9 @@ class OpCode(enum.IntEnum):
     MAXPOOL = 39
     MAXPOOL_DGRAD = 40
     GRAIN_UPDATE = 41
+    SPARSE_DENSE = 42
+    SPARSE_WGRAD = 43
+    SPARSE_WGRAD_UPDATE = 44
 
 
 class Signature(NamedTuple):
@@ -376,6 +379,18 @@ SIGNATURES: Mapping[OpCode, Signature] = {
         ints=("solver", "column"),
         floats=("beta_1", "beta_2", "epsilon", "l2", "l1", "rate"),
     ),
+    # DENSE of the rows of source 0, which must be sparse, with masking noise in training: GATHER, CORRUPT and DENSE
+    # without dense rows. Products are in the type of the slots, also under bfloat16
+    OpCode.SPARSE_DENSE: Signature(("W", "b"), ("out", "pre"), ints=("activation", "stream"), floats=("level",)),
+    # WGRAD, likewise
+    OpCode.SPARSE_WGRAD: Signature(("dz", "dW"), ("dW",), ints=("accumulate", "stream"), floats=("level",)),
+    # WGRAD_UPDATE, likewise
+    OpCode.SPARSE_WGRAD_UPDATE: Signature(
+        ("dz", "dW", "W", "moment1", "moment2", "colrate"),
+        ("W", "moment1", "moment2", "penalty"),
+        ints=("solver", "stream"),
+        floats=("beta_1", "beta_2", "epsilon", "l2", "l1", "rate", "level"),
+    ),
 }
 
 VARIANCE_FLOOR = 1e-6
@@ -497,6 +512,15 @@ class NetworkSpec:
     """Markov chains that go on from step to step, at least as many as a batch has rows; 0 if each begins at its row."""
     sample_visible: bool = True
     """Whether visible units are drawn in a chain, or take their means."""
+    sparse_input: bool = False
+    """Whether the first layer works on CSR rows, which are then never dense (see `takes_sparse_input`)."""
+
+    @property
+    def takes_sparse_input(self) -> bool:
+        """Whether the network can have a `sparse_input`: a dense first layer, and nothing else that needs the rows of
+        its input or fills them."""
+        filled = self.corruption not in (None, Corruption.MASKING) or self.contractive_hessian > 0
+        return self.layers[0].convolution is None and not filled and self.n_gibbs == 0
 
     @property
     def n_features(self) -> int:
@@ -573,7 +597,8 @@ class Plan:
 
     @cached_property
     def flops(self) -> int:
-        """Floating-point operations of the matrix products of one training step of a full batch."""
+        """Floating-point operations of the matrix products of one training step of a full batch, but for those with
+        sparse rows, which depend on the data."""
         return sum(op_flops(self, op) for op in self.ops if op.modes & Mode.TRAIN)
 
     def __str__(self) -> str:
@@ -609,7 +634,7 @@ class Plan:
 
 
 OP_DTYPE = np.dtype(
-    [("code", "i4"), ("modes", "i4"), ("slots", "i4", 11), ("ints", "i4", 17), ("floats", "f8", 6)], align=True
+    [("code", "i4"), ("modes", "i4"), ("slots", "i4", 11), ("ints", "i4", 17), ("floats", "f8", 7)], align=True
 )
 
 
@@ -634,7 +659,7 @@ def geometry(op: Op) -> Convolution:
 
 
 def op_flops(plan: Plan, op: Op) -> int:
-    """Floating-point operations of an op's matrix products on a full batch; 0 if it has none."""
+    """Floating-point operations of an op's matrix products on a full batch; 0 if it has none, or with sparse rows."""
     slots = {role: plan.slots[i] for role, i in zip(SIGNATURES[op.code].slots, op.slots, strict=True) if i >= 0}
     if op.code is OpCode.JACOBIAN:
         # A row for each row of the batch and latent; half of a symmetric product. The last weight takes none.

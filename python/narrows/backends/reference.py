@@ -42,7 +42,7 @@ from ..plan import (
     padded,
     segments,
 )
-from . import Hyper, Probe, State, all_finite
+from . import Hyper, Probe, State, all_finite, sparse_rows
 from .convolution import OUT_LAST, Images, greatest, pixels, windows
 
 __all__ = ["OPS", "ReferenceProgram", "Run", "compile", "probe"]
@@ -556,6 +556,28 @@ def wgrad_update(
     rate: float,
 ) -> None:
     g = run.factor(x).T @ run.factor(dz)
+    descend(run, g, dW, W, moment1, moment2, colrate, penalty, solver, beta_1, beta_2, epsilon, l2=l2, l1=l1, rate=rate)
+
+
+def descend(
+    run: Run,
+    g: Array,
+    dW: Array | None,
+    W: Array,
+    moment1: Array,
+    moment2: Array | None,
+    colrate: Array | None,
+    penalty: Array | None,
+    solver: int,
+    beta_1: float,
+    beta_2: float,
+    epsilon: float,
+    *,
+    l2: float,
+    l1: float,
+    rate: float,
+) -> None:
+    """The decays and the update of a weight, g being what its last product adds to its gradient."""
     if dW is not None:
         g += dW
     if colrate is not None:
@@ -744,6 +766,57 @@ def maxpool_dgrad(
     out *= DERIVATIVE[Activation(activation)](saved)
 
 
+# --- ops: sparse rows -------------------------------------------------------------------------------------------------
+
+
+def masked_rows(run: Run, stream: int, level: float, dtype: Any) -> Any:
+    """Rows of X as CSR; in training, masking noise falls on the same elements as CORRUPT's."""
+    X = sparse_rows(run.sources[0])[run.rows].astype(dtype)
+    if level > 0 and run.mode & LEARN:
+        u = philox.uniform(run.seed, stream, run.step, *X.shape)
+        rows = np.repeat(np.arange(X.shape[0]), np.diff(X.indptr))
+        X.data[u[rows, X.indices] < level] = 0
+    return X
+
+
+def sparse_dense(
+    run: Run, *, W: Array, b: Array, out: Array, pre: Array | None, activation: int, stream: int, level: float
+) -> None:
+    z = masked_rows(run, stream, level, W.dtype) @ W + b
+    if pre is not None:
+        pre[...] = z
+    out[...] = ACTIVATE[Activation(activation)](z)
+
+
+def sparse_wgrad(run: Run, *, dz: Array, dW: Array, accumulate: int, stream: int, level: float) -> None:
+    product = masked_rows(run, stream, level, dz.dtype).T @ dz
+    dW[...] = dW + product if accumulate else product
+
+
+def sparse_wgrad_update(
+    run: Run,
+    *,
+    dz: Array,
+    dW: Array | None,
+    W: Array,
+    moment1: Array,
+    moment2: Array | None,
+    colrate: Array | None,
+    penalty: Array | None,
+    solver: int,
+    stream: int,
+    beta_1: float,
+    beta_2: float,
+    epsilon: float,
+    l2: float,
+    l1: float,
+    rate: float,
+    level: float,
+) -> None:
+    g = masked_rows(run, stream, level, dz.dtype).T @ dz
+    descend(run, g, dW, W, moment1, moment2, colrate, penalty, solver, beta_1, beta_2, epsilon, l2=l2, l1=l1, rate=rate)
+
+
 def clip_scale(sum_of_squares: float, clip: float) -> float:
     """The factor that brings a gradient down to norm `clip` (1 if it is there already)."""
     norm = float(np.sqrt(sum_of_squares))
@@ -793,6 +866,9 @@ OPS: Mapping[OpCode, Callable[..., None]] = {
     OpCode.MAXPOOL: maxpool,
     OpCode.MAXPOOL_DGRAD: maxpool_dgrad,
     OpCode.GRAIN_UPDATE: grain_update,
+    OpCode.SPARSE_DENSE: sparse_dense,
+    OpCode.SPARSE_WGRAD: sparse_wgrad,
+    OpCode.SPARSE_WGRAD_UPDATE: sparse_wgrad_update,
 }
 
 
@@ -858,7 +934,10 @@ class ReferenceProgram:
         return views
 
     def bind(self, X: Any, target: Any = None, weight: Any = None) -> None:
-        self.sources = {0: X, 1: target, 2: weight}
+        self.sources = {0: self._input(X), 1: target, 2: weight}
+
+    def _input(self, X: Any) -> Any:
+        return sparse_rows(X) if self.plan.spec.sparse_input and X is not None else X
 
     def train(
         self, rows: NDArray[np.int64], hyper: Hyper, poll: Callable[[], bool] | None = None
@@ -899,7 +978,7 @@ class ReferenceProgram:
         result = self.plan.slots[slot := self.plan.outputs[mode]]
         n = X.shape[0]
         out = np.empty((n, result.cols), self.dtype)
-        sources = {0: X, 1: target}
+        sources = {0: X if mode in FROM_CODES else self._input(X), 1: target}
         if mode in FROM_CODES:
             sources = {0: target, 1: target, 3: X}
         for start in range(0, n, self.plan.batch):

@@ -28,6 +28,7 @@ from .data import (
     Table,
     TrainingFeed,
     check_target,
+    density,
     even_batch,
     fingerprint,
     is_sparse,
@@ -352,6 +353,7 @@ class BaseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
             corruption_range=low_high,
             separate_target=table.target is not None,
             weighted=table.weight is not None,
+            density=density(table.X),
         )
         if again:
             shapes = [_shape(layer) for layer in spec.layers]

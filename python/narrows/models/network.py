@@ -19,10 +19,14 @@ from numpy.typing import NDArray
 from ..backends import Program, State, compile_plan, resolve
 from ..initial import initial_coupling, initial_weight
 from ..lowering import lower
-from ..plan import ACTIVATIONS, Activation, LayerSpec, Loss, Mode, NetworkSpec, Plan, Solver
+from ..plan import ACTIVATIONS, FROM_CODES, Activation, LayerSpec, Loss, Mode, NetworkSpec, Plan, Solver
+from .data import is_sparse
 from .parameters import CORRUPTIONS, decoder_sizes, hidden_sizes, output_activation
 
-__all__ = ["Network", "build_spec", "dense_layers", "initial_state"]
+__all__ = ["SPARSE_DENSITY", "Network", "build_spec", "dense_layers", "initial_state"]
+
+SPARSE_DENSITY = 0.2
+"""Training works on sparse rows if at most this part of the data is stored: measured, see ``docs/architecture.md``."""
 
 
 def build_spec(
@@ -33,8 +37,9 @@ def build_spec(
     corruption_range: tuple[float, float] = (0.0, 1.0),
     separate_target: bool = False,
     weighted: bool = False,
+    density: float = 1.0,
 ) -> NetworkSpec:
-    """The network that an estimator's (checked) parameters describe.
+    """The network that an estimator's (checked) parameters describe, for data of which the part `density` is stored.
 
     Raises
     ------
@@ -45,7 +50,7 @@ def build_spec(
     layers, latent = e._layers(n_features, n_outputs)
     # With a target of its own the noise is in the pairs.
     corruption = None if e.corruption is None or separate_target else CORRUPTIONS[e.corruption]
-    return NetworkSpec(
+    spec = NetworkSpec(
         layers=layers,
         latent=latent,
         loss=Loss[e.loss.upper()],
@@ -77,6 +82,7 @@ def build_spec(
         n_chains=int(e.batch_size) if getattr(e, "persistent", False) else 0,
         sample_visible=bool(getattr(e, "sample_visible", True)),
     )
+    return dataclasses.replace(spec, sparse_input=density <= SPARSE_DENSITY and spec.takes_sparse_input)
 
 
 def dense_layers(e: Any, n_features: int, n_outputs: int) -> tuple[tuple[LayerSpec, ...], int]:
@@ -170,7 +176,7 @@ class Network:
 
     def _forget(self) -> None:
         self._lock = threading.Lock()
-        self._program: Program | None = None
+        self._programs: dict[bool, Program] = {}  # by whether the input is sparse
         self._plan: Plan | None = None
         self._backend: str | None = None
 
@@ -229,15 +235,20 @@ class Network:
     def apply(self, X: Any, mode: Mode, target: Any = None) -> NDArray[Any]:
         """Run an inference mode over the rows of an array or CSR; SCORE needs a target, which may be X."""
         with self._lock:
-            if self._program is None:
-                self._program = compile_plan(
-                    lower(_without_training(self.spec), self.batch),
+            spec = _without_training(self.spec)
+            # By the form alone: by its density, a row's last bits could depend on the rows beside it.
+            sparse = is_sparse(X) and mode not in FROM_CODES and spec.takes_sparse_input
+            program = self._programs.get(sparse)
+            if program is None:
+                program = compile_plan(
+                    lower(dataclasses.replace(spec, sparse_input=sparse), self.batch),
                     self.backend,
                     precision=self.precision,
                     n_threads=self.n_threads,
                 )
-                self._program.load(self.parameters)
-            return self._program.apply(X, mode, target)
+                program.load(self.parameters)
+                self._programs[sparse] = program
+            return program.apply(X, mode, target)
 
 
 def _without_training(spec: NetworkSpec) -> NetworkSpec:
