@@ -25,7 +25,7 @@ from .parameters import CORRUPTIONS, decoder_sizes, hidden_sizes, output_activat
 
 __all__ = ["SPARSE_DENSITY", "Network", "build_spec", "dense_layers", "initial_state"]
 
-SPARSE_DENSITY = 0.2
+SPARSE_DENSITY = 0.15
 """Training works on sparse rows if at most this part of the data is stored: measured, see ``docs/architecture.md``."""
 
 
