@@ -51,8 +51,8 @@ def binarised(X: NDArray[np.float32], seed: int) -> NDArray[np.float32]:
     return (np.random.default_rng(seed).random(X.shape, dtype=np.float32) < X).astype(np.float32)
 
 
-def rate(epoch: int, epochs: int) -> float:
-    first, last = RATES
+def rate(epoch: int, epochs: int, rates: tuple[float, float] = RATES) -> float:
+    first, last = rates
     return last + (first - last) * (1 + math.cos(math.pi * epoch / epochs)) / 2
 
 

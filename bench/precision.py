@@ -52,11 +52,14 @@ class Split:
     labels_held: NDArray[np.uint8]
 
 
-def mnist(data: Path) -> Split:
-    """Its 60000 and 10000 images, pixels from 0 to 1 (the idx format: a header of 16 or 8 bytes, then bytes)."""
+def mnist(data: Path, folder: str = "mnist") -> Split:
+    """Its 60000 and 10000 images, pixels from 0 to 1 (the idx format: a header of 16 or 8 bytes, then bytes).
+
+    Of Fashion-MNIST if its folder is named instead.
+    """
 
     def read(name: str, header: int) -> NDArray[np.uint8]:
-        with gzip.open(data / "mnist" / name) as file:
+        with gzip.open(data / folder / name) as file:
             return np.frombuffer(file.read(), np.uint8, offset=header)
 
     def images(name: str) -> NDArray[np.float32]:

@@ -431,7 +431,8 @@ class Check {
       case OP_CONVOLVE: {
         const ConvGeometry g = convolution(op_.ints + 1);
         const SlotDesc &x = image(0, "x", op_.ints + 1), &out = image(3, "out", op_.ints + 4);
-        exact(1, "W", g.taps() * op_.ints[3], op_.ints[6]), exact(2, "b", 1, op_.ints[6]);
+        exact(1, "W", g.taps() * op_.ints[3], op_.ints[6]);
+        if (has(2)) exact(2, "b", 1, op_.ints[6]);
         require(x.cols > 0 && out.cols > 0, "empty images");
         if (has(4)) batch(4, "pre", out.cols);
         elementwise(i0);
@@ -447,9 +448,10 @@ class Check {
         break;
       }
       case OP_CONV_WGRAD: {
-        const ConvGeometry g = convolution(op_.ints);
-        image(0, "x", op_.ints), image(1, "dz", op_.ints + 3);
-        const index_t ld = padded(op_.ints[5]), rows = g.taps() * op_.ints[2] + 1;
+        const ConvGeometry g = convolution(op_.ints + 2);
+        flag(i0, "bias"), flag(i1, "accumulate");
+        image(0, "x", op_.ints + 2), image(1, "dz", op_.ints + 5);
+        const index_t ld = padded(op_.ints[7]), rows = g.taps() * op_.ints[4] + 1;
         require(rows <= MAX_EXTENT / ld, "the weight is out of range");
         exact(2, "partial", slot(2, "partial").rows, rows * ld);
         all_distinct();
@@ -476,6 +478,11 @@ class Check {
         all_distinct();
         break;
       }
+      case OP_MAXPOOL_PICK:
+        pooling(op_.ints, 1, 2);
+        batch(0, "y", slot(1, "x").cols);
+        distinct(0, 2, "y and out");
+        break;
       case OP_SPARSE_DENSE: {
         const SlotDesc &W = slot(0, "W"), &out = batch(2, "out");
         exact(0, "W", W.rows, out.cols), exact(1, "b", 1, out.cols);

@@ -116,10 +116,11 @@ enum Share : int { SHARE_ROWS, SHARE_TILES, SHARE_FIRST, SHARE_ALL };
   X(KEEP, 2, 0, 0, 0b01, 0b10, SHARE_ROWS)                       \
   X(CONVOLVE, 5, 17, 0, 0b00111, 0b11000, SHARE_ROWS)            \
   X(CONV_DGRAD, 4, 17, 1, 0b0111, 0b1000, SHARE_ROWS)            \
-  X(CONV_WGRAD, 3, 16, 0, 0b011, 0b100, SHARE_ALL)               \
+  X(CONV_WGRAD, 3, 18, 0, 0b111, 0b100, SHARE_ALL)               \
   X(MAXPOOL, 2, 6, 0, 0b01, 0b10, SHARE_ROWS)                    \
   X(MAXPOOL_DGRAD, 4, 7, 0, 0b0111, 0b1000, SHARE_ROWS)          \
   X(GRAIN_UPDATE, 5, 2, 6, 0b01111, 0b11110, SHARE_ALL)          \
+  X(MAXPOOL_PICK, 3, 6, 0, 0b011, 0b100, SHARE_ROWS)             \
   X(SPARSE_DENSE, 4, 2, 1, 0b0011, 0b1100, SHARE_ROWS)           \
   X(SPARSE_WGRAD, 2, 2, 1, 0b11, 0b10, SHARE_ALL)                \
   X(SPARSE_WGRAD_UPDATE, 7, 2, 7, 0b0111111, 0b1011100, SHARE_ALL)
@@ -131,7 +132,7 @@ enum OpCode : int {
       OP_COUNT
 };
 
-constexpr int MAX_SLOTS = 11, MAX_INTS = 17, MAX_FLOATS = 7;
+constexpr int MAX_SLOTS = 11, MAX_INTS = 18, MAX_FLOATS = 7;
 constexpr index_t LANES = 16;       // slots are padded to this many columns; sums run over as many virtual lanes
 constexpr index_t SAME_SETS = 256;  // rows a multiple of so many elements apart fall on few sets of a cache
 constexpr index_t CELL_ROWS = 6;    // penalties of a weight matrix are summed by cells of CELL_ROWS x LANES elements

@@ -241,6 +241,19 @@ CONVOLUTIONS: dict[str, tuple[tuple[int, int, int], tuple[Any, ...], int, dict[s
              {"code": _A.SIGMOID, "kl_sparsity": 0.5, "activity_l1": 0.1, "solver": Solver.ADAMW, "alpha": 0.2}),
     "gaussian": ((4, 4, 3), (conv(20, 3, pool=2), 6, 4, conv(3, shape=(2, 2, 1), upsample=2)), 2,
                  {"variational": True, "loss": Loss.GAUSSIAN, "hidden": _A.SIGMOID}),
+    "contractive": ((8, 8, 3), _STRIDED, 3,
+                    {"hidden": _A.SILU, "code": _A.SIGMOID, "weighted": True, "contractive": 5.0,
+                     "contractive_probes": 2, "alpha": 0.2}),
+    "contractive-pool": ((6, 8, 2), (conv(5, pool=(3, 2)), conv(17, (1, 3), pool=(2, 1)), 7, 68,
+                                     conv(2, shape=(1, 4, 17), upsample=(6, 2))), 3,
+                         {"contractive": 3.0, "contractive_probes": 3, "corruption": Corruption.GAUSSIAN,
+                          "corruption_level": 0.2, "solver": Solver.ADAMW, "alpha": 0.3}),
+    "contractive-code": ((6, 6, 2), (conv(3, pool=3), conv(2, upsample=3)), 1,
+                         {"code": _A.GELU, "contractive": 2.0, "contractive_probes": 1, "activity_l1": 0.1,
+                          "clip_norm": 0.5}),
+    "contractive-back": ((1, 12, 1), (conv(3, (1, 4), pool=(1, 2)), conv(4, (1, 3), upsample=(1, 2)),
+                                      conv(5, (1, 3), strides=(1, 3), transposed=True), 9, 6, 12), 5,
+                         {"hidden": _A.SOFTPLUS, "contractive": 1.0, "contractive_probes": 2, "solver": Solver.SGD}),
 }  # fmt: skip
 """Image, layers, layers of the encoder, and options of convolutional networks."""
 
@@ -505,6 +518,15 @@ OP_CASES: tuple[Case, ...] = (
     Case("machine-chains", boltzmann(784, 500, n_chains=128), batch=128, rows=128),
     Case("conv-pool", _CONV_POOL, batch=128, rows=128),
     Case("conv-stride", _CONV_STRIDE, batch=128, rows=128),
+    Case(
+        "conv-pool-contraction",
+        images(
+            (28, 28, 1), conv(16, pool=2), conv(32, strides=2), 64, 784, latent=3, hidden=_A.SILU, output=_A.SIGMOID,
+            loss=Loss.BCE, contractive=0.1, contractive_probes=1,
+        ),
+        batch=64,
+        rows=64,
+    ),
     Case("table", network((30, 16, 8, 16, 30), loss=Loss.HUBER, solver=Solver.SGD, tied=True), batch=128, rows=128),
 )  # fmt: skip
 """Every op at the sizes of real work, where ``bench/test_ops.py`` times it alone."""

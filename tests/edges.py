@@ -298,6 +298,8 @@ def random_images(rng: np.random.Generator, height: int, width: int) -> NetworkS
         clip_norm=float(rng.choice([1.0, 2.0])) if rng.random() < 0.2 else None,
         weighted=bool(rng.random() < 0.3),
         separate_target=bool(rng.random() < 0.3),
+        contractive=0.1 * float(rng.random() < 0.4),
+        contractive_probes=int(rng.integers(1, 3)),
     )
 
 

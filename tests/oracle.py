@@ -144,7 +144,8 @@ def forward(case: Case, rows: Array, *, training: bool) -> Pass:
         result.terms["contractive_hessian"] = spec.contractive_hessian * change
     if spec.contractive > 0:
         square = np.square(J).sum(axis=(1, 2))
-        if spec.contractive_probes > 0 and spec.latent > 1:
+        closed = spec.latent == 1 and spec.layers[0].convolution is None
+        if spec.contractive_probes > 0 and not closed:
             estimates = []
             for _ in range(spec.contractive_probes):
                 v = np.where(philox.uniform(SEED, stream, STEP, *result.code.shape) < 0.5, -1.0, 1.0)
@@ -187,11 +188,18 @@ def convolved(conv: Convolution, rows: Array, W: Array, b: Array) -> Array:
 
 def pooled(conv: Convolution, rows: Array) -> Array:
     """The greatest of each window."""
+    return np.take_along_axis(rows, greatest(conv, rows), axis=1)
+
+
+def greatest(conv: Convolution, rows: Array) -> Array:
+    """Where in a row the greatest of each window lies, the first one if there are several."""
     a = rows.reshape(-1, *conv.image)
-    out = np.empty((len(a), *conv.out_shape))
+    number = np.arange(rows.shape[1]).reshape(conv.image)
+    (py, px), out = conv.pool, np.empty((len(a), *conv.out_shape), int)
     for y, v in np.ndindex(*conv.out_shape[:2]):
-        corner = y * conv.pool[0], v * conv.pool[1]
-        out[:, y, v] = a[:, corner[0] : corner[0] + conv.pool[0], corner[1] : corner[1] + conv.pool[1]].max(axis=(1, 2))
+        window = slice(y * py, (y + 1) * py), slice(v * px, (v + 1) * px)
+        first = a[:, *window].reshape(len(a), py * px, -1).argmax(axis=1)
+        out[:, y, v] = np.take_along_axis(number[window].reshape(py * px, -1), first, axis=0)
     return out.reshape(len(a), -1)
 
 
@@ -217,7 +225,13 @@ def jacobian(case: Case, run: Pass) -> Array:
     """d code / d input of each row of a pass, shape (rows, components, features), written out."""
     J = np.eye(case.spec.n_features)
     for i, layer in enumerate(case.spec.layers[: case.spec.latent]):
-        J = SLOPE[layer.activation.name](run.pre[i])[:, :, None] * (case.state()[f"W{i}"].T @ J)
+        W, conv = case.state()[f"W{i}"], layer.convolution
+        if conv is not None:
+            W = convolved(conv, np.eye(layer.n_in), W, np.zeros(conv.filters))
+        J = SLOPE[layer.activation.name](run.pre[i])[:, :, None] * (W.T @ J)
+        if conv is not None:
+            chosen = greatest(conv, ACTIVATION[layer.activation.name](run.pre[i]))
+            J = np.take_along_axis(J, chosen[:, :, None], axis=1)
     return J
 
 

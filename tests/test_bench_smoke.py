@@ -102,3 +102,33 @@ def test_the_norm_is_that_of_the_jacobian() -> None:
     h = ae.transform(X).astype(float)
     norms = [np.linalg.norm(np.asarray(ae.coefs_[0], float) * (row * (1 - row))) for row in h]
     assert invariance.jacobian_norm(ae, X) == pytest.approx(np.mean(norms), rel=1e-5)
+
+
+def test_the_experiment_on_denoising_runs_and_is_shown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """On bright and dark squares, which its models tell from the noise."""
+    pytest.importorskip("matplotlib")
+    import denoising
+    import reproduction_page
+    from precision import Split
+
+    kinds = np.arange(300, dtype=np.uint8) % 10
+    X = np.full((300, 28, 28), 0.1, np.float32)
+    for image, kind in zip(X, kinds, strict=True):
+        image[4 + kind : 18 + kind, 4:24] = 0.9
+    X = X.reshape(300, 784)
+    data = Split(X[:260], kinds[:260], X[260:], kinds[260:])
+    monkeypatch.setattr(denoising, "HELD", 60)
+    small = {name: (kind, parameters | {"batch_size": 20}) for name, (kind, parameters) in denoising.MODELS.items()}
+    small["convolutional"][1]["filters"] = (8, 8, 8)
+    monkeypatch.setattr(denoising, "MODELS", small)
+    monkeypatch.setattr(denoising, "RATES", dict.fromkeys(small, (1e-2, 1e-4)))
+    found, test, rebuilt = denoising.measure(data, 8, 0, contextlib.nullcontext)
+    assert found["noisy"]["all"] == pytest.approx(-10 * np.log10(np.mean((test - data.X_held) ** 2)), abs=1e-4)
+    for each in (*found["pca"].values(), *found["models"].values()):
+        assert each["image"] > found["noisy"]["image"] + 3
+    assert found["models"]["convolutional"]["all"] == pytest.approx(denoising.psnr(rebuilt, data.X_held)["all"])
+    denoising.draw(data, test, rebuilt, tmp_path / "denoising.png")
+    assert (tmp_path / "denoising.png").stat().st_size > 1000
+    about = {"date": "", "machine": {"cpu": {}, "cores": 2}, "level": 0.5, "images": 40, "epochs": 8, "seed": 0}
+    page = "\n".join(reproduction_page.denoising(about | found))
+    assert f"| {found['models']['convolutional']['image']:.2f} |" in page

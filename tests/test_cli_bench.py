@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import signal
 import subprocess
 import sys
@@ -195,11 +196,20 @@ def test_more_threads_than_cpus_are_said(cpp, capsys, monkeypatch):
 # --- what is measured -------------------------------------------------------------------------------------
 
 
+def multiply_adds(layer):
+    """Of a row; every tap of a kernel counts at every place it is put."""
+    conv = layer.convolution
+    if conv is None:
+        return layer.n_in * layer.n_out
+    height, width = conv.shape[:2] if conv.transposed else conv.size
+    return height * width * math.prod(conv.kernel) * conv.shape[2] * conv.filters
+
+
 @pytest.mark.parametrize("case", NETWORKS, ids=str)
 def test_products_of_the_ops_are_the_work_of_the_plan(case):
     for mode in (Mode.GRADIENT, Mode.TRAIN):
         assert sum(op_flops(case.plan, op) for op in case.plan.ops if op.modes & mode) == case.plan.flops
-    layers = [layer.n_in * layer.n_out for layer in case.spec.layers]
+    layers = [multiply_adds(layer) for layer in case.spec.layers]
     if case.spec.n_gibbs:
         # Up, two in each Gibbs step, two for the gradient; chains that go on rebuild no row, so that is one more.
         products = 1 + 2 * case.spec.n_gibbs + 2 + (case.spec.n_chains > 0)

@@ -22,7 +22,7 @@ from narrows.data import ArraySource
 from narrows.images import Convolution
 from narrows.lowering import lower
 from narrows.plan import Activation, LayerSpec, Mode, Precision, Solver
-from oracle import SEED, STEP
+from oracle import SEED, STEP, forward, jacobian
 
 Array = NDArray[Any]
 
@@ -91,8 +91,9 @@ def test_what_convolutions_do_not_go_with() -> None:
         lower(images((4, 4, 1), conv(2), conv(4, pool=2), latent=1), 4)
     with pytest.raises(ValueError, match="latent layer of a variational network is dense"):
         lower(replace(convolutional("gaussian"), latent=1), 4)
-    with pytest.raises(ValueError, match=r"contractive=0.5.*not of convolutions"):
-        lower(images((4, 4, 1), conv(2), 16, latent=1, contractive=0.5), 4)
+    for options in ({}, {"contractive_probes": 1, "contractive_hessian": 0.1}):
+        with pytest.raises(ValueError, match=r"contractive=0.5.*not of convolutions.*method='hutchinson' takes both"):
+            lower(images((4, 4, 1), conv(2), 16, latent=1, contractive=0.5, **options), 4)
     spec = images((2, 2, 1), conv(1), 4, latent=1)
     tied = LayerSpec(4, 4, Activation.LINEAR, tied_to=0)
     with pytest.raises(ValueError, match="dense layer cannot be tied to a convolution"):
@@ -149,8 +150,26 @@ def test_nan_comes_through_a_pooling(backend: str) -> None:
         np.testing.assert_array_equal(np.isnan(found), np.arange(3) == x // 2)
 
 
+@pytest.mark.parametrize("name", ["contractive", "contractive-pool", "contractive-code", "contractive-back"])
+def test_probes_estimate_the_squared_jacobian(backend: str, name: str) -> None:
+    """The mean over many probes is the norm of Jacobians written out, within five standard errors."""
+    spec = replace(convolutional(name), contractive_probes=4, contractive=1.0, corruption=None)
+    case = Case("probes", spec, batch=12, rows=12)
+    square = np.square(jacobian(case, forward(case, np.arange(12), training=True))).sum(axis=(1, 2))
+    weight = case.data().weight
+    exact = float(np.mean(square if weight is None else square * weight))
+    program = compile_plan(case.plan, backend, precision="float64", n_threads=1)
+    program.load(case.state())
+    program.bind(*case.data())
+    at = program.plan.terms.index("contractive")
+    drawn = np.array([program.gradient(np.arange(12), SEED, step)[0][at] for step in range(200)])
+    error = drawn.std(ddof=1) / np.sqrt(len(drawn))
+    assert 0 < error < 0.1 * exact
+    assert abs(drawn.mean() - exact) <= 5 * error
+
+
 @pytest.mark.parametrize("dtype", Precision, ids=str)
-@pytest.mark.parametrize("name", ["pool", "stride", "all"])
+@pytest.mark.parametrize("name", ["pool", "stride", "all", "contractive", "contractive-pool"])
 def test_bits_for_any_simulated_team(cpp: str, name: str, dtype: Precision) -> None:
     from test_backends import bits as computed
 
@@ -217,6 +236,7 @@ def test_layouts_of_images(X: Array) -> None:
         {"hidden_layer_sizes": 20, "kernel_size": (3, (5, 1)), "strides": (2, (2, 1)), "dropout": 0.02},
         {"padding": "valid", "kernel_size": 2, "filters": 6},
         {"corruption": "masking", "corruption_level": 0.2, "weight_l1": 0.01, "solver": "adamw", "alpha": 1e-3},
+        {"contractive": 1e-3, "n_probes": 2, "pooling": (2, 1), "strides": (1, 2), "activation": "elu"},
     ],
     ids=str,
 )
@@ -302,8 +322,28 @@ def test_going_on(X: Array) -> None:
 def test_bits_do_not_depend_on_threads(threads: int, X: Array) -> None:
     if BACKEND != "cpp":
         pytest.skip("a promise of the C++ backend")
-    for params in ({}, {"pooling": 2, "strides": 1, "n_components": None}):
+    for params in ({}, {"pooling": 2, "strides": 1, "n_components": None}, {"contractive": 0.1, "pooling": (1, 2)}):
         assert bits(small(**params).fit(X)) == bits(small(**params, n_threads=threads).fit(X))
+
+
+@pytest.mark.parametrize("pooling", [1, 2])
+def test_contracting(pooling: int, X: Array) -> None:
+    """Codes move less with the input, against their size, and the history says what is left of it."""
+    params = {"pooling": pooling, "strides": 1, "activation": "tanh", "max_iter": 40, "early_stopping": False}
+    moved = []
+    for strength in (0.0, 0.3):
+        ae = small(**params, contractive=strength, precision="float64").fit(X)
+        D, h = X[:20].astype(np.float64), 1e-6
+        Z = ae.transform(D)
+        square = 0.0
+        for at in np.ndindex(X.shape[1:]):
+            step = D.copy()
+            step[:, *at] += h
+            square += float(np.square((ae.transform(step) - Z) / h).sum()) / 20
+        moved.append(square)
+        assert ("contractive" in ae.history_) == (strength > 0)
+    assert moved[1] < 0.5 * moved[0]
+    assert ae.history_["contractive"][-1] == pytest.approx(0.3 * moved[1], rel=0.3)
 
 
 def test_rows_do_not_depend_on_each_other(X: Array) -> None:
@@ -331,6 +371,8 @@ def test_rows_do_not_depend_on_each_other(X: Array) -> None:
         ({"image_shape": (8, 8, 2, 1)}, r"image_shape=\(8, 8, 2, 1\) must be"),
         ({"padding": "full"}, "padding='full' must be one of same, valid"),
         ({"n_components": 0}, "n_components=0 must be at least 1"),
+        ({"contractive": 0.1, "contractive_method": "exact"}, "contractive_method='hutchinson' takes them"),
+        ({"contractive": 0.1, "dropout": 0.2}, "drops nothing; set dropout=0$"),
     ],
     ids=lambda value: str(value)[:40],
 )

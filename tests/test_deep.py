@@ -165,7 +165,10 @@ class _Cut(Callback):
 @pytest.mark.parametrize("persistent", [False, True])
 def test_a_resumed_fit_has_the_same_bits(persistent: bool, digits: np.ndarray, tmp_path: Path) -> None:
     path = tmp_path / "c.safetensors"
-    make = lambda: RBM(8, persistent=persistent, max_iter=4, **SMALL)  # noqa: E731
+
+    def make() -> RBM:
+        return RBM(8, persistent=persistent, max_iter=4, **SMALL)
+
     whole = make().fit(digits)
     with pytest.raises(KeyboardInterrupt):
         make().fit(digits, checkpoint=Checkpoint(path), callbacks=[_Cut(2)])

@@ -134,6 +134,10 @@ def convolution_plan(batch: int = 29) -> Plan:
     return lower(NetworkSpec(tuple(specs), 3, weighted=True, alpha=0.1), batch)
 
 
+def probing_convolution_plan(batch: int = 29) -> Plan:
+    return lower(dataclasses.replace(convolution_plan().spec, contractive=0.3, contractive_probes=2), batch)
+
+
 def sparse_plan(batch: int = 20) -> Plan:
     noise = {"corruption": Corruption.MASKING, "corruption_level": 0.2}
     return lower(small_spec(sparse_input=True, weighted=True, alpha=0.1, weight_l1=0.01, **noise), batch)
@@ -141,6 +145,7 @@ def sparse_plan(batch: int = 20) -> Plan:
 
 PLANS = (
     rich_plan, variational_plan, contractive_plan, probing_plan, closed_plan, boltzmann_plan, convolution_plan,
+    probing_convolution_plan,
     sparse_plan,
 )  # fmt: skip
 every_plan = pytest.mark.parametrize("make", PLANS, ids=lambda make: make.__name__)

@@ -365,7 +365,7 @@ def test_the_cases_use_everything() -> None:
         assert {operand in operands(op) for op in ops if op.code is code} == {True, False}
     assert {v for c, name, v in attributes if (c, name) == (OpCode.LOSS, "loss")} == set(Loss) - {Loss.GAUSSIAN}
     assert {v for c, name, v in attributes if (c, name) == (OpCode.CORRUPT, "kind")} == set(Corruption)
-    for code in (OpCode.WGRAD, OpCode.SPARSE_WGRAD):
+    for code in (OpCode.WGRAD, OpCode.CONV_WGRAD, OpCode.SPARSE_WGRAD):
         assert {v for c, name, v in attributes if (c, name) == (code, "accumulate")} == {0, 1}
     assert {v for c, name, v in attributes if (c, name) == (OpCode.GATHER, "source")} == {0, 1, 2, 3}
     assert {v for c, name, v in attributes if (c, name) == (OpCode.DRAW, "kind")} == set(Units)

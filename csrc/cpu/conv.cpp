@@ -30,6 +30,19 @@ ConvGeometry conv_geometry(const int32_t* ints) {
 
 index_t ConvGeometry::taps() const { return y.kernel * x.kernel; }
 
+bool ConvGeometry::folds() const { return up_y * up_x > 1 && y.stride == 1 && x.stride == 1; }
+
+ConvGeometry ConvGeometry::folded() const {
+  ConvGeometry g = *this;
+  // A pixel d of the repetitions of pixel n is read by the output up n + d - k + pad.
+  g.y = {y.narrow, y.wide / up_y, y.kernel + up_y - 1, up_y, y.kernel - 1 - y.pad};
+  g.x = {x.narrow, x.wide / up_x, x.kernel + up_x - 1, up_x, x.kernel - 1 - x.pad};
+  g.wide_channels = narrow_channels, g.narrow_channels = wide_channels;
+  g.up_y = g.up_x = 1;
+  g.transposed = true;
+  return g;
+}
+
 GatherPlan gather_plan(const ConvGeometry& g) {
   GatherPlan p;
   const index_t reach_y = (g.y.narrow - 1) * g.y.stride + g.y.kernel;
@@ -69,6 +82,10 @@ index_t conv_block(const GatherPlan& p, const ConvGeometry& g, index_t rows) {
 }
 
 index_t conv_scratch(int code, const ConvGeometry& g, index_t batch, index_t grains, index_t size) {
+  if (g.folds()) {
+    const index_t channels = g.wide_channels * padded(g.narrow_channels);
+    return conv_scratch(code, g.folded(), batch, grains, size) + g.folded().taps() * channels;
+  }
   const auto table = [&](index_t entries) { return up(entries * 2 * index_t(sizeof(int64_t)) / size + 1, LANES); };
   const index_t line = up(std::max(g.x.wide, g.x.narrow) + CONV_SLACK, LANES);
   const bool gathers = (code == OP_CONVOLVE) != g.transposed;

@@ -28,6 +28,10 @@ struct ConvGeometry {
   bool transposed, x_last, out_last;
 
   index_t taps() const;
+  // Whether repeating pixels and convolving is done at once: it is a transposed convolution whose stride is how often
+  // they are repeated, with sums of the kernel's elements for a kernel, of which there are fewer for each output.
+  bool folds() const;
+  ConvGeometry folded() const;
 };
 
 ConvGeometry conv_geometry(const int32_t* ints);
@@ -55,7 +59,7 @@ GatherPlan gather_plan(const ConvGeometry& g);
 ScatterPlan scatter_plan(const ConvGeometry& g);
 
 constexpr index_t CONV_CHANNELS = 6;     // output channels that are computed together, at most
-constexpr index_t CONV_BLOCK = 1 << 16;  // elements of the images whose weight gradient is summed together
+constexpr index_t CONV_BLOCK = 1 << 17;  // elements of the images whose weight gradient is summed together
 constexpr index_t CONV_SLACK = 64;       // elements behind a plane's last pixel that a tile may read
 
 // Images of a block of the weight's gradient; the same for every team.

@@ -1,8 +1,7 @@
-// Convolutions, their adjoints, the gradients of their weights, and max pooling.
+// Convolutions and their adjoints.
 //
-// Promises: each output is one chain of fused multiply-adds over (kernel row, kernel column, channel); the gradient of
-// a weight is summed over pixels in 16 virtual lanes, over images in order, and lanes are added by one tree: the same
-// bits for any tile, team and vector width. Products are made in the program's own type, under bfloat16, too. Included
+// Promises: each output is one chain of fused multiply-adds over (kernel row, kernel column, channel): the same bits
+// for any tile, team and vector width. Products are made in the program's own type, under bfloat16, too. Included
 // inside the namespace of an instruction set; conv.h says how images lie in scratch memory.
 
 // A row of a slot, as an image.
@@ -170,6 +169,7 @@ void conv_kernel(const Tap* taps, index_t n, const T* image, const T* weight, in
 template <class T>
 using ConvKernel = void (*)(const Tap*, index_t, const T*, const T*, index_t, T*, index_t);
 
+// A single channel takes twice the vectors, as few accumulators would wait for each other.
 template <class T>
 inline ConvKernel<T> conv_micro(index_t channels, index_t vectors) {
 #define ROW(m)                                                                                      \
@@ -179,7 +179,10 @@ inline ConvKernel<T> conv_micro(index_t channels, index_t vectors) {
   }
   static const ConvKernel<T> table[CONV_CHANNELS][4] = {ROW(1), ROW(2), ROW(3), ROW(4), ROW(5), ROW(6)};
 #undef ROW
-  return table[channels - 1][vectors - 1];
+  static const ConvKernel<T> single[4] = {conv_kernel<T, 1, NV + 1>, conv_kernel<T, 1, NV + (NV > 1 ? 2 : 1)>,
+                                          conv_kernel<T, 1, NV + (NV > 2 ? 3 : 1)>,
+                                          conv_kernel<T, 1, NV + (NV > 3 ? 4 : 1)>};
+  return vectors > NV ? single[vectors - NV - 1] : table[channels - 1][vectors - 1];
 }
 
 // Calls fn(begin, size) for n things in as few parts of at most `most` as there can be, of nearly equal size.
@@ -193,7 +196,7 @@ inline void in_even_parts(index_t n, index_t most, const Fn& fn) {
 template <class T>
 inline void conv_tiles(const Tap* taps, index_t n, const T* image, const T* weight, index_t step, index_t channels,
                        index_t pixels, T* out, index_t out_row) {
-  in_even_parts((pixels + WIDTH<T> - 1) / WIDTH<T>, NV, [&](index_t begin, index_t vectors) {
+  in_even_parts((pixels + WIDTH<T> - 1) / WIDTH<T>, channels == 1 ? 2 * NV : NV, [&](index_t begin, index_t vectors) {
     conv_micro<T>(channels, vectors)(taps, n, image + begin * WIDTH<T>, weight, step, out + begin * WIDTH<T>, out_row);
   });
 }
@@ -358,317 +361,77 @@ inline void scatter_rows(const ConvGeometry& g, const Matrix<T>& from, const Ima
   }
 }
 
+// --- repeated pixels -------------------------------------------------------------------------------------------------
+
+// Calls fn(element of the kernel, element of the folded kernel) for all pairs of which the first is part of the second.
+template <class Fn>
+inline void for_folded(const ConvGeometry& g, const Fn& fn) {
+  const index_t width = g.x.kernel + g.up_x - 1;
+  for (index_t ky = 0; ky < g.y.kernel; ++ky)
+    for (index_t kx = 0; kx < g.x.kernel; ++kx)
+      for (index_t dy = 0; dy < g.up_y; ++dy)
+        for (index_t dx = 0; dx < g.up_x; ++dx)
+          fn(ky * g.x.kernel + kx, (dy - ky + g.y.kernel - 1) * width + dx - kx + g.x.kernel - 1);
+}
+
+// to += from, n elements, whole vectors.
+template <class T>
+inline void add_to(T* to, const T* from, index_t n) {
+  for (index_t i = 0; i < n; i += WIDTH<T>) store(to + i, load(to + i) + load(from + i));
+}
+
+// A convolution with its weight, or the transposed one that is the same if pixels are repeated.
+template <class T>
+struct Folded {
+  ConvGeometry g;
+  Matrix<T> W;
+  T* scratch;
+
+  Folded(const ConvGeometry& given, const Matrix<T>& weight, T* memory) : g(given), W(weight), scratch(memory) {
+    if (!given.folds()) return;
+    g = given.folded();
+    const index_t element = given.wide_channels * W.row_stride;
+    Scratch<T> s{memory};
+    T* sums = s.zeros(g.taps() * element);
+    for_folded(given,
+               [&](index_t k, index_t folded) { add_to(sums + folded * element, weight.data + k * element, element); });
+    W.data = sums, scratch = s.at;
+  }
+};
+
 // --- the ops ---------------------------------------------------------------------------------------------------------
 
 template <class Act, class T>
 void convolve(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
-  const Matrix<T>&x = args.slots[0], &W = args.slots[1], &out = args.slots[3], &pre = args.slots[4];
-  const ConvGeometry g = conv_geometry(args.ints + 1);
+  const Matrix<T>&x = args.slots[0], &out = args.slots[3], &pre = args.slots[4];
+  const Folded<T> f(conv_geometry(args.ints + 1), args.slots[1], ctx.scratch + tid * ctx.scratch_stride);
+  const ConvGeometry& g = f.g;
   const ImageShape from = x_shape(args.ints + 1, g), to = out_shape(args.ints + 1, g);
   const T* bias = args.slots[2].data;
   const Range rows(ctx.m, tid, nt);
-  T* scratch = ctx.scratch + tid * ctx.scratch_stride;
   const auto emit = [&](index_t i, index_t c, index_t y, index_t at, vec<T> z, index_t n)
                         __attribute__((always_inline)) {
-                          z += bias[c];
+                          if (bias) z += bias[c];
                           if (pre.data) to.row(pre.row(i)).store_pixels(c, y, at, z, n);
                           to.row(out.row(i)).store_pixels(c, y, at, Act::value(z), n);
                         };
-  g.transposed ? scatter_rows(g, x, from, W, scratch, rows, emit) : gather_rows(g, x, from, W, scratch, rows, emit);
+  g.transposed ? scatter_rows(g, x, from, f.W, f.scratch, rows, emit)
+               : gather_rows(g, x, from, f.W, f.scratch, rows, emit);
 }
 
 template <class Act, class T>
 void conv_dgrad(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
-  const Matrix<T>&dz = args.slots[0], &W = args.slots[1], &saved = args.slots[2], &out = args.slots[3];
-  const ConvGeometry g = conv_geometry(args.ints + 1);
+  const Matrix<T>&dz = args.slots[0], &saved = args.slots[2], &out = args.slots[3];
+  const Folded<T> f(conv_geometry(args.ints + 1), args.slots[1], ctx.scratch + tid * ctx.scratch_stride);
+  const ConvGeometry& g = f.g;
   const ImageShape from = out_shape(args.ints + 1, g), to = x_shape(args.ints + 1, g);
   const T scale = T(args.floats[0]);
   const Range rows(ctx.m, tid, nt);
-  T* scratch = ctx.scratch + tid * ctx.scratch_stride;
   const auto emit = [&](index_t i, index_t c, index_t y, index_t at, vec<T> d, index_t n)
                         __attribute__((always_inline)) {
                           const vec<T> a = to.row(static_cast<const T*>(saved.row(i))).load_pixels(c, y, at, n);
                           to.row(out.row(i)).store_pixels(c, y, at, d * Act::slope(a * scale), n);
                         };
-  g.transposed ? gather_rows(g, dz, from, W, scratch, rows, emit) : scatter_rows(g, dz, from, W, scratch, rows, emit);
-}
-
-// Accumulators of a tile of the weight's gradient, each of LANES lanes: taps and narrow channels.
-template <class T>
-constexpr int LANE_VECTORS = LANES / WIDTH<T>;
-template <class T>
-constexpr int TILE_TAPS = LANE_VECTORS<T> == 1   ? 4
-                          : LANE_VECTORS<T> == 2 ? 2
-                                                 : 1;
-template <class T>
-constexpr int TILE_CHANNELS = LANE_VECTORS<T> == 1   ? 4
-                              : LANE_VECTORS<T> == 2 ? 3
-                              : LANE_VECTORS<T> == 4 ? 2
-                                                     : 1;
-
-// sums[tap][channel] = lane by lane, wide pixels times narrow ones, over all steps of LANES pixels of all images.
-template <class T, int K_, int N_>
-void wgrad_kernel(const T* const* wide, index_t wide_image, const T* narrow, index_t plane, index_t narrow_image,
-                  index_t images, T* sums) {
-  constexpr int V = LANE_VECTORS<T>;
-  vec<T> acc[K_][N_][V];
-#pragma GCC unroll 8
-  for (int k = 0; k < K_; ++k)
-#pragma GCC unroll 8
-    for (int n = 0; n < N_; ++n)
-#pragma GCC unroll 8
-      for (int v = 0; v < V; ++v) acc[k][n][v] = vec<T>{};
-  const T* from[K_];
-#pragma GCC unroll 8
-  for (int k = 0; k < K_; ++k) from[k] = wide[k];
-  for (index_t i = 0; i < images; ++i) {
-    for (index_t at = 0; at < plane; at += LANES)
-#pragma GCC unroll 8
-      for (int v = 0; v < V; ++v) {
-        vec<T> d[N_];
-#pragma GCC unroll 8
-        for (int n = 0; n < N_; ++n) d[n] = load(narrow + n * plane + at + v * WIDTH<T>);
-#pragma GCC unroll 8
-        for (int k = 0; k < K_; ++k) {
-          const vec<T> x = load(from[k] + at + v * WIDTH<T>);
-#pragma GCC unroll 8
-          for (int n = 0; n < N_; ++n) acc[k][n][v] = madd(acc[k][n][v], x, d[n]);
-        }
-      }
-#pragma GCC unroll 8
-    for (int k = 0; k < K_; ++k) from[k] += wide_image;
-    narrow += narrow_image;
-  }
-#pragma GCC unroll 8
-  for (int k = 0; k < K_; ++k)
-#pragma GCC unroll 8
-    for (int n = 0; n < N_; ++n)
-#pragma GCC unroll 8
-      for (int v = 0; v < V; ++v) store(sums + (k * N_ + n) * LANES + v * WIDTH<T>, acc[k][n][v]);
-}
-
-template <class T>
-using WgradKernel = void (*)(const T* const*, index_t, const T*, index_t, index_t, index_t, T*);
-
-template <class T>
-inline WgradKernel<T> wgrad_micro(index_t taps, index_t channels) {
-  constexpr int K = TILE_TAPS<T>, N = TILE_CHANNELS<T>;
-#define COLUMN(k, n) wgrad_kernel<T, (k < K ? k : K), (n < N ? n : N)>
-#define ROW(k)                                             \
-  {                                                        \
-    COLUMN(k, 1), COLUMN(k, 2), COLUMN(k, 3), COLUMN(k, 4) \
-  }
-  static const WgradKernel<T> table[4][4] = {ROW(1), ROW(2), ROW(3), ROW(4)};
-#undef ROW
-#undef COLUMN
-  return table[taps - 1][channels - 1];
-}
-
-// totals[i] = the sum of the LANES lanes at sums + i LANES, for WIDTH sums: lane l and lane l + 8 first, then those 4
-// apart, and so on.
-template <class T>
-inline void add_lanes(const T* sums, T* totals) {
-  constexpr index_t W = WIDTH<T>, V = LANE_VECTORS<T>;
-  alignas(64) T folded[W * W], turned[W * W];
-  for (index_t i = 0; i < W; ++i) {
-    vec<T> lanes[V];
-    for (index_t v = 0; v < V; ++v) lanes[v] = load(sums + i * LANES + v * W);
-    for (index_t half = V / 2; half > 0; half /= 2)
-      for (index_t v = 0; v < half; ++v) lanes[v] += lanes[v + half];
-    store(folded + i * W, lanes[0]);
-  }
-  transpose_block(folded, W, turned, W);
-  for (index_t half = W / 2; half > 0; half /= 2)
-    for (index_t l = 0; l < half; ++l) store(turned + l * W, load(turned + l * W) + load(turned + (l + half) * W));
-  store(totals, load(turned));
-}
-
-// What rows add to the gradient of the bias.
-template <class T>
-inline void bias_sums(const ImageShape& shape, const Matrix<T>& dz, const Range& rows, T* to) {
-  const index_t pixels = shape.h * shape.w;
-  if (!shape.last) {
-    for (index_t c = 0; c < shape.c; ++c) {
-      LaneSum<T> sum;
-      for (index_t i = rows.begin; i < rows.end; ++i)
-        for (index_t j = 0; j < pixels; j += WIDTH<T>) sum.add(j, load_n(dz.row(i) + c * pixels + j, pixels - j));
-      to[c] = T(sum.total());
-    }
-    return;
-  }
-  for (index_t c = 0; c < shape.c; c += WIDTH<T>) {
-    const index_t n = shape.c - c;
-    vec<T> sum{};
-    for (index_t i = rows.begin; i < rows.end; ++i)
-      for (index_t j = 0; j < pixels; ++j) sum += load_n(dz.row(i) + j * shape.c + c, n);
-    store_n(to + c, sum, n);
-  }
-}
-
-template <class T>
-void conv_wgrad(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
-  const Matrix<T>&x = args.slots[0], &dz = args.slots[1], &partial = args.slots[2];
-  const index_t grains = partial.rows;
-  const Range mine(grains, tid, nt);
-  if (mine.begin == mine.end) return;
-  const ConvGeometry g = conv_geometry(args.ints);
-  const GatherPlan p = gather_plan(g);
-  const ImageShape x_image = x_shape(args.ints, g), dz_image = out_shape(args.ints, g);
-  const ImageShape &wide_shape = g.transposed ? dz_image : x_image, &narrow_shape = g.transposed ? x_image : dz_image;
-  const Matrix<T>&wide = g.transposed ? dz : x, &narrow = g.transposed ? x : dz;
-  const index_t ld = padded(dz_image.c), weights = g.taps() * x_image.c * ld, n_taps = g.taps() * g.wide_channels;
-  const index_t block = conv_block(p, g, (x.rows + grains - 1) / grains);
-  const index_t narrow_image = p.narrow_plane * g.narrow_channels;
-  const WeightSteps steps(g, ld);
-  Scratch<T> scratch{ctx.scratch + tid * ctx.scratch_stride};
-  T *planes = scratch.zeros(block * p.planes), *narrow_planes = scratch.zeros(block * narrow_image);
-  Tap* taps = scratch.taps(n_taps);
-  T* line = scratch.line(g);
-  gather_taps(g, p, steps, taps);
-  constexpr index_t K = TILE_TAPS<T>, N = TILE_CHANNELS<T>, W = WIDTH<T>, SUMS = (K * N + W - 1) / W * W;
-  alignas(64) T sums[SUMS * LANES] = {}, totals[SUMS];
-  for (index_t grain = mine.begin; grain < mine.end; ++grain) {
-    T* out = partial.row(grain);
-    __builtin_memset(out, 0, size_t(weights + ld) * sizeof(T));
-    const Range rows(ctx.m, int(grain), int(grains));
-    bias_sums(dz_image, dz, rows, out + weights);
-    for (index_t begin = rows.begin; begin < rows.end; begin += block) {
-      const index_t images = rows.end - begin < block ? rows.end - begin : block;
-      for (index_t i = 0; i < images; ++i) {
-        unpack_wide(g, p, wide_shape.row(static_cast<const T*>(wide.row(begin + i))), line, planes + i * p.planes);
-        unpack_narrow(narrow_shape.row(static_cast<const T*>(narrow.row(begin + i))), g.y.narrow, g.x.narrow, p.pitch,
-                      p.narrow_plane, line, narrow_planes + i * narrow_image);
-      }
-      for (index_t n = 0; n < g.narrow_channels; n += N)
-        for (index_t k = 0; k < n_taps; k += K) {
-          const index_t height = n_taps - k < K ? n_taps - k : K;
-          const index_t width = g.narrow_channels - n < N ? g.narrow_channels - n : N;
-          const T* from[K];
-          for (index_t r = 0; r < height; ++r) from[r] = planes + taps[k + r].image;
-          wgrad_micro<T>(height, width)(from, p.planes, narrow_planes + n * p.narrow_plane, p.narrow_plane,
-                                        narrow_image, images, sums);
-          for (index_t s = 0; s < height * width; s += W) add_lanes(sums + s * LANES, totals + s);
-          for (index_t r = 0; r < height; ++r)
-            for (index_t c = 0; c < width; ++c)
-              out[taps[k + r].weight + (n + c) * steps.narrow] += totals[r * width + c];
-        }
-    }
-  }
-}
-
-// --- max pooling -----------------------------------------------------------------------------------------------------
-
-// The greater; NaN if one is.
-template <class V>
-inline V greater(V a, V b) {
-  return select(b != b, b, select(b > a, b, a));
-}
-
-struct Pooling {
-  index_t h, w, c, y, x;
-  ImageShape out;
-  explicit Pooling(const int* ints)
-      : h(ints[0]), w(ints[1]), c(ints[2]), y(ints[3]), x(ints[4]), out{h / y, w / x, c, bool(ints[5] & 2)} {}
-};
-
-template <class T>
-void maxpool(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
-  constexpr index_t W = WIDTH<T>;
-  const Pooling p(args.ints);
-  T* line = ctx.scratch + tid * ctx.scratch_stride;
-  const Range rows(ctx.m, tid, nt);
-  for (index_t i = rows.begin; i < rows.end; ++i) {
-    const ImageRow<T> out = p.out.row(args.slots[1].row(i));
-    for (index_t c = 0; c < p.c; ++c)
-      for (index_t y = 0; y < out.h; ++y) {
-        const T* from = args.slots[0].row(i) + (c * p.h + y * p.y) * p.w;
-        for (index_t x = 0; x < p.w; x += W) {
-          vec<T> v = load_n(from + x, p.w - x);
-          for (index_t r = 1; r < p.y; ++r) v = greater(v, load_n(from + r * p.w + x, p.w - x));
-          store(line + x, v);
-        }
-        for (index_t x = 0; x < out.w; x += W) {
-          vec<T> v;
-          if (p.x == 1) {
-            v = load(line + x);
-          } else if (p.x == 2) {
-            const vec<T> a = load(line + 2 * x), b = load(line + 2 * x + W);
-            v = greater(even_lanes<T>(a, b), odd_lanes<T>(a, b));
-          } else {
-            v = vec<T>{};
-            for (index_t l = 0; l < W && x + l < out.w; ++l) {
-              T most = line[(x + l) * p.x];
-              for (index_t r = 1; r < p.x; ++r) {
-                const T other = line[(x + l) * p.x + r];
-                most = other != other || other > most ? other : most;
-              }
-              v[l] = most;
-            }
-          }
-          out.store_pixels(c, y, x, v, out.w - x);
-        }
-      }
-  }
-}
-
-// The gradients of the windows of one row of outputs, in `line`, to the first of the greatest pixels of each.
-template <class Act, class T>
-inline void unpool_row(const Pooling& p, const T* from, const T* line, const T* saved, T* to) {
-  constexpr index_t W = WIDTH<T>;
-  if (p.x == 2) {
-    for (index_t x = 0; x < p.out.w; x += W) {
-      const index_t n = p.w - 2 * x;
-      vec<T> most{}, d = load_n(line + x, p.out.w - x);
-      for (index_t r = 0; r < p.y; ++r) {
-        const T* row = from + r * p.w + 2 * x;
-        const vec<T> a = load_n(row, n), b = load_some(row + W, n - W);
-        const vec<T> v = greater(even_lanes<T>(a, b), odd_lanes<T>(a, b));
-        most = r == 0 ? v : greater(most, v);
-      }
-      for (index_t r = 0; r < p.y; ++r) {
-        const index_t at = r * p.w + 2 * x;
-        const vec<T> a = load_n(from + at, n), b = load_some(from + at + W, n - W);
-        // What is handed out is gone.
-        const vec<T> left = select(even_lanes<T>(a, b) == most, d, vec<T>{});
-        d = select(even_lanes<T>(a, b) == most, vec<T>{}, d);
-        const vec<T> right = select(odd_lanes<T>(a, b) == most, d, vec<T>{});
-        d = select(odd_lanes<T>(a, b) == most, vec<T>{}, d);
-        constexpr auto lanes = std::make_integer_sequence<int, WIDTH<T>>();
-        store_n(to + at, zip<T>(left, right, lanes) * Act::slope(load_n(saved + at, n)), n);
-        if (n > W)
-          store_n(to + at + W, zip_upper<T>(left, right, lanes) * Act::slope(load_n(saved + at + W, n - W)), n - W);
-      }
-    }
-    return;
-  }
-  for (index_t x = 0; x < p.out.w; ++x) {
-    index_t best = x * p.x;
-    for (index_t r = 0; r < p.y; ++r)
-      for (index_t l = 0; l < p.x; ++l) {
-        const index_t at = r * p.w + x * p.x + l;
-        to[at] = T(0);
-        if (from[at] > from[best]) best = at;
-      }
-    to[best] = line[x];
-  }
-  for (index_t j = 0; j < p.y * p.w; j += W) {
-    const index_t n = p.y * p.w - j;
-    store_n(to + j, load_n(to + j, n) * Act::slope(load_n(saved + j, n)), n);
-  }
-}
-
-template <class Act, class T>
-void maxpool_dgrad(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
-  const Pooling p(args.ints + 1);
-  T* line = ctx.scratch + tid * ctx.scratch_stride;
-  const Range rows(ctx.m, tid, nt);
-  for (index_t i = rows.begin; i < rows.end; ++i) {
-    const ImageRow<const T> dout = p.out.row(static_cast<const T*>(args.slots[0].row(i)));
-    for (index_t c = 0; c < p.c; ++c)
-      for (index_t y = 0; y < p.out.h; ++y) {
-        const index_t at = (c * p.h + y * p.y) * p.w;
-        unpool_row<Act>(p, args.slots[1].row(i) + at, pixel_line(dout, c, y, line), args.slots[2].row(i) + at,
-                        args.slots[3].row(i) + at);
-      }
-  }
+  g.transposed ? gather_rows(g, dz, from, f.W, f.scratch, rows, emit)
+               : scatter_rows(g, dz, from, f.W, f.scratch, rows, emit);
 }

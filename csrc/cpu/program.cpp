@@ -168,7 +168,7 @@ class TypedProgram final : public Program {
       }
       if (op.code == OP_CONVOLVE || op.code == OP_CONV_DGRAD || op.code == OP_CONV_WGRAD) {
         const bool wgrad = op.code == OP_CONV_WGRAD;
-        const ConvGeometry g = conv_geometry(op.ints + (wgrad ? 0 : 1));
+        const ConvGeometry g = conv_geometry(op.ints + (wgrad ? 2 : 1));
         const index_t grains = wgrad ? plan_.slots[size_t(op.slots[2])].rows : 1;
         reserve(conv_scratch(op.code, g, plan_.batch, grains, sizeof(T)));
         flop += 2.0 * double(plan_.batch) * double(g.y.narrow * g.x.narrow) *

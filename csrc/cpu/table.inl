@@ -34,6 +34,8 @@ namespace NARROWS_ISA {
 #include "contractive.inl"
 #include "boltzmann.inl"
 #include "conv.inl"
+#include "conv_wgrad.inl"
+#include "pooling.inl"
 #include "sparse.inl"
 #include "evaluate.inl"
 // clang-format on
@@ -196,6 +198,8 @@ Op<T> resolve(int code, const int* ints) {
 #undef NARROWS_KERNEL
     case OP_GRAIN_UPDATE:
       return ints[0] == SOLVER_SGD ? grain_update<Sgd, T> : grain_update<Adam, T>;
+    case OP_MAXPOOL_PICK:
+      return maxpool_pick<T>;
 #define NARROWS_KERNEL sparse_dense
     case OP_SPARSE_DENSE:
       NARROWS_BY_ACTIVATION(ints[0], X)

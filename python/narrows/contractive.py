@@ -7,10 +7,11 @@ Never: touches data or knows a backend.
 
 For layers a[i] = act(z[i]), z[i] = a[i-1] W[i] + b[i] with slopes p[i] = act'(z[i]), the Jacobian of a row is
 J = D[L] W[L]' ... D[1] W[1]' = B W[1]' with D[i] = diag(p[i]), and |J|**2 = tr(B W[1]'W[1] B'): the width of the input
-drops out of what a row costs. One layer has a closed form. Sources: Rifai, Vincent, Muller, Glorot and Bengio,
-"Contractive auto-encoders", ICML 2011; Rifai, Mesnil, Vincent, Muller, Bengio, Dauphin and Glorot, "Higher order
-contractive auto-encoder", ECML 2011; Hutchinson, Communications in Statistics 18, 1989: E |J'v|**2 = |J|**2 for v of
-independent signs.
+drops out of what a row costs. One layer has a closed form. A convolution has the matrix W[i] that it is, never written
+out, and max pooling is a choice among the rows of D[i]; products J'v go through both. Sources: Rifai, Vincent, Muller,
+Glorot and Bengio, "Contractive auto-encoders", ICML 2011; Rifai, Mesnil, Vincent, Muller, Bengio, Dauphin and Glorot,
+"Higher order contractive auto-encoder", ECML 2011; Hutchinson, Communications in Statistics 18, 1989: E |J'v|**2 =
+|J|**2 for v of independent signs.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from .plan import (
 )
 
 if TYPE_CHECKING:
+    from .convolution import Convolutions
     from .lowering import Lowering
 
 __all__ = ["Contraction", "Reduction", "check_contractive"]
@@ -53,7 +55,8 @@ def check_contractive(spec: NetworkSpec) -> None:
     Raises
     ------
     ValueError
-        Dropout in the encoder, or more layers in it than the exact penalty takes.
+        Dropout in the encoder, or more layers in it than the exact penalty takes, or convolutions, of which it takes
+        none.
     """
     if spec.contractive <= 0 and spec.contractive_hessian <= 0:
         return
@@ -66,7 +69,13 @@ def check_contractive(spec: NetworkSpec) -> None:
             )
         if layer.tied_to is not None:
             raise ValueError(f"{given} with layer {i} of the encoder tied to layer {layer.tied_to}")
-    if spec.latent > JACOBIAN_LAYERS and (spec.contractive_probes == 0 or spec.contractive_hessian > 0):
+    exact = spec.contractive_probes == 0 or spec.contractive_hessian > 0
+    if exact and any(layer.convolution is not None for layer in spec.layers[: spec.latent]):
+        raise ValueError(
+            f"{given}: the exact penalty, and contractive_hessian, are of dense encoders, not of convolutions; "
+            "contractive_method='hutchinson' takes both"
+        )
+    if exact and spec.latent > JACOBIAN_LAYERS:
         raise ValueError(
             f"{given}: the exact penalty is for encoders of up to {JACOBIAN_LAYERS} layers, not {spec.latent}; "
             "contractive_method='hutchinson' takes any number"
@@ -85,6 +94,7 @@ class Contraction:
         Slots of each layer's weight and of what its derivative is told from.
     weight : str or None
         Slot of the rows' weights.
+    convolutions : Convolutions
     """
 
     low: Lowering
@@ -92,6 +102,7 @@ class Contraction:
     weights: list[str]
     saved: list[str]
     weight: str | None
+    convolutions: Convolutions
     reductions: list[Reduction] = field(default_factory=list)
     begun: set[str] = field(default_factory=set)
     """Parameters whose gradients hold something already."""
@@ -101,7 +112,10 @@ class Contraction:
 
     def __post_init__(self) -> None:
         self.layers = self.spec.layers[: self.spec.latent]
-        self.widths = [layer.n_out for layer in self.layers]
+        self.outputs = self.saved
+        # Slopes are those before a pooling.
+        self.saved = [self.convolutions.unpooled.get(i, (s, s))[1] for i, s in enumerate(self.outputs)]
+        self.widths = [self.low.shapes[s][2] for s in self.saved[: self.spec.latent]]
         self.columns = segments(self.widths)
 
     def penalise(self, dz: str, onto: bool = True) -> None:
@@ -120,7 +134,7 @@ class Contraction:
             passes = [_NoisyPass(self, c) for c in range(spec.n_corruptions)]
         hessian = [(spec.contractive_hessian / spec.n_corruptions, noisy) for noisy in passes]
         plain: list[tuple[float, _NoisyPass | None]] = [(spec.contractive, None)] if spec.contractive > 0 else []
-        if len(self.layers) == 1:
+        if len(self.layers) == 1 and self.layers[0].convolution is None:
             self._closed_form([*plain, *hessian], dz, onto)
         elif plain or hessian:
             slopes = self._slopes(self.saved, "slopes")
@@ -144,7 +158,7 @@ class Contraction:
         self.low.op(OpCode.WGRAD, LEARN, {"x": x, "dz": dz, "dW": f"d{W}"}, accumulate=W in self.begun)
         self.begun.add(W)
 
-    def linear_dgrad(self, dz: str, i: int, like: str, out: str, *, forward: bool = False) -> str:
+    def linear_dgrad(self, dz: str, i: int, like: str, out: str, *, forward: bool = False) -> None:
         """out = dz W' of layer i, or dz W if `forward`, in rows as wide as the slot `like`."""
         self.low.op(
             OpCode.DGRAD,
@@ -154,7 +168,6 @@ class Contraction:
             transposed=forward,
             scale=1.0,
         )
-        return out
 
     def _curve(self, i: int, dslopes: str, saved: str, dz: str, onto: bool) -> None:
         self.low.op(
@@ -245,30 +258,38 @@ class Contraction:
     def _probes(self, slopes: str, onto: bool) -> None:
         """For each probe v, J'v layer by layer down to the input, its squared norm, and back."""
         low, spec, last = self.low, self.spec, len(self.layers) - 1
+        conv = self.convolutions
         rowpenalty = low.rows("contractive", 1)
         for r in range(spec.contractive_probes):
             x, t = [""] * (last + 1), [""] * (last + 1)
-            x[last] = low.rows(f"probe{r}", self.widths[last])
-            low.op(OpCode.PROBE, LEARN, {"out": x[last]}, stream=low.stream())
+            below = low.rows(f"probe{r}", spec.n_components)
+            low.op(OpCode.PROBE, LEARN, {"out": below}, stream=low.stream())
             for i in range(last, -1, -1):
+                x[i] = conv.spread(i, below, f"spread{i}.{r}") if i in conv.unpooled else below
                 t[i] = low.rows(f"t{i}.{r}", self.widths[i])
                 low.op(OpCode.TANGENT, LEARN, {"x": x[i], "slopes": slopes, "out": t[i]}, column=self.columns[i])
-                if i > 0:
-                    out = low.rows(f"x{i - 1}.{r}", self.widths[i - 1])
-                    x[i - 1] = self.linear_dgrad(t[i], i, self.saved[i - 1], out)
-            vjp = self.linear_dgrad(t[0], 0, "x", low.rows(f"vjp{r}", spec.n_features))
+                name, like = (f"x{i - 1}.{r}", self.outputs[i - 1]) if i > 0 else (f"vjp{r}", "x")
+                below = low.rows(name, self.layers[i].n_in)
+                if self.layers[i].convolution is not None:
+                    conv.dgrad(i, t[i], like, below)
+                else:
+                    self.linear_dgrad(t[i], i, like, below)
             low.op(
                 OpCode.SQUARED_NORM,
                 LEARN,
-                {"x": vjp, "weight": self.weight, "rowpenalty": rowpenalty},
+                {"x": below, "weight": self.weight, "rowpenalty": rowpenalty},
                 accumulate=r > 0,
                 strength=spec.contractive / spec.contractive_probes,
             )
-            above = vjp
+            above = below
             for i in range(last + 1):
-                self.wgrad(above, t[i], self.weights[i])
                 dt = low.rows(f"dt{i}.{r}", self.widths[i])
-                self.linear_dgrad(above, i, self.saved[i], dt, forward=True)
+                if self.layers[i].convolution is not None:
+                    conv.wgrad(i, above, t[i], bias=False)
+                    conv.linear(i, above, dt)
+                else:
+                    self.wgrad(above, t[i], self.weights[i])
+                    self.linear_dgrad(above, i, self.saved[i], dt, forward=True)
                 low.op(
                     OpCode.COTANGENT,
                     LEARN,
@@ -276,7 +297,7 @@ class Contraction:
                     column=self.columns[i],
                     accumulate=onto or r > 0,
                 )
-                above = dt
+                above = conv.pick(i, dt, f"picked{i}.{r}") if i in conv.unpooled and i < last else dt
         self.reductions.append((rowpenalty, None, "contractive", False))
 
 

@@ -62,12 +62,6 @@ def check_convolutions(spec: NetworkSpec) -> None:
         raise ValueError(f"the output layer takes no pooling, not {layers[-1].convolution.pool}")
     if spec.variational and layers[spec.latent - 1].convolution is not None:
         raise ValueError("the latent layer of a variational network is dense")
-    encoder = any(layer.convolution is not None for layer in layers[: spec.latent])
-    if encoder and (spec.contractive > 0 or spec.contractive_hessian > 0):
-        raise ValueError(
-            f"contractive={spec.contractive:g}, contractive_hessian={spec.contractive_hessian:g}: the penalties are of "
-            "dense encoders, not of convolutions"
-        )
 
 
 def outward(layer: LayerSpec) -> Activation:
@@ -94,6 +88,7 @@ class Convolutions:
         self.unpooled: dict[int, tuple[str, str]] = {}
         """Of layers with pooling: what is pooled, and what its derivative is told from."""
         self.partials: dict[int, str] = {}
+        """Of layers whose weights' gradients are begun."""
 
     def forward(self, i: int, modes: Mode, x: str) -> tuple[str, str]:
         """Write layer i; return the slots of its output and of what the derivative by it is told from."""
@@ -118,13 +113,17 @@ class Convolutions:
         low.op(OpCode.MAXPOOL, modes, {"x": out, "out": pooled}, **self._pooling(i))
         return pooled, pooled
 
-    def dgrad(self, i: int, dz: str, saved: str, out: str, scale: float) -> None:
-        """Write the gradient by the pre-activations of the layer before layer i, or by its output if that is pooled."""
+    def dgrad(
+        self, i: int, dz: str, saved: str, out: str, scale: float = 1.0, activation: Activation = Activation.LINEAR
+    ) -> None:
+        """Write the gradient by the pre-activations of the layer before layer i, of this activation, or by its output
+        if that is linear or pooled.
+        """
         self.low.op(
             OpCode.CONV_DGRAD,
             LEARN,
             {"dz": dz, "W": self.weights[i], "saved": saved, "out": out},
-            activation=outward(self.spec.layers[i - 1]),
+            activation=activation,
             scale=scale,
             **self._geometry(i),
         )
@@ -133,29 +132,50 @@ class Convolutions:
         """The slot of the gradient by the pre-activations of layer i, from that by its output if that is pooled."""
         if i not in self.unpooled:
             return dout
+        return self.spread(i, dout, f"u{i}", self.spec.layers[i].activation)
+
+    def spread(self, i: int, dout: str, name: str, activation: Activation = Activation.LINEAR) -> str:
+        """The slot `name` of the gradient through the pooling of layer i, and through an activation before it."""
         x, saved = self.unpooled[i]
-        layer = self.spec.layers[i]
-        dz = self.low.rows(f"u{i}", self.low.shapes[x][2])
+        out = self.low.rows(name, self.low.shapes[x][2])
         self.low.op(
             OpCode.MAXPOOL_DGRAD,
             LEARN,
-            {"dout": dout, "x": x, "saved": saved, "out": dz},
-            activation=layer.activation,
+            {"dout": dout, "x": x, "saved": saved, "out": out},
+            activation=activation,
             **self._pooling(i),
         )
-        return dz
+        return out
+
+    def pick(self, i: int, y: str, name: str) -> str:
+        """The adjoint of `spread`: the slot `name` of what `y` holds where the pooling of layer i found its output."""
+        out = self.low.rows(name, self.spec.layers[i].n_out)
+        slots = {"y": y, "x": self.unpooled[i][0], "out": out}
+        self.low.op(OpCode.MAXPOOL_PICK, LEARN, slots, **self._pooling(i))
+        return out
+
+    def linear(self, i: int, x: str, out: str) -> None:
+        """Write the convolution of layer i alone, without its bias."""
+        slots = {"x": x, "W": self.weights[i], "out": out}
+        self.low.op(OpCode.CONVOLVE, LEARN, slots, activation=Activation.LINEAR, **self._geometry(i))
+
+    def wgrad(self, i: int, x: str, dz: str, *, bias: bool) -> None:
+        """Write the partial sums of the gradient by the weight of layer i, onto those that are there, and of that by
+        its bias.
+        """
+        begun = i in self.partials
+        if not begun:
+            rows, filters = self.spec.layers[i].weight_shape
+            size = (rows + 1) * padded(filters)
+            self.partials[i] = self.low.slot(f"partial{i}", Region.SCRATCH, grains(self.low.batch, size), size)
+        slots = {"x": x, "dz": dz, "partial": self.partials[i]}
+        self.low.op(OpCode.CONV_WGRAD, LEARN, slots, bias=bias, accumulate=begun, **self._geometry(i))
 
     def wgrads(self, inputs: list[str], deltas: Mapping[int, str]) -> None:
         """Write the partial sums of all gradients by weights and biases, between which no thread waits."""
         for i, layer in enumerate(self.spec.layers):
-            if layer.convolution is None:
-                continue
-            rows, filters = layer.weight_shape
-            size = (rows + 1) * padded(filters)
-            partial = self.low.slot(f"partial{i}", Region.SCRATCH, grains(self.low.batch, size), size)
-            self.partials[i] = partial
-            slots = {"x": inputs[i], "dz": deltas[i], "partial": partial}
-            self.low.op(OpCode.CONV_WGRAD, LEARN, slots, **self._geometry(i))
+            if layer.convolution is not None:
+                self.wgrad(i, inputs[i], deltas[i], bias=True)
 
     def gradient(self, i: int, modes: Mode) -> None:
         """Write the gradients by the weight and the bias of layer i."""

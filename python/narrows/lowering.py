@@ -291,7 +291,7 @@ def lower(spec: NetworkSpec, batch: int) -> Plan:
     # the gradients of the parameters, which are sums over all rows.
     reductions: list[Reduction] = [(rowloss, weight, "loss", True)]
     deltas = {last: z}
-    contraction = Contraction(low, spec, weights, saved, weight)
+    contraction = Contraction(low, spec, weights, saved, weight, convolutions)
     if spec.n_gibbs:
         inputs, deltas = write_phases(low, spec, weights[0], inputs[0], codes, weight, rowloss)
     for i in range(last if not spec.n_gibbs else 0, 0, -1):
@@ -300,7 +300,7 @@ def lower(spec: NetworkSpec, batch: int) -> Plan:
         drawn = noise is not None and i == spec.latent
         by, onto = (codes, low.rows("dz", spec.n_components)) if drawn else (saved[i - 1], dx)
         if layers[i].convolution is not None:
-            convolutions.dgrad(i, deltas[i], by, onto, saved_scale(before))
+            convolutions.dgrad(i, deltas[i], by, onto, saved_scale(before), outward(before))
         else:
             low.dgrad(before, deltas[i], weights[i], by, onto, transposed=layers[i].tied_to is not None)
         if drawn:
@@ -318,8 +318,8 @@ def lower(spec: NetworkSpec, batch: int) -> Plan:
             reductions += _latent_penalties(low, spec, f"a{i - 1}", saved[i - 1], weight, dx)
             contraction.penalise(dx)
             reductions += contraction.reductions
-        contraction.curve(i - 1, dx)
         deltas[i - 1] = convolutions.unpool(i - 1, dx)
+        contraction.curve(i - 1, deltas[i - 1])
     convolutions.wgrads(inputs, deltas)
     reductions += _parameter_gradients(
         low, spec, weights, inputs, deltas, contraction, convolutions, rates=rates, masking=masking
@@ -388,14 +388,14 @@ def lower_penalty(spec: NetworkSpec, batch: int, *, grads: bool = True) -> Plan:
         saved.append(kept)
     deltas = {i: low.rows(f"d{i}", layer.n_out) for i, layer in enumerate(spec.layers)}
     last = len(spec.layers) - 1
-    contraction = Contraction(low, spec, weights, saved, None)
+    none = Convolutions(low, spec, weights)
+    contraction = Contraction(low, spec, weights, saved, None, none)
     contraction.penalise(deltas[last], onto=False)
     if grads:
         for i in range(last, -1, -1):
             if i < last:
                 low.dgrad(spec.layers[i], deltas[i + 1], weights[i + 1], saved[i], deltas[i])
             contraction.curve(i, deltas[i], onto=i < last)
-        none = Convolutions(low, spec, weights)
         _parameter_gradients(low, spec, weights, inputs, deltas, contraction, none, update=False)
     _reduce(low, contraction.reductions)
     slots, work_size = low.assign(set())

@@ -216,9 +216,10 @@ class OpCode(enum.IntEnum):
     MAXPOOL = 39
     MAXPOOL_DGRAD = 40
     GRAIN_UPDATE = 41
-    SPARSE_DENSE = 42
-    SPARSE_WGRAD = 43
-    SPARSE_WGRAD_UPDATE = 44
+    MAXPOOL_PICK = 42
+    SPARSE_DENSE = 43
+    SPARSE_WGRAD = 44
+    SPARSE_WGRAD_UPDATE = 45
 
 
 class Signature(NamedTuple):
@@ -361,13 +362,14 @@ SIGNATURES: Mapping[OpCode, Signature] = {
     OpCode.CONTRAST: Signature(("x", "y", "weight"), ("out",)),
     # the first rows of out = x; the others stay
     OpCode.KEEP: Signature(("x",), ("out",)),
-    # out = activation(convolution of x, upsampled, with W, + b), a bias for each filter; pre as in DENSE
+    # out = activation(convolution of x, upsampled, with W, + b), a bias for each filter, if there is one; pre as in
+    # DENSE
     OpCode.CONVOLVE: Signature(("x", "W", "b"), ("out", "pre"), ints=("activation", *GEOMETRY)),
     # out = (adjoint of the convolution, applied to dz) * activation'(saved); saved and scale as in DGRAD
     OpCode.CONV_DGRAD: Signature(("dz", "W", "saved"), ("out",), ints=("activation", *GEOMETRY), floats=("scale",)),
-    # partial = what grains of rows add to the gradients by W and, behind it, by b: a row for each grain, holding the
-    # rows of both, padded(filters) apart
-    OpCode.CONV_WGRAD: Signature(("x", "dz"), ("partial",), ints=GEOMETRY),
+    # partial (+)= what grains of rows add to the gradient by W and, behind it, partial = what they add to that by b, if
+    # `bias`: a row for each grain, holding the rows of both, padded(filters) apart
+    OpCode.CONV_WGRAD: Signature(("x", "dz", "partial"), ("partial",), ints=("bias", "accumulate", *GEOMETRY)),
     # out = the greatest of each window of x
     OpCode.MAXPOOL: Signature(("x",), ("out",), ints=POOLING),
     # out = dout where x is the greatest of its window, the first one if there are several, * activation'(saved)
@@ -379,6 +381,8 @@ SIGNATURES: Mapping[OpCode, Signature] = {
         ints=("solver", "column"),
         floats=("beta_1", "beta_2", "epsilon", "l2", "l1", "rate"),
     ),
+    # out = what y holds where x is the greatest of its window, the first one if there are several
+    OpCode.MAXPOOL_PICK: Signature(("y", "x"), ("out",), ints=POOLING),
     # DENSE of the rows of source 0, which must be sparse, with masking noise in training: GATHER, CORRUPT and DENSE
     # without dense rows. Products are in the type of the slots, also under bfloat16
     OpCode.SPARSE_DENSE: Signature(("W", "b"), ("out", "pre"), ints=("activation", "stream"), floats=("level",)),
@@ -634,7 +638,7 @@ class Plan:
 
 
 OP_DTYPE = np.dtype(
-    [("code", "i4"), ("modes", "i4"), ("slots", "i4", 11), ("ints", "i4", 17), ("floats", "f8", 7)], align=True
+    [("code", "i4"), ("modes", "i4"), ("slots", "i4", 11), ("ints", "i4", 18), ("floats", "f8", 7)], align=True
 )
 
 

@@ -144,5 +144,6 @@ def greatest(x: Array, pool_y: int, pool_x: int) -> Array:
     n, h, w, c = x.shape
     first = windows(x, pool_y, pool_x).argmax(axis=3)
     chosen = first[:, :, :, None] == np.arange(pool_y * pool_x)[:, None]
-    split: Array = chosen.reshape(n, h // pool_y, w // pool_x, pool_y, pool_x, c).transpose(0, 1, 3, 2, 4, 5)
-    return split.reshape(n, h, w, c)
+    split = chosen.reshape(n, h // pool_y, w // pool_x, pool_y, pool_x, c).transpose(0, 1, 3, 2, 4, 5)
+    where: Array = split.reshape(n, h, w, c)
+    return where

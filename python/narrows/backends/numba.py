@@ -345,11 +345,13 @@ class Patches(Images):
 
 
 def convolve(
-    run: Run, *, x: Array, W: Array, b: Array, out: Array, pre: Array | None, activation: int, **geometry: int
+    run: Run, *, x: Array, W: Array, b: Array | None, out: Array, pre: Array | None, activation: int, **geometry: int
 ) -> None:
     images = Patches(bool(run.mode & LEARN), **geometry)
     z = images.convolve(images.x(x), W)
     flat = z.reshape(-1, z.shape[3])
+    if b is None:
+        b = np.zeros((1, flat.shape[1]), z.dtype)
     if pre is not None:
         a = np.empty_like(z)
         numba_kernels.bias_activate_from(activation)(flat, b[0], a.reshape(flat.shape))
@@ -368,8 +370,9 @@ def conv_dgrad(
     numba_kernels.times_slope(activation)(out, saved, saved.dtype.type(scale))
 
 
-def conv_wgrad(run: Run, *, x: Array, dz: Array, partial: Array, **geometry: int) -> None:
-    reference.conv_wgrad(run, x=x, dz=dz, partial=partial, images=Patches(True, **geometry), **geometry)
+def conv_wgrad(run: Run, *, x: Array, dz: Array, partial: Array, bias: int, accumulate: int, **geometry: int) -> None:
+    images = Patches(True, **geometry)
+    reference.conv_wgrad(run, x=x, dz=dz, partial=partial, bias=bias, accumulate=accumulate, images=images, **geometry)
 
 
 def _windows(x: Array, h: int, w: int, pool_y: int, pool_x: int) -> tuple[Array, Array]:
@@ -409,6 +412,16 @@ def maxpool_dgrad(
     numba_kernels.times_slope(activation)(out, saved, saved.dtype.type(1))
 
 
+def maxpool_pick(
+    run: Run, *, y: Array, x: Array, out: Array, h: int, w: int, c: int, pool_y: int, pool_x: int, layout: int
+) -> None:
+    _, first = _windows(x, h, w, pool_y, pool_x)
+    size = h // pool_y, w // pool_x
+    picked = np.empty(first.shape, out.dtype)
+    numba_kernels.pick(y.reshape(-1, h, w), first, pool_y, pool_x, picked)
+    pixels(out, *size, c, layout & OUT_LAST)[...] = picked.reshape(-1, c, *size).transpose(0, 2, 3, 1)
+
+
 OVERRIDES: Mapping[OpCode, Callable[..., None]] = {
     OpCode.GATHER: gather,
     OpCode.CORRUPT: corrupt,
@@ -430,6 +443,7 @@ OVERRIDES: Mapping[OpCode, Callable[..., None]] = {
     OpCode.CONV_WGRAD: conv_wgrad,
     OpCode.MAXPOOL: maxpool,
     OpCode.MAXPOOL_DGRAD: maxpool_dgrad,
+    OpCode.MAXPOOL_PICK: maxpool_pick,
 }
 
 

@@ -555,6 +555,16 @@ def unpool(d: Any, first: Any, py: int, px: int, out: Any) -> None:
                 out[i, y * py + k // px, u * px + k % px] = d[i, y, u]
 
 
+@_kernel(_EXACT)
+def pick(images: Any, first: Any, py: int, px: int, out: Any) -> None:
+    """The adjoint of `unpool`."""
+    for i in range(out.shape[0]):
+        for y in range(out.shape[1]):
+            for u in range(out.shape[2]):
+                k = first[i, y, u]
+                out[i, y, u] = images[i, y * py + k // px, u * px + k % px]
+
+
 # --- kernels over the flat regions --------------------------------------------------------------------------
 
 

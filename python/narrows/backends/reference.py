@@ -536,69 +536,28 @@ def update(
     step_rule(run, W, g, m1, run.regions.get(Region.MOMENT2), solver, beta_1, beta_2, epsilon)
 
 
-def wgrad_update(
-    run: Run,
-    *,
-    x: Array,
-    dz: Array,
-    dW: Array | None,
-    W: Array,
-    moment1: Array,
-    moment2: Array | None,
-    colrate: Array | None,
-    penalty: Array | None,
-    solver: int,
-    beta_1: float,
-    beta_2: float,
-    epsilon: float,
-    l2: float,
-    l1: float,
-    rate: float,
-) -> None:
-    g = run.factor(x).T @ run.factor(dz)
-    descend(run, g, dW, W, moment1, moment2, colrate, penalty, solver, beta_1, beta_2, epsilon, l2=l2, l1=l1, rate=rate)
+def wgrad_update(run: Run, *, x: Array, dz: Array, **rule: Any) -> None:
+    _descend(run, run.factor(x).T @ run.factor(dz), **rule)
 
 
-def descend(
-    run: Run,
-    g: Array,
-    dW: Array | None,
-    W: Array,
-    moment1: Array,
-    moment2: Array | None,
-    colrate: Array | None,
-    penalty: Array | None,
-    solver: int,
-    beta_1: float,
-    beta_2: float,
-    epsilon: float,
-    *,
-    l2: float,
-    l1: float,
-    rate: float,
-) -> None:
-    """The decays and the update of a weight, g being what its last product adds to its gradient."""
+def _descend(run: Run, g: Array, *, dW: Array | None, W: Array, colrate: Array | None, **rule: Any) -> None:
+    """The decays and the step of a weight, g being what its last product adds to its gradient."""
     if dW is not None:
         g += dW
     if colrate is not None:
         column_decay(run, W=W, colrate=colrate, dW=g)
-    if penalty is not None:
-        decay(run, W=W, dW=g, penalty=penalty, l2=l2, l1=l1)
-    if rate:
-        shrink(run, W=W, rate=rate)
-    step_rule(run, W, g, moment1, moment2, solver, beta_1, beta_2, epsilon)
+    _decayed_step(run, W, g, **rule)
 
 
-def grain_update(
+def _decayed_step(
     run: Run,
-    *,
-    partial: Array,
     W: Array,
+    g: Array,
+    *,
     moment1: Array,
     moment2: Array | None,
     penalty: Array | None,
     solver: int,
-    column: int,
     beta_1: float,
     beta_2: float,
     epsilon: float,
@@ -606,12 +565,16 @@ def grain_update(
     l1: float,
     rate: float,
 ) -> None:
-    g = _grain_total(partial, column, W.shape)
+    """A weight's penalties added to its gradient, its decay, and its step."""
     if penalty is not None:
         decay(run, W=W, dW=g, penalty=penalty, l2=l2, l1=l1)
     if rate:
         shrink(run, W=W, rate=rate)
     step_rule(run, W, g, moment1, moment2, solver, beta_1, beta_2, epsilon)
+
+
+def grain_update(run: Run, *, partial: Array, W: Array, column: int, **rule: Any) -> None:
+    _decayed_step(run, W, _grain_total(partial, column, W.shape), **rule)
 
 
 def colsum_update(
@@ -712,10 +675,12 @@ def keep(run: Run, *, x: Array, out: Array) -> None:
 
 
 def convolve(
-    run: Run, *, x: Array, W: Array, b: Array, out: Array, pre: Array | None, activation: int, **geometry: int
+    run: Run, *, x: Array, W: Array, b: Array | None, out: Array, pre: Array | None, activation: int, **geometry: int
 ) -> None:
     images = Images(**geometry)
-    z = images.convolve(images.x(x), W) + b
+    z = images.convolve(images.x(x), W)
+    if b is not None:
+        z += b
     if pre is not None:
         images.out(pre)[...] = z
     images.out(out)[...] = ACTIVATE[Activation(activation)](z)
@@ -729,15 +694,27 @@ def conv_dgrad(
     out *= DERIVATIVE[Activation(activation)](saved * saved.dtype.type(scale))
 
 
-def conv_wgrad(run: Run, *, x: Array, dz: Array, partial: Array, images: Images | None = None, **geometry: int) -> None:
+def conv_wgrad(
+    run: Run,
+    *,
+    x: Array,
+    dz: Array,
+    partial: Array,
+    bias: int,
+    accumulate: int,
+    images: Images | None = None,
+    **geometry: int,
+) -> None:
     # All of the sums over rows go to the first grain.
     images = images or Images(**geometry)
     rows, filters = images.conv.weight_shape
     dout = images.out(dz)
-    partial[...] = 0
+    if not accumulate:
+        partial[...] = 0
     sums = partial[0, : (rows + 1) * padded(filters)].reshape(rows + 1, padded(filters))
-    sums[:rows, :filters] = images.gradient(images.x(x), dout)
-    sums[rows, :filters] = dout.sum(axis=(0, 1, 2))
+    sums[:rows, :filters] += images.gradient(images.x(x), dout)
+    if bias:
+        sums[rows, :filters] = dout.sum(axis=(0, 1, 2))
 
 
 def maxpool(run: Run, *, x: Array, out: Array, h: int, w: int, c: int, pool_y: int, pool_x: int, layout: int) -> None:
@@ -764,6 +741,14 @@ def maxpool_dgrad(
     chosen = greatest(pixels(x, h, w, c, 0), pool_y, pool_x)
     pixels(out, h, w, c, 0)[...] = d.repeat(pool_y, axis=1).repeat(pool_x, axis=2) * chosen
     out *= DERIVATIVE[Activation(activation)](saved)
+
+
+def maxpool_pick(
+    run: Run, *, y: Array, x: Array, out: Array, h: int, w: int, c: int, pool_y: int, pool_x: int, layout: int
+) -> None:
+    picked = pixels(out, h // pool_y, w // pool_x, c, layout & OUT_LAST)
+    chosen = greatest(pixels(x, h, w, c, 0), pool_y, pool_x)
+    picked[...] = windows(np.where(chosen, pixels(y, h, w, c, 0), 0), pool_y, pool_x).sum(axis=3)
 
 
 # --- ops: sparse rows -------------------------------------------------------------------------------------------------
@@ -793,28 +778,8 @@ def sparse_wgrad(run: Run, *, dz: Array, dW: Array, accumulate: int, stream: int
     dW[...] = dW + product if accumulate else product
 
 
-def sparse_wgrad_update(
-    run: Run,
-    *,
-    dz: Array,
-    dW: Array | None,
-    W: Array,
-    moment1: Array,
-    moment2: Array | None,
-    colrate: Array | None,
-    penalty: Array | None,
-    solver: int,
-    stream: int,
-    beta_1: float,
-    beta_2: float,
-    epsilon: float,
-    l2: float,
-    l1: float,
-    rate: float,
-    level: float,
-) -> None:
-    g = masked_rows(run, stream, level, dz.dtype).T @ dz
-    descend(run, g, dW, W, moment1, moment2, colrate, penalty, solver, beta_1, beta_2, epsilon, l2=l2, l1=l1, rate=rate)
+def sparse_wgrad_update(run: Run, *, dz: Array, stream: int, level: float, **rule: Any) -> None:
+    _descend(run, masked_rows(run, stream, level, dz.dtype).T @ dz, **rule)
 
 
 def clip_scale(sum_of_squares: float, clip: float) -> float:
@@ -866,6 +831,7 @@ OPS: Mapping[OpCode, Callable[..., None]] = {
     OpCode.MAXPOOL: maxpool,
     OpCode.MAXPOOL_DGRAD: maxpool_dgrad,
     OpCode.GRAIN_UPDATE: grain_update,
+    OpCode.MAXPOOL_PICK: maxpool_pick,
     OpCode.SPARSE_DENSE: sparse_dense,
     OpCode.SPARSE_WGRAD: sparse_wgrad,
     OpCode.SPARSE_WGRAD_UPDATE: sparse_wgrad_update,

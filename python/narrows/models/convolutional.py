@@ -26,9 +26,6 @@ Array = NDArray[Any]
 
 _FIXED: dict[str, Any] = {
     "tied_weights": False,
-    "contractive": 0.0,
-    "contractive_method": "exact",
-    "n_probes": 1,
     "contractive_hessian": 0.0,
     "n_corruptions": 1,
     "hessian_std": 0.1,
@@ -43,7 +40,7 @@ _ADDED: dict[str, Any] = {
 }
 
 
-@preset(fixed=_FIXED, added=_ADDED, hidden_layer_sizes=())
+@preset(fixed=_FIXED, added=_ADDED, hidden_layer_sizes=(), contractive_method="hutchinson")
 class ConvAutoencoder(Autoencoder):
     """Convolutional autoencoder of images and signals (Masci et al., ICANN 2011).
 
@@ -79,8 +76,15 @@ class ConvAutoencoder(Autoencoder):
         Of all hidden layers, convolutions or dense.
     dropout : float, default=0.0
         Of values of hidden layers, after pooling.
+    contractive : float, default=0.0
+        Strength of the contractive penalty, as in `Autoencoder`; goes without `dropout`.
+    contractive_method : {"hutchinson"}, default="hutchinson"
+        The penalty is estimated, without bias, by products of the Jacobian with random signs (Hutchinson, 1989);
+        ``"exact"`` is for dense encoders alone.
+    n_probes : int, default=1
+        Such products for each row and step.
     loss, corruption, activity_l1, solver, ...
-        As in `Autoencoder`, less tied weights and the contractive penalties.
+        As in `Autoencoder`, less tied weights and `contractive_hessian`.
 
     Attributes
     ----------
@@ -128,7 +132,7 @@ class ConvAutoencoder(Autoencoder):
             Dense, of X's dtype if that is float32 or float64, else float32.
         """
         check_is_fitted(self)
-        shape: tuple[int, ...] = tuple(getattr(X, "shape", ()))
+        shape: tuple[int, ...] = getattr(X, "shape", ())
         rows = super().reconstruct(X)
         return rows.reshape(shape) if len(shape) > 2 else rows
 
@@ -142,7 +146,7 @@ class ConvAutoencoder(Autoencoder):
 
     def _rows(self, X: Any, name: str = "X") -> Any:
         """Images as flat rows."""
-        shape: tuple[int, ...] = tuple(getattr(X, "shape", ()))
+        shape: tuple[int, ...] = getattr(X, "shape", ())
         if len(shape) < 3:
             return X
         if self.image_shape is None:
@@ -219,7 +223,8 @@ def _image(image_shape: Sequence[int] | None, n_features: int) -> Image:
     shape = tuple(int(n) for n in image_shape)
     if math.prod(shape) != n_features:
         raise ValueError(f"image_shape={shape} has {math.prod(shape)} values, X has {n_features} features")
-    return shape if len(shape) == 3 else (1, *shape)  # type: ignore[return-value]
+    height, width, channels = shape if len(shape) == 3 else (1, *shape)
+    return height, width, channels
 
 
 def _mirrored(conv: Convolution, padding: str) -> Convolution:

@@ -336,15 +336,23 @@ def pretrained_activations(estimator: Any) -> tuple[Activation, Activation, Acti
 def _check_contractive(estimator: Any, hidden: tuple[int, ...]) -> None:
     """What the contractive penalties ask of the encoder."""
     exact = estimator.contractive_hessian > 0 or (estimator.contractive > 0 and estimator.contractive_method == "exact")
+    convolutions = hidden_sizes("filters", getattr(estimator, "filters", ()))
+    depth = len(convolutions) + len(hidden) + (estimator.n_components is not None)
     given = f"contractive={estimator.contractive!r}, contractive_hessian={estimator.contractive_hessian!r}"
-    if (exact or estimator.contractive > 0) and estimator.dropout > 0 and hidden:
+    if (exact or estimator.contractive > 0) and estimator.dropout > 0 and depth > 1:
         raise ValueError(
             f"{given} with dropout={estimator.dropout!r} and hidden_layer_sizes={estimator.hidden_layer_sizes!r}: the "
-            "penalty is of an encoder that drops nothing; set dropout=0 or hidden_layer_sizes=()"
+            "penalty is of an encoder that drops nothing; set dropout=0"
+            + (" or hidden_layer_sizes=()" if not convolutions else "")
         )
-    if exact and len(hidden) >= JACOBIAN_LAYERS:
+    if exact and convolutions:
         raise ValueError(
-            f"{given}: the exact penalty is for encoders of up to {JACOBIAN_LAYERS} layers, not {len(hidden) + 1} "
+            f"{given}, filters={estimator.filters!r}: contractive_method='exact' is for dense encoders, not for "
+            "convolutions; contractive_method='hutchinson' takes them"
+        )
+    if exact and depth > JACOBIAN_LAYERS:
+        raise ValueError(
+            f"{given}: the exact penalty is for encoders of up to {JACOBIAN_LAYERS} layers, not {depth} "
             f"(hidden_layer_sizes={estimator.hidden_layer_sizes!r}); contractive_method='hutchinson' takes any number"
         )
 

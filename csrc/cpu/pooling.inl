@@ -1,0 +1,165 @@
+// Max pooling.
+//
+// Promises: the gradient goes to the first of the greatest pixels of a window, and is taken from there; NaN comes
+// through.
+// Included inside the namespace of an instruction set, after conv.inl.
+
+// The greater; NaN if one is.
+template <class V>
+inline V greater(V a, V b) {
+  return select(b != b, b, select(b > a, b, a));
+}
+
+struct Pooling {
+  index_t h, w, c, y, x;
+  ImageShape out;
+  explicit Pooling(const int* ints)
+      : h(ints[0]), w(ints[1]), c(ints[2]), y(ints[3]), x(ints[4]), out{h / y, w / x, c, bool(ints[5] & 2)} {}
+};
+
+template <class T>
+void maxpool(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
+  constexpr index_t W = WIDTH<T>;
+  const Pooling p(args.ints);
+  T* line = ctx.scratch + tid * ctx.scratch_stride;
+  const Range rows(ctx.m, tid, nt);
+  for (index_t i = rows.begin; i < rows.end; ++i) {
+    const ImageRow<T> out = p.out.row(args.slots[1].row(i));
+    for (index_t c = 0; c < p.c; ++c)
+      for (index_t y = 0; y < out.h; ++y) {
+        const T* from = args.slots[0].row(i) + (c * p.h + y * p.y) * p.w;
+        for (index_t x = 0; x < p.w; x += W) {
+          vec<T> v = load_n(from + x, p.w - x);
+          for (index_t r = 1; r < p.y; ++r) v = greater(v, load_n(from + r * p.w + x, p.w - x));
+          store(line + x, v);
+        }
+        for (index_t x = 0; x < out.w; x += W) {
+          vec<T> v;
+          if (p.x == 1) {
+            v = load(line + x);
+          } else if (p.x == 2) {
+            const vec<T> a = load(line + 2 * x), b = load(line + 2 * x + W);
+            v = greater(even_lanes<T>(a, b), odd_lanes<T>(a, b));
+          } else {
+            v = vec<T>{};
+            for (index_t l = 0; l < W && x + l < out.w; ++l) {
+              T most = line[(x + l) * p.x];
+              for (index_t r = 1; r < p.x; ++r) {
+                const T other = line[(x + l) * p.x + r];
+                most = other != other || other > most ? other : most;
+              }
+              v[l] = most;
+            }
+          }
+          out.store_pixels(c, y, x, v, out.w - x);
+        }
+      }
+  }
+}
+
+// The greatest of windows p.y rows high and two columns wide, n columns of them from `from` on.
+template <class T>
+inline vec<T> greatest_of_pairs(const Pooling& p, const T* from, index_t n) {
+  vec<T> most{};
+  for (index_t r = 0; r < p.y; ++r) {
+    const T* row = from + r * p.w;
+    const vec<T> a = load_n(row, n), b = load_some(row + WIDTH<T>, n - WIDTH<T>);
+    const vec<T> v = greater(even_lanes<T>(a, b), odd_lanes<T>(a, b));
+    most = r == 0 ? v : greater(most, v);
+  }
+  return most;
+}
+
+// Where, counted from `from` on, the first of the greatest pixels of window x lies.
+template <class T>
+inline index_t first_greatest(const Pooling& p, const T* from, index_t x) {
+  index_t best = x * p.x;
+  for (index_t r = 0; r < p.y; ++r)
+    for (index_t l = 0; l < p.x; ++l)
+      if (const index_t at = r * p.w + x * p.x + l; from[at] > from[best]) best = at;
+  return best;
+}
+
+// The gradients of the windows of one row of outputs, in `line`, to the first of the greatest pixels of each.
+template <class Act, class T>
+inline void unpool_row(const Pooling& p, const T* from, const T* line, const T* saved, T* to) {
+  constexpr index_t W = WIDTH<T>;
+  if (p.x == 2) {
+    for (index_t x = 0; x < p.out.w; x += W) {
+      const index_t n = p.w - 2 * x;
+      const vec<T> most = greatest_of_pairs(p, from + 2 * x, n);
+      vec<T> d = load_n(line + x, p.out.w - x);
+      for (index_t r = 0; r < p.y; ++r) {
+        const index_t at = r * p.w + 2 * x;
+        const vec<T> a = load_n(from + at, n), b = load_some(from + at + W, n - W);
+        // What is handed out is gone.
+        const vec<T> left = select(even_lanes<T>(a, b) == most, d, vec<T>{});
+        d = select(even_lanes<T>(a, b) == most, vec<T>{}, d);
+        const vec<T> right = select(odd_lanes<T>(a, b) == most, d, vec<T>{});
+        d = select(odd_lanes<T>(a, b) == most, vec<T>{}, d);
+        constexpr auto lanes = std::make_integer_sequence<int, WIDTH<T>>();
+        store_n(to + at, zip<T>(left, right, lanes) * Act::slope(load_n(saved + at, n)), n);
+        if (n > W)
+          store_n(to + at + W, zip_upper<T>(left, right, lanes) * Act::slope(load_n(saved + at + W, n - W)), n - W);
+      }
+    }
+    return;
+  }
+  for (index_t r = 0; r < p.y; ++r)
+    for (index_t j = 0; j < p.w; ++j) to[r * p.w + j] = T(0);
+  for (index_t x = 0; x < p.out.w; ++x) to[first_greatest(p, from, x)] = line[x];
+  for (index_t j = 0; j < p.y * p.w; j += W) {
+    const index_t n = p.y * p.w - j;
+    store_n(to + j, load_n(to + j, n) * Act::slope(load_n(saved + j, n)), n);
+  }
+}
+
+template <class Act, class T>
+void maxpool_dgrad(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
+  const Pooling p(args.ints + 1);
+  T* line = ctx.scratch + tid * ctx.scratch_stride;
+  const Range rows(ctx.m, tid, nt);
+  for (index_t i = rows.begin; i < rows.end; ++i) {
+    const ImageRow<const T> dout = p.out.row(static_cast<const T*>(args.slots[0].row(i)));
+    for (index_t c = 0; c < p.c; ++c)
+      for (index_t y = 0; y < p.out.h; ++y) {
+        const index_t at = (c * p.h + y * p.y) * p.w;
+        unpool_row<Act>(p, args.slots[1].row(i) + at, pixel_line(dout, c, y, line), args.slots[2].row(i) + at,
+                        args.slots[3].row(i) + at);
+      }
+  }
+}
+
+// The adjoint of maxpool_dgrad without an activation: a pixel of each window.
+template <class T>
+void maxpool_pick(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
+  constexpr index_t W = WIDTH<T>;
+  const Pooling p(args.ints);
+  const Range rows(ctx.m, tid, nt);
+  for (index_t i = rows.begin; i < rows.end; ++i) {
+    const ImageRow<T> out = p.out.row(args.slots[2].row(i));
+    for (index_t c = 0; c < p.c; ++c)
+      for (index_t y = 0; y < out.h; ++y) {
+        const index_t at = (c * p.h + y * p.y) * p.w;
+        const T *of = args.slots[0].row(i) + at, *from = args.slots[1].row(i) + at;
+        for (index_t x = 0; x < out.w; x += W) {
+          vec<T> v{};
+          if (p.x == 2) {
+            const index_t n = p.w - 2 * x;
+            const vec<T> most = greatest_of_pairs(p, from + 2 * x, n);
+            // From the last pixel on, so that the first of several stays.
+            for (index_t r = p.y - 1; r >= 0; --r) {
+              const index_t j = r * p.w + 2 * x;
+              const vec<T> a = load_n(from + j, n), b = load_some(from + j + W, n - W);
+              const vec<T> d = load_n(of + j, n), e = load_some(of + j + W, n - W);
+              v = select(odd_lanes<T>(a, b) == most, odd_lanes<T>(d, e), v);
+              v = select(even_lanes<T>(a, b) == most, even_lanes<T>(d, e), v);
+            }
+          } else {
+            for (index_t l = 0; l < W && x + l < out.w; ++l) v[l] = of[first_greatest(p, from, x + l)];
+          }
+          out.store_pixels(c, y, x, v, out.w - x);
+        }
+      }
+  }
+}
