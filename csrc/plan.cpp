@@ -95,6 +95,7 @@ class Check {
   void weight(int i) const {
     if (has(i)) batch(i, "weight", 1);
   }
+  void level(double p) const { require(p >= 0 && p <= 1, "level is out of range"); }
   void distinct(int i, int j, const char* what) const {
     require(op_.slots[i] != op_.slots[j], std::string(what) + " must be different slots");
   }
@@ -170,6 +171,10 @@ class Check {
     }
     require(elements < double(index_t(1) << 28), "images are out of range");
     return g;
+  }
+  // Operand i, if there is one, holds the sums of rows that are normalised to `scale`.
+  void normalized(int i, double scale) const {
+    if (has(i)) batch(i, "library", 1), require(scale > 0, "scale must be positive");
   }
   void counts_link(int activation) const {
     require(activation == ACT_SOFTMAX || activation == ACT_EXP,
@@ -502,13 +507,39 @@ class Check {
         batch(0, "y", slot(1, "x").cols);
         distinct(0, 2, "y and out");
         break;
+      case OP_SPARSE_DENSE: {
+        const SlotDesc &W = slot(0, "W"), &out = batch(3, "out");
+        exact(0, "W", W.rows, out.cols), exact(1, "b", 1, out.cols);
+        if (has(4)) batch(4, "pre", out.cols);
+        elementwise(i0);
+        level(f[0]), normalized(2, f[1]);
+        all_distinct();
+        break;
+      }
+      case OP_SPARSE_WGRAD: {
+        const SlotDesc& dW = slot(1, "dW");
+        exact(1, "dW", dW.rows, batch(0, "dz").cols);
+        flag(i0, "accumulate");
+        level(f[0]), normalized(2, f[1]);
+        all_distinct();
+        break;
+      }
+      case OP_SPARSE_WGRAD_UPDATE: {
+        const SlotDesc &of = slot(2, "parameter"), &W = parameter(2, of.rows, batch(0, "dz").cols);
+        if (has(1)) exact(1, "dW", W.rows, W.cols);
+        if (has(5)) exact(5, "colrate", 1, W.cols);
+        if (has(7)) cells(7, "penalty", W);
+        require(has(7) || (f[3] == 0 && f[4] == 0), "penalty is missing");
+        level(f[6]), normalized(6, f[7]);
+        all_distinct();
+        break;
+      }
       case OP_LIBRARY:
         batch(0, "out", 1);
         range(i0, 2, "source");
         break;
       case OP_LOG_NORMALIZE:
-        batch(0, "x"), batch(1, "library", 1);
-        require(f[0] > 0, "scale must be positive");
+        batch(0, "x"), slot(1, "library"), normalized(1, f[0]);
         all_distinct();
         break;
       case OP_COUNTS:

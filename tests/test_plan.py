@@ -35,7 +35,7 @@ from narrows.plan import (
 )
 
 LEARN = Mode.GRADIENT | Mode.TRAIN
-LAYERS = (OpCode.DENSE, OpCode.CONVOLVE, OpCode.MAXPOOL)
+LAYERS = (OpCode.DENSE, OpCode.CONVOLVE, OpCode.MAXPOOL, OpCode.SPARSE_DENSE)
 JUDGES = (OpCode.LOSS, OpCode.GAUSSIAN)
 all_cases = pytest.mark.parametrize("case", CASES, ids=str)
 model_cases = pytest.mark.parametrize("case", MODEL_CASES, ids=str)
@@ -266,7 +266,10 @@ def test_modes_are_parts_of_the_step(case: Case) -> None:
     decode = ops_of(plan, Mode.DECODE)
     drawn = [OpCode.SAMPLE] * case.spec.variational
     encoder = [code for layer in case.spec.layers[: case.spec.latent] for code in forward_codes(layer)]
-    assert [op.code for op in encode] == [OpCode.GATHER] + encoder + drawn
+    if case.spec.sparse_input:
+        assert [op.code for op in encode] == [OpCode.SPARSE_DENSE] + encoder[1:] + drawn
+    else:
+        assert [op.code for op in encode] == [OpCode.GATHER] + encoder + drawn
     # Decoding what was encoded is reconstructing; the codes come in place of the encoder.
     assert decode[0].code is OpCode.GATHER
     assert decode[0].ints == (3,)
@@ -306,21 +309,28 @@ def check_fusion(plan: Plan) -> None:
     expected = set().union(*(by_kind[kind] for kind in kinds))
     if plan.spec.loss is Loss.GAUSSIAN:
         expected |= {OpCode.COLSUM_UPDATE}
+    if plan.spec.sparse_input:
+        expected |= {OpCode.SPARSE_WGRAD_UPDATE}
+        if all(layer.tied_to is not None for layer in plan.spec.layers[1:]):
+            expected -= {OpCode.WGRAD_UPDATE}
     if plan.spec.n_chains:
         expected |= {OpCode.KEEP}
     assert {op.code for op in train} == expected
     assert {op.code for op in gradient} <= {
-        OpCode.WGRAD, OpCode.COLSUM, OpCode.DECAY, OpCode.COLUMN_DECAY, OpCode.GRAIN_SUM,
+        OpCode.WGRAD, OpCode.COLSUM, OpCode.DECAY, OpCode.COLUMN_DECAY, OpCode.GRAIN_SUM, OpCode.SPARSE_WGRAD,
     }  # fmt: skip
     train = [op for op in train if op.code is not OpCode.KEEP]
     updated = [operands(op)["b" if op.code is OpCode.COLSUM_UPDATE else "W"] for op in train]
     assert sorted(updated) == [plan.index[s.name] for s in plan.learned]
-    products = {operands(op)["dW"]: operands(op) for op in gradient if op.code is OpCode.WGRAD}
+    unfused_of = {OpCode.WGRAD_UPDATE: OpCode.WGRAD, OpCode.SPARSE_WGRAD_UPDATE: OpCode.SPARSE_WGRAD}
+    products = {(op.code, operands(op)["dW"]): op for op in gradient if op.code in unfused_of.values()}
     for op in train:
-        if op.code is OpCode.WGRAD_UPDATE:
+        if op.code in unfused_of:
             own = operands(op)
-            unfused = products[plan.index["d" + plan.slots[own["W"]].name]]
-            assert (own["x"], own["dz"]) == (unfused["x"], unfused["dz"])
+            unfused = products[unfused_of[op.code], plan.index["d" + plan.slots[own["W"]].name]]
+            assert (own.get("x"), own["dz"]) == (operands(unfused).get("x"), operands(unfused)["dz"])
+            if op.code is OpCode.SPARSE_WGRAD_UPDATE:
+                assert (op.ints[1], op.floats[-1]) == (unfused.ints[1], unfused.floats[0]), "noise"
 
 
 @all_cases
@@ -344,17 +354,18 @@ def test_the_cases_use_everything() -> None:
     hidden = set(Activation) - {Activation.SOFTMAX}
     every = (
         OpCode.DENSE, OpCode.DGRAD, OpCode.ACTIVITY_L1, OpCode.CONTRACTIVE, OpCode.SLOPES, OpCode.CURVES,
-        OpCode.GAUSSIAN, OpCode.CONVOLVE, OpCode.CONV_DGRAD, OpCode.MAXPOOL_DGRAD,
+        OpCode.GAUSSIAN, OpCode.CONVOLVE, OpCode.CONV_DGRAD, OpCode.MAXPOOL_DGRAD, OpCode.SPARSE_DENSE,
     )  # fmt: skip
     for code, values in ((code, hidden) for code in every):
         assert {v for c, name, v in attributes if (c, name) == (code, "activation")} == values
-    for code in (OpCode.UPDATE, OpCode.WGRAD_UPDATE, OpCode.COLSUM_UPDATE, OpCode.GRAIN_UPDATE):
+    products = OpCode.WGRAD_UPDATE, OpCode.SPARSE_WGRAD_UPDATE
+    for code in (OpCode.UPDATE, OpCode.COLSUM_UPDATE, OpCode.GRAIN_UPDATE, *products):
         assert {v for c, name, v in attributes if (c, name) == (code, "solver")} == set(Solver)
-    for operand in ("dW", "penalty", "colrate"):
-        assert {operand in operands(op) for op in ops if op.code is OpCode.WGRAD_UPDATE} == {True, False}
+    for code, operand in itertools.product(products, ("dW", "penalty", "colrate")):
+        assert {operand in operands(op) for op in ops if op.code is code} == {True, False}
     assert {v for c, name, v in attributes if (c, name) == (OpCode.LOSS, "loss")} == set(Loss) - {Loss.GAUSSIAN}
     assert {v for c, name, v in attributes if (c, name) == (OpCode.CORRUPT, "kind")} == set(Corruption)
-    for code in (OpCode.WGRAD, OpCode.CONV_WGRAD):
+    for code in (OpCode.WGRAD, OpCode.CONV_WGRAD, OpCode.SPARSE_WGRAD):
         assert {v for c, name, v in attributes if (c, name) == (code, "accumulate")} == {0, 1}
     assert {v for c, name, v in attributes if (c, name) == (OpCode.GATHER, "source")} == {0, 1, 2, 3}
     assert {v for c, name, v in attributes if (c, name) == (OpCode.DRAW, "kind")} == set(Units)

@@ -41,15 +41,25 @@ void library(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
   }
 }
 
+// What the counts of a row are multiplied with that sum to `total`, and their logarithm then.
+template <class T>
+inline T size_factor(T scale, T total) {
+  return scale / (total > T(0) ? total : T(1));
+}
+template <class V>
+inline V normalized(V x, scalar_t<V> factor) {
+  return log1p_(rounded_value(x * factor));
+}
+
 template <class T>
 void log_normalize(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
   const Matrix<T>&x = args.slots[0], &library = args.slots[1];
   const Range rows(ctx.m, tid, nt);
   for (index_t i = rows.begin; i < rows.end; ++i) {
-    const T total = library.row(i)[0], factor = T(args.floats[0]) / (total > T(0) ? total : T(1));
+    const T factor = size_factor(T(args.floats[0]), library.row(i)[0]);
     for (index_t j = 0; j < x.cols; j += WIDTH<T>) {
       const index_t n = x.cols - j;
-      store_n(x.row(i) + j, log1p_(load_n(x.row(i) + j, n) * factor), n);
+      store_n(x.row(i) + j, normalized(load_n(x.row(i) + j, n), factor), n);
     }
   }
 }

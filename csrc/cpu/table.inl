@@ -38,6 +38,7 @@ namespace NARROWS_ISA {
 #include "conv_wgrad.inl"
 #include "pooling.inl"
 #include "counts.inl"
+#include "sparse.inl"
 #include "evaluate.inl"
 // clang-format on
 
@@ -201,6 +202,15 @@ Op<T> resolve(int code, const int* ints) {
       return ints[0] == SOLVER_SGD ? grain_update<Sgd, T> : grain_update<Adam, T>;
     case OP_MAXPOOL_PICK:
       return maxpool_pick<T>;
+#define NARROWS_KERNEL sparse_dense
+    case OP_SPARSE_DENSE:
+      NARROWS_BY_ACTIVATION(ints[0], X)
+      break;
+#undef NARROWS_KERNEL
+    case OP_SPARSE_WGRAD:
+      return sparse_wgrad<T>;
+    case OP_SPARSE_WGRAD_UPDATE:
+      return ints[0] == SOLVER_SGD ? sparse_wgrad_update<Sgd, T> : sparse_wgrad_update<Adam, T>;
     case OP_LIBRARY:
       return library<T>;
     case OP_LOG_NORMALIZE:

@@ -96,16 +96,21 @@ class Lowering:
         *,
         output: bool = False,
         transposed: bool = False,
+        masking: Mapping[str, float] | None = None,
     ) -> tuple[str, str]:
         """Write a layer whose slots end in `name`; return that of its output, and what its derivative is told from.
 
-        The output layer stops at the pre-activation: its activation is the loss's link.
+        The output layer stops at the pre-activation: its activation is the loss's link. With `masking`, the attributes
+        of the noise and the scale of counts, the layer works on sparse rows of X.
         """
         activation = Activation.LINEAR if output else layer.activation
         out = self.rows(f"a{name}", layer.n_out)
         pre = self.rows(f"z{name}", layer.n_out) if activation.needs_preactivation else None
         slots = {**operands, "out": out, "pre": pre}
-        self.op(OpCode.DENSE, modes, slots, activation=activation, transposed=transposed)
+        if masking is None:
+            self.op(OpCode.DENSE, modes, slots, activation=activation, transposed=transposed)
+        else:
+            self.op(OpCode.SPARSE_DENSE, modes, slots, activation=activation, **masking)
         return out, pre or out
 
     def dgrad(self, before: LayerSpec, dz: str, W: str, saved: str, out: str, *, transposed: bool = False) -> None:
@@ -184,7 +189,8 @@ def lower(spec: NetworkSpec, batch: int) -> Plan:
         of the code itself, and the output layer's activation belongs to the loss. A variational network with such
         penalties, or whose latent layer is not linear or not twice as wide as the decoder's input. A contractive
         penalty that is not defined (see `check_contractive`), convolutions that do not fit together, a likelihood of
-        counts without its link (see `check_counts`), or what is no Boltzmann machine (see `check_boltzmann`).
+        counts without its link (see `check_counts`), what is no Boltzmann machine (see `check_boltzmann`), or a sparse
+        input to what needs dense rows.
     """
     layers = spec.layers
     last = len(layers) - 1
@@ -200,6 +206,11 @@ def lower(spec: NetworkSpec, batch: int) -> Plan:
         _check_variational(spec)
     if spec.n_gibbs:
         check_boltzmann(spec, batch)
+    if spec.sparse_input and not spec.takes_sparse_input:
+        raise ValueError(
+            "sparse_input needs a dense first layer and no noise but masking: convolutions, gaussian and "
+            "salt-and-pepper corruption, contractive_hessian and Gibbs sampling work on dense rows"
+        )
     low = Lowering(batch)
 
     weights, parameter_size = _parameters(low, spec)
@@ -208,20 +219,25 @@ def lower(spec: NetworkSpec, batch: int) -> Plan:
     forward, score = FORWARD, Mode.SCORE
     if spec.variational:
         forward, score = forward | Mode.POSTERIOR, score | Mode.LIKELIHOOD
-    x = low.rows("x", spec.n_features)
+    x = ""  # none: sparse rows
     # Counts are judged where they lie.
     counts = Counts(low, spec) if spec.loss.of_counts else None
-    apart = spec.corruption is not None or spec.separate_target or counts is not None
+    apart = spec.corruption is not None or spec.separate_target or spec.sparse_input or counts is not None
     goal = 1 if spec.separate_target else 0
-    low.op(OpCode.GATHER, forward if apart else forward | score, {"out": x}, source=0)
+    if not spec.sparse_input:
+        x = low.rows("x", spec.n_features)
+        low.op(OpCode.GATHER, forward if apart else forward | score, {"out": x}, source=0)
     target = x
+    normalized: dict[str, str] = {}
     if counts is not None:
         judged_by = score | LEARN
         seen = forward if spec.log_normalize else Mode.RECONSTRUCT
         library = counts.library(seen | judged_by if goal == 0 else seen, 0)
         counts.library(judged_by, goal)
         if spec.log_normalize:
-            low.op(OpCode.LOG_NORMALIZE, forward, {"x": x, "library": library}, scale=spec.library)
+            normalized = {"library": library}
+            if x:
+                low.op(OpCode.LOG_NORMALIZE, forward, {"x": x} | normalized, scale=spec.library)
     elif apart:
         target = low.rows("target", spec.n_outputs)
         low.op(OpCode.GATHER, score | LEARN, {"out": target}, source=goal)
@@ -231,7 +247,13 @@ def lower(spec: NetworkSpec, batch: int) -> Plan:
         low.op(OpCode.GATHER, LEARN, {"out": weight}, source=2)
     if spec.corruption is not None:
         low.corruption_stream = low.stream()
-        low.corrupt(x, spec.corruption, spec.corruption_level, spec.corruption_range, low.corruption_stream)
+        if x:
+            low.corrupt(x, spec.corruption, spec.corruption_level, spec.corruption_range, low.corruption_stream)
+    masking = {
+        "stream": low.corruption_stream,
+        "level": spec.corruption_level if spec.corruption is not None else 0.0,
+        "scale": spec.library,
+    }
     inputs: list[str] = []
     saved: list[str] = []
     streams: list[int | None] = []
@@ -243,9 +265,16 @@ def lower(spec: NetworkSpec, batch: int) -> Plan:
         if layer.convolution is not None:
             out, kept = convolutions.forward(i, modes, x)
         else:
-            operands = {"x": x, "W": weights[i], "b": f"b{i}"}
-            transposed = layer.tied_to is not None
-            out, kept = low.dense(f"{i}", modes, layer, operands, output=i == last, transposed=transposed)
+            operands = {"W": weights[i], "b": f"b{i}"} | ({"x": x} if x else normalized)
+            out, kept = low.dense(
+                f"{i}",
+                modes,
+                layer,
+                operands,
+                output=i == last,
+                transposed=layer.tied_to is not None,
+                masking=None if x else masking,
+            )
         saved.append(kept)
         streams.append(low.stream() if layer.dropout > 0 else None)
         if (stream := streams[-1]) is not None:
@@ -316,7 +345,18 @@ def lower(spec: NetworkSpec, batch: int) -> Plan:
         deltas[i - 1] = convolutions.unpool(i - 1, dx)
         contraction.curve(i - 1, deltas[i - 1])
     convolutions.wgrads(inputs, deltas)
-    reductions += _parameter_gradients(low, spec, weights, inputs, deltas, contraction, convolutions, rates=rates)
+    reductions += _parameter_gradients(
+        low,
+        spec,
+        weights,
+        inputs,
+        deltas,
+        contraction,
+        convolutions,
+        rates=rates,
+        masking=masking,
+        normalized=normalized,
+    )
     if counts is not None:
         fused = spec.clip_norm is None
         counts.gradient(Mode.GRADIENT if fused else LEARN, _rule(spec), fused=fused)
@@ -475,12 +515,15 @@ def _parameter_gradients(
     *,
     rates: str | None = None,
     update: bool = True,
+    masking: Mapping[str, float] | None = None,
+    normalized: Mapping[str, str] | None = None,
 ) -> list[Reduction]:
     """Gradients of weights and biases; in training each is used up where it arises, unless all are wanted at once for
     their norm or there is no `update`.
 
-    `rates` holds what sums to the gradient of the learned variances, row by row. L2 and L1 are on weights, never on
-    biases or variances; adamw takes its L2 as decoupled decay instead of as a gradient.
+    `rates` holds what sums to the gradient of the learned variances, row by row; an input without a name stands for
+    sparse rows of X with noise of the attributes `masking`, and the slots `normalized` of their normalisation. L2 and
+    L1 are on weights, never on biases or variances; adamw takes its L2 as decoupled decay instead of as a gradient.
     """
     fused = update and spec.clip_norm is None
     apart = Mode.GRADIENT if fused else LEARN
@@ -528,12 +571,14 @@ def _parameter_gradients(
         # A tied weight has two products, of which the second is followed by all else.
         final = weights.index(W) == i
         seen.add(W)
-        low.op(
-            OpCode.WGRAD,
-            apart if final else LEARN,
-            {"x": source, "dz": sink, "dW": f"d{W}"},
-            accumulate=again,
-        )
+        # Sparse rows are those of the first layer, whose weight is nobody else's transposed.
+        products = OpCode.WGRAD, OpCode.WGRAD_UPDATE
+        slots: dict[str, str] = {"x": source, "dz": sink}
+        noise: dict[str, float] = {}
+        if not source:
+            products = OpCode.SPARSE_WGRAD, OpCode.SPARSE_WGRAD_UPDATE
+            slots, noise = {"dz": sink, **(normalized or {})}, dict(masking or {})
+        low.op(products[0], apart if final else LEARN, {**slots, "dW": f"d{W}"}, accumulate=again, **noise)
         if final:
             colrate = contraction.colrates.get(W)
             if colrate is not None:
@@ -541,11 +586,10 @@ def _parameter_gradients(
             penalty = decayed(W)
             if fused:
                 low.op(
-                    OpCode.WGRAD_UPDATE,
+                    products[1],
                     Mode.TRAIN,
                     {
-                        "x": source,
-                        "dz": sink,
+                        **slots,
                         "dW": f"d{W}" if again else None,
                         "W": W,
                         "colrate": colrate,
@@ -554,6 +598,7 @@ def _parameter_gradients(
                     },
                     **_rule(spec),
                     **decay,
+                    **noise,
                     rate=rate,
                 )
         summed(f"b{i}", deltas[i])

@@ -233,10 +233,13 @@ class OpCode(enum.IntEnum):
     MAXPOOL_DGRAD = 40
     GRAIN_UPDATE = 41
     MAXPOOL_PICK = 42
-    LIBRARY = 43
-    LOG_NORMALIZE = 44
-    COUNTS = 45
-    MEANS = 46
+    SPARSE_DENSE = 43
+    SPARSE_WGRAD = 44
+    SPARSE_WGRAD_UPDATE = 45
+    LIBRARY = 46
+    LOG_NORMALIZE = 47
+    COUNTS = 48
+    MEANS = 49
 
 
 class Signature(NamedTuple):
@@ -400,6 +403,23 @@ SIGNATURES: Mapping[OpCode, Signature] = {
     ),
     # out = what y holds where x is the greatest of its window, the first one if there are several
     OpCode.MAXPOOL_PICK: Signature(("y", "x"), ("out",), ints=POOLING),
+    # DENSE of the rows of source 0, which must be sparse, with masking noise in training: GATHER, CORRUPT and DENSE
+    # without dense rows; if there is a `library`, LOG_NORMALIZE as well. Products are in the type of the slots, also
+    # under bfloat16
+    OpCode.SPARSE_DENSE: Signature(
+        ("W", "b", "library"), ("out", "pre"), ints=("activation", "stream"), floats=("level", "scale")
+    ),
+    # WGRAD, likewise
+    OpCode.SPARSE_WGRAD: Signature(
+        ("dz", "dW", "library"), ("dW",), ints=("accumulate", "stream"), floats=("level", "scale")
+    ),
+    # WGRAD_UPDATE, likewise
+    OpCode.SPARSE_WGRAD_UPDATE: Signature(
+        ("dz", "dW", "W", "moment1", "moment2", "colrate", "library"),
+        ("W", "moment1", "moment2", "penalty"),
+        ints=("solver", "stream"),
+        floats=("beta_1", "beta_2", "epsilon", "l2", "l1", "rate", "level", "scale"),
+    ),
     # out = the sums of the rows of a bound source
     OpCode.LIBRARY: Signature((), ("out",), ints=("source",)),
     # x = log(1 + scale / library * x), in place; a row without counts stays
@@ -551,6 +571,15 @@ class NetworkSpec:
     """Whether the network sees log(1 + x) of counts x scaled to the sum `library`, in place of them."""
     library: float = 1.0
     """Of counts: the sum of a row whose size factor is 1."""
+    sparse_input: bool = False
+    """Whether the first layer works on CSR rows, which are then never dense (see `takes_sparse_input`)."""
+
+    @property
+    def takes_sparse_input(self) -> bool:
+        """Whether the network can have a `sparse_input`: a dense first layer, and nothing else that needs the rows of
+        its input or fills them."""
+        filled = self.corruption not in (None, Corruption.MASKING) or self.contractive_hessian > 0
+        return self.layers[0].convolution is None and not filled and self.n_gibbs == 0
 
     @property
     def n_features(self) -> int:
@@ -635,7 +664,8 @@ class Plan:
 
     @cached_property
     def flops(self) -> int:
-        """Floating-point operations of the matrix products of one training step of a full batch."""
+        """Floating-point operations of the matrix products of one training step of a full batch, but for those with
+        sparse rows, which depend on the data."""
         return sum(op_flops(self, op) for op in self.ops if op.modes & Mode.TRAIN)
 
     def __str__(self) -> str:
@@ -671,7 +701,7 @@ class Plan:
 
 
 OP_DTYPE = np.dtype(
-    [("code", "i4"), ("modes", "i4"), ("slots", "i4", 11), ("ints", "i4", 18), ("floats", "f8", 6)], align=True
+    [("code", "i4"), ("modes", "i4"), ("slots", "i4", 11), ("ints", "i4", 18), ("floats", "f8", 8)], align=True
 )
 
 
@@ -696,7 +726,7 @@ def geometry(op: Op) -> Convolution:
 
 
 def op_flops(plan: Plan, op: Op) -> int:
-    """Floating-point operations of an op's matrix products on a full batch; 0 if it has none."""
+    """Floating-point operations of an op's matrix products on a full batch; 0 if it has none, or with sparse rows."""
     slots = {role: plan.slots[i] for role, i in zip(SIGNATURES[op.code].slots, op.slots, strict=True) if i >= 0}
     if op.code is OpCode.JACOBIAN:
         # A row for each row of the batch and latent; half of a symmetric product. The last weight takes none.

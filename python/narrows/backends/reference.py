@@ -44,7 +44,7 @@ from ..plan import (
     padded,
     segments,
 )
-from . import Hyper, Probe, State, all_finite
+from . import Hyper, Probe, State, all_finite, sparse_rows
 from .convolution import OUT_LAST, Images, greatest, pixels, windows
 
 __all__ = ["OPS", "ReferenceProgram", "Run", "compile", "probe"]
@@ -541,10 +541,12 @@ def update(
     step_rule(run, W, g, m1, run.regions.get(Region.MOMENT2), solver, beta_1, beta_2, epsilon)
 
 
-def wgrad_update(
-    run: Run, *, x: Array, dz: Array, dW: Array | None, W: Array, colrate: Array | None, **rule: Any
-) -> None:
-    g = run.factor(x).T @ run.factor(dz)
+def wgrad_update(run: Run, *, x: Array, dz: Array, **rule: Any) -> None:
+    _descend(run, run.factor(x).T @ run.factor(dz), **rule)
+
+
+def _descend(run: Run, g: Array, *, dW: Array | None, W: Array, colrate: Array | None, **rule: Any) -> None:
+    """The decays and the step of a weight, g being what its last product adds to its gradient."""
     if dW is not None:
         g += dW
     if colrate is not None:
@@ -663,7 +665,12 @@ def library(run: Run, *, out: Array, source: int) -> None:
 
 
 def log_normalize(run: Run, *, x: Array, library: Array, scale: float) -> None:
-    x[...] = np.log1p(x * (x.dtype.type(scale) / np.where(library > 0, library, 1)))
+    x[...] = np.log1p(x * size_factors(library, scale))
+
+
+def size_factors(library: Array, scale: float) -> Array:
+    factors: Array = library.dtype.type(scale) / np.where(library > 0, library, 1)
+    return factors
 
 
 def means(run: Run, *, z: Array, library: Array | None, out: Array, activation: int, scale: float) -> None:
@@ -843,6 +850,54 @@ def maxpool_pick(
     picked[...] = windows(np.where(chosen, pixels(y, h, w, c, 0), 0), pool_y, pool_x).sum(axis=3)
 
 
+# --- ops: sparse rows -------------------------------------------------------------------------------------------------
+
+
+def masked_rows(run: Run, stream: int, level: float, library: Array | None, scale: float, dtype: Any) -> Any:
+    """Rows of X as CSR, normalised as by LOG_NORMALIZE if there is a `library`; in training, masking noise falls on the
+    same elements as CORRUPT's."""
+    X = sparse_rows(run.sources[0])[run.rows].astype(dtype)
+    if library is not None:
+        X.data = np.log1p(X.data * np.repeat(size_factors(library, scale), np.diff(X.indptr)))
+    if level > 0 and run.mode & LEARN:
+        u = philox.uniform(run.seed, stream, run.step, *X.shape)
+        rows = np.repeat(np.arange(X.shape[0]), np.diff(X.indptr))
+        X.data[u[rows, X.indices] < level] = 0
+    return X
+
+
+def sparse_dense(
+    run: Run,
+    *,
+    W: Array,
+    b: Array,
+    library: Array | None,
+    out: Array,
+    pre: Array | None,
+    activation: int,
+    stream: int,
+    level: float,
+    scale: float,
+) -> None:
+    z = masked_rows(run, stream, level, library, scale, W.dtype) @ W + b
+    if pre is not None:
+        pre[...] = z
+    out[...] = ACTIVATE[Activation(activation)](z)
+
+
+def sparse_wgrad(
+    run: Run, *, dz: Array, dW: Array, library: Array | None, accumulate: int, stream: int, level: float, scale: float
+) -> None:
+    product = masked_rows(run, stream, level, library, scale, dz.dtype).T @ dz
+    dW[...] = dW + product if accumulate else product
+
+
+def sparse_wgrad_update(
+    run: Run, *, dz: Array, library: Array | None, stream: int, level: float, scale: float, **rule: Any
+) -> None:
+    _descend(run, masked_rows(run, stream, level, library, scale, dz.dtype).T @ dz, **rule)
+
+
 def clip_scale(sum_of_squares: float, clip: float) -> float:
     """The factor that brings a gradient down to norm `clip` (1 if it is there already)."""
     norm = float(np.sqrt(sum_of_squares))
@@ -893,6 +948,9 @@ OPS: Mapping[OpCode, Callable[..., None]] = {
     OpCode.MAXPOOL_DGRAD: maxpool_dgrad,
     OpCode.GRAIN_UPDATE: grain_update,
     OpCode.MAXPOOL_PICK: maxpool_pick,
+    OpCode.SPARSE_DENSE: sparse_dense,
+    OpCode.SPARSE_WGRAD: sparse_wgrad,
+    OpCode.SPARSE_WGRAD_UPDATE: sparse_wgrad_update,
     OpCode.LIBRARY: library,
     OpCode.LOG_NORMALIZE: log_normalize,
     OpCode.COUNTS: counts,
@@ -962,7 +1020,10 @@ class ReferenceProgram:
         return views
 
     def bind(self, X: Any, target: Any = None, weight: Any = None) -> None:
-        self.sources = {0: X, 1: target, 2: weight}
+        self.sources = {0: self._input(X), 1: target, 2: weight}
+
+    def _input(self, X: Any) -> Any:
+        return sparse_rows(X) if self.plan.spec.sparse_input and X is not None else X
 
     def train(
         self, rows: NDArray[np.int64], hyper: Hyper, poll: Callable[[], bool] | None = None
@@ -1003,7 +1064,7 @@ class ReferenceProgram:
         result = self.plan.slots[slot := self.plan.outputs[mode]]
         n = X.shape[0]
         out = np.empty((n, result.cols), self.dtype)
-        sources = {0: X, 1: target}
+        sources = {0: X if mode in FROM_CODES else self._input(X), 1: target}
         if mode in FROM_CODES:
             sources = {0: target, 1: target, 3: X}
         for start in range(0, n, self.plan.batch):

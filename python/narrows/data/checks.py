@@ -73,7 +73,8 @@ def check_counts(block: Any, row_offset: Rows = 0, source: Source | str = "X", c
         row, column, value = _first(block, bad)
         raise DataError(
             f"{_name(source)}: {value:.9g} in {_place(row, column, row_offset, source, columns)} is not a count"
-            f"{': Negative values in data' if value < 0 else ''}; this likelihood needs raw counts (whole numbers from 0)"
+            f"{': Negative values in data' if value < 0 else ''}; this likelihood needs raw counts (whole numbers "
+            "from 0)"
         )
 
 

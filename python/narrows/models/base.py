@@ -30,6 +30,7 @@ from .data import (
     Table,
     TrainingFeed,
     check_target,
+    density,
     even_batch,
     fingerprint,
     is_sparse,
@@ -365,6 +366,7 @@ class BaseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
             corruption_range=low_high,
             separate_target=table.target is not None,
             weighted=table.weight is not None,
+            density=density(table.X),
             library=library,
         )
         if again:

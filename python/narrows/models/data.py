@@ -29,6 +29,7 @@ __all__ = [
     "Table",
     "TrainingFeed",
     "check_target",
+    "density",
     "even_batch",
     "fingerprint",
     "is_sparse",
@@ -46,6 +47,12 @@ RowLosses = Callable[[Callable[..., NDArray[Any]], NetworkSpec, Any, Any], NDArr
 
 def is_sparse(X: Any) -> bool:
     return hasattr(X, "indptr")
+
+
+def density(X: Any) -> float:
+    """The part of the elements of an array, CSR or Source that is stored."""
+    stored = X.nnz if is_sparse(X) or isinstance(X, Source) else None
+    return 1.0 if stored is None else float(stored) / max(1, int(X.shape[0]) * int(X.shape[1]))
 
 
 class Totals(NamedTuple):

@@ -20,12 +20,14 @@ from numpy.typing import NDArray
 from ..backends import Program, State, compile_plan, resolve
 from ..initial import initial_coupling, initial_weight
 from ..lowering import lower
-from ..plan import ACTIVATIONS, Activation, LayerSpec, Loss, Mode, NetworkSpec, Plan, Solver
-from .data import Totals
+from ..plan import ACTIVATIONS, FROM_CODES, Activation, LayerSpec, Loss, Mode, NetworkSpec, Plan, Solver
+from .data import Totals, is_sparse
 from .parameters import CORRUPTIONS, decoder_sizes, hidden_sizes, output_activation
 
-__all__ = ["Network", "begin_counts", "build_spec", "dense_layers", "initial_state"]
+__all__ = ["SPARSE_DENSITY", "Network", "begin_counts", "build_spec", "dense_layers", "initial_state"]
 
+SPARSE_DENSITY = 0.15
+"""Training works on sparse rows if at most this part of the data is stored: measured, see ``docs/architecture.md``."""
 FIRST_DISPERSION = 5.0
 """First inverse dispersion of counts, as of those of genes given the kind of cell. On pbmc4k the likelihood held out
 after 30 epochs is better by 2 % from 5 or 10 than from moments of the counts, which their differences swell, or from 1.
@@ -42,9 +44,10 @@ def build_spec(
     corruption_range: tuple[float, float] = (0.0, 1.0),
     separate_target: bool = False,
     weighted: bool = False,
+    density: float = 1.0,
     library: float = 1.0,
 ) -> NetworkSpec:
-    """The network that an estimator's (checked) parameters describe.
+    """The network that an estimator's (checked) parameters describe, for data of which the part `density` is stored.
 
     Raises
     ------
@@ -60,7 +63,7 @@ def build_spec(
         layers = (*layers[:-1], dataclasses.replace(layers[-1], n_out=heads * layers[-1].n_out))
     # With a target of its own the noise is in the pairs.
     corruption = None if e.corruption is None or separate_target else CORRUPTIONS[e.corruption]
-    return NetworkSpec(
+    spec = NetworkSpec(
         layers=layers,
         latent=latent,
         loss=loss,
@@ -96,6 +99,7 @@ def build_spec(
         log_normalize=loss.of_counts and (e.counts_input or not separate_target),
         library=library,
     )
+    return dataclasses.replace(spec, sparse_input=density <= SPARSE_DENSITY and spec.takes_sparse_input)
 
 
 def dense_layers(e: Any, n_features: int, n_outputs: int) -> tuple[tuple[LayerSpec, ...], int]:
@@ -204,7 +208,7 @@ class Network:
 
     def _forget(self) -> None:
         self._lock = threading.Lock()
-        self._program: Program | None = None
+        self._programs: dict[bool, Program] = {}  # by whether the input is sparse
         self._plan: Plan | None = None
         self._backend: str | None = None
 
@@ -263,15 +267,20 @@ class Network:
     def apply(self, X: Any, mode: Mode, target: Any = None) -> NDArray[Any]:
         """Run an inference mode over the rows of an array or CSR; SCORE needs a target, which may be X."""
         with self._lock:
-            if self._program is None:
-                self._program = compile_plan(
-                    lower(_without_training(self.spec), self.batch),
+            spec = _without_training(self.spec)
+            # By the form alone: by its density, a row's last bits could depend on the rows beside it.
+            sparse = is_sparse(X) and mode not in FROM_CODES and spec.takes_sparse_input
+            program = self._programs.get(sparse)
+            if program is None:
+                program = compile_plan(
+                    lower(dataclasses.replace(spec, sparse_input=sparse), self.batch),
                     self.backend,
                     precision=self.precision,
                     n_threads=self.n_threads,
                 )
-                self._program.load(self.parameters)
-            return self._program.apply(X, mode, target)
+                program.load(self.parameters)
+                self._programs[sparse] = program
+            return program.apply(X, mode, target)
 
 
 def _without_training(spec: NetworkSpec) -> NetworkSpec:
