@@ -15,7 +15,7 @@ from scipy import special, stats
 
 import narrows
 from estimator_cases import BACKEND, SMALL, same_rows
-from narrows import Autoencoder, CountAutoencoder, VariationalAutoencoder
+from narrows import Autoencoder, CountAutoencoder, VariationalAutoencoder, cli
 from narrows.backends import compile_plan
 from narrows.data import ArraySource
 from narrows.lowering import lower
@@ -291,3 +291,26 @@ def test_bad_parameters(X: sp.csr_array) -> None:
     with pytest.raises(AttributeError, match="no dispersions of features"):
         small("poisson").fit(X).dispersion_  # noqa: B018
     assert small().fit(X).dispersion_.shape == (40,)
+
+
+def test_command_line(X: sp.csr_array, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data, out = tmp_path / "counts.npz", tmp_path / "run"
+    sp.save_npz(data, X)
+    fit = ["fit", str(data), "--epochs", "2", "--components", "2", "--hidden", "8", "--threads", "1", "--quiet"]
+    assert cli.main([*fit, "--out", str(out), "--estimator", "count", "--loss", "zinb"]) == 0
+    model = narrows.load(out / "model.safetensors")
+    assert isinstance(model, CountAutoencoder)
+    assert model.likelihood == "zinb"
+    assert cli.main(["encode", str(out), str(data), "-o", str(tmp_path / "Z.npy")]) == 0
+    np.testing.assert_array_equal(np.load(tmp_path / "Z.npy"), model.transform(X))
+    assert cli.main([*fit, "--out", str(tmp_path / "other"), "--loss", "nb", "--estimator", "variational"]) == 0
+    capsys.readouterr()
+    assert cli.main([*fit, "--out", str(tmp_path / "bad"), "--estimator", "count", "--loss", "mse"]) == 2
+    assert "likelihood='mse' must be one of poisson, nb, zinb" in capsys.readouterr().err
+    assert cli.main([*fit, "--out", str(tmp_path / "bad"), "--loss", "nb", "--normalize", "log1p"]) == 2
+    assert "takes raw counts" in capsys.readouterr().err
+    bad = X.copy()
+    bad.data[0] = 0.5
+    sp.save_npz(data, bad)
+    assert cli.main([*fit, "--out", str(tmp_path / "bad"), "--loss", "nb"]) == 3
+    assert "0.5 in row 0, column" in capsys.readouterr().err

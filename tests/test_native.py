@@ -143,10 +143,27 @@ def sparse_plan(batch: int = 20) -> Plan:
     return lower(small_spec(sparse_input=True, weighted=True, alpha=0.1, weight_l1=0.01, **noise), batch)
 
 
+def counts_plan(batch: int = 29) -> Plan:
+    layers = (
+        LayerSpec(37, 19, Activation.TANH),
+        LayerSpec(19, 5, Activation.LINEAR),
+        LayerSpec(5, 19, Activation.TANH),
+        LayerSpec(19, 37, Activation.SOFTMAX),
+    )
+    options = {"loss": Loss.NB, "log_normalize": True, "library": 40.0}
+    return lower(NetworkSpec(layers, 2, weighted=True, sparse_input=True, **options), batch)  # type: ignore[arg-type]
+
+
+def inflated_plan(batch: int = 29) -> Plan:
+    layers = LayerSpec(37, 19, Activation.TANH), LayerSpec(19, 3 * 37, Activation.EXP)
+    options = {"loss": Loss.ZINB, "cell_dispersion": True, "log_normalize": True, "library": 40.0}
+    return lower(NetworkSpec(layers, 1, weighted=True, **options), batch)  # type: ignore[arg-type]
+
+
 PLANS = (
     rich_plan, variational_plan, contractive_plan, probing_plan, closed_plan, boltzmann_plan, convolution_plan,
     probing_convolution_plan,
-    sparse_plan,
+    sparse_plan, counts_plan, inflated_plan,
 )  # fmt: skip
 every_plan = pytest.mark.parametrize("make", PLANS, ids=lambda make: make.__name__)
 
@@ -158,6 +175,8 @@ def started(plan: Plan, dtype: Any = np.float32, n_rows: int = 60, **options: in
     program = CppProgram(plan, precision, **{"n_threads": 2, **options})
     program.load({s.name: rng.normal(size=(s.rows, s.cols)) * 0.3 for s in plan.parameters})
     data = rng.random((n_rows, plan.spec.n_features)).astype(precision.dtype)
+    if plan.spec.loss.of_counts:
+        data = np.floor(2 * data / (1.1 - data))
     program.bind(data, weight=np.ones(n_rows, precision.dtype))
     return program
 
