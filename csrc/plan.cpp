@@ -95,6 +95,7 @@ class Check {
   void weight(int i) const {
     if (has(i)) batch(i, "weight", 1);
   }
+  void level(double p) const { require(p >= 0 && p <= 1, "level is out of range"); }
   void distinct(int i, int j, const char* what) const {
     require(op_.slots[i] != op_.slots[j], std::string(what) + " must be different slots");
   }
@@ -171,6 +172,29 @@ class Check {
     require(elements < double(index_t(1) << 28), "images are out of range");
     return g;
   }
+  // Operand i, if there is one, holds the sums of rows that are normalised to `scale`.
+  void normalized(int i, double scale) const {
+    if (has(i)) batch(i, "library", 1), require(scale > 0, "scale must be positive");
+  }
+  void counts_link(int activation) const {
+    require(activation == ACT_SOFTMAX || activation == ACT_EXP,
+            "activation " + std::to_string(activation) + " is no link of counts");
+  }
+  void counts() const {
+    const SlotDesc& z = batch(0, "z");
+    const int loss = op_.ints[0], by_cell = op_.ints[2], heads = counts_heads(op_);
+    require(loss == LOSS_POISSON || loss == LOSS_NB || loss == LOSS_ZINB, "the loss is no likelihood of counts");
+    counts_link(op_.ints[1]), flag(by_cell, "by_cell"), range(op_.ints[3], 2, "source");
+    require(z.cols % heads == 0, "z has shape " + shape(z) + " for " + std::to_string(heads) + " numbers a feature");
+    const index_t n = z.cols / heads;
+    const bool shared = loss != LOSS_POISSON && !by_cell;
+    require(loss != LOSS_POISSON || !by_cell, "poisson has no dispersion");
+    weight(1), batch(2, "library", 1), batch(4, "rowloss", 1);
+    require(has(3) == shared && has(5) == shared, "log_dispersion and partial do not fit the loss");
+    if (shared) exact(3, "log_dispersion", 1, n), exact(5, "partial", slot(5, "partial").rows, padded(n));
+    require(op_.floats[0] > 0, "scale must be positive");
+    all_distinct();
+  }
   // Of slot `whole`, whose windows are the pixels of slot `windows`.
   void pooling(const int32_t* ints, int whole, int windows) const {
     positive(ints, 5), range(ints[5], 4, "layout");
@@ -229,6 +253,7 @@ class Check {
         range(i1, ACT_COUNT, "activation");
         require(i0 != LOSS_BCE || i1 == ACT_SIGMOID || i1 == ACT_SOFTMAX, "bce needs sigmoid or softmax");
         require(i0 != LOSS_MULTINOMIAL || i1 == ACT_SOFTMAX, "multinomial needs softmax");
+        require(i0 < LOSS_GAUSSIAN, "the loss has an op of its own");
         require(f[0] > 0, "delta must be positive");
         break;
       }
@@ -482,6 +507,52 @@ class Check {
         batch(0, "y", slot(1, "x").cols);
         distinct(0, 2, "y and out");
         break;
+      case OP_SPARSE_DENSE: {
+        const SlotDesc &W = slot(0, "W"), &out = batch(3, "out");
+        exact(0, "W", W.rows, out.cols), exact(1, "b", 1, out.cols);
+        if (has(4)) batch(4, "pre", out.cols);
+        elementwise(i0);
+        level(f[0]), normalized(2, f[1]);
+        all_distinct();
+        break;
+      }
+      case OP_SPARSE_WGRAD: {
+        const SlotDesc& dW = slot(1, "dW");
+        exact(1, "dW", dW.rows, batch(0, "dz").cols);
+        flag(i0, "accumulate");
+        level(f[0]), normalized(2, f[1]);
+        all_distinct();
+        break;
+      }
+      case OP_SPARSE_WGRAD_UPDATE: {
+        const SlotDesc &of = slot(2, "parameter"), &W = parameter(2, of.rows, batch(0, "dz").cols);
+        if (has(1)) exact(1, "dW", W.rows, W.cols);
+        if (has(5)) exact(5, "colrate", 1, W.cols);
+        if (has(7)) cells(7, "penalty", W);
+        require(has(7) || (f[3] == 0 && f[4] == 0), "penalty is missing");
+        level(f[6]), normalized(6, f[7]);
+        all_distinct();
+        break;
+      }
+      case OP_LIBRARY:
+        batch(0, "out", 1);
+        range(i0, 2, "source");
+        break;
+      case OP_LOG_NORMALIZE:
+        batch(0, "x"), slot(1, "library"), normalized(1, f[0]);
+        all_distinct();
+        break;
+      case OP_COUNTS:
+        counts();
+        break;
+      case OP_MEANS: {
+        const SlotDesc &z = batch(0, "z"), &out = batch(2, "out");
+        if (has(1)) batch(1, "library", 1), distinct(1, 0, "library and z"), distinct(1, 2, "library and out");
+        require(out.cols <= z.cols, "out has shape " + shape(out) + " for z of shape " + shape(z));
+        counts_link(i0);
+        require(f[0] > 0, "scale must be positive");
+        break;
+      }
     }
   }
 

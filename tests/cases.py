@@ -53,6 +53,8 @@ class Case:
         Capacity of the plan.
     rows : int
         Rows of the data; not a multiple of `batch` where a short last batch is wanted.
+    density : float
+        Of a sparse input: the part of its elements that are not zero, but for an empty row and an empty column.
     """
 
     name: str
@@ -60,6 +62,7 @@ class Case:
     batch: int = 8
     rows: int = 21
     draw: int = 0
+    density: float = 0.3
 
     def __str__(self) -> str:
         return self.name
@@ -79,6 +82,9 @@ class Case:
         """Values are float32 numbers in every dtype, so that every backend sees the same data."""
         rng, spec = self._rng(0), self.spec
         X = self._values(rng, spec.n_features)
+        if spec.sparse_input:
+            X *= self._rng(2).random(X.shape) < self.density
+            X[self.rows // 2], X[:, spec.n_features // 2] = 0, 0
         target = self._values(rng, spec.n_outputs) if spec.separate_target else None
         weight = rng.uniform(0.5, 2.0, self.rows).astype(np.float32) if spec.weighted else None
         cast = [None if a is None else a.astype(dtype) for a in (X, target, weight)]
@@ -90,6 +96,11 @@ class Case:
             return rng.uniform(0.02, 0.98, shape).astype(np.float32)
         if self.spec.loss is Loss.MULTINOMIAL:
             return rng.poisson(2.0, shape).astype(np.float32)
+        if self.spec.loss.of_counts:
+            # Zeros, ones, many, and a row without any
+            counts = rng.poisson(rng.gamma(0.5, 3.0, shape) * rng.gamma(0.5, 2.0, columns))
+            counts[self.rows // 3] = 0
+            return counts.astype(np.float32)
         return rng.normal(size=shape).astype(np.float32)
 
     def state(self, dtype: Any = np.float64) -> dict[str, Array]:
@@ -117,13 +128,14 @@ def network(
     """A symmetric network: the middle of `sizes` is the code; dropout is for the hidden layers alone."""
     n = len(sizes) - 1
     middle = n // 2
+    heads = 1 + bool(options.get("cell_dispersion")) + (options.get("loss") is Loss.ZINB)
     layers = []
     for i in range(n):
         activation = output if i == n - 1 else latent if i == middle - 1 else hidden
         layers.append(
             LayerSpec(
                 sizes[i],
-                sizes[i + 1] * (2 if variational and i == middle - 1 else 1),
+                sizes[i + 1] * (heads if i == n - 1 else 2 if variational and i == middle - 1 else 1),
                 activation,
                 dropout=dropout if i not in (middle - 1, n - 1) else 0.0,
                 tied_to=n - 1 - i if tied and i >= middle else None,
@@ -177,6 +189,8 @@ def allowed(loss: Loss, link: Activation) -> bool:
         return link in (Activation.SIGMOID, Activation.SOFTMAX)
     if loss is Loss.GAUSSIAN:
         return link is not Activation.SOFTMAX
+    if loss.of_counts:
+        return link in (Activation.SOFTMAX, Activation.EXP)
     return loss is not Loss.MULTINOMIAL or link is Activation.SOFTMAX
 
 
@@ -262,7 +276,10 @@ MODEL_CASES: tuple[Case, ...] = (
     *(Case(f"activation-{a.name}", network(_SIZES, a, a)) for a in ELEMENTWISE if a is not _A.EXP),
     Case("activation-EXP", network((7, 4, 7), latent=_A.EXP)),
     *(
-        Case(f"loss-{loss.name}-{a.name}", network((7, 4, 7), output=a, loss=loss, huber_delta=0.7))
+        Case(
+            f"loss-{loss.name}-{a.name}",
+            network((7, 4, 7), output=a, loss=loss, huber_delta=0.7, log_normalize=loss.of_counts, library=8.0),
+        )
         for loss in Loss
         for a in Activation
         if allowed(loss, a)
@@ -328,6 +345,60 @@ MODEL_CASES: tuple[Case, ...] = (
     Case("short-batch", network(_SIZES, kl_sparsity=0.2, latent=_A.SIGMOID), batch=64, rows=5),
     Case("grains", network((130, 33, 130), clip_norm=0.2, alpha=0.1), batch=17, rows=40),
     Case("gaussian-weighted", network(_SIZES, loss=Loss.GAUSSIAN, weighted=True, solver=Solver.ADAMW, alpha=0.1)),
+    *(
+        Case(
+            f"counts-{loss.name}-{link.name}-{'cell' if cell else 'gene'}",
+            network(
+                (37, 6, 3, 6, 37),
+                output=link,
+                loss=loss,
+                cell_dispersion=cell,
+                weighted=cell,
+                log_normalize=True,
+                library=30.0,
+            ),
+            batch=19,
+            rows=24,
+        )
+        for loss in (Loss.POISSON, Loss.NB, Loss.ZINB)
+        for link in (_A.SOFTMAX, _A.EXP)
+        for cell in ((False, True) if loss.dispersed else (False,))
+    ),
+    Case("counts-clip", network(_SIZES, output=_A.SOFTMAX, loss=Loss.NB, clip_norm=0.1, alpha=0.2, library=5.0)),
+    Case(
+        "counts-target",
+        network(
+            (7, 5, 3, 4, 20),
+            output=_A.EXP,
+            loss=Loss.ZINB,
+            separate_target=True,
+            log_normalize=True,
+            library=40.0,
+            solver=Solver.ADAMW,
+            alpha=0.1,
+            corruption=Corruption.MASKING,
+            corruption_level=0.3,
+        ),
+    ),
+    Case("counts-tied", network(_SIZES, output=_A.SOFTMAX, loss=Loss.NB, tied=True, solver=Solver.SGD)),
+    Case("counts-variational", network(_SIZES, output=_A.SOFTMAX, loss=Loss.NB, variational=True, log_normalize=True)),
+    Case(
+        "counts-variational-all",
+        network(
+            (33, 6, 5, 6, 33),
+            output=_A.EXP,
+            loss=Loss.ZINB,
+            variational=True,
+            cell_dispersion=True,
+            weighted=True,
+            kl_weight=0.3,
+            library=20.0,
+            clip_norm=0.5,
+            dropout=0.2,
+        ),
+        batch=17,
+    ),
+    Case("counts-one", network((1, 3, 1), output=_A.EXP, loss=Loss.NB), batch=1, rows=3),
     Case("variational", network(_SIZES, variational=True)),
     Case("variational-bce", network(_SIZES, output=_A.SIGMOID, loss=Loss.BCE, variational=True, kl_weight=0.3)),
     Case("variational-gaussian", network(_SIZES, loss=Loss.GAUSSIAN, variational=True, kl_weight=2.0)),
@@ -415,7 +486,44 @@ BOLTZMANN_CASES: tuple[Case, ...] = (
 )
 """Restricted Boltzmann machines, whose gradients are estimates and the derivatives of nothing."""
 
-CASES = MODEL_CASES + SHAPE_CASES + TURNED_CASES + BOLTZMANN_CASES
+SPARSE: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "masking": {"corruption": Corruption.MASKING, "corruption_level": 0.3, "solver": Solver.SGD},
+    "tied": {"tied": True, "weighted": True, "weight_l1": 0.2, "solver": Solver.ADAMW, "alpha": 0.3},
+    "target": {"separate_target": True, "clip_norm": 0.3, "alpha": 0.2},
+    "contractive": {"contractive": 0.5, "latent": _A.TANH, "alpha": 0.2, "weight_l1": 0.1},
+    "counts": {"loss": Loss.NB, "output": _A.SOFTMAX, "log_normalize": True, "library": 20.0},
+    "counts-all": {
+        "loss": Loss.ZINB, "output": _A.EXP, "log_normalize": True, "library": 20.0, "cell_dispersion": True,
+        "corruption": Corruption.MASKING, "corruption_level": 0.3, "weighted": True, "clip_norm": 0.3,
+        "separate_target": True,
+    },
+    "all": {
+        "loss": Loss.GAUSSIAN, "variational": True, "corruption": Corruption.MASKING, "corruption_level": 0.2,
+        "hidden": _A.SILU, "dropout": 0.2, "alpha": 0.7, "weighted": True,
+    },
+}  # fmt: skip
+"""Options of networks with a sparse input."""
+
+SPARSE_CASES: tuple[Case, ...] = (
+    *(Case(f"sparse-{a.name}", network((9, 4, 9), latent=a, sparse_input=True)) for a in ELEMENTWISE),
+    *(
+        Case(f"sparse-{name}-{len(sizes)}", network(sizes, sparse_input=True, **options), batch=17, rows=40)
+        for name, options in SPARSE.items()
+        for sizes in ((23, 6, 23), (130, 33, 5, 33, 130))
+    ),
+    # On both sides of the blocks of columns and of the panels of outputs, nearly empty and full
+    *(
+        Case(f"sparse-{m}x{k}x{n}", network((k, n, k), sparse_input=True, alpha=0.1), batch=m, rows=m, density=density)
+        for m, k, n, density in (
+            (1, 1, 1, 1.0), (1, 96, 128, 0.5), (5, 97, 129, 0.05), (33, 95, 64, 1.0), (65, 193, 65, 0.01),
+            (12, 400, 257, 0.1), (40, 191, 16, 0.9),
+        )
+    ),
+)  # fmt: skip
+"""Networks with a sparse input."""
+
+CASES = MODEL_CASES + SHAPE_CASES + TURNED_CASES + BOLTZMANN_CASES + SPARSE_CASES
 
 _CONV_POOL = images(
     (28, 28, 1), conv(16, pool=2), conv(8, pool=2), conv(8), conv(16, upsample=2), conv(1, upsample=2), latent=2,
@@ -453,6 +561,23 @@ OP_CASES: tuple[Case, ...] = (
         batch=128,
         rows=128,
     ),
+    Case(
+        "counts",
+        network(
+            (2000, 128, 32, 128, 2000), output=_A.SOFTMAX, loss=Loss.NB, log_normalize=True, library=2000.0,
+            sparse_input=True,
+        ),
+        batch=256,
+        rows=256,
+    ),
+    Case(
+        "counts-inflated",
+        network(
+            (2000, 128, 32, 128, 2000), output=_A.EXP, loss=Loss.ZINB, cell_dispersion=True, library=2000.0,
+        ),
+        batch=256,
+        rows=256,
+    ),
     Case("readings", network((784, 128, 20, 128, 784), loss=Loss.GAUSSIAN, variational=True), batch=128, rows=128),
     Case(
         "contraction",
@@ -466,6 +591,16 @@ OP_CASES: tuple[Case, ...] = (
         network((784, 256, 784), latent=_A.SIGMOID, output=_A.SIGMOID, loss=Loss.BCE, contractive=0.1),
         batch=256,
         rows=256,
+    ),
+    Case(
+        "cells",
+        network(
+            (2000, 128, 32, 128, 2000), _A.RELU, sparse_input=True, corruption=Corruption.MASKING,
+            corruption_level=0.2,
+        ),
+        batch=256,
+        rows=256,
+        density=0.07,
     ),
     Case("machine", boltzmann(784, 500, alpha=0.02), batch=128, rows=128),
     Case("machine-chains", boltzmann(784, 500, n_chains=128), batch=128, rows=128),
@@ -500,12 +635,16 @@ def specs(draw: st.DrawFn) -> NetworkSpec:
     loss = draw(st.sampled_from(Loss))
     output = draw(st.sampled_from([a for a in Activation if allowed(loss, a)]))
     variational = draw(st.booleans())
-    tied = tied and not variational
+    cell_dispersion = draw(st.booleans()) and loss.dispersed
+    tied = tied and not variational and not cell_dispersion and loss is not Loss.ZINB
     kl = draw(st.booleans()) and not variational
     elementwise = st.sampled_from(ELEMENTWISE)
     strength = st.sampled_from([0.0, 0.1])
     dropout = draw(st.sampled_from([0.0, 0.3]))
     contracts = (dropout == 0 or depth == 1) and not variational
+    corruption = draw(st.sampled_from([None, *Corruption]))
+    hessian = draw(strength) if contracts else 0.0
+    filled = corruption not in (None, Corruption.MASKING) or hessian > 0
     return network(
         sizes + mirrored,
         draw(elementwise),
@@ -514,14 +653,18 @@ def specs(draw: st.DrawFn) -> NetworkSpec:
         tied=tied,
         dropout=dropout,
         loss=loss,
-        corruption=draw(st.sampled_from([None, *Corruption])),
+        cell_dispersion=cell_dispersion,
+        log_normalize=draw(st.booleans()) and loss.of_counts,
+        library=draw(st.sampled_from([1.0, 30.0])),
+        corruption=corruption,
+        sparse_input=not filled and draw(st.booleans()),
         corruption_level=0.2,
         activity_l1=0.0 if variational else draw(strength),
         variational=variational,
         kl_sparsity=0.1 if kl else 0.0,
         contractive=draw(strength) if contracts else 0.0,
         contractive_probes=draw(st.integers(0, 2)),
-        contractive_hessian=draw(strength) if contracts else 0.0,
+        contractive_hessian=hessian,
         n_corruptions=draw(st.integers(1, 2)),
         alpha=draw(strength),
         weight_l1=draw(strength),

@@ -172,6 +172,11 @@ LINKS = (
     (Loss.MULTINOMIAL, Activation.SOFTMAX),
     (Loss.GAUSSIAN, Activation.LINEAR),
     (Loss.GAUSSIAN, Activation.SIGMOID),
+    (Loss.POISSON, Activation.SOFTMAX),
+    (Loss.NB, Activation.SOFTMAX),
+    (Loss.NB, Activation.EXP),
+    (Loss.ZINB, Activation.SOFTMAX),
+    (Loss.ZINB, Activation.EXP),
 )
 SEED, STEP = 2**63 + 5, 3
 
@@ -203,6 +208,8 @@ def random_spec(rng: np.random.Generator, k: int, n: int, m: int) -> NetworkSpec
     variational = bool(rng.random() < 0.3)
     kl = not variational and rng.random() < 0.2
     latent = Activation.LINEAR if variational else Activation.SIGMOID if kl else SMOOTH[rng.integers(len(SMOOTH))]
+    corruption = sometimes(list(Corruption)[rng.integers(3)], None)
+    by_cell = loss.dispersed and rng.random() < 0.4
     return network(
         sizes,
         ACTIVATIONS[rng.integers(len(ACTIVATIONS) - 1)],  # exp of exp leaves the range
@@ -210,10 +217,15 @@ def random_spec(rng: np.random.Generator, k: int, n: int, m: int) -> NetworkSpec
         output,
         variational=variational,
         kl_weight=0.3,
-        tied=not variational and bool(rng.random() < 0.3),
+        tied=not (variational or by_cell or loss is Loss.ZINB) and bool(rng.random() < 0.3),
         dropout=sometimes(0.2, 0.0),
         loss=loss,
-        corruption=sometimes(list(Corruption)[rng.integers(3)], None),
+        cell_dispersion=by_cell,
+        # The exponential of a sum of raw counts leaves the range.
+        log_normalize=loss.of_counts and (output is Activation.EXP or bool(rng.random() < 0.7)),
+        library=20.0,
+        corruption=corruption,
+        sparse_input=corruption in (None, Corruption.MASKING) and bool(rng.random() < 0.3),
         corruption_level=0.2,
         activity_l1=0.0 if variational else sometimes(0.1, 0.0),
         kl_sparsity=0.1 if kl else 0.0,

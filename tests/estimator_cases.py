@@ -11,6 +11,7 @@ from narrows import (
     Autoencoder,
     ContractiveAutoencoder,
     ConvAutoencoder,
+    CountAutoencoder,
     DeepAutoencoder,
     DenoisingAutoencoder,
     LinearAutoencoder,
@@ -33,6 +34,8 @@ ESTIMATORS = [
     RBM(3, visible="gaussian", learning_rate_init=1e-3, batch_size=32, persistent=True, **SMALL),
     DeepAutoencoder(2, hidden_layer_sizes=(8, 4), pretrain_max_iter=2, **SMALL),
     DeepAutoencoder(2, hidden_layer_sizes=8, pretrain="greedy", activation="tanh", pretrain_max_iter=2, **SMALL),
+    CountAutoencoder(2, hidden_layer_sizes=8, **SMALL),
+    CountAutoencoder(2, hidden_layer_sizes=8, likelihood="zinb", link="exp", dispersion="gene-cell", **SMALL),
     ConvAutoencoder(2, filters=4, strides=1, **SMALL),
     ConvAutoencoder(2, filters=(3, 2), kernel_size=(5, 2), strides=1, hidden_layer_sizes=6, **SMALL),
     ConvAutoencoder(2, filters=4, strides=1, activation="tanh", contractive=0.1, **SMALL),
@@ -42,6 +45,11 @@ ids = [f"{type(e).__name__}-{i}" for i, e in enumerate(ESTIMATORS)]
 
 def small(n_components: int = 3, **params: Any) -> Autoencoder:
     return Autoencoder(n_components, **({"hidden_layer_sizes": 8, "batch_size": 32} | SMALL | params))
+
+
+def fitting(estimator: Any, X: np.ndarray) -> np.ndarray:
+    """X, or counts of about its size for an estimator that needs such."""
+    return np.round(4 * X - 4 * X.min()) if isinstance(estimator, CountAutoencoder) else X
 
 
 def same_rows(one: np.ndarray, other: np.ndarray) -> bool:

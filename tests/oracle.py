@@ -61,6 +61,8 @@ class Pass:
     pre: list[Array] = field(default_factory=list)
     out: list[Array] = field(default_factory=list)
     code: Array = field(default_factory=lambda: np.empty(0))
+    decoded: Array = field(default_factory=lambda: np.empty(0))
+    """What the code is decoded to, for all that is known of the row without it."""
     row_loss: Array = field(default_factory=lambda: np.empty(0))
     terms: dict[str, float] = field(default_factory=dict)
 
@@ -77,6 +79,19 @@ def row_loss(loss: Loss, z: Array, p: Array, y: Array, delta: float, logvar: Arr
     return -(y * special.log_softmax(z, axis=1)).sum(axis=1)
 
 
+def log_probability(spec: NetworkSpec, z: Array, mean: Array, y: Array, state: Any) -> Array:
+    """Of counts, the sum over features."""
+    n = y.shape[1]
+    if spec.loss is Loss.POISSON:
+        return stats.poisson.logpmf(y, mean).sum(axis=1)
+    theta = np.exp(z[:, n : 2 * n] if spec.cell_dispersion else state["log_dispersion"])
+    counted = stats.nbinom.logpmf(y, theta, theta / (theta + mean))
+    if spec.loss is Loss.ZINB:
+        dropped = special.expit(z[:, -n:])
+        counted = np.log(np.where(y == 0, dropped, 0) + (1 - dropped) * np.exp(counted))
+    return counted.sum(axis=1)
+
+
 def forward(case: Case, rows: Array, *, training: bool) -> Pass:
     """The pass over `rows` of the case's data; with corruption, dropout and penalties in training."""
     spec, data, state = case.spec, case.data(), case.state()
@@ -84,6 +99,10 @@ def forward(case: Case, rows: Array, *, training: bool) -> Pass:
     y = a.copy() if data.target is None else data.target[rows]
     w = np.ones(len(rows)) if data.weight is None else data.weight[rows]
     stream = 0
+    raw = a
+    if spec.log_normalize:
+        total = a.sum(axis=1, keepdims=True)
+        a = np.log1p(np.divide(a * spec.library, total, out=np.zeros_like(a), where=total > 0))
     if spec.corruption is not None:
         if training:
             u = philox.uniform(SEED, stream, STEP, *a.shape)
@@ -102,7 +121,8 @@ def forward(case: Case, rows: Array, *, training: bool) -> Pass:
         W = state[f"W{i}"] if layer.tied_to is None else state[f"W{layer.tied_to}"].T
         conv = layer.convolution
         z = a @ W + state[f"b{i}"] if conv is None else convolved(conv, a, W, state[f"b{i}"])
-        a = ACTIVATION[layer.activation.name](z)
+        counted = spec.loss.of_counts and i == len(spec.layers) - 1
+        a = ACTIVATION[layer.activation.name](z[:, : spec.n_outputs] if counted else z)
         if conv is not None:
             a = pooled(conv, a)
         result.pre.append(z)
@@ -125,7 +145,14 @@ def forward(case: Case, rows: Array, *, training: bool) -> Pass:
             stream += 1
         if i == spec.latent - 1:
             result.code = a
-    result.row_loss = row_loss(spec.loss, z, a, y, spec.huber_delta, state.get("logvar"))
+    result.decoded = a
+    if spec.loss.of_counts:
+        unit = 1.0 if layer.activation is Activation.SOFTMAX else spec.library
+        result.decoded = a * (spec.library / unit)
+        result.out[-1] = a * (raw.sum(axis=1, keepdims=True) / unit)
+        result.row_loss = -log_probability(spec, z, a * (y.sum(axis=1, keepdims=True) / unit), y, state)
+    else:
+        result.row_loss = row_loss(spec.loss, z, a, y, spec.huber_delta, state.get("logvar"))
     result.terms["loss"] = float(w @ result.row_loss) / len(rows)
     if spec.activity_l1 > 0:
         result.terms["activity_l1"] = spec.activity_l1 * float(w @ np.abs(result.code).sum(axis=1)) / len(rows)

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import scipy.sparse as sp
 from scipy.linalg import subspace_angles
 from sklearn.base import clone
 from sklearn.datasets import load_digits
@@ -23,12 +24,13 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import narrows
-from estimator_cases import BACKEND, ESTIMATORS, SMALL, ids, low_rank, same_rows, small
+from estimator_cases import BACKEND, ESTIMATORS, SMALL, fitting, ids, low_rank, same_rows, small
 from narrows import (
     RBM,
     Autoencoder,
     ContractiveAutoencoder,
     ConvAutoencoder,  # noqa: F401 (for eval)
+    CountAutoencoder,  # noqa: F401 (for eval)
     DeepAutoencoder,  # noqa: F401 (for eval)
     DenoisingAutoencoder,
     LinearAutoencoder,
@@ -306,8 +308,9 @@ OUTPUTS = [small(output_activation=output, activation="silu") for output in ("li
 
 @pytest.mark.parametrize("estimator", [*ESTIMATORS, *OUTPUTS])
 def test_latent_sensitivity_is_the_derivative(estimator: Any, X: np.ndarray) -> None:
-    D = X[:9].astype(np.float64)
-    ae = clone(estimator).set_params(precision="float64").fit(X.astype(np.float64))
+    X = fitting(estimator, X.astype(np.float64))
+    D = X[:9]
+    ae = clone(estimator).set_params(precision="float64").fit(X)
     found = ae.latent_sensitivity(D)
     Z, h = ae.transform(D), 1e-6
     assert found.shape == (Z.shape[1], X.shape[1])
@@ -355,6 +358,7 @@ def test_two_threads_transform_at_once(X: np.ndarray) -> None:
 
 @pytest.mark.parametrize("estimator", ESTIMATORS, ids=ids)
 def test_round_trips(estimator: Any, X: np.ndarray, tmp_path: Path) -> None:
+    X = fitting(estimator, X)
     ae = clone(estimator).fit(X)
     ae.metadata_["normalize"] = {"kind": "log1p", "target": 1e4}
     ae.save(tmp_path / "m.safetensors")
@@ -432,3 +436,34 @@ def test_the_program_trained_is_the_one_applied(X: np.ndarray) -> None:
     assert ae.plan_.outputs[Mode.ENCODE] >= 0
     h = np.maximum(X @ ae.coefs_[0] + ae.intercepts_[0], 0) @ ae.coefs_[1] + ae.intercepts_[1]
     np.testing.assert_allclose(ae.transform(X), h, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("corruption", [None, "masking"])
+def test_sparse_rows_are_trained_on_as_they_are(corruption: str | None) -> None:
+    dense = np.random.default_rng(0).random((60, 40)).astype(np.float32)
+    dense[np.random.default_rng(1).random(dense.shape) < 0.9] = 0
+    X = sp.csr_array(dense)
+    options = {"n_components": 3, "max_iter": 4, "random_state": 0, "corruption": corruption}
+    options |= {"corruption_level": 0.3, "backend": "cpp"}
+    sparse, peer = Autoencoder(**options).fit(X), Autoencoder(**options).fit(dense)
+    assert "sparse_dense" in str(sparse.plan_)
+    assert "sparse_dense" not in str(peer.plan_)
+    for a, b in zip(sparse.coefs_, peer.coefs_, strict=True):
+        np.testing.assert_array_equal(a, b)
+    for method in ("transform", "score_samples", "reconstruct"):
+        # What either has learned is applied to rows of either form.
+        expected = getattr(peer, method)(dense)
+        for estimator in (sparse, peer):
+            for rows in (X, dense):
+                np.testing.assert_array_equal(getattr(estimator, method)(rows), expected, err_msg=method)
+    sparse.partial_fit(dense)
+    peer.partial_fit(X)
+    np.testing.assert_array_equal(sparse.coefs_[0], peer.coefs_[0])
+
+
+def test_rows_that_fill_up_are_trained_on_as_dense_ones() -> None:
+    X = sp.random_array((60, 40), density=0.05, format="csr", rng=np.random.default_rng(0))
+    full = sp.random_array((60, 40), density=0.5, format="csr", rng=np.random.default_rng(0))
+    options = {"n_components": 3, "max_iter": 1, "random_state": 0}
+    for other, data in (({"corruption": "gaussian"}, X), ({"contractive_hessian": 0.1}, X), ({}, full)):
+        assert "sparse_dense" not in str(Autoencoder(**options, **other).fit(data).plan_), other

@@ -12,8 +12,8 @@ import scipy.sparse as sp
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 
-from estimator_cases import BACKEND, ESTIMATORS, ids, low_rank, same_rows, small
-from narrows import RBM
+from estimator_cases import BACKEND, ESTIMATORS, fitting, ids, low_rank, same_rows, small
+from narrows import RBM, CountAutoencoder
 from narrows.data import ArraySource
 
 
@@ -28,7 +28,7 @@ def X() -> np.ndarray:
 @pytest.mark.parametrize("estimator", ESTIMATORS, ids=ids)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_shapes_and_dtypes(estimator: Any, dtype: Any, X: np.ndarray) -> None:
-    X = X.astype(dtype)
+    X = fitting(estimator, X.astype(dtype))
     ae = clone(estimator).fit(X)
     Z = ae.transform(X)
     assert Z.shape == (200, ae.n_components)
@@ -36,11 +36,13 @@ def test_shapes_and_dtypes(estimator: Any, dtype: Any, X: np.ndarray) -> None:
         assert rows.dtype == dtype
         assert len(rows) == 200
         assert np.isfinite(rows).all()
-    np.testing.assert_allclose(ae.inverse_transform(Z), ae.reconstruct(X), rtol=1e-5, atol=1e-6)
+    counts = isinstance(ae, CountAutoencoder)
+    if not counts:  # whose means are in proportion to the rows' sums
+        np.testing.assert_allclose(ae.inverse_transform(Z), ae.reconstruct(X), rtol=1e-5, atol=1e-6)
     assert ae.score(X) == pytest.approx(ae.score_samples(X).mean(), rel=1e-5)
     errors = ae.feature_errors(X)
     assert errors.shape == (12,)
-    if not ae.variational and not isinstance(ae, RBM):
+    if not ae.variational and not counts and not isinstance(ae, RBM):
         assert errors.sum() == pytest.approx(-ae.score(X), rel=1e-4)
     assert ae.backend_ == BACKEND
     assert ae.get_feature_names_out()[0] == f"{type(ae).__name__.lower()}0"

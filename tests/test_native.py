@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from cases import SPARSE_CASES, Case
 from narrows.backends import Hyper, probe
 from narrows.images import Convolution
 from narrows.lowering import lower
@@ -137,9 +138,32 @@ def probing_convolution_plan(batch: int = 29) -> Plan:
     return lower(dataclasses.replace(convolution_plan().spec, contractive=0.3, contractive_probes=2), batch)
 
 
+def sparse_plan(batch: int = 20) -> Plan:
+    noise = {"corruption": Corruption.MASKING, "corruption_level": 0.2}
+    return lower(small_spec(sparse_input=True, weighted=True, alpha=0.1, weight_l1=0.01, **noise), batch)
+
+
+def counts_plan(batch: int = 29) -> Plan:
+    layers = (
+        LayerSpec(37, 19, Activation.TANH),
+        LayerSpec(19, 5, Activation.LINEAR),
+        LayerSpec(5, 19, Activation.TANH),
+        LayerSpec(19, 37, Activation.SOFTMAX),
+    )
+    options = {"loss": Loss.NB, "log_normalize": True, "library": 40.0}
+    return lower(NetworkSpec(layers, 2, weighted=True, sparse_input=True, **options), batch)  # type: ignore[arg-type]
+
+
+def inflated_plan(batch: int = 29) -> Plan:
+    layers = LayerSpec(37, 19, Activation.TANH), LayerSpec(19, 3 * 37, Activation.EXP)
+    options = {"loss": Loss.ZINB, "cell_dispersion": True, "log_normalize": True, "library": 40.0}
+    return lower(NetworkSpec(layers, 1, weighted=True, **options), batch)  # type: ignore[arg-type]
+
+
 PLANS = (
     rich_plan, variational_plan, contractive_plan, probing_plan, closed_plan, boltzmann_plan, convolution_plan,
     probing_convolution_plan,
+    sparse_plan, counts_plan, inflated_plan,
 )  # fmt: skip
 every_plan = pytest.mark.parametrize("make", PLANS, ids=lambda make: make.__name__)
 
@@ -151,6 +175,8 @@ def started(plan: Plan, dtype: Any = np.float32, n_rows: int = 60, **options: in
     program = CppProgram(plan, precision, **{"n_threads": 2, **options})
     program.load({s.name: rng.normal(size=(s.rows, s.cols)) * 0.3 for s in plan.parameters})
     data = rng.random((n_rows, plan.spec.n_features)).astype(precision.dtype)
+    if plan.spec.loss.of_counts:
+        data = np.floor(2 * data / (1.1 - data))
     program.bind(data, weight=np.ones(n_rows, precision.dtype))
     return program
 
@@ -568,3 +594,55 @@ def test_probe_of_the_machine_gives_figures_that_can_be(n_threads: int) -> None:
     assert 0.5 < figures["fma_gflops"] < 1024 * n_threads
     assert 0 < figures["exchange_gb_s"] < 1000
     assert 0 <= figures["barrier_us"] < 1e5
+
+
+# --- sparse input ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("precision", [Precision.FLOAT32, Precision.FLOAT64], ids=str)
+@pytest.mark.parametrize("case", SPARSE_CASES, ids=str)
+def test_sparse_rows_train_to_the_bits_of_dense_ones(case: Case, precision: Precision) -> None:
+    dense = dataclasses.replace(case, spec=dataclasses.replace(case.spec, sparse_input=False))
+    data = case.data(precision.dtype)
+    rows, rates = np.arange(case.rows)[::-1].copy(), np.full(-(-case.rows // case.batch), 1e-2)
+    found = []
+    for which, threads in ((dense, 1), (case, 1), (case, 3), (case, 64)):
+        program = CppProgram(which.plan, precision, threads, threads)
+        program.load(case.state(precision.dtype))
+        program.bind(*data)
+        terms = program.train(rows, Hyper(7, 2, rates))
+        found.append(program.state() | {"terms": terms, "codes": program.apply(data.X, Mode.ENCODE)})
+    for other in found[1:]:
+        for name, value in found[0].items():
+            np.testing.assert_array_equal(other[name], value, err_msg=name)
+
+
+@pytest.mark.parametrize("case", SPARSE_CASES, ids=str)
+def test_bits_of_sparse_rows_for_any_number_of_threads(case: Case) -> None:
+    rows, rates = np.arange(case.rows), np.full(-(-case.rows // case.batch), 1e-2)
+
+    def bits(threads: int, simulated: int) -> list[bytes]:
+        program = CppProgram(case.plan, Precision.BFLOAT16, threads, simulated)
+        program.load(case.state(np.float32))
+        program.bind(*case.data(np.float32))
+        terms = program.train(rows, Hyper(7, 2, rates))
+        return [terms.tobytes(), *(a.tobytes() for a in program.state().values())]
+
+    expected = bits(1, 0)
+    for threads, simulated in ((2, 0), (3, 0), (1, 2), (1, 7), (1, 64)):
+        assert bits(threads, simulated) == expected, (threads, simulated)
+
+
+def test_a_sparse_layer_refuses_rows_it_cannot_walk() -> None:
+    case = next(c for c in SPARSE_CASES if c.name == "sparse-plain-3")
+    program = CppProgram(case.plan, Precision.FLOAT32, 1)._program
+    values = np.ones(3, np.float32)
+    with pytest.raises(ValueError, match="source 0 is dense, the plan expects CSR"):
+        program.bind_dense(0, 0, np.zeros((4, 23), np.float32))
+    for columns in ([1, 5, 5], [1, 5, 2]):
+        with pytest.raises(ValueError, match="columns of row 1 do not increase"):
+            program.bind_csr(0, 0, np.array([0, 0, 3], np.int32), np.array(columns, np.int32), values, 23)
+    with pytest.raises(ValueError, match="has 22 columns, the plan expects 23"):
+        program.bind_csr(0, 0, np.array([0, 0, 3], np.int32), np.array([1, 5, 6], np.int32), values, 22)
+    with pytest.raises(ValueError, match="source 0 is not bound"):
+        program.gradient(np.arange(2), 0, 0)

@@ -35,8 +35,10 @@ from narrows.plan import (
 )
 
 LEARN = Mode.GRADIENT | Mode.TRAIN
-LAYERS = (OpCode.DENSE, OpCode.CONVOLVE, OpCode.MAXPOOL)
-JUDGES = (OpCode.LOSS, OpCode.GAUSSIAN)
+LAYERS = (OpCode.DENSE, OpCode.CONVOLVE, OpCode.MAXPOOL, OpCode.SPARSE_DENSE)
+JUDGES = (OpCode.LOSS, OpCode.GAUSSIAN, OpCode.COUNTS)
+LINKS = (OpCode.LINK, OpCode.MEANS)
+"""What makes what is asked for of the output layer, outside training."""
 all_cases = pytest.mark.parametrize("case", CASES, ids=str)
 model_cases = pytest.mark.parametrize("case", MODEL_CASES, ids=str)
 
@@ -246,7 +248,7 @@ def test_str_reads_op_by_op(case: Case) -> None:
         assert op.code.name.lower() in line
         for role, i in operands(op).items():
             assert f" {role}={case.plan.slots[i].name}" in line
-        assert len(line) < 200
+        assert len(line) < 220
 
 
 def ops_of(plan: Plan, mode: Mode) -> list[Op]:
@@ -266,23 +268,38 @@ def test_modes_are_parts_of_the_step(case: Case) -> None:
     decode = ops_of(plan, Mode.DECODE)
     drawn = [OpCode.SAMPLE] * case.spec.variational
     encoder = [code for layer in case.spec.layers[: case.spec.latent] for code in forward_codes(layer)]
-    assert [op.code for op in encode] == [OpCode.GATHER] + encoder + drawn
-    # Decoding what was encoded is reconstructing; the codes come in place of the encoder.
+    normalized = case.spec.log_normalize
+    if case.spec.sparse_input:
+        assert [op.code for op in encode] == [OpCode.LIBRARY] * normalized + [OpCode.SPARSE_DENSE] + encoder[1:] + drawn
+    else:
+        taken = [OpCode.GATHER] + [OpCode.LIBRARY, OpCode.LOG_NORMALIZE] * normalized
+        assert [op.code for op in encode] == taken + encoder + drawn
+    # Decoding what was encoded is reconstructing; the codes come in place of the encoder, and of counts their sum.
     assert decode[0].code is OpCode.GATHER
     assert decode[0].ints == (3,)
-    assert encode + decode[1:] == reconstruct
-    assert [op for op in score if op.code not in JUDGES] == [
+    if case.spec.loss.of_counts:
+        assert [op.code for op in reconstruct if op not in encode + decode] == [OpCode.LIBRARY] * (not normalized) + [
+            OpCode.MEANS
+        ]
+        assert (operands(reconstruct[-1]).keys() ^ operands(decode[-1]).keys()) == {"library"}
+        reconstruct, bare = [op for op in reconstruct if op.code is not OpCode.MEANS], decode[:-1]
+        assert set(encode + bare[1:]) == {op for op in reconstruct if op.code is not OpCode.LIBRARY or op in encode}
+    else:
+        assert encode + decode[1:] == reconstruct
+    assert [op for op in score if op.code not in (*JUDGES, OpCode.LIBRARY)] == [
         op
         # A chain from each row rebuilds it in training.
         for op in (plan.ops if case.spec.n_gibbs else train)
-        if op.code in (OpCode.GATHER, OpCode.SAMPLE, *LAYERS) and op.modes & Mode.SCORE
+        if op.code in (OpCode.GATHER, OpCode.LOG_NORMALIZE, OpCode.SAMPLE, *LAYERS) and op.modes & Mode.SCORE
     ]
     posterior, likelihood = ops_of(plan, Mode.POSTERIOR), ops_of(plan, Mode.LIKELIHOOD)
     if case.spec.variational:
         assert posterior == [op for op in encode if op.code is not OpCode.SAMPLE]
-        after = [op for op in decode if op.code is not OpCode.LINK]
+        after = [op for op in decode if op.code not in LINKS]
+        judge = operands(likelihood[-1])
+        held = judge["library" if case.spec.loss.of_counts else "target"]
         assert [op for op in likelihood if op.code not in JUDGES and op not in after] == [
-            op for op in score if op.code is OpCode.GATHER and op.slots == (likelihood[-1].slots[1],)
+            op for op in score if op.code in (OpCode.GATHER, OpCode.LIBRARY) and op.slots == (held,)
         ]
     else:
         assert posterior == likelihood == []
@@ -306,21 +323,31 @@ def check_fusion(plan: Plan) -> None:
     expected = set().union(*(by_kind[kind] for kind in kinds))
     if plan.spec.loss is Loss.GAUSSIAN:
         expected |= {OpCode.COLSUM_UPDATE}
+    if "log_dispersion" in plan.spec.parameter_shapes:
+        expected |= {OpCode.GRAIN_UPDATE}
+    if plan.spec.sparse_input:
+        expected |= {OpCode.SPARSE_WGRAD_UPDATE}
+        if all(layer.tied_to is not None for layer in plan.spec.layers[1:]):
+            expected -= {OpCode.WGRAD_UPDATE}
     if plan.spec.n_chains:
         expected |= {OpCode.KEEP}
     assert {op.code for op in train} == expected
     assert {op.code for op in gradient} <= {
-        OpCode.WGRAD, OpCode.COLSUM, OpCode.DECAY, OpCode.COLUMN_DECAY, OpCode.GRAIN_SUM,
+        OpCode.WGRAD, OpCode.COLSUM, OpCode.DECAY, OpCode.COLUMN_DECAY, OpCode.GRAIN_SUM, OpCode.SPARSE_WGRAD,
     }  # fmt: skip
     train = [op for op in train if op.code is not OpCode.KEEP]
     updated = [operands(op)["b" if op.code is OpCode.COLSUM_UPDATE else "W"] for op in train]
     assert sorted(updated) == [plan.index[s.name] for s in plan.learned]
-    products = {operands(op)["dW"]: operands(op) for op in gradient if op.code is OpCode.WGRAD}
+    unfused_of = {OpCode.WGRAD_UPDATE: OpCode.WGRAD, OpCode.SPARSE_WGRAD_UPDATE: OpCode.SPARSE_WGRAD}
+    products = {(op.code, operands(op)["dW"]): op for op in gradient if op.code in unfused_of.values()}
     for op in train:
-        if op.code is OpCode.WGRAD_UPDATE:
+        if op.code in unfused_of:
             own = operands(op)
-            unfused = products[plan.index["d" + plan.slots[own["W"]].name]]
-            assert (own["x"], own["dz"]) == (unfused["x"], unfused["dz"])
+            unfused = products[unfused_of[op.code], plan.index["d" + plan.slots[own["W"]].name]]
+            assert (own.get("x"), own["dz"]) == (operands(unfused).get("x"), operands(unfused)["dz"])
+            if op.code is OpCode.SPARSE_WGRAD_UPDATE:
+                assert (op.ints[1], op.floats[-2:]) == (unfused.ints[1], unfused.floats), "noise and scale"
+                assert own.get("library") == operands(unfused).get("library")
 
 
 @all_cases
@@ -344,17 +371,26 @@ def test_the_cases_use_everything() -> None:
     hidden = set(Activation) - {Activation.SOFTMAX}
     every = (
         OpCode.DENSE, OpCode.DGRAD, OpCode.ACTIVITY_L1, OpCode.CONTRACTIVE, OpCode.SLOPES, OpCode.CURVES,
-        OpCode.GAUSSIAN, OpCode.CONVOLVE, OpCode.CONV_DGRAD, OpCode.MAXPOOL_DGRAD,
+        OpCode.GAUSSIAN, OpCode.CONVOLVE, OpCode.CONV_DGRAD, OpCode.MAXPOOL_DGRAD, OpCode.SPARSE_DENSE,
     )  # fmt: skip
     for code, values in ((code, hidden) for code in every):
         assert {v for c, name, v in attributes if (c, name) == (code, "activation")} == values
-    for code in (OpCode.UPDATE, OpCode.WGRAD_UPDATE, OpCode.COLSUM_UPDATE, OpCode.GRAIN_UPDATE):
+    products = OpCode.WGRAD_UPDATE, OpCode.SPARSE_WGRAD_UPDATE
+    for code in (OpCode.UPDATE, OpCode.COLSUM_UPDATE, OpCode.GRAIN_UPDATE, *products):
         assert {v for c, name, v in attributes if (c, name) == (code, "solver")} == set(Solver)
-    for operand in ("dW", "penalty", "colrate"):
-        assert {operand in operands(op) for op in ops if op.code is OpCode.WGRAD_UPDATE} == {True, False}
-    assert {v for c, name, v in attributes if (c, name) == (OpCode.LOSS, "loss")} == set(Loss) - {Loss.GAUSSIAN}
+    for code, operand in itertools.product(products, ("dW", "penalty", "colrate")):
+        assert {operand in operands(op) for op in ops if op.code is code} == {True, False}
+    counted = {loss for loss in Loss if loss.of_counts}
+    assert {v for c, name, v in attributes if (c, name) == (OpCode.LOSS, "loss")} == set(Loss) - {
+        Loss.GAUSSIAN
+    } - counted
+    assert {v for c, name, v in attributes if (c, name) == (OpCode.COUNTS, "loss")} == counted
+    for name in ("by_cell", "source"):
+        assert {v for c, n, v in attributes if (c, n) == (OpCode.COUNTS, name)} == {0, 1}
+    for code in (OpCode.SPARSE_DENSE, OpCode.SPARSE_WGRAD, OpCode.SPARSE_WGRAD_UPDATE, OpCode.MEANS):
+        assert {"library" in operands(op) for op in ops if op.code is code} == {True, False}
     assert {v for c, name, v in attributes if (c, name) == (OpCode.CORRUPT, "kind")} == set(Corruption)
-    for code in (OpCode.WGRAD, OpCode.CONV_WGRAD):
+    for code in (OpCode.WGRAD, OpCode.CONV_WGRAD, OpCode.SPARSE_WGRAD):
         assert {v for c, name, v in attributes if (c, name) == (code, "accumulate")} == {0, 1}
     assert {v for c, name, v in attributes if (c, name) == (OpCode.GATHER, "source")} == {0, 1, 2, 3}
     assert {v for c, name, v in attributes if (c, name) == (OpCode.DRAW, "kind")} == set(Units)

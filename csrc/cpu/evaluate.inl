@@ -7,7 +7,7 @@ bool map(const T* x, T* out, index_t n, const Fn& fn) {
   return true;
 }
 
-// `target` is the target of a loss. False if there is no such function.
+// `target` is the target of a loss, or the count of a binomial coefficient. False if there is no such function.
 template <class T>
 bool evaluate(const char* name, T target, const T* x, T* out, index_t n) {
   const vec<T> one = splat<vec<T>>(1), y = one * target;
@@ -19,6 +19,10 @@ bool evaluate(const char* name, T target, const T* x, T* out, index_t n) {
   CASE("log1p", return log1p_(v))
   CASE("tanh", return tanh_(v))
   CASE("sqrt", return sqrt_(v))
+  CASE("lgamma", return lgamma_(v))
+  CASE("digamma", return digamma_(v))
+  CASE("log_binomial", vec<T> rise; return log_binomial(y, v, rise))
+  CASE("digamma_rise", vec<T> rise; log_binomial(y, v, rise); return rise)
   CASE("normal_cdf", return normal_cdf_times_(v, one))
   CASE("normal_quantile", return normal_quantile(v, T(0.5) - abs_(v)))  // of 1/2 + v
 #define X(label, functor)                            \

@@ -60,7 +60,14 @@ constexpr index_t PACK_DEPTH = 512;           // rows of a packed panel: with 64
 constexpr index_t SCRATCH = PACK_DEPTH * 64;  // elements of scratch memory of one thread for products in its own type
 constexpr index_t TURNED_DEPTH = 2048;        // outputs of a layer whose input gradient may be a transposed product
 constexpr index_t TURNED_GROUP = 8;           // tiles of such a product that are turned together
+constexpr index_t SPARSE_COLUMNS = 96;        // columns of CSR rows that are taken at a time
+constexpr index_t SPARSE_PANEL = 128;         // outputs of their layer that are taken at a time, at most
+constexpr index_t SPARSE_CURSOR = 16;         // bytes that a thread takes for each row of the batch
 constexpr index_t IMAGE = 1 << 16;            // pairs of bfloat16 that an image of A takes where it can be so small
+
+// Of COUNTS: arrays of a row that a thread keeps in scratch memory, and the elements of one, for so many features.
+constexpr index_t COUNT_ARRAYS = 12;
+inline index_t count_room(index_t features) { return padded(features + 1); }
 
 template <class T>
 struct Args {

@@ -122,7 +122,7 @@ struct WeightStep {
     T* p = W.row(i) + j;
     const vec<T> w = load_n(p, n);
     if (penalty.data) g += decay.gradient(w);
-    store_n(p, rule.step(keep * w, g, m.row(i) + j, v.row(i) + j, n), n);
+    store_n(p, rule.step(rounded_value(keep * w), g, m.row(i) + j, v.row(i) + j, n), n);
   }
 };
 

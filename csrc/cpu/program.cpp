@@ -23,6 +23,9 @@ constexpr size_t HUGE_PAGE = size_t(2) << 20;
 // Below this many operations a step is cheaper on one thread than a second one is to wake.
 constexpr double SERIAL_FLOP = 5e5;
 
+// Of CSR rows, as far as it matters for that: what part of them is expected not to be zero.
+constexpr double SPARSE_DENSITY = 0.05;
+
 // Rows a thread must have for products to be shared by rows: with fewer, the micro-kernel's tiles are cut too short.
 constexpr index_t MIN_ROWS = 12;
 
@@ -42,9 +45,27 @@ struct Access {
 
 std::string number(index_t n) { return std::to_string(n); }
 
-// CSR is walked without a check, so its structure is checked once, here.
+// What an op gathers from, as operands in its place: the source (none: -1), and the columns that it must have (any:
+// -1). A sparse layer gathers X in CSR, walked column by column.
+struct Gathered {
+  int source = -1;
+  index_t cols = -1;
+  bool sparse = false;
+
+  Gathered(const PlanDesc& plan, const OpDesc& op) {
+    const auto slot = [&](int i) -> const SlotDesc& { return plan.slots[size_t(op.slots[i])]; };
+    if (op.code == OP_GATHER) source = op.ints[0], cols = slot(0).cols;
+    if (op.code == OP_LIBRARY) source = op.ints[0];
+    if (op.code == OP_COUNTS) source = op.ints[3], cols = slot(0).cols / counts_heads(op);
+    const int weight = op.code == OP_SPARSE_DENSE ? 0 : op.code == OP_SPARSE_WGRAD ? 1 : 2;
+    if (op.code == OP_SPARSE_DENSE || op.code == OP_SPARSE_WGRAD || op.code == OP_SPARSE_WGRAD_UPDATE)
+      source = SOURCE_X, cols = slot(weight).rows, sparse = true;
+  }
+};
+
+// CSR is walked without a check, so its structure is checked once, here; `ordered` if columns must increase.
 template <class Index>
-void check_csr(const SourceView& v) {
+void check_csr(const SourceView& v, bool ordered) {
   const Index* indptr = static_cast<const Index*>(v.indptr);
   const Index* indices = static_cast<const Index*>(v.indices);
   if (indptr[0] != 0) throw std::invalid_argument("CSR: indptr must start at 0");
@@ -56,6 +77,11 @@ void check_csr(const SourceView& v) {
   for (index_t k = 0; k < index_t(indptr[v.rows]); ++k)
     if (indices[k] < 0 || index_t(indices[k]) >= v.cols)
       throw std::invalid_argument("CSR: column " + number(indices[k]) + " of " + number(v.cols));
+  for (index_t i = 0; i < v.rows && ordered; ++i)
+    for (index_t k = index_t(indptr[i]) + 1; k < index_t(indptr[i + 1]); ++k)
+      if (indices[k] <= indices[k - 1])
+        throw std::invalid_argument("CSR: columns of row " + number(i) + " do not increase (" + number(indices[k - 1]) +
+                                    ", " + number(indices[k]) + "): call sum_duplicates() first");
 }
 
 template <class T>
@@ -150,9 +176,16 @@ class TypedProgram final : public Program {
         flop += 2.0 * double(plan_.batch) * double(g.y.narrow * g.x.narrow) *
                 double(g.taps() * g.wide_channels * g.narrow_channels);
       }
+      if (op.code == OP_COUNTS)
+        reserve(COUNT_ARRAYS * count_room(plan_.slots[size_t(op.slots[0])].cols / counts_heads(op)));
       if (op.code == OP_MAXPOOL || op.code == OP_MAXPOOL_DGRAD) reserve(op.ints[op.code == OP_MAXPOOL ? 1 : 2] + 64);
+      if (const Gathered x(plan_, op); x.sparse) {
+        reserve(SPARSE_COLUMNS * SPARSE_PANEL + plan_.batch * index_t(SPARSE_CURSOR / sizeof(T)));
+        const index_t outputs = plan_.slots[size_t(op.slots[op.code == OP_SPARSE_DENSE ? 3 : 0])].cols;
+        flop += 2.0 * double(plan_.batch) * double(x.cols) * double(outputs) * SPARSE_DENSITY;
+      }
       const bool updates = op.code == OP_UPDATE || op.code == OP_WGRAD_UPDATE || op.code == OP_COLSUM_UPDATE ||
-                           op.code == OP_GRAIN_UPDATE;
+                           op.code == OP_GRAIN_UPDATE || op.code == OP_SPARSE_WGRAD_UPDATE;
       if (updates && op.ints[0] != SOLVER_SGD) solver_ = &op;
       if (op.code == OP_REDUCE) terms_ = &plan_.slots[size_t(op.slots[2])];
       ops_.push_back(compiled);
@@ -174,12 +207,18 @@ class TypedProgram final : public Program {
   }
 
   void bind(int bank, int source, const SourceView& view) override {
-    for (size_t i = 0; i < ops_.size(); ++i)
-      if (view.bound && plan_.ops[i].code == OP_GATHER && plan_.ops[i].ints[0] == source &&
-          ops_[i].args.slots[0].cols != view.cols)
+    bool sparse = false;
+    for (const OpDesc& op : plan_.ops) {
+      const Gathered wanted(plan_, op);
+      if (!view.bound || wanted.source != source) continue;
+      if (wanted.cols >= 0 && wanted.cols != view.cols)
         throw std::invalid_argument("bind: source " + number(source) + " has " + number(view.cols) +
-                                    " columns, the plan expects " + number(ops_[i].args.slots[0].cols));
-    if (view.is_csr) view.is_index64 ? check_csr<int64_t>(view) : check_csr<int32_t>(view);
+                                    " columns, the plan expects " + number(wanted.cols));
+      if (wanted.sparse && !view.is_csr)
+        throw std::invalid_argument("bind: source " + number(source) + " is dense, the plan expects CSR");
+      sparse = sparse || wanted.sparse;
+    }
+    if (view.is_csr) view.is_index64 ? check_csr<int64_t>(view, sparse) : check_csr<int32_t>(view, sparse);
     sources_[bank][source] = view;
   }
 
@@ -269,22 +308,23 @@ class TypedProgram final : public Program {
   void check_sources(int mode, const index_t* rows, index_t n_rows) const {
     const index_t n_apply = ctx_.sources[from_codes(mode) ? SOURCE_LATENT : SOURCE_X].rows;
     for (const OpDesc& op : plan_.ops) {
-      if (op.code != OP_GATHER || !(op.modes & mode)) continue;
-      const SourceView& s = ctx_.sources[op.ints[0]];
-      if (!s.bound) throw std::invalid_argument("source " + number(op.ints[0]) + " is not bound");
+      const int source = Gathered(plan_, op).source;
+      if (source < 0 || !(op.modes & mode)) continue;
+      const SourceView& s = ctx_.sources[source];
+      if (!s.bound) throw std::invalid_argument("source " + number(source) + " is not bound");
       if (rows) {
         for (index_t i = 0; i < n_rows; ++i)
           if (rows[i] < 0 || rows[i] >= s.rows)
             throw std::out_of_range("row " + number(rows[i]) + " of a source with " + number(s.rows) + " rows");
       } else if (s.rows < n_apply) {
-        throw std::invalid_argument("source " + number(op.ints[0]) + " has " + number(s.rows) + " rows, expected " +
+        throw std::invalid_argument("source " + number(source) + " has " + number(s.rows) + " rows, expected " +
                                     number(n_apply));
       }
     }
   }
 
   void reserve(index_t scratch) {
-    if (scratch > scratch_size_) scratch_size_ = scratch;
+    if (scratch > scratch_size_) scratch_size_ = (scratch + LANES - 1) / LANES * LANES;
   }
 
   Trace blank_trace() const {

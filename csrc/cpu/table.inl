@@ -22,6 +22,7 @@ namespace NARROWS_ISA {
 #include "../philox.h"
 #include "vec.inl"
 #include "../functors.h"
+#include "../counts.h"
 #include "bfloat16.inl"
 #include "gemm.inl"
 #include "gemm_bfloat16.inl"
@@ -36,6 +37,8 @@ namespace NARROWS_ISA {
 #include "conv.inl"
 #include "conv_wgrad.inl"
 #include "pooling.inl"
+#include "counts.inl"
+#include "sparse.inl"
 #include "evaluate.inl"
 // clang-format on
 
@@ -199,6 +202,25 @@ Op<T> resolve(int code, const int* ints) {
       return ints[0] == SOLVER_SGD ? grain_update<Sgd, T> : grain_update<Adam, T>;
     case OP_MAXPOOL_PICK:
       return maxpool_pick<T>;
+#define NARROWS_KERNEL sparse_dense
+    case OP_SPARSE_DENSE:
+      NARROWS_BY_ACTIVATION(ints[0], X)
+      break;
+#undef NARROWS_KERNEL
+    case OP_SPARSE_WGRAD:
+      return sparse_wgrad<T>;
+    case OP_SPARSE_WGRAD_UPDATE:
+      return ints[0] == SOLVER_SGD ? sparse_wgrad_update<Sgd, T> : sparse_wgrad_update<Adam, T>;
+    case OP_LIBRARY:
+      return library<T>;
+    case OP_LOG_NORMALIZE:
+      return log_normalize<T>;
+    case OP_COUNTS:
+      return ints[0] == LOSS_POISSON ? resolve_link<Poisson, T>(ints[1])
+             : ints[0] == LOSS_NB    ? resolve_link<Nb, T>(ints[1])
+                                     : resolve_link<Zinb, T>(ints[1]);
+    case OP_MEANS:
+      return means<T>;
   }
 #undef X
   return nullptr;

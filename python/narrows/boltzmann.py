@@ -49,7 +49,7 @@ def check_boltzmann(spec: NetworkSpec, batch: int) -> None:
         "corruption": spec.corruption is not None,
         "separate_target": spec.separate_target,
         "variational": spec.variational,
-        "loss": spec.loss is Loss.GAUSSIAN,
+        "loss": spec.loss is Loss.GAUSSIAN or spec.loss.of_counts,
         **{
             name: getattr(spec, name) > 0
             for name in ("activity_l1", "kl_sparsity", "contractive", "contractive_hessian")

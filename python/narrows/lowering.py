@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from .boltzmann import check_boltzmann, write_phases
 from .contractive import Contraction, Reduction, check_contractive
 from .convolution import Convolutions, check_convolutions, outward
+from .counts import Counts, check_counts
 from .plan import (
     CELL_ROWS,
     FORWARD,
@@ -95,16 +96,21 @@ class Lowering:
         *,
         output: bool = False,
         transposed: bool = False,
+        masking: Mapping[str, float] | None = None,
     ) -> tuple[str, str]:
         """Write a layer whose slots end in `name`; return that of its output, and what its derivative is told from.
 
-        The output layer stops at the pre-activation: its activation is the loss's link.
+        The output layer stops at the pre-activation: its activation is the loss's link. With `masking`, the attributes
+        of the noise and the scale of counts, the layer works on sparse rows of X.
         """
         activation = Activation.LINEAR if output else layer.activation
         out = self.rows(f"a{name}", layer.n_out)
         pre = self.rows(f"z{name}", layer.n_out) if activation.needs_preactivation else None
         slots = {**operands, "out": out, "pre": pre}
-        self.op(OpCode.DENSE, modes, slots, activation=activation, transposed=transposed)
+        if masking is None:
+            self.op(OpCode.DENSE, modes, slots, activation=activation, transposed=transposed)
+        else:
+            self.op(OpCode.SPARSE_DENSE, modes, slots, activation=activation, **masking)
         return out, pre or out
 
     def dgrad(self, before: LayerSpec, dz: str, W: str, saved: str, out: str, *, transposed: bool = False) -> None:
@@ -182,8 +188,9 @@ def lower(spec: NetworkSpec, batch: int) -> Plan:
         A specification without a decoder, or with dropout on the latent or the output layer: the latent penalties are
         of the code itself, and the output layer's activation belongs to the loss. A variational network with such
         penalties, or whose latent layer is not linear or not twice as wide as the decoder's input. A contractive
-        penalty that is not defined (see `check_contractive`), convolutions that do not fit together, or what is no
-        Boltzmann machine (see `check_boltzmann`).
+        penalty that is not defined (see `check_contractive`), convolutions that do not fit together, a likelihood of
+        counts without its link (see `check_counts`), what is no Boltzmann machine (see `check_boltzmann`), or a sparse
+        input to what needs dense rows.
     """
     layers = spec.layers
     last = len(layers) - 1
@@ -194,10 +201,16 @@ def lower(spec: NetworkSpec, batch: int) -> Plan:
             raise ValueError(f"layer {i} is the latent or the output layer and takes no dropout")
     check_contractive(spec)
     check_convolutions(spec)
+    check_counts(spec)
     if spec.variational:
         _check_variational(spec)
     if spec.n_gibbs:
         check_boltzmann(spec, batch)
+    if spec.sparse_input and not spec.takes_sparse_input:
+        raise ValueError(
+            "sparse_input needs a dense first layer and no noise but masking: convolutions, gaussian and "
+            "salt-and-pepper corruption, contractive_hessian and Gibbs sampling work on dense rows"
+        )
     low = Lowering(batch)
 
     weights, parameter_size = _parameters(low, spec)
@@ -206,20 +219,41 @@ def lower(spec: NetworkSpec, batch: int) -> Plan:
     forward, score = FORWARD, Mode.SCORE
     if spec.variational:
         forward, score = forward | Mode.POSTERIOR, score | Mode.LIKELIHOOD
-    x = low.rows("x", spec.n_features)
-    apart = spec.corruption is not None or spec.separate_target
-    low.op(OpCode.GATHER, forward if apart else forward | score, {"out": x}, source=0)
+    x = ""  # none: sparse rows
+    # Counts are judged where they lie.
+    counts = Counts(low, spec) if spec.loss.of_counts else None
+    apart = spec.corruption is not None or spec.separate_target or spec.sparse_input or counts is not None
+    goal = 1 if spec.separate_target else 0
+    if not spec.sparse_input:
+        x = low.rows("x", spec.n_features)
+        low.op(OpCode.GATHER, forward if apart else forward | score, {"out": x}, source=0)
     target = x
-    if apart:
+    normalized: dict[str, str] = {}
+    if counts is not None:
+        judged_by = score | LEARN
+        seen = forward if spec.log_normalize else Mode.RECONSTRUCT
+        library = counts.library(seen | judged_by if goal == 0 else seen, 0)
+        counts.library(judged_by, goal)
+        if spec.log_normalize:
+            normalized = {"library": library}
+            if x:
+                low.op(OpCode.LOG_NORMALIZE, forward, {"x": x} | normalized, scale=spec.library)
+    elif apart:
         target = low.rows("target", spec.n_outputs)
-        low.op(OpCode.GATHER, score | LEARN, {"out": target}, source=1 if spec.separate_target else 0)
+        low.op(OpCode.GATHER, score | LEARN, {"out": target}, source=goal)
     weight = None
     if spec.weighted:
         weight = low.rows("weight", 1)
         low.op(OpCode.GATHER, LEARN, {"out": weight}, source=2)
     if spec.corruption is not None:
         low.corruption_stream = low.stream()
-        low.corrupt(x, spec.corruption, spec.corruption_level, spec.corruption_range, low.corruption_stream)
+        if x:
+            low.corrupt(x, spec.corruption, spec.corruption_level, spec.corruption_range, low.corruption_stream)
+    masking = {
+        "stream": low.corruption_stream,
+        "level": spec.corruption_level if spec.corruption is not None else 0.0,
+        "scale": spec.library,
+    }
     inputs: list[str] = []
     saved: list[str] = []
     streams: list[int | None] = []
@@ -231,9 +265,16 @@ def lower(spec: NetworkSpec, batch: int) -> Plan:
         if layer.convolution is not None:
             out, kept = convolutions.forward(i, modes, x)
         else:
-            operands = {"x": x, "W": weights[i], "b": f"b{i}"}
-            transposed = layer.tied_to is not None
-            out, kept = low.dense(f"{i}", modes, layer, operands, output=i == last, transposed=transposed)
+            operands = {"W": weights[i], "b": f"b{i}"} | ({"x": x} if x else normalized)
+            out, kept = low.dense(
+                f"{i}",
+                modes,
+                layer,
+                operands,
+                output=i == last,
+                transposed=layer.tied_to is not None,
+                masking=None if x else masking,
+            )
         saved.append(kept)
         streams.append(low.stream() if layer.dropout > 0 else None)
         if (stream := streams[-1]) is not None:
@@ -251,8 +292,10 @@ def lower(spec: NetworkSpec, batch: int) -> Plan:
             low.op(OpCode.GATHER, from_codes, {"out": codes}, source=3)
         x = out
 
-    z = x
-    if layers[last].activation is not Activation.LINEAR:
+    z = result = x
+    if counts is not None:
+        result = counts.means(z)
+    elif layers[last].activation is not Activation.LINEAR:
         low.op(OpCode.LINK, Mode.DECODE | Mode.RECONSTRUCT, {"z": z}, activation=layers[last].activation)
     rowloss = low.rows("rowloss", 1)
     judged = {"z": z, "target": target, "weight": weight, "rowloss": rowloss}
@@ -262,6 +305,8 @@ def lower(spec: NetworkSpec, batch: int) -> Plan:
     if spec.loss is Loss.GAUSSIAN:
         rates = low.rows("rates", spec.n_outputs)
         low.op(OpCode.GAUSSIAN, score, judged | {"logvar": "logvar", "rates": rates}, activation=link)
+    elif counts is not None:
+        counts.loss(score, {"z": z, "weight": weight, "rowloss": rowloss}, goal)
     else:
         low.op(OpCode.LOSS, score, judged, loss=spec.loss, activation=link, delta=spec.huber_delta)
 
@@ -300,7 +345,21 @@ def lower(spec: NetworkSpec, batch: int) -> Plan:
         deltas[i - 1] = convolutions.unpool(i - 1, dx)
         contraction.curve(i - 1, deltas[i - 1])
     convolutions.wgrads(inputs, deltas)
-    reductions += _parameter_gradients(low, spec, weights, inputs, deltas, contraction, convolutions, rates=rates)
+    reductions += _parameter_gradients(
+        low,
+        spec,
+        weights,
+        inputs,
+        deltas,
+        contraction,
+        convolutions,
+        rates=rates,
+        masking=masking,
+        normalized=normalized,
+    )
+    if counts is not None:
+        fused = spec.clip_norm is None
+        counts.gradient(Mode.GRADIENT if fused else LEARN, _rule(spec), fused=fused)
 
     _reduce(low, reductions)
     if spec.clip_norm is not None:
@@ -310,7 +369,7 @@ def lower(spec: NetworkSpec, batch: int) -> Plan:
             for name in dict.fromkeys(weights):
                 low.op(OpCode.SHRINK, Mode.TRAIN, {"W": name}, rate=spec.alpha)
         low.op(OpCode.UPDATE, Mode.TRAIN, {"partial": partial}, **_rule(spec), clip=spec.clip_norm)
-    results = {Mode.ENCODE: codes, Mode.DECODE: z, Mode.RECONSTRUCT: z, Mode.SCORE: rowloss}
+    results = {Mode.ENCODE: codes, Mode.DECODE: result, Mode.RECONSTRUCT: result, Mode.SCORE: rowloss}
     if spec.variational:
         results |= {Mode.POSTERIOR: f"a{spec.latent - 1}", Mode.LIKELIHOOD: rowloss}
     plan_slots, work_size = low.assign(set(results.values()))
@@ -456,12 +515,15 @@ def _parameter_gradients(
     *,
     rates: str | None = None,
     update: bool = True,
+    masking: Mapping[str, float] | None = None,
+    normalized: Mapping[str, str] | None = None,
 ) -> list[Reduction]:
     """Gradients of weights and biases; in training each is used up where it arises, unless all are wanted at once for
     their norm or there is no `update`.
 
-    `rates` holds what sums to the gradient of the learned variances, row by row. L2 and L1 are on weights, never on
-    biases or variances; adamw takes its L2 as decoupled decay instead of as a gradient.
+    `rates` holds what sums to the gradient of the learned variances, row by row; an input without a name stands for
+    sparse rows of X with noise of the attributes `masking`, and the slots `normalized` of their normalisation. L2 and
+    L1 are on weights, never on biases or variances; adamw takes its L2 as decoupled decay instead of as a gradient.
     """
     fused = update and spec.clip_norm is None
     apart = Mode.GRADIENT if fused else LEARN
@@ -509,12 +571,14 @@ def _parameter_gradients(
         # A tied weight has two products, of which the second is followed by all else.
         final = weights.index(W) == i
         seen.add(W)
-        low.op(
-            OpCode.WGRAD,
-            apart if final else LEARN,
-            {"x": source, "dz": sink, "dW": f"d{W}"},
-            accumulate=again,
-        )
+        # Sparse rows are those of the first layer, whose weight is nobody else's transposed.
+        products = OpCode.WGRAD, OpCode.WGRAD_UPDATE
+        slots: dict[str, str] = {"x": source, "dz": sink}
+        noise: dict[str, float] = {}
+        if not source:
+            products = OpCode.SPARSE_WGRAD, OpCode.SPARSE_WGRAD_UPDATE
+            slots, noise = {"dz": sink, **(normalized or {})}, dict(masking or {})
+        low.op(products[0], apart if final else LEARN, {**slots, "dW": f"d{W}"}, accumulate=again, **noise)
         if final:
             colrate = contraction.colrates.get(W)
             if colrate is not None:
@@ -522,11 +586,10 @@ def _parameter_gradients(
             penalty = decayed(W)
             if fused:
                 low.op(
-                    OpCode.WGRAD_UPDATE,
+                    products[1],
                     Mode.TRAIN,
                     {
-                        "x": source,
-                        "dz": sink,
+                        **slots,
                         "dW": f"d{W}" if again else None,
                         "W": W,
                         "colrate": colrate,
@@ -535,6 +598,7 @@ def _parameter_gradients(
                     },
                     **_rule(spec),
                     **decay,
+                    **noise,
                     rate=rate,
                 )
         summed(f"b{i}", deltas[i])

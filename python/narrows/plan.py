@@ -81,6 +81,22 @@ class Loss(enum.IntEnum):
     MULTINOMIAL = 3
     GAUSSIAN = 4
     """Minus the log-density, with a variance for each feature that is a parameter (op GAUSSIAN)."""
+    POISSON = 5
+    """Minus the log-probability of counts whose mean is in proportion to the row's sum (op COUNTS)."""
+    NB = 6
+    """Likewise, of negative binomial counts."""
+    ZINB = 7
+    """Likewise, of such with a probability of being zero besides."""
+
+    @property
+    def of_counts(self) -> bool:
+        """Whether it is a likelihood of counts, of op COUNTS."""
+        return self in (Loss.POISSON, Loss.NB, Loss.ZINB)
+
+    @property
+    def dispersed(self) -> bool:
+        """Whether it is a likelihood of counts with a dispersion."""
+        return self in (Loss.NB, Loss.ZINB)
 
 
 class Corruption(enum.IntEnum):
@@ -217,6 +233,13 @@ class OpCode(enum.IntEnum):
     MAXPOOL_DGRAD = 40
     GRAIN_UPDATE = 41
     MAXPOOL_PICK = 42
+    SPARSE_DENSE = 43
+    SPARSE_WGRAD = 44
+    SPARSE_WGRAD_UPDATE = 45
+    LIBRARY = 46
+    LOG_NORMALIZE = 47
+    COUNTS = 48
+    MEANS = 49
 
 
 class Signature(NamedTuple):
@@ -380,10 +403,50 @@ SIGNATURES: Mapping[OpCode, Signature] = {
     ),
     # out = what y holds where x is the greatest of its window, the first one if there are several
     OpCode.MAXPOOL_PICK: Signature(("y", "x"), ("out",), ints=POOLING),
+    # DENSE of the rows of source 0, which must be sparse, with masking noise in training: GATHER, CORRUPT and DENSE
+    # without dense rows; if there is a `library`, LOG_NORMALIZE as well. Products are in the type of the slots, also
+    # under bfloat16
+    OpCode.SPARSE_DENSE: Signature(
+        ("W", "b", "library"), ("out", "pre"), ints=("activation", "stream"), floats=("level", "scale")
+    ),
+    # WGRAD, likewise
+    OpCode.SPARSE_WGRAD: Signature(
+        ("dz", "dW", "library"), ("dW",), ints=("accumulate", "stream"), floats=("level", "scale")
+    ),
+    # WGRAD_UPDATE, likewise
+    OpCode.SPARSE_WGRAD_UPDATE: Signature(
+        ("dz", "dW", "W", "moment1", "moment2", "colrate", "library"),
+        ("W", "moment1", "moment2", "penalty"),
+        ints=("solver", "stream"),
+        floats=("beta_1", "beta_2", "epsilon", "l2", "l1", "rate", "level", "scale"),
+    ),
+    # out = the sums of the rows of a bound source
+    OpCode.LIBRARY: Signature((), ("out",), ints=("source",)),
+    # x = log(1 + scale / library * x), in place; a row without counts stays
+    OpCode.LOG_NORMALIZE: Signature(("x", "library"), ("x",), floats=("scale",)),
+    # rowloss = minus the log-likelihood of the rows of a bound source, which are counts and never made dense, `library`
+    # being their sums. z holds, side by side, logits, log inverse dispersions if they are `by_cell`, and logits of
+    # dropout for ZINB; in training it becomes the derivatives by them, and the columns of `partial` that by the
+    # parameter log_dispersion, summed over grains of rows. Means are library * softmax(logits), or
+    # library / scale * exp(logits).
+    OpCode.COUNTS: Signature(
+        ("z", "weight", "library", "log_dispersion"),
+        ("z", "rowloss", "partial"),
+        ints=("loss", "activation", "by_cell", "source"),
+        floats=("scale",),
+    ),
+    # out = these means, of the logits in z; without `library`, those of a row whose sum is `scale`
+    OpCode.MEANS: Signature(("z", "library"), ("out",), ints=("activation",), floats=("scale",)),
 }
 
 VARIANCE_FLOOR = 1e-6
 """Added to the learned variances, so that the density of a constant feature stays bounded."""
+
+LOG_DISPERSION_LIMIT = 14.0
+"""Logarithms of inverse dispersions count as far as this to either side; from there on nothing can be told of them."""
+
+DROPOUT_LIMIT = 60.0
+"""Likewise of the logits of dropout."""
 
 CELL_ROWS = 6
 """Rows of the cells, LANES columns wide, by which the penalties of a weight matrix are summed."""
@@ -501,6 +564,22 @@ class NetworkSpec:
     """Markov chains that go on from step to step, at least as many as a batch has rows; 0 if each begins at its row."""
     sample_visible: bool = True
     """Whether visible units are drawn in a chain, or take their means."""
+    cell_dispersion: bool = False
+    """Of a likelihood of counts: whether the network puts out the dispersions, or they are a parameter for each
+    feature."""
+    log_normalize: bool = False
+    """Whether the network sees log(1 + x) of counts x scaled to the sum `library`, in place of them."""
+    library: float = 1.0
+    """Of counts: the sum of a row whose size factor is 1."""
+    sparse_input: bool = False
+    """Whether the first layer works on CSR rows, which are then never dense (see `takes_sparse_input`)."""
+
+    @property
+    def takes_sparse_input(self) -> bool:
+        """Whether the network can have a `sparse_input`: a dense first layer, and nothing else that needs the rows of
+        its input or fills them."""
+        filled = self.corruption not in (None, Corruption.MASKING) or self.contractive_hessian > 0
+        return self.layers[0].convolution is None and not filled and self.n_gibbs == 0
 
     @property
     def n_features(self) -> int:
@@ -512,7 +591,13 @@ class NetworkSpec:
 
     @property
     def n_outputs(self) -> int:
-        return self.layers[-1].n_out
+        return self.layers[-1].n_out // self.n_heads
+
+    @property
+    def n_heads(self) -> int:
+        """Numbers that the last layer puts out for each feature, side by side: logit of the mean, logarithm of the
+        inverse dispersion if that is of the cell, logit of dropout."""
+        return 1 + self.cell_dispersion + (self.loss is Loss.ZINB)
 
     @property
     def parameter_shapes(self) -> dict[str, tuple[int, int]]:
@@ -524,6 +609,8 @@ class NetworkSpec:
             shapes[f"b{i}"] = (1, layer.weight_shape[1])
         if self.loss is Loss.GAUSSIAN:
             shapes["logvar"] = (1, self.n_outputs)
+        if self.loss.dispersed and not self.cell_dispersion:
+            shapes["log_dispersion"] = (1, self.n_outputs)
         if self.n_chains:
             # Last, since it has no gradient: the means of the chains' hidden units.
             shapes["chain"] = (self.n_chains, self.n_components)
@@ -577,7 +664,8 @@ class Plan:
 
     @cached_property
     def flops(self) -> int:
-        """Floating-point operations of the matrix products of one training step of a full batch."""
+        """Floating-point operations of the matrix products of one training step of a full batch, but for those with
+        sparse rows, which depend on the data."""
         return sum(op_flops(self, op) for op in self.ops if op.modes & Mode.TRAIN)
 
     def __str__(self) -> str:
@@ -613,7 +701,7 @@ class Plan:
 
 
 OP_DTYPE = np.dtype(
-    [("code", "i4"), ("modes", "i4"), ("slots", "i4", 11), ("ints", "i4", 18), ("floats", "f8", 6)], align=True
+    [("code", "i4"), ("modes", "i4"), ("slots", "i4", 11), ("ints", "i4", 18), ("floats", "f8", 8)], align=True
 )
 
 
@@ -638,7 +726,7 @@ def geometry(op: Op) -> Convolution:
 
 
 def op_flops(plan: Plan, op: Op) -> int:
-    """Floating-point operations of an op's matrix products on a full batch; 0 if it has none."""
+    """Floating-point operations of an op's matrix products on a full batch; 0 if it has none, or with sparse rows."""
     slots = {role: plan.slots[i] for role, i in zip(SIGNATURES[op.code].slots, op.slots, strict=True) if i >= 0}
     if op.code is OpCode.JACOBIAN:
         # A row for each row of the batch and latent; half of a symmetric product. The last weight takes none.

@@ -34,6 +34,7 @@ __all__ = [
     "own_ops",
     "probe_all",
     "resolve",
+    "sparse_rows",
     "thread_count",
     "usable_cpus",
 ]
@@ -124,6 +125,18 @@ class Program(Protocol):
 
     def close(self) -> None:
         """Free the memory; further calls are errors."""
+
+
+def sparse_rows(X: Any) -> Any:
+    """X as a plan with a sparse input takes it: CSR of increasing columns, itself if it is that."""
+    import scipy.sparse as sp
+
+    if getattr(X, "format", None) != "csr":
+        return sp.csr_array(X)
+    if not X.has_canonical_format:
+        X = X.copy()
+        X.sum_duplicates()
+    return X
 
 
 def all_finite(*arrays: NDArray[Any]) -> bool:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..plan import FROM_CODES, Mode, OpCode, Plan, Precision
-from . import Hyper, Probe, State, all_finite
+from . import Hyper, Probe, State, all_finite, sparse_rows
 
 __all__ = ["CppProgram", "compile", "isa", "native_bfloat16", "own_ops", "probe", "probe_machine"]
 
@@ -161,6 +161,8 @@ class CppProgram:
                 self._bind(_TRAIN, source, data)
 
     def _bind(self, bank: int, source: int, data: Any) -> None:
+        if source == _X and self.plan.spec.sparse_input:
+            data = sparse_rows(data)
         if hasattr(data, "indptr"):
             self._program.bind_csr(bank, source, *_index_pair(data), data.data, data.shape[1])
         else:

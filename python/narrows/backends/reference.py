@@ -21,10 +21,12 @@ from numpy.typing import NDArray
 from .. import philox
 from ..plan import (
     CELL_ROWS,
+    DROPOUT_LIMIT,
     FROM_CODES,
     GRAIN,
     LANES,
     LEARN,
+    LOG_DISPERSION_LIMIT,
     SIGNATURES,
     VARIANCE_FLOOR,
     Activation,
@@ -42,7 +44,7 @@ from ..plan import (
     padded,
     segments,
 )
-from . import Hyper, Probe, State, all_finite
+from . import Hyper, Probe, State, all_finite, sparse_rows
 from .convolution import OUT_LAST, Images, greatest, pixels, windows
 
 __all__ = ["OPS", "ReferenceProgram", "Run", "compile", "probe"]
@@ -165,12 +167,15 @@ CURVATURE: Mapping[Activation, Callable[[Array], Array]] = {
 # --- ops: data in ---------------------------------------------------------------------------------------------------
 
 
+def picked(run: Run, source: int) -> Array:
+    """The rows of the batch of a bound source, dense."""
+    rows: Any = run.sources[source][run.rows]
+    dense: Array = rows.toarray() if hasattr(rows, "toarray") else rows
+    return dense
+
+
 def gather(run: Run, *, out: Array, source: int) -> None:
-    data = run.sources[source]
-    picked = data[run.rows]
-    if hasattr(picked, "toarray"):
-        picked = picked.toarray()
-    out[...] = picked.reshape(out.shape)
+    out[...] = picked(run, source).reshape(out.shape)
 
 
 def corrupt(run: Run, *, x: Array, kind: int, stream: int, level: float, low: float, high: float) -> None:
@@ -536,10 +541,12 @@ def update(
     step_rule(run, W, g, m1, run.regions.get(Region.MOMENT2), solver, beta_1, beta_2, epsilon)
 
 
-def wgrad_update(
-    run: Run, *, x: Array, dz: Array, dW: Array | None, W: Array, colrate: Array | None, **rule: Any
-) -> None:
-    g = run.factor(x).T @ run.factor(dz)
+def wgrad_update(run: Run, *, x: Array, dz: Array, **rule: Any) -> None:
+    _descend(run, run.factor(x).T @ run.factor(dz), **rule)
+
+
+def _descend(run: Run, g: Array, *, dW: Array | None, W: Array, colrate: Array | None, **rule: Any) -> None:
+    """The decays and the step of a weight, g being what its last product adds to its gradient."""
     if dW is not None:
         g += dW
     if colrate is not None:
@@ -650,6 +657,100 @@ def gaussian(
         z[...] = scale * d / variance * DERIVATIVE[act](z if act.needs_preactivation else p)
 
 
+# --- ops: counts ------------------------------------------------------------------------------------------------------
+
+
+def library(run: Run, *, out: Array, source: int) -> None:
+    out[:, 0] = picked(run, source).sum(axis=1, dtype=np.float64)
+
+
+def log_normalize(run: Run, *, x: Array, library: Array, scale: float) -> None:
+    x[...] = np.log1p(x * size_factors(library, scale))
+
+
+def size_factors(library: Array, scale: float) -> Array:
+    factors: Array = library.dtype.type(scale) / np.where(library > 0, library, 1)
+    return factors
+
+
+def means(run: Run, *, z: Array, library: Array | None, out: Array, activation: int, scale: float) -> None:
+    act, rows = Activation(activation), scale if library is None else library
+    out[...] = ACTIVATE[act](z[:, : out.shape[1]]) * (rows if act is Activation.SOFTMAX else rows / scale)
+
+
+def counts(
+    run: Run,
+    *,
+    z: Array,
+    weight: Array | None,
+    library: Array,
+    log_dispersion: Array | None,
+    rowloss: Array,
+    partial: Array | None,
+    loss: int,
+    activation: int,
+    by_cell: int,
+    source: int,
+    scale: float,
+) -> None:
+    # Differences of log-gamma functions are taken in float64 whatever the precision.
+    kind, act = Loss(loss), Activation(activation)
+    y = picked(run, source).astype(np.float64)
+    n = y.shape[1]
+    logits, tau, zeta = z[:, :n].astype(np.float64), None, None
+    if kind.dispersed:
+        tau = z[:, n : 2 * n].astype(np.float64) if by_cell or log_dispersion is None else log_dispersion
+    if kind is Loss.ZINB:
+        zeta = z[:, -n:].astype(np.float64)
+    factor = library if act is Activation.SOFTMAX else library / scale
+    mu = ACTIVATE[act](logits) * factor
+    value, by_mean, by_dispersion, by_dropout = count_terms(y, mu, tau, zeta)
+    rowloss[:, 0] = value.sum(axis=1)
+    if not run.mode & LEARN:
+        return
+    share = (1 if weight is None else weight.astype(np.float64)) / run.m
+    if act is Activation.SOFTMAX:
+        by_mean = by_mean - softmax(logits) * by_mean.sum(axis=1, keepdims=True)
+    z[:, :n] = share * by_mean
+    if zeta is not None:
+        z[:, -n:] = share * by_dropout
+    if by_cell:
+        z[:, n : 2 * n] = share * by_dispersion
+    elif partial is not None:
+        partial[...] = 0
+        partial[0, :n] = (share * by_dispersion).sum(axis=0)
+
+
+def count_terms(y: Array, mu: Array, tau: Array | None, zeta: Array | None) -> tuple[Array, Array, Any, Any]:
+    """Minus the log-likelihood of counts y of mean mu, and its derivatives by log mu, the logarithms of the inverse
+    dispersions, tau, and the logits of dropout, zeta.
+
+    Poisson without tau: mu - y log mu + log y!. Negative binomial: with q = mu / theta, theta = exp(tau),
+    (theta + y) log(1 + q) - y log q - log(Gamma(y + theta) / (Gamma(theta) y!)). With zeta a zero has the probability
+    pi + (1 - pi) P(0), pi = sigmoid(zeta), and other counts 1 - pi times theirs.
+    """
+    from scipy.special import gammaln, log_expit, psi, xlogy
+
+    if tau is None:
+        return mu - xlogy(y, mu) + gammaln(y + 1), mu - y, None, None
+    theta = np.exp(np.clip(tau, -LOG_DISPERSION_LIMIT, LOG_DISPERSION_LIMIT)).astype(np.float64)
+    q = mu / theta
+    grown = np.log1p(q)
+    binomial = gammaln(y + theta) - gammaln(theta) - gammaln(y + 1)
+    value = (theta + y) * grown - xlogy(y, q) - binomial
+    by_mean = (mu - y) / (1 + q)
+    by_dispersion = theta * (grown - (psi(y + theta) - psi(theta))) - by_mean
+    if zeta is None:
+        return value, by_mean, by_dispersion, None
+    zeta = np.clip(zeta, -DROPOUT_LIMIT, DROPOUT_LIMIT)
+    # log(pi + (1 - pi) P(0)), and the share of P(0) in it
+    log_zero = np.logaddexp(log_expit(zeta), log_expit(-zeta) - value)
+    expected = np.where(y == 0, np.exp(log_expit(-zeta) - value - log_zero), 1.0)
+    by_dropout = np.where(y == 0, expected - sigmoid(-zeta), sigmoid(zeta))
+    value = np.where(y == 0, -log_zero, value - log_expit(-zeta))
+    return value, expected * by_mean, expected * by_dispersion, by_dropout
+
+
 # --- ops: restricted Boltzmann machines -------------------------------------------------------------------------------
 
 
@@ -749,6 +850,54 @@ def maxpool_pick(
     picked[...] = windows(np.where(chosen, pixels(y, h, w, c, 0), 0), pool_y, pool_x).sum(axis=3)
 
 
+# --- ops: sparse rows -------------------------------------------------------------------------------------------------
+
+
+def masked_rows(run: Run, stream: int, level: float, library: Array | None, scale: float, dtype: Any) -> Any:
+    """Rows of X as CSR, normalised as by LOG_NORMALIZE if there is a `library`; in training, masking noise falls on the
+    same elements as CORRUPT's."""
+    X = sparse_rows(run.sources[0])[run.rows].astype(dtype)
+    if library is not None:
+        X.data = np.log1p(X.data * np.repeat(size_factors(library, scale), np.diff(X.indptr)))
+    if level > 0 and run.mode & LEARN:
+        u = philox.uniform(run.seed, stream, run.step, *X.shape)
+        rows = np.repeat(np.arange(X.shape[0]), np.diff(X.indptr))
+        X.data[u[rows, X.indices] < level] = 0
+    return X
+
+
+def sparse_dense(
+    run: Run,
+    *,
+    W: Array,
+    b: Array,
+    library: Array | None,
+    out: Array,
+    pre: Array | None,
+    activation: int,
+    stream: int,
+    level: float,
+    scale: float,
+) -> None:
+    z = masked_rows(run, stream, level, library, scale, W.dtype) @ W + b
+    if pre is not None:
+        pre[...] = z
+    out[...] = ACTIVATE[Activation(activation)](z)
+
+
+def sparse_wgrad(
+    run: Run, *, dz: Array, dW: Array, library: Array | None, accumulate: int, stream: int, level: float, scale: float
+) -> None:
+    product = masked_rows(run, stream, level, library, scale, dz.dtype).T @ dz
+    dW[...] = dW + product if accumulate else product
+
+
+def sparse_wgrad_update(
+    run: Run, *, dz: Array, library: Array | None, stream: int, level: float, scale: float, **rule: Any
+) -> None:
+    _descend(run, masked_rows(run, stream, level, library, scale, dz.dtype).T @ dz, **rule)
+
+
 def clip_scale(sum_of_squares: float, clip: float) -> float:
     """The factor that brings a gradient down to norm `clip` (1 if it is there already)."""
     norm = float(np.sqrt(sum_of_squares))
@@ -799,6 +948,13 @@ OPS: Mapping[OpCode, Callable[..., None]] = {
     OpCode.MAXPOOL_DGRAD: maxpool_dgrad,
     OpCode.GRAIN_UPDATE: grain_update,
     OpCode.MAXPOOL_PICK: maxpool_pick,
+    OpCode.SPARSE_DENSE: sparse_dense,
+    OpCode.SPARSE_WGRAD: sparse_wgrad,
+    OpCode.SPARSE_WGRAD_UPDATE: sparse_wgrad_update,
+    OpCode.LIBRARY: library,
+    OpCode.LOG_NORMALIZE: log_normalize,
+    OpCode.COUNTS: counts,
+    OpCode.MEANS: means,
 }
 
 
@@ -864,7 +1020,10 @@ class ReferenceProgram:
         return views
 
     def bind(self, X: Any, target: Any = None, weight: Any = None) -> None:
-        self.sources = {0: X, 1: target, 2: weight}
+        self.sources = {0: self._input(X), 1: target, 2: weight}
+
+    def _input(self, X: Any) -> Any:
+        return sparse_rows(X) if self.plan.spec.sparse_input and X is not None else X
 
     def train(
         self, rows: NDArray[np.int64], hyper: Hyper, poll: Callable[[], bool] | None = None
@@ -905,7 +1064,7 @@ class ReferenceProgram:
         result = self.plan.slots[slot := self.plan.outputs[mode]]
         n = X.shape[0]
         out = np.empty((n, result.cols), self.dtype)
-        sources = {0: X, 1: target}
+        sources = {0: X if mode in FROM_CODES else self._input(X), 1: target}
         if mode in FROM_CODES:
             sources = {0: target, 1: target, 3: X}
         for start in range(0, n, self.plan.batch):

@@ -383,7 +383,7 @@ def _add_fit(parser: argparse.ArgumentParser, *, sweep: bool = False) -> None:
         metavar="N,N",
     )
     add(model, "--estimator", ", ".join(ESTIMATORS), choices=tuple(ESTIMATORS), metavar="NAME")
-    add(model, "--loss", f"{', '.join(LOSSES)} (default: mse)", choices=LOSSES, metavar="NAME")
+    add(model, "--loss", f"{', '.join(LOSSES)} (default: mse; of count: nb)", choices=LOSSES, metavar="NAME")
     model.add_argument(
         "--set",
         action="append",

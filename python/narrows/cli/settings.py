@@ -29,9 +29,10 @@ ESTIMATORS = {
     "conv": "ConvAutoencoder",
     "deep": "DeepAutoencoder",
     "rbm": "RBM",
+    "count": "CountAutoencoder",
 }
-LOSSES = ("mse", "bce", "huber", "multinomial", "gaussian")
-COUNT_LOSSES = ("multinomial",)
+LOSSES = ("mse", "bce", "huber", "multinomial", "gaussian", "poisson", "nb", "zinb")
+COUNT_LOSSES = ("multinomial", "poisson", "nb", "zinb")
 
 #: How a run is done, not what it computes: these may change when it is resumed.
 _MANNER = (
@@ -87,7 +88,7 @@ class FitSettings:
             params["hidden_layer_sizes"] = self.hidden
         if self.loss is not None:
             params["loss"] = self.loss
-        owned = params.keys() | {"hidden_layer_sizes", "loss"}
+        owned = params.keys() | {"hidden_layer_sizes", "loss", "likelihood"}
         clash = sorted(owned & self.set.keys())
         if clash:
             raise UsageError(f"--set {clash[0]}: this parameter has a flag of its own (see narrows fit --help)")
@@ -108,6 +109,8 @@ class FitSettings:
         cls = getattr(narrows, ESTIMATORS[self.estimator])
         params = self.estimator_params()
         known = cls().get_params()
+        if "likelihood" in known and "loss" in params:
+            params["likelihood"] = params.pop("loss")
         for name in params.keys() - known.keys():
             flag = {"hidden_layer_sizes": "--hidden", "loss": "--loss"}.get(name, f"--set {name}")
             if flag == "--loss" and self.loss == "mse" and self.estimator == "linear":
@@ -142,7 +145,7 @@ class FitSettings:
             data=data,
             out=str(Path(self.out).resolve()),
             hidden=hidden if "hidden_layer_sizes" in given else None,
-            loss=estimator.loss if "loss" in given else None,
+            loss=estimator.loss if {"loss", "likelihood"} & given.keys() else None,
         )
 
     def stored(self) -> dict[str, Any]:

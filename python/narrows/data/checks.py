@@ -46,13 +46,15 @@ def check_finite(block: Any, row_offset: Rows = 0, source: Source | str = "X") -
         raise DataError(f"{_name(source)}: {what} in {_place(row, column, row_offset, source)}; remove or impute it")
 
 
-def check_counts(block: Any, row_offset: Rows = 0, source: Source | str = "X") -> None:
+def check_counts(block: Any, row_offset: Rows = 0, source: Source | str = "X", columns: Any = None) -> None:
     """Raise for the first value of a block that is not a count: negative, fractional or not finite.
 
     Parameters
     ----------
     block, row_offset, source
         As for `check_finite`.
+    columns : sequence of str, optional
+        The names of the columns, where the source does not know them.
 
     Raises
     ------
@@ -70,8 +72,9 @@ def check_counts(block: Any, row_offset: Rows = 0, source: Source | str = "X") -
     if bad.any():
         row, column, value = _first(block, bad)
         raise DataError(
-            f"{_name(source)}: {value:.9g} in {_place(row, column, row_offset, source)} is not a count; "
-            "this likelihood needs raw counts (whole numbers from 0)"
+            f"{_name(source)}: {value:.9g} in {_place(row, column, row_offset, source, columns)} is not a count"
+            f"{': Negative values in data' if value < 0 else ''}; this likelihood needs raw counts (whole numbers "
+            "from 0)"
         )
 
 
@@ -96,9 +99,9 @@ def _name(source: Source | str) -> str:
     return source.name if isinstance(source, Source) else source
 
 
-def _place(row: int, column: int, row_offset: Rows, source: Source | str) -> str:
+def _place(row: int, column: int, row_offset: Rows, source: Source | str, columns: Any = None) -> str:
     number = row_offset + row if isinstance(row_offset, int | np.integer) else int(row_offset[row])
-    obs = var = ""
+    obs, var = "", "" if columns is None else f" ({columns[column]!s})"
     if isinstance(source, Source):
         if source.obs_names is not None:
             obs = f" ({source.obs_names[number]!s})"

@@ -15,6 +15,7 @@ from .autoencoder import (
 from .base import BaseAutoencoder
 from .boltzmann import RBM
 from .convolutional import ConvAutoencoder
+from .counts import CountAutoencoder
 from .deep import DeepAutoencoder
 from .files import read_model
 from .variational import VariationalAutoencoder
@@ -26,6 +27,7 @@ __all__ = [
     "BaseAutoencoder",
     "ContractiveAutoencoder",
     "ConvAutoencoder",
+    "CountAutoencoder",
     "DeepAutoencoder",
     "DenoisingAutoencoder",
     "LinearAutoencoder",
@@ -46,6 +48,7 @@ ESTIMATORS: Mapping[str, type[BaseAutoencoder]] = {
         ConvAutoencoder,
         RBM,
         DeepAutoencoder,
+        CountAutoencoder,
     )
 }
 """The classes that a model file may name."""

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from ..plan import LOG_DISPERSION_LIMIT
 from .base import BaseAutoencoder
 from .preset import preset
 
@@ -40,12 +42,15 @@ class Autoencoder(BaseAutoencoder):
         Of the latent layer; the same choices.
     output_activation : str, default="auto"
         Of the output layer; also softmax and exp. ``"auto"`` is linear for mse, huber and gaussian, sigmoid for
-        bce, softmax for multinomial. bce also goes with softmax; multinomial with nothing else.
-    loss : {"mse", "bce", "huber", "multinomial", "gaussian"}, default="mse"
+        bce, softmax for multinomial, poisson, nb and zinb. bce also goes with softmax; multinomial with nothing
+        else; poisson, nb and zinb also with exp.
+    loss : {"mse", "bce", "huber", "multinomial", "gaussian", "poisson", "nb", "zinb"}, default="mse"
         Sum over features of squared errors; of cross-entropies (targets in [0, 1]); of Huber's function of
         the errors; minus the multinomial log-likelihood of non-negative counts, without the coefficient; minus
         the log-density of a normal distribution whose variance, one for each feature, is learned too (from 1 on,
-        and above 1e-6).
+        and above 1e-6); or minus the log-likelihood of counts, which X must hold: see `CountAutoencoder`.
+    dispersion : {"gene", "gene-cell"}, default="gene"
+        Of nb and zinb: a parameter for each feature, or an output for each row and feature.
     huber_delta : float, default=1.0
         Error from which on Huber's function is linear.
     tied_weights : bool, default=False
@@ -166,6 +171,7 @@ class Autoencoder(BaseAutoencoder):
         latent_activation: str = "linear",
         output_activation: str = "auto",
         loss: str = "mse",
+        dispersion: str = "gene",
         huber_delta: float = 1.0,
         tied_weights: bool = False,
         corruption: str | None = None,
@@ -211,6 +217,7 @@ class Autoencoder(BaseAutoencoder):
         self.latent_activation = latent_activation
         self.output_activation = output_activation
         self.loss = loss
+        self.dispersion = dispersion
         self.huber_delta = huber_delta
         self.tied_weights = tied_weights
         self.corruption = corruption
@@ -249,6 +256,16 @@ class Autoencoder(BaseAutoencoder):
         self.backend = backend
         self.n_threads = n_threads
 
+    @property
+    def dispersion_(self) -> NDArray[Any]:
+        """Inverse dispersions of the features' counts, shape (n_outputs,), with ``dispersion="gene"``."""
+        state = self._fitted_network().state
+        if "log_dispersion" not in state:
+            raise AttributeError(f"loss={self.loss!r}, dispersion={self.dispersion!r}: no dispersions of features")
+        limit = LOG_DISPERSION_LIMIT
+        dispersions: NDArray[Any] = np.exp(np.clip(state["log_dispersion"].reshape(-1), -limit, limit))
+        return dispersions
+
 
 _LINEAR: dict[str, Any] = {
     "hidden_layer_sizes": (),
@@ -257,6 +274,7 @@ _LINEAR: dict[str, Any] = {
     "latent_activation": "linear",
     "output_activation": "linear",
     "loss": "mse",
+    "dispersion": "gene",
     "huber_delta": 1.0,
     "dropout": 0.0,
     "kl_sparsity": 0.0,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Self
@@ -19,15 +20,17 @@ from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, Transfo
 from sklearn.utils.validation import check_is_fitted
 
 from ..backends import Program, State, compile_plan, resolve
+from ..data.checks import check_counts
 from ..initial import draw_seed
 from ..lowering import lower
-from ..plan import Corruption, LayerSpec, Mode, NetworkSpec, Plan, Precision
+from ..plan import Corruption, LayerSpec, Loss, Mode, NetworkSpec, Plan, Precision
 from ..training import Callback, Checkpoint, EpochPrinter, Options, SavedRun, Trainer, TrainingState
 from .data import (
     BLOCK_BYTES,
     Table,
     TrainingFeed,
     check_target,
+    density,
     even_batch,
     fingerprint,
     is_sparse,
@@ -37,10 +40,12 @@ from .data import (
 )
 from .files import write_model
 from .inputs import check_codes, check_X, scoring_table, training_table, validation_table
-from .network import Network, build_spec, dense_layers, initial_state
-from .parameters import check_parameters, plain_parameters
+from .network import Network, begin_counts, build_spec, dense_layers, initial_state
+from .parameters import COUNT_LOSSES, check_parameters, plain_parameters
 
 __all__ = ["BaseAutoencoder"]
+
+log = logging.getLogger("narrows")
 
 _NOT_IDENTITY = ("n_threads", "verbose", "random_state", "backend")
 """Parameters that may change between parts of a run; the seed and the backend used are compared instead."""
@@ -51,6 +56,8 @@ class BaseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
 
     variational = False
     """Whether the code is a distribution, of which training draws."""
+    counts_input = False
+    """Whether X holds counts whatever there is to reconstruct."""
     _runs_to_the_end = False
     """Whether the training loss does not say when there is nothing more to learn."""
 
@@ -68,6 +75,7 @@ class BaseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
     warm_start: Any
     random_state: Any
     verbose: Any
+    loss: Any
     precision: Any
     backend: Any
     n_threads: Any
@@ -86,6 +94,9 @@ class BaseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         tags = super().__sklearn_tags__()
         tags.input_tags.sparse = True
         tags.transformer_tags.preserves_dtype = ["float64", "float32"]
+        if getattr(self, "loss", None) in COUNT_LOSSES:
+            # Whole numbers from 0, which scikit-learn knows as categories.
+            tags.input_tags.positive_only = tags.input_tags.categorical = True
         return tags
 
     def __sklearn_is_fitted__(self) -> bool:
@@ -345,6 +356,9 @@ class BaseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         if self._corruption() is Corruption.SALT_AND_PEPPER and table.target is None:
             known = again and self._network.spec.corruption is Corruption.SALT_AND_PEPPER
             low_high = self._network.spec.corruption_range if known else value_range(table, rows, block_bytes)
+        library = 1.0
+        if Loss[self.loss.upper()].of_counts:
+            library = self._network.spec.library if again else self._library(table, rows, block_bytes)
         spec = build_spec(
             self,
             n_features,
@@ -352,6 +366,8 @@ class BaseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
             corruption_range=low_high,
             separate_target=table.target is not None,
             weighted=table.weight is not None,
+            density=density(table.X),
+            library=library,
         )
         if again:
             shapes = [_shape(layer) for layer in spec.layers]
@@ -369,8 +385,17 @@ class BaseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
                 )
         if table.in_memory:
             target, name = (table.X, "X") if table.target is None else (table.target, "y")
-            check_target(target, spec.loss, 0, name)
+            check_target(target, spec.loss, 0, name, self._names() if table.target is None else None)
+            self._check_rows(spec, table.X, 0)
         return spec
+
+    def _library(self, table: Table, rows: NDArray[np.int64], block_bytes: int) -> float:
+        """The sum of a row of counts whose size factor is 1; says how many rows and columns hold nothing."""
+        totals = table.totals(rows, block_bytes)
+        for name, sums in (("rows", totals.rows), ("features", totals.columns)):
+            if empty := int((sums == 0).sum()):
+                log.warning("%d of %d %s to train on have no counts", empty, len(sums), name)
+        return totals.library
 
     def _first_epochs(self) -> dict[str, Any]:
         """What is otherwise in the first epochs of a network: fields of `training.Options`."""
@@ -389,8 +414,14 @@ class BaseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         block_bytes: int,
         stop: Callable[[], str | None] | None,
     ) -> State:
-        """Parameters to begin with; `stop` is that of the checkpoint, if there is one."""
-        return initial_state(spec, seed, Precision.of(self.precision).dtype)
+        """Parameters to begin with; `stop` is that of the checkpoint, if there is one.
+
+        Counts begin with the means of their columns.
+        """
+        state = initial_state(spec, seed, Precision.of(self.precision).dtype)
+        if spec.loss.of_counts:
+            begin_counts(spec, state, table.totals(rows, block_bytes))
+        return state
 
     def _layers(self, n_features: int, n_outputs: int) -> tuple[tuple[LayerSpec, ...], int]:
         """The network's layers, and how many of them are the encoder's."""
@@ -547,7 +578,7 @@ class BaseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
 
         def run(block: Any, target: Any) -> NDArray[Any]:
             if mode in (Mode.ENCODE, Mode.RECONSTRUCT):
-                self._check_rows(block, at)
+                self._check_rows(network.spec, block, at)
             goal = (block if target is None else target) if mode is Mode.SCORE else None
             if goal is not None and not table.in_memory:
                 check_target(goal, network.spec.loss, at, "X" if target is None else "y")
@@ -567,8 +598,14 @@ class BaseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         assert out is not None
         return out
 
-    def _check_rows(self, X: Any, first: int) -> None:
+    def _check_rows(self, spec: NetworkSpec, X: Any, first: int) -> None:
         """Refuse rows, from number `first` on, that the encoder has no meaning for."""
+        if spec.log_normalize:
+            check_counts(X, first, columns=self._names())
+
+    def _names(self) -> Any:
+        """Names of the features, if they have any."""
+        return getattr(self, "feature_names_in_", None)
 
     def _row_losses(self, apply: Callable[..., NDArray[Any]], spec: NetworkSpec, X: Any, target: Any) -> NDArray[Any]:
         """The loss of each row, without penalties (see `data.RowLosses`)."""

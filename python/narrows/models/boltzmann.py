@@ -15,7 +15,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from .. import functional, philox
 from ..initial import draw_seed
-from ..plan import Activation, Loss, Mode
+from ..plan import Activation, Loss, Mode, NetworkSpec
 from ..training import Callback, Checkpoint
 from .autoencoder import Autoencoder
 from .data import BLOCK_BYTES, Table, check_target, is_sparse
@@ -224,7 +224,7 @@ class RBM(Autoencoder):
         table = Table(check_X(self, X, reset=False))
         parts, at = [], 0
         for block, _, _ in table.blocks(self._block_rows()):
-            self._check_rows(block, at)
+            self._check_rows(self._network.spec, block, at)
             parts.append(self._free_energy(block))
             at += block.shape[0]
         return np.concatenate(parts).astype(np.dtype(table.X.dtype), copy=False)
@@ -286,7 +286,7 @@ class RBM(Autoencoder):
             rows[first : first + count] = v
         return rows
 
-    def _check_rows(self, X: Any, first: int) -> None:
+    def _check_rows(self, spec: NetworkSpec, X: Any, first: int) -> None:
         check_target(X, Loss[self.loss.upper()], first)
 
     def _free_energy(self, X: Any) -> Array:

@@ -11,13 +11,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..backends import Program
-from ..data.checks import check_finite
+from ..data.checks import check_counts, check_finite
 from ..data.source import ArraySource, Source
 from ..errors import DataError
 from ..plan import Loss, NetworkSpec
@@ -30,6 +30,7 @@ __all__ = [
     "Table",
     "TrainingFeed",
     "check_target",
+    "density",
     "even_batch",
     "fingerprint",
     "is_sparse",
@@ -41,13 +42,38 @@ __all__ = [
 BLOCK_BYTES = 256 << 20
 """Bytes of a source that are in memory at once."""
 
-
 RowLosses = Callable[[Callable[..., NDArray[Any]], NetworkSpec, Any, Any], NDArray[Any]]
 """Losses of rows by a program's `apply`, its network, the rows and their target (None: themselves)."""
 
 
 def is_sparse(X: Any) -> bool:
     return hasattr(X, "indptr")
+
+
+def density(X: Any) -> float:
+    """The part of the elements of an array, CSR or Source that is stored."""
+    stored = X.nnz if is_sparse(X) or isinstance(X, Source) else None
+    return 1.0 if stored is None else float(stored) / max(1, int(X.shape[0]) * int(X.shape[1]))
+
+
+class Totals(NamedTuple):
+    """Sums of counts by row and by column."""
+
+    rows: NDArray[np.float64]
+    columns: NDArray[np.float64]
+
+    @property
+    def library(self) -> float:
+        """The median of the rows that have counts."""
+        filled = self.rows[self.rows > 0]
+        return float(np.median(filled)) if filled.size else 1.0
+
+    @property
+    def shares(self) -> NDArray[np.float64]:
+        """Of each column in the whole, with half a count more, so that none is zero."""
+        columns = self.columns + 0.5
+        shares: NDArray[np.float64] = columns / columns.sum()
+        return shares
 
 
 @dataclass
@@ -65,6 +91,7 @@ class Table:
     X: Any
     target: Any = None
     weight: NDArray[np.float64] | None = None
+    _totals: Totals | None = field(default=None, init=False, repr=False, compare=False)
 
     @property
     def n_rows(self) -> int:
@@ -99,6 +126,22 @@ class Table:
         else:
             yield from read_ahead(partial(self.read, part) for part in parts)
 
+    def totals(self, rows: NDArray[np.int64], block_bytes: int) -> Totals:
+        """Sums of what is to be reconstructed in `rows`, read once whichever rows are asked for later."""
+        if self._totals is None:
+            by_row: list[NDArray[np.float64]] = []
+            by_column: Any = 0.0
+            for X, target, _ in self.blocks(max(1, block_bytes // max(1, self.row_bytes)), rows):
+                block = X if target is None else target
+                by_row.append(_sums(block, 1))
+                by_column = by_column + _sums(block, 0)
+            self._totals = Totals(np.concatenate(by_row), by_column)
+        return self._totals
+
+
+def _sums(X: Any, axis: int) -> NDArray[np.float64]:
+    return np.asarray(X.sum(axis=axis, dtype=np.float64)).reshape(-1)
+
 
 def _row_bytes(X: Any) -> int:
     itemsize = np.dtype(X.dtype).itemsize
@@ -121,10 +164,15 @@ def _first(rows: slice) -> int:
     return rows.start or 0
 
 
-def check_target(X: Any, loss: Loss, row_offset: int | NDArray[np.int64] = 0, name: str = "X") -> None:
-    """Raise for the first value that the loss has no meaning for."""
+def check_target(
+    X: Any, loss: Loss, row_offset: int | NDArray[np.int64] = 0, name: str = "X", columns: Any = None
+) -> None:
+    """Raise for the first value that the loss has no meaning for; `columns` are names, if there are any."""
     if loss is Loss.BCE:
         low, high, wanted = 0.0, 1.0, "loss='bce' (visible='bernoulli') needs values in [0, 1]: scale them"
+    elif loss.of_counts:
+        check_counts(X, row_offset, name, columns)
+        return
     elif loss is Loss.MULTINOMIAL:
         low, high, wanted = 0.0, np.inf, "loss='multinomial' needs values that are not negative"
     else:

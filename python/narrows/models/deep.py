@@ -31,7 +31,7 @@ RATE, GAUSSIAN_RATE = 0.1, 0.001
 
 _SHARED = (
     "solver", "momentum", "beta_1", "beta_2", "epsilon", "clip_norm", "alpha", "weight_l1", "tied_weights",
-    "corruption", "corruption_level", "huber_delta",
+    "corruption", "corruption_level", "huber_delta", "dispersion",
 )  # fmt: skip
 """Parameters that the layers of greedy pretraining have of the whole."""
 

@@ -37,6 +37,7 @@ def write_model(estimator: Any, path: str | os.PathLike[str]) -> None:
             "corruption_range": tuple(float(v) for v in network.spec.corruption_range),
             "separate_target": network.spec.separate_target,
             "weighted": network.spec.weighted,
+            "library": network.spec.library,
         },
         "feature_names": None if names is None else [str(name) for name in names],
         "history": estimator.history_,
@@ -77,6 +78,9 @@ def _restored(tensors: Mapping[str, Any], meta: Mapping[str, Any], classes: Mapp
         if type(size) is not int or size < 1:
             raise ModelFileError(f"{name} is {size!r}")
     low, high = shape["corruption_range"]
+    library = shape["library"]
+    if type(library) is not float or not 0 < library < np.inf:
+        raise ModelFileError(f"library is {library!r}")
     spec = build_spec(
         estimator,
         fitted["n_features_in_"],
@@ -84,6 +88,7 @@ def _restored(tensors: Mapping[str, Any], meta: Mapping[str, Any], classes: Mapp
         corruption_range=(float(low), float(high)),
         separate_target=bool(shape["separate_target"]),
         weighted=bool(shape["weighted"]),
+        library=library,
     )
     expected = spec.parameter_shapes
     found = {name: array.shape for name, array in tensors.items()}

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import itertools
+import math
 import threading
 from typing import Any
 
@@ -19,10 +20,20 @@ from numpy.typing import NDArray
 from ..backends import Program, State, compile_plan, resolve
 from ..initial import initial_coupling, initial_weight
 from ..lowering import lower
-from ..plan import ACTIVATIONS, Activation, LayerSpec, Loss, Mode, NetworkSpec, Plan, Solver
+from ..plan import ACTIVATIONS, FROM_CODES, Activation, LayerSpec, Loss, Mode, NetworkSpec, Plan, Solver
+from .data import Totals, is_sparse
 from .parameters import CORRUPTIONS, decoder_sizes, hidden_sizes, output_activation
 
-__all__ = ["Network", "build_spec", "dense_layers", "initial_state"]
+__all__ = ["SPARSE_DENSITY", "Network", "begin_counts", "build_spec", "dense_layers", "initial_state"]
+
+SPARSE_DENSITY = 0.15
+"""Training works on sparse rows if at most this part of the data is stored: measured, see ``docs/architecture.md``."""
+FIRST_DISPERSION = 5.0
+"""First inverse dispersion of counts, as of those of genes given the kind of cell. On pbmc4k the likelihood held out
+after 30 epochs is better by 2 % from 5 or 10 than from moments of the counts, which their differences swell, or from 1.
+"""
+FIRST_DROPOUT = -3.0
+"""First logit of a count being zero by dropout: one in twenty."""
 
 
 def build_spec(
@@ -33,8 +44,10 @@ def build_spec(
     corruption_range: tuple[float, float] = (0.0, 1.0),
     separate_target: bool = False,
     weighted: bool = False,
+    density: float = 1.0,
+    library: float = 1.0,
 ) -> NetworkSpec:
-    """The network that an estimator's (checked) parameters describe.
+    """The network that an estimator's (checked) parameters describe, for data of which the part `density` is stored.
 
     Raises
     ------
@@ -43,12 +56,17 @@ def build_spec(
     """
     e = estimator
     layers, latent = e._layers(n_features, n_outputs)
+    loss = Loss[e.loss.upper()]
+    cell_dispersion = loss.dispersed and getattr(e, "dispersion", "gene") == "gene-cell"
+    heads = 1 + cell_dispersion + (loss is Loss.ZINB)
+    if heads > 1:
+        layers = (*layers[:-1], dataclasses.replace(layers[-1], n_out=heads * layers[-1].n_out))
     # With a target of its own the noise is in the pairs.
     corruption = None if e.corruption is None or separate_target else CORRUPTIONS[e.corruption]
-    return NetworkSpec(
+    spec = NetworkSpec(
         layers=layers,
         latent=latent,
-        loss=Loss[e.loss.upper()],
+        loss=loss,
         huber_delta=float(e.huber_delta),
         corruption=corruption,
         corruption_level=float(e.corruption_level) if corruption is not None else 0.0,
@@ -76,7 +94,12 @@ def build_spec(
         n_gibbs=int(getattr(e, "n_gibbs", 0)),
         n_chains=int(e.batch_size) if getattr(e, "persistent", False) else 0,
         sample_visible=bool(getattr(e, "sample_visible", True)),
+        cell_dispersion=cell_dispersion,
+        # A target of its own says nothing of what X is.
+        log_normalize=loss.of_counts and (e.counts_input or not separate_target),
+        library=library,
     )
+    return dataclasses.replace(spec, sparse_input=density <= SPARSE_DENSITY and spec.takes_sparse_input)
 
 
 def dense_layers(e: Any, n_features: int, n_outputs: int) -> tuple[tuple[LayerSpec, ...], int]:
@@ -104,6 +127,19 @@ def dense_layers(e: Any, n_features: int, n_outputs: int) -> tuple[tuple[LayerSp
     return tuple(layers), latent
 
 
+def begin_counts(spec: NetworkSpec, state: State, totals: Totals) -> None:
+    """Let every row begin as the mean of all, with the first dispersions and with little dropout."""
+    last, n = spec.layers[-1], spec.n_outputs
+    if last.convolution is not None:  # which has a bias for each filter
+        return
+    bias = state[f"b{len(spec.layers) - 1}"][0]
+    bias[:n] = np.log(totals.shares * (spec.library if last.activation is Activation.EXP else 1.0))
+    if spec.cell_dispersion:
+        bias[n : 2 * n] = math.log(FIRST_DISPERSION)
+    if spec.loss is Loss.ZINB:
+        bias[-n:] = FIRST_DROPOUT
+
+
 def kl_weight(estimator: Any) -> float:
     """What the divergence weighs beside the loss of a variational estimator, in the loss's units.
 
@@ -115,7 +151,7 @@ def kl_weight(estimator: Any) -> float:
 
 
 def initial_state(spec: NetworkSpec, seed: int, dtype: Any = np.float64) -> State:
-    """First weights; biases zero, learned variances one."""
+    """First weights; biases zero, learned variances one, inverse dispersions `FIRST_DISPERSION`."""
     state: State = {}
     for i, layer in enumerate(spec.layers):
         n_in, n_out = layer.weight_shape
@@ -127,6 +163,8 @@ def initial_state(spec: NetworkSpec, seed: int, dtype: Any = np.float64) -> Stat
             state[f"W{i}"] = initial_weight(n_in, n_out, layer.activation, seed, i, dtype, fans)
     if spec.loss is Loss.GAUSSIAN:
         state["logvar"] = np.zeros((1, spec.n_outputs), dtype)
+    if "log_dispersion" in spec.parameter_shapes:
+        state["log_dispersion"] = np.full((1, spec.n_outputs), math.log(FIRST_DISPERSION), dtype)
     if spec.n_chains:
         mean = 0.5 if spec.layers[0].activation is Activation.SIGMOID else 0.0
         state["chain"] = np.full((spec.n_chains, spec.n_components), mean, dtype)
@@ -170,7 +208,7 @@ class Network:
 
     def _forget(self) -> None:
         self._lock = threading.Lock()
-        self._program: Program | None = None
+        self._programs: dict[bool, Program] = {}  # by whether the input is sparse
         self._plan: Plan | None = None
         self._backend: str | None = None
 
@@ -229,15 +267,20 @@ class Network:
     def apply(self, X: Any, mode: Mode, target: Any = None) -> NDArray[Any]:
         """Run an inference mode over the rows of an array or CSR; SCORE needs a target, which may be X."""
         with self._lock:
-            if self._program is None:
-                self._program = compile_plan(
-                    lower(_without_training(self.spec), self.batch),
+            spec = _without_training(self.spec)
+            # By the form alone: by its density, a row's last bits could depend on the rows beside it.
+            sparse = is_sparse(X) and mode not in FROM_CODES and spec.takes_sparse_input
+            program = self._programs.get(sparse)
+            if program is None:
+                program = compile_plan(
+                    lower(dataclasses.replace(spec, sparse_input=sparse), self.batch),
                     self.backend,
                     precision=self.precision,
                     n_threads=self.n_threads,
                 )
-                self._program.load(self.parameters)
-            return self._program.apply(X, mode, target)
+                program.load(self.parameters)
+                self._programs[sparse] = program
+            return program.apply(X, mode, target)
 
 
 def _without_training(spec: NetworkSpec) -> NetworkSpec:

@@ -29,8 +29,9 @@ Check = Callable[[str, Any], None]
 UNITS = {"bernoulli": Activation.SIGMOID, "gaussian": Activation.LINEAR}
 """Stochastic units, and the activation that gives their means."""
 CORRUPTIONS = {c.name.lower(): c for c in Corruption}
-LOSS_NAMES = ("mse", "bce", "huber", "multinomial", "gaussian")
-LIKELIHOODS = ("mse", "bce", "gaussian")
+COUNT_LOSSES = tuple(loss.name.lower() for loss in Loss if loss.of_counts)
+LOSS_NAMES = ("mse", "bce", "huber", "multinomial", "gaussian", *COUNT_LOSSES)
+LIKELIHOODS = ("mse", "bce", "gaussian", *COUNT_LOSSES)
 """Losses that are minus a log-likelihood, up to a factor and a constant known without the data."""
 HIDDEN = tuple(name for name, a in ACTIVATIONS.items() if a not in (Activation.SOFTMAX, Activation.EXP))
 OUTPUT = ("auto", *ACTIVATIONS)
@@ -40,6 +41,9 @@ LINKS: Mapping[Loss, tuple[str, ...]] = {
     Loss.BCE: ("sigmoid", "logistic", "softmax"),
     Loss.MULTINOMIAL: ("softmax",),
     Loss.GAUSSIAN: tuple(name for name, a in ACTIVATIONS.items() if a is not Activation.SOFTMAX),
+    Loss.POISSON: ("softmax", "exp"),
+    Loss.NB: ("softmax", "exp"),
+    Loss.ZINB: ("softmax", "exp"),
 }
 """Output activations that make sense for a loss; ``"auto"`` is the first: linear, sigmoid or softmax."""
 
@@ -162,6 +166,9 @@ CHECKS: Mapping[str, Check] = {
     "activation": choice(HIDDEN),
     "latent_activation": choice(HIDDEN),
     "output_activation": choice(OUTPUT),
+    "likelihood": choice(COUNT_LOSSES),
+    "link": choice(("softmax", "exp")),
+    "dispersion": choice(("gene", "gene-cell")),
     "loss": choice(LOSS_NAMES),
     "huber_delta": real("(0, inf)"),
     "tied_weights": boolean,
@@ -285,6 +292,8 @@ def check_parameters(estimator: Any) -> None:
             f"decoder_variance={estimator.decoder_variance!r} is of the decoder of loss='mse': leave it at 1.0 with "
             f"loss={estimator.loss!r}"
         )
+    if loss.of_counts:
+        _check_counts(estimator, loss)
     level = estimator.corruption_level
     if estimator.corruption in ("masking", "salt_and_pepper") and level > 1:
         raise ValueError(
@@ -307,6 +316,18 @@ def check_parameters(estimator: Any) -> None:
             f"tied_weights=True needs a decoder that mirrors the encoder: decoder_layer_sizes="
             f"{estimator.decoder_layer_sizes!r} must be None or {hidden[::-1]!r}"
         )
+
+
+def _check_counts(estimator: Any, loss: Loss) -> None:
+    """What likelihoods of counts ask of an estimator."""
+    several = loss is Loss.ZINB or (loss.dispersed and getattr(estimator, "dispersion", "gene") == "gene-cell")
+    given = f"loss={estimator.loss!r}" + ("" if loss is Loss.ZINB else ", dispersion='gene-cell'")
+    if several and estimator.tied_weights:
+        raise ValueError(f"{given}: the output layer has several numbers for each feature: set tied_weights=False")
+    if several and hasattr(estimator, "filters"):
+        raise ValueError(f"{given} is for dense output layers, not for convolutions; 'poisson' and 'nb' take them")
+    if estimator.corruption == "salt_and_pepper":
+        raise ValueError(f"corruption='salt_and_pepper' has no meaning for counts, loss={estimator.loss!r}")
 
 
 def _check_pretraining(estimator: Any, hidden: tuple[int, ...]) -> None:

@@ -5,6 +5,7 @@ Forward mode in float64 over blocks of rows; the Jacobians of all rows are never
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -36,11 +37,17 @@ def absolute_jacobian(
     Returns
     -------
     ndarray of float64, shape (n_components, n_outputs)
+        Of counts, for rows of the sum ``spec.library``.
     """
     decoder = [
         (layer, W.astype(np.float64), b.astype(np.float64))
         for layer, W, b in list(zip(spec.layers, coefs, intercepts, strict=True))[spec.latent :]
     ]
+    scale = spec.library if spec.loss.of_counts and spec.layers[-1].activation is Activation.SOFTMAX else 1.0
+    if spec.n_heads > 1:  # of which the first gives the means
+        layer, W, b = decoder[-1]
+        n = spec.n_outputs
+        decoder[-1] = dataclasses.replace(layer, n_out=n), W[:, :n], b[:n]
     widest = max(layer.n_out for layer, _, _ in decoder)
     step = max(1, _ELEMENTS // (spec.n_components * widest))
     total = np.zeros((spec.n_components, spec.n_outputs))
@@ -58,7 +65,7 @@ def absolute_jacobian(
                 slope = DERIVATIVE[activation](z if activation.needs_preactivation else a)
                 tangent = tangent * slope[:, None]
         total += np.abs(tangent).sum(axis=0)
-    return total
+    return scale * total
 
 
 def _linear(layer: LayerSpec, rows: NDArray[np.float64], W: NDArray[np.float64]) -> NDArray[np.float64]:

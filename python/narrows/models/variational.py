@@ -54,11 +54,13 @@ class VariationalAutoencoder(Autoencoder):
 
     Parameters
     ----------
-    loss : {"mse", "bce", "gaussian"}, default="mse"
-        The decoder's distribution. ``"bce"``: Bernoulli, for binary features; of features between 0 and 1 the
-        cross-entropy, which is then not a likelihood. ``"mse"``: normal of variance `decoder_variance`. ``"gaussian"``:
-        normal, with a variance for each feature that is learned from 1 on and shared by all rows; features should be
-        standardised, or at least of order one: variances stay above 1e-6.
+    loss : {"mse", "bce", "gaussian", "poisson", "nb", "zinb"}, default="mse"
+        The decoder's distribution. ``"poisson"``, ``"nb"``, ``"zinb"``: counts, as in `CountAutoencoder`; with ``"nb"``
+        or ``"zinb"`` this is scVI without covariates and with the observed sums of rows. ``"bce"``: Bernoulli, for
+        binary features; of features between 0 and 1 the cross-entropy, which is then not a likelihood. ``"mse"``:
+        normal of variance `decoder_variance`. ``"gaussian"``: normal, with a variance for each feature that is learned
+        from 1 on and shared by all rows; features should be standardised, or at least of order one: variances stay
+        above 1e-6.
     beta : float, default=1.0
         Weight of the divergence (Higgins et al., ICLR 2017). With 0 the latents' variances are free to shrink: what is
         left is an autoencoder with noise that it can silence.
@@ -100,7 +102,7 @@ class VariationalAutoencoder(Autoencoder):
             return learned
         if network.spec.loss is Loss.MSE:
             return np.full(network.spec.n_outputs, float(self.decoder_variance))
-        raise AttributeError("a Bernoulli decoder has no variances of its own")
+        raise AttributeError(f"the decoder of loss={self.loss!r} has no variances of its own")
 
     def score_samples(self, X: Any, y: Any = None) -> Array:
         """Minus what training minimises, of each row: loss and weighted divergence; higher is better.
@@ -241,6 +243,8 @@ class VariationalAutoencoder(Autoencoder):
         integer(1)("n", n)
         CHECKS["random_state"]("random_state", random_state)
         seed, network = draw_seed(random_state), self._network
+        if noise and network.spec.loss.of_counts:
+            raise ValueError(f"noise=True: counts of loss={self.loss!r} are not drawn; noise=False gives their means")
         dtype = network.state["W0"].dtype
         rows = np.empty((n, network.spec.n_outputs), dtype)
         step = self._block_rows()

@@ -1,0 +1,189 @@
+// Log-gamma functions and the likelihoods of counts, each once: value and derivatives over a value type V.
+//
+// Promises: as functors.h, whose requirements of V these share. Differences of log-gamma functions are formed from
+// differences of Stirling's series, so that they keep their accuracy where their terms are large and nearly equal: of
+// large counts as of large inverse dispersions. The formulas are those of python/narrows/backends/reference.py.
+
+// Stirling's series for the logarithm of the gamma function and its derivative at z > 0:
+//   lgamma(z) = (at - 1/2) log at - at + log(2 pi) / 2 + rest() - log product,
+//   digamma(z) = log at - slope_rest() - harmonic,
+// with at = z, or at = z + SHIFT where z is moved, product = z (z + 1) ... (z + SHIFT - 1) and harmonic its logarithmic
+// derivative. From SHIFT on the terms left out are below an ulp (Abramowitz and Stegun, 6.1.40 and 6.3.18).
+template <class V>
+struct Stirling {
+  using S = scalar_t<V>;
+  static constexpr bool WIDE = sizeof(S) == 8;
+  static constexpr int SHIFT = WIDE ? 16 : 6;
+  V at, product, harmonic, inverse;
+
+  template <class M>
+  NARROWS_HD Stirling(V z, M moved) {
+    V p = z, h = splat<V>(1);
+    for (int k = 1; k < SHIFT; ++k) {
+      const V q = z + S(k);
+      h = h * q + p;
+      p = p * q;
+    }
+    at = select(moved, z + S(SHIFT), z);
+    product = select(moved, p, splat<V>(1));
+    harmonic = select(moved, h / p, V{});
+    inverse = S(1) / at;
+  }
+  NARROWS_HD V rest() const {
+    const V w = inverse * inverse;
+    if constexpr (WIDE)
+      return inverse *
+             polynomial(w, {1.0 / 156, -691.0 / 360360, 1.0 / 1188, -1.0 / 1680, 1.0 / 1260, -1.0 / 360, 1.0 / 12});
+    else
+      return inverse * polynomial(w, {1.0 / 1260, -1.0 / 360, 1.0 / 12});
+  }
+  NARROWS_HD V slope_rest() const {
+    const V w = inverse * inverse;
+    V p;
+    if constexpr (WIDE)
+      p = polynomial(w, {1.0 / 12, -691.0 / 32760, 1.0 / 132, -1.0 / 240, 1.0 / 252, -1.0 / 120, 1.0 / 12});
+    else
+      p = polynomial(w, {1.0 / 252, -1.0 / 120, 1.0 / 12});
+    return inverse * (S(0.5) + inverse * p);
+  }
+};
+
+constexpr double HALF_LOG_TAU = 0.9189385332046727;  // log(2 pi) / 2
+
+// log Gamma(z), z > 0 and finite.
+template <class V>
+NARROWS_HD V lgamma_(V z) {
+  using S = scalar_t<V>;
+  const Stirling<V> g(z, z < splat<V>(Stirling<V>::SHIFT));
+  const V log_at = log_(g.at);
+  return (g.at * (log_at - S(1)) - S(0.5) * log_at) + ((S(HALF_LOG_TAU) + g.rest()) - log_(g.product));
+}
+
+// Its derivative.
+template <class V>
+NARROWS_HD V digamma_(V z) {
+  const Stirling<V> g(z, z < splat<V>(Stirling<V>::SHIFT));
+  return (log_(g.at) - g.slope_rest()) - g.harmonic;
+}
+
+// log(a / b), `difference` being a - b, also where that is small.
+template <class V>
+NARROWS_HD V log_ratio(V difference, V a, V b) {
+  const auto above = difference > V{};
+  const V size = log1p_(abs_(difference) / select(above, b, a));
+  return select(above, size, -size);
+}
+
+// log (Gamma(y + t) / (Gamma(t) y!)) for y >= 0, t > 0, and `rise`, its derivative by t: digamma(y + t) - digamma(t).
+template <class V>
+NARROWS_HD V log_binomial(V y, V t, V& rise) {
+  using S = scalar_t<V>;
+  constexpr int N = Stirling<V>::SHIFT;
+  // b = y + t is moved if t is, but for large y, where its product would leave the range of numbers.
+  const auto small = t < splat<V>(N), low = y < splat<V>(64), lowest = y < splat<V>(N - 1);
+  const Stirling<V> b(y + t, small & low), c(y + S(1), lowest), a(t, small);
+  const V none{}, all = splat<V>(N), apart = select(small, select(low, none, all), none);
+  const V moved = select(lowest, all, none), beyond = select(small & low, all, none) - moved;
+  const V ratio = log1p_((y - apart) / a.at), across = log_ratio((t - S(1)) + beyond, b.at, c.at), log_c = log_(c.at);
+  rise = ((ratio - b.slope_rest()) + a.slope_rest()) + (a.harmonic - b.harmonic);
+  // (b - 1/2) log b - (c - 1/2) log c - (a - 1/2) log a - (b - c - a), of the arguments moved, sorted by what is small.
+  V sum = (y - apart) * across - (S(0.5) + moved + apart) * log_c;
+  sum += (a.at - S(0.5)) * ratio;
+  sum += ((S(1 - HALF_LOG_TAU) + moved) + apart) + ((b.rest() - c.rest()) - a.rest());
+  return sum + log_(c.product * a.product / b.product);
+}
+
+// --- likelihoods -----------------------------------------------------------------------------------------------------
+// Of a count with mean mu, inverse dispersion theta (variance mu + mu^2 / theta) and logit zeta of being zero by
+// dropout: minus its log-probability, and the derivatives of that by log mu, log theta and zeta.
+
+template <class V>
+struct CountTerms {
+  V loss{}, by_mean{}, by_dispersion{}, by_dropout{};
+};
+
+// The least mean that quotients are taken by; of lesser ones the logarithm alone says how small they are.
+constexpr double LEAST_MEAN = 1e-30;
+
+struct Poisson {
+  static constexpr bool DISPERSED = false, DROPOUT = false;
+  // Of a zero; `inverse` is 1 / theta.
+  template <class V>
+  NARROWS_HD static CountTerms<V> zero(V mu, V, V, V) {
+    CountTerms<V> t;
+    t.loss = t.by_mean = mu;
+    return t;
+  }
+  // Of a count y > 0, from the terms of a zero in its place.
+  template <class V>
+  NARROWS_HD static CountTerms<V> count(V y, V mu, V log_mu, V, V, CountTerms<V> t) {
+    using S = scalar_t<V>;
+    constexpr int N = Stirling<V>::SHIFT;
+    // log y! - y log mu by Stirling's series of y + 1, its logarithm beside that of mu.
+    const auto lowest = y < splat<V>(N - 1);
+    const Stirling<V> c(y + S(1), lowest);
+    const V half = S(0.5) + select(lowest, splat<V>(N), V{});
+    const V log_c = log_(c.at);
+    const V above = select(mu > splat<V>(LEAST_MEAN), log_ratio(c.at - mu, c.at, mu), log_c - log_mu);
+    V sum = y * above;
+    sum += half * log_c;
+    sum += (mu - c.at) + ((S(HALF_LOG_TAU) + c.rest()) - log_(c.product));
+    t.loss = sum;
+    t.by_mean = mu - y;
+    return t;
+  }
+};
+
+struct Nb {
+  static constexpr bool DISPERSED = true, DROPOUT = false;
+  template <class V>
+  NARROWS_HD static CountTerms<V> zero(V mu, V theta, V inverse, V) {
+    CountTerms<V> t;
+    t.loss = theta * log1p_(mu * inverse);
+    t.by_mean = theta * (mu / (theta + mu));
+    t.by_dispersion = t.loss - t.by_mean;
+    return t;
+  }
+  template <class V>
+  NARROWS_HD static CountTerms<V> count(V y, V mu, V log_mu, V theta, V, CountTerms<V> t) {
+    V rise;
+    const V binomial = log_binomial(y, theta, rise), share = theta / (theta + mu);
+    const V odds = select(mu > splat<V>(LEAST_MEAN), log1p_(theta / mu), log_(theta) - log_mu);
+    t.loss += y * odds - binomial;
+    t.by_mean = (mu - y) * share;
+    t.by_dispersion += y * share - theta * rise;
+    return t;
+  }
+};
+
+// A zero has the probability pi + (1 - pi) P(0), pi = sigmoid(zeta), of which the logarithm is taken as
+// -log1p(u / w), w = pi + (1 - pi) P(0), u = 1 - w, each without cancellation.
+struct Zinb {
+  static constexpr bool DISPERSED = true, DROPOUT = true;
+  template <class V>
+  NARROWS_HD static V held(V zeta) {
+    return max_(splat<V>(-DROPOUT_LIMIT), min_(splat<V>(DROPOUT_LIMIT), zeta));
+  }
+  template <class V>
+  NARROWS_HD static CountTerms<V> zero(V mu, V theta, V inverse, V zeta) {
+    CountTerms<V> t = Nb::zero(mu, theta, inverse, zeta);
+    const V one = splat<V>(1), e = exp_(-abs_(held(zeta))), part = one / (one + e);
+    const auto negative = zeta < V{};
+    const V dropped = select(negative, e, one) * part, kept = select(negative, one, e) * part;
+    const V expected = kept * exp_(-t.loss), w = dropped + expected, odds = -kept * expm1_(-t.loss) / w;
+    const V share = expected / w;
+    t.loss = log1p_(odds);
+    t.by_mean = t.by_mean * share;
+    t.by_dispersion = t.by_dispersion * share;
+    t.by_dropout = -dropped * odds;
+    return t;
+  }
+  template <class V>
+  NARROWS_HD static CountTerms<V> count(V y, V mu, V log_mu, V theta, V zeta, CountTerms<V>) {
+    const V one = splat<V>(1), z = held(zeta), e = exp_(-abs_(z));
+    CountTerms<V> t = Nb::count(y, mu, log_mu, theta, zeta, Nb::zero(mu, theta, one / theta, zeta));
+    t.loss += max_(V{}, z) + log1p_(e);
+    t.by_dropout = select(zeta < V{}, e, one) / (one + e);
+    return t;
+  }
+};

@@ -1,0 +1,268 @@
+// The first layer on CSR rows: forward, and the gradient by its weight.
+//
+// Promises: X is read where it lies and never densified; of the chain of fused multiply-adds that an element is on
+// dense rows, the steps with a zero of X are left out and the others keep their order, so the bits are those of the
+// dense ops for finite weights; counts are normalised as LOG_NORMALIZE does; masking noise falls on the elements that
+// CORRUPT would mask. Products stay in the type of the slots under bfloat16. Included inside the namespace of an
+// instruction set; operands in the order of plan.SIGNATURES.
+//
+// Both products walk X by blocks of columns, all rows of a thread for each block, so that the block of the weight (or
+// of its gradient) stays in cache and each row waits at its next nonzero. Rows of the result, or of dZ, are held in
+// registers, a panel of columns at a time.
+
+constexpr int PANEL_VECTORS = 8;
+template <class T>
+constexpr index_t PANEL = PANEL_VECTORS * WIDTH<T>;
+static_assert(PANEL<float> <= SPARSE_PANEL && PANEL<double> <= SPARSE_PANEL, "a block of gradients has its room");
+static_assert(SPARSE_COLUMNS % CELL_ROWS == 0, "a block holds whole cells");
+
+// Where a row is: its nonzeros from `next` on are still to come.
+struct Cursor {
+  index_t next, end;
+};
+static_assert(sizeof(Cursor) == SPARSE_CURSOR, "cursors have their room");
+
+// Nonzeros of one row in a block of columns.
+template <class T>
+struct Segment {
+  alignas(64) T value[SPARSE_COLUMNS];
+  int32_t column[SPARSE_COLUMNS];
+  index_t n;
+};
+
+// Takes the nonzeros before column `end` from a row, and asks for those after them, which are wanted a block later.
+template <class T, class In, class Index>
+void take(const SourceView& s, index_t end, Cursor& at, Segment<T>& segment) {
+  const Index* indices = static_cast<const Index*>(s.indices);
+  const In* values = reinterpret_cast<const In*>(s.data);
+  index_t k = at.next, n = 0;
+  for (; k < at.end && index_t(indices[k]) < end; ++k, ++n)
+    segment.column[n] = int32_t(indices[k]), segment.value[n] = T(values[k]);
+  at.next = k, segment.n = n;
+  for (index_t ahead = 0; ahead < 128; ahead += 64) {
+    __builtin_prefetch(reinterpret_cast<const char*>(indices + k) + ahead, 0, 2);
+    __builtin_prefetch(reinterpret_cast<const char*>(values + k) + ahead, 0, 2);
+  }
+}
+
+// The rows of the batch, with the noise of training.
+template <class T>
+class SparseRows {
+ public:
+  // `library` holds the sums of rows of counts to be normalised to `scale`, if they are.
+  SparseRows(const Context<T>& ctx, int stream, double level, const Matrix<T>& library, double scale)
+      : ctx_(ctx),
+        s_(ctx.sources[SOURCE_X]),
+        library_(library),
+        scale_(T(scale)),
+        stream_(stream),
+        drop_(ctx.learn ? int32_t(philox_threshold(level)) : 0),
+        take_(s_.is_index64 ? (s_.is_double ? take<T, double, int64_t> : take<T, float, int64_t>)
+                            : (s_.is_double ? take<T, double, int32_t> : take<T, float, int32_t>)) {}
+
+  // Row i of the batch, at its first nonzero that is not before `column`.
+  Cursor at(index_t i, index_t column) const {
+    return s_.is_index64 ? find<int64_t>(ctx_.rows[i], column) : find<int32_t>(ctx_.rows[i], column);
+  }
+  void next(index_t i, index_t end, Cursor& cursor, Segment<T>& segment) const {
+    take_(s_, end, cursor, segment);
+    if (library_.data && segment.n) normalize(size_factor(scale_, library_.row(i)[0]), segment);
+    if (drop_ && segment.n) mask(i, segment);
+  }
+
+ private:
+  template <class Index>
+  Cursor find(index_t row, index_t column) const {
+    const Index* indices = static_cast<const Index*>(s_.indices);
+    const Index* indptr = static_cast<const Index*>(s_.indptr);
+    index_t low = indptr[row], high = indptr[row + 1];
+    const index_t end = high;
+    while (low < high) {
+      const index_t middle = low + (high - low) / 2;
+      index_t(indices[middle]) < column ? low = middle + 1 : high = middle;
+    }
+    return {low, end};
+  }
+
+  static void normalize(T factor, Segment<T>& segment) {
+    for (index_t k = 0; k < segment.n; k += WIDTH<T>)
+      store(segment.value + k, normalized(load(segment.value + k), factor));
+  }
+
+  void mask(index_t i, Segment<T>& segment) const {
+    for (index_t k = 0; k < segment.n; k += BLOCKS) {
+      const int n = int(segment.n - k < BLOCKS ? segment.n - k : BLOCKS);
+      vw x[1][4] = {{vw{}, vw{} + uint64_t(i), vw{} + ctx_.step, vw{} + uint32_t(stream_)}};
+      for (int l = 0; l < n; ++l) x[0][0][l] = uint64_t(segment.column[k + l] / 4);
+      philox4x32(x, ctx_.seed);
+      uint64_t words[4][BLOCKS];
+      __builtin_memcpy(words, x, sizeof words);
+      for (int l = 0; l < n; ++l)
+        if (int32_t(philox_cell(uint32_t(words[segment.column[k + l] % 4][l]))) < drop_) segment.value[k + l] = T(0);
+    }
+  }
+
+  const Context<T>& ctx_;
+  const SourceView& s_;
+  const Matrix<T>& library_;
+  T scale_;
+  int stream_;
+  int32_t drop_;  // cells below this are masked
+  void (*take_)(const SourceView&, index_t, Cursor&, Segment<T>&);
+};
+
+// z (V vectors) += a segment times the rows of W.
+template <class T, int V>
+void add_product(const Segment<T>& x, const T* W, index_t ld, T* z) {
+  vec<T> acc[V];
+#pragma GCC unroll 8
+  for (int v = 0; v < V; ++v) acc[v] = load(z + v * WIDTH<T>);
+  for (index_t k = 0; k < x.n; ++k) {
+    const vec<T> a = broadcast(x.value[k]);
+    const T* w = W + x.column[k] * ld;
+#pragma GCC unroll 8
+    for (int v = 0; v < V; ++v) acc[v] = madd(acc[v], a, load(w + v * WIDTH<T>));
+  }
+#pragma GCC unroll 8
+  for (int v = 0; v < V; ++v) store(z + v * WIDTH<T>, acc[v]);
+}
+
+// Rows of g, PANEL apart, of which the first is that of column `first`, += a segment times dz (V vectors).
+template <class T, int V>
+void add_outer(const Segment<T>& x, const T* dz, index_t first, T* g) {
+  vec<T> d[V];
+#pragma GCC unroll 8
+  for (int v = 0; v < V; ++v) d[v] = load(dz + v * WIDTH<T>);
+  for (index_t k = 0; k < x.n; ++k) {
+    const vec<T> a = broadcast(x.value[k]);
+    T* to = g + (x.column[k] - first) * PANEL<T>;
+#pragma GCC unroll 8
+    for (int v = 0; v < V; ++v) store(to + v * WIDTH<T>, madd(load(to + v * WIDTH<T>), a, d[v]));
+  }
+}
+
+template <class T>
+struct SparseKernels {
+  void (*product)(const Segment<T>&, const T*, index_t, T*);
+  void (*outer)(const Segment<T>&, const T*, index_t, T*);
+};
+
+// By vectors of a panel.
+template <class T>
+inline const SparseKernels<T>& sparse_kernels(index_t cols) {
+#define V(n)                           \
+  {                                    \
+    add_product<T, n>, add_outer<T, n> \
+  }
+  static const SparseKernels<T> table[PANEL_VECTORS] = {V(1), V(2), V(3), V(4), V(5), V(6), V(7), V(8)};
+#undef V
+  return table[(cols + WIDTH<T> - 1) / WIDTH<T> - 1];
+}
+
+// A thread's scratch memory: a block of gradients, then the cursors of the rows.
+template <class T>
+inline T* sparse_block(const Context<T>& ctx, int tid) {
+  return ctx.scratch + tid * ctx.scratch_stride;
+}
+template <class T>
+inline Cursor* sparse_cursors(const Context<T>& ctx, int tid) {
+  return reinterpret_cast<Cursor*>(sparse_block(ctx, tid) + SPARSE_COLUMNS * SPARSE_PANEL);
+}
+
+template <class T>
+void sparse_product(const Context<T>& ctx, const SparseRows<T>& x, const Matrix<T>& W, const Matrix<T>& out, int tid,
+                    int nt) {
+  const Range rows(ctx.m, tid, nt);
+  Cursor* cursors = sparse_cursors(ctx, tid);
+  Segment<T> segment;
+  for (index_t j = 0; j < W.cols; j += PANEL<T>) {
+    const index_t cols = W.cols - j < PANEL<T> ? W.cols - j : PANEL<T>;
+    const auto add = sparse_kernels<T>(cols).product;
+    for (index_t i = rows.begin; i < rows.end; ++i) {
+      cursors[i - rows.begin] = x.at(i, 0);
+      for (index_t l = 0; l < cols; l += WIDTH<T>) store(out.row(i) + j + l, vec<T>{});
+    }
+    for (index_t end = SPARSE_COLUMNS; end < W.rows + SPARSE_COLUMNS; end += SPARSE_COLUMNS)
+      for (index_t i = rows.begin; i < rows.end; ++i) {
+        x.next(i, end, cursors[i - rows.begin], segment);
+        if (segment.n) add(segment, W.data + j, W.row_stride, out.row(i) + j);
+      }
+  }
+}
+
+template <class Act, class T>
+void sparse_dense(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
+  LayerArgs<T> l;
+  l.bias = args.slots[1].data;
+  l.out = args.slots[3], l.out.rows = ctx.m;
+  l.pre = args.slots[4];
+  const SparseRows<T> x(ctx, args.ints[1], args.floats[0], args.slots[2], args.floats[1]);
+  sparse_product(ctx, x, args.slots[0], l.out, tid, nt);
+  activate<Act>(view(args, ctx, 3), l, tid, nt);
+}
+
+// Calls done(tile, values) for tiles of X' dz, whole cells high and a panel wide; values are rows PANEL apart.
+template <class T, class Done>
+inline void sparse_outer(const Context<T>& ctx, const SparseRows<T>& x, const Matrix<T>& dz, index_t features,
+                         const Done& done, int tid, int nt) {
+  const Range blocks((features + SPARSE_COLUMNS - 1) / SPARSE_COLUMNS, tid, nt);
+  T* block = sparse_block(ctx, tid);
+  Cursor* cursors = sparse_cursors(ctx, tid);
+  Segment<T> segment;
+  for (index_t j = 0; j < dz.cols && blocks.begin < blocks.end; j += PANEL<T>) {
+    const index_t cols = dz.cols - j < PANEL<T> ? dz.cols - j : PANEL<T>;
+    const auto add = sparse_kernels<T>(cols).outer;
+    for (index_t i = 0; i < ctx.m; ++i) cursors[i] = x.at(i, blocks.begin * SPARSE_COLUMNS);
+    for (index_t b = blocks.begin; b < blocks.end; ++b) {
+      const index_t first = b * SPARSE_COLUMNS,
+                    end = first + SPARSE_COLUMNS < features ? first + SPARSE_COLUMNS : features;
+      for (index_t l = 0; l < (end - first) * PANEL<T>; l += WIDTH<T>) store(block + l, vec<T>{});
+      for (index_t i = 0; i < ctx.m; ++i) {
+        x.next(i, end, cursors[i], segment);
+        if (segment.n) add(segment, dz.row(i) + j, first, block);
+      }
+      for (index_t r = first; r < end; r += CELL_ROWS)
+        done(Tile{r, j, int(end - r < CELL_ROWS ? end - r : CELL_ROWS), cols}, block + (r - first) * PANEL<T>);
+    }
+  }
+}
+
+// Calls fn(i, j, g, n) as for_vectors does.
+template <class T, class Fn>
+inline void for_panel_vectors(const Tile& t, const T* tile, const Fn& fn) {
+  for (int i = 0; i < t.rows; ++i, tile += PANEL<T>)
+    for (index_t j = 0; j < t.cols; j += WIDTH<T>)
+      fn(t.row + i, t.col + j, load(tile + j), t.cols - j < WIDTH<T> ? t.cols - j : WIDTH<T>);
+}
+
+template <class T>
+void sparse_wgrad(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
+  const Matrix<T>& dW = args.slots[1];
+  const bool accumulate = args.ints[0];
+  sparse_outer(
+      ctx, SparseRows<T>(ctx, args.ints[1], args.floats[0], args.slots[2], args.floats[1]), args.slots[0], dW.rows,
+      [&](const Tile& t, const T* tile) {
+        for_panel_vectors(t, tile, [&](index_t i, index_t j, vec<T> g, index_t n) {
+          T* p = dW.row(i) + j;
+          store_n(p, accumulate ? load_n(p, n) + g : g, n);
+        });
+      },
+      tid, nt);
+}
+
+template <template <class> class Rule, class T>
+void sparse_wgrad_update(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
+  const Matrix<T>&before = args.slots[1], &colrate = args.slots[5];
+  const WeightStep<Rule, T> step(args, ctx, 2, 7);
+  sparse_outer(
+      ctx, SparseRows<T>(ctx, args.ints[1], args.floats[6], args.slots[6], args.floats[7]), args.slots[0], step.W.rows,
+      [&](const Tile& t, const T* tile) {
+        step.penalise(t);
+        for_panel_vectors(t, tile, [&](index_t i, index_t j, vec<T> g, index_t n) {
+          if (before.data) g += load_n(before.row(i) + j, n);
+          if (colrate.data) g += load_n(colrate.data + j, n) * load_n(step.W.row(i) + j, n);
+          step(i, j, g, n);
+        });
+      },
+      tid, nt);
+}
