@@ -159,6 +159,15 @@ def test_other_estimators() -> None:
     assert adata.uns["ae"]["params"]["beta"] == 0.5
 
 
+def test_counts() -> None:
+    adata = cells()
+    narrows.scanpy.autoencoder(adata, estimator="count", likelihood="poisson", layers=True, **FIT)
+    assert adata.uns["ae"]["params"]["normalize"] == "none"
+    model = narrows.CountAutoencoder(**FIT, likelihood="poisson", random_state=0).fit(cells().X)
+    np.testing.assert_array_equal(adata.layers["ae_denoised"], model.denoise(adata.X))
+    np.testing.assert_allclose(adata.layers["ae_denoised"].sum(axis=1), adata.X.sum(axis=1).A1, rtol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("params", "error", "text"),
     [
@@ -172,6 +181,7 @@ def test_other_estimators() -> None:
         ({"betta": 3}, ValueError, "betta"),
         ({"n_components": 0}, ValueError, "n_components=0"),
         ({"loss": "bce", "normalize": "none"}, DataError, "[0, 1]"),
+        ({"estimator": "count", "obsm": "X_pca"}, DataError, "counts"),
     ],
 )
 def test_what_cannot_be_done_leaves_the_object_whole(params: dict[str, Any], error: type[Exception], text: str) -> None:

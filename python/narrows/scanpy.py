@@ -59,8 +59,8 @@ def autoencoder(
     n_components : int
         Width of the latent layer.
     estimator : str
-        Which one, as the command line names them: ``"autoencoder"``, ``"linear"``, ``"denoising"``, ``"sparse"``,
-        ``"contractive"``, ``"variational"``, ...
+        Which one, as the command line names them: ``"autoencoder"``, ``"count"`` (of raw counts), ``"linear"``,
+        ``"denoising"``, ``"sparse"``, ``"contractive"``, ``"variational"``, ...
     layer : str, optional
         Use ``adata.layers[layer]`` instead of ``adata.X``.
     obsm : str, optional
