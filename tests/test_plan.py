@@ -36,7 +36,7 @@ from narrows.plan import (
 
 LEARN = Mode.GRADIENT | Mode.TRAIN
 LAYERS = (OpCode.DENSE, OpCode.CONVOLVE, OpCode.MAXPOOL, OpCode.SPARSE_DENSE)
-JUDGES = (OpCode.LOSS, OpCode.GAUSSIAN)
+JUDGES = (OpCode.LOSS, OpCode.GAUSSIAN, OpCode.WEIGHT_GRAM, OpCode.SPARSE_MSE)
 all_cases = pytest.mark.parametrize("case", CASES, ids=str)
 model_cases = pytest.mark.parametrize("case", MODEL_CASES, ids=str)
 

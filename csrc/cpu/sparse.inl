@@ -45,13 +45,13 @@ void take(const SourceView& s, index_t end, Cursor& at, Segment<T>& segment) {
   }
 }
 
-// The rows of the batch, with the noise of training.
+// The rows of the batch in a source, with the noise of training if `level` is not 0.
 template <class T>
 class SparseRows {
  public:
-  SparseRows(const Context<T>& ctx, int stream, double level)
+  SparseRows(const Context<T>& ctx, int source, int stream = 0, double level = 0)
       : ctx_(ctx),
-        s_(ctx.sources[SOURCE_X]),
+        s_(ctx.sources[source]),
         stream_(stream),
         drop_(ctx.learn ? int32_t(philox_threshold(level)) : 0),
         take_(s_.is_index64 ? (s_.is_double ? take<T, double, int64_t> : take<T, float, int64_t>)
@@ -100,15 +100,15 @@ class SparseRows {
   void (*take_)(const SourceView&, index_t, Cursor&, Segment<T>&);
 };
 
-// z (V vectors) += a segment times the rows of W.
+// z (V vectors) += a segment times the rows of W, of which the one at W is that of column `first`.
 template <class T, int V>
-void add_product(const Segment<T>& x, const T* W, index_t ld, T* z) {
+void add_product(const Segment<T>& x, const T* W, index_t ld, index_t first, T* z) {
   vec<T> acc[V];
 #pragma GCC unroll 8
   for (int v = 0; v < V; ++v) acc[v] = load(z + v * WIDTH<T>);
   for (index_t k = 0; k < x.n; ++k) {
     const vec<T> a = broadcast(x.value[k]);
-    const T* w = W + x.column[k] * ld;
+    const T* w = W + (x.column[k] - first) * ld;
 #pragma GCC unroll 8
     for (int v = 0; v < V; ++v) acc[v] = madd(acc[v], a, load(w + v * WIDTH<T>));
   }
@@ -132,7 +132,7 @@ void add_outer(const Segment<T>& x, const T* dz, index_t first, T* g) {
 
 template <class T>
 struct SparseKernels {
-  void (*product)(const Segment<T>&, const T*, index_t, T*);
+  void (*product)(const Segment<T>&, const T*, index_t, index_t, T*);
   void (*outer)(const Segment<T>&, const T*, index_t, T*);
 };
 
@@ -174,7 +174,7 @@ void sparse_product(const Context<T>& ctx, const SparseRows<T>& x, const Matrix<
     for (index_t end = SPARSE_COLUMNS; end < W.rows + SPARSE_COLUMNS; end += SPARSE_COLUMNS)
       for (index_t i = rows.begin; i < rows.end; ++i) {
         x.next(i, end, cursors[i - rows.begin], segment);
-        if (segment.n) add(segment, W.data + j, W.row_stride, out.row(i) + j);
+        if (segment.n) add(segment, W.data + j, W.row_stride, 0, out.row(i) + j);
       }
   }
 }
@@ -185,7 +185,7 @@ void sparse_dense(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
   l.bias = args.slots[1].data;
   l.out = args.slots[2], l.out.rows = ctx.m;
   l.pre = args.slots[3];
-  sparse_product(ctx, SparseRows<T>(ctx, args.ints[1], args.floats[0]), args.slots[0], l.out, tid, nt);
+  sparse_product(ctx, SparseRows<T>(ctx, SOURCE_X, args.ints[1], args.floats[0]), args.slots[0], l.out, tid, nt);
   activate<Act>(view(args, ctx, 2), l, tid, nt);
 }
 
@@ -228,7 +228,7 @@ void sparse_wgrad(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
   const Matrix<T>& dW = args.slots[1];
   const bool accumulate = args.ints[0];
   sparse_outer(
-      ctx, SparseRows<T>(ctx, args.ints[1], args.floats[0]), args.slots[0], dW.rows,
+      ctx, SparseRows<T>(ctx, SOURCE_X, args.ints[1], args.floats[0]), args.slots[0], dW.rows,
       [&](const Tile& t, const T* tile) {
         for_panel_vectors(t, tile, [&](index_t i, index_t j, vec<T> g, index_t n) {
           T* p = dW.row(i) + j;
@@ -243,7 +243,7 @@ void sparse_wgrad_update(const Args<T>& args, const Context<T>& ctx, int tid, in
   const Matrix<T>&before = args.slots[1], &colrate = args.slots[5];
   const WeightStep<Rule, T> step(args, ctx, 2, 6);
   sparse_outer(
-      ctx, SparseRows<T>(ctx, args.ints[1], args.floats[6]), args.slots[0], step.W.rows,
+      ctx, SparseRows<T>(ctx, SOURCE_X, args.ints[1], args.floats[6]), args.slots[0], step.W.rows,
       [&](const Tile& t, const T* tile) {
         step.penalise(t);
         for_panel_vectors(t, tile, [&](index_t i, index_t j, vec<T> g, index_t n) {
