@@ -54,7 +54,7 @@ class Case:
     rows : int
         Rows of the data; not a multiple of `batch` where a short last batch is wanted.
     density : float
-        Of a sparse input or target: the part of its elements that are not zero, but for an empty row and an empty column.
+        Of a sparse input or target: the part of its elements that are not zero, but for an empty row and column.
     """
 
     name: str

@@ -5,13 +5,14 @@ from __future__ import annotations
 import itertools
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cases import CASES, MODEL_CASES, Case, network, specs
+from cases import CASES, GRAM_CASES, MODEL_CASES, Case, network, specs
 from narrows.backends import Hyper
 from narrows.backends.reference import ReferenceProgram
 from narrows.lowering import lower
@@ -246,7 +247,7 @@ def test_str_reads_op_by_op(case: Case) -> None:
         assert op.code.name.lower() in line
         for role, i in operands(op).items():
             assert f" {role}={case.plan.slots[i].name}" in line
-        assert len(line) < 200
+        assert len(line) < 320
 
 
 def ops_of(plan: Plan, mode: Mode) -> list[Op]:
@@ -311,16 +312,21 @@ def check_fusion(plan: Plan) -> None:
         expected |= {OpCode.COLSUM_UPDATE}
     if plan.spec.sparse_input:
         expected |= {OpCode.SPARSE_WGRAD_UPDATE}
-        if all(layer.tied_to is not None for layer in plan.spec.layers[1:]):
-            expected -= {OpCode.WGRAD_UPDATE}
+    if plan.spec.gram_decoder:
+        expected |= {OpCode.SPARSE_MSE_UPDATE}
+    inner = plan.spec.layers[int(plan.spec.sparse_input) : len(plan.spec.layers) - plan.spec.gram_decoder]
+    if all(layer.tied_to is not None or layer.convolution is not None for layer in inner):
+        expected -= {OpCode.WGRAD_UPDATE}
     if plan.spec.n_chains:
         expected |= {OpCode.KEEP}
     assert {op.code for op in train} == expected
     assert {op.code for op in gradient} <= {
         OpCode.WGRAD, OpCode.COLSUM, OpCode.DECAY, OpCode.COLUMN_DECAY, OpCode.GRAIN_SUM, OpCode.SPARSE_WGRAD,
+        OpCode.SPARSE_MSE_WGRAD,
     }  # fmt: skip
     train = [op for op in train if op.code is not OpCode.KEEP]
     updated = [operands(op)["b" if op.code is OpCode.COLSUM_UPDATE else "W"] for op in train]
+    updated += [operands(op)["b"] for op in train if op.code is OpCode.SPARSE_MSE_UPDATE]
     assert sorted(updated) == [plan.index[s.name] for s in plan.learned]
     unfused_of = {OpCode.WGRAD_UPDATE: OpCode.WGRAD, OpCode.SPARSE_WGRAD_UPDATE: OpCode.SPARSE_WGRAD}
     products = {(op.code, operands(op)["dW"]): op for op in gradient if op.code in unfused_of.values()}
@@ -331,6 +337,24 @@ def check_fusion(plan: Plan) -> None:
             assert (own.get("x"), own["dz"]) == (operands(unfused).get("x"), operands(unfused)["dz"])
             if op.code is OpCode.SPARSE_WGRAD_UPDATE:
                 assert (op.ints[1], op.floats[-1]) == (unfused.ints[1], unfused.floats[0]), "noise"
+
+
+@pytest.mark.parametrize("case", GRAM_CASES, ids=str)
+def test_a_decoder_in_gram_form_needs_no_row_of_its_outputs(case: Case) -> None:
+    plan, n_outputs = case.plan, case.spec.n_outputs
+    judged = Mode.TRAIN | Mode.GRADIENT | Mode.SCORE | Mode.LIKELIHOOD
+    assert "decoder in gram form" in str(plan)
+    if n_outputs not in {layer.n_in for layer in case.spec.layers[case.spec.sparse_input :]}:
+        slots = {plan.slots[i] for op in plan.ops if op.modes & judged for i in op.slots if i >= 0}
+        assert not any(s.region is Region.BATCH and s.cols == n_outputs for s in slots)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"loss": Loss.HUBER}, {"output": Activation.SIGMOID}, {"tied": True}], ids=lambda wrong: next(iter(wrong))
+)
+def test_a_decoder_in_gram_form_is_linear_and_of_squared_error(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="gram_decoder needs the squared error of a dense linear output layer"):
+        lower(network((7, 4, 7), gram_decoder=True, **wrong), 8)
 
 
 @all_cases
@@ -355,14 +379,17 @@ def test_the_cases_use_everything() -> None:
     every = (
         OpCode.DENSE, OpCode.DGRAD, OpCode.ACTIVITY_L1, OpCode.CONTRACTIVE, OpCode.SLOPES, OpCode.CURVES,
         OpCode.GAUSSIAN, OpCode.CONVOLVE, OpCode.CONV_DGRAD, OpCode.MAXPOOL_DGRAD, OpCode.SPARSE_DENSE,
+        OpCode.SPARSE_MSE,
     )  # fmt: skip
     for code, values in ((code, hidden) for code in every):
         assert {v for c, name, v in attributes if (c, name) == (code, "activation")} == values
     products = OpCode.WGRAD_UPDATE, OpCode.SPARSE_WGRAD_UPDATE
-    for code in (OpCode.UPDATE, OpCode.COLSUM_UPDATE, OpCode.GRAIN_UPDATE, *products):
+    for code in (OpCode.UPDATE, OpCode.COLSUM_UPDATE, OpCode.GRAIN_UPDATE, OpCode.SPARSE_MSE_UPDATE, *products):
         assert {v for c, name, v in attributes if (c, name) == (code, "solver")} == set(Solver)
     for code, operand in itertools.product(products, ("dW", "penalty", "colrate")):
         assert {operand in operands(op) for op in ops if op.code is code} == {True, False}
+    for code in (OpCode.SPARSE_MSE, OpCode.SPARSE_MSE_WGRAD, OpCode.SPARSE_MSE_UPDATE):
+        assert {v for c, name, v in attributes if (c, name) == (code, "source")} == {0, 1}
     assert {v for c, name, v in attributes if (c, name) == (OpCode.LOSS, "loss")} == set(Loss) - {Loss.GAUSSIAN}
     assert {v for c, name, v in attributes if (c, name) == (OpCode.CORRUPT, "kind")} == set(Corruption)
     for code in (OpCode.WGRAD, OpCode.CONV_WGRAD, OpCode.SPARSE_WGRAD):

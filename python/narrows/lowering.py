@@ -223,8 +223,8 @@ def lower(spec: NetworkSpec, batch: int) -> Plan:
         check_boltzmann(spec, batch)
     if spec.gram_decoder and not spec.takes_gram_decoder:
         raise ValueError(
-            "gram_decoder needs the squared error of a dense linear output layer with a weight of its own: no other loss "
-            "or output activation, no tied weight, convolution or Gibbs sampling"
+            "gram_decoder needs the squared error of a dense linear output layer with a weight of its own: no other "
+            "loss or output activation, no tied weight, convolution or Gibbs sampling"
         )
     if spec.sparse_input and not spec.takes_sparse_input:
         raise ValueError(

@@ -561,7 +561,7 @@ class NetworkSpec:
 
     @property
     def takes_gram_decoder(self) -> bool:
-        """Whether the network can have a `gram_decoder`: squared error of a dense linear layer whose weight is its own."""
+        """Whether the network can have a `gram_decoder`: squared error of a dense linear layer with its own weight."""
         last = self.layers[-1]
         linear = last.activation is Activation.LINEAR and last.convolution is None and last.tied_to is None
         return self.loss is Loss.MSE and linear and self.n_gibbs == 0

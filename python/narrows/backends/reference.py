@@ -785,8 +785,8 @@ def sparse_wgrad_update(run: Run, *, dz: Array, stream: int, level: float, **rul
 
 # --- ops: squared error against sparse rows --------------------------------------------------------------------------
 #
-# With V = [W; b] and g = [h 1], the loss of a row is |g V - y|^2 = g Q g' - 2 g p' + |y|^2, where Q = V V' and p = y V';
-# its derivatives are 2 (g Q - p) by g and 2 g' (g V - y) by V. Sums are in double, whatever the type of the slots.
+# With V = [W; b] and g = [h 1], the loss of a row y is |g V - y|^2 = g Q g' - 2 g p' + |y|^2, Q = V V' and p = y V'.
+# Its derivatives are 2 (g Q - p) by g and 2 g' (g V - y) by V. Sums are in double, whatever the type of the slots.
 
 
 def with_bias(W: Array, b: Array) -> Array:

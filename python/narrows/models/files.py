@@ -6,6 +6,7 @@ shapes are not what this version knows is a `ModelFileError`. Never: code in a f
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -37,6 +38,7 @@ def write_model(estimator: Any, path: str | os.PathLike[str]) -> None:
             "corruption_range": tuple(float(v) for v in network.spec.corruption_range),
             "separate_target": network.spec.separate_target,
             "weighted": network.spec.weighted,
+            "gram_decoder": network.spec.gram_decoder,
         },
         "feature_names": None if names is None else [str(name) for name in names],
         "history": estimator.history_,
@@ -77,6 +79,7 @@ def _restored(tensors: Mapping[str, Any], meta: Mapping[str, Any], classes: Mapp
         if type(size) is not int or size < 1:
             raise ModelFileError(f"{name} is {size!r}")
     low, high = shape["corruption_range"]
+    gram = bool(shape.get("gram_decoder", False))  # models of before it had none
     spec = build_spec(
         estimator,
         fitted["n_features_in_"],
@@ -84,7 +87,11 @@ def _restored(tensors: Mapping[str, Any], meta: Mapping[str, Any], classes: Mapp
         corruption_range=(float(low), float(high)),
         separate_target=bool(shape["separate_target"]),
         weighted=bool(shape["weighted"]),
+        target_density=0.0,
     )
+    if gram and not spec.takes_gram_decoder:
+        raise ModelFileError("gram_decoder is set for a network that cannot have one")
+    spec = dataclasses.replace(spec, gram_decoder=gram)
     expected = spec.parameter_shapes
     found = {name: array.shape for name, array in tensors.items()}
     if found != expected:
