@@ -473,7 +473,7 @@ index_t gram_scratch(int code, index_t inner, index_t batch, index_t size) {
   const index_t cursors = SPARSE_CURSOR / size;
   if (code == OP_WEIGHT_GRAM) return SCRATCH + (inner + CELL_ROWS) * 64 * wide;
   if (code == OP_SPARSE_MSE)
-    return wide * (ld * (inner + 1 + GRAM_ROWS + 2) + GRAM_ROWS) + GRAM_ROWS * (SPARSE_PANEL + cursors) +
+    return wide * (ld * (inner + 1 + GRAM_ROWS + 2) + GRAM_ROWS) + GRAM_ROWS * (SPARSE_PANEL + 2 * cursors) +
            SPARSE_COLUMNS * SPARSE_PANEL + lines;
   return SPARSE_COLUMNS * (2 * (inner + 1) + 2 * SPARSE_PANEL) + batch * cursors + lines;
 }

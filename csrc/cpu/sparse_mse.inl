@@ -9,7 +9,7 @@
 // the slots under bfloat16. Included inside the namespace of an instruction set; operands in the order of
 // plan.SIGNATURES.
 
-constexpr index_t DOUBLE_BLOCKS = 8;  // blocks of columns whose part of p is summed before it is added in double
+constexpr index_t SHORT_SUM = 64;  // terms of p from which on their sum, in the slots' type, is added in double
 
 template <class T>
 inline vd wide(const T* p) {
@@ -170,6 +170,7 @@ struct GramRows {
   double *Q, *p, *square, *g, *gQ;  // Q and p with rows `ld` apart
   T *part, *block;                  // of p, PANEL apart; a block of W by columns, likewise
   Cursor* cursors;
+  index_t* terms;  // in `part`
   index_t ld;
 
   GramRows(T* scratch, index_t inner) : ld(padded(inner + 1)) {
@@ -178,6 +179,7 @@ struct GramRows {
     square = room.template take<double>(GRAM_ROWS), g = room.template take<double>(ld);
     gQ = room.template take<double>(ld), part = room.template take<T>(GRAM_ROWS * SPARSE_PANEL);
     block = room.template take<T>(SPARSE_COLUMNS * SPARSE_PANEL), cursors = room.template take<Cursor>(GRAM_ROWS);
+    terms = room.template take<index_t>(GRAM_ROWS);
   }
 
   // p and |y|^2 of rows begin..end.
@@ -189,9 +191,8 @@ struct GramRows {
     for (index_t j = 0; j < inner; j += PANEL<T>) {
       const index_t cols = inner - j < PANEL<T> ? inner - j : PANEL<T>;
       const auto add = sparse_kernels<T>(cols).product;
-      for (index_t i = 0; i < rows; ++i) cursors[i] = y.at(begin + i, 0);
+      for (index_t i = 0; i < rows; ++i) cursors[i] = y.at(begin + i, 0), terms[i] = 0;
       for (index_t i = 0; i < rows * PANEL<T>; i += WIDTH<T>) store(part + i, vec<T>{});
-      index_t taken = 0;
       for (index_t first = 0; first < W.cols; first += SPARSE_COLUMNS) {
         const index_t stop = first + SPARSE_COLUMNS < W.cols ? first + SPARSE_COLUMNS : W.cols;
         const Matrix<const T> by_column{W.data, W.cols, W.rows, 1, W.row_stride, false};
@@ -201,19 +202,21 @@ struct GramRows {
           if (!segment.n) continue;
           if (j == 0) add_ends(segment, b, p[i * ld + inner], square[i]);
           add(segment, block, PANEL<T>, first, part + i * PANEL<T>);
+          if ((terms[i] += segment.n) >= SHORT_SUM) settle(i, j, cols);
         }
-        if (++taken % DOUBLE_BLOCKS && stop < W.cols) continue;
-        for (index_t i = 0; i < rows; ++i)
-          for (index_t l = 0; l < cols; l += WIDTH<double>) {
-            double* sum = p + i * ld + j + l;
-            T* from = part + i * PANEL<T> + l;
-            // Columns from `cols` on are zeros of the block; that of b is not among them.
-            const vd value = keep_n(wide(from), cols - l);
-            store(sum, load(sum) + value);
-          }
-        for (index_t i = 0; i < rows * PANEL<T>; i += WIDTH<T>) store(part + i, vec<T>{});
       }
+      for (index_t i = 0; i < rows; ++i) settle(i, j, cols);
     }
+  }
+
+  // Adds what is in `part` of a row to columns j..j+cols of its p.
+  void settle(index_t i, index_t j, index_t cols) {
+    T* const from = part + i * PANEL<T>;
+    double* const sum = p + i * ld + j;
+    // A vector may reach into the column of b, which is not in `part`.
+    for (index_t l = 0; l < cols; l += WIDTH<double>) store(sum + l, load(sum + l) + keep_n(wide(from + l), cols - l));
+    for (index_t l = 0; l < cols; l += WIDTH<T>) store(from + l, vec<T>{});
+    terms[i] = 0;
   }
 
   // The last element of p and |y|^2, over the nonzeros of a segment: sums by four.
