@@ -588,8 +588,7 @@ def specs(draw: st.DrawFn) -> NetworkSpec:
     contracts = (dropout == 0 or depth == 1) and not variational
     corruption = draw(st.sampled_from([None, *Corruption]))
     hessian = draw(strength) if contracts else 0.0
-    filled = corruption not in (None, Corruption.MASKING) or hessian > 0
-    return network(
+    spec = network(
         sizes + mirrored,
         draw(elementwise),
         Activation.LINEAR if variational else Activation.SIGMOID if kl else draw(elementwise),
@@ -598,8 +597,6 @@ def specs(draw: st.DrawFn) -> NetworkSpec:
         dropout=dropout,
         loss=loss,
         corruption=corruption,
-        sparse_input=not filled and draw(st.booleans()),
-        gram_decoder=loss is Loss.MSE and output is Activation.LINEAR and not tied and draw(st.booleans()),
         corruption_level=0.2,
         activity_l1=0.0 if variational else draw(strength),
         variational=variational,
@@ -614,4 +611,9 @@ def specs(draw: st.DrawFn) -> NetworkSpec:
         clip_norm=draw(st.sampled_from([None, 1.0])),
         separate_target=separate,
         weighted=draw(st.booleans()),
+    )
+    return replace(
+        spec,
+        sparse_input=spec.takes_sparse_input and draw(st.booleans()),
+        gram_decoder=spec.takes_gram_decoder and draw(st.booleans()),
     )

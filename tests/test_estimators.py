@@ -462,7 +462,8 @@ def test_rows_that_fill_up_are_trained_on_as_dense_ones() -> None:
     X = sp.random_array((60, 40), density=0.05, format="csr", rng=np.random.default_rng(0))
     full = sp.random_array((60, 40), density=0.5, format="csr", rng=np.random.default_rng(0))
     options = {"n_components": 3, "max_iter": 1, "random_state": 0}
-    for other, data in (({"corruption": "gaussian"}, X), ({"contractive_hessian": 0.1}, X), ({}, full)):
+    probes = {"contractive": 0.1, "contractive_method": "hutchinson"}
+    for other, data in (({"corruption": "gaussian"}, X), ({"contractive_hessian": 0.1}, X), ({}, full), (probes, X)):
         assert "sparse_dense" not in str(Autoencoder(**options, **other).fit(data).plan_), other
 
 

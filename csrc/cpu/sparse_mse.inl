@@ -9,7 +9,8 @@
 // the slots under bfloat16. Included inside the namespace of an instruction set; operands in the order of
 // plan.SIGNATURES.
 
-constexpr index_t SHORT_SUM = 64;  // terms of p from which on their sum, in the slots' type, is added in double
+// Terms from which on a sum in the slots' type is added in double: of p, and of Q.
+constexpr index_t SHORT_SUM = 64, GRAM_DEPTH = 128;
 
 template <class T>
 inline vd wide(const T* p) {
@@ -69,8 +70,8 @@ void weight_gram(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
     const index_t begin = block(share.begin), end = block(share.end), j0 = p * NR<T>;
     if (begin >= end) continue;
     for (index_t i = 0; i < (end - begin) * MR * NR<T>; ++i) sums[i] = 0;
-    for (index_t k0 = 0; k0 < W.cols; k0 += PACK_DEPTH) {
-      const index_t depth = W.cols - k0 < PACK_DEPTH ? W.cols - k0 : PACK_DEPTH;
+    for (index_t k0 = 0; k0 < W.cols; k0 += GRAM_DEPTH) {
+      const index_t depth = W.cols - k0 < GRAM_DEPTH ? W.cols - k0 : GRAM_DEPTH;
       pack(transposed(W), k0, depth, j0, width(p), scratch);
       const Operands<T> o{W.data + k0, scratch, W.row_stride, 1, NR<T>, depth, true, true, nullptr, 0, nullptr, 0};
       run_tiles(
@@ -88,9 +89,9 @@ void weight_gram(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
   for (index_t i = rows.begin; i < rows.end; ++i) {
     const T* w = i < n ? W.row(i) : b;
     double sum = 0;
-    for (index_t k0 = 0; k0 < W.cols; k0 += PACK_DEPTH) {
+    for (index_t k0 = 0; k0 < W.cols; k0 += GRAM_DEPTH) {
       LaneSum<T> block;
-      for (index_t k = k0; k < k0 + PACK_DEPTH && k < W.cols; k += WIDTH<T>)
+      for (index_t k = k0; k < k0 + GRAM_DEPTH && k < W.cols; k += WIDTH<T>)
         block.add(k, load_n(w + k, W.cols - k) * load_n(b + k, W.cols - k));
       sum += block.total();
     }
@@ -329,9 +330,9 @@ inline void sparse_mse_outer(const Args<T>& args, const Context<T>& ctx, const M
         if (last) cursors[i] = at;
         if (!segment.n) continue;
         const T share = T(2) * row_scale(weight, ctx, i);
-        for (index_t k = 0; k < segment.n; ++k) segment.value[k] *= share;
-        add(segment, h.row(i) + j, first, sums);
-        for (index_t k = 0; last && k < segment.n; ++k) total[segment.column[k] - first] += segment.value[k];
+        add(segment, share, h.row(i) + j, first, sums);
+        for (index_t k = 0; last && k < segment.n; ++k)
+          total[segment.column[k] - first] += rounded_value(share * segment.value[k]);
       }
       pack(Matrix<const T>{sums, cols, C, 1, PANEL<T>, false}, 0, cols, 0, C, turned + j * C, C);
       if (last) __builtin_memcpy(ends, total, sizeof total);

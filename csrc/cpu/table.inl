@@ -9,6 +9,7 @@
 #endif
 #include <stdint.h>
 
+#include <type_traits>
 #include <utility>
 
 #include "conv.h"

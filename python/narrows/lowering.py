@@ -229,7 +229,7 @@ def lower(spec: NetworkSpec, batch: int) -> Plan:
     if spec.sparse_input and not spec.takes_sparse_input:
         raise ValueError(
             "sparse_input needs a dense first layer and no noise but masking: convolutions, gaussian and "
-            "salt-and-pepper corruption, contractive_hessian and Gibbs sampling work on dense rows"
+            "salt-and-pepper corruption, contractive_hessian, contractive probes and Gibbs sampling work on dense rows"
         )
     low = Lowering(batch)
 

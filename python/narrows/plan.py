@@ -557,6 +557,8 @@ class NetworkSpec:
         """Whether the network can have a `sparse_input`: a dense first layer, and nothing else that needs the rows of
         its input or fills them."""
         filled = self.corruption not in (None, Corruption.MASKING) or self.contractive_hessian > 0
+        # Probes are rows of the input's width; an encoder of one layer has none (its penalty has a closed form).
+        filled = filled or (self.contractive > 0 and self.contractive_probes > 0 and self.latent > 1)
         return self.layers[0].convolution is None and not filled and self.n_gibbs == 0
 
     @property
