@@ -130,7 +130,12 @@ enum Share : int { SHARE_ROWS, SHARE_TILES, SHARE_FIRST, SHARE_ALL };
   X(LIBRARY, 1, 1, 0, 0b0, 0b1, SHARE_ROWS)                          \
   X(LOG_NORMALIZE, 2, 0, 1, 0b11, 0b01, SHARE_ROWS)                  \
   X(COUNTS, 6, 4, 1, 0b001111, 0b110001, SHARE_ALL)                  \
-  X(MEANS, 3, 1, 1, 0b011, 0b100, SHARE_ROWS)
+  X(MEANS, 3, 1, 1, 0b011, 0b100, SHARE_ROWS)                        \
+  X(WEIGHT_GRAM, 4, 0, 0, 0b0011, 0b1100, SHARE_ALL)                 \
+  X(SPARSE_MSE, 9, 2, 1, 0b001111111, 0b110000000, SHARE_ROWS)       \
+  X(ROW_GRAM, 3, 0, 0, 0b011, 0b100, SHARE_ALL)                      \
+  X(SPARSE_MSE_WGRAD, 7, 1, 0, 0b0011111, 0b1100000, SHARE_ALL)      \
+  X(SPARSE_MSE_UPDATE, 10, 2, 6, 0b0111111111, 0b1111111000, SHARE_ALL)
 
 enum OpCode : int {
 #define X(name, ...) OP_##name,
@@ -147,6 +152,7 @@ constexpr double VARIANCE_FLOOR = 1e-6;                          // added to lea
 constexpr double LOG_DISPERSION_LIMIT = 14, DROPOUT_LIMIT = 60;  // as far as the logarithms and the logits count
 constexpr index_t GRAIN = 4096;                                  // elements of a flat region one thread takes at a time
 constexpr int JACOBIAN_LAYERS = 4;                               // of an encoder, at most
+constexpr double GRAM_GUARD = 1e-3;  // part of |y|^2 below which a row's loss is taken from its residuals
 
 // As plan.padded(): whole cache lines, whole pairs of them in wide rows, and these not on the same sets of a cache.
 inline index_t padded(index_t cols) {

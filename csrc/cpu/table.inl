@@ -9,6 +9,7 @@
 #endif
 #include <stdint.h>
 
+#include <type_traits>
 #include <utility>
 
 #include "conv.h"
@@ -39,6 +40,7 @@ namespace NARROWS_ISA {
 #include "pooling.inl"
 #include "counts.inl"
 #include "sparse.inl"
+#include "sparse_mse.inl"
 #include "evaluate.inl"
 // clang-format on
 
@@ -221,6 +223,19 @@ Op<T> resolve(int code, const int* ints) {
                                      : resolve_link<Zinb, T>(ints[1]);
     case OP_MEANS:
       return means<T>;
+    case OP_WEIGHT_GRAM:
+      return weight_gram<T>;
+#define NARROWS_KERNEL sparse_mse
+    case OP_SPARSE_MSE:
+      NARROWS_BY_ACTIVATION(ints[1], X)
+      break;
+#undef NARROWS_KERNEL
+    case OP_ROW_GRAM:
+      return row_gram<T>;
+    case OP_SPARSE_MSE_WGRAD:
+      return sparse_mse_wgrad<T>;
+    case OP_SPARSE_MSE_UPDATE:
+      return ints[0] == SOLVER_SGD ? sparse_mse_update<Sgd, T> : sparse_mse_update<Adam, T>;
   }
 #undef X
   return nullptr;
