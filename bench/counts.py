@@ -45,8 +45,9 @@ def counts() -> Any:
     rng = np.random.default_rng(0)
     genes = rng.gamma(0.3, 1.0, WIDTHS[0])
     genes *= 0.094 / genes.mean()
-    rows = [rng.poisson(genes * rng.gamma(2.0, 0.5, WIDTHS[0])).astype(np.float32) for _ in range(BATCH * BATCHES)]
-    return sp.csr_array(np.stack(rows))
+    # Row by row: the memory of a process is measured, too.
+    cells = (rng.poisson(genes * rng.gamma(2.0, 0.5, WIDTHS[0])) for _ in range(BATCH * BATCHES))
+    return sp.csr_array(sp.vstack([sp.csr_array(cell.astype(np.float32)[None]) for cell in cells], format="csr"))
 
 
 def network(loss: str, X: Any) -> Any:
