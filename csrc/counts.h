@@ -1,6 +1,7 @@
 // Log-gamma functions and the likelihoods of counts, each once: value and derivatives over a value type V.
 //
-// Promises: as functors.h, whose requirements of V these share. Differences of log-gamma functions are formed from
+// Promises: as functors.h, whose requirements of V these share; besides, the includer has defined expm1_beside(x, e) =
+// exp(x) - 1 for x <= 0 and e = exp(x), and DROPOUT_LIMIT. Differences of log-gamma functions are formed from
 // differences of Stirling's series, so that they keep their accuracy where their terms are large and nearly equal: of
 // large counts as of large inverse dispersions. The formulas are those of python/narrows/backends/reference.py.
 
@@ -139,8 +140,9 @@ struct Nb {
   template <class V>
   NARROWS_HD static CountTerms<V> zero(V mu, V theta, V inverse, V) {
     CountTerms<V> t;
-    t.loss = theta * log1p_(mu * inverse);
-    t.by_mean = theta * (mu / (theta + mu));
+    const V q = mu * inverse;
+    t.loss = theta * log1p_(q);
+    t.by_mean = mu / (q + scalar_t<V>(1));
     t.by_dispersion = t.loss - t.by_mean;
     return t;
   }
@@ -170,8 +172,8 @@ struct Zinb {
     const V one = splat<V>(1), e = exp_(-abs_(held(zeta))), part = one / (one + e);
     const auto negative = zeta < V{};
     const V dropped = select(negative, e, one) * part, kept = select(negative, one, e) * part;
-    const V expected = kept * exp_(-t.loss), w = dropped + expected, odds = -kept * expm1_(-t.loss) / w;
-    const V share = expected / w;
+    const V zero = exp_(-t.loss), expected = kept * zero, inverse_w = one / (dropped + expected);
+    const V odds = -kept * expm1_beside(-t.loss, zero) * inverse_w, share = expected * inverse_w;
     t.loss = log1p_(odds);
     t.by_mean = t.by_mean * share;
     t.by_dispersion = t.by_dispersion * share;

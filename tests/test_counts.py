@@ -14,6 +14,7 @@ import scipy.sparse as sp
 from scipy import special, stats
 
 import narrows
+from cases import Case, network
 from estimator_cases import BACKEND, SMALL, same_rows
 from narrows import Autoencoder, CountAutoencoder, VariationalAutoencoder, cli
 from narrows.backends import compile_plan
@@ -128,6 +129,34 @@ def test_dispersions_beyond_the_limit_are_at_the_limit() -> None:
         one, other = (judged(Loss.NB, Activation.EXP, y, mean, t, zeta) for t in (at, beyond))
         np.testing.assert_allclose(one[0], other[0], rtol=1e-6)
         assert np.isfinite(other[1]).all()
+
+
+@pytest.mark.parametrize("index", [np.int32, np.int64])
+@pytest.mark.parametrize("value", [np.float32, np.float64])
+def test_targets_are_read_as_they_lie(index: Any, value: Any) -> None:
+    """Unsorted columns, and several values of one, which add up; more of them than there are columns."""
+    rng = np.random.default_rng(5)
+    case = Case("csr", network((9, 4, 33), output=Activation.SOFTMAX, loss=Loss.ZINB, separate_target=True), rows=21)
+    counts = np.full(21, 40)
+    counts[4] = 0
+    indptr = np.append(0, counts.cumsum())
+    indices, data = rng.integers(0, 33, indptr[-1]), rng.integers(0, 5, indptr[-1])
+    loose = sp.csr_array((data.astype(value), indices.astype(index), indptr.astype(index)), (21, 33))
+    sorted_, dense = loose.copy(), loose.toarray()
+    sorted_.sum_duplicates()
+    strided = np.zeros((21, 2 * 33 + 1), value)[:, ::-2][:, :33]
+    strided[...] = dense
+    found = []
+    for target in (loose, sorted_, dense, np.asfortranarray(dense), strided):
+        program = compile_plan(case.plan, BACKEND, n_threads=1)
+        program.load(case.state(np.float32))
+        X = case.data(np.float32).X
+        program.bind(X, target)
+        terms, gradient = program.gradient(np.arange(8))
+        found.append([terms, *gradient.values(), program.apply(X, Mode.SCORE, target)])
+    for other in found[1:]:
+        for one, same in zip(found[0], other, strict=True):
+            np.testing.assert_array_equal(one, same)
 
 
 # --- the estimators --------------------------------------------------------------------------------------------------

@@ -264,6 +264,9 @@ inline vf expm1_(vf x) {
   return power * expm1_reduced(f) + (power - 1.0f);
 }
 
+// exp(x) - 1 for x <= 0, of which the exponential is at hand.
+inline vf expm1_beside(vf x, vf e) { return select(x > splat<vf>(-0.34), expm1_reduced(x), e - 1.0f); }
+
 // log(2**k (1 + m)) for 1 + m in [sqrt(1/2), sqrt(2)); coefficients of Cephes (Moshier).
 inline vf log_reduced(vf m, vf k) {
   const vf z = m * m;
@@ -382,6 +385,7 @@ NARROWS_BY_LANE(tanh_, tanh)
 NARROWS_BY_LANE(sqrt_, sqrt)
 #undef NARROWS_BY_LANE
 
+inline vd expm1_beside(vd x, vd) { return expm1_(x); }
 inline vd exp_times_(vd x, vd w) { return w * exp_(x); }
 inline vd normal_cdf_times_(vd x, vd w) {
   for (int i = 0; i < WIDTH<double>; ++i) x[i] = 0.5 * __builtin_erfc(-0.7071067811865476 * x[i]);

@@ -153,8 +153,7 @@ class DeepAutoencoder(Autoencoder):
             state[f"W{i}"], state[f"b{i}"], state[f"b{last - i}"] = own["W0"], own["b0"], own["b1"]
             if spec.layers[last - i].tied_to is None:
                 state[f"W{last - i}"] = own["W1"] if "W1" in own else own["W0"].T.copy()
-            if "logvar" in own:
-                state["logvar"] = own["logvar"]
+            state |= {name: own[name] for name in ("logvar", "log_dispersion") if name in own}
         for name, shape in spec.parameter_shapes.items():  # a variance is not learned by a machine
             state.setdefault(name, np.zeros(shape, state["b0"].dtype))
         return state

@@ -1,0 +1,242 @@
+"""Training steps of count likelihoods beside PyTorch, as wide as genes are many.
+
+Usage: ``python bench/counts.py [--threads 2] [--rounds 9] [--out FILE] [--lock FILE]`` in an environment that holds
+narrows and PyTorch. A step is Adam on 512 cells of 20000 genes, 7 % not zero, of a network 20000-128-32-128-20000
+with ReLU and a negative binomial decoder, zero-inflated or not, in the form of scVI: the cell's sum times a softmax, an
+inverse dispersion for each gene. narrows reads CSR of raw counts; PyTorch is given dense rows and their normalised
+logarithms, made beforehand. Both begin with the same numbers, and losses that differ end the run. The libraries take
+turns, each in a process of its own, and their memory is what a step adds to the process that holds library and data.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import statistics
+import sys
+from collections.abc import Callable
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from harness import RESULTS, Repeated, Worker, interleaved, lock, prepare, serve, spread
+from memory import status
+from narrows import __version__
+
+WIDTHS = (20000, 128, 32, 128, 20000)
+BATCH, BATCHES = 512, 2
+RATE, EPSILON = 1e-3, 1e-8
+CASES = {"genomics-nb": "nb", "genomics-zinb": "zinb"}
+TARGETS = {"torch": 13.0, "torch.compile": 6.0}
+"""Least ratios to narrows."""
+MEMORY_TARGET = 5.0
+TOLERANCE = 1e-3
+OUT = RESULTS / "counts.json"
+
+
+def counts() -> Any:
+    """CSR of BATCHES batches; rates of genes and cells are gamma distributed."""
+    import scipy.sparse as sp
+
+    rng = np.random.default_rng(0)
+    genes = rng.gamma(0.3, 1.0, WIDTHS[0])
+    genes *= 0.094 / genes.mean()
+    # Row by row: the memory of a process is measured, too.
+    cells = (rng.poisson(genes * rng.gamma(2.0, 0.5, WIDTHS[0])) for _ in range(BATCH * BATCHES))
+    return sp.csr_array(sp.vstack([sp.csr_array(cell.astype(np.float32)[None]) for cell in cells], format="csr"))
+
+
+def network(loss: str, X: Any) -> Any:
+    """The specification and first parameters."""
+    from narrows.models.network import initial_state
+    from narrows.plan import Activation, LayerSpec, Loss, NetworkSpec
+
+    kind = Loss[loss.upper()]
+    activations = [Activation.RELU] * 3 + [Activation.SOFTMAX]
+    layers = [LayerSpec(*pair, a) for pair, a in zip(itertools.pairwise(WIDTHS), activations, strict=True)]
+    if kind is Loss.ZINB:
+        layers[-1] = LayerSpec(WIDTHS[-2], 2 * WIDTHS[-1], Activation.SOFTMAX)
+    library = float(np.median(X.sum(axis=1)))
+    spec = NetworkSpec(
+        tuple(layers), 2, loss=kind, log_normalize=True, library=library, sparse_input=True, epsilon=EPSILON
+    )
+    return spec, initial_state(spec, 0, np.float32)
+
+
+def narrows_steps(loss: str, threads: int) -> Callable[[int], float]:
+    from narrows.backends import Hyper, compile_plan
+    from narrows.lowering import lower
+
+    X = counts()
+    spec, state = network(loss, X)
+    program = compile_plan(lower(spec, BATCH), "cpp", n_threads=threads)
+    program.load(state)
+    program.bind(X)
+    rows, done = np.arange(len(X.indptr) - 1), 0
+
+    def run(steps: int) -> float:
+        nonlocal done
+        for _ in range(steps):
+            batch = rows[done % BATCHES * BATCH :][:BATCH]
+            terms = program.train(batch, Hyper(0, done, np.array([RATE])))
+            done += 1
+        return float(terms[-1, 0])
+
+    return run
+
+
+def torch_steps(loss: str, compiled: bool, threads: int) -> Callable[[int], float]:
+    import torch
+    from torch import nn
+    from torch.nn.functional import softplus
+
+    torch.set_num_threads(threads)
+    X = counts()
+    _, state = network(loss, X)
+    dense = torch.from_numpy(X.toarray())
+    library = dense.sum(dim=1, keepdim=True)
+    inputs = torch.log1p(dense * (library.median() / library))
+    layers = [nn.Linear(*pair) for pair in itertools.pairwise(WIDTHS)]
+    if loss == "zinb":
+        layers[-1] = nn.Linear(WIDTHS[-2], 2 * WIDTHS[-1])
+    for i, layer in enumerate(layers):
+        layer.weight.data = torch.from_numpy(np.ascontiguousarray(state[f"W{i}"].T))
+        layer.bias.data = torch.from_numpy(state[f"b{i}"][0].copy())
+    log_theta = nn.Parameter(torch.from_numpy(state["log_dispersion"][0].copy()))
+    model = nn.ModuleList(layers)
+    adam = torch.optim.Adam([*model.parameters(), log_theta], lr=RATE, eps=EPSILON, fused=True)
+    n = WIDTHS[-1]
+
+    def objective(x: Any, y: Any, size: Any) -> Any:
+        for layer in layers[:-1]:
+            x = torch.relu(layer(x))
+        out = layers[-1](x)
+        mu = size * torch.softmax(out[:, :n], dim=1)
+        theta = torch.exp(log_theta)
+        log_sum = torch.log(theta + mu + 1e-8)
+        log_p = (
+            theta * (torch.log(theta + 1e-8) - log_sum)
+            + y * (torch.log(mu + 1e-8) - log_sum)
+            + torch.lgamma(y + theta)
+            - torch.lgamma(theta)
+            - torch.lgamma(y + 1)
+        )
+        if loss == "zinb":
+            zeta = out[:, n:]
+            log_p = torch.where(y < 0.5, softplus(log_p - zeta) - softplus(-zeta), log_p - zeta - softplus(-zeta))
+        return -log_p.sum(dim=1).mean()
+
+    evaluate = torch.compile(objective) if compiled else objective
+    done = 0
+
+    def run(steps: int) -> float:
+        nonlocal done
+        for _ in range(steps):
+            at = slice(done % BATCHES * BATCH, (done % BATCHES + 1) * BATCH)
+            adam.zero_grad()
+            value = evaluate(inputs[at], dense[at], library[at])
+            value.backward()
+            adam.step()
+            done += 1
+        return float(value)
+
+    return run
+
+
+class Contender:
+    """What a worker runs."""
+
+    def start(self, case: str, library: str, threads: int) -> dict[str, Any]:
+        import torch  # noqa: F401  (in every process: what it takes by itself is of no interest)
+
+        loss, before = CASES[case], status("VmRSS")
+        steps = (
+            narrows_steps(loss, threads)
+            if library == "narrows"
+            else torch_steps(loss, library.endswith("compile"), threads)
+        )
+        held = status("VmRSS")
+        losses = [steps(1) for _ in range(4)]
+        peak = status("VmHWM")
+        self.steps = Repeated({library: steps})
+        return {"losses": losses, "before": before, "held": held, "peak": peak}
+
+    def turn(self) -> float:
+        return 1e3 * self.steps.turn()
+
+
+def measure(case: str, threads: int, rounds: int) -> dict[str, Any]:
+    """Milliseconds and memory of each library, narrows first."""
+    workers = [Worker("counts.py", name) for name in ("narrows", "torch", "torch.compile")]
+    try:
+        found = {w.name: w.ask("start", case=case, library=w.name, threads=threads) for w in workers}
+        for name, answer in found.items():
+            for a, b in zip(answer["losses"], found["narrows"]["losses"], strict=True):
+                if abs(a - b) > TOLERANCE * abs(b):
+                    raise RuntimeError(f"{case}: {name} learns something else than narrows: {a} and {b}")
+        ms: dict[str, list[float]] = {w.name: [] for w in workers}
+        for worker in interleaved(workers, rounds):
+            ms[worker.name].append(worker.ask("turn"))
+    finally:
+        for worker in workers:
+            worker.__exit__()
+    result = {}
+    for name, values in ms.items():
+        answer = found[name]
+        result[name] = spread(values) | {
+            "ratio": statistics.median(v / b for v, b in zip(values, ms["narrows"], strict=True)),
+            "peak_mib": answer["peak"] - answer["before"],
+            "step_mib": answer["peak"] - answer["held"],
+        }
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--lock", type=Path, help="file to hold a lock on during each case, as flock(1) does")
+    options = parser.parse_args()
+    try:
+        prepare(options.threads)
+    except ValueError as error:
+        parser.error(str(error))
+    from narrows.benchmark import machine
+
+    report: dict[str, Any] = {
+        "date": date.today().isoformat(),
+        "machine": machine(),
+        "threads": options.threads,
+        "rounds": options.rounds,
+        "narrows": __version__,
+        "torch": version("torch"),
+        "targets": {"ratio": TARGETS, "memory": MEMORY_TARGET},
+        "ms": {},
+    }
+    for case in CASES:
+        with lock(options.lock):
+            report["ms"][case] = measure(case, options.threads, options.rounds)
+        for name, figures in report["ms"][case].items():
+            print(
+                f"{case}  {name:14s} {figures['median']:8.2f} ms  ratio {figures['ratio']:.2f}  "
+                f"{figures['peak_mib']:.0f} MiB with the data, {figures['step_mib']:.0f} MiB of steps",
+                flush=True,
+            )
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] == ["--serve"]:
+        contender = Contender()
+        serve({"start": contender.start, "turn": contender.turn})
+    else:
+        try:
+            main()
+        except RuntimeError as error:
+            sys.exit(f"error: {error}")
