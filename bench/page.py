@@ -294,8 +294,8 @@ def _cells(report: dict[str, Any]) -> list[str]:
         "",
         "Real counts: one hidden layer of 128 units, 32 latents, negative binomial counts, batches of 128 cells, "
         f"{one['epochs']} epochs on nine tenths of the cells. Milliseconds of an epoch of the whole fit, how many "
-        "times as long as narrows' `CountAutoencoder`, MiB that the fit added to its process; of the other cells minus the "
-        "log-likelihood in nats, given their own code and, of variational models, by importance sampling with "
+        "times as long as narrows' `CountAutoencoder`, MiB that the fit added to its process; of the other cells minus "
+        "the log-likelihood in nats, given their own code and, of variational models, by importance sampling with "
         "100 draws; share of cells whose label their 15 nearest neighbours among all codes tell. scvi-tools has batch "
         f"normalisation and dropout besides, its defaults. {one['date']}, {_machine(report)}, {versions}.",
         "",
