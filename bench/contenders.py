@@ -43,7 +43,7 @@ def _narrows(case: Case, threads: int, backend: str) -> Variants:
         program = program_of(case, backend, threads)
         X = case.data()
         program.bind(X)
-        rows, rates, done = np.arange(len(X)), np.full(STEPS, case.learning_rate), 0
+        rows, rates, done = np.arange(X.shape[0]), np.full(STEPS, case.learning_rate), 0
 
         def train(epochs: int) -> list[float]:
             nonlocal done
@@ -137,7 +137,7 @@ class _Torch:
                 layer.bias.zero_()
             modules += [layer, nn.ReLU()]
         self.model = nn.Sequential(*modules[:-1])
-        self.batches = torch.from_numpy(case.data()).split(case.batch)
+        self.batches = torch.from_numpy(case.dense()).split(case.batch)
 
     def loss(self, x: Any, model: Callable[[Any], Any] | None = None) -> Any:
         """Mean over rows of the sum over features."""
@@ -247,7 +247,7 @@ def jax(case: Case, threads: int) -> Variants:
         p = [(jnp.asarray(W), jnp.zeros(W.shape[1])) for W in case.weights()]
         zeros = jax.tree.map(jnp.zeros_like, (p, p))
         carry: Any = (p, *zeros, jnp.zeros(()))
-        batches = jnp.asarray(case.data()).reshape(STEPS, case.batch, -1)
+        batches = jnp.asarray(case.dense()).reshape(STEPS, case.batch, -1)
         scan = jax.jit(lambda carry, batches: jax.lax.scan(step, carry, batches), donate_argnums=0)
         one, singles = jax.jit(step, donate_argnums=0), list(batches)
 
@@ -296,7 +296,7 @@ def keras(case: Case, threads: int) -> Variants:
     def fit(cached: bool) -> Train:
         model, optimizer = model_and_optimizer()
         model.compile(optimizer, loss, jit_compile=True, steps_per_execution=STEPS)
-        X = tf.constant(case.data())
+        X = tf.constant(case.dense())
         data: dict[str, Any] = {"x": X, "y": X, "batch_size": case.batch, "shuffle": False}
         if cached:
             data = {"x": tf.data.Dataset.from_tensor_slices((X, X)).batch(case.batch).cache().prefetch(2)}
@@ -305,7 +305,7 @@ def keras(case: Case, threads: int) -> Variants:
     def loop() -> Train:
         model, optimizer = model_and_optimizer()
         optimizer.build(model.trainable_variables)
-        batches = tf.reshape(case.data(), (STEPS, case.batch, -1))
+        batches = tf.reshape(case.dense(), (STEPS, case.batch, -1))
 
         @tf.function(jit_compile=True)
         def epoch() -> Any:

@@ -8,7 +8,7 @@ Never: imports narrows before something of it is asked for, since the memory of 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -108,6 +108,42 @@ class Case:
         np.add(X, 1, out=X)
         return np.reciprocal(X, out=X)
 
+    def dense(self) -> FloatArray:
+        """The data for libraries that train on dense rows alone."""
+        return self.data()
+
+
+@dataclass(frozen=True)
+class SparseCase(Case):
+    """Sparse rows, as of log counts of genes: how often one is found differs from gene to gene.
+
+    Attributes
+    ----------
+    density : float
+        Part of the values that are stored.
+    """
+
+    density: float = 0.07
+
+    @property
+    def spec(self) -> NetworkSpec:
+        return replace(super().spec, sparse_input=True, gram_decoder=True)
+
+    def data(self, rows: int | None = None) -> Any:
+        import scipy.sparse as sp
+
+        rng, n_genes = np.random.default_rng(SEED), self.widths[0]
+        shares = rng.beta(0.4, 4.0, n_genes)
+        shares = np.minimum(shares * (self.density / shares.mean()), 0.95).astype(np.float32)
+        found = [np.flatnonzero(rng.random(n_genes, np.float32) < shares) for _ in range(rows or STEPS * self.batch)]
+        indptr = np.cumsum([0, *map(len, found)]).astype(np.int32)
+        values = np.log1p(rng.poisson(2.0, indptr[-1]) + 1).astype(np.float32)
+        return sp.csr_array((values, np.concatenate(found).astype(np.int32), indptr), (len(found), n_genes))
+
+    def dense(self) -> FloatArray:
+        rows: FloatArray = self.data().toarray()
+        return rows
+
 
 @dataclass(frozen=True)
 class ImageCase(Case):
@@ -163,6 +199,7 @@ CASES = (
     Case("hinton", _HINTON, 256, "bce", 1.25, 1e-4),
     Case("hinton-bf16", _HINTON, 256, "bce", 1.7, 1e-4, "bfloat16"),
     Case("tabular", (30, 16, 8, 16, 30), 128, "mse", 12),
+    SparseCase("genomics-mse", (20000, 128, 32, 128, 20000), 512, "mse", 6, 1e-4),
     ImageCase(
         "conv-pool", (784, 3136, 392, 392, 3136, 784), 128, "bce", 4,
         stack=((16, {"pool": _TWO}), (8, {"pool": _TWO}), (8, {}), (16, {"upsample": _TWO}), (1, {"upsample": _TWO})),

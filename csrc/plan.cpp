@@ -203,6 +203,13 @@ class Check {
     image(whole, "images", ints), image(windows, "pooled images", pooled);
     distinct(whole, windows, "images and pooled images");
   }
+  // The weight in slot `at`, with `rows` rows, and the bias in slot `bias`; returns the rows.
+  index_t layer(int at, index_t rows, int bias) const {
+    const SlotDesc& W = slot(at, "W");
+    exact(at, "W", rows, W.cols), exact(bias, "b", 1, W.cols);
+    return rows;
+  }
+  void square_of(int i, const char* role, index_t n) const { exact(i, role, n, n); }
   void elementwise(int activation) const {
     require(activation >= 0 && activation < ACT_SOFTMAX,
             "activation " + std::to_string(activation) + " is not elementwise");
@@ -521,6 +528,42 @@ class Check {
         exact(1, "dW", dW.rows, batch(0, "dz").cols);
         flag(i0, "accumulate");
         level(f[0]), normalized(2, f[1]);
+        all_distinct();
+        break;
+      }
+      case OP_WEIGHT_GRAM:
+        square_of(2, "high", layer(0, slot(0, "W").rows, 1) + 1), square_of(3, "low", slot(0, "W").rows + 1);
+        all_distinct();
+        break;
+      case OP_SPARSE_MSE: {
+        const index_t inner = layer(1, batch(0, "h").cols, 2);
+        square_of(3, "high", inner + 1), square_of(4, "low", inner + 1);
+        batch(5, "saved", inner), weight(6), batch(7, "rowloss", 1), batch(8, "out", inner);
+        range(i0, SOURCE_WEIGHT, "source"), elementwise(i1);
+        for (int i = 0; i < 9; ++i)
+          for (int j : {7, 8})
+            if (i != j && has(i)) distinct(i, j, "an operand and a result");
+        break;
+      }
+      case OP_ROW_GRAM:
+        weight(1), square_of(2, "out", batch(0, "h").cols + 1);
+        all_distinct();
+        break;
+      case OP_SPARSE_MSE_WGRAD: {
+        const index_t inner = layer(3, batch(0, "h").cols, 4);
+        square_of(1, "gram", inner + 1), weight(2);
+        exact(5, "dW", inner, slot(3, "W").cols), exact(6, "db", 1, slot(3, "W").cols);
+        range(i0, SOURCE_WEIGHT, "source");
+        all_distinct();
+        break;
+      }
+      case OP_SPARSE_MSE_UPDATE: {
+        const SlotDesc& W = parameter(3, batch(0, "h").cols, slot(3, "W").cols);
+        parameter(6, 1, W.cols);
+        square_of(1, "gram", W.rows + 1), weight(2);
+        range(i1, SOURCE_WEIGHT, "source");
+        if (has(9)) cells(9, "penalty", W);
+        require(has(9) || (f[3] == 0 && f[4] == 0), "penalty is missing");
         all_distinct();
         break;
       }

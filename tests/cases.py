@@ -54,7 +54,7 @@ class Case:
     rows : int
         Rows of the data; not a multiple of `batch` where a short last batch is wanted.
     density : float
-        Of a sparse input: the part of its elements that are not zero, but for an empty row and an empty column.
+        Of a sparse input or target: the part of its elements that are not zero, but for an empty row and column.
     """
 
     name: str
@@ -82,10 +82,11 @@ class Case:
         """Values are float32 numbers in every dtype, so that every backend sees the same data."""
         rng, spec = self._rng(0), self.spec
         X = self._values(rng, spec.n_features)
-        if spec.sparse_input:
-            X *= self._rng(2).random(X.shape) < self.density
-            X[self.rows // 2], X[:, spec.n_features // 2] = 0, 0
         target = self._values(rng, spec.n_outputs) if spec.separate_target else None
+        for source, rows in enumerate((X, target)):
+            if source in spec.sparse_sources:
+                rows *= self._rng(2).random(rows.shape) < self.density
+                rows[self.rows // 2], rows[:, rows.shape[1] // 2] = 0, 0
         weight = rng.uniform(0.5, 2.0, self.rows).astype(np.float32) if spec.weighted else None
         cast = [None if a is None else a.astype(dtype) for a in (X, target, weight)]
         return Data(*cast)
@@ -523,7 +524,39 @@ SPARSE_CASES: tuple[Case, ...] = (
 )  # fmt: skip
 """Networks with a sparse input."""
 
-CASES = MODEL_CASES + SHAPE_CASES + TURNED_CASES + BOLTZMANN_CASES + SPARSE_CASES
+GRAM: dict[str, dict[str, Any]] = {
+    "plain": {"sparse_input": True},
+    "masking": {"sparse_input": True, "corruption": Corruption.MASKING, "corruption_level": 0.3, "solver": Solver.SGD},
+    "weighted": {"weighted": True, "weight_l1": 0.2, "solver": Solver.ADAMW, "alpha": 0.3},
+    "noise": {"corruption": Corruption.GAUSSIAN, "corruption_level": 0.2, "hidden": _A.SILU, "dropout": 0.2},
+    "target": {"separate_target": True, "sparse_input": True, "clip_norm": 0.3, "alpha": 0.2, "solver": Solver.SGD},
+    "contractive": {"contractive": 0.5, "latent": _A.TANH, "alpha": 0.2, "weight_l1": 0.1, "sparse_input": True},
+    "variational": {"variational": True, "sparse_input": True, "weighted": True, "alpha": 0.3},
+    "variational-target": {"variational": True, "separate_target": True, "weight_l1": 0.1},
+}
+"""Options of networks with a decoder in Gram form."""
+
+GRAM_CASES: tuple[Case, ...] = (
+    *(Case(f"gram-{a.name}", network((9, 4, 9), latent=a, gram_decoder=True)) for a in ELEMENTWISE),
+    *(
+        Case(f"gram-{name}-{len(sizes)}", network(sizes, gram_decoder=True, **options), batch=17, rows=40)
+        for name, options in GRAM.items()
+        for sizes in ((23, 6, 23), (130, 33, 5, 33, 130))
+    ),
+    # On both sides of the blocks of columns and of rows, of panels and of the sums that are taken in double
+    *(
+        Case(
+            f"gram-{m}x{k}x{n}", network((k, n, k), gram_decoder=True, alpha=0.1), batch=m, rows=m, density=density
+        )
+        for m, k, n, density in (
+            (1, 1, 1, 1.0), (1, 96, 128, 0.5), (5, 97, 129, 0.05), (33, 95, 64, 1.0), (65, 193, 65, 0.01),
+            (12, 400, 257, 0.1), (40, 191, 16, 0.9), (257, 769, 5, 0.05), (300, 1300, 6, 0.02),
+        )
+    ),
+)  # fmt: skip
+"""Networks with a decoder in Gram form."""
+
+CASES = MODEL_CASES + SHAPE_CASES + TURNED_CASES + BOLTZMANN_CASES + SPARSE_CASES + GRAM_CASES
 
 _CONV_POOL = images(
     (28, 28, 1), conv(16, pool=2), conv(8, pool=2), conv(8), conv(16, upsample=2), conv(1, upsample=2), latent=2,
@@ -596,7 +629,7 @@ OP_CASES: tuple[Case, ...] = (
         "cells",
         network(
             (2000, 128, 32, 128, 2000), _A.RELU, sparse_input=True, corruption=Corruption.MASKING,
-            corruption_level=0.2,
+            corruption_level=0.2, gram_decoder=True,
         ),
         batch=256,
         rows=256,
@@ -644,8 +677,7 @@ def specs(draw: st.DrawFn) -> NetworkSpec:
     contracts = (dropout == 0 or depth == 1) and not variational
     corruption = draw(st.sampled_from([None, *Corruption]))
     hessian = draw(strength) if contracts else 0.0
-    filled = corruption not in (None, Corruption.MASKING) or hessian > 0
-    return network(
+    spec = network(
         sizes + mirrored,
         draw(elementwise),
         Activation.LINEAR if variational else Activation.SIGMOID if kl else draw(elementwise),
@@ -657,7 +689,6 @@ def specs(draw: st.DrawFn) -> NetworkSpec:
         log_normalize=draw(st.booleans()) and loss.of_counts,
         library=draw(st.sampled_from([1.0, 30.0])),
         corruption=corruption,
-        sparse_input=not filled and draw(st.booleans()),
         corruption_level=0.2,
         activity_l1=0.0 if variational else draw(strength),
         variational=variational,
@@ -672,4 +703,9 @@ def specs(draw: st.DrawFn) -> NetworkSpec:
         clip_norm=draw(st.sampled_from([None, 1.0])),
         separate_target=separate,
         weighted=draw(st.booleans()),
+    )
+    return replace(
+        spec,
+        sparse_input=spec.takes_sparse_input and draw(st.booleans()),
+        gram_decoder=spec.takes_gram_decoder and draw(st.booleans()),
     )

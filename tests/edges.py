@@ -210,6 +210,7 @@ def random_spec(rng: np.random.Generator, k: int, n: int, m: int) -> NetworkSpec
     latent = Activation.LINEAR if variational else Activation.SIGMOID if kl else SMOOTH[rng.integers(len(SMOOTH))]
     corruption = sometimes(list(Corruption)[rng.integers(3)], None)
     by_cell = loss.dispersed and rng.random() < 0.4
+    tied = not (variational or by_cell or loss is Loss.ZINB) and bool(rng.random() < 0.3)
     return network(
         sizes,
         ACTIVATIONS[rng.integers(len(ACTIVATIONS) - 1)],  # exp of exp leaves the range
@@ -217,7 +218,7 @@ def random_spec(rng: np.random.Generator, k: int, n: int, m: int) -> NetworkSpec
         output,
         variational=variational,
         kl_weight=0.3,
-        tied=not (variational or by_cell or loss is Loss.ZINB) and bool(rng.random() < 0.3),
+        tied=tied,
         dropout=sometimes(0.2, 0.0),
         loss=loss,
         cell_dispersion=by_cell,
@@ -226,6 +227,7 @@ def random_spec(rng: np.random.Generator, k: int, n: int, m: int) -> NetworkSpec
         library=20.0,
         corruption=corruption,
         sparse_input=corruption in (None, Corruption.MASKING) and bool(rng.random() < 0.3),
+        gram_decoder=loss is Loss.MSE and not tied and bool(rng.random() < 0.6),
         corruption_level=0.2,
         activity_l1=0.0 if variational else sometimes(0.1, 0.0),
         kl_sparsity=0.1 if kl else 0.0,

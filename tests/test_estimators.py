@@ -35,7 +35,7 @@ from narrows import (
     DenoisingAutoencoder,
     LinearAutoencoder,
     SparseAutoencoder,
-    VariationalAutoencoder,  # noqa: F401 (for eval)
+    VariationalAutoencoder,
     philox,
 )
 from narrows.data import ArraySource
@@ -465,5 +465,81 @@ def test_rows_that_fill_up_are_trained_on_as_dense_ones() -> None:
     X = sp.random_array((60, 40), density=0.05, format="csr", rng=np.random.default_rng(0))
     full = sp.random_array((60, 40), density=0.5, format="csr", rng=np.random.default_rng(0))
     options = {"n_components": 3, "max_iter": 1, "random_state": 0}
-    for other, data in (({"corruption": "gaussian"}, X), ({"contractive_hessian": 0.1}, X), ({}, full)):
+    probes = {"contractive": 0.1, "contractive_method": "hutchinson"}
+    for other, data in (({"corruption": "gaussian"}, X), ({"contractive_hessian": 0.1}, X), ({}, full), (probes, X)):
         assert "sparse_dense" not in str(Autoencoder(**options, **other).fit(data).plan_), other
+
+
+# --- decoders in Gram form ------------------------------------------------------------------------------------------
+
+
+def counts(rows: int = 120, columns: int = 300) -> sp.csr_array:
+    """Rows of which most is zero and the rest depends on few numbers."""
+    rng = np.random.default_rng(4)
+    rates = rng.gamma(1.0, 1.0, (rows, 3)) @ rng.gamma(0.3, 1.0, (3, columns))
+    return sp.csr_array(np.log1p(rng.poisson(0.1 * rates)).astype(np.float32))
+
+
+GRAM = {"n_components": 3, "hidden_layer_sizes": 8, "max_iter": 6, "batch_size": 64, "random_state": 0}
+
+
+@pytest.mark.parametrize("kind", [Autoencoder, DenoisingAutoencoder, VariationalAutoencoder])
+def test_a_decoder_in_gram_form_learns_what_a_dense_one_does(kind: type[Autoencoder]) -> None:
+    X = counts()
+    gram, dense = (kind(sparse_decoder=form, **GRAM).fit(X) for form in ("gram", "dense"))
+    assert "decoder in gram form" in str(gram.plan_)
+    assert "decoder in gram form" not in str(dense.plan_)
+    np.testing.assert_allclose(gram.history_["loss"], dense.history_["loss"], rtol=1e-4)
+    np.testing.assert_allclose(gram.history_["val_loss"], dense.history_["val_loss"], rtol=1e-4)
+    for a, b in zip(gram.coefs_, dense.coefs_, strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-3)
+    # The same network scores rows of either form alike, within the bound of the Gram form.
+    square = X.multiply(X).sum(axis=1)
+    error = np.abs(gram.score_samples(X) - gram.score_samples(X.toarray()))
+    if kind is not VariationalAutoencoder:
+        assert (error <= 5e-7 * square + 1e-6).all()
+
+
+def test_a_decoder_in_gram_form_has_the_same_bits_on_any_number_of_threads_and_when_loaded(tmp_path: Path) -> None:
+    X = counts()
+    one, three = (Autoencoder(sparse_decoder="gram", n_threads=n, backend="cpp", **GRAM).fit(X) for n in (1, 3))
+    for a, b in zip(one.coefs_ + one.intercepts_, three.coefs_ + three.intercepts_, strict=True):
+        np.testing.assert_array_equal(a, b)
+    one.save(tmp_path / "model.safetensors")
+    again = narrows.load(tmp_path / "model.safetensors")
+    np.testing.assert_array_equal(again.score_samples(X), one.score_samples(X))
+    np.testing.assert_array_equal(one.score_samples(X[:7]), one.score_samples(X)[:7])
+
+
+def test_a_target_of_its_own_in_gram_form() -> None:
+    X = counts()
+    y = X[:, :200].multiply(2.0).tocsr()
+    gram, dense = (Autoencoder(sparse_decoder=form, **GRAM).fit(X, y) for form in ("gram", "dense"))
+    np.testing.assert_allclose(gram.history_["loss"], dense.history_["loss"], rtol=1e-4)
+    np.testing.assert_allclose(gram.score(X, y), dense.score(X, y), rtol=1e-3)
+
+
+def test_the_form_of_a_decoder_is_chosen_by_what_it_costs() -> None:
+    X = counts(600, 300)
+    options = GRAM | {"max_iter": 1, "batch_size": 512}
+    assert "decoder in gram form" in str(Autoencoder(**options).fit(X).plan_)
+    wide = Autoencoder(**options | {"hidden_layer_sizes": 1024, "batch_size": 32}).fit(X)
+    assert "decoder in gram form" not in str(wide.plan_)
+    for other in ({"loss": "huber"}, {"output_activation": "softplus"}, {"tied_weights": True}):
+        assert "decoder in gram form" not in str(Autoencoder(**options, **other).fit(X).plan_), other
+    assert "decoder in gram form" not in str(Autoencoder(**options).fit(X.toarray()).plan_)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"loss": "huber"}, {"output_activation": "relu"}, {"tied_weights": True}], ids=lambda w: next(iter(w))
+)
+def test_a_decoder_in_gram_form_that_cannot_be(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="sparse_decoder='gram' needs loss='mse', a linear output and untied weights"):
+        Autoencoder(sparse_decoder="gram", **GRAM, **wrong).fit(counts())
+
+
+def test_a_decoder_in_gram_form_needs_sparse_rows() -> None:
+    with pytest.raises(ValueError, match=r"sparse_decoder='gram' needs sparse X \(CSR\)"):
+        Autoencoder(sparse_decoder="gram", **GRAM).fit(counts().toarray())
+    with pytest.raises(ValueError, match="sparse_decoder='csr' must be one of auto, gram, dense"):
+        Autoencoder(sparse_decoder="csr", **GRAM).fit(counts())

@@ -20,8 +20,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cases import SPARSE_CASES, Case
+from cases import GRAM_CASES, SPARSE_CASES, Case, network
 from narrows.backends import Hyper, probe
+from narrows.backends.reference import ReferenceProgram
 from narrows.images import Convolution
 from narrows.lowering import lower
 from narrows.plan import (
@@ -143,6 +144,12 @@ def sparse_plan(batch: int = 20) -> Plan:
     return lower(small_spec(sparse_input=True, weighted=True, alpha=0.1, weight_l1=0.01, **noise), batch)
 
 
+def gram_plan(batch: int = 20) -> Plan:
+    spec = small_spec(sparse_input=True, weighted=True, alpha=0.1, loss=Loss.MSE, gram_decoder=True)
+    layers = (*spec.layers[:-1], dataclasses.replace(spec.layers[-1], activation=Activation.LINEAR, tied_to=None))
+    return lower(dataclasses.replace(spec, layers=layers), batch)
+
+
 def counts_plan(batch: int = 29) -> Plan:
     layers = (
         LayerSpec(37, 19, Activation.TANH),
@@ -163,7 +170,7 @@ def inflated_plan(batch: int = 29) -> Plan:
 PLANS = (
     rich_plan, variational_plan, contractive_plan, probing_plan, closed_plan, boltzmann_plan, convolution_plan,
     probing_convolution_plan,
-    sparse_plan, counts_plan, inflated_plan,
+    sparse_plan, gram_plan, counts_plan, inflated_plan,
 )  # fmt: skip
 every_plan = pytest.mark.parametrize("make", PLANS, ids=lambda make: make.__name__)
 
@@ -530,6 +537,7 @@ def test_out_of_memory_is_an_exception() -> None:
     code = """
 import resource, numpy as np
 from narrows.backends.cpp import CppProgram
+from narrows.backends.reference import ReferenceProgram
 from narrows.lowering import lower
 from narrows.plan import Activation, LayerSpec, NetworkSpec, Precision
 resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))
@@ -617,7 +625,7 @@ def test_sparse_rows_train_to_the_bits_of_dense_ones(case: Case, precision: Prec
             np.testing.assert_array_equal(other[name], value, err_msg=name)
 
 
-@pytest.mark.parametrize("case", SPARSE_CASES, ids=str)
+@pytest.mark.parametrize("case", SPARSE_CASES + GRAM_CASES, ids=str)
 def test_bits_of_sparse_rows_for_any_number_of_threads(case: Case) -> None:
     rows, rates = np.arange(case.rows), np.full(-(-case.rows // case.batch), 1e-2)
 
@@ -646,3 +654,53 @@ def test_a_sparse_layer_refuses_rows_it_cannot_walk() -> None:
         program.bind_csr(0, 0, np.array([0, 0, 3], np.int32), np.array([1, 5, 6], np.int32), values, 22)
     with pytest.raises(ValueError, match="source 0 is not bound"):
         program.gradient(np.arange(2), 0, 0)
+
+
+# --- squared error in Gram form -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("part", [0.5, 1e-1, 1e-2, 2e-3, 5e-4, 1e-4, 1e-6])
+@pytest.mark.parametrize("inner", [32, 128])
+def test_the_gram_form_is_as_accurate_as_documented(inner: int, part: float) -> None:
+    """Where the residuals are a `part` of |y|^2: a row's loss to 5e-7 |y|^2 and, below the guard, as the dense form's;
+    gradients to 5e-6 |y| / |residual|. Rows that are all stored are the hardest: nothing of their sums is left out."""
+    rng, batch, n_outputs = np.random.default_rng(0), 64, 4000
+    spec = network((20, inner, n_outputs), separate_target=True, gram_decoder=True)
+    state = {
+        "W0": rng.normal(size=(20, inner)) / 4,
+        "b0": rng.normal(size=(1, inner)),
+        "W1": rng.normal(size=(inner, n_outputs)) / np.sqrt(inner),
+        "b1": rng.normal(size=(1, n_outputs)),
+    }
+    state = {name: values.astype(np.float32) for name, values in state.items()}
+    X = rng.normal(size=(batch, 20)).astype(np.float32)
+    y = (X @ state["W0"].astype(np.float64) + state["b0"]) @ state["W1"] + state["b1"]
+    noise = rng.normal(size=y.shape)
+    y = (y + noise * np.sqrt(part * (y**2).sum() / (noise**2).sum())).astype(np.float32)
+
+    reference = ReferenceProgram(lower(dataclasses.replace(spec, gram_decoder=False), batch))
+    program = CppProgram(lower(spec, batch), Precision.FLOAT32, 2)
+    wide = X.astype(np.float64), y.astype(np.float64)
+    for p, data in ((reference, wide), (program, (X, y))):
+        p.load(state)
+        p.bind(*data)
+    rows = np.arange(batch)
+    (expected_terms, expected), (terms, gradient) = reference.gradient(rows), program.gradient(rows)
+    square = (wide[1] ** 2).sum(axis=1)
+    loss = reference.apply(wide[0], Mode.SCORE, wide[1])[:, 0]
+    error = np.abs(program.apply(X, Mode.SCORE, y)[:, 0] - loss)
+    assert (error <= 5e-7 * square).all()
+    assert (error[loss < 0.9e-3 * square] <= 3e-5 * loss[loss < 0.9e-3 * square]).all()
+    assert abs(terms[0] - expected_terms[0]) <= 5e-7 * square.mean()
+    for name, g in expected.items():
+        allowed = 5e-6 * np.sqrt(square.sum() / loss.sum())
+        assert np.linalg.norm(gradient[name] - g) <= allowed * np.linalg.norm(g), name
+
+
+def test_a_decoder_in_gram_form_refuses_rows_it_cannot_walk() -> None:
+    case = next(c for c in GRAM_CASES if c.name == "gram-target-3")
+    program = CppProgram(case.plan, Precision.FLOAT32, 1)._program
+    with pytest.raises(ValueError, match="source 1 is dense, the plan expects CSR"):
+        program.bind_dense(0, 1, np.zeros((4, 23), np.float32))
+    with pytest.raises(ValueError, match="columns of row 1 do not increase"):
+        program.bind_csr(0, 1, np.array([0, 0, 2], np.int32), np.array([5, 2], np.int32), np.ones(2, np.float32), 23)

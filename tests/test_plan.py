@@ -5,13 +5,14 @@ from __future__ import annotations
 import itertools
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cases import CASES, MODEL_CASES, Case, network, specs
+from cases import CASES, GRAM_CASES, MODEL_CASES, Case, network, specs
 from narrows.backends import Hyper
 from narrows.backends.reference import ReferenceProgram
 from narrows.lowering import lower
@@ -36,7 +37,7 @@ from narrows.plan import (
 
 LEARN = Mode.GRADIENT | Mode.TRAIN
 LAYERS = (OpCode.DENSE, OpCode.CONVOLVE, OpCode.MAXPOOL, OpCode.SPARSE_DENSE)
-JUDGES = (OpCode.LOSS, OpCode.GAUSSIAN, OpCode.COUNTS)
+JUDGES = (OpCode.LOSS, OpCode.GAUSSIAN, OpCode.COUNTS, OpCode.WEIGHT_GRAM, OpCode.SPARSE_MSE)
 LINKS = (OpCode.LINK, OpCode.MEANS)
 """What makes what is asked for of the output layer, outside training."""
 all_cases = pytest.mark.parametrize("case", CASES, ids=str)
@@ -248,7 +249,7 @@ def test_str_reads_op_by_op(case: Case) -> None:
         assert op.code.name.lower() in line
         for role, i in operands(op).items():
             assert f" {role}={case.plan.slots[i].name}" in line
-        assert len(line) < 220
+        assert len(line) < 320
 
 
 def ops_of(plan: Plan, mode: Mode) -> list[Op]:
@@ -297,7 +298,7 @@ def test_modes_are_parts_of_the_step(case: Case) -> None:
         assert posterior == [op for op in encode if op.code is not OpCode.SAMPLE]
         after = [op for op in decode if op.code not in LINKS]
         judge = operands(likelihood[-1])
-        held = judge["library" if case.spec.loss.of_counts else "target"]
+        held = judge.get("library" if case.spec.loss.of_counts else "target")
         assert [op for op in likelihood if op.code not in JUDGES and op not in after] == [
             op for op in score if op.code in (OpCode.GATHER, OpCode.LIBRARY) and op.slots == (held,)
         ]
@@ -327,16 +328,21 @@ def check_fusion(plan: Plan) -> None:
         expected |= {OpCode.GRAIN_UPDATE}
     if plan.spec.sparse_input:
         expected |= {OpCode.SPARSE_WGRAD_UPDATE}
-        if all(layer.tied_to is not None for layer in plan.spec.layers[1:]):
-            expected -= {OpCode.WGRAD_UPDATE}
+    if plan.spec.gram_decoder:
+        expected |= {OpCode.SPARSE_MSE_UPDATE}
+    inner = plan.spec.layers[int(plan.spec.sparse_input) : len(plan.spec.layers) - plan.spec.gram_decoder]
+    if all(layer.tied_to is not None or layer.convolution is not None for layer in inner):
+        expected -= {OpCode.WGRAD_UPDATE}
     if plan.spec.n_chains:
         expected |= {OpCode.KEEP}
     assert {op.code for op in train} == expected
     assert {op.code for op in gradient} <= {
         OpCode.WGRAD, OpCode.COLSUM, OpCode.DECAY, OpCode.COLUMN_DECAY, OpCode.GRAIN_SUM, OpCode.SPARSE_WGRAD,
+        OpCode.SPARSE_MSE_WGRAD,
     }  # fmt: skip
     train = [op for op in train if op.code is not OpCode.KEEP]
     updated = [operands(op)["b" if op.code is OpCode.COLSUM_UPDATE else "W"] for op in train]
+    updated += [operands(op)["b"] for op in train if op.code is OpCode.SPARSE_MSE_UPDATE]
     assert sorted(updated) == [plan.index[s.name] for s in plan.learned]
     unfused_of = {OpCode.WGRAD_UPDATE: OpCode.WGRAD, OpCode.SPARSE_WGRAD_UPDATE: OpCode.SPARSE_WGRAD}
     products = {(op.code, operands(op)["dW"]): op for op in gradient if op.code in unfused_of.values()}
@@ -348,6 +354,24 @@ def check_fusion(plan: Plan) -> None:
             if op.code is OpCode.SPARSE_WGRAD_UPDATE:
                 assert (op.ints[1], op.floats[-2:]) == (unfused.ints[1], unfused.floats), "noise and scale"
                 assert own.get("library") == operands(unfused).get("library")
+
+
+@pytest.mark.parametrize("case", GRAM_CASES, ids=str)
+def test_a_decoder_in_gram_form_needs_no_row_of_its_outputs(case: Case) -> None:
+    plan, n_outputs = case.plan, case.spec.n_outputs
+    judged = Mode.TRAIN | Mode.GRADIENT | Mode.SCORE | Mode.LIKELIHOOD
+    assert "decoder in gram form" in str(plan)
+    if n_outputs not in {layer.n_in for layer in case.spec.layers[case.spec.sparse_input :]}:
+        slots = {plan.slots[i] for op in plan.ops if op.modes & judged for i in op.slots if i >= 0}
+        assert not any(s.region is Region.BATCH and s.cols == n_outputs for s in slots)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"loss": Loss.HUBER}, {"output": Activation.SIGMOID}, {"tied": True}], ids=lambda wrong: next(iter(wrong))
+)
+def test_a_decoder_in_gram_form_is_linear_and_of_squared_error(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="gram_decoder needs the squared error of a dense linear output layer"):
+        lower(network((7, 4, 7), gram_decoder=True, **wrong), 8)
 
 
 @all_cases
@@ -372,11 +396,12 @@ def test_the_cases_use_everything() -> None:
     every = (
         OpCode.DENSE, OpCode.DGRAD, OpCode.ACTIVITY_L1, OpCode.CONTRACTIVE, OpCode.SLOPES, OpCode.CURVES,
         OpCode.GAUSSIAN, OpCode.CONVOLVE, OpCode.CONV_DGRAD, OpCode.MAXPOOL_DGRAD, OpCode.SPARSE_DENSE,
+        OpCode.SPARSE_MSE,
     )  # fmt: skip
     for code, values in ((code, hidden) for code in every):
         assert {v for c, name, v in attributes if (c, name) == (code, "activation")} == values
     products = OpCode.WGRAD_UPDATE, OpCode.SPARSE_WGRAD_UPDATE
-    for code in (OpCode.UPDATE, OpCode.COLSUM_UPDATE, OpCode.GRAIN_UPDATE, *products):
+    for code in (OpCode.UPDATE, OpCode.COLSUM_UPDATE, OpCode.GRAIN_UPDATE, OpCode.SPARSE_MSE_UPDATE, *products):
         assert {v for c, name, v in attributes if (c, name) == (code, "solver")} == set(Solver)
     for code, operand in itertools.product(products, ("dW", "penalty", "colrate")):
         assert {operand in operands(op) for op in ops if op.code is code} == {True, False}
@@ -389,6 +414,8 @@ def test_the_cases_use_everything() -> None:
         assert {v for c, n, v in attributes if (c, n) == (OpCode.COUNTS, name)} == {0, 1}
     for code in (OpCode.SPARSE_DENSE, OpCode.SPARSE_WGRAD, OpCode.SPARSE_WGRAD_UPDATE, OpCode.MEANS):
         assert {"library" in operands(op) for op in ops if op.code is code} == {True, False}
+    for code in (OpCode.SPARSE_MSE, OpCode.SPARSE_MSE_WGRAD, OpCode.SPARSE_MSE_UPDATE):
+        assert {v for c, name, v in attributes if (c, name) == (code, "source")} == {0, 1}
     assert {v for c, name, v in attributes if (c, name) == (OpCode.CORRUPT, "kind")} == set(Corruption)
     for code in (OpCode.WGRAD, OpCode.CONV_WGRAD, OpCode.SPARSE_WGRAD):
         assert {v for c, name, v in attributes if (c, name) == (code, "accumulate")} == {0, 1}

@@ -141,20 +141,21 @@ inline void transpose_block(const T* from, index_t from_stride, T* to, index_t t
   for (int i = 0; i < W; ++i) store(to + i * to_stride, rows[i]);
 }
 
-// Copies k0..k0+depth of columns j0..j0+cols of B into a zero-padded panel, NR apart.
+// Copies k0..k0+depth of columns j0..j0+cols of B into a zero-padded panel, its rows `width` apart.
 template <class T>
-inline void pack(const Matrix<const T>& B, index_t k0, index_t depth, index_t j0, index_t cols, T* panel) {
+inline void pack(const Matrix<const T>& B, index_t k0, index_t depth, index_t j0, index_t cols, T* panel,
+                 index_t width = NR<T>) {
   constexpr index_t W = WIDTH<T>;
   // A transposed view has its columns contiguous: whole blocks are turned in registers.
   const index_t turned_rows = B.row_stride == 1 ? depth / W * W : 0, turned_cols = cols / W * W;
   for (index_t j = 0; j < turned_cols && turned_rows > 0; j += W)
     for (index_t k = 0; k < turned_rows; k += W)
-      transpose_block(B.data + k0 + k + (j0 + j) * B.col_stride, B.col_stride, panel + k * NR<T> + j, NR<T>);
+      transpose_block(B.data + k0 + k + (j0 + j) * B.col_stride, B.col_stride, panel + k * width + j, width);
   for (index_t k = 0; k < depth; ++k) {
     const T* row = B.data + (k0 + k) * B.row_stride + j0 * B.col_stride;
-    T* to = panel + k * NR<T>;
+    T* to = panel + k * width;
     for (index_t j = k < turned_rows ? turned_cols : 0; j < cols; ++j) to[j] = row[j * B.col_stride];
-    for (index_t j = cols; j < NR<T>; ++j) to[j] = T(0);
+    for (index_t j = cols; j < width; ++j) to[j] = T(0);
   }
 }
 

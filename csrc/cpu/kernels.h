@@ -60,9 +60,10 @@ constexpr index_t PACK_DEPTH = 512;           // rows of a packed panel: with 64
 constexpr index_t SCRATCH = PACK_DEPTH * 64;  // elements of scratch memory of one thread for products in its own type
 constexpr index_t TURNED_DEPTH = 2048;        // outputs of a layer whose input gradient may be a transposed product
 constexpr index_t TURNED_GROUP = 8;           // tiles of such a product that are turned together
-constexpr index_t SPARSE_COLUMNS = 96;        // columns of CSR rows that are taken at a time
+constexpr index_t SPARSE_COLUMNS = 192;       // columns of CSR rows that are taken at a time
 constexpr index_t SPARSE_PANEL = 128;         // outputs of their layer that are taken at a time, at most
 constexpr index_t SPARSE_CURSOR = 16;         // bytes that a thread takes for each row of the batch
+constexpr index_t GRAM_ROWS = 256;            // rows of the batch whose squared error is taken at a time in Gram form
 constexpr index_t IMAGE = 1 << 16;            // pairs of bfloat16 that an image of A takes where it can be so small
 
 // Of COUNTS: arrays of a row that a thread keeps in scratch memory, and the elements of one, for so many features.
@@ -102,6 +103,10 @@ struct JacobianBlock {
     scratch = SCRATCH + widths[layers - 1] * ld[layers - 2] + rows * (chains + 2 * widest);
   }
 };
+
+// Elements of scratch memory that a thread takes for an op of the squared error in Gram form, of a layer with so many
+// inputs; `size` is that of an element in bytes.
+index_t gram_scratch(int code, index_t inner, index_t batch, index_t size);
 
 template <class T>
 using Op = void (*)(const Args<T>&, const Context<T>&, int tid, int nt);

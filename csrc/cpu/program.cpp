@@ -46,7 +46,7 @@ struct Access {
 std::string number(index_t n) { return std::to_string(n); }
 
 // What an op gathers from, as operands in its place: the source (none: -1), and the columns that it must have (any:
-// -1). A sparse layer gathers X in CSR, walked column by column.
+// -1). Sparse layers and losses gather CSR, walked column by column.
 struct Gathered {
   int source = -1;
   index_t cols = -1;
@@ -60,6 +60,9 @@ struct Gathered {
     const int weight = op.code == OP_SPARSE_DENSE ? 0 : op.code == OP_SPARSE_WGRAD ? 1 : 2;
     if (op.code == OP_SPARSE_DENSE || op.code == OP_SPARSE_WGRAD || op.code == OP_SPARSE_WGRAD_UPDATE)
       source = SOURCE_X, cols = slot(weight).rows, sparse = true;
+    if (op.code == OP_SPARSE_MSE || op.code == OP_SPARSE_MSE_WGRAD || op.code == OP_SPARSE_MSE_UPDATE)
+      source = op.ints[op.code == OP_SPARSE_MSE_UPDATE], cols = slot(op.code == OP_SPARSE_MSE ? 1 : 3).cols,
+      sparse = true;
   }
 };
 
@@ -179,13 +182,23 @@ class TypedProgram final : public Program {
       if (op.code == OP_COUNTS)
         reserve(COUNT_ARRAYS * count_room(plan_.slots[size_t(op.slots[0])].cols / counts_heads(op)));
       if (op.code == OP_MAXPOOL || op.code == OP_MAXPOOL_DGRAD) reserve(op.ints[op.code == OP_MAXPOOL ? 1 : 2] + 64);
-      if (const Gathered x(plan_, op); x.sparse) {
+      if (op.code == OP_WEIGHT_GRAM || op.code == OP_SPARSE_MSE || op.code == OP_SPARSE_MSE_WGRAD ||
+          op.code == OP_SPARSE_MSE_UPDATE) {
+        const index_t inner =
+            plan_.slots[size_t(op.slots[op.code == OP_WEIGHT_GRAM  ? 0
+                                        : op.code == OP_SPARSE_MSE ? 1
+                                                                   : 3])]
+                .rows;
+        reserve(gram_scratch(op.code, inner, plan_.batch, sizeof(T)));
+        flop += 2.0 * double(inner) * double(inner);
+      } else if (const Gathered x(plan_, op); x.sparse) {
         reserve(SPARSE_COLUMNS * SPARSE_PANEL + plan_.batch * index_t(SPARSE_CURSOR / sizeof(T)));
         const index_t outputs = plan_.slots[size_t(op.slots[op.code == OP_SPARSE_DENSE ? 3 : 0])].cols;
         flop += 2.0 * double(plan_.batch) * double(x.cols) * double(outputs) * SPARSE_DENSITY;
       }
       const bool updates = op.code == OP_UPDATE || op.code == OP_WGRAD_UPDATE || op.code == OP_COLSUM_UPDATE ||
-                           op.code == OP_GRAIN_UPDATE || op.code == OP_SPARSE_WGRAD_UPDATE;
+                           op.code == OP_GRAIN_UPDATE || op.code == OP_SPARSE_WGRAD_UPDATE ||
+                           op.code == OP_SPARSE_MSE_UPDATE;
       if (updates && op.ints[0] != SOLVER_SGD) solver_ = &op;
       if (op.code == OP_REDUCE) terms_ = &plan_.slots[size_t(op.slots[2])];
       ops_.push_back(compiled);
@@ -458,6 +471,16 @@ class TypedProgram final : public Program {
 };
 
 }  // namespace
+
+index_t gram_scratch(int code, index_t inner, index_t batch, index_t size) {
+  const index_t wide = index_t(sizeof(double)) / size, ld = padded(inner + 1), lines = 16 * LANES;
+  const index_t cursors = SPARSE_CURSOR / size;
+  if (code == OP_WEIGHT_GRAM) return SCRATCH + (inner + CELL_ROWS) * 64 * wide;
+  if (code == OP_SPARSE_MSE)
+    return wide * (ld * (inner + 1 + GRAM_ROWS + 2) + GRAM_ROWS) + GRAM_ROWS * (SPARSE_PANEL + 2 * cursors) +
+           SPARSE_COLUMNS * SPARSE_PANEL + lines;
+  return SPARSE_COLUMNS * (2 * (inner + 1) + 2 * SPARSE_PANEL) + batch * cursors + lines;
+}
 
 Arena::Arena(size_t bytes) {
   const size_t page = size_t(sysconf(_SC_PAGESIZE));

@@ -22,13 +22,31 @@ struct Cursor {
 };
 static_assert(sizeof(Cursor) == SPARSE_CURSOR, "cursors have their room");
 
-// Nonzeros of one row in a block of columns.
+// Nonzeros of one row in a block of columns: where they lie, or a copy in the type of the slots.
 template <class T>
 struct Segment {
-  alignas(64) T value[SPARSE_COLUMNS];
-  int32_t column[SPARSE_COLUMNS];
+  const T* value;
+  const int32_t* column;
   index_t n;
+  alignas(64) T values[SPARSE_COLUMNS];
+  int32_t columns[SPARSE_COLUMNS];
 };
+
+// How many of n increasing columns are below `end`.
+inline index_t count_below(const int32_t* columns, index_t n, index_t end) {
+  index_t count = 0;
+#if defined(__AVX512F__)
+  const __m512i limit = _mm512_set1_epi32(int32_t(end));
+  for (int found = 16; found == 16; count += found) {
+    const __mmask16 there = n - count >= 16 ? __mmask16(-1) : first_lanes(n - count);
+    const __m512i c = _mm512_maskz_loadu_epi32(there, columns + count);
+    found = __builtin_popcount(_mm512_mask_cmplt_epi32_mask(there, c, limit));
+  }
+#else
+  while (count < n && index_t(columns[count]) < end) ++count;
+#endif
+  return count;
+}
 
 // Takes the nonzeros before column `end` from a row, and asks for those after them, which are wanted a block later.
 template <class T, class In, class Index>
@@ -36,8 +54,14 @@ void take(const SourceView& s, index_t end, Cursor& at, Segment<T>& segment) {
   const Index* indices = static_cast<const Index*>(s.indices);
   const In* values = reinterpret_cast<const In*>(s.data);
   index_t k = at.next, n = 0;
-  for (; k < at.end && index_t(indices[k]) < end; ++k, ++n)
-    segment.column[n] = int32_t(indices[k]), segment.value[n] = T(values[k]);
+  if constexpr (std::is_same_v<In, T> && std::is_same_v<Index, int32_t>) {
+    segment.value = values + k, segment.column = indices + k;
+    n = count_below(indices + k, at.end - k, end), k += n;
+  } else {
+    segment.value = segment.values, segment.column = segment.columns;
+    for (; k < at.end && index_t(indices[k]) < end; ++k, ++n)
+      segment.columns[n] = int32_t(indices[k]), segment.values[n] = T(values[k]);
+  }
   at.next = k, segment.n = n;
   for (index_t ahead = 0; ahead < 128; ahead += 64) {
     __builtin_prefetch(reinterpret_cast<const char*>(indices + k) + ahead, 0, 2);
@@ -45,14 +69,15 @@ void take(const SourceView& s, index_t end, Cursor& at, Segment<T>& segment) {
   }
 }
 
-// The rows of the batch, with the noise of training.
+// The rows of the batch in a source, with the noise of training if `level` is not 0.
 template <class T>
 class SparseRows {
  public:
   // `library` holds the sums of rows of counts to be normalised to `scale`, if they are.
-  SparseRows(const Context<T>& ctx, int stream, double level, const Matrix<T>& library, double scale)
+  SparseRows(const Context<T>& ctx, int source, int stream = 0, double level = 0, const Matrix<T>& library = {},
+             double scale = 1)
       : ctx_(ctx),
-        s_(ctx.sources[SOURCE_X]),
+        s_(ctx.sources[source]),
         library_(library),
         scale_(T(scale)),
         stream_(stream),
@@ -86,10 +111,13 @@ class SparseRows {
 
   static void normalize(T factor, Segment<T>& segment) {
     for (index_t k = 0; k < segment.n; k += WIDTH<T>)
-      store(segment.value + k, normalized(load(segment.value + k), factor));
+      store(segment.values + k, normalized(load_n(segment.value + k, segment.n - k), factor));
+    segment.value = segment.values;
   }
 
   void mask(index_t i, Segment<T>& segment) const {
+    for (index_t k = 0; k < segment.n; ++k) segment.values[k] = segment.value[k];
+    segment.value = segment.values;
     for (index_t k = 0; k < segment.n; k += BLOCKS) {
       const int n = int(segment.n - k < BLOCKS ? segment.n - k : BLOCKS);
       vw x[1][4] = {{vw{}, vw{} + uint64_t(i), vw{} + ctx_.step, vw{} + uint32_t(stream_)}};
@@ -98,28 +126,28 @@ class SparseRows {
       uint64_t words[4][BLOCKS];
       __builtin_memcpy(words, x, sizeof words);
       for (int l = 0; l < n; ++l)
-        if (int32_t(philox_cell(uint32_t(words[segment.column[k + l] % 4][l]))) < drop_) segment.value[k + l] = T(0);
+        if (int32_t(philox_cell(uint32_t(words[segment.column[k + l] % 4][l]))) < drop_) segment.values[k + l] = T(0);
     }
   }
 
   const Context<T>& ctx_;
   const SourceView& s_;
-  const Matrix<T>& library_;
+  Matrix<T> library_;
   T scale_;
   int stream_;
   int32_t drop_;  // cells below this are masked
   void (*take_)(const SourceView&, index_t, Cursor&, Segment<T>&);
 };
 
-// z (V vectors) += a segment times the rows of W.
+// z (V vectors) += a segment times the rows of W, of which the one at W is that of column `first`.
 template <class T, int V>
-void add_product(const Segment<T>& x, const T* W, index_t ld, T* z) {
+void add_product(const Segment<T>& x, const T* W, index_t ld, index_t first, T* z) {
   vec<T> acc[V];
 #pragma GCC unroll 8
   for (int v = 0; v < V; ++v) acc[v] = load(z + v * WIDTH<T>);
   for (index_t k = 0; k < x.n; ++k) {
     const vec<T> a = broadcast(x.value[k]);
-    const T* w = W + x.column[k] * ld;
+    const T* w = W + (x.column[k] - first) * ld;
 #pragma GCC unroll 8
     for (int v = 0; v < V; ++v) acc[v] = madd(acc[v], a, load(w + v * WIDTH<T>));
   }
@@ -127,14 +155,15 @@ void add_product(const Segment<T>& x, const T* W, index_t ld, T* z) {
   for (int v = 0; v < V; ++v) store(z + v * WIDTH<T>, acc[v]);
 }
 
-// Rows of g, PANEL apart, of which the first is that of column `first`, += a segment times dz (V vectors).
+// Rows of g, PANEL apart, of which the first is that of column `first`, += `factor` times a segment times dz (V
+// vectors).
 template <class T, int V>
-void add_outer(const Segment<T>& x, const T* dz, index_t first, T* g) {
+void add_outer(const Segment<T>& x, T factor, const T* dz, index_t first, T* g) {
   vec<T> d[V];
 #pragma GCC unroll 8
   for (int v = 0; v < V; ++v) d[v] = load(dz + v * WIDTH<T>);
   for (index_t k = 0; k < x.n; ++k) {
-    const vec<T> a = broadcast(x.value[k]);
+    const vec<T> a = broadcast(factor * x.value[k]);
     T* to = g + (x.column[k] - first) * PANEL<T>;
 #pragma GCC unroll 8
     for (int v = 0; v < V; ++v) store(to + v * WIDTH<T>, madd(load(to + v * WIDTH<T>), a, d[v]));
@@ -143,8 +172,8 @@ void add_outer(const Segment<T>& x, const T* dz, index_t first, T* g) {
 
 template <class T>
 struct SparseKernels {
-  void (*product)(const Segment<T>&, const T*, index_t, T*);
-  void (*outer)(const Segment<T>&, const T*, index_t, T*);
+  void (*product)(const Segment<T>&, const T*, index_t, index_t, T*);
+  void (*outer)(const Segment<T>&, T, const T*, index_t, T*);
 };
 
 // By vectors of a panel.
@@ -185,7 +214,7 @@ void sparse_product(const Context<T>& ctx, const SparseRows<T>& x, const Matrix<
     for (index_t end = SPARSE_COLUMNS; end < W.rows + SPARSE_COLUMNS; end += SPARSE_COLUMNS)
       for (index_t i = rows.begin; i < rows.end; ++i) {
         x.next(i, end, cursors[i - rows.begin], segment);
-        if (segment.n) add(segment, W.data + j, W.row_stride, out.row(i) + j);
+        if (segment.n) add(segment, W.data + j, W.row_stride, 0, out.row(i) + j);
       }
   }
 }
@@ -196,7 +225,7 @@ void sparse_dense(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
   l.bias = args.slots[1].data;
   l.out = args.slots[3], l.out.rows = ctx.m;
   l.pre = args.slots[4];
-  const SparseRows<T> x(ctx, args.ints[1], args.floats[0], args.slots[2], args.floats[1]);
+  const SparseRows<T> x(ctx, SOURCE_X, args.ints[1], args.floats[0], args.slots[2], args.floats[1]);
   sparse_product(ctx, x, args.slots[0], l.out, tid, nt);
   activate<Act>(view(args, ctx, 3), l, tid, nt);
 }
@@ -219,7 +248,7 @@ inline void sparse_outer(const Context<T>& ctx, const SparseRows<T>& x, const Ma
       for (index_t l = 0; l < (end - first) * PANEL<T>; l += WIDTH<T>) store(block + l, vec<T>{});
       for (index_t i = 0; i < ctx.m; ++i) {
         x.next(i, end, cursors[i], segment);
-        if (segment.n) add(segment, dz.row(i) + j, first, block);
+        if (segment.n) add(segment, T(1), dz.row(i) + j, first, block);
       }
       for (index_t r = first; r < end; r += CELL_ROWS)
         done(Tile{r, j, int(end - r < CELL_ROWS ? end - r : CELL_ROWS), cols}, block + (r - first) * PANEL<T>);
@@ -240,7 +269,8 @@ void sparse_wgrad(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
   const Matrix<T>& dW = args.slots[1];
   const bool accumulate = args.ints[0];
   sparse_outer(
-      ctx, SparseRows<T>(ctx, args.ints[1], args.floats[0], args.slots[2], args.floats[1]), args.slots[0], dW.rows,
+      ctx, SparseRows<T>(ctx, SOURCE_X, args.ints[1], args.floats[0], args.slots[2], args.floats[1]), args.slots[0],
+      dW.rows,
       [&](const Tile& t, const T* tile) {
         for_panel_vectors(t, tile, [&](index_t i, index_t j, vec<T> g, index_t n) {
           T* p = dW.row(i) + j;
@@ -255,7 +285,8 @@ void sparse_wgrad_update(const Args<T>& args, const Context<T>& ctx, int tid, in
   const Matrix<T>&before = args.slots[1], &colrate = args.slots[5];
   const WeightStep<Rule, T> step(args, ctx, 2, 7);
   sparse_outer(
-      ctx, SparseRows<T>(ctx, args.ints[1], args.floats[6], args.slots[6], args.floats[7]), args.slots[0], step.W.rows,
+      ctx, SparseRows<T>(ctx, SOURCE_X, args.ints[1], args.floats[6], args.slots[6], args.floats[7]), args.slots[0],
+      step.W.rows,
       [&](const Tile& t, const T* tile) {
         step.penalise(t);
         for_panel_vectors(t, tile, [&](index_t i, index_t j, vec<T> g, index_t n) {

@@ -9,6 +9,7 @@
 #endif
 #include <stdint.h>
 
+#include <type_traits>
 #include <utility>
 
 #include "conv.h"
@@ -39,6 +40,7 @@ namespace NARROWS_ISA {
 #include "pooling.inl"
 #include "counts.inl"
 #include "sparse.inl"
+#include "sparse_mse.inl"
 #include "evaluate.inl"
 // clang-format on
 
@@ -211,6 +213,19 @@ Op<T> resolve(int code, const int* ints) {
       return sparse_wgrad<T>;
     case OP_SPARSE_WGRAD_UPDATE:
       return ints[0] == SOLVER_SGD ? sparse_wgrad_update<Sgd, T> : sparse_wgrad_update<Adam, T>;
+    case OP_WEIGHT_GRAM:
+      return weight_gram<T>;
+#define NARROWS_KERNEL sparse_mse
+    case OP_SPARSE_MSE:
+      NARROWS_BY_ACTIVATION(ints[1], X)
+      break;
+#undef NARROWS_KERNEL
+    case OP_ROW_GRAM:
+      return row_gram<T>;
+    case OP_SPARSE_MSE_WGRAD:
+      return sparse_mse_wgrad<T>;
+    case OP_SPARSE_MSE_UPDATE:
+      return ints[0] == SOLVER_SGD ? sparse_mse_update<Sgd, T> : sparse_mse_update<Adam, T>;
     case OP_LIBRARY:
       return library<T>;
     case OP_LOG_NORMALIZE:

@@ -126,6 +126,24 @@ class Lowering:
             scale=saved_scale(before),
         )
 
+    def gram_loss(
+        self, modes: Mode, operands: dict[str, str | None], before: LayerSpec, rowloss: str, out: str, *, source: int
+    ) -> None:
+        """Write the squared error of a layer against CSR rows, and the gradient by the pre-activations of the layer
+        `before` (by its output, if that is pooled).
+        """
+        _, inner, _ = self.shapes[str(operands["W"])]
+        gram = {part: self.slot(f"gram.{part}", Region.SCRATCH, inner + 1, inner + 1) for part in ("high", "low")}
+        self.op(OpCode.WEIGHT_GRAM, modes, {"W": operands["W"], "b": operands["b"], **gram})
+        self.op(
+            OpCode.SPARSE_MSE,
+            modes,
+            {**operands, **gram, "rowloss": rowloss, "out": out},
+            source=source,
+            activation=outward(before),
+            scale=saved_scale(before),
+        )
+
     def term(self, name: str) -> int:
         if name not in self.terms:
             self.terms.append(name)
@@ -206,10 +224,15 @@ def lower(spec: NetworkSpec, batch: int) -> Plan:
         _check_variational(spec)
     if spec.n_gibbs:
         check_boltzmann(spec, batch)
+    if spec.gram_decoder and not spec.takes_gram_decoder:
+        raise ValueError(
+            "gram_decoder needs the squared error of a dense linear output layer with a weight of its own: no other "
+            "loss or output activation, no tied weight, convolution or Gibbs sampling"
+        )
     if spec.sparse_input and not spec.takes_sparse_input:
         raise ValueError(
             "sparse_input needs a dense first layer and no noise but masking: convolutions, gaussian and "
-            "salt-and-pepper corruption, contractive_hessian and Gibbs sampling work on dense rows"
+            "salt-and-pepper corruption, contractive_hessian, contractive probes and Gibbs sampling work on dense rows"
         )
     low = Lowering(batch)
 
@@ -238,7 +261,7 @@ def lower(spec: NetworkSpec, batch: int) -> Plan:
             normalized = {"library": library}
             if x:
                 low.op(OpCode.LOG_NORMALIZE, forward, {"x": x} | normalized, scale=spec.library)
-    elif apart:
+    elif apart and not spec.gram_decoder:
         target = low.rows("target", spec.n_outputs)
         low.op(OpCode.GATHER, score | LEARN, {"out": target}, source=goal)
     weight = None
@@ -268,7 +291,8 @@ def lower(spec: NetworkSpec, batch: int) -> Plan:
             operands = {"W": weights[i], "b": f"b{i}"} | ({"x": x} if x else normalized)
             out, kept = low.dense(
                 f"{i}",
-                modes,
+                # What is judged in Gram form is not computed.
+                modes & (Mode.DECODE | Mode.RECONSTRUCT) if i == last and spec.gram_decoder else modes,
                 layer,
                 operands,
                 output=i == last,
@@ -307,7 +331,7 @@ def lower(spec: NetworkSpec, batch: int) -> Plan:
         low.op(OpCode.GAUSSIAN, score, judged | {"logvar": "logvar", "rates": rates}, activation=link)
     elif counts is not None:
         counts.loss(score, {"z": z, "weight": weight, "rowloss": rowloss}, goal)
-    else:
+    elif not spec.gram_decoder:
         low.op(OpCode.LOSS, score, judged, loss=spec.loss, activation=link, delta=spec.huber_delta)
 
     # Backward, from dz of the output layer, which the loss has left in z. First the chain down to the first layer,
@@ -323,7 +347,10 @@ def lower(spec: NetworkSpec, batch: int) -> Plan:
         dx = deltas[i - 1] = low.rows(f"d{i - 1}", before.n_out)
         drawn = noise is not None and i == spec.latent
         by, onto = (codes, low.rows("dz", spec.n_components)) if drawn else (saved[i - 1], dx)
-        if layers[i].convolution is not None:
+        if i == last and spec.gram_decoder:
+            sides = {"h": inputs[i], "W": weights[i], "b": f"b{i}", "saved": by, "weight": weight}
+            low.gram_loss(score, sides, before, rowloss, onto, source=int(spec.separate_target))
+        elif layers[i].convolution is not None:
             convolutions.dgrad(i, deltas[i], by, onto, saved_scale(before), outward(before))
         else:
             low.dgrad(before, deltas[i], weights[i], by, onto, transposed=layers[i].tied_to is not None)
@@ -353,6 +380,7 @@ def lower(spec: NetworkSpec, batch: int) -> Plan:
         deltas,
         contraction,
         convolutions,
+        weight=weight,
         rates=rates,
         masking=masking,
         normalized=normalized,
@@ -513,6 +541,7 @@ def _parameter_gradients(
     contraction: Contraction,
     convolutions: Convolutions,
     *,
+    weight: str | None = None,
     rates: str | None = None,
     update: bool = True,
     masking: Mapping[str, float] | None = None,
@@ -521,9 +550,10 @@ def _parameter_gradients(
     """Gradients of weights and biases; in training each is used up where it arises, unless all are wanted at once for
     their norm or there is no `update`.
 
-    `rates` holds what sums to the gradient of the learned variances, row by row; an input without a name stands for
-    sparse rows of X with noise of the attributes `masking`, and the slots `normalized` of their normalisation. L2 and
-    L1 are on weights, never on biases or variances; adamw takes its L2 as decoupled decay instead of as a gradient.
+    `weight` holds the rows' weights, which the gradients in `deltas` have in them already; `rates` what sums to the
+    gradient of the learned variances, row by row; an input without a name stands for sparse rows of X with noise of the
+    attributes `masking`, and the slots `normalized` of their normalisation. L2 and L1 are on weights, never on biases
+    or variances; adamw takes its L2 as decoupled decay instead of as a gradient.
     """
     fused = update and spec.clip_norm is None
     apart = Mode.GRADIENT if fused else LEARN
@@ -564,6 +594,26 @@ def _parameter_gradients(
             penalty = decayed(weights[i])
             if fused:
                 convolutions.update(i, penalty, {**decay, "rate": rate}, _rule(spec))
+            continue
+        if spec.gram_decoder and i == len(weights) - 1:
+            sides = {"h": inputs[i], "weight": weight, "W": weights[i], "b": f"b{i}"}
+            sides["gram"] = low.slot("gram.rows", Region.SCRATCH, spec.layers[i].n_in + 1, spec.layers[i].n_in + 1)
+            judged = int(spec.separate_target)
+            low.op(OpCode.ROW_GRAM, LEARN, {"h": inputs[i], "weight": weight, "out": sides["gram"]})
+            results = {"dW": f"d{weights[i]}", "db": f"db{i}"}
+            low.op(OpCode.SPARSE_MSE_WGRAD, apart, {**sides, **results}, source=judged)
+            penalty = decayed(weights[i])
+            if fused:
+                moments = {f"b_{role}": name for role, name in state(f"b{i}").items()} | state(weights[i])
+                low.op(
+                    OpCode.SPARSE_MSE_UPDATE,
+                    Mode.TRAIN,
+                    {**sides, **moments, "penalty": penalty},
+                    source=judged,
+                    **_rule(spec),
+                    **decay,
+                    rate=rate,
+                )
             continue
         tied = spec.layers[i].tied_to is not None
         source, sink = (deltas[i], inputs[i]) if tied else (inputs[i], deltas[i])

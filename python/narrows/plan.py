@@ -236,10 +236,15 @@ class OpCode(enum.IntEnum):
     SPARSE_DENSE = 43
     SPARSE_WGRAD = 44
     SPARSE_WGRAD_UPDATE = 45
-    LIBRARY = 46
-    LOG_NORMALIZE = 47
-    COUNTS = 48
-    MEANS = 49
+    WEIGHT_GRAM = 46
+    SPARSE_MSE = 47
+    ROW_GRAM = 48
+    SPARSE_MSE_WGRAD = 49
+    SPARSE_MSE_UPDATE = 50
+    LIBRARY = 51
+    LOG_NORMALIZE = 52
+    COUNTS = 53
+    MEANS = 54
 
 
 class Signature(NamedTuple):
@@ -420,6 +425,27 @@ SIGNATURES: Mapping[OpCode, Signature] = {
         ints=("solver", "stream"),
         floats=("beta_1", "beta_2", "epsilon", "l2", "l1", "rate", "level", "scale"),
     ),
+    # The squared error of a linear layer against rows y of a source that must be CSR, without a dense row (see
+    # `backends.reference`). With V = [W; b] and g = [h 1]: high + low = V V', summed in double
+    OpCode.WEIGHT_GRAM: Signature(("W", "b"), ("high", "low")),
+    # rowloss = |g V - y|^2; in training, out = d(mean weighted loss)/dh * activation'(saved * scale)
+    OpCode.SPARSE_MSE: Signature(
+        ("h", "W", "b", "high", "low", "saved", "weight"),
+        ("rowloss", "out"),
+        ints=("source", "activation"),
+        floats=("scale",),
+    ),
+    # out = 2 sum over rows of (weight / m) g' g, summed in double
+    OpCode.ROW_GRAM: Signature(("h", "weight"), ("out",)),
+    # [dW; db] = gram V - 2 sum over rows of (weight / m) g' y, with `gram` from ROW_GRAM
+    OpCode.SPARSE_MSE_WGRAD: Signature(("h", "gram", "weight", "W", "b"), ("dW", "db"), ints=("source",)),
+    # The same, used up: WGRAD_UPDATE of W and COLSUM_UPDATE of b
+    OpCode.SPARSE_MSE_UPDATE: Signature(
+        ("h", "gram", "weight", "W", "moment1", "moment2", "b", "b_moment1", "b_moment2"),
+        ("W", "moment1", "moment2", "b", "b_moment1", "b_moment2", "penalty"),
+        ints=("solver", "source"),
+        floats=("beta_1", "beta_2", "epsilon", "l2", "l1", "rate"),
+    ),
     # out = the sums of the rows of a bound source
     OpCode.LIBRARY: Signature((), ("out",), ints=("source",)),
     # x = log(1 + scale / library * x), in place; a row without counts stays
@@ -438,6 +464,10 @@ SIGNATURES: Mapping[OpCode, Signature] = {
     # out = these means, of the logits in z; without `library`, those of a row whose sum is `scale`
     OpCode.MEANS: Signature(("z", "library"), ("out",), ints=("activation",), floats=("scale",)),
 }
+
+GRAM_GUARD = 1e-3
+"""A row whose loss comes out below this part of |y|^2 is taken from its residuals, feature by feature: the sums of the
+Gram form cancel there."""
 
 VARIANCE_FLOOR = 1e-6
 """Added to the learned variances, so that the density of a constant feature stays bounded."""
@@ -573,13 +603,31 @@ class NetworkSpec:
     """Of counts: the sum of a row whose size factor is 1."""
     sparse_input: bool = False
     """Whether the first layer works on CSR rows, which are then never dense (see `takes_sparse_input`)."""
+    gram_decoder: bool = False
+    """Whether the squared error is taken from Gram matrices and the nonzeros of CSR targets, which are then never dense
+    (see `takes_gram_decoder`)."""
 
     @property
     def takes_sparse_input(self) -> bool:
         """Whether the network can have a `sparse_input`: a dense first layer, and nothing else that needs the rows of
         its input or fills them."""
         filled = self.corruption not in (None, Corruption.MASKING) or self.contractive_hessian > 0
+        # Probes are rows of the input's width; an encoder of one layer has none (its penalty has a closed form).
+        filled = filled or (self.contractive > 0 and self.contractive_probes > 0 and self.latent > 1)
         return self.layers[0].convolution is None and not filled and self.n_gibbs == 0
+
+    @property
+    def takes_gram_decoder(self) -> bool:
+        """Whether the network can have a `gram_decoder`: squared error of a dense linear layer with its own weight."""
+        last = self.layers[-1]
+        linear = last.activation is Activation.LINEAR and last.convolution is None and last.tied_to is None
+        return self.loss is Loss.MSE and linear and self.n_gibbs == 0
+
+    @property
+    def sparse_sources(self) -> frozenset[int]:
+        """The sources that must be CSR of increasing columns: 0 is X, 1 the target."""
+        judged = {1 if self.separate_target else 0} if self.gram_decoder else set()
+        return frozenset(judged | ({0} if self.sparse_input else set()))
 
     @property
     def n_features(self) -> int:
@@ -672,6 +720,7 @@ class Plan:
         lines = [
             f"plan: batch {self.batch}, {sum(s.rows * s.cols for s in self.parameters)} parameters, "
             f"{self.flops / 1e9:.4g} GFLOP a step, arena of {self.arena_size} elements"
+            + (", decoder in gram form" if self.spec.gram_decoder else "")
         ]
         for op in self.ops:
             signature = SIGNATURES[op.code]
@@ -718,6 +767,9 @@ PRODUCTS = {
 
 CONVOLUTIONS = (OpCode.CONVOLVE, OpCode.CONV_DGRAD, OpCode.CONV_WGRAD)
 
+GRAMS = (OpCode.WEIGHT_GRAM, OpCode.ROW_GRAM, OpCode.SPARSE_MSE_WGRAD, OpCode.SPARSE_MSE_UPDATE)
+"""Ops that multiply with a Gram matrix, or make one."""
+
 
 def geometry(op: Op) -> Convolution:
     """Of an op in `CONVOLUTIONS`."""
@@ -736,6 +788,9 @@ def op_flops(plan: Plan, op: Op) -> int:
         return plan.batch * weights[-1].cols * (3 * slots["gram"].rows ** 2 + 6 * chains * inner)
     if op.code in CONVOLUTIONS:
         return plan.batch * geometry(op).flops
+    if op.code in GRAMS:
+        inner, outer = (slots["W"].rows, slots["W"].cols) if "W" in slots else (slots["h"].cols, plan.batch)
+        return 2 * (inner + 1) ** 2 * outer
     if op.code not in PRODUCTS:
         return 0
     m, k, n = product_size(plan, op)

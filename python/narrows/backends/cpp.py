@@ -161,7 +161,7 @@ class CppProgram:
                 self._bind(_TRAIN, source, data)
 
     def _bind(self, bank: int, source: int, data: Any) -> None:
-        if source == _X and self.plan.spec.sparse_input:
+        if source in self.plan.spec.sparse_sources:
             data = sparse_rows(data)
         if hasattr(data, "indptr"):
             self._program.bind_csr(bank, source, *_index_pair(data), data.data, data.shape[1])

@@ -24,6 +24,7 @@ from ..plan import (
     DROPOUT_LIMIT,
     FROM_CODES,
     GRAIN,
+    GRAM_GUARD,
     LANES,
     LEARN,
     LOG_DISPERSION_LIMIT,
@@ -856,7 +857,7 @@ def maxpool_pick(
 def masked_rows(run: Run, stream: int, level: float, library: Array | None, scale: float, dtype: Any) -> Any:
     """Rows of X as CSR, normalised as by LOG_NORMALIZE if there is a `library`; in training, masking noise falls on the
     same elements as CORRUPT's."""
-    X = sparse_rows(run.sources[0])[run.rows].astype(dtype)
+    X = run.sources[0][run.rows].astype(dtype)
     if library is not None:
         X.data = np.log1p(X.data * np.repeat(size_factors(library, scale), np.diff(X.indptr)))
     if level > 0 and run.mode & LEARN:
@@ -896,6 +897,100 @@ def sparse_wgrad_update(
     run: Run, *, dz: Array, library: Array | None, stream: int, level: float, scale: float, **rule: Any
 ) -> None:
     _descend(run, masked_rows(run, stream, level, library, scale, dz.dtype).T @ dz, **rule)
+
+
+# --- ops: squared error against sparse rows --------------------------------------------------------------------------
+#
+# With V = [W; b] and g = [h 1], the loss of a row y is |g V - y|^2 = g Q g' - 2 g p' + |y|^2, Q = V V' and p = y V'.
+# Its derivatives are 2 (g Q - p) by g and 2 g' (g V - y) by V. Sums are in double, whatever the type of the slots.
+
+
+def with_bias(W: Array, b: Array) -> Array:
+    return np.vstack([W, b]).astype(np.float64)
+
+
+def with_one(h: Array) -> Array:
+    return np.column_stack([h, np.ones(len(h), h.dtype)]).astype(np.float64)
+
+
+def weight_gram(run: Run, *, W: Array, b: Array, high: Array, low: Array) -> None:
+    V = with_bias(W, b)
+    Q = V @ V.T
+    high[...] = Q
+    low[...] = Q - high
+
+
+def sparse_mse(
+    run: Run,
+    *,
+    h: Array,
+    W: Array,
+    b: Array,
+    high: Array,
+    low: Array,
+    saved: Array,
+    weight: Array | None,
+    rowloss: Array,
+    out: Array,
+    source: int,
+    activation: int,
+    scale: float,
+) -> None:
+    y = run.sources[source][run.rows].astype(np.float64)
+    V, g, Q = with_bias(W, b), with_one(h), high.astype(np.float64) + low
+    p, gQ = y @ V.T, g @ Q
+    square = np.asarray(y.multiply(y).sum(axis=1)).reshape(-1)
+    value, dg = (g * (gQ - 2 * p)).sum(axis=1) + square, 2 * (gQ - p)
+    for i in np.flatnonzero(value < GRAM_GUARD * square):
+        residual = g[i] @ V - y[[i]].toarray()[0]
+        value[i], dg[i] = residual @ residual, 2 * residual @ V.T
+    rowloss[:, 0] = value
+    if run.mode & LEARN:
+        share = row_share(run, weight, 1.0, np.float64)
+        out[...] = share * dg[:, :-1] * DERIVATIVE[Activation(activation)](saved * saved.dtype.type(scale))
+
+
+def row_gram(run: Run, *, h: Array, weight: Array | None, out: Array) -> None:
+    g = with_one(h)
+    out[...] = 2 * (row_share(run, weight, 1.0, np.float64) * g).T @ g
+
+
+def _sparse_mse_gradient(
+    run: Run, h: Array, gram: Array, weight: Array | None, W: Array, b: Array, source: int
+) -> tuple[Array, Array]:
+    """By W and by b."""
+    y = run.sources[source][run.rows].astype(np.float64)
+    scaled = 2 * row_share(run, weight, 1.0, np.float64) * with_one(h)
+    dV = (gram.astype(np.float64) @ with_bias(W, b) - (y.T @ scaled).T).astype(W.dtype)
+    return dV[:-1], dV[-1:]
+
+
+def sparse_mse_wgrad(
+    run: Run, *, h: Array, gram: Array, weight: Array | None, W: Array, b: Array, dW: Array, db: Array, source: int
+) -> None:
+    dW[...], db[...] = _sparse_mse_gradient(run, h, gram, weight, W, b, source)
+
+
+def sparse_mse_update(
+    run: Run,
+    *,
+    h: Array,
+    gram: Array,
+    weight: Array | None,
+    W: Array,
+    b: Array,
+    b_moment1: Array,
+    b_moment2: Array | None,
+    source: int,
+    solver: int,
+    beta_1: float,
+    beta_2: float,
+    epsilon: float,
+    **rule: Any,
+) -> None:
+    dW, db = _sparse_mse_gradient(run, h, gram, weight, W, b, source)
+    _decayed_step(run, W, dW, solver=solver, beta_1=beta_1, beta_2=beta_2, epsilon=epsilon, **rule)
+    step_rule(run, b, db, b_moment1, b_moment2, solver, beta_1, beta_2, epsilon)
 
 
 def clip_scale(sum_of_squares: float, clip: float) -> float:
@@ -951,6 +1046,11 @@ OPS: Mapping[OpCode, Callable[..., None]] = {
     OpCode.SPARSE_DENSE: sparse_dense,
     OpCode.SPARSE_WGRAD: sparse_wgrad,
     OpCode.SPARSE_WGRAD_UPDATE: sparse_wgrad_update,
+    OpCode.WEIGHT_GRAM: weight_gram,
+    OpCode.SPARSE_MSE: sparse_mse,
+    OpCode.ROW_GRAM: row_gram,
+    OpCode.SPARSE_MSE_WGRAD: sparse_mse_wgrad,
+    OpCode.SPARSE_MSE_UPDATE: sparse_mse_update,
     OpCode.LIBRARY: library,
     OpCode.LOG_NORMALIZE: log_normalize,
     OpCode.COUNTS: counts,
@@ -1020,10 +1120,11 @@ class ReferenceProgram:
         return views
 
     def bind(self, X: Any, target: Any = None, weight: Any = None) -> None:
-        self.sources = {0: self._input(X), 1: target, 2: weight}
+        self.sources = self._sources({0: X, 1: target}) | {2: weight}
 
-    def _input(self, X: Any) -> Any:
-        return sparse_rows(X) if self.plan.spec.sparse_input and X is not None else X
+    def _sources(self, given: dict[int, Any]) -> dict[int, Any]:
+        wanted = self.plan.spec.sparse_sources
+        return {i: sparse_rows(data) if i in wanted and data is not None else data for i, data in given.items()}
 
     def train(
         self, rows: NDArray[np.int64], hyper: Hyper, poll: Callable[[], bool] | None = None
@@ -1064,9 +1165,10 @@ class ReferenceProgram:
         result = self.plan.slots[slot := self.plan.outputs[mode]]
         n = X.shape[0]
         out = np.empty((n, result.cols), self.dtype)
-        sources = {0: X if mode in FROM_CODES else self._input(X), 1: target}
         if mode in FROM_CODES:
-            sources = {0: target, 1: target, 3: X}
+            sources = self._sources({0: target, 1: target}) | {3: X}
+        else:
+            sources = self._sources({0: X, 1: target})
         for start in range(0, n, self.plan.batch):
             rows = np.arange(start, min(start + self.plan.batch, n))
             self._run(Run(rows, mode, sources, regions=self.regions, bfloat16=self.bfloat16))

@@ -22,10 +22,10 @@ from ..data import Source
 from ..errors import OutOfMemoryError
 from ..initial import draw_seed
 from ..lowering import lower
-from ..models.data import BLOCK_BYTES, Table, split_rows
+from ..models.data import BLOCK_BYTES, Table, density, split_rows
 from ..models.network import build_spec
 from ..normalize import Normalizer
-from ..plan import Precision
+from ..plan import NetworkSpec, Precision
 from . import evaluation
 from .settings import FitSettings, show_size
 
@@ -74,8 +74,9 @@ class Budget:
         OutOfMemoryError
             The limit is below `smallest`.
         """
-        n_rows, n_features = table.shape
-        plan = lower(build_spec(estimator, n_features, n_features), min(int(estimator.batch_size), n_rows))
+        n_rows = int(table.shape[0])
+        batch = min(int(estimator.batch_size), n_rows)
+        plan = lower(_spec(estimator, table, batch), batch)
         itemsize = Precision.of(estimator.precision).dtype.itemsize
         copies = 6 * (1 + plan.n_moments) * plan.parameter_size
         model = itemsize * (plan.arena_size + plan.work_size + copies)
@@ -110,20 +111,26 @@ def held_rows(estimator: Any, n_rows: int) -> tuple[npt.NDArray[np.int64], npt.N
     return split_rows(n_rows, float(estimator.validation_fraction), draw_seed(estimator.random_state))
 
 
+def _spec(estimator: Any, table: Source, batch: int) -> NetworkSpec:
+    """The network that a fit to the table trains."""
+    stored, n_features = density(table), int(table.shape[1])
+    return build_spec(estimator, n_features, n_features, density=stored, target_density=stored, batch=batch)
+
+
 def plan_text(
     settings: FitSettings, estimator: Any, table: Source, normalizer: Normalizer, budget: Budget, threads: str
 ) -> str:
     n_rows, n_features = table.shape
-    spec = build_spec(estimator, n_features, n_features)
+    spec = _spec(estimator, table, int(estimator.batch_size))
     widths = [n_features, *(layer.n_out for layer in spec.layers)]
     parameters = sum(rows * columns for rows, columns in spec.parameter_shapes.values())
     split = held_rows(estimator, n_rows)
     held = len(split[1]) if split else 0
     batch = min(int(estimator.batch_size), n_rows - held)
-    density = "" if table.nnz is None else f", sparse ({100 * table.nnz / (n_rows * n_features):.3g} % stored)"
+    stored = "" if table.nnz is None else f", sparse ({100 * density(table):.3g} % stored)"
     steps = -(-(n_rows - held) // batch)
     lines = {
-        "data": f"{settings.data}: {n_rows} rows x {n_features} features{density}",
+        "data": f"{settings.data}: {n_rows} rows x {n_features} features{stored}",
         "normalize": normalizer.describe(),
         "estimator": f"{type(estimator).__name__}, loss {estimator.loss}",
         "layers": " - ".join(map(str, widths)),

@@ -88,6 +88,12 @@ class Autoencoder(BaseAutoencoder):
         Strength of the Kullback-Leibler penalty between `sparsity_target` and the mean of each latent over
         the batch; needs ``latent_activation="sigmoid"``.
     sparsity_target : float, default=0.05
+    sparse_decoder : {"auto", "gram", "dense"}, default="auto"
+        How the squared error of a linear output against CSR rows is taken. ``"gram"``: from Gram matrices and the
+        stored values, without an array of the batch's rows by features; in float32 a row's loss is then accurate to
+        5e-7 of its sum of squares |y|^2, and gradients to 5e-6 |y| / |error| of their size. ``"dense"``: feature by
+        feature. ``"auto"`` takes what should be faster for these layers, batches and part of stored values; `plan_`
+        shows which.
     alpha : float, default=0.0
         L2 penalty on weights, never on biases: ``alpha / 2`` times the sum of squares, divided by the batch's
         rows, as in scikit-learn's multilayer perceptrons; with adamw, the rate of its decoupled decay.
@@ -186,6 +192,7 @@ class Autoencoder(BaseAutoencoder):
         activity_l1: float = 0.0,
         kl_sparsity: float = 0.0,
         sparsity_target: float = 0.05,
+        sparse_decoder: str = "auto",
         alpha: float = 0.0,
         weight_l1: float = 0.0,
         solver: str = "adam",
@@ -232,6 +239,7 @@ class Autoencoder(BaseAutoencoder):
         self.activity_l1 = activity_l1
         self.kl_sparsity = kl_sparsity
         self.sparsity_target = sparsity_target
+        self.sparse_decoder = sparse_decoder
         self.alpha = alpha
         self.weight_l1 = weight_l1
         self.solver = solver

@@ -368,6 +368,8 @@ class BaseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
             weighted=table.weight is not None,
             density=density(table.X),
             library=library,
+            target_density=density(table.X if table.target is None else table.target),
+            batch=even_batch(len(rows), int(self.batch_size)),
         )
         if again:
             shapes = [_shape(layer) for layer in spec.layers]

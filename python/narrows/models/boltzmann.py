@@ -57,6 +57,7 @@ _FIXED: dict[str, Any] = {
     "activity_l1": 0.0,
     "kl_sparsity": 0.0,
     "sparsity_target": 0.05,
+    "sparse_decoder": "auto",
     "solver": "sgd",
     "beta_1": 0.9,
     "beta_2": 0.999,

@@ -29,6 +29,7 @@ _FIXED: dict[str, Any] = {
     "contractive_hessian": 0.0,
     "n_corruptions": 1,
     "hessian_std": 0.1,
+    "sparse_decoder": "auto",
 }
 _ADDED: dict[str, Any] = {
     "image_shape": None,

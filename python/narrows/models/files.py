@@ -6,6 +6,7 @@ shapes are not what this version knows is a `ModelFileError`. Never: code in a f
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -38,6 +39,7 @@ def write_model(estimator: Any, path: str | os.PathLike[str]) -> None:
             "separate_target": network.spec.separate_target,
             "weighted": network.spec.weighted,
             "library": network.spec.library,
+            "gram_decoder": network.spec.gram_decoder,
         },
         "feature_names": None if names is None else [str(name) for name in names],
         "history": estimator.history_,
@@ -81,6 +83,7 @@ def _restored(tensors: Mapping[str, Any], meta: Mapping[str, Any], classes: Mapp
     library = shape["library"]
     if type(library) is not float or not 0 < library < np.inf:
         raise ModelFileError(f"library is {library!r}")
+    gram = bool(shape.get("gram_decoder", False))  # models of before it had none
     spec = build_spec(
         estimator,
         fitted["n_features_in_"],
@@ -89,7 +92,11 @@ def _restored(tensors: Mapping[str, Any], meta: Mapping[str, Any], classes: Mapp
         separate_target=bool(shape["separate_target"]),
         weighted=bool(shape["weighted"]),
         library=library,
+        target_density=0.0,
     )
+    if gram and not spec.takes_gram_decoder:
+        raise ModelFileError("gram_decoder is set for a network that cannot have one")
+    spec = dataclasses.replace(spec, gram_decoder=gram)
     expected = spec.parameter_shapes
     found = {name: array.shape for name, array in tensors.items()}
     if found != expected:

@@ -46,13 +46,17 @@ def build_spec(
     weighted: bool = False,
     density: float = 1.0,
     library: float = 1.0,
+    target_density: float = 1.0,
+    batch: int = 1,
 ) -> NetworkSpec:
-    """The network that an estimator's (checked) parameters describe, for data of which the part `density` is stored.
+    """The network that an estimator's (checked) parameters describe, for batches of `batch` rows of data of which the
+    part `density` is stored, and of targets of which the part `target_density` is.
 
     Raises
     ------
     ValueError
-        If the weights are tied and the target's width is not the input's, or images do not fit the layers.
+        If the weights are tied and the target's width is not the input's, images do not fit the layers, or a decoder
+        in Gram form is asked for dense targets.
     """
     e = estimator
     layers, latent = e._layers(n_features, n_outputs)
@@ -99,7 +103,31 @@ def build_spec(
         log_normalize=loss.of_counts and (e.counts_input or not separate_target),
         library=library,
     )
-    return dataclasses.replace(spec, sparse_input=density <= SPARSE_DENSITY and spec.takes_sparse_input)
+    if e.sparse_decoder == "gram" and target_density == 1:
+        raise ValueError(
+            f"sparse_decoder='gram' needs sparse {'y' if separate_target else 'X'} (CSR), of which not all is stored; "
+            "'auto' takes dense rows, too"
+        )
+    gram = e.sparse_decoder == "gram" or (
+        e.sparse_decoder == "auto" and target_density < 1 and gram_pays(batch, layers[-1].n_in, target_density)
+    )
+    return dataclasses.replace(
+        spec,
+        sparse_input=density <= SPARSE_DENSITY and spec.takes_sparse_input,
+        gram_decoder=gram and spec.takes_gram_decoder,
+    )
+
+
+def gram_pays(batch: int, inner: int, density: float) -> bool:
+    """Whether the squared error of a layer with `inner` inputs costs less in Gram form.
+
+    Both are counted for each output, in multiply-adds of a dense product: three products and the passes over the array
+    of outputs; or two products with Gram matrices and two with the nonzeros, whose multiply-adds cost six times as
+    much. Measured, see ``docs/architecture.md``.
+    """
+    dense = batch * (3 * inner + 96)
+    gram = 2 * inner * inner + 12 * density * batch * (inner + 16)
+    return gram < dense
 
 
 def dense_layers(e: Any, n_features: int, n_outputs: int) -> tuple[tuple[LayerSpec, ...], int]:
@@ -208,7 +236,7 @@ class Network:
 
     def _forget(self) -> None:
         self._lock = threading.Lock()
-        self._programs: dict[bool, Program] = {}  # by whether the input is sparse
+        self._programs: dict[tuple[bool, bool], Program] = {}  # by whether input and target are taken as sparse rows
         self._plan: Plan | None = None
         self._backend: str | None = None
 
@@ -270,16 +298,17 @@ class Network:
             spec = _without_training(self.spec)
             # By the form alone: by its density, a row's last bits could depend on the rows beside it.
             sparse = is_sparse(X) and mode not in FROM_CODES and spec.takes_sparse_input
-            program = self._programs.get(sparse)
+            gram = is_sparse(target) and spec.gram_decoder
+            program = self._programs.get((sparse, gram))
             if program is None:
                 program = compile_plan(
-                    lower(dataclasses.replace(spec, sparse_input=sparse), self.batch),
+                    lower(dataclasses.replace(spec, sparse_input=sparse, gram_decoder=gram), self.batch),
                     self.backend,
                     precision=self.precision,
                     n_threads=self.n_threads,
                 )
                 program.load(self.parameters)
-                self._programs[sparse] = program
+                self._programs[sparse, gram] = program
             return program.apply(X, mode, target)
 
 

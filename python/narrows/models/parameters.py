@@ -184,6 +184,7 @@ CHECKS: Mapping[str, Check] = {
     "activity_l1": real("[0, inf)"),
     "kl_sparsity": real("[0, inf)"),
     "sparsity_target": real("(0, 1)"),
+    "sparse_decoder": choice(("auto", "gram", "dense")),
     "alpha": real("[0, inf)"),
     "weight_l1": real("[0, inf)"),
     "solver": choice(("sgd", "adam", "adamw")),
@@ -309,6 +310,13 @@ def check_parameters(estimator: Any) -> None:
         n_features = int(np.prod(estimator.image_shape))
         estimator._layers(n_features, n_features)
     _check_contractive(estimator, hidden)
+    if estimator.sparse_decoder == "gram" and (
+        loss is not Loss.MSE or output_activation(estimator) is not Activation.LINEAR or estimator.tied_weights
+    ):
+        raise ValueError(
+            f"sparse_decoder='gram' needs loss='mse', a linear output and untied weights, not loss={estimator.loss!r}, "
+            f"output_activation={estimator.output_activation!r}, tied_weights={estimator.tied_weights!r}"
+        )
     if getattr(estimator, "pretrain", None) is not None:
         _check_pretraining(estimator, hidden)
     if estimator.tied_weights and decoder_sizes(estimator) != hidden[::-1]:

@@ -1,0 +1,396 @@
+// Squared error of a linear layer against CSR rows, and its gradients: no array of batch x features.
+//
+// With V = [W; b] and g = [h 1], the loss of a row y is g Q g' - 2 g p' + |y|^2, where Q = V V' and p = y V'; by g it
+// is 2 (g Q - p), by V, summed over rows, G V - H' Y, where H has rows 2 s g, G = H' g, and s is the row's share.
+//
+// Promises: Q, G, p and the loss are summed in double (products of Q and p in blocks of the slots' type); a row whose
+// loss is a small part of |y|^2, where these sums cancel, is taken from its residuals; y is walked where it lies;
+// sums are cut by shapes alone, so the bits do not depend on threads or on the other rows. Products stay in the type of
+// the slots under bfloat16. Included inside the namespace of an instruction set; operands in the order of
+// plan.SIGNATURES.
+
+// Terms from which on a sum in the slots' type is added in double: of p, and of Q.
+constexpr index_t SHORT_SUM = 64, GRAM_DEPTH = 128;
+
+template <class T>
+inline vd wide(const T* p) {
+  typedef T part __attribute__((vector_size(WIDTH<double> * sizeof(T))));
+  part v;
+  __builtin_memcpy(&v, p, sizeof v);
+  return __builtin_convertvector(v, vd);
+}
+
+// Takes rooms for arrays from a thread's scratch memory, in whole lines.
+template <class T>
+struct Room {
+  T* next;
+  template <class U>
+  U* take(index_t n) {
+    U* at = reinterpret_cast<U*>(next);
+    next += (n * index_t(sizeof(U) / sizeof(T)) + LANES - 1) / LANES * LANES;
+    return at;
+  }
+};
+
+// [W; b] at columns first..end as B of a product: rows SPARSE_COLUMNS apart, zeros beyond the end.
+template <class T>
+inline void copy_block(const Matrix<T>& W, const T* b, index_t first, index_t end, T* to) {
+  for (index_t k = 0; k <= W.rows; ++k, to += SPARSE_COLUMNS) {
+    const T* from = (k < W.rows ? W.row(k) : b) + first;
+    for (index_t j = 0; j < SPARSE_COLUMNS; j += WIDTH<T>)
+      store(to + j, first + j < end ? load_n(from + j, end - first - j) : vec<T>{});
+  }
+}
+
+// --- Gram matrices ---------------------------------------------------------------------------------------------------
+
+// Threads share the tiles on and above the diagonal, and the products with b.
+template <class T>
+void weight_gram(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
+  const Matrix<const T> W = view(args, ctx, 0);
+  const T* b = args.slots[1].data;
+  const Matrix<T>&high = args.slots[2], &low = args.slots[3];
+  const auto put = [&](index_t i, index_t j, double q) {
+    high.row(i)[j] = high.row(j)[i] = T(q);
+    low.row(i)[j] = low.row(j)[i] = T(q - double(T(q)));
+  };
+  const index_t n = W.rows, panels = (n + NR<T> - 1) / NR<T>;
+  const auto width = [&](index_t p) { return n - p * NR<T> < NR<T> ? n - p * NR<T> : NR<T>; };
+  const auto blocks = [&](index_t p) { return (p * NR<T> + width(p) + MR - 1) / MR; };
+  index_t total = 0;
+  for (index_t p = 0; p < panels; ++p) total += blocks(p) * width(p);
+  const Range share(total, tid, nt);
+  T* const scratch = ctx.scratch + tid * ctx.scratch_stride;
+  double* const sums = reinterpret_cast<double*>(scratch + SCRATCH);
+  for (index_t p = 0, before = 0; p < panels; before += blocks(p) * width(p), ++p) {
+    const auto block = [&](index_t cost) {
+      const index_t at = cost < before ? 0 : (cost - before + width(p) - 1) / width(p);
+      return at < blocks(p) ? at : blocks(p);
+    };
+    const index_t begin = block(share.begin), end = block(share.end), j0 = p * NR<T>;
+    if (begin >= end) continue;
+    for (index_t i = 0; i < (end - begin) * MR * NR<T>; ++i) sums[i] = 0;
+    for (index_t k0 = 0; k0 < W.cols; k0 += GRAM_DEPTH) {
+      const index_t depth = W.cols - k0 < GRAM_DEPTH ? W.cols - k0 : GRAM_DEPTH;
+      pack(transposed(W), k0, depth, j0, width(p), scratch);
+      const Operands<T> o{W.data + k0, scratch, W.row_stride, 1, NR<T>, depth, true, true, nullptr, 0, nullptr, 0};
+      run_tiles(
+          o, 0, n, begin, end, j0, width(p), Coming{}, Matrix<T>{},
+          [&](const Tile& t, const T* tile) {
+            double* sum = sums + (t.row - begin * MR) * NR<T>;
+            for (index_t i = 0; i < t.rows * NR<T>; i += WIDTH<double>) store(sum + i, load(sum + i) + wide(tile + i));
+          },
+          [](const Tile&, const void**) { return 0; });
+    }
+    for (index_t i = begin * MR; i < end * MR && i < n; ++i)
+      for (index_t j = i > j0 ? i : j0; j < j0 + width(p); ++j) put(i, j, sums[(i - begin * MR) * NR<T> + j - j0]);
+  }
+  const Range rows(n + 1, tid, nt);
+  for (index_t i = rows.begin; i < rows.end; ++i) {
+    const T* w = i < n ? W.row(i) : b;
+    double sum = 0;
+    for (index_t k0 = 0; k0 < W.cols; k0 += GRAM_DEPTH) {
+      LaneSum<T> block;
+      for (index_t k = k0; k < k0 + GRAM_DEPTH && k < W.cols; k += WIDTH<T>)
+        block.add(k, load_n(w + k, W.cols - k) * load_n(b + k, W.cols - k));
+      sum += block.total();
+    }
+    put(i, n, sum);
+  }
+}
+
+// 2 sum over rows of s g' g; a thread has whole rows of the result.
+template <class T>
+void row_gram(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
+  constexpr int N = 8;  // rows of the result at a time
+  constexpr index_t W = WIDTH<double>;
+  const Matrix<T>&h = args.slots[0], &weight = args.slots[1], &out = args.slots[2];
+  const index_t n = h.cols;
+  const Range grains((n + N) / N, tid, nt);
+  for (index_t k = grains.begin * N; k < grains.end * N && k <= n; k += N) {
+    const int rows = int(n + 1 - k < N ? n + 1 - k : N);
+    const auto factors = [&](index_t i, double* f) {
+      const double share = 2.0 / double(ctx.m) * (weight.data ? double(weight.row(i)[0]) : 1.0);
+      for (int r = 0; r < N; ++r) f[r] = r < rows ? share * (k + r < n ? double(h.row(i)[k + r]) : 1.0) : 0.0;
+    };
+    double f[N], last[N] = {};
+    for (index_t i = 0; i < ctx.m; ++i) {
+      factors(i, f);
+      for (int r = 0; r < N; ++r) last[r] += f[r];
+    }
+    for (index_t j = 0; j < n; j += 2 * W) {
+      vd sum[N][2] = {};
+      for (index_t i = 0; i < ctx.m; ++i) {
+        factors(i, f);
+        const vd x = wide(h.row(i) + j), y = wide(h.row(i) + j + W);
+        for (int r = 0; r < N; ++r) sum[r][0] += f[r] * x, sum[r][1] += f[r] * y;
+      }
+      for (int r = 0; r < rows; ++r)
+        for (index_t l = 0; l < 2 * W && j + l < n; ++l) out.row(k + r)[j + l] = T(sum[r][l / W][l % W]);
+    }
+    for (int r = 0; r < rows; ++r) out.row(k + r)[n] = T(last[r]);
+  }
+}
+
+// --- loss and gradient by h ------------------------------------------------------------------------------------------
+
+// The loss of a row from its residuals, block by block of columns, and its gradient by h where `dh` is not null.
+template <class T>
+double residual_loss(const SparseRows<T>& y, index_t i, const T* h, const Matrix<T>& W, const T* b, double* dh) {
+  constexpr index_t C = SPARSE_COLUMNS;
+  alignas(64) T r[C];
+  Segment<T> segment;
+  Cursor cursor = y.at(i, 0);
+  double loss = 0;
+  if (dh)
+    for (index_t k = 0; k < W.rows; ++k) dh[k] = 0;
+  for (index_t first = 0; first < W.cols; first += C) {
+    const index_t n = W.cols - first < C ? W.cols - first : C;
+    for (index_t j = 0; j < C; j += WIDTH<T>) store(r + j, j < n ? load_n(b + first + j, n - j) : vec<T>{});
+    for (index_t k = 0; k < W.rows; ++k) {
+      const vec<T> a = broadcast(h[k]);
+      for (index_t j = 0; j < n; j += WIDTH<T>) store(r + j, madd(load(r + j), a, load_n(W.row(k) + first + j, n - j)));
+    }
+    y.next(i, first + n, cursor, segment);
+    for (index_t k = 0; k < segment.n; ++k) r[segment.column[k] - first] -= segment.value[k];
+    LaneSum<T> squares;
+    for (index_t j = 0; j < n; j += WIDTH<T>) squares.add(j, load(r + j) * load(r + j));
+    loss += squares.total();
+    for (index_t k = 0; dh && k < W.rows; ++k) {
+      LaneSum<T> sum;
+      for (index_t j = 0; j < n; j += WIDTH<T>) sum.add(j, load(r + j) * load_n(W.row(k) + first + j, n - j));
+      dh[k] += 2 * sum.total();
+    }
+  }
+  return loss;
+}
+
+// Rows that SPARSE_MSE works on at a time: their p stays in L2 beside a block of V.
+template <class T>
+struct GramRows {
+  double *Q, *p, *square, *g, *gQ;  // Q and p with rows `ld` apart
+  T *part, *block;                  // of p, PANEL apart; a block of W by columns, likewise
+  Cursor* cursors;
+  index_t* terms;  // in `part`
+  index_t ld;
+
+  GramRows(T* scratch, index_t inner) : ld(padded(inner + 1)) {
+    Room<T> room{scratch};
+    Q = room.template take<double>((inner + 1) * ld), p = room.template take<double>(GRAM_ROWS * ld);
+    square = room.template take<double>(GRAM_ROWS), g = room.template take<double>(ld);
+    gQ = room.template take<double>(ld), part = room.template take<T>(GRAM_ROWS * SPARSE_PANEL);
+    block = room.template take<T>(SPARSE_COLUMNS * SPARSE_PANEL), cursors = room.template take<Cursor>(GRAM_ROWS);
+    terms = room.template take<index_t>(GRAM_ROWS);
+  }
+
+  // p and |y|^2 of rows begin..end.
+  void multiply(const SparseRows<T>& y, const Matrix<T>& W, const T* b, index_t begin, index_t end) {
+    const index_t rows = end - begin, inner = W.rows;
+    Segment<T> segment;
+    for (index_t i = 0; i < rows * ld; ++i) p[i] = 0;
+    for (index_t i = 0; i < rows; ++i) square[i] = 0;
+    for (index_t j = 0; j < inner; j += PANEL<T>) {
+      const index_t cols = inner - j < PANEL<T> ? inner - j : PANEL<T>;
+      const auto add = sparse_kernels<T>(cols).product;
+      for (index_t i = 0; i < rows; ++i) cursors[i] = y.at(begin + i, 0), terms[i] = 0;
+      for (index_t i = 0; i < rows * PANEL<T>; i += WIDTH<T>) store(part + i, vec<T>{});
+      for (index_t first = 0; first < W.cols; first += SPARSE_COLUMNS) {
+        const index_t stop = first + SPARSE_COLUMNS < W.cols ? first + SPARSE_COLUMNS : W.cols;
+        const Matrix<const T> by_column{W.data, W.cols, W.rows, 1, W.row_stride, false};
+        pack(by_column, first, stop - first, j, cols, block, PANEL<T>);
+        for (index_t i = 0; i < rows; ++i) {
+          y.next(begin + i, stop, cursors[i], segment);
+          if (!segment.n) continue;
+          if (j == 0) add_ends(segment, b, p[i * ld + inner], square[i]);
+          add(segment, block, PANEL<T>, first, part + i * PANEL<T>);
+          if ((terms[i] += segment.n) >= SHORT_SUM) settle(i, j, cols);
+        }
+      }
+      for (index_t i = 0; i < rows; ++i) settle(i, j, cols);
+    }
+  }
+
+  // Adds what is in `part` of a row to columns j..j+cols of its p.
+  void settle(index_t i, index_t j, index_t cols) {
+    T* const from = part + i * PANEL<T>;
+    double* const sum = p + i * ld + j;
+    // A vector may reach into the column of b, which is not in `part`.
+    for (index_t l = 0; l < cols; l += WIDTH<double>) store(sum + l, load(sum + l) + keep_n(wide(from + l), cols - l));
+    for (index_t l = 0; l < cols; l += WIDTH<T>) store(from + l, vec<T>{});
+    terms[i] = 0;
+  }
+
+  // The last element of p and |y|^2, over the nonzeros of a segment: sums by four.
+  static void add_ends(const Segment<T>& x, const T* b, double& last, double& square) {
+    double ends[4] = {}, squares[4] = {};
+    for (index_t k = 0; k < x.n; ++k) {
+      const double v = double(x.value[k]);
+      ends[k % 4] += rounded_value(v * double(b[x.column[k]]));
+      squares[k % 4] += rounded_value(v * v);
+    }
+    last += (ends[0] + ends[1]) + (ends[2] + ends[3]);
+    square += (squares[0] + squares[1]) + (squares[2] + squares[3]);
+  }
+
+  // gQ = g Q.
+  void by_gram(index_t n) {
+    constexpr int N = 8;
+    for (index_t j = 0; j < n; j += N * WIDTH<double>) {
+      const index_t left = (n - j + WIDTH<double> - 1) / WIDTH<double>;
+      const int vectors = int(left < N ? left : N);
+      vd sum[N] = {};
+      if (vectors == N)
+        for (index_t k = 0; k < n; ++k)
+          for (int v = 0; v < N; ++v) sum[v] = madd(sum[v], broadcast(g[k]), load(Q + k * ld + j + v * WIDTH<double>));
+      else
+        for (index_t k = 0; k < n; ++k)
+          for (int v = 0; v < vectors; ++v)
+            sum[v] = madd(sum[v], broadcast(g[k]), load(Q + k * ld + j + v * WIDTH<double>));
+      for (int v = 0; v < vectors; ++v) store(gQ + j + v * WIDTH<double>, sum[v]);
+    }
+  }
+};
+
+template <class Act, class T>
+void sparse_mse(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
+  const Matrix<T>&h = args.slots[0], &W = args.slots[1], &high = args.slots[3], &low = args.slots[4];
+  const Matrix<T>&saved = args.slots[5], &weight = args.slots[6], &rowloss = args.slots[7], &out = args.slots[8];
+  const T *b = args.slots[2].data, scale = T(args.floats[0]);
+  const index_t inner = W.rows, n = inner + 1;
+  const SparseRows<T> y(ctx, args.ints[0]);
+  GramRows<T> gram(ctx.scratch + tid * ctx.scratch_stride, inner);
+  const Range rows(ctx.m, tid, nt);
+  if (rows.begin == rows.end) return;
+  for (index_t k = 0; k < n; ++k)
+    for (index_t j = 0; j < gram.ld; ++j)
+      gram.Q[k * gram.ld + j] = j < n ? double(high.row(k)[j]) + double(low.row(k)[j]) : 0.0;
+  for (index_t begin = rows.begin; begin < rows.end; begin += GRAM_ROWS) {
+    const index_t end = begin + GRAM_ROWS < rows.end ? begin + GRAM_ROWS : rows.end;
+    gram.multiply(y, W, b, begin, end);
+    for (index_t i = begin; i < end; ++i) {
+      double* p = gram.p + (i - begin) * gram.ld;
+      const double square = gram.square[i - begin];
+      for (index_t k = 0; k < inner; ++k) gram.g[k] = double(h.row(i)[k]);
+      gram.g[inner] = 1;
+      gram.by_gram(n);
+      LaneSum<double> sum;
+      for (index_t j = 0; j < n; j += WIDTH<double>)
+        sum.add(j, keep_n(load(gram.g + j) * (load(gram.gQ + j) - 2.0 * load(p + j)), n - j));
+      double loss = sum.total() + square;
+      const bool direct = loss < GRAM_GUARD * square;
+      if (direct) loss = residual_loss(y, i, h.row(i), W, b, ctx.learn ? p : nullptr);
+      rowloss.row(i)[0] = T(loss);
+      if (!ctx.learn) continue;
+      const double share = (weight.data ? double(weight.row(i)[0]) : 1.0) / double(ctx.m);
+      for (index_t j = 0; j < inner; ++j) {
+        const double dh = direct ? p[j] : 2 * (gram.gQ[j] - p[j]);
+        out.row(i)[j] = T(share * dh);
+      }
+      for (index_t j = 0; j < inner; j += WIDTH<T>) {
+        T* d = out.row(i) + j;
+        store(d, load(d) * Act::slope(load(saved.row(i) + j) * scale));
+      }
+    }
+  }
+}
+
+// --- gradients by W and b --------------------------------------------------------------------------------------------
+
+// Calls done(tile, values) for tiles of [dW; db], whole cells high; values are rows of NR elements. All tiles of a
+// block of columns come after W and b have been read there.
+template <class T, class Done, class Before>
+inline void sparse_mse_outer(const Args<T>& args, const Context<T>& ctx, const Matrix<T>& W, const T* b, int source,
+                             const Done& done, const Before& before, int tid, int nt) {
+  constexpr index_t C = SPARSE_COLUMNS;
+  const Matrix<T>&h = args.slots[0], &G = args.slots[1], &weight = args.slots[2];
+  const Range blocks((W.cols + C - 1) / C, tid, nt);
+  if (blocks.begin == blocks.end) return;
+  const SparseRows<T> y(ctx, source);
+  const index_t inner = W.rows, turned_rows = (inner + PANEL<T> - 1) / PANEL<T> * PANEL<T>;
+  Room<T> room{ctx.scratch + tid * ctx.scratch_stride};
+  T *const V = room.template take<T>((inner + 1) * C), *const turned = room.template take<T>((turned_rows + 1) * C);
+  T* const sums = room.template take<T>(C * SPARSE_PANEL);
+  T* const ends = turned + inner * C;  // of b, below the rows of W
+  Cursor* const cursors = room.template take<Cursor>(ctx.m);
+  Segment<T> segment;
+  for (index_t i = 0; i < ctx.m; ++i) cursors[i] = y.at(i, blocks.begin * C);
+  for (index_t block = blocks.begin; block < blocks.end; ++block) {
+    const index_t first = block * C, end = first + C < W.cols ? first + C : W.cols;
+    copy_block(W, b, first, end, V);
+    // H' Y, by columns of Y, and turned.
+    for (index_t j = 0; j < inner; j += PANEL<T>) {
+      const index_t cols = inner - j < PANEL<T> ? inner - j : PANEL<T>;
+      const bool last = j + PANEL<T> >= inner;
+      const auto add = sparse_kernels<T>(cols).outer;
+      for (index_t l = 0; l < C * PANEL<T>; l += WIDTH<T>) store(sums + l, vec<T>{});
+      T total[C] = {};
+      for (index_t i = 0; i < ctx.m; ++i) {
+        Cursor at = cursors[i];
+        y.next(i, end, at, segment);
+        if (last) cursors[i] = at;
+        if (!segment.n) continue;
+        const T share = T(2) * row_scale(weight, ctx, i);
+        add(segment, share, h.row(i) + j, first, sums);
+        for (index_t k = 0; last && k < segment.n; ++k)
+          total[segment.column[k] - first] += rounded_value(share * segment.value[k]);
+      }
+      pack(Matrix<const T>{sums, cols, C, 1, PANEL<T>, false}, 0, cols, 0, C, turned + j * C, C);
+      if (last) __builtin_memcpy(ends, total, sizeof total);
+    }
+    for (index_t c = 0; c < end - first; c += NR<T>) {
+      const index_t cols = end - first - c < NR<T> ? end - first - c : NR<T>;
+      const auto subtract = [&](const Tile& t, T* tile) {
+        for (int i = 0; i < t.rows; ++i)
+          for (index_t j = 0; j < t.cols; j += WIDTH<T>) {
+            T* at = tile + i * NR<T> + j;
+            store(at, load(at) - load(turned + (t.row + i) * C + c + j));
+          }
+        done(t, static_cast<const T*>(tile));
+      };
+      Operands<T> o{G.data, V + c, G.row_stride, 1, C, inner + 1, true, true, nullptr, 0, nullptr, 0};
+      run_tiles(o, 0, inner, 0, (inner + MR - 1) / MR, first + c, cols, Coming{}, Matrix<T>{}, subtract, before);
+      o.a = G.row(inner);
+      run_tiles(o, inner, 1, 0, 1, first + c, cols, Coming{}, Matrix<T>{}, subtract, before);
+    }
+  }
+}
+
+template <class T>
+void sparse_mse_wgrad(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
+  const Matrix<T>&W = args.slots[3], &dW = args.slots[5];
+  T* db = args.slots[6].data;
+  sparse_mse_outer(
+      args, ctx, W, args.slots[4].data, args.ints[0],
+      [&](const Tile& t, const T* tile) {
+        for_vectors(t, tile, [&](index_t i, index_t j, vec<T> g, index_t n) {
+          store_n((i < W.rows ? dW.row(i) : db) + j, g, n);
+        });
+      },
+      [](const Tile&, const void**) { return 0; }, tid, nt);
+}
+
+template <template <class> class Rule, class T>
+void sparse_mse_update(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
+  const WeightStep<Rule, T> step(args, ctx, 3, 9);
+  const Matrix<T>&W = step.W, &m = step.m, &v = step.v;
+  T *b = args.slots[6].data, *bm = args.slots[7].data, *bv = args.slots[args.slots[8].data ? 8 : 7].data;
+  sparse_mse_outer(
+      args, ctx, W, b, args.ints[1],
+      [&](const Tile& t, const T* tile) {
+        if (t.row < W.rows) step.penalise(t);
+        for_vectors(t, tile, [&](index_t i, index_t j, vec<T> g, index_t n) {
+          if (i < W.rows)
+            step(i, j, g, n);
+          else
+            store_n(b + j, step.rule.step(load_n(b + j, n), g, bm + j, bv + j, n), n);
+        });
+      },
+      [&](const Tile& t, const void** lines) {
+        int n = 0;
+        for (int i = 0; i < t.rows && t.row < W.rows; ++i)
+          for (index_t j = 0; j < t.cols; j += index_t(64 / sizeof(T)))
+            for (const Matrix<T>* x : {&W, &m, &v}) lines[n++] = x->row(t.row + i) + t.col + j;
+        return n;
+      },
+      tid, nt);
+}
