@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -30,6 +31,7 @@ from scipy import special
 import accuracy_page
 from narrows import __version__, _core
 from narrows.benchmark import machine
+from narrows.plan import LOG_DISPERSION_LIMIT
 from page import RESULTS
 
 Array = NDArray[np.float64]
@@ -79,6 +81,40 @@ def bce_slope(y: float) -> Callable[[Array], Array]:
     return lambda z: np.where(z < 0, sigmoid(z) - y, (1 - y) - sigmoid(-z))
 
 
+INVERSE_DISPERSIONS = (math.exp(-LOG_DISPERSION_LIMIT), math.exp(LOG_DISPERSION_LIMIT))
+MOVED = 6
+"""Arguments below this are moved up by it before Stirling's series."""
+
+
+def lgamma_terms(z: Array) -> Array:
+    moved: Array = np.abs(special.gammaln(z)) + np.where(z < MOVED, 20, 0)
+    return moved
+
+
+def digamma_terms(z: Array) -> Array:
+    moved: Array = np.abs(special.psi(z)) + np.where(z < MOVED, 2.5, 0)
+    return moved
+
+
+def log_binomial(y: float) -> Callable[[Array], Array]:
+    return lambda t: special.gammaln(t + y) - special.gammaln(t) - special.gammaln(y + 1)
+
+
+def log_binomial_terms(y: float) -> Callable[[Array], Array]:
+    """Of Stirling's series, and of what arguments are moved up by."""
+
+    def terms(t: Array) -> Array:
+        at = np.where(t < MOVED, t + MOVED, t)
+        total: Array = y * np.abs(np.log((y + t) / (y + 1))) + at * np.log1p(y / at)
+        return total + (MOVED + 1) * np.log(y + MOVED + 1) + np.abs(np.log(t)) * (t < MOVED)
+
+    return terms
+
+
+def digamma_rise(y: float) -> Callable[[Array], Array]:
+    return lambda t: special.psi(t + y) - special.psi(t)
+
+
 @dataclass(frozen=True)
 class Function:
     """A native function and what is promised of it."""
@@ -94,10 +130,12 @@ class Function:
     scale: Callable[[Array], Array] | None = None
     """Sum of the magnitudes of the terms that cancel; else the ulp is that of the true value."""
     target: float = 0.0
+    """Of a loss; of the binomial coefficients of counts, the count."""
 
     @property
     def key(self) -> str:
-        return f"{self.name}, y = {self.target:g}" if self.name.startswith("Bce") else self.name
+        of_target = self.name.startswith("Bce") or self.name in ("log_binomial", "digamma_rise")
+        return f"{self.name}, y = {self.target:g}" if of_target else self.name
 
     def bound_of(self, isa: str) -> float:
         return self.unfused or self.bound if isa == "baseline" else self.bound
@@ -121,6 +159,16 @@ FUNCTIONS = (
     Function("sqrt", np.sqrt, 0.5),
     Function("normal_cdf", special.ndtr, 4.0, unfused=4.5),
     Function("normal_quantile", normal_quantile, 5.0, unfused=5.5, domain=(-0.5 + 2**-25, 0.5 - 2**-25)),
+    Function("lgamma", special.gammaln, 3.0, unfused=4.0, domain=(2.0**-149, 1e36), scale=lgamma_terms),
+    Function("digamma", special.psi, 6.5, unfused=8.0, domain=(2.0**-149, INF), scale=digamma_terms),
+    *(
+        Function("log_binomial", log_binomial(y), 3.0, 3.25, INVERSE_DISPERSIONS, log_binomial_terms(y), y)
+        for y in (1.0, 5.0, 1000.0)
+    ),
+    *(
+        Function("digamma_rise", digamma_rise(y), bound, 1.2 * bound, INVERSE_DISPERSIONS, target=y)
+        for y, bound in ((1.0, 27.0), (5.0, 7.5), (1000.0, 7.5))
+    ),
     Function("Linear::value", lambda z: z, 0.0),
     Function("Linear::slope", np.ones_like, 0.0),
     Function("Relu::value", lambda z: np.maximum(z, 0), 0.0),

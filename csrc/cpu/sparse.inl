@@ -74,8 +74,8 @@ template <class T>
 class SparseRows {
  public:
   // `library` holds the sums of rows of counts to be normalised to `scale`, if they are.
-  SparseRows(const Context<T>& ctx, int source, int stream = 0, double level = 0,
-             const Matrix<T>& library = Matrix<T>{}, double scale = 1)
+  SparseRows(const Context<T>& ctx, int source, int stream = 0, double level = 0, const Matrix<T>& library = {},
+             double scale = 1)
       : ctx_(ctx),
         s_(ctx.sources[source]),
         library_(library),

@@ -213,16 +213,6 @@ Op<T> resolve(int code, const int* ints) {
       return sparse_wgrad<T>;
     case OP_SPARSE_WGRAD_UPDATE:
       return ints[0] == SOLVER_SGD ? sparse_wgrad_update<Sgd, T> : sparse_wgrad_update<Adam, T>;
-    case OP_LIBRARY:
-      return library<T>;
-    case OP_LOG_NORMALIZE:
-      return log_normalize<T>;
-    case OP_COUNTS:
-      return ints[0] == LOSS_POISSON ? resolve_link<Poisson, T>(ints[1])
-             : ints[0] == LOSS_NB    ? resolve_link<Nb, T>(ints[1])
-                                     : resolve_link<Zinb, T>(ints[1]);
-    case OP_MEANS:
-      return means<T>;
     case OP_WEIGHT_GRAM:
       return weight_gram<T>;
 #define NARROWS_KERNEL sparse_mse
@@ -236,6 +226,16 @@ Op<T> resolve(int code, const int* ints) {
       return sparse_mse_wgrad<T>;
     case OP_SPARSE_MSE_UPDATE:
       return ints[0] == SOLVER_SGD ? sparse_mse_update<Sgd, T> : sparse_mse_update<Adam, T>;
+    case OP_LIBRARY:
+      return library<T>;
+    case OP_LOG_NORMALIZE:
+      return log_normalize<T>;
+    case OP_COUNTS:
+      return ints[0] == LOSS_POISSON ? resolve_link<Poisson, T>(ints[1])
+             : ints[0] == LOSS_NB    ? resolve_link<Nb, T>(ints[1])
+                                     : resolve_link<Zinb, T>(ints[1]);
+    case OP_MEANS:
+      return means<T>;
   }
 #undef X
   return nullptr;

@@ -236,15 +236,15 @@ class OpCode(enum.IntEnum):
     SPARSE_DENSE = 43
     SPARSE_WGRAD = 44
     SPARSE_WGRAD_UPDATE = 45
-    LIBRARY = 46
-    LOG_NORMALIZE = 47
-    COUNTS = 48
-    MEANS = 49
-    WEIGHT_GRAM = 50
-    SPARSE_MSE = 51
-    ROW_GRAM = 52
-    SPARSE_MSE_WGRAD = 53
-    SPARSE_MSE_UPDATE = 54
+    WEIGHT_GRAM = 46
+    SPARSE_MSE = 47
+    ROW_GRAM = 48
+    SPARSE_MSE_WGRAD = 49
+    SPARSE_MSE_UPDATE = 50
+    LIBRARY = 51
+    LOG_NORMALIZE = 52
+    COUNTS = 53
+    MEANS = 54
 
 
 class Signature(NamedTuple):
@@ -425,23 +425,6 @@ SIGNATURES: Mapping[OpCode, Signature] = {
         ints=("solver", "stream"),
         floats=("beta_1", "beta_2", "epsilon", "l2", "l1", "rate", "level", "scale"),
     ),
-    # out = the sums of the rows of a bound source
-    OpCode.LIBRARY: Signature((), ("out",), ints=("source",)),
-    # x = log(1 + scale / library * x), in place; a row without counts stays
-    OpCode.LOG_NORMALIZE: Signature(("x", "library"), ("x",), floats=("scale",)),
-    # rowloss = minus the log-likelihood of the rows of a bound source, which are counts and never made dense, `library`
-    # being their sums. z holds, side by side, logits, log inverse dispersions if they are `by_cell`, and logits of
-    # dropout for ZINB; in training it becomes the derivatives by them, and the columns of `partial` that by the
-    # parameter log_dispersion, summed over grains of rows. Means are library * softmax(logits), or
-    # library / scale * exp(logits).
-    OpCode.COUNTS: Signature(
-        ("z", "weight", "library", "log_dispersion"),
-        ("z", "rowloss", "partial"),
-        ints=("loss", "activation", "by_cell", "source"),
-        floats=("scale",),
-    ),
-    # out = these means, of the logits in z; without `library`, those of a row whose sum is `scale`
-    OpCode.MEANS: Signature(("z", "library"), ("out",), ints=("activation",), floats=("scale",)),
     # The squared error of a linear layer against rows y of a source that must be CSR, without a dense row (see
     # `backends.reference`). With V = [W; b] and g = [h 1]: high + low = V V', summed in double
     OpCode.WEIGHT_GRAM: Signature(("W", "b"), ("high", "low")),
@@ -463,6 +446,23 @@ SIGNATURES: Mapping[OpCode, Signature] = {
         ints=("solver", "source"),
         floats=("beta_1", "beta_2", "epsilon", "l2", "l1", "rate"),
     ),
+    # out = the sums of the rows of a bound source
+    OpCode.LIBRARY: Signature((), ("out",), ints=("source",)),
+    # x = log(1 + scale / library * x), in place; a row without counts stays
+    OpCode.LOG_NORMALIZE: Signature(("x", "library"), ("x",), floats=("scale",)),
+    # rowloss = minus the log-likelihood of the rows of a bound source, which are counts and never made dense, `library`
+    # being their sums. z holds, side by side, logits, log inverse dispersions if they are `by_cell`, and logits of
+    # dropout for ZINB; in training it becomes the derivatives by them, and the columns of `partial` that by the
+    # parameter log_dispersion, summed over grains of rows. Means are library * softmax(logits), or
+    # library / scale * exp(logits).
+    OpCode.COUNTS: Signature(
+        ("z", "weight", "library", "log_dispersion"),
+        ("z", "rowloss", "partial"),
+        ints=("loss", "activation", "by_cell", "source"),
+        floats=("scale",),
+    ),
+    # out = these means, of the logits in z; without `library`, those of a row whose sum is `scale`
+    OpCode.MEANS: Signature(("z", "library"), ("out",), ints=("activation",), floats=("scale",)),
 }
 
 GRAM_GUARD = 1e-3

@@ -857,7 +857,7 @@ def maxpool_pick(
 def masked_rows(run: Run, stream: int, level: float, library: Array | None, scale: float, dtype: Any) -> Any:
     """Rows of X as CSR, normalised as by LOG_NORMALIZE if there is a `library`; in training, masking noise falls on the
     same elements as CORRUPT's."""
-    X = sparse_rows(run.sources[0])[run.rows].astype(dtype)
+    X = run.sources[0][run.rows].astype(dtype)
     if library is not None:
         X.data = np.log1p(X.data * np.repeat(size_factors(library, scale), np.diff(X.indptr)))
     if level > 0 and run.mode & LEARN:
@@ -1046,15 +1046,15 @@ OPS: Mapping[OpCode, Callable[..., None]] = {
     OpCode.SPARSE_DENSE: sparse_dense,
     OpCode.SPARSE_WGRAD: sparse_wgrad,
     OpCode.SPARSE_WGRAD_UPDATE: sparse_wgrad_update,
-    OpCode.LIBRARY: library,
-    OpCode.LOG_NORMALIZE: log_normalize,
-    OpCode.COUNTS: counts,
-    OpCode.MEANS: means,
     OpCode.WEIGHT_GRAM: weight_gram,
     OpCode.SPARSE_MSE: sparse_mse,
     OpCode.ROW_GRAM: row_gram,
     OpCode.SPARSE_MSE_WGRAD: sparse_mse_wgrad,
     OpCode.SPARSE_MSE_UPDATE: sparse_mse_update,
+    OpCode.LIBRARY: library,
+    OpCode.LOG_NORMALIZE: log_normalize,
+    OpCode.COUNTS: counts,
+    OpCode.MEANS: means,
 }
 
 

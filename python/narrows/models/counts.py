@@ -21,6 +21,7 @@ _FIXED: dict[str, Any] = {
     "output_activation": property(lambda self: self.link),
     "huber_delta": 1.0,
     "tied_weights": False,
+    "sparse_decoder": "auto",
 }
 
 
@@ -47,8 +48,8 @@ class CountAutoencoder(Autoencoder):
         Whether theta is a parameter for each feature, the same for all rows, or another output for each row and
         feature.
     n_components, hidden_layer_sizes, ...
-        As in `Autoencoder`, less the loss and the output activation, which these stand for, tied weights and
-        `huber_delta`.
+        As in `Autoencoder`, less the loss and the output activation, which these stand for, tied weights,
+        `huber_delta` and `sparse_decoder`.
 
     Attributes
     ----------
