@@ -28,7 +28,7 @@ from narrows.cli.settings import FitSettings, parse_setting, parse_size
         ["fit", "pbmc4k", "--out", "OUT", "--epochs", "0"],
         ["fit", "pbmc4k", "--out", "OUT", "--epochs", "many"],
         ["fit", "pbmc4k", "--out", "OUT", "--epoch", "3"],  # no abbreviations
-        ["fit", "pbmc4k", "--out", "OUT", "--loss", "poisson"],
+        ["fit", "pbmc4k", "--out", "OUT", "--loss", "gamma"],
         ["fit", "pbmc4k", "--out", "OUT", "--hidden", "12,-1"],
         ["fit", "pbmc4k", "--out", "OUT", "--seed", "-1"],
         ["fit", "pbmc4k", "--out", "OUT", "--seed", str(2**64)],
@@ -143,7 +143,7 @@ def test_config_file(npy, tmp_path, line):
     assert np.array_equal(np.load(again / "latent.npy"), codes)
     for text in (
         "componets = 3", "components = 0", "components = true", "hidden = 'a'", "[components]\nx = 1",
-        "quiet = 'yes'", "loss = 'nb'", "not toml", "set = 3", "[set]\nnonsense = 1",
+        "quiet = 'yes'", "loss = 'gamma'", "not toml", "set = 3", "[set]\nnonsense = 1",
     ):  # fmt: skip
         config.write_text(text)
         assert narrows("fit", npy, "--out", tmp_path / "p", "--config", config) == 2, text

@@ -354,7 +354,7 @@ def test_sample(X: Array) -> None:
     p, drawn = binary.sample(20_000, 0), binary.sample(20_000, 0, noise=True)
     assert set(np.unique(drawn)) == {0.0, 1.0}
     np.testing.assert_allclose(drawn.mean(axis=0), p.mean(axis=0), atol=0.02)
-    with pytest.raises(AttributeError, match="Bernoulli decoder"):
+    with pytest.raises(AttributeError, match="decoder of loss='bce'"):
         _ = binary.decoder_variance_
 
 
