@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import scipy.sparse as sp
 
 from narrows import Autoencoder
 from narrows.backends import AUTO, probe, resolve
@@ -525,3 +526,13 @@ def test_ctrl_c_inside_the_steps(delay: float, tmp_path: Path) -> None:
         resumed = small(**params).fit(big, checkpoint=Checkpoint(path), callbacks=[Stop()])
         assert comparable(resumed)["state"] == comparable(twin)["state"]
         assert comparable(resumed)["history"] == comparable(twin)["history"]
+
+
+@pytest.mark.parametrize("form", ["dense", "sparse"])
+def test_in_order_a_source_is_trained_on_as_the_array(form: str, X: np.ndarray) -> None:
+    """Blocks are whole batches, so without shuffling it makes no difference where the rows lie."""
+    data: Any = sp.csr_array(X * (X > np.median(X))) if form == "sparse" else X
+    params: dict[str, Any] = {"shuffle": False, "early_stopping": False}
+    expected = comparable(small(**params).fit(data))
+    for block_bytes in (1000, 3000, 1 << 20):
+        assert comparable(small(**params).fit(ArraySource(data), block_bytes=block_bytes)) == expected
