@@ -628,7 +628,7 @@ OP_CASES: tuple[Case, ...] = (
     Case(
         "cells",
         network(
-            (2000, 128, 32, 128, 2000), _A.RELU, sparse_input=True, corruption=Corruption.MASKING,
+            (2000, 128, 32, 128, 2000), _A.SILU, sparse_input=True, corruption=Corruption.MASKING,
             corruption_level=0.2, gram_decoder=True,
         ),
         batch=256,
