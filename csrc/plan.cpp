@@ -167,6 +167,7 @@ class Check {
       require(a.pad >= 0 && a.pad < a.kernel, "padding " + std::to_string(a.pad) + " does not fit the kernel");
       require(a.stride <= (a.kernel > a.wide ? a.kernel : a.wide), "a stride is larger than image and kernel");
       require((a.narrow - 1) * a.stride - a.pad < a.wide, "a window begins outside the image");
+      require(a.wide + a.pad - (a.narrow - 1) * a.stride - a.kernel < a.stride, "windows end before the image");
       elements *= double(a.wide) + 2 * double(a.kernel) + 2 * double(a.stride);
     }
     require(elements < double(index_t(1) << 28), "images are out of range");
