@@ -607,6 +607,7 @@ OP_CASES: tuple[Case, ...] = (
         "counts-inflated",
         network(
             (2000, 128, 32, 128, 2000), output=_A.EXP, loss=Loss.ZINB, cell_dispersion=True, library=2000.0,
+            log_normalize=True,
         ),
         batch=256,
         rows=256,

@@ -531,7 +531,7 @@ def test_ctrl_c_inside_the_steps(delay: float, tmp_path: Path) -> None:
 @pytest.mark.parametrize("form", ["dense", "sparse"])
 def test_in_order_a_source_is_trained_on_as_the_array(form: str, X: np.ndarray) -> None:
     """Blocks are whole batches, so without shuffling it makes no difference where the rows lie."""
-    data: Any = sp.csr_array(X * (X > np.median(X))) if form == "sparse" else X
+    data: Any = sp.csr_array(X * (np.median(X) < X)) if form == "sparse" else X
     params: dict[str, Any] = {"shuffle": False, "early_stopping": False}
     expected = comparable(small(**params).fit(data))
     for block_bytes in (1000, 3000, 1 << 20):
