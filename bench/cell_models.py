@@ -21,6 +21,7 @@ from memory import status
 
 LATENTS, HIDDEN, BATCH, IMPORTANCE = 32, 128, 128, 100
 SPLIT_SEED = 0
+LAYOUT: dict[str, Any] = {"hidden_layer_sizes": HIDDEN, "batch_size": BATCH, "early_stopping": False}
 
 
 class Data(NamedTuple):
@@ -53,14 +54,7 @@ def count_autoencoder(X: Any, epochs: int, threads: int, seed: int) -> Callable[
     import narrows
 
     model = narrows.CountAutoencoder(
-        LATENTS,
-        hidden_layer_sizes=HIDDEN,
-        likelihood="nb",
-        batch_size=BATCH,
-        max_iter=epochs,
-        early_stopping=False,
-        random_state=seed,
-        n_threads=threads,
+        LATENTS, likelihood="nb", max_iter=epochs, random_state=seed, n_threads=threads, **LAYOUT
     )
 
     def fit() -> Fitted:
@@ -74,15 +68,7 @@ def variational(X: Any, epochs: int, threads: int, seed: int) -> Callable[[], Fi
     import narrows
 
     model = narrows.VariationalAutoencoder(
-        LATENTS,
-        hidden_layer_sizes=HIDDEN,
-        loss="nb",
-        kl_warmup=epochs // 2,
-        batch_size=BATCH,
-        max_iter=epochs,
-        early_stopping=False,
-        random_state=seed,
-        n_threads=threads,
+        LATENTS, loss="nb", kl_warmup=epochs // 2, max_iter=epochs, random_state=seed, n_threads=threads, **LAYOUT
     )
 
     def fit() -> Fitted:

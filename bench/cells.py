@@ -20,6 +20,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+import page
 from cell_models import MODELS
 from harness import RESULTS, Worker, lock, prepare
 from narrows import __version__
@@ -85,6 +86,8 @@ def main() -> None:
             report["sets"].setdefault(name, {})[model] = found
             print(name, model, found, flush=True)
             options.out.write_text(json.dumps(report, indent=1) + "\n")
+    if options.out == OUT:
+        page.write()
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+import page
 from harness import RESULTS, Repeated, Worker, interleaved, lock, prepare, serve, spread
 from memory import status
 from narrows import __version__
@@ -229,6 +230,8 @@ def main() -> None:
             )
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(report, indent=1) + "\n")
+    if options.out == OUT:
+        page.write()
 
 
 if __name__ == "__main__":

@@ -257,11 +257,11 @@ def _counts(report: dict[str, Any]) -> list[str]:
         "",
         "Adam on 512 cells of 20000 genes, 7 % not zero, 20000-128-32-128-20000 with a negative binomial decoder "
         "(`genomics-nb`) or a zero-inflated one, in the form of scVI. Milliseconds, how many times as long as narrows, "
-        "MiB that a step adds to the process that holds library and data, and MiB of that process at most; PyTorch "
-        f"{report['torch']} is given dense rows made beforehand. {report['date']}, {_machine(report)}, "
+        "MiB that steps add to the process that holds library and data, and MiB that data and steps add together; "
+        f"PyTorch {report['torch']} is given dense rows made beforehand. {report['date']}, {_machine(report)}, "
         f"{report['rounds']} rounds.",
         "",
-        *table(["case", "library", "ms", "ratio", "target", "a step adds", "peak"], rows),
+        *table(["case", "library", "ms", "ratio", "target", "steps add", "data and steps"], rows),
     ]
 
 

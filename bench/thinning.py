@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.decomposition import PCA
 
+import reproduction_page
 from harness import RESULTS, lock
 from narrows import Autoencoder, CountAutoencoder, __version__
 from narrows.benchmark import machine
@@ -140,6 +141,8 @@ def main() -> None:
             print(method, found[-1], flush=True)
         report["methods"][method] = found
     options.out.write_text(json.dumps(report, indent=1) + "\n")
+    if options.out == OUT:
+        reproduction_page.write()
 
 
 if __name__ == "__main__":

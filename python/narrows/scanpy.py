@@ -117,7 +117,7 @@ def autoencoder(
     normalizer = Normalizer(normalize, loss=getattr(model, "loss", "mse")).fit(source)
     table = NormalizedSource(source, normalizer)
     table.var_names = None  # The model is applied to blocks, which have none.
-    X: Any = table if _on_disk(source) else table.read_rows(slice(None))
+    X: Any = table if isinstance(source, _BackedSource) else table.read_rows(slice(None))
     model.fit(X)
 
     key = key_added or "ae"
@@ -209,10 +209,6 @@ def _entry(mapping: Mapping[str, Any], key: str, name: str) -> Any:
     if key not in mapping:
         raise KeyError(f"adata.{name} has no {key!r}; it has {', '.join(mapping.keys()) or 'none'}")
     return mapping[key]
-
-
-def _on_disk(source: Source) -> bool:
-    return isinstance(source, _BackedSource)
 
 
 class _BackedSource(Source):
