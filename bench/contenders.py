@@ -16,10 +16,13 @@ from typing import Any
 import numpy as np
 
 from narrows.backends import Hyper, compile_plan, resolve
-from peer_cases import BETA_1, BETA_2, EPSILON, SEED, STEPS, Case, ImageCase
+from peer_cases import BETA_1, BETA_2, EPSILON, SEED, Case, ImageCase, SparseCase
 
-IMAGES = ("narrows", "narrows-numba", "pytorch", "pytorch-compile")
-"""Contenders that train the convolutional cases."""
+TAKING_PART = {
+    ImageCase: ("narrows", "narrows-numba", "pytorch", "pytorch-compile"),
+    SparseCase: ("narrows", "pytorch", "pytorch-compile", "jax"),
+}
+"""Contenders that train the cases of a kind; all train the others."""
 
 WHOLE_EPOCH = ("lax.scan over an epoch", "an epoch in one jit-compiled tf.function")
 """Ways that take a whole epoch of prepared batches in one compiled call, which few users write; the others are called
@@ -43,14 +46,14 @@ def _narrows(case: Case, threads: int, backend: str) -> Variants:
         program = program_of(case, backend, threads)
         X = case.data()
         program.bind(X)
-        rows, rates, done = np.arange(X.shape[0]), np.full(STEPS, case.learning_rate), 0
+        rows, rates, done = np.arange(X.shape[0]), np.full(case.steps, case.learning_rate), 0
 
         def train(epochs: int) -> list[float]:
             nonlocal done
             losses = []
             for _ in range(epochs):
                 losses.append(float(program.train(rows, Hyper(SEED, done, rates)).sum(axis=1).mean()))
-                done += STEPS
+                done += case.steps
             return losses
 
         return train
@@ -247,7 +250,7 @@ def jax(case: Case, threads: int) -> Variants:
         p = [(jnp.asarray(W), jnp.zeros(W.shape[1])) for W in case.weights()]
         zeros = jax.tree.map(jnp.zeros_like, (p, p))
         carry: Any = (p, *zeros, jnp.zeros(()))
-        batches = jnp.asarray(case.dense()).reshape(STEPS, case.batch, -1)
+        batches = jnp.asarray(case.dense()).reshape(case.steps, case.batch, -1)
         scan = jax.jit(lambda carry, batches: jax.lax.scan(step, carry, batches), donate_argnums=0)
         one, singles = jax.jit(step, donate_argnums=0), list(batches)
 
@@ -295,7 +298,7 @@ def keras(case: Case, threads: int) -> Variants:
 
     def fit(cached: bool) -> Train:
         model, optimizer = model_and_optimizer()
-        model.compile(optimizer, loss, jit_compile=True, steps_per_execution=STEPS)
+        model.compile(optimizer, loss, jit_compile=True, steps_per_execution=case.steps)
         X = tf.constant(case.dense())
         data: dict[str, Any] = {"x": X, "y": X, "batch_size": case.batch, "shuffle": False}
         if cached:
@@ -305,18 +308,18 @@ def keras(case: Case, threads: int) -> Variants:
     def loop() -> Train:
         model, optimizer = model_and_optimizer()
         optimizer.build(model.trainable_variables)
-        batches = tf.reshape(case.dense(), (STEPS, case.batch, -1))
+        batches = tf.reshape(case.dense(), (case.steps, case.batch, -1))
 
         @tf.function(jit_compile=True)
         def epoch() -> Any:
             total = tf.constant(0.0)
-            for i in tf.range(STEPS):
+            for i in tf.range(case.steps):
                 with tf.GradientTape() as tape:
                     value = tf.reduce_mean(loss(batches[i], model(batches[i], training=True)))
                 gradients = tape.gradient(value, model.trainable_variables)
                 optimizer.apply(gradients, model.trainable_variables)
                 total += value
-            return total / STEPS
+            return total / case.steps
 
         return lambda epochs: [float(epoch()) for _ in range(epochs)]
 

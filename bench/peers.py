@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import page
-from contenders import IMAGES
+from contenders import TAKING_PART
 from harness import RESULTS, Worker, interleaved, lock, prepare, spread
 from narrows import __version__
 from narrows.backends import compile_plan, probe, resolve
@@ -64,8 +64,7 @@ def measure(case: Case, threads: int, rounds: int) -> dict[str, Any]:
     names = ["narrows", *(peer for peer in MODULES if installed(peer))]
     if case.precision == "float32" and resolve("auto") != "numba" and probe("numba").ok:
         names.append("narrows-numba")
-    if isinstance(case, ImageCase):
-        names = [name for name in names if name in IMAGES]
+    names = [name for name in names if name in TAKING_PART.get(type(case), names)]
     reference = reference_losses(case)
     with ExitStack() as stack:
         workers = [stack.enter_context(Worker("training.py", name)) for name in names]

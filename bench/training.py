@@ -13,7 +13,7 @@ import numpy as np
 from contenders import CONTENDERS, WHOLE_EPOCH, program_of
 from harness import Repeated, seconds, serve
 from narrows.backends import Hyper, probe, resolve
-from peer_cases import BETA_1, BETA_2, CASES, EPSILON, FIT_ROWS, GUARD_EPOCHS, SEED, STEPS, ImageCase
+from peer_cases import BETA_1, BETA_2, CASES, EPSILON, FIT_ROWS, GUARD_EPOCHS, SEED, ImageCase
 
 FIT_SECONDS = 1.0
 """Least length of the fits that are timed, so that what is done once weighs little."""
@@ -30,20 +30,21 @@ class Training:
         # Where the native backend runs and no other library is in the process.
         self.probes = contender == "narrows" and probe("cpp").ok
         ways, losses = {}, {}
+        self.steps = _BY_NAME[case].steps
         for name, begin in CONTENDERS[contender](_BY_NAME[case], threads):
             ways[name] = train = begin()
             losses[name] = [loss for _ in range(GUARD_EPOCHS) for loss in train(1)]
         self.ways = Repeated(ways)
         self.last = ways[self.ways.name]
-        tried = {name: each / STEPS * 1e3 for name, each in self.ways.tried.items()}
+        tried = {name: each / self.steps * 1e3 for name, each in self.ways.tried.items()}
         self.usual = min((name for name in tried if name not in WHOLE_EPOCH), key=lambda name: tried[name])
         return {"variant": self.ways.name, "usual": self.usual, "tried": tried, "losses": losses}
 
     def turn(self) -> dict[str, Any]:
         """Milliseconds of a step, and what the machine can do at this moment."""
-        answer: dict[str, Any] = {"ms": self.ways.turn() / STEPS * 1e3}
+        answer: dict[str, Any] = {"ms": self.ways.turn() / self.steps * 1e3}
         usual = self.usual != self.ways.name
-        answer["usual_ms"] = self.ways.turn(self.usual) / STEPS * 1e3 if usual else answer["ms"]
+        answer["usual_ms"] = self.ways.turn(self.usual) / self.steps * 1e3 if usual else answer["ms"]
         if self.probes:
             from narrows.backends.cpp import probe_machine
 
