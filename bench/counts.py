@@ -1,11 +1,13 @@
-"""Training steps of count likelihoods beside PyTorch, as wide as genes are many.
+"""Training steps on counts of cells beside PyTorch, as wide as genes are many.
 
 Usage: ``python bench/counts.py [--threads 2] [--rounds 9] [--out FILE] [--lock FILE]`` in an environment that holds
-narrows and PyTorch. A step is Adam on 512 cells of 20000 genes, 7 % not zero, of a network 20000-128-32-128-20000
-with ReLU and a negative binomial decoder, zero-inflated or not, in the form of scVI: the cell's sum times a softmax, an
-inverse dispersion for each gene. narrows reads CSR of raw counts; PyTorch is given dense rows and their normalised
-logarithms, made beforehand. Both begin with the same numbers, and losses that differ end the run. The libraries take
-turns, each in a process of its own, and their memory is what a step adds to the process that holds library and data.
+narrows and PyTorch. A step is Adam on 512 or 2048 cells of 20000 genes, 7 % not zero, of a network
+20000-128-32-128-20000 with ReLU and a negative binomial decoder, zero-inflated or not, in the form of scVI: the cell's
+sum times a softmax, an inverse dispersion for each gene; or with squared error on the normalised logarithms (whose time
+beside more libraries is in `peers.py`; here it is for the memory). narrows reads CSR of raw counts, or of their
+logarithms; PyTorch is given dense rows of both, made beforehand. Both begin with the same numbers, and losses that
+differ end the run. The libraries take turns, each in a process of its own, and their memory is what a step adds to the
+process that holds library and data.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from collections.abc import Callable
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -29,17 +31,31 @@ from memory import status
 from narrows import __version__
 
 WIDTHS = (20000, 128, 32, 128, 20000)
-BATCH, BATCHES = 512, 2
+BATCHES = 2
 RATE, EPSILON = 1e-3, 1e-8
-CASES = {"genomics-nb": "nb", "genomics-zinb": "zinb"}
-TARGETS = {"torch": 13.0, "torch.compile": 6.0}
-"""Least ratios to narrows."""
+
+
+class Case(NamedTuple):
+    """A likelihood, the cells of a step, and the least ratios to narrows that are wanted."""
+
+    loss: str
+    batch: int
+    targets: dict[str, float]
+
+
+_TARGETS = {"torch": 13.0, "torch.compile": 6.0}
+CASES = {
+    "genomics-mse": Case("mse", 512, {}),
+    "genomics-nb": Case("nb", 512, _TARGETS),
+    "genomics-zinb": Case("zinb", 512, _TARGETS),
+    "genomics-nb-2048": Case("nb", 2048, {"torch": 16.0}),
+}
 MEMORY_TARGET = 5.0
 TOLERANCE = 1e-3
 OUT = RESULTS / "counts.json"
 
 
-def counts() -> Any:
+def counts(batch: int) -> Any:
     """CSR of BATCHES batches; rates of genes and cells are gamma distributed."""
     import scipy.sparse as sp
 
@@ -47,7 +63,7 @@ def counts() -> Any:
     genes = rng.gamma(0.3, 1.0, WIDTHS[0])
     genes *= 0.094 / genes.mean()
     # Row by row: the memory of a process is measured, too.
-    cells = (rng.poisson(genes * rng.gamma(2.0, 0.5, WIDTHS[0])) for _ in range(BATCH * BATCHES))
+    cells = (rng.poisson(genes * rng.gamma(2.0, 0.5, WIDTHS[0])) for _ in range(batch * BATCHES))
     return sp.csr_array(sp.vstack([sp.csr_array(cell.astype(np.float32)[None]) for cell in cells], format="csr"))
 
 
@@ -57,24 +73,27 @@ def network(loss: str, X: Any) -> Any:
     from narrows.plan import Activation, LayerSpec, Loss, NetworkSpec
 
     kind = Loss[loss.upper()]
-    activations = [Activation.RELU] * 3 + [Activation.SOFTMAX]
+    activations = [Activation.RELU] * 3 + [Activation.SOFTMAX if kind.of_counts else Activation.LINEAR]
     layers = [LayerSpec(*pair, a) for pair, a in zip(itertools.pairwise(WIDTHS), activations, strict=True)]
     if kind is Loss.ZINB:
         layers[-1] = LayerSpec(WIDTHS[-2], 2 * WIDTHS[-1], Activation.SOFTMAX)
-    library = float(np.median(X.sum(axis=1)))
-    spec = NetworkSpec(
-        tuple(layers), 2, loss=kind, log_normalize=True, library=library, sparse_input=True, epsilon=EPSILON
-    )
+    form: dict[str, Any] = {"gram_decoder": True}
+    if kind.of_counts:
+        form = {"log_normalize": True, "library": float(np.median(X.sum(axis=1)))}
+    spec = NetworkSpec(tuple(layers), 2, loss=kind, sparse_input=True, epsilon=EPSILON, **form)
     return spec, initial_state(spec, 0, np.float32)
 
 
-def narrows_steps(loss: str, threads: int) -> Callable[[int], float]:
+def narrows_steps(case: Case, threads: int) -> Callable[[int], float]:
     from narrows.backends import Hyper, compile_plan
     from narrows.lowering import lower
 
-    X = counts()
-    spec, state = network(loss, X)
-    program = compile_plan(lower(spec, BATCH), "cpp", n_threads=threads)
+    X = counts(case.batch)
+    if case.loss == "mse":
+        sums = X.sum(axis=1)
+        X.data = np.log1p(X.data * np.repeat((np.median(sums) / sums).astype(np.float32), np.diff(X.indptr)))
+    spec, state = network(case.loss, X)
+    program = compile_plan(lower(spec, case.batch), "cpp", n_threads=threads)
     program.load(state)
     program.bind(X)
     rows, done = np.arange(len(X.indptr) - 1), 0
@@ -82,7 +101,7 @@ def narrows_steps(loss: str, threads: int) -> Callable[[int], float]:
     def run(steps: int) -> float:
         nonlocal done
         for _ in range(steps):
-            batch = rows[done % BATCHES * BATCH :][:BATCH]
+            batch = rows[done % BATCHES * case.batch :][: case.batch]
             terms = program.train(batch, Hyper(0, done, np.array([RATE])))
             done += 1
         return float(terms[-1, 0])
@@ -90,32 +109,39 @@ def narrows_steps(loss: str, threads: int) -> Callable[[int], float]:
     return run
 
 
-def torch_steps(loss: str, compiled: bool, threads: int) -> Callable[[int], float]:
+def torch_steps(case: Case, compiled: bool, threads: int) -> Callable[[int], float]:
     import torch
     from torch import nn
     from torch.nn.functional import softplus
 
     torch.set_num_threads(threads)
-    X = counts()
+    loss, batch = case.loss, case.batch
+    X = counts(batch)
     _, state = network(loss, X)
     dense = torch.from_numpy(X.toarray())
     library = dense.sum(dim=1, keepdim=True)
     inputs = torch.log1p(dense * (library.median() / library))
+    if loss == "mse":
+        dense = inputs
     layers = [nn.Linear(*pair) for pair in itertools.pairwise(WIDTHS)]
     if loss == "zinb":
         layers[-1] = nn.Linear(WIDTHS[-2], 2 * WIDTHS[-1])
     for i, layer in enumerate(layers):
         layer.weight.data = torch.from_numpy(np.ascontiguousarray(state[f"W{i}"].T))
         layer.bias.data = torch.from_numpy(state[f"b{i}"][0].copy())
-    log_theta = nn.Parameter(torch.from_numpy(state["log_dispersion"][0].copy()))
-    model = nn.ModuleList(layers)
-    adam = torch.optim.Adam([*model.parameters(), log_theta], lr=RATE, eps=EPSILON, fused=True)
+    model = nn.ParameterList([p for layer in layers for p in layer.parameters()])
+    if "log_dispersion" in state:
+        log_theta = nn.Parameter(torch.from_numpy(state["log_dispersion"][0].copy()))
+        model.append(log_theta)
+    adam = torch.optim.Adam(model.parameters(), lr=RATE, eps=EPSILON, fused=True)
     n = WIDTHS[-1]
 
     def objective(x: Any, y: Any, size: Any) -> Any:
         for layer in layers[:-1]:
             x = torch.relu(layer(x))
         out = layers[-1](x)
+        if loss == "mse":
+            return nn.functional.mse_loss(out, y, reduction="sum") / len(y)
         mu = size * torch.softmax(out[:, :n], dim=1)
         theta = torch.exp(log_theta)
         log_sum = torch.log(theta + mu + 1e-8)
@@ -137,7 +163,7 @@ def torch_steps(loss: str, compiled: bool, threads: int) -> Callable[[int], floa
     def run(steps: int) -> float:
         nonlocal done
         for _ in range(steps):
-            at = slice(done % BATCHES * BATCH, (done % BATCHES + 1) * BATCH)
+            at = slice(done % BATCHES * batch, (done % BATCHES + 1) * batch)
             adam.zero_grad()
             value = evaluate(inputs[at], dense[at], library[at])
             value.backward()
@@ -152,13 +178,15 @@ class Contender:
     """What a worker runs."""
 
     def start(self, case: str, library: str, threads: int) -> dict[str, Any]:
-        import torch  # noqa: F401  (in every process: what it takes by itself is of no interest)
+        # In every process: what the libraries take by themselves is of no interest.
+        import narrows.models.network
+        import torch  # noqa: F401
 
-        loss, before = CASES[case], status("VmRSS")
+        chosen, before = CASES[case], status("VmRSS")
         steps = (
-            narrows_steps(loss, threads)
+            narrows_steps(chosen, threads)
             if library == "narrows"
-            else torch_steps(loss, library.endswith("compile"), threads)
+            else torch_steps(chosen, library.endswith("compile"), threads)
         )
         held = status("VmRSS")
         losses = [steps(1) for _ in range(4)]
@@ -216,7 +244,7 @@ def main() -> None:
         "rounds": options.rounds,
         "narrows": __version__,
         "torch": version("torch"),
-        "targets": {"ratio": TARGETS, "memory": MEMORY_TARGET},
+        "targets": {"ratio": {name: case.targets for name, case in CASES.items()}, "memory": MEMORY_TARGET},
         "ms": {},
     }
     for case in CASES:

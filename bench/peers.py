@@ -33,7 +33,7 @@ from harness import RESULTS, Worker, interleaved, lock, prepare, spread
 from narrows import __version__
 from narrows.backends import compile_plan, probe, resolve
 from narrows.benchmark import machine
-from peer_cases import CASES, FIT_ROWS, OVERALL_TARGET, Case, ImageCase, check_losses, reference_losses
+from peer_cases import CASES, FIT_ROWS, OVERALL_TARGET, Case, check_losses, reference_losses
 
 MODULES = {"pytorch": ["torch"], "pytorch-compile": ["torch"], "jax": ["jax"], "keras": ["keras", "tensorflow"]}
 """Of each peer."""
@@ -128,7 +128,7 @@ def describe(case: Case) -> dict[str, Any]:
 
 def overall(cases: dict[str, Any]) -> dict[str, Any]:
     """Geometric means of the ratios to the fastest peer over the dense networks: in its usual ways, and in all."""
-    dense = [case.name for case in CASES if not isinstance(case, ImageCase)]
+    dense = [case.name for case in CASES if type(case) is Case]
     compared = [cases[name] for name in dense if name in cases and cases[name]["fastest"]]
     means = {
         mean: statistics.geometric_mean(case[ratio][case[fastest]]["median"] for case in compared) if compared else None
