@@ -114,6 +114,8 @@ def torch_steps(case: Case, compiled: bool, threads: int) -> Callable[[int], flo
     from torch import nn
     from torch.nn.functional import softplus
 
+    from narrows.plan import DISPERSION_PACE
+
     torch.set_num_threads(threads)
     loss, batch = case.loss, case.batch
     X = counts(batch)
@@ -143,7 +145,7 @@ def torch_steps(case: Case, compiled: bool, threads: int) -> Callable[[int], flo
         if loss == "mse":
             return nn.functional.mse_loss(out, y, reduction="sum") / len(y)
         mu = size * torch.softmax(out[:, :n], dim=1)
-        theta = torch.exp(log_theta)
+        theta = torch.exp(DISPERSION_PACE * log_theta)
         log_sum = torch.log(theta + mu + 1e-8)
         log_p = (
             theta * (torch.log(theta + 1e-8) - log_sum)
@@ -179,8 +181,9 @@ class Contender:
 
     def start(self, case: str, library: str, threads: int) -> dict[str, Any]:
         # In every process: what the libraries take by themselves is of no interest.
-        import narrows.models.network
         import torch  # noqa: F401
+
+        import narrows.models.network  # noqa: F401
 
         chosen, before = CASES[case], status("VmRSS")
         steps = (

@@ -294,11 +294,13 @@ def _cells(report: dict[str, Any]) -> list[str]:
         "## Models of cells",
         "",
         "Real counts: one hidden layer of 128 units, 32 latents, negative binomial counts, batches of 128 cells, "
-        f"{one['epochs']} epochs on nine tenths of the cells. Milliseconds of an epoch of the whole fit, how many "
-        "times as long as narrows' `CountAutoencoder`, MiB that the fit added to its process; of the other cells minus "
+        f"{one['epochs']} epochs on nine tenths of the cells, a dropout of 0.1. Milliseconds of an epoch of the whole "
+        "fit, how many times as long as narrows' `CountAutoencoder` (`narrows`), MiB that the fit added to its process "
+        "(`narrows fit`: the whole job on the command line, from the file to the report, and all the memory of its "
+        "process). Of the other cells minus "
         "the log-likelihood in nats, given their own code and, of variational models, by importance sampling with "
         "100 draws; share of cells whose label their 15 nearest neighbours among all codes tell. scvi-tools has batch "
-        f"normalisation and dropout besides, its defaults. {one['date']}, {_machine(report)}, {versions}.",
+        f"normalisation besides, its default. {one['date']}, {_machine(report)}, {versions}.",
         "",
         *table(["data", "model", "ms an epoch", "ratio", "MiB", "given code", "marginal", "15-NN"], rows),
     ]

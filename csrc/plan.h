@@ -150,6 +150,7 @@ constexpr index_t SAME_SETS = 256;  // rows a multiple of so many elements apart
 constexpr index_t CELL_ROWS = 6;    // penalties of a weight matrix are summed by cells of CELL_ROWS x LANES elements
 constexpr double VARIANCE_FLOOR = 1e-6;                          // added to learned variances
 constexpr double LOG_DISPERSION_LIMIT = 14, DROPOUT_LIMIT = 60;  // as far as the logarithms and the logits count
+constexpr double DISPERSION_PACE = 30;                           // log theta, by the parameter of a feature
 constexpr index_t GRAIN = 4096;                                  // elements of a flat region one thread takes at a time
 constexpr double GRAM_GUARD = 1e-3;  // part of |y|^2 below which a row's loss is taken from its residuals
 constexpr int JACOBIAN_LAYERS = 4;   // of an encoder, at most

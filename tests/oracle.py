@@ -15,7 +15,7 @@ from scipy import special, stats
 from cases import Case
 from narrows import philox
 from narrows.images import Convolution
-from narrows.plan import Activation, Corruption, Loss, NetworkSpec, Solver
+from narrows.plan import DISPERSION_PACE, Activation, Corruption, Loss, NetworkSpec, Solver
 
 Array = NDArray[Any]
 SEED, STEP = 2**63 + 12345, 3
@@ -84,7 +84,7 @@ def log_probability(spec: NetworkSpec, z: Array, mean: Array, y: Array, state: A
     n = y.shape[1]
     if spec.loss is Loss.POISSON:
         return stats.poisson.logpmf(y, mean).sum(axis=1)
-    theta = np.exp(z[:, n : 2 * n] if spec.cell_dispersion else state["log_dispersion"])
+    theta = np.exp(z[:, n : 2 * n] if spec.cell_dispersion else DISPERSION_PACE * state["log_dispersion"])
     counted = stats.nbinom.logpmf(y, theta, theta / (theta + mean))
     if spec.loss is Loss.ZINB:
         dropped = special.expit(z[:, -n:])

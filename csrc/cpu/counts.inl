@@ -127,12 +127,12 @@ index_t counts_of(const SourceView& s, index_t row, const CountScratch<T>& to) {
   return take_counts<T, T>(sums, 0, to);
 }
 
-// exp(log_dispersion) and its inverse, of n columns.
+// exp(pace log_dispersion) and its inverse, of n columns.
 template <class T>
-inline void dispersions_of(const T* log_dispersion, const CountScratch<T>& to, index_t n) {
+inline void dispersions_of(const T* log_dispersion, T pace, const CountScratch<T>& to, index_t n) {
   const vec<T> limit = splat<vec<T>>(LOG_DISPERSION_LIMIT);
   for (index_t j = 0; j < n; j += WIDTH<T>) {
-    const vec<T> theta = exp_(max_(-limit, min_(limit, load_n(log_dispersion + j, n - j))));
+    const vec<T> theta = exp_(max_(-limit, min_(limit, load_n(log_dispersion + j, n - j) * pace)));
     store(to.theta + j, theta);
     store(to.inverse + j, T(1) / theta);
   }
@@ -151,7 +151,7 @@ class CountLoss {
         by_cell_(args.ints[2]),
         n_(args.slots[0].cols / (1 + by_cell_ + L::DROPOUT)),
         at_(ctx.scratch + tid * ctx.scratch_stride, n_) {
-    if (L::DISPERSED && !by_cell_) dispersions_of(args.slots[3].data, at_, n_);
+    if (L::DISPERSED && !by_cell_) dispersions_of(args.slots[3].data, T(DISPERSION_PACE), at_, n_);
   }
 
   // A grain of rows, whose derivatives by the dispersions of columns add up in `sums`, if there are any.
@@ -166,7 +166,7 @@ class CountLoss {
     T* z = args_.slots[0].row(i);
     T *tau = by_cell_ ? z + n_ : nullptr, *zeta = L::DROPOUT ? z + (1 + by_cell_) * n_ : nullptr;
     const index_t count = counts_of(source_, ctx_.rows[i], at_);
-    if (L::DISPERSED && by_cell_) dispersions_of(tau, at_, n_);
+    if (L::DISPERSED && by_cell_) dispersions_of(tau, T(1), at_, n_);
     for (index_t k = 0; k < count; ++k) {
       const index_t j = at_.column[k];
       at_.z[k] = z[j];
@@ -179,6 +179,7 @@ class CountLoss {
     if (SOFTMAX) sum = exponentials(z, highest), factor = total / sum;
     const T log_factor = T(__builtin_log(double(factor))) - highest;
     const T scale = row_scale(args_.slots[1], ctx_, i);
+    const T by_log_theta = by_cell_ ? scale : scale * T(DISPERSION_PACE);
     T* slopes = SOFTMAX ? at_.slopes : z;
     LaneSum<T> loss, slope;
 
@@ -195,7 +196,8 @@ class CountLoss {
       store_n(slopes + j, t.by_mean * scale, n);
       if (L::DROPOUT) store_n(zeta + j, t.by_dropout * scale, n);
       if (L::DISPERSED && by_cell_) store_n(tau + j, t.by_dispersion * scale, n);
-      if (L::DISPERSED && sums) store_n(sums + j, load_n(sums + j, n) + rounded_value(t.by_dispersion * scale), n);
+      if (L::DISPERSED && sums)
+        store_n(sums + j, load_n(sums + j, n) + rounded_value(t.by_dispersion * by_log_theta), n);
     }
 
     for (index_t k = 0; k < count; k += WIDTH<T>) {
@@ -213,7 +215,8 @@ class CountLoss {
       store_n(at_.by_mean + k, t.by_mean * scale, n);
       if (L::DROPOUT) store_n(at_.by_dropout + k, t.by_dropout * scale, n);
       if (L::DISPERSED)
-        store_n(at_.by_dispersion + k, (by_cell_ ? t.by_dispersion : t.by_dispersion - zero.by_dispersion) * scale, n);
+        store_n(at_.by_dispersion + k,
+                (by_cell_ ? t.by_dispersion : t.by_dispersion - zero.by_dispersion) * by_log_theta, n);
     }
 
     args_.slots[4].row(i)[0] = T(loss.total());

@@ -22,6 +22,7 @@ from threadpoolctl import ThreadpoolController
 
 from ..plan import (
     CELL_ROWS,
+    DISPERSION_PACE,
     GRAIN,
     LANES,
     LEARN,
@@ -36,7 +37,7 @@ from ..plan import (
     Region,
     Units,
 )
-from . import Hyper, Probe, State, numba_kernels, reference
+from . import Hyper, Probe, State, numba_counts, numba_kernels, reference, sparse_rows
 from .convolution import OUT_LAST, Images, pixels
 from .reference import Array, ReferenceProgram, Run, dense_backward_layer, dense_layer
 
@@ -284,6 +285,41 @@ def gaussian(
     rowloss += T(np.log(2 * np.pi * variance, dtype=np.float64).sum() / 2)
 
 
+def counts(
+    run: Run,
+    *,
+    z: Array,
+    weight: Array | None,
+    library: Array,
+    log_dispersion: Array | None,
+    rowloss: Array,
+    partial: Array | None,
+    loss: int,
+    activation: int,
+    by_cell: int,
+    source: int,
+    scale: float,
+) -> None:
+    y = sparse_rows(run.sources[source][run.rows])
+    n, T, softmax = y.shape[1], z.dtype.type, activation == Activation.SOFTMAX
+    sums = np.zeros(n, T)
+    numba_counts.count_rows(loss, softmax, bool(by_cell))(
+        *(_frozen(a) for a in (y.indptr, y.indices, y.data)),
+        z,
+        np.zeros(n, T) if log_dispersion is None else T(DISPERSION_PACE) * log_dispersion[0],
+        _row_scale(run, weight, T),
+        (library[:, 0] if softmax else library[:, 0] / scale).astype(np.float64),
+        rowloss,
+        sums,
+        np.empty((4, n), T),
+        np.empty((3, max(1, int(np.diff(y.indptr).max(initial=0))))),
+        bool(run.mode & LEARN),
+    )
+    if partial is not None and run.mode & LEARN:
+        partial[...] = 0
+        partial[0, :n] = T(DISPERSION_PACE) * sums
+
+
 class Patches(Images):
     """Convolutions as products over the patches of images, a few images at a time."""
 
@@ -438,6 +474,7 @@ OVERRIDES: Mapping[OpCode, Callable[..., None]] = {
     OpCode.SAMPLE: sample,
     OpCode.GAUSSIAN: gaussian,
     OpCode.DRAW: draw,
+    OpCode.COUNTS: counts,
     OpCode.CONVOLVE: convolve,
     OpCode.CONV_DGRAD: conv_dgrad,
     OpCode.CONV_WGRAD: conv_wgrad,

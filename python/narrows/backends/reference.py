@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from .. import philox
 from ..plan import (
     CELL_ROWS,
+    DISPERSION_PACE,
     DROPOUT_LIMIT,
     FROM_CODES,
     GRAIN,
@@ -700,7 +701,9 @@ def counts(
     n = y.shape[1]
     logits, tau, zeta = z[:, :n].astype(np.float64), None, None
     if kind.dispersed:
-        tau = z[:, n : 2 * n].astype(np.float64) if by_cell or log_dispersion is None else log_dispersion
+        tau = z[:, n : 2 * n].astype(np.float64)
+        if log_dispersion is not None:
+            tau = DISPERSION_PACE * log_dispersion.astype(np.float64)
     if kind is Loss.ZINB:
         zeta = z[:, -n:].astype(np.float64)
     factor = library if act is Activation.SOFTMAX else library / scale
@@ -719,7 +722,7 @@ def counts(
         z[:, n : 2 * n] = share * by_dispersion
     elif partial is not None:
         partial[...] = 0
-        partial[0, :n] = (share * by_dispersion).sum(axis=0)
+        partial[0, :n] = DISPERSION_PACE * (share * by_dispersion).sum(axis=0)
 
 
 def count_terms(y: Array, mu: Array, tau: Array | None, zeta: Array | None) -> tuple[Array, Array, Any, Any]:

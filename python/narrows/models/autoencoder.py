@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..plan import LOG_DISPERSION_LIMIT
+from ..plan import DISPERSION_PACE, LOG_DISPERSION_LIMIT
 from .base import BaseAutoencoder
 from .preset import preset
 
@@ -270,8 +270,8 @@ class Autoencoder(BaseAutoencoder):
         state = self._fitted_network().state
         if "log_dispersion" not in state:
             raise AttributeError(f"loss={self.loss!r}, dispersion={self.dispersion!r}: no dispersions of features")
-        limit = LOG_DISPERSION_LIMIT
-        dispersions: NDArray[Any] = np.exp(np.clip(state["log_dispersion"].reshape(-1), -limit, limit))
+        limit, held = LOG_DISPERSION_LIMIT, DISPERSION_PACE * state["log_dispersion"].reshape(-1)
+        dispersions: NDArray[Any] = np.exp(np.clip(held, -limit, limit))
         return dispersions
 
 
