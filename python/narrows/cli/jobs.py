@@ -166,6 +166,7 @@ def fit_opened(
         "loss": estimator.loss,
         "normalize": normalizer.resolved_,
         "n_empty_rows": normalizer.n_empty_rows_,
+        "n_empty_features": normalizer.n_empty_features_,
         "n_threads": given.n_threads,
         "threads_from": "--threads" if given.threads_from == "n_threads" else given.threads_from,
         "precision": estimator.precision,

@@ -375,7 +375,7 @@ def _rate(samples_per_s: float | None) -> str:
 def _facts(m: dict[str, Any]) -> dict[str, Any]:
     names = (
         "version", "backend", "isa", "precision", "n_threads", "threads_from", "seed", "input_sha256",
-        "bytes_in", "bytes_out", "n_empty_rows", "n_parameters", "python", "platform", "started",
+        "bytes_in", "bytes_out", "n_empty_rows", "n_empty_features", "n_parameters", "python", "platform", "started",
     )  # fmt: skip
     facts = {name.replace("_", " "): m[name] for name in names if m.get(name) is not None}
     facts |= {name: show_size(facts[name]) for name in ("bytes in", "bytes out") if name in facts}
