@@ -18,18 +18,20 @@ import numpy.typing as npt
 from ..backends import Program, compile_plan
 from ..data import Source
 from ..lowering import lower
+from ..models.data import Table
 from ..models.network import FIRST_DISPERSION
 from ..normalize import row_blocks
 from ..plan import LOG_DISPERSION_LIMIT, Activation, LayerSpec, Loss, Mode, NetworkSpec
 from .applying import with_names
 from .evaluation import sample_rows
+from .resources import APPLY_BYTES
 
 __all__ = ["BASELINE", "Baseline", "baseline_text", "counted", "held_text", "judged", "measure", "plot_losses"]
 
 #: What the baseline is called in figures.
 BASELINE = "shares of features alone"
 
-#: Rows that dispersions are fitted to, at most.
+#: Rows that dispersions are fitted to, at most; fewer where they take more than a block.
 DISPERSION_ROWS = 2048
 #: Halvings of the range of their logarithms, which leave a thousandth of it.
 _HALVINGS = 14
@@ -74,7 +76,8 @@ class Baseline:
         }
         if self.loss is Loss.NB:
             # Features without counts say nothing of theirs.
-            chosen = rows[sample_rows(len(rows), seed, DISPERSION_ROWS)]
+            most = max(_BATCH, min(DISPERSION_ROWS, APPLY_BYTES // Table(table).row_bytes))
+            chosen = rows[sample_rows(len(rows), seed, most)]
             self._fit_dispersions(table.read_rows(chosen), np.flatnonzero(sums))
         self._program.load(self._state)
 
