@@ -288,6 +288,10 @@ def test_layouts_and_layers_of_anndata(layout: Any, tmp_path: Path, codes: np.nd
     absent = ["fit", str(path), "--out", str(tmp_path / "c"), "--loss", "nb", "--layer", "raw_counts"]
     assert cli.main(absent) == 3
     assert f"{path}: no layer 'raw_counts'; there is 'counts', 'half'" in line()
+    assert cli.main([*absent[:-1], "half"]) == 3
+    assert line().endswith(
+        "is not a count; this likelihood needs raw counts (whole numbers from 0); if a layer holds them, name it\n"
+    )
     with pytest.raises(KeyError, match=r"adata\.layers has no 'raw_counts'; it has counts, half"):
         narrows.scanpy.autoencoder(given, estimator="count", layer="raw_counts")
     with pytest.raises(DataError, match=r"layers\['half'\]: 0.5 in row \d+, column \d+ \(\d+\) is not a count"):

@@ -103,7 +103,8 @@ class Baseline:
     @property
     def dispersions(self) -> npt.NDArray[np.float64]:
         """Inverse dispersions, shape (n_features,); only where it is negative binomial."""
-        return np.exp(self._state["log_dispersion"].reshape(-1).astype(np.float64))
+        dispersions: npt.NDArray[np.float64] = np.exp(self._state["log_dispersion"].reshape(-1).astype(np.float64))
+        return dispersions
 
     def losses(self, block: Any) -> npt.NDArray[np.float64]:
         """The negative log-likelihood of each row of an array or CSR, nats."""

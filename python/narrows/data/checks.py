@@ -76,10 +76,11 @@ def check_counts(block: Any, row_offset: Rows = 0, source: Source | str = "X", *
         bad |= np.isinf(values)
     if bad.any():
         row, column, value = _first(block, bad)
+        layers = isinstance(source, Source) and source.path is not None and source.path.suffix in (".h5ad", ".zarr")
         raise DataError(
             f"{_place(row, column, f'{value:.9g}', row_offset, source, **called)} is not a count"
             f"{': Negative values in data' if value < 0 else ''}; this likelihood needs raw counts (whole numbers "
-            "from 0)"
+            f"from 0){'; if a layer holds them, name it' if layers else ''}"
         )
 
 
