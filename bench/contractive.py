@@ -9,22 +9,15 @@ out, all with autograd for the gradient. The libraries take turns, each in a pro
 
 from __future__ import annotations
 
-import argparse
 import itertools
-import json
 import statistics
-import sys
 from collections.abc import Callable
-from datetime import date
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from harness import RESULTS, Repeated, Worker, interleaved, lock, prepare, serve, spread
-from narrows import __version__
+from harness import RESULTS, Repeated, Worker, about, compared, interleaved, lock, script, spread, store
 
 ROWS = 256
 CASES = {"cae-deep": (784, 256, 32), "cae-single": (784, 256)}
@@ -163,31 +156,14 @@ def measure(case: str, ways: list[tuple[str, str]], threads: int, rounds: int) -
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--out", type=Path, default=OUT)
-    parser.add_argument("--lock", type=Path, help="file to hold a lock on during each case, as flock(1) does")
-    options = parser.parse_args()
-    try:
-        prepare(options.threads)
-    except ValueError as error:
-        parser.error(str(error))
-    from narrows.benchmark import machine
-
+    options = compared(__doc__, OUT, " during each case", rounds=9)
     ways = {
         "cae-deep": [("narrows", ""), ("torch", "vmap(jacrev)"), ("torch", "loop")],
         "cae-single": [("narrows", ""), ("torch", "closed form"), ("torch", "vmap(jacrev)")],
         # Ratios are to the step without the penalty.
         "cae-step": [("step", "0.0"), ("step", "0.1")],
     }
-    report: dict[str, Any] = {
-        "date": date.today().isoformat(),
-        "machine": machine(),
-        "threads": options.threads,
-        "rounds": options.rounds,
-        "narrows": __version__,
-        "torch": version("torch"),
+    report = about(options, "torch") | {
         "targets": TARGETS,
         "ms": {},
     }
@@ -196,16 +172,8 @@ def main() -> None:
             report["ms"][case] = measure(case, contenders, options.threads, options.rounds)
         for name, figures in report["ms"][case].items():
             print(f"{case}  {name:20s} {figures['median']:8.3f} ms  ratio {figures['ratio']:.3f}", flush=True)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(report, indent=1) + "\n")
+    store(report, options.out)
 
 
 if __name__ == "__main__":
-    if sys.argv[1:] == ["--serve"]:
-        contender = Contender()
-        serve({"start": contender.start, "turn": contender.turn})
-    else:
-        try:
-            main()
-        except RuntimeError as error:
-            sys.exit(f"error: {error}")
+    script(main, Contender)

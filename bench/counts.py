@@ -12,23 +12,16 @@ process that holds library and data.
 
 from __future__ import annotations
 
-import argparse
 import itertools
-import json
 import statistics
-import sys
 from collections.abc import Callable
-from datetime import date
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 import page
-from harness import RESULTS, Repeated, Worker, interleaved, lock, prepare, serve, spread
+from harness import RESULTS, Repeated, Worker, about, compared, interleaved, lock, script, spread, store
 from memory import status
-from narrows import __version__
 
 WIDTHS = (20000, 128, 32, 128, 20000)
 BATCHES = 2
@@ -228,25 +221,8 @@ def measure(case: str, threads: int, rounds: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--out", type=Path, default=OUT)
-    parser.add_argument("--lock", type=Path, help="file to hold a lock on during each case, as flock(1) does")
-    options = parser.parse_args()
-    try:
-        prepare(options.threads)
-    except ValueError as error:
-        parser.error(str(error))
-    from narrows.benchmark import machine
-
-    report: dict[str, Any] = {
-        "date": date.today().isoformat(),
-        "machine": machine(),
-        "threads": options.threads,
-        "rounds": options.rounds,
-        "narrows": __version__,
-        "torch": version("torch"),
+    options = compared(__doc__, OUT, " during each case", rounds=9)
+    report = about(options, "torch") | {
         "targets": {"ratio": {name: case.targets for name, case in CASES.items()}, "memory": MEMORY_TARGET},
         "ms": {},
     }
@@ -259,18 +235,10 @@ def main() -> None:
                 f"{figures['peak_mib']:.0f} MiB with the data, {figures['step_mib']:.0f} MiB of steps",
                 flush=True,
             )
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(report, indent=1) + "\n")
+    store(report, options.out)
     if options.out == OUT:
         page.write()
 
 
 if __name__ == "__main__":
-    if sys.argv[1:] == ["--serve"]:
-        contender = Contender()
-        serve({"start": contender.start, "turn": contender.turn})
-    else:
-        try:
-            main()
-        except RuntimeError as error:
-            sys.exit(f"error: {error}")
+    script(main, Contender)

@@ -11,22 +11,16 @@ weights, without which they overfit (3.03 instead of 2.8). The test images decid
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
 import time
-from datetime import date
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from harness import lock
+from harness import RESULTS, about, arguments, lock, store
 from narrows import DeepAutoencoder
-from narrows.benchmark import machine
-from page import RESULTS
-from precision import mnist
+from precision import with_mnist
 
 OUT = RESULTS / "deep.json"
 PUBLISHED = {"autoencoder": 3.00, "pca": 13.87}
@@ -69,22 +63,14 @@ def pca_error(X: NDArray[np.float32], held: NDArray[np.float32], n_components: i
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__, OUT, "")
     parser.add_argument("--components", type=int, nargs="+", default=list(EPOCHS))
     parser.add_argument("--starts", nargs="+", choices=list(STARTS), default=list(STARTS))
     parser.add_argument("--epochs", type=int, help="instead of the usual number")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--set", type=json.loads, default={}, help="other parameters, as JSON")
-    parser.add_argument("--data", type=Path, default=os.environ.get("NARROWS_DATA"))
-    parser.add_argument("--out", type=Path, default=OUT)
-    parser.add_argument("--lock", type=Path, help="file to hold a lock on, as flock(1) does")
-    options = parser.parse_args()
-    if options.data is None:
-        parser.error("--data or NARROWS_DATA must name the folder that holds mnist/")
-    data = mnist(Path(options.data))
-    report: dict[str, Any] = {
-        "date": date.today().isoformat(),
-        "machine": machine(),
+    options, data = with_mnist(parser)
+    report = about(options) | {
         "seed": options.seed,
         "published": PUBLISHED,
         "pca": {},
@@ -113,7 +99,7 @@ def main() -> None:
                 }
                 report["fits"].append(found)
                 print(f"  {start}: test {found['test_error']:.3f}, {epochs} epochs, {seconds:.0f} s", flush=True)
-            options.out.write_text(json.dumps(report, indent=1) + "\n")
+            store(report, options.out)
 
 
 if __name__ == "__main__":

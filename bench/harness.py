@@ -1,14 +1,15 @@
-"""Libraries side by side: a process for each, and turns that one of them has at a time.
+"""Libraries side by side: a process for each, and turns that one of them has at a time; and what the scripts share.
 
 Promises: one library to a process, so that no other's threads or flags are in it; a process that has no turn is
 stopped, since the threads of some libraries spin for long after their work; an error in a worker is an error here.
-Never: imports anything but the standard library, so that a worker holds only what it measures.
+Never: imports anything but the standard library where a worker can notice, so that it holds only what it measures.
 
 Parent and child exchange lines of JSON over the child's standard input and output.
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import json
 import math
@@ -20,8 +21,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import date
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 TURN_SECONDS = 0.05
 """Least length of what is timed; what is shorter is repeated."""
@@ -168,6 +171,67 @@ def spread(values: Sequence[float]) -> dict[str, float]:
     """Median and quartiles."""
     q1, median, q3 = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else [values[0]] * 3
     return {"median": median, "q1": q1, "q3": q3}
+
+
+# --- scripts ---------------------------------------------------------------------------------------------------------
+
+
+def arguments(doc: str | None, out: Path, held: str) -> argparse.ArgumentParser:
+    """A parser of the options that all scripts have: --out, and --lock, which is `held` for some time."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=out)
+    parser.add_argument("--lock", type=Path, help=f"file to hold a lock on{held}, as flock(1) does")
+    return parser
+
+
+def compared(doc: str | None, out: Path, held: str, rounds: int) -> argparse.Namespace:
+    """The options of a script that compares libraries, for whose --threads this process is now prepared."""
+    parser = arguments(doc, out, held)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=rounds)
+    options = parser.parse_args()
+    try:
+        prepare(options.threads)
+    except ValueError as error:
+        parser.error(str(error))
+    return options
+
+
+def about(options: argparse.Namespace, *packages: str) -> dict[str, Any]:
+    """What stands above every result: when, where, with how many threads and rounds, and of which versions."""
+    from narrows import __version__
+    from narrows.benchmark import machine
+
+    named = {name: getattr(options, name) for name in ("threads", "rounds") if hasattr(options, name)}
+    versions = {"narrows": __version__} | {name: version(name) for name in packages} if packages else {}
+    return {"date": date.today().isoformat(), "machine": machine()} | named | versions
+
+
+def store(report: dict[str, Any], path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(report, indent=1) + "\n")
+
+
+class Contender(Protocol):
+    """What a worker of a comparison runs: one library at one case."""
+
+    def start(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Prepare; what is to be checked before anything is timed."""
+
+    def turn(self) -> float:
+        """Milliseconds."""
+
+
+def script(main: Callable[[], None], contender: Callable[[], Contender]) -> None:
+    """Run a script that compares libraries, or, where a `Worker` has started it, one of its contenders."""
+    if sys.argv[1:] == ["--serve"]:
+        runs = contender()
+        serve({"start": runs.start, "turn": runs.turn})
+        return
+    try:
+        main()
+    except RuntimeError as error:
+        sys.exit(f"error: {error}")
 
 
 @contextlib.contextmanager

@@ -8,22 +8,15 @@ counts, and results that differ end the run. docs/benchmarks.md is written from 
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
-import sys
 from collections.abc import Callable, Mapping
-from datetime import date
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 import page
-from harness import RESULTS, Repeated, Worker, interleaved, lock, prepare, serve, spread
-from narrows import __version__
+from harness import RESULTS, Repeated, Worker, about, compared, interleaved, lock, script, spread, store
 
 WIDTHS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 ROWS = 256
@@ -184,26 +177,8 @@ def summary(layers: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--out", type=Path, default=OUT)
-    parser.add_argument("--lock", type=Path, help="file to hold a lock on during each shape, as flock(1) does")
-    options = parser.parse_args()
-    try:
-        prepare(options.threads)
-    except ValueError as error:
-        parser.error(str(error))
-    from narrows.benchmark import machine
-
-    report: dict[str, Any] = {
-        "date": date.today().isoformat(),
-        "machine": machine(),
-        "threads": options.threads,
-        "rounds": options.rounds,
-        "narrows": __version__,
-        "torch": version("torch"),
-    }
+    options = compared(__doc__, OUT, " during each shape", rounds=7)
+    report = about(options, "torch")
     layers: list[dict[str, Any]] = []
     with Worker("layers.py", "narrows") as narrows, Worker("layers.py", "pytorch") as pytorch:
         for shape in SHAPES:
@@ -215,18 +190,10 @@ def main() -> None:
             layers += here
     report |= {"summary": summary(layers), "layers": layers}
     print(report["summary"])
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(report, indent=1) + "\n")
+    store(report, options.out)
     if options.out == OUT:
         page.write()
 
 
 if __name__ == "__main__":
-    if sys.argv[1:] == ["--serve"]:
-        layer = Layer()
-        serve({"start": layer.start, "turn": layer.turn})
-    else:
-        try:
-            main()
-        except RuntimeError as error:
-            sys.exit(f"error: {error}")
+    script(main, Layer)

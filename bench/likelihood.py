@@ -9,23 +9,17 @@ the test images are binarised once. Nothing about the test images is used before
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
-import os
 import time
-from datetime import date
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from harness import lock
+from harness import RESULTS, about, arguments, lock, store
 from narrows import VariationalAutoencoder
-from narrows.benchmark import machine
-from page import RESULTS
-from precision import mnist
+from precision import with_mnist
 
 OUT = RESULTS / "likelihood.json"
 TARGET = 90.0
@@ -57,19 +51,13 @@ def rate(epoch: int, epochs: int, rates: tuple[float, float] = RATES) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__, OUT, " for a minute at a time")
     parser.add_argument("--epochs", type=int, default=150)
     parser.add_argument("--importance", type=int, default=1000, help="draws for each test image")
     parser.add_argument("--images", type=int, default=10_000, help="test images to judge, the first ones")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--set", type=json.loads, default={}, help="other parameters of the model, as JSON")
-    parser.add_argument("--data", type=Path, default=os.environ.get("NARROWS_DATA"))
-    parser.add_argument("--out", type=Path, default=OUT)
-    parser.add_argument("--lock", type=Path, help="file to hold a lock on for a minute at a time, as flock(1) does")
-    options = parser.parse_args()
-    if options.data is None:
-        parser.error("--data or NARROWS_DATA must name the folder that holds mnist/")
-    data = mnist(Path(options.data))
+    options, data = with_mnist(parser)
     held = binarised(data.X_held, 1_000_000)[: options.images]
     parameters = MODEL | options.set
     model = VariationalAutoencoder(**parameters, random_state=options.seed)
@@ -91,9 +79,7 @@ def main() -> None:
             likelihoods.append(model.log_likelihood(part, n_importance=options.importance))
             bounds.append(model.elbo(part, n_samples=10))
     values, bound = np.concatenate(likelihoods), np.concatenate(bounds)
-    report = {
-        "date": date.today().isoformat(),
-        "machine": machine(),
+    report = about(options) | {
         "model": parameters,
         "epochs": options.epochs,
         "seed": options.seed,
@@ -108,7 +94,7 @@ def main() -> None:
         "training_seconds": seconds,
     }
     print({k: v for k, v in report.items() if not k.startswith("training_l") and k not in ("training_kl", "machine")})
-    options.out.write_text(json.dumps(report, indent=1) + "\n")
+    store(report, options.out)
 
 
 if __name__ == "__main__":

@@ -52,6 +52,15 @@ class Split:
     labels_held: NDArray[np.uint8]
 
 
+def with_mnist(parser: argparse.ArgumentParser, folder: str = "mnist") -> tuple[argparse.Namespace, Split]:
+    """The options of a script that works on MNIST, and the images, from --data or what NARROWS_DATA names."""
+    parser.add_argument("--data", type=Path, default=os.environ.get("NARROWS_DATA"))
+    options = parser.parse_args()
+    if options.data is None:
+        parser.error(f"--data or NARROWS_DATA must name the folder that holds {folder}/")
+    return options, mnist(Path(options.data), folder)
+
+
 def mnist(data: Path, folder: str = "mnist") -> Split:
     """Its 60000 and 10000 images, pixels from 0 to 1 (the idx format: a header of 16 or 8 bytes, then bytes).
 

@@ -281,8 +281,62 @@ def test_the_other_estimators_take_the_losses(X: sp.csr_array, loss: str, link: 
     assert (likelihood > bound - 1).all()
     assert likelihood.mean() > bound.mean()
     assert drawn.sample(5, 0).shape == (5, 40)
-    with pytest.raises(ValueError, match="counts of loss"):
-        drawn.sample(5, noise=True)
+    assert drawn.sample(5, 0, noise=True).shape == (5, 40)
+
+
+@links
+@kinds
+def test_samples_have_the_moments_of_the_likelihood(
+    X: sp.csr_array, likelihood: str, dispersion: str, link: str
+) -> None:
+    params = {"hidden_layer_sizes": 8, "batch_size": 32, "output_activation": link, "activation": "tanh"}
+    model = VariationalAutoencoder(3, loss=likelihood, dispersion=dispersion, **(SMALL | params)).fit(X[:, :12])
+    state = model._network.state
+    state["W2"][...], state["b2"][...] = 0, np.linspace(-2, 2, 8)  # codes do not matter: one distribution for all rows
+    n, library = 10_000, 300.0
+    means = model.sample(n, 0, library=library)
+    assert (means == means[0]).all()
+    outputs = np.tanh(state["b2"][0].astype(np.float64)) @ state["W3"] + state["b3"][0]
+    logits, *others = np.split(outputs, len(outputs) // 12)
+    mean = special.softmax(logits) * library
+    if link == "exp":
+        mean = np.exp(logits) * library / model.plan_.spec.library
+    np.testing.assert_allclose(means[0], mean, rtol=1e-4)
+    theta, zero = np.inf, 0.0
+    if likelihood != "poisson":
+        theta = np.exp(others[0]) if dispersion == "gene-cell" else model.dispersion_.astype(np.float64)
+    if likelihood == "zinb":
+        zero = special.expit(others[-1])
+    variance = mean + mean**2 / theta
+    empty = np.exp(-mean) if likelihood == "poisson" else (theta / (theta + mean)) ** theta
+    empty = zero + (1 - zero) * empty
+    variance = (1 - zero) * (variance + mean**2) - ((1 - zero) * mean) ** 2
+
+    drawn = model.sample(n, 0, noise=True, library=library)
+    assert (drawn == np.floor(drawn)).all()
+    assert (drawn.min() >= 0) & np.isfinite(drawn).all()
+    assert (np.abs(drawn.mean(axis=0) - (1 - zero) * mean) < 5 * np.sqrt(variance / n)).all()
+    np.testing.assert_allclose(drawn.var(axis=0), variance, rtol=0.2, atol=5e-3)
+    assert (np.abs((drawn == 0).mean(axis=0) - empty) < 5 * np.sqrt(empty * (1 - empty) / n) + 1e-3).all()
+    assert (np.abs(np.corrcoef(drawn[:, mean > 1].T) - np.eye((mean > 1).sum())) < 0.06).all()
+    assert (drawn[:7] == model.sample(7, 0, noise=True, library=library)).all()
+    assert (drawn != model.sample(n, 1, noise=True, library=library)).any()
+
+
+def test_libraries_of_samples(X: sp.csr_array) -> None:
+    model = VariationalAutoencoder(3, loss="nb", hidden_layer_sizes=8, batch_size=32, **SMALL).fit(X)
+    library = np.array([0.0, 10.0, 1e4])
+    np.testing.assert_allclose(model.sample(3, 0).sum(axis=1), model.plan_.spec.library, rtol=1e-5)
+    np.testing.assert_allclose(model.sample(3, 0, library=library).sum(axis=1), library, rtol=1e-5)
+    drawn = model.sample(3, 0, noise=True, library=library).sum(axis=1)
+    assert drawn[0] == 0
+    assert 8e3 < drawn[2] < 1.2e4
+    for wrong, message in ((np.ones(2), "shape"), (-1.0, "not negative"), (np.nan, "finite")):
+        with pytest.raises(ValueError, match=message):
+            model.sample(3, library=wrong)
+    plain = VariationalAutoencoder(3, hidden_layer_sizes=8, **SMALL).fit(X)
+    with pytest.raises(ValueError, match="rows of loss='mse' are no counts"):
+        plain.sample(3, library=10.0)
 
 
 def test_going_on_keeps_the_library(X: sp.csr_array) -> None:

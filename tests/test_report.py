@@ -132,3 +132,32 @@ def test_multiqc_table(folder):
 def test_many_points_stay_small(folder):
     ax = plotting.plot_latent(np.random.default_rng(0).normal(size=(20_000, 2)))
     assert len(report._svg(ax.figure)) < 1_000_000
+
+
+def test_page_of_counts(tmp_path):
+    """What a model of counts is shown by: nothing of squared errors."""
+    import scipy.sparse as sp
+
+    X = np.random.default_rng(0).poisson(1.5, (120, 12)).astype(np.float32)
+    X[4] = 0
+    sp.save_npz(tmp_path / "x.npz", sp.csr_matrix(X))
+    out = tmp_path / "run"
+    args = ["--components", "2", "--hidden", "8", "--epochs", "3", "--threads", "1", "--quiet", "--estimator", "count"]
+    assert cli.main(["fit", str(tmp_path / "x.npz"), "--out", str(out), *args]) == 0
+    metrics = json.loads((out / "metrics.json").read_text())
+    page = Page((out / "report.html").read_text())
+    assert len(page.images) == 4
+    for shown in (
+        f"{metrics['held_out_nll_per_row']:.5g}",
+        f"{metrics['held_out_nll_per_count']:.4f}",
+        f"baseline {metrics['held_out_baseline_nll_per_row']:.5g}",
+        "counts; 1 empty rows",
+        "each feature's share",
+        "negative binomial",
+    ):
+        assert shown in page.text
+    assert "quared error" not in page.text
+    row = json.loads((out / "narrows_mqc.json").read_text())["data"]["run"]
+    assert row["held_out_nll_per_row"] == metrics["held_out_nll_per_row"]
+    assert cli.main(["report", str(out)]) == 0
+    assert Page((out / "report.html").read_text()).images == page.images

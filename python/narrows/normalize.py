@@ -134,6 +134,8 @@ class Normalizer(TransformerMixin, BaseEstimator):  # type: ignore[misc]
     n_features_ : int
     n_empty_rows_ : int or None
         Rows that sum to zero (None where no pass was needed). They stay zero under ``log1p``.
+    n_empty_features_ : int or None
+        Features that sum to zero, of counts that are taken as they are (None otherwise).
     n_constant_features_ : int or None
         Features of zero spread under ``standard`` and ``minmax``: shifted, not scaled.
     """
@@ -153,6 +155,7 @@ class Normalizer(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         self.n_features_ = n_features
         self.target_sum_ = self.target_sum
         self.n_empty_rows_: int | None = None
+        self.n_empty_features_: int | None = None
         self.n_constant_features_: int | None = None
         self._shift = np.zeros(0)
         self._scale = np.zeros(0)
@@ -181,10 +184,18 @@ class Normalizer(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         self._start(n_features)
         auto, loss = self.kind == "auto", self.loss
         if self.kind == "none" or (auto and loss in COUNT_LOSSES):
-            check = check_counts if loss in COUNT_LOSSES else check_finite
+            counted = loss in COUNT_LOSSES
+            filled = np.zeros(n_features, bool)
+            n_empty = 0
             for rows in row_blocks(n_rows, n_features):
-                check(source.read_rows(rows), rows.start, source)
+                block = source.read_rows(rows)
+                (check_counts if counted else check_finite)(block, rows.start, source)
+                if counted:
+                    n_empty += int(np.count_nonzero(_row_totals(block) == 0))
+                    filled |= np.asarray(block.sum(axis=0)).ravel() > 0
                 _release(source)
+            if counted:
+                self.n_empty_rows_, self.n_empty_features_ = n_empty, n_features - int(np.count_nonzero(filled))
             self._resolve("none", f"the {loss} loss takes counts as they are" if auto else "as asked")
             return self
         moments = self.kind == "standard" or (auto and loss != "bce")
@@ -319,6 +330,8 @@ class Normalizer(TransformerMixin, BaseEstimator):  # type: ignore[misc]
             text += f", rows scaled to a total of {self.target_sum_:g}"
         if self.n_empty_rows_:
             text += f"; {self.n_empty_rows_} empty row(s) sum to zero"
+        if self.n_empty_features_:
+            text += f"; {self.n_empty_features_} feature(s) have no counts"
         if self.n_constant_features_:
             text += f"; {self.n_constant_features_} constant feature(s) shifted, not scaled"
         return text

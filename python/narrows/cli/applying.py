@@ -26,8 +26,9 @@ from .._version import __version__
 from ..backends import thread_choice
 from ..data import Source
 from ..errors import DataError
-from ..models.data import check_target
+from ..models.data import check_values
 from ..normalize import NormalizedSource, Normalizer
+from ..plan import Loss
 from ..readahead import read_ahead
 from .resources import apply_bytes, blas_threads
 from .tables import check_output, write_table
@@ -92,12 +93,10 @@ def score(settings: ApplySettings) -> None:
     """Write the loss of each row, a sum over its features, to a .csv or .npy file; lower is better."""
     with _job(settings, ".csv", ".npy") as estimator, _opened(estimator, settings) as table:
         step = _rows_in(apply_bytes(estimator, settings.max_memory), table.shape[1])
-        loss = estimator.plan_.spec.loss
 
         def blocks() -> Iterator[npt.NDArray[Any]]:
             for start, block in table.blocks(step):
-                data.check_finite(block, start, table)
-                check_target(block, loss, start, table.name)
+                _check(block, start, table, estimator.plan_.spec.loss)
                 yield -estimator.score_samples(with_names(block, table))
 
         write_table(
@@ -182,12 +181,19 @@ def _normalizer_of(estimator: Any) -> Normalizer:
 
 def encoded(estimator: Any, table: Source, step_bytes: int) -> Iterator[npt.NDArray[Any]]:
     """The codes of a normalised source, block by block; the next one is read meanwhile."""
-    n_rows = _rows_in(step_bytes, table.shape[1])
+    spec, n_rows = estimator.plan_.spec, _rows_in(step_bytes, table.shape[1])
+    meant = estimator._encodes(spec.loss, separate_target=not spec.log_normalize)
     starts = range(0, table.shape[0], n_rows)
     blocks = read_ahead(partial(table.read_rows, slice(start, start + n_rows)) for start in starts)
     for start, block in zip(starts, blocks, strict=True):
-        data.check_finite(block, start, table)
+        _check(block, start, table, meant)
         yield estimator.transform(with_names(block, table))
+
+
+def _check(block: Any, start: int, table: Source, meant: Loss) -> None:
+    """Refuse values without a meaning, by the numbers of their rows in the whole data."""
+    data.check_finite(block, start, table)
+    check_values(block, meant, start, table)
 
 
 def with_names(block: Any, table: Source) -> Source:

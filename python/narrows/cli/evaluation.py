@@ -22,6 +22,8 @@ __all__ = ["PCABaseline", "elbow", "feature_errors", "knn_accuracy", "pca", "pca
 
 #: Rows on which the baseline and the neighbours are computed; beyond it a sample stands for the data.
 MAX_ROWS = 20_000
+#: Bytes of dense float32 rows whose reconstruction is compared at once: several copies are made of them, in float64.
+ERROR_BYTES = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -195,7 +197,7 @@ def feature_errors(
     n_features = source.shape[1]
     n_rows = source.shape[0] if rows is None else len(rows)
     total = np.zeros(n_features)
-    for cut in row_blocks(n_rows, n_features):
+    for cut in row_blocks(n_rows, n_features, ERROR_BYTES):
         block = source.read_rows(cut if rows is None else rows[cut])
         difference = reconstruct(block).astype(np.float64)
         difference -= block.toarray() if sp.issparse(block) else block

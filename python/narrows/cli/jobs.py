@@ -30,7 +30,7 @@ from ..errors import DataError, DivergenceError, MissingExtraError, ResumeError
 from ..models.data import Table
 from ..normalize import NormalizedSource, Normalizer
 from ..training import Callback, Checkpoint, Interrupted
-from . import evaluation, report
+from . import counts, evaluation, report
 from .applying import encoded, with_names, write_codes
 from .resources import APPLY_BYTES, Budget, blas_threads, held_rows, peak_rss, plan_text
 from .rundir import HistoryWriter, RunDir
@@ -166,6 +166,7 @@ def fit_opened(
         "loss": estimator.loss,
         "normalize": normalizer.resolved_,
         "n_empty_rows": normalizer.n_empty_rows_,
+        "n_empty_features": normalizer.n_empty_features_,
         "n_threads": given.n_threads,
         "threads_from": "--threads" if given.threads_from == "n_threads" else given.threads_from,
         "precision": estimator.precision,
@@ -184,7 +185,7 @@ def fit_opened(
         try:
             _train(estimator, table, run, settings, budget, stop, callbacks, digest)
             metrics |= {"status": "finished"}
-            _finish(estimator, table, normalizer, run, settings, budget, metrics, identity)
+            _finish(estimator, table, run, settings, budget, metrics, identity)
         except BaseException as error:
             if hasattr(estimator, "history_"):
                 metrics |= _training_facts(estimator, table.shape[0])
@@ -235,7 +236,6 @@ def _train(
 def _finish(
     estimator: Any,
     table: NormalizedSource,
-    normalizer: Normalizer,
     run: RunDir,
     settings: FitSettings,
     budget: Budget,
@@ -244,7 +244,7 @@ def _finish(
 ) -> None:
     """Everything after training: the model first, then codes, measures and the report."""
     estimator.metadata_ = {
-        "normalizer": normalizer.to_dict(),
+        "normalizer": table.normalizer.to_dict(),
         "source": {"name": table.name, "layer": settings.layer, "sha256": identity["run.input_sha256"]},
     }
     estimator.save(run / "model.safetensors")
@@ -253,6 +253,24 @@ def _finish(
     codes = np.concatenate(list(encoded(estimator, table, step)))
     latent = _write_latent(run, codes, table, estimator)
     begin = time.perf_counter()
+    metrics |= _training_facts(estimator, table.shape[0])
+    held = held_rows(estimator, table.shape[0])
+    if of_counts := estimator.plan_.spec.loss.of_counts:
+        metrics |= counts.measure(
+            estimator, table, held, seed=settings.seed, n_threads=metrics["n_threads"], step_bytes=step
+        )
+    else:
+        metrics |= _squared_errors(estimator, table, None if held is None else held[1])
+    metrics |= dict.fromkeys(("baseline_pca_loss", "baseline_pca_rows", "knn_accuracy_latent", "knn_accuracy_pca"))
+    if table.labels is not None or not of_counts:
+        _against_pca(table, codes, settings.seed, budget.block_bytes, metrics, errors=not of_counts)
+    log.debug("measured in %.1f s", time.perf_counter() - begin)
+    metrics["report"] = _write_report(run, metrics, codes, table.labels)
+    metrics["latent"] = latent
+
+
+def _squared_errors(estimator: Any, table: NormalizedSource, held: npt.NDArray[np.int64] | None) -> dict[str, Any]:
+    """Mean squared errors of all features, of those of the rows held out, and the features with the largest."""
 
     def reconstruct(block: Any) -> npt.NDArray[Any]:
         return estimator.reconstruct(with_names(block, table))  # type: ignore[no-any-return]
@@ -260,32 +278,43 @@ def _finish(
     errors = evaluation.feature_errors(table, reconstruct)
     names = estimator.feature_names_in_ if hasattr(estimator, "feature_names_in_") else None
     worst = np.argsort(-errors, kind="stable")[:20]
-    metrics |= _training_facts(estimator, table.shape[0])
-    metrics["mse_per_feature"] = float(errors.mean())
-    held = held_rows(estimator, table.shape[0])
-    metrics["held_out_mse_per_feature"] = (
-        float(evaluation.feature_errors(table, reconstruct, held[1]).mean()) if held else None
-    )
-    metrics["worst_features"] = [
-        {"name": f"feature {i}" if names is None else str(names[i]), "mse": float(errors[i])} for i in worst
-    ]
-    rows = evaluation.sample_rows(table.shape[0], settings.seed)
-    baseline = evaluation.pca(
-        table, int(estimator.n_components), rows=rows, seed=settings.seed, cache_bytes=budget.block_bytes
-    )
-    metrics["baseline_pca_loss"] = baseline.mse_per_feature
+    return {
+        "mse_per_feature": float(errors.mean()),
+        "held_out_mse_per_feature": (
+            None if held is None else float(evaluation.feature_errors(table, reconstruct, held).mean())
+        ),
+        "worst_features": [
+            {"name": f"feature {i}" if names is None else str(names[i]), "mse": float(errors[i])} for i in worst
+        ],
+    }
+
+
+def _against_pca(
+    table: NormalizedSource,
+    codes: npt.NDArray[Any],
+    seed: int,
+    cache_bytes: int,
+    metrics: dict[str, Any],
+    *,
+    errors: bool,
+) -> None:
+    """Note in `metrics` the error of PCA, if asked for, and how well neighbours tell the labels in codes and scores.
+
+    Without the error, the data are counts, and PCA is that of their logarithms: of rows scaled to one total.
+    """
+    rows = evaluation.sample_rows(table.shape[0], seed)
+    analysed: Source = table
+    if not errors:
+        analysed = NormalizedSource(table.source, Normalizer("log1p").fit(table.source))
+    baseline = evaluation.pca(analysed, metrics["n_components"], rows=rows, seed=seed, cache_bytes=cache_bytes)
     metrics["baseline_pca_rows"] = baseline.n_rows
+    if errors:
+        metrics["baseline_pca_loss"] = baseline.mse_per_feature
     if baseline.n_rows < table.shape[0]:
         log.info("the PCA baseline is computed on a random %d of %d rows", baseline.n_rows, table.shape[0])
-    metrics["knn_accuracy_latent"] = metrics["knn_accuracy_pca"] = None
     if table.labels is not None:
         for name, points in (("latent", codes[rows]), ("pca", baseline.scores)):
-            metrics[f"knn_accuracy_{name}"] = evaluation.knn_accuracy(
-                points, table.labels[rows], seed=settings.seed % 2**32
-            )
-    log.debug("measured in %.1f s", time.perf_counter() - begin)
-    metrics["report"] = _write_report(run, metrics, codes, table.labels)
-    metrics["latent"] = latent
+            metrics[f"knn_accuracy_{name}"] = evaluation.knn_accuracy(points, table.labels[rows], seed=seed % 2**32)
 
 
 def _write_report(run: RunDir, metrics: dict[str, Any], codes: Any, labels: Any) -> str | None:
@@ -304,16 +333,23 @@ def _conclude(run: RunDir, metrics: dict[str, Any]) -> None:
     metrics["bytes_out"] = run.size()
     run.write_json("metrics.json", metrics)
     log.info(
-        "wrote %s: %s, model.safetensors%s; %d epochs (%s), squared error %.4g per feature, PCA %.4g",
+        "wrote %s: %s, model.safetensors%s; %d epochs (%s), %s",
         run.path,
         metrics["latent"],
         ", report.html" if metrics["report"] else "",
         metrics["epochs_run"],
         metrics["exit_reason"],
-        metrics["mse_per_feature"],
-        metrics["baseline_pca_loss"],
+        _in_short(metrics),
     )
     run.write_success()
+
+
+def _in_short(metrics: dict[str, Any]) -> str:
+    """How good the model is, beside its baseline."""
+    if not counts.counted(metrics):
+        return f"squared error {metrics['mse_per_feature']:.4g} per feature, PCA {metrics['baseline_pca_loss']:.4g}"
+    ours, theirs = (counts.judged(metrics, name) for name in ("nll_per_row", "baseline_nll_per_row"))
+    return f"{ours:.5g} nats per row{counts.held_text(metrics)}, {counts.BASELINE} {theirs:.5g}"
 
 
 def _write_latent(run: RunDir, codes: npt.NDArray[Any], table: Source, estimator: Any) -> str:

@@ -23,6 +23,7 @@ import numpy.typing as npt
 from .._extras import require
 from ..errors import DataError, NarrowsError
 from ..persistence import atomic_write
+from . import counts
 from .rundir import read_history
 from .settings import show_size
 
@@ -153,6 +154,8 @@ def figure(name: str, caption: str, drawn: Any) -> dict[str, str]:
 def multiqc(folder: Path, metrics: dict[str, Any]) -> Path:
     """Write ``narrows_mqc.json``: the run as one row of a MultiQC table (custom content)."""
     columns = {
+        "held_out_nll_per_row": ("NLL", "Negative log-likelihood of a held-out row, nats", "{:,.5g}"),
+        "held_out_baseline_nll_per_row": ("Baseline NLL", "The same by the features' shares alone", "{:,.5g}"),
         "mse_per_feature": (
             "Reconstruction error",
             "Mean squared error per feature of the autoencoder",
@@ -170,7 +173,7 @@ def multiqc(folder: Path, metrics: dict[str, Any]) -> Path:
     content = {
         "id": "narrows",
         "section_name": "narrows",
-        "description": "Autoencoders fitted by narrows, beside PCA with as many components.",
+        "description": "Autoencoders fitted by narrows, beside PCA with as many components or, of counts, a baseline.",
         "plot_type": "table",
         "pconfig": {"id": "narrows_table", "title": "narrows: fits", "namespace": "narrows"},
         "headers": {
@@ -252,20 +255,29 @@ def _figures(
     if variational:
         columns["objective"] = [line.get("objective") for line in history]
     pca_loss = metrics.get("baseline_pca_loss")
-    comparable = settings.get("loss") == "mse" and pca_loss is not None and not variational
+    counted = counts.counted(metrics)
+    reference: tuple[float, str] | None = None
+    if counted:
+        reference = counts.judged(metrics, "baseline_nll_per_row"), counts.BASELINE
+    elif settings.get("loss") == "mse" and pca_loss is not None and not variational:
+        reference = pca_loss * metrics["n_features"], f"PCA, {metrics['n_components']} components"
 
     def loss(ax: Any) -> None:
-        if comparable:
-            value = pca_loss * metrics["n_features"]
-            label = f"PCA, {metrics['n_components']} components"
-            ax.axhline(value, color=GREEN, lw=1.5, ls=(0, (4, 2)), label=label)
+        if reference is not None:
+            ax.axhline(reference[0], color=GREEN, lw=1.5, ls=(0, (4, 2)), label=reference[1])
         plotting.plot_loss(columns, ax)
+        if counted:
+            ax.set_ylabel("nats per row")
 
     if history:
         text = "Loss after each epoch: mean over the samples of the sum over the features."
+        if counted:
+            text = "Negative log-likelihood after each epoch, complete: mean over the rows, in nats."
         if variational:
             text += " The divergence of the latents from their prior is included, with its weight."
-        if comparable:
+        if counted:
+            text += f" The dashed line is {counts.baseline_text(metrics)}{counts.held_text(metrics)}."
+        elif reference is not None:
             text += " The dashed line is the error of PCA with as many components, over all rows."
         add("Loss curves", text, loss)
 
@@ -281,15 +293,26 @@ def _figures(
         f"The {codes.shape[1]} latent component(s) of each row. {colours}{note}",
         lambda ax: plotting.plot_latent(codes[index], shown, ax),
     )
-    if metrics.get("mse_per_feature") is not None and pca_loss is not None:
+    if counted or (metrics.get("mse_per_feature") is not None and pca_loss is not None):
         text = "Mean squared error per feature on the normalised data; shorter is better."
+        if counted:
+            text = f"Negative log-likelihood{counts.held_text(metrics)}; shorter is better. The baseline is "
+            text += f"{counts.baseline_text(metrics)}."
+            if variational:
+                text += " Of the autoencoder it is the upper bound by one draw of each code."
         if metrics.get("knn_accuracy_latent") is not None:
             text += " Below: share of rows whose label 15 neighbours tell, in 5-fold cross-validation."
-        if metrics.get("baseline_pca_rows", 0) < metrics.get("n_rows", 0):
+            if counted:
+                text += " PCA is that of the logarithms of counts scaled to one total."
+        if (metrics.get("baseline_pca_rows") or metrics["n_rows"]) < metrics["n_rows"]:
             text += f" PCA was computed on a random {metrics['baseline_pca_rows']:,} rows."
         drawn = plotting.new_figure(6.4, 4.2)
         _baseline(drawn, metrics)
-        figures.append(figure("Against PCA", text, drawn))
+        figures.append(figure("Against a baseline" if counted else "Against PCA", text, drawn))
+    if counted:
+        text = f"Negative log-likelihoods{counts.held_text(metrics) or ' of the rows'}: those far to the right are "
+        text += "explained badly, or have many counts."
+        add("Losses of rows", text, lambda ax: counts.plot_losses(ax, metrics["row_losses"]))
     worst = metrics.get("worst_features") or []
     if worst:
         add(
@@ -304,20 +327,33 @@ def _figures(
 
 
 def _baseline(drawn: Any, metrics: dict[str, Any]) -> None:
-    """Bars: the autoencoder beside PCA, for the error and, where there are labels, for the neighbours."""
+    """Bars: the autoencoder beside its baselines, for the error and, where there are labels, for the neighbours."""
     from ..plotting.style import BLUE, GREEN, INK, dress
 
-    rows = [("Mean squared error per feature", "mse_per_feature", "baseline_pca_loss", "{:.4g}")]
-    if metrics.get("knn_accuracy_latent") is not None and metrics.get("knn_accuracy_pca") is not None:
-        rows.append(("Accuracy of 15 nearest neighbours", "knn_accuracy_latent", "knn_accuracy_pca", "{:.1%}"))
+    rows: list[tuple[str, str, list[float], list[str]]] = []
+
+    def pair(title: str, other: str, values: list[float], form: str) -> None:
+        rows.append((title, other, values, [form.format(value) for value in values]))
+
+    if counts.counted(metrics):
+        names = ("nll", "baseline_nll")
+        pair("Nats per row", "shares alone", [counts.judged(metrics, f"{name}_per_row") for name in names], "{:.5g}")
+        if metrics["nll_per_count"] is not None:
+            each = (counts.judged(metrics, f"{name}_per_count") for name in names)
+            rows[0][3][:] = [f"{text}\n{value:.4f} per count" for text, value in zip(rows[0][3], each, strict=True)]
+    else:
+        errors = [metrics["mse_per_feature"], metrics["baseline_pca_loss"]]
+        pair("Mean squared error per feature", "PCA", errors, "{:.4g}")
+    accuracies: list[Any] = [metrics.get("knn_accuracy_latent"), metrics.get("knn_accuracy_pca")]
+    if None not in accuracies:
+        pair("Accuracy of 15 nearest neighbours", "PCA", accuracies, "{:.1%}")
     axes = np.atleast_1d(drawn.subplots(len(rows), 1))
-    for ax, (title, ours, theirs, form) in zip(axes, rows, strict=True):
-        values = [metrics[ours], metrics[theirs]]
+    for ax, (title, other, values, texts) in zip(axes, rows, strict=True):
         bars = ax.barh([0, 1], values, color=[BLUE, GREEN], height=0.62)
-        ax.bar_label(bars, [form.format(v) for v in values], padding=4, color=INK)
-        ax.set_yticks([0, 1], ["autoencoder", "PCA"])
+        ax.bar_label(bars, texts, padding=4, color=INK)
+        ax.set_yticks([0, 1], ["autoencoder", other])
         ax.set_ylim(1.6, -0.6)
-        ax.set_xlim(0, 1.18 * max(max(values), 1e-12))
+        ax.set_xlim(0, (1.3 if "\n" in texts[0] else 1.18) * max(max(values), 1e-12))
         ax.set_title(title)
         dress(ax)
         ax.grid(False)
@@ -338,7 +374,11 @@ def _svg(figure: Any) -> str:
 
 def _tiles(m: dict[str, Any]) -> list[tuple[str, str, str]]:
     """The headline figures: value, what it is, and a remark."""
-    tiles = [(f"{m['n_rows']:,} × {m['n_features']:,}", "rows × features", m["normalize"])]
+    remark = m["normalize"]
+    if counts.counted(m):
+        empty = [f"{m[f'n_empty_{what}']:,} empty {what}" for what in ("rows", "features") if m.get(f"n_empty_{what}")]
+        remark = "; ".join(["counts", *empty])
+    tiles = [(f"{m['n_rows']:,} × {m['n_features']:,}", "rows × features", remark)]
     tiles.append((str(m["n_components"]), "latent components", m["estimator"]))
     if m.get("mse_per_feature") is not None:
         note = ""
@@ -348,7 +388,15 @@ def _tiles(m: dict[str, Any]) -> list[tuple[str, str, str]]:
             if change > 1:
                 note = f"{change + 1:.3g} times that of PCA"
         tiles.append((f"{m['mse_per_feature']:.4g}", "squared error per feature", note))
-    if m.get("val_loss") is not None:
+    if counts.counted(m):
+        ours, theirs = (counts.judged(m, name) for name in ("nll_per_row", "baseline_nll_per_row"))
+        held = " held out" if m["held_out_nll_per_row"] is not None else ""
+        tiles.append((f"{ours:.5g}", f"nats per row{held}", f"baseline {theirs:.5g}"))
+        if m["nll_per_count"] is not None:
+            tiles.append(
+                (f"{counts.judged(m, 'nll_per_count'):.4f}", f"nats per count{held}", f"epoch {m['best_epoch']}")
+            )
+    elif m.get("val_loss") is not None:
         tiles.append((f"{m['val_loss']:.5g}", "validation loss", f"epoch {m['best_epoch']}"))
     reason = _REASONS.get(m["exit_reason"], m["exit_reason"])
     tiles.append((str(m["epochs_run"]), "epochs", reason))
@@ -375,7 +423,7 @@ def _rate(samples_per_s: float | None) -> str:
 def _facts(m: dict[str, Any]) -> dict[str, Any]:
     names = (
         "version", "backend", "isa", "precision", "n_threads", "threads_from", "seed", "input_sha256",
-        "bytes_in", "bytes_out", "n_empty_rows", "n_parameters", "python", "platform", "started",
+        "bytes_in", "bytes_out", "n_empty_rows", "n_empty_features", "n_parameters", "python", "platform", "started",
     )  # fmt: skip
     facts = {name.replace("_", " "): m[name] for name in names if m.get(name) is not None}
     facts |= {name: show_size(facts[name]) for name in ("bytes in", "bytes out") if name in facts}

@@ -2,8 +2,8 @@
 
 - Each size is an ordinary fit, in a folder of its own below ``--out``, with its checkpoint; the data is opened and
   normalised once. Stopped and started again, a sweep goes on with the sizes that are not finished.
-- All sizes hold out the same rows. PCA is computed once, on the rows that are trained on (a sample of many), by blocks
-  and without densifying, and judged on those held out, as the autoencoders are.
+- All sizes hold out the same rows. PCA, of what are no counts, is computed once, on the rows that are trained on (a
+  sample of many), by blocks and without densifying, and judged on those held out, as the autoencoders are.
 - ``sweep.json`` is whole after each size and lists those that are finished; ``_SUCCESS`` comes last.
 """
 
@@ -22,8 +22,9 @@ from typing import Any, ClassVar
 from .._version import __version__
 from ..errors import DataError, MissingExtraError, NarrowsError, ResumeError
 from ..normalize import NormalizedSource
+from ..plan import Loss
 from ..training import Callback
-from . import evaluation, report
+from . import counts, evaluation, report
 from .jobs import Input, Stop, fit_opened
 from .resources import Budget, held_rows
 from .rundir import RunDir
@@ -36,6 +37,7 @@ log = logging.getLogger("narrows")
 _FOLDER = "components-"
 _TAKEN = (
     "n_components", "loss", "normalize", "val_loss", "train_loss", "held_out_mse_per_feature", "mse_per_feature",
+    "held_out_nll_per_row", "held_out_nll_per_count", "held_out_baseline_nll_per_row", "baseline",
     "knn_accuracy_latent", "knn_accuracy_pca", "epochs_run", "best_epoch", "exit_reason", "n_parameters", "wall_s",
 )  # fmt: skip
 
@@ -154,11 +156,14 @@ def sweep(
                 raise
             if settings.dry_run:
                 continue
-            baseline = baseline if i else _baseline(estimators[0], table, sizes[-1], room, result)
+            if not i:
+                baseline = _baseline(estimators[0], table, sizes[-1], room, result)
             metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-            row = {name: metrics[name] for name in _TAKEN}
+            row = {name: metrics.get(name) for name in _TAKEN}
             # PCA has no more components than there are features and rows; more of them would change nothing.
-            row["pca_held_out_mse_per_feature"] = float(baseline[min(size, len(baseline)) - 1])
+            row["pca_held_out_mse_per_feature"] = (
+                None if baseline is None else float(baseline[min(size, len(baseline)) - 1])
+            )
             rows.append(row | {"folder": folder.name})
             run.write_json("sweep.json", result)
         if settings.dry_run:
@@ -177,20 +182,28 @@ def sweep(
 
 
 def _baseline(estimator: Any, table: NormalizedSource, largest: int, room: int, result: dict[str, Any]) -> Any:
-    """Errors of 1, 2, ... principal components on the held-out rows, noting in `result` what they were taken of."""
+    """Errors of 1, 2, ... principal components on the held-out rows, noting in `result` what they were taken of.
+
+    None for counts, of which each fit has a baseline of its own.
+    """
     split = held_rows(estimator, table.shape[0])
     assert split is not None
     trained, held = split
+    result |= {"normalize": table.normalizer.resolved_, "n_held_out": len(held), "pca_rows": None}
+    if Loss[estimator.loss.upper()].of_counts:
+        return None
     seed = int(estimator.random_state)
     rows = trained[evaluation.sample_rows(len(trained), seed)]
     principal = evaluation.pca(table, largest, rows=rows, seed=seed, cache_bytes=room)
-    result |= {"normalize": table.normalizer.resolved_, "n_held_out": len(held), "pca_rows": len(rows)}
+    result["pca_rows"] = len(rows)
     return evaluation.pca_errors(principal, table, held)
 
 
 _COLUMNS = (
     ("components", "n_components", "d"),
     ("validation loss", "val_loss", ".5g"),
+    ("held-out NLL", "held_out_nll_per_row", ".5g"),
+    ("baseline", "held_out_baseline_nll_per_row", ".5g"),
     ("held-out MSE", "held_out_mse_per_feature", ".4g"),
     ("PCA", "pca_held_out_mse_per_feature", ".4g"),
     ("kNN", "knn_accuracy_latent", ".3f"),
@@ -202,9 +215,10 @@ _COLUMNS = (
 
 def _cells(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Heads and rows of the table of sizes; columns that nothing fills are left out."""
-    columns = [c for c in _COLUMNS if any(row[c[1]] is not None for row in result["sizes"])]
+    columns = [c for c in _COLUMNS if any(row.get(c[1]) is not None for row in result["sizes"])]
     rows = [
-        ["" if row[name] is None else format(row[name], form) for _, name, form in columns] for row in result["sizes"]
+        ["" if row.get(name) is None else format(row[name], form) for _, name, form in columns]
+        for row in result["sizes"]
     ]
     return [head for head, _, _ in columns], rows
 
@@ -257,22 +271,33 @@ def build_report(folder: Path) -> Path:
     variational = result["estimator"].startswith("Variational")
 
     def column(name: str) -> list[Any]:
-        return [row[name] for row in result["sizes"]]
+        return [row.get(name) for row in result["sizes"]]
 
-    squared = plotting.plot_elbow(
+    counted = all(value is not None for value in column("held_out_nll_per_row"))
+    if counted:
+        names, ylabel, title = ("held_out_nll_per_row", "held_out_baseline_nll_per_row"), "nats per row", "likelihood"
+        text = (
+            f"Negative log-likelihood of the {result['n_held_out']:,} rows held out, in nats. The baseline is "
+            f"{counts.baseline_text(result['sizes'][0])}."
+        )
+    else:
+        names = ("held_out_mse_per_feature", "pca_held_out_mse_per_feature")
+        ylabel, title = "squared error per feature", "error"
+        text = (
+            f"Mean squared error per feature, on the normalised data, of the {result['n_held_out']:,} rows held out. "
+            f"PCA is that of {result['pca_rows']:,} rows that were trained on."
+        )
+    judged = plotting.plot_elbow(
         sizes,
-        column("held_out_mse_per_feature"),
-        column("pca_held_out_mse_per_feature"),
+        column(names[0]),
+        column(names[1]),
         elbow=result["elbow"],
-        ylabel="squared error per feature",
+        ylabel=ylabel,
+        baseline_name=counts.BASELINE if counted else "PCA",
     )
-    text = (
-        f"Mean squared error per feature, on the normalised data, of the {result['n_held_out']:,} rows held out. PCA "
-        f"is that of {result['pca_rows']:,} rows that were trained on."
-    )
-    squared.title.set_text("Held-out error")
-    figures = [report.figure("Held-out error", text, squared.figure)]
-    if result["loss"] != "mse" or variational:
+    judged.title.set_text(f"Held-out {title}")
+    figures = [report.figure(f"Held-out {title}", text, judged.figure)]
+    if (result["loss"] != "mse" and not counted) or variational:
         own = plotting.plot_elbow(sizes, column("val_loss"), elbow=result["elbow"], ylabel=f"loss ({result['loss']})")
         text = "Mean loss of the same rows, as trained" + (
             ", the divergence of the latents included." if variational else "."

@@ -1,4 +1,7 @@
-"""Checks of blocks of data: the first bad value is named by row and column, and nothing is repaired."""
+"""Checks of blocks of data: the first bad value is named by row and column, and nothing is repaired.
+
+Promises: a message has the number of the row in the data set, and the names of row and column where they are known.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +13,12 @@ import numpy.typing as npt
 from ..errors import DataError
 from .source import Source
 
-__all__ = ["check_counts", "check_finite"]
+__all__ = ["check_counts", "check_finite", "check_within"]
 
 Rows = int | npt.NDArray[np.integer[Any]]
 
 
-def check_finite(block: Any, row_offset: Rows = 0, source: Source | str = "X") -> None:
+def check_finite(block: Any, row_offset: Rows = 0, source: Source | str = "X", **called: Any) -> None:
     """Raise for the first NaN or infinity of a block.
 
     Parameters
@@ -26,6 +29,10 @@ def check_finite(block: Any, row_offset: Rows = 0, source: Source | str = "X") -
         The number of the block's first row in the data set, or the number of each of its rows.
     source : Source or str
         Gives the name of the data set, and the names of rows and columns where it knows them.
+    columns : sequence of str, optional
+        The names of the columns, where the source does not know them.
+    name : str, optional
+        What to call the data set instead.
 
     Raises
     ------
@@ -43,18 +50,16 @@ def check_finite(block: Any, row_offset: Rows = 0, source: Source | str = "X") -
     if bad.any():
         row, column, value = _first(block, bad)
         what = "NaN" if np.isnan(value) else "inf" if value > 0 else "-inf"
-        raise DataError(f"{_name(source)}: {what} in {_place(row, column, row_offset, source)}; remove or impute it")
+        raise DataError(f"{_place(row, column, what, row_offset, source, **called)}; remove or impute it")
 
 
-def check_counts(block: Any, row_offset: Rows = 0, source: Source | str = "X", columns: Any = None) -> None:
+def check_counts(block: Any, row_offset: Rows = 0, source: Source | str = "X", **called: Any) -> None:
     """Raise for the first value of a block that is not a count: negative, fractional or not finite.
 
     Parameters
     ----------
-    block, row_offset, source
+    block, row_offset, source, columns, name
         As for `check_finite`.
-    columns : sequence of str, optional
-        The names of the columns, where the source does not know them.
 
     Raises
     ------
@@ -71,11 +76,43 @@ def check_counts(block: Any, row_offset: Rows = 0, source: Source | str = "X", c
         bad |= np.isinf(values)
     if bad.any():
         row, column, value = _first(block, bad)
+        layers = isinstance(source, Source) and source.path is not None and source.path.suffix in (".h5ad", ".zarr")
         raise DataError(
-            f"{_name(source)}: {value:.9g} in {_place(row, column, row_offset, source, columns)} is not a count"
+            f"{_place(row, column, f'{value:.9g}', row_offset, source, **called)} is not a count"
             f"{': Negative values in data' if value < 0 else ''}; this likelihood needs raw counts (whole numbers "
-            "from 0)"
+            f"from 0){'; if a layer holds them, name it' if layers else ''}"
         )
+
+
+def check_within(
+    block: Any,
+    low: float,
+    high: float,
+    needed: str,
+    row_offset: Rows = 0,
+    source: Source | str = "X",
+    **called: Any,
+) -> None:
+    """Raise for the first value of a block, of finite ones, that is below `low` or above `high`.
+
+    Parameters
+    ----------
+    block, row_offset, source, columns, name
+        As for `check_finite`.
+    low, high : float
+    needed : str
+        What the message says is needed.
+
+    Raises
+    ------
+    DataError
+        Also a ``ValueError``. Names row and column, counted from 0, and the value.
+    """
+    values = _stored(block)
+    if values.size == 0 or (values.min() >= low and values.max() <= high):
+        return
+    row, column, value = _first(block, (values < low) | (values > high))
+    raise DataError(f"{_place(row, column, f'{value:.9g}', row_offset, source, **called)}; {needed}")
 
 
 def _stored(block: Any) -> npt.NDArray[Any]:
@@ -95,11 +132,16 @@ def _first(block: Any, bad: npt.NDArray[np.bool_]) -> tuple[int, int, Any]:
     return row, column, np.asarray(block)[row, column]
 
 
-def _name(source: Source | str) -> str:
-    return source.name if isinstance(source, Source) else source
-
-
-def _place(row: int, column: int, row_offset: Rows, source: Source | str, columns: Any = None) -> str:
+def _place(
+    row: int,
+    column: int,
+    what: str,
+    row_offset: Rows,
+    source: Source | str,
+    columns: Any = None,
+    name: str | None = None,
+) -> str:
+    """The name of the data set, `what` is there, and where."""
     number = row_offset + row if isinstance(row_offset, int | np.integer) else int(row_offset[row])
     obs, var = "", "" if columns is None else f" ({columns[column]!s})"
     if isinstance(source, Source):
@@ -107,4 +149,6 @@ def _place(row: int, column: int, row_offset: Rows, source: Source | str, column
             obs = f" ({source.obs_names[number]!s})"
         if source.var_names is not None:
             var = f" ({source.var_names[column]!s})"
-    return f"row {number}{obs}, column {column}{var}"
+    if name is None:
+        name = source.name if isinstance(source, Source) else source
+    return f"{name}: {what} in row {number}{obs}, column {column}{var}"

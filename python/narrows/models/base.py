@@ -20,7 +20,6 @@ from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, Transfo
 from sklearn.utils.validation import check_is_fitted
 
 from ..backends import Program, State, compile_plan, resolve
-from ..data.checks import check_counts
 from ..initial import draw_seed
 from ..lowering import lower
 from ..plan import Corruption, LayerSpec, Loss, Mode, NetworkSpec, Plan, Precision
@@ -29,7 +28,6 @@ from .data import (
     BLOCK_BYTES,
     Table,
     TrainingFeed,
-    check_target,
     density,
     even_batch,
     fingerprint,
@@ -39,7 +37,7 @@ from .data import (
     value_range,
 )
 from .files import write_model
-from .inputs import check_codes, check_X, scoring_table, training_table, validation_table
+from .inputs import check_codes, encoding_table, scoring_table, training_table, validation_table
 from .network import Network, begin_counts, build_spec, dense_layers, initial_state
 from .parameters import COUNT_LOSSES, check_parameters, plain_parameters
 
@@ -295,7 +293,7 @@ class BaseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         else:
             stop = None if checkpoint is None else checkpoint.stop
             start, state = TrainingState(), self._first_state(spec, table, rows, options.seed, block_bytes, stop)
-        feed = TrainingFeed(table, rows, batch, options.seed, shuffle, spec.loss, block_bytes)
+        feed = TrainingFeed(table, rows, batch, options.seed, shuffle, block_bytes)
         program = compile_plan(
             lower(spec, batch), resolve(self.backend), precision=self.precision, n_threads=self.n_threads
         )
@@ -385,10 +383,6 @@ class BaseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
                     f"{spec.n_chains} persistent chains cannot go on from {self._network.spec.n_chains}: keep "
                     "batch_size and persistent, or fit with warm_start=False to start afresh"
                 )
-        if table.in_memory:
-            target, name = (table.X, "X") if table.target is None else (table.target, "y")
-            check_target(target, spec.loss, 0, name, self._names() if table.target is None else None)
-            self._check_rows(spec, table.X, 0)
         return spec
 
     def _library(self, table: Table, rows: NDArray[np.int64], block_bytes: int) -> float:
@@ -471,7 +465,7 @@ class BaseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
             Of X's dtype if that is float32 or float64, else float32.
         """
         check_is_fitted(self)
-        return self._apply(Table(check_X(self, X, reset=False)), Mode.ENCODE)
+        return self._apply(encoding_table(self, X), Mode.ENCODE)
 
     def inverse_transform(self, Z: Any) -> NDArray[Any]:
         """Decode latent codes.
@@ -500,7 +494,7 @@ class BaseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
             Dense, of X's dtype if that is float32 or float64, else float32.
         """
         check_is_fitted(self)
-        return self._apply(Table(check_X(self, X, reset=False)), Mode.RECONSTRUCT)
+        return self._apply(encoding_table(self, X), Mode.RECONSTRUCT)
 
     def score_samples(self, X: Any, y: Any = None) -> NDArray[Any]:
         """Minus the loss of each row, a sum over its features without penalties: higher is better.
@@ -565,8 +559,7 @@ class BaseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         from .sensitivity import absolute_jacobian
 
         check_is_fitted(self)
-        table = Table(check_X(self, X, reset=False))
-        spec = self._network.spec
+        table, spec = encoding_table(self, X), self._network.spec
         total = np.zeros((spec.n_components, spec.n_outputs))
         for block, _, _ in table.blocks(self._block_rows()):
             codes = self._network.apply(block, Mode.ENCODE)
@@ -576,21 +569,17 @@ class BaseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
     def _apply(self, table: Table, mode: Mode) -> NDArray[Any]:
         dtype = np.dtype(table.X.dtype)
         network = self._network
-        at = 0
 
         def run(block: Any, target: Any) -> NDArray[Any]:
-            if mode in (Mode.ENCODE, Mode.RECONSTRUCT):
-                self._check_rows(network.spec, block, at)
-            goal = (block if target is None else target) if mode is Mode.SCORE else None
-            if goal is not None and not table.in_memory:
-                check_target(goal, network.spec.loss, at, "X" if target is None else "y")
             if mode is Mode.SCORE:
+                goal = block if target is None else target
                 return self._row_losses(network.apply, network.spec, block, goal)[:, None]
             return network.apply(block, mode)
 
         if table.in_memory:
             return run(table.X, table.target).astype(dtype, copy=False)
         out: NDArray[Any] | None = None
+        at = 0
         for block, target, _ in table.blocks(max(1, BLOCK_BYTES // max(1, table.row_bytes))):
             part = run(block, target)
             if out is None:
@@ -600,14 +589,9 @@ class BaseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         assert out is not None
         return out
 
-    def _check_rows(self, spec: NetworkSpec, X: Any, first: int) -> None:
-        """Refuse rows, from number `first` on, that the encoder has no meaning for."""
-        if spec.log_normalize:
-            check_counts(X, first, columns=self._names())
-
-    def _names(self) -> Any:
-        """Names of the features, if they have any."""
-        return getattr(self, "feature_names_in_", None)
+    def _encodes(self, loss: Loss, *, separate_target: bool) -> Loss:
+        """The loss for which rows must have a meaning to be encoded: squared error if they need none."""
+        return loss if loss.of_counts and (self.counts_input or not separate_target) else Loss.MSE
 
     def _row_losses(self, apply: Callable[..., NDArray[Any]], spec: NetworkSpec, X: Any, target: Any) -> NDArray[Any]:
         """The loss of each row, without penalties (see `data.RowLosses`)."""

@@ -15,11 +15,11 @@ from sklearn.utils.validation import check_is_fitted
 
 from .. import functional, philox
 from ..initial import draw_seed
-from ..plan import Activation, Loss, Mode, NetworkSpec
+from ..plan import Activation, Loss, Mode
 from ..training import Callback, Checkpoint
 from .autoencoder import Autoencoder
-from .data import BLOCK_BYTES, Table, check_target, is_sparse
-from .inputs import check_X
+from .data import BLOCK_BYTES, is_sparse
+from .inputs import encoding_table
 from .parameters import CHECKS, UNITS, integer
 from .preset import preset
 
@@ -222,12 +222,8 @@ class RBM(Autoencoder):
             Values outside [0, 1] for binary units.
         """
         check_is_fitted(self)
-        table = Table(check_X(self, X, reset=False))
-        parts, at = [], 0
-        for block, _, _ in table.blocks(self._block_rows()):
-            self._check_rows(self._network.spec, block, at)
-            parts.append(self._free_energy(block))
-            at += block.shape[0]
+        table = encoding_table(self, X)
+        parts = [self._free_energy(block) for block, _, _ in table.blocks(self._block_rows())]
         return np.concatenate(parts).astype(np.dtype(table.X.dtype), copy=False)
 
     def score_samples(self, X: Any, y: Any = None) -> Array:
@@ -287,8 +283,8 @@ class RBM(Autoencoder):
             rows[first : first + count] = v
         return rows
 
-    def _check_rows(self, spec: NetworkSpec, X: Any, first: int) -> None:
-        check_target(X, Loss[self.loss.upper()], first)
+    def _encodes(self, loss: Loss, *, separate_target: bool) -> Loss:
+        return Loss[self.loss.upper()]
 
     def _free_energy(self, X: Any) -> Array:
         up, down = self._network.spec.layers

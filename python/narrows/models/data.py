@@ -17,9 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..backends import Program
-from ..data.checks import check_counts, check_finite
+from ..data.checks import check_counts, check_finite, check_within
 from ..data.source import ArraySource, Source
-from ..errors import DataError
 from ..plan import Loss, NetworkSpec
 from ..readahead import read_ahead
 from ..training import Block
@@ -29,7 +28,7 @@ __all__ = [
     "RowLosses",
     "Table",
     "TrainingFeed",
-    "check_target",
+    "check_values",
     "density",
     "even_batch",
     "fingerprint",
@@ -80,17 +79,25 @@ class Totals(NamedTuple):
 class Table:
     """Rows to train on or to score: inputs, targets and weights that belong together.
 
+    What is read from a source is checked as it is read, what is in memory by `check`.
+
     Attributes
     ----------
     X : ndarray, CSR or Source of shape (n_rows, n_features)
     target : the same, of shape (n_rows, n_outputs), or None
         None if the input is its own target.
     weight : ndarray of float64, shape (n_rows,), or None
+    meant : pair of Loss
+        Those for which the values of X and of the target must have a meaning.
+    columns : pair of sequences of str, or None
+        Names of the columns of X and of the target, where these do not know them.
     """
 
     X: Any
     target: Any = None
     weight: NDArray[np.float64] | None = None
+    meant: tuple[Loss, Loss] = (Loss.MSE, Loss.MSE)
+    columns: tuple[Any, Any] = (None, None)
     _totals: Totals | None = field(default=None, init=False, repr=False, compare=False)
 
     @property
@@ -113,9 +120,27 @@ class Table:
         return Table(*self.read(slice(None)))
 
     def read(self, rows: slice | NDArray[np.int64]) -> tuple[Any, Any, NDArray[np.float64] | None]:
-        """Some rows of each part; those of a source are checked to be finite."""
+        """Some rows of each part; those of a source are checked."""
         weight = None if self.weight is None else self.weight[rows]
-        return _read(self.X, rows), None if self.target is None else _read(self.target, rows), weight
+        target = None if self.target is None else self._read(self.target, 1, rows)
+        return self._read(self.X, 0, rows), target, weight
+
+    def _read(self, part: Any, i: int, rows: slice | NDArray[np.int64]) -> Any:
+        if not isinstance(part, Source):
+            return part[rows]
+        block = part.read_rows(rows)
+        first = (rows.start or 0) if isinstance(rows, slice) else rows
+        # A source has this name unless it was given another.
+        called = {"columns": self.columns[i], "name": "y" if i and part.name == "X" else None}
+        check_finite(block, first, part, **called)
+        check_values(block, self.meant[i], first, part, **called)
+        return block
+
+    def check(self) -> None:
+        """Raise for the first value in memory that has no meaning; that all are finite is known."""
+        for i, (name, part) in enumerate((("X", self.X), ("y", self.target))):
+            if part is not None and not isinstance(part, Source):
+                check_values(part, self.meant[i], 0, name, columns=self.columns[i])
 
     def blocks(self, block_rows: int, rows: NDArray[np.int64] | None = None) -> Iterator[tuple[Any, Any, Any]]:
         """`read` of all rows, or of the sorted `rows`, in order, some at a time; those of a source are read ahead."""
@@ -152,44 +177,18 @@ def _row_bytes(X: Any) -> int:
     return int(X.shape[1] * itemsize)
 
 
-def _read(X: Any, rows: slice | NDArray[np.int64]) -> Any:
-    if not isinstance(X, Source):
-        return X[rows]
-    block = X.read_rows(rows)
-    check_finite(block, _first(rows) if isinstance(rows, slice) else rows, X)
-    return block
-
-
-def _first(rows: slice) -> int:
-    return rows.start or 0
-
-
-def check_target(
-    X: Any, loss: Loss, row_offset: int | NDArray[np.int64] = 0, name: str = "X", columns: Any = None
+def check_values(
+    X: Any, loss: Loss, row_offset: int | NDArray[np.int64] = 0, source: Source | str = "X", **called: Any
 ) -> None:
-    """Raise for the first value that the loss has no meaning for; `columns` are names, if there are any."""
+    """Raise for the first of finite values that the loss has no meaning for; see `data.checks.check_finite`."""
     if loss is Loss.BCE:
-        low, high, wanted = 0.0, 1.0, "loss='bce' (visible='bernoulli') needs values in [0, 1]: scale them"
+        needed = "loss='bce' (visible='bernoulli') needs values in [0, 1]: scale them"
+        check_within(X, 0.0, 1.0, needed, row_offset, source, **called)
     elif loss.of_counts:
-        check_counts(X, row_offset, name, columns)
-        return
+        check_counts(X, row_offset, source, **called)
     elif loss is Loss.MULTINOMIAL:
-        low, high, wanted = 0.0, np.inf, "loss='multinomial' needs values that are not negative"
-    else:
-        return
-    values = X.data if is_sparse(X) else X
-    if values.size == 0 or (values.min() >= low and values.max() <= high):
-        return
-    bad = (values < low) | (values > high)
-    if is_sparse(X):
-        at = int(np.argmax(bad))
-        row, column = int(np.searchsorted(X.indptr, at, side="right")) - 1, int(X.indices[at])
-        value = values[at]
-    else:
-        row, column = divmod(int(np.argmax(bad)), X.shape[1])
-        value = values[row, column]
-    number = row_offset + row if isinstance(row_offset, int) else int(row_offset[row])
-    raise DataError(f"{name}: {value:.9g} in row {number}, column {column}; {wanted}")
+        needed = "loss='multinomial' needs values that are not negative"
+        check_within(X, 0.0, np.inf, needed, row_offset, source, **called)
 
 
 def split_rows(n_rows: int, fraction: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -244,8 +243,6 @@ class TrainingFeed:
     seed : int
     shuffle : bool
         Visit blocks, and the rows inside them, in an order of each epoch's own.
-    loss : Loss
-        What blocks read from a source are checked for.
     block_bytes : int
         A table of sources is visited in blocks of about this size, of whole batches; one in memory is one
         block.
@@ -256,7 +253,6 @@ class TrainingFeed:
     batch: int
     seed: int
     shuffle: bool
-    loss: Loss = Loss.MSE
     block_bytes: int = BLOCK_BYTES
     _resident: tuple[Any, Any, Any] | None = field(default=None, init=False, repr=False)
 
@@ -301,10 +297,7 @@ class TrainingFeed:
             if self._resident is None:
                 self._resident = (self.table.X, self.table.target, self.table.weight)
             return self._resident
-        block = self.table.read(slice(first, first + self.block_rows))
-        X, target, _ = block
-        check_target(X if target is None else target, self.loss, first, "X" if target is None else "y")
-        return block
+        return self.table.read(slice(first, first + self.block_rows))
 
 
 def validator(

@@ -20,6 +20,7 @@ from ..training import Callback, Interrupted, Options, Progress
 from .autoencoder import Autoencoder
 from .boltzmann import RBM
 from .data import Table
+from .inputs import make_table
 from .network import Network
 from .parameters import UNITS, hidden_sizes, pretrained_activations
 from .preset import preset
@@ -113,10 +114,10 @@ class DeepAutoencoder(Autoencoder):
                 print(f"pretraining layer {i + 1} of {len(layers)}: {spec.layers[i].n_in}-{spec.layers[i].n_out}")
             if i == 0:
                 paired = table.target if self.pretrain == "greedy" else None
-                below, chosen = Table(table.X, paired, table.weight), rows
+                below, chosen = make_table(layer, table.X, paired, table.weight), rows
             else:
                 weight = None if table.weight is None else table.weight[rows]
-                below, chosen = Table(_Codes(table.X, rows, trained), None, weight), np.arange(len(rows))
+                below, chosen = make_table(layer, _Codes(table.X, rows, trained), None, weight), np.arange(len(rows))
             options = Options(
                 max_iter=int(self.pretrain_max_iter),
                 seed=(seed + 1 + i) % 2**64,

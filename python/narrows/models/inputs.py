@@ -1,8 +1,9 @@
 """What the methods of an estimator are given, checked and made a `Table`.
 
 Promises: arrays come out finite, in float32 or float64, CSR canonical; widths and feature names are those of
-the fit; a source is checked for its shape and names here, for its values as it is read. The caller's objects
-are never changed; the estimator only where `reset` says so, and then as scikit-learn does it.
+the fit, and values have a meaning for the loss; a source is checked for its shape and names here, for its values
+as it is read. The caller's objects are never changed; the estimator only where `reset` says so, and then as
+scikit-learn does it.
 """
 
 from __future__ import annotations
@@ -16,9 +17,18 @@ from sklearn.utils.validation import validate_data
 
 from ..data.checks import check_finite
 from ..data.source import Source, float_dtype
-from .data import Table, check_target, is_sparse
+from ..plan import Loss
+from .data import Table, is_sparse
 
-__all__ = ["check_X", "check_codes", "scoring_table", "training_table", "validation_table"]
+__all__ = [
+    "check_X",
+    "check_codes",
+    "encoding_table",
+    "make_table",
+    "scoring_table",
+    "training_table",
+    "validation_table",
+]
 
 
 def check_X(estimator: Any, X: Any, *, reset: bool, min_samples: int = 1) -> Any:
@@ -36,7 +46,7 @@ def check_X(estimator: Any, X: Any, *, reset: bool, min_samples: int = 1) -> Any
                 ensure_min_samples=min_samples,
             )
         )
-        check_finite(X)
+        check_finite(X, columns=_names(estimator))
         return X
     name = type(estimator).__name__
     if X.shape[0] < min_samples:
@@ -81,52 +91,77 @@ def training_table(
     """What `fit` is given; the estimator takes the number and the names of the features if `reset`."""
     X = check_X(estimator, X, reset=reset, min_samples=min_samples)
     n_rows = int(X.shape[0])
-    return Table(X, _read_target(estimator, y, n_rows), _read_weight(sample_weight, n_rows))
+    target, columns = _read_target(estimator, y, n_rows)
+    return make_table(estimator, X, target, _read_weight(sample_weight, n_rows), columns)
+
+
+def make_table(estimator: Any, X: Any, target: Any, weight: NDArray[np.float64] | None, columns: Any = None) -> Table:
+    """Rows for an estimator to train on, checked; `columns` are names of the target's."""
+    loss = Loss[estimator.loss.upper()]
+    meant = loss if target is None else estimator._encodes(loss, separate_target=True)
+    table = Table(X, target, weight, (meant, loss), (_names(estimator), columns))
+    table.check()
+    return table
 
 
 def validation_table(estimator: Any, X_val: Any, table: Table) -> Table:
     """What `fit` is given as `X_val`, beside the `table` that it trains on."""
     X, y = X_val if isinstance(X_val, tuple) else (X_val, None)
     X = check_X(estimator, X, reset=False)
-    target = _read_target(estimator, y, int(X.shape[0]))
+    target, columns = _read_target(estimator, y, int(X.shape[0]))
     if (target is None) != (table.target is None):
         raise ValueError("X_val must be a pair (X_val, y_val) if, and only if, fit has a y to reconstruct")
     if target is not None and target.shape[1] != table.target.shape[1]:
         raise ValueError(f"y_val has {target.shape[1]} columns, y has {table.target.shape[1]}")
-    return Table(X, target)
+    return make_table(estimator, X, target, None, columns)
+
+
+def encoding_table(estimator: Any, X: Any) -> Table:
+    """Rows to encode."""
+    X, spec = check_X(estimator, X, reset=False), estimator._network.spec
+    meant = estimator._encodes(spec.loss, separate_target=not spec.log_normalize)
+    table = Table(X, meant=(meant, meant), columns=(_names(estimator), None))
+    table.check()
+    return table
 
 
 def scoring_table(estimator: Any, X: Any, y: Any) -> Table:
     """Rows to score, and what to compare their reconstruction with if that is not themselves."""
     X = check_X(estimator, X, reset=False)
     spec = estimator._network.spec
-    target = _read_target(estimator, y, int(X.shape[0]))
+    target, columns = _read_target(estimator, y, int(X.shape[0]))
     if target is None and spec.n_outputs != spec.n_features:
         raise ValueError(
             f"the reconstruction has {spec.n_outputs} columns and X has {spec.n_features}: scoring needs a y to compare"
         )
     if target is not None and target.shape[1] != spec.n_outputs:
         raise ValueError(f"y has {target.shape[1]} columns, the reconstruction has {spec.n_outputs}")
-    table = Table(X, target)
-    if table.in_memory:
-        check_target(X if target is None else target, spec.loss, 0, "X" if target is None else "y")
+    meant = spec.loss if target is None else estimator._encodes(spec.loss, separate_target=not spec.log_normalize)
+    table = Table(X, target, None, (meant, spec.loss), (_names(estimator), columns))
+    table.check()
     return table
 
 
-def _read_target(estimator: Any, y: Any, n_rows: int) -> Any:
-    """The target that y is, or None for no y or labels."""
+def _names(estimator: Any) -> Any:
+    """Names of the features, if they have any."""
+    return getattr(estimator, "feature_names_in_", None)
+
+
+def _read_target(estimator: Any, y: Any, n_rows: int) -> tuple[Any, Any]:
+    """The target that y is, or None for no y or labels, and the names of its columns, if a frame has them."""
     if y is None:
-        return None
+        return None, None
     y = estimator._rows(y, "y")
     shape = y.shape if hasattr(y, "shape") else np.asarray(y).shape
     if len(shape) == 1:
-        return None
+        return None, None
+    columns = getattr(y, "columns", None)
     if not isinstance(y, Source):
         y = _plain(check_array(y, accept_sparse="csr", dtype="numeric", ensure_all_finite=False, input_name="y"))
-        check_finite(y, source="y")
+        check_finite(y, source="y", columns=columns)
     if y.shape[0] != n_rows:
         raise ValueError(f"y has {y.shape[0]} rows, X has {n_rows}")
-    return y
+    return y, columns
 
 
 def _read_weight(sample_weight: ArrayLike | None, n_rows: int) -> NDArray[np.float64] | None:

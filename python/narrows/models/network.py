@@ -249,6 +249,7 @@ class Network:
         self._lock = threading.Lock()
         self._programs: dict[tuple[bool, bool], Program] = {}  # by whether input and target are taken as sparse rows
         self._plan: Plan | None = None
+        self._decoder: Network | None = None
         self._backend: str | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -321,6 +322,29 @@ class Network:
                 program.load(self.parameters)
                 self._programs[sparse, gram] = program
             return program.apply(X, mode, target)
+
+    def decoder_outputs(self, Z: Any) -> NDArray[Any]:
+        """What the last layer puts out for codes before its activation, shape (n_rows, n_heads * n_outputs)."""
+        with self._lock:
+            if self._decoder is None:
+                last = dataclasses.replace(self.spec.layers[-1], activation=Activation.LINEAR)
+                spec = dataclasses.replace(
+                    self.spec,
+                    layers=(*self.spec.layers[:-1], last),
+                    loss=Loss.MSE,
+                    cell_dispersion=False,
+                    log_normalize=False,
+                    library=1.0,
+                )
+                self._decoder = Network(
+                    spec,
+                    self.batch,
+                    self.parameters,
+                    precision=self.precision,
+                    requested=self.requested,
+                    n_threads=self.n_threads,
+                )
+        return self._decoder.apply(Z, Mode.DECODE)
 
 
 def _without_training(spec: NetworkSpec) -> NetworkSpec:

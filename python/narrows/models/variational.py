@@ -11,12 +11,12 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from sklearn.utils.validation import check_is_fitted
 
 from .. import philox
 from ..initial import draw_seed
-from ..plan import VARIANCE_FLOOR, Loss, Mode, NetworkSpec
+from ..plan import DROPOUT_LIMIT, LOG_DISPERSION_LIMIT, VARIANCE_FLOOR, Loss, Mode, NetworkSpec
 from .autoencoder import Autoencoder
 from .data import is_sparse
 from .inputs import scoring_table
@@ -27,7 +27,7 @@ __all__ = ["VariationalAutoencoder"]
 
 Array = NDArray[Any]
 
-_CODES, _OBSERVATIONS = 0, 1
+_CODES, _OBSERVATIONS, _ZEROS = 0, 1, 2
 """Streams of `VariationalAutoencoder.sample`."""
 
 _FIXED: dict[str, Any] = {
@@ -223,7 +223,9 @@ class VariationalAutoencoder(Autoencoder):
             parts.append(integral(_Posterior(network.apply(block, Mode.POSTERIOR), block), density, seed))
         return np.concatenate(parts)
 
-    def sample(self, n: int = 1, random_state: Any = None, *, noise: bool = False) -> Array:
+    def sample(
+        self, n: int = 1, random_state: Any = None, *, noise: bool = False, library: ArrayLike | None = None
+    ) -> Array:
         """New rows from the model: latents drawn from the prior N(0, 1), and decoded.
 
         Parameters
@@ -233,7 +235,11 @@ class VariationalAutoencoder(Autoencoder):
         random_state : int, RandomState, Generator or None
             The same integer gives the same rows.
         noise : bool
-            Draw from p(x|z) instead of taking its mean: zeros and ones, or values with the decoder's variance.
+            Draw from p(x|z) instead of taking its mean: zeros and ones, values with the decoder's variance, or counts.
+            The means of ``"zinb"`` are those of the negative binomial, before zeros by dropout.
+        library : float or array of shape (n,), optional
+            Of counts: what the means of a row sum to (with ``output_activation="exp"`` relative to the default); by
+            default the median of the sums of rows in training.
 
         Returns
         -------
@@ -243,16 +249,20 @@ class VariationalAutoencoder(Autoencoder):
         integer(1)("n", n)
         CHECKS["random_state"]("random_state", random_state)
         seed, network = draw_seed(random_state), self._network
-        if noise and network.spec.loss.of_counts:
-            raise ValueError(f"noise=True: counts of loss={self.loss!r} are not drawn; noise=False gives their means")
+        factors = _size_factors(network.spec, library, n)
         dtype = network.state["W0"].dtype
         rows = np.empty((n, network.spec.n_outputs), dtype)
         step = self._block_rows()
         for first in range(0, n, step):
             count = min(step, n - first)
             z = philox.normal(seed, _CODES, 0, count, network.spec.n_components, first)
-            p = network.apply(z.astype(dtype), Mode.DECODE)
-            if noise and network.spec.loss is Loss.BCE:
+            z = z.astype(dtype)
+            p = network.apply(z, Mode.DECODE)
+            if factors is not None:
+                p = p * factors[first : first + count, None]
+            if noise and network.spec.loss.of_counts:
+                p = self._counts(p, z, seed, first)
+            elif noise and network.spec.loss is Loss.BCE:
                 p = philox.uniform(seed, _OBSERVATIONS, 0, count, p.shape[1], first) < p
             elif noise:
                 p = p + np.sqrt(self.decoder_variance_) * philox.normal(
@@ -260,6 +270,47 @@ class VariationalAutoencoder(Autoencoder):
                 )
             rows[first : first + count] = p
         return rows
+
+    def _counts(self, mean: Array, z: Array, seed: int, first: int) -> Array:
+        """Draws of counts with these means, given the codes of rows from `first` on: quantiles of uniform numbers."""
+        from scipy import special, stats
+
+        network, (count, n) = self._network, mean.shape
+        spec, mean = network.spec, mean.astype(np.float64)
+        heads = network.decoder_outputs(z).astype(np.float64) if spec.n_heads > 1 else None
+        u = philox.uniform(seed, _OBSERVATIONS, 0, count, n, first)
+        if spec.loss is Loss.POISSON:
+            drawn: Array = stats.poisson.ppf(u, mean)
+        else:
+            log_theta = (
+                network.state["log_dispersion"] if heads is None or not spec.cell_dispersion else heads[:, n : 2 * n]
+            )
+            theta = np.exp(np.clip(log_theta.astype(np.float64), -LOG_DISPERSION_LIMIT, LOG_DISPERSION_LIMIT))
+            drawn = stats.nbinom.ppf(u, theta, theta / (theta + mean))
+        if heads is not None and spec.loss is Loss.ZINB:
+            zero = special.expit(np.clip(heads[:, -n:], -DROPOUT_LIMIT, DROPOUT_LIMIT))
+            drawn[philox.uniform(seed, _ZEROS, 0, count, n, first) < zero] = 0
+        return drawn
+
+
+def _size_factors(spec: NetworkSpec, library: Any, n: int) -> NDArray[np.float64] | None:
+    """What the means of rows, which are those of the default library, are multiplied with.
+
+    Raises
+    ------
+    ValueError
+        No counts, another shape, or sums that are negative or not finite.
+    """
+    if library is None:
+        return None
+    if not spec.loss.of_counts:
+        raise ValueError(f"library: rows of loss={spec.loss.name.lower()!r} are no counts")
+    sums = np.asarray(library, dtype=np.float64)
+    if sums.shape not in ((), (n,)):
+        raise ValueError(f"library has shape {sums.shape}; a number or shape ({n},) is needed")
+    if not (np.isfinite(sums) & (sums >= 0)).all():
+        raise ValueError("library: the sums of rows must be finite and not negative")
+    return np.broadcast_to(sums / spec.library, (n,))
 
 
 class _Posterior:

@@ -74,8 +74,9 @@ def plot_elbow(
     *,
     elbow: int | None = None,
     ylabel: str = "held-out loss",
+    baseline_name: str = "PCA",
 ) -> Axes:
-    """The loss against the width of the bottleneck, beside PCA.
+    """The loss against the width of the bottleneck, beside a baseline.
 
     Parameters
     ----------
@@ -84,11 +85,11 @@ def plot_elbow(
     losses : array_like of the same length
         Best on rows held out, where more components are not always better.
     baseline : array_like of the same length, optional
-        The same of PCA.
+        The same of PCA, or of what `baseline_name` says.
     ax : matplotlib.axes.Axes, optional
     elbow : int, optional
         A width to mark, one of `n_components`.
-    ylabel : str
+    ylabel, baseline_name : str
 
     Returns
     -------
@@ -99,7 +100,7 @@ def plot_elbow(
         raise ValueError(f"n_components={n_components!r} must be one or more widths of at least 1")
     curves: dict[str, tuple[npt.NDArray[np.float64], str, Any, str]] = {"autoencoder": (floats(losses), BLUE, "-", "o")}
     if baseline is not None:
-        curves["PCA"] = (floats(baseline), GREEN, (0, (4, 2)), "s")
+        curves[baseline_name] = (floats(baseline), GREEN, (0, (4, 2)), "s")
     for name, (values, *_) in curves.items():
         if values.shape != (len(sizes),):
             raise ValueError(f"{len(sizes)} widths but {values.size} values of {name}")
@@ -112,7 +113,7 @@ def plot_elbow(
         at = curves["autoencoder"][0][sizes.index(elbow)]
         ax.plot(elbow, at, "o", ms=11, mfc="none", mec=ORANGE, mew=1.8, zorder=3)
         # The curve falls: there is room below it to the left, and above it to the right where PCA is below.
-        below = "PCA" not in curves or not curves["PCA"][0][sizes.index(elbow)] < at
+        below = baseline is None or not curves[baseline_name][0][sizes.index(elbow)] < at
         ax.annotate(
             f"elbow: {elbow}",
             (elbow, at),
