@@ -116,7 +116,8 @@ def test_without_rows_held_out(X: np.ndarray) -> None:
 
 def test_neighbours_are_told_beside_pca_of_logarithms(X: np.ndarray, tmp_path: Path) -> None:
     np.savez(tmp_path / "x.npz", X=X, labels=np.arange(400) % 2)
-    assert cli.main(["fit", str(tmp_path / "x.npz"), "--out", str(tmp_path / "o"), "--loss", "nb", *FIT]) == 0
+    options = ["--out", str(tmp_path / "o"), "--loss", "nb", *FIT, "--epochs", "30"]
+    assert cli.main(["fit", str(tmp_path / "x.npz"), *options]) == 0
     metrics = json.loads((tmp_path / "o" / "metrics.json").read_text())
     assert metrics["knn_accuracy_pca"] > 0.9
     assert metrics["knn_accuracy_latent"] > 0.9

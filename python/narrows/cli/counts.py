@@ -19,9 +19,9 @@ from ..backends import Program, compile_plan
 from ..data import Source
 from ..lowering import lower
 from ..models.data import Table
-from ..models.network import FIRST_DISPERSION
+from ..models.network import FIRST_DISPERSION, dispersions
 from ..normalize import row_blocks
-from ..plan import LOG_DISPERSION_LIMIT, Activation, LayerSpec, Loss, Mode, NetworkSpec
+from ..plan import DISPERSION_PACE, LOG_DISPERSION_LIMIT, Activation, LayerSpec, Loss, Mode, NetworkSpec
 from .applying import with_names
 from .evaluation import sample_rows
 from .resources import APPLY_BYTES
@@ -86,11 +86,11 @@ class Baseline:
         n_rows = block.shape[0]
         low = np.full(block.shape[1], -LOG_DISPERSION_LIMIT / 2)
         high = -low
-        fitted = np.full((1, block.shape[1]), np.log(FIRST_DISPERSION), np.float32)
+        fitted = np.full((1, block.shape[1]), np.log(FIRST_DISPERSION) / DISPERSION_PACE, np.float32)
         self._program.bind(np.zeros((n_rows, 1), np.float32), block)
         for _ in range(_HALVINGS):
             middle = (low + high) / 2
-            fitted[0, features] = middle[features]
+            fitted[0, features] = middle[features] / DISPERSION_PACE
             self._program.load(self._state | {"log_dispersion": fitted})
             slope = np.zeros(block.shape[1])
             for first in range(0, n_rows, _BATCH):
@@ -103,8 +103,7 @@ class Baseline:
     @property
     def dispersions(self) -> npt.NDArray[np.float64]:
         """Inverse dispersions, shape (n_features,); only where it is negative binomial."""
-        dispersions: npt.NDArray[np.float64] = np.exp(self._state["log_dispersion"].reshape(-1).astype(np.float64))
-        return dispersions
+        return dispersions(self._state["log_dispersion"])
 
     def losses(self, block: Any) -> npt.NDArray[np.float64]:
         """The negative log-likelihood of each row of an array or CSR, nats."""

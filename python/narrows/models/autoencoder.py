@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..plan import DISPERSION_PACE, LOG_DISPERSION_LIMIT
 from .base import BaseAutoencoder
+from .network import dispersions
 from .preset import preset
 
 __all__ = [
@@ -270,9 +270,7 @@ class Autoencoder(BaseAutoencoder):
         state = self._fitted_network().state
         if "log_dispersion" not in state:
             raise AttributeError(f"loss={self.loss!r}, dispersion={self.dispersion!r}: no dispersions of features")
-        limit, held = LOG_DISPERSION_LIMIT, DISPERSION_PACE * state["log_dispersion"].reshape(-1)
-        dispersions: NDArray[Any] = np.exp(np.clip(held, -limit, limit))
-        return dispersions
+        return dispersions(state["log_dispersion"])
 
 
 _LINEAR: dict[str, Any] = {

@@ -24,6 +24,7 @@ from ..plan import (
     ACTIVATIONS,
     DISPERSION_PACE,
     FROM_CODES,
+    LOG_DISPERSION_LIMIT,
     Activation,
     LayerSpec,
     Loss,
@@ -35,13 +36,13 @@ from ..plan import (
 from .data import Totals, is_sparse
 from .parameters import CORRUPTIONS, decoder_sizes, hidden_sizes, output_activation
 
-__all__ = ["SPARSE_DENSITY", "Network", "begin_counts", "build_spec", "dense_layers", "initial_state"]
+__all__ = ["SPARSE_DENSITY", "Network", "begin_counts", "build_spec", "dense_layers", "dispersions", "initial_state"]
 
 SPARSE_DENSITY = 0.15
 """Training works on sparse rows if at most this part of the data is stored: measured, see ``docs/architecture.md``."""
-FIRST_DISPERSION = 1.0
-"""First inverse dispersion of counts: of little known yet, which keeps from trusting single counts too much. Moments
-would not do, which the differences between kinds of cells swell.
+FIRST_DISPERSION = 5.0
+"""First inverse dispersion of counts, as of those of genes given the kind of cell. Moments would not do, which the
+differences between kinds swell; and from lesser ones codes learn more slowly at first.
 """
 FIRST_DROPOUT = -3.0
 """First logit of a count being zero by dropout: one in twenty."""
@@ -208,6 +209,13 @@ def initial_state(spec: NetworkSpec, seed: int, dtype: Any = np.float64) -> Stat
         mean = 0.5 if spec.layers[0].activation is Activation.SIGMOID else 0.0
         state["chain"] = np.full((spec.n_chains, spec.n_components), mean, dtype)
     return state
+
+
+def dispersions(parameter: NDArray[Any]) -> NDArray[np.float64]:
+    """Inverse dispersions of features, of the parameter ``log_dispersion``; shape (n_features,)."""
+    held = DISPERSION_PACE * parameter.reshape(-1).astype(np.float64)
+    found: NDArray[np.float64] = np.exp(np.clip(held, -LOG_DISPERSION_LIMIT, LOG_DISPERSION_LIMIT))
+    return found
 
 
 class Network:

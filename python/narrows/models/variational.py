@@ -20,6 +20,7 @@ from ..plan import DROPOUT_LIMIT, LOG_DISPERSION_LIMIT, VARIANCE_FLOOR, Loss, Mo
 from .autoencoder import Autoencoder
 from .data import is_sparse
 from .inputs import scoring_table
+from .network import dispersions
 from .parameters import CHECKS, integer
 from .preset import preset
 
@@ -282,10 +283,10 @@ class VariationalAutoencoder(Autoencoder):
         if spec.loss is Loss.POISSON:
             drawn: Array = stats.poisson.ppf(u, mean)
         else:
-            log_theta = (
-                network.state["log_dispersion"] if heads is None or not spec.cell_dispersion else heads[:, n : 2 * n]
-            )
-            theta = np.exp(np.clip(log_theta.astype(np.float64), -LOG_DISPERSION_LIMIT, LOG_DISPERSION_LIMIT))
+            if heads is None or not spec.cell_dispersion:
+                theta = dispersions(network.state["log_dispersion"])
+            else:
+                theta = np.exp(np.clip(heads[:, n : 2 * n], -LOG_DISPERSION_LIMIT, LOG_DISPERSION_LIMIT))
             drawn = stats.nbinom.ppf(u, theta, theta / (theta + mean))
         if heads is not None and spec.loss is Loss.ZINB:
             zero = special.expit(np.clip(heads[:, -n:], -DROPOUT_LIMIT, DROPOUT_LIMIT))
