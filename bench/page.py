@@ -36,20 +36,23 @@ def table(head: list[str], rows: Iterable[list[str]]) -> list[str]:
     return [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)]
 
 
-def render(report: dict[str, Any], layers: dict[str, Any] | None, counts: Any = None, cells: Any = None) -> str:
+def render(
+    report: dict[str, Any], layers: dict[str, Any] | None, counts: Any = None, cells: Any = None, scaling: Any = None
+) -> str:
     """The page.
 
     Parameters
     ----------
     report : dict
         What `peers.py` wrote.
-    layers, counts, cells : dict, optional
-        What `layers.py`, `counts.py` and `cells.py` wrote.
+    layers, counts, cells, scaling : dict, optional
+        What `layers.py`, `counts.py`, `cells.py` and `scaling.py` wrote.
     """
     lines = [
         "# Benchmarks",
         "",
-        "Written by `bench/peers.py`, `layers.py`, `counts.py` and `cells.py` from `bench/results/`; do not edit.",
+        "Written by `bench/peers.py`, `layers.py`, `counts.py`, `cells.py` and `scaling.py` from `bench/results/`; do "
+        "not edit.",
         "",
         f"{_machine(report)}, backend {report['backend']['name']} ({report['backend']['reason']}), narrows "
         f"{report['narrows']}. Every library runs in a process of its own, on as many CPUs as threads, and they take "
@@ -64,6 +67,7 @@ def render(report: dict[str, Any], layers: dict[str, Any] | None, counts: Any = 
         *(_layers(layers) if layers else []),
         *(_counts(counts) if counts else []),
         *(_cells(cells) if cells else []),
+        *(_scaling(scaling) if scaling else []),
     ]
     return "\n".join(lines) + "\n"
 
@@ -306,6 +310,33 @@ def _cells(report: dict[str, Any]) -> list[str]:
     ]
 
 
+def _scaling(report: dict[str, Any]) -> list[str]:
+    rows = [
+        [
+            str(job["cells"]),
+            f"{job['file_mb']:.0f}",
+            f"{job['epoch_s']:.2f}",
+            f"{job['epoch_us_per_cell']:.0f}",
+            f"{job['wall_s']:.1f}",
+            f"{job['encode_s']:.1f}",
+            f"{job['peak_rss_gb']:.2f}",
+        ]
+        for job in report["jobs"]
+    ]
+    return [
+        "",
+        "## Jobs on more and more cells",
+        "",
+        f"`narrows fit --estimator count --loss nb --epochs 1 --max-memory {report['max_memory']}` on synthetic .h5ad "
+        f"files of {report['genes']} genes (`bench/synthetic.py`), 128 hidden units, 32 latents, batches of 512: "
+        "seconds of the epoch with its validation, microseconds of it for a cell, seconds of the whole job (codes, "
+        "baseline and report included) and of `narrows encode`, GB of the job's peak. "
+        f"{report['date']}, {_machine(report)}.",
+        "",
+        *table(["cells", "file, MB", "epoch, s", "us a cell", "job, s", "encode, s", "peak, GB"], rows),
+    ]
+
+
 def current() -> str:
     """The page of what is stored now."""
 
@@ -313,7 +344,7 @@ def current() -> str:
         path = RESULTS / name
         return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
-    return render(*map(stored, ("peers.json", "layers.json", "counts.json", "cells.json")))
+    return render(*map(stored, ("peers.json", "layers.json", "counts.json", "cells.json", "scaling.json")))
 
 
 def write() -> None:

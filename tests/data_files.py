@@ -111,6 +111,13 @@ def csr_parts(matrix):
     return {"data": X.data, "indices": X.indices.astype(np.uint16), "indptr": X.indptr, "shape": X.shape}
 
 
+def write_parts(path, matrix, **beside):
+    path.mkdir()
+    for name, array in (csr_parts(matrix) | beside).items():
+        np.save(path / f"{name}.npy", array)
+    return path
+
+
 def write_sparse_npz(path, matrix):
     sparse.save_npz(path, matrix)
     return path
@@ -170,6 +177,8 @@ FORMATS = {
     "dense.zarr": (lambda p: write_anndata(p, COUNTS), False, False, CELLS, GENES),
     "v3.h5": (write_10x_h5, False, True, CELLS, GENES),
     "v2.h5": (lambda p: write_10x_h5(p, version=2), False, True, CELLS, GENES),
+    "parts": (lambda p: write_parts(p, COUNTS, genes=GENES, obs_names=CELLS), False, True, CELLS, GENES),
+    "turned_parts": (lambda p: write_parts(p, COUNTS.T, genes=GENES), True, True, None, GENES),
     "folder10x": (write_10x_folder, False, True, CELLS, GENES),
     "old10x": (lambda p: write_10x_folder(p, zipped=False), False, True, CELLS, GENES),
 }

@@ -59,7 +59,7 @@ ROWS = st.one_of(
 
 
 @pytest.mark.parametrize(
-    "name", ["a.npy", "int.npy", "csr.npz", "csr.h5ad", "dense.h5ad", "csr.zarr", "dense.zarr", "v3.h5"]
+    "name", ["a.npy", "int.npy", "csr.npz", "parts", "csr.h5ad", "dense.h5ad", "csr.zarr", "dense.zarr", "v3.h5"]
 )
 def test_any_rows_in_any_order(files, name):
     @settings(deadline=None, max_examples=40)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import narrows.data as nd
-from data_files import FORMATS, csr_parts, write_10x_folder, write_npy, write_npz
+from data_files import COUNTS, FORMATS, csr_parts, write_10x_folder, write_npy, write_npz, write_parts
 from narrows.errors import DataError
 
 
@@ -31,7 +31,7 @@ def test_missing_and_unknown(tmp_path):
         nd.open(tmp_path / "empty.zarr")
 
 
-DAMAGED = [name for name in FORMATS if "10x" not in name and not name.endswith((".zarr", ".csv"))]
+DAMAGED = [name for name in FORMATS if "." in name and not name.endswith((".zarr", ".csv"))]
 
 
 @pytest.mark.parametrize("name", DAMAGED)
@@ -45,6 +45,36 @@ def test_truncated_files_are_data_errors(files, tmp_path, name):
             source.read_rows(slice(None))
         assert str(path) in str(caught.value)
         assert "\n" not in str(caught.value)
+
+
+def test_damaged_folders_of_parts(tmp_path):
+    shapes = iter(range(100))
+
+    def refused(match, **changed):
+        folder = write_parts(tmp_path / f"{next(shapes)}", COUNTS)
+        for name, content in changed.items():
+            file = folder / f"{name}.npy"
+            file.unlink()
+            if isinstance(content, bytes):
+                file.write_bytes(content)
+            elif content is not None:
+                np.save(file, content)
+        with pytest.raises(DataError, match=match) as caught, nd.open(folder) as source:
+            source.read_rows(slice(None))
+        assert str(folder) in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+    parts = csr_parts(COUNTS)
+    refused("indices.npy: missing", indices=None)
+    refused("damaged", data=b"")
+    refused("header promises", data=(write_npy(tmp_path / "x.npy", parts["data"]).read_bytes())[:-4])
+    refused("1-D expected", data=parts["data"][:, None])
+    refused("rows and columns expected", shape=np.array([7]))
+    refused("indptr has 8 entries, 9 rows need 10", shape=np.array([9, 5]))
+    refused("values but", indices=parts["indices"][:-1])
+    refused("outside 0..1", shape=np.array([7, 2]))
+    with pytest.raises(DataError, match="no layers"):
+        nd.open(write_parts(tmp_path / "layered", COUNTS), layer="x")
 
 
 @pytest.mark.parametrize("name", [n for n in DAMAGED if n.endswith((".npy", ".npz", ".gz", ".mtx"))])

@@ -361,8 +361,8 @@ def _add_fit(parser: argparse.ArgumentParser, *, sweep: bool = False) -> None:
         "data",
         nargs="?",
         metavar="DATA",
-        help="a path (.h5ad, .zarr, .h5, 10x folder, .mtx, .npy, .npz, .csv, .tsv, .parquet) or a bundled "
-        "name (pbmc4k, digits)",
+        help="a path (.h5ad, .zarr, .h5, 10x folder, folder of CSR parts, .mtx, .npy, .npz, .csv, .tsv, .parquet) or "
+        "a bundled name (pbmc4k, digits)",
     )
     parser.add_argument("--out", metavar="DIR", help="the folder to write: new, empty, or of an earlier run")
 

@@ -1,7 +1,7 @@
-"""Reading NumPy's .npy and .npz files.
+"""Reading NumPy's .npy and .npz files, and folders of the parts of a CSR matrix.
 
-Promises: an .npy file is mapped, not read; nothing is unpickled; no array is allocated that the file's length
-does not bear out.
+Promises: an .npy file is mapped, not read, and of the parts in a folder the rows asked for are read; nothing is
+unpickled; no array is allocated that the file's length does not bear out.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import numpy as np
 
 from ..errors import DataError
 from .formats import held, no_layers, no_such_layer
+from .hdf import CSRDiskSource
 from .source import Source, canonical_csr, check_indptr
 
 _BESIDE = ("labels", "obs_names", "var_names", "feature_names", "genes")
@@ -42,6 +43,60 @@ def _npy_header(stream: Any, name: object) -> tuple[tuple[int, ...], np.dtype[An
     if dtype.hasobject:
         raise DataError(f"{name}: holds Python objects, which could run code; not read")
     return shape, dtype, stream.tell() + math.prod(shape) * dtype.itemsize
+
+
+class _Vector:
+    """A 1-D array in an .npy file, of which slices are read."""
+
+    chunks = None
+
+    def __init__(self, path: Path) -> None:
+        if not path.exists():
+            raise DataError(f"{path}: missing; a matrix by rows is data.npy, indices.npy, indptr.npy and shape.npy")
+        with path.open("rb") as stream:
+            self.shape, self.dtype, end = _npy_header(stream, path)
+            self._start = stream.tell()
+        if len(self.shape) != 1:
+            raise DataError(f"{path}: 1-D expected, its shape is {self.shape}")
+        if end > path.stat().st_size:
+            raise DataError(f"{path}: damaged: {path.stat().st_size} bytes where its header promises {end}")
+        self._path = path
+
+    def __getitem__(self, part: slice) -> np.ndarray:
+        start, stop, _ = part.indices(self.shape[0])
+        offset = self._start + start * self.dtype.itemsize
+        return np.fromfile(self._path, self.dtype, max(0, stop - start), offset=offset)
+
+
+def is_csr_folder(path: Path) -> bool:
+    return (path / "indptr.npy").exists()
+
+
+def open_csr_folder(path: Path, layer: str | None, genes_by_cells: bool) -> Source:
+    """CSR whose parts are .npy files of a folder, named as in `scipy.sparse.save_npz`; names and labels beside them."""
+    no_layers(path, layer)
+    data, indices, indptr, shape = (_Vector(path / f"{name}.npy") for name in ("data", "indices", "indptr", "shape"))
+    if shape.shape != (2,):
+        raise DataError(f"{path / 'shape.npy'}: rows and columns expected, it holds {shape.shape[0]} number(s)")
+    n_rows, n_columns = (int(n) for n in shape[:])
+    starts = indptr[:]
+    check_indptr(starts, n_rows, data.shape[0], indices.shape[0], str(path))
+    beside = {name: _Vector(path / f"{name}.npy")[:] for name in _BESIDE if (path / f"{name}.npy").exists()}
+    genes = next((beside[name] for name in _BESIDE[2:] if name in beside), None)
+    if genes_by_cells:
+        matrix = canonical_csr(data[:], indices[:], starts, n_columns, where=str(path))
+        return held(path, matrix, True, genes, beside.get("obs_names"), beside.get("labels"))
+    return CSRDiskSource(
+        data,
+        indices,
+        starts,
+        n_columns,
+        path=path,
+        obs_names=beside.get("obs_names"),
+        var_names=genes,
+        labels=beside.get("labels"),
+        closer=lambda: None,
+    )
 
 
 def open_npz(path: Path, layer: str | None = None, genes_by_cells: bool = False) -> Source:

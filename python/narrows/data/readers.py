@@ -1,7 +1,7 @@
 """Opening data files by their name: the one door to every format.
 
-Promises: HDF5, zarr and npy are read block by block from disk, the other formats are parsed once; nothing is
-unpickled; a file that is missing, unknown, damaged or empty is an error of one line that names it.
+Promises: HDF5, zarr, npy and folders of CSR parts are read block by block from disk, the other formats are parsed once;
+nothing is unpickled; a file that is missing, unknown, damaged or empty is an error of one line that names it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ..errors import DataError
 from .formats import no_layers, reading
 from .hdf import open_hdf5, open_zarr
 from .mtx import find_mtx, open_10x_folder, open_mtx
-from .npy import open_npy, open_npz
+from .npy import is_csr_folder, open_csr_folder, open_npy, open_npz
 from .parquet import open_parquet
 from .source import ArraySource, Source
 from .text import open_table
@@ -32,6 +32,7 @@ _FORMATS = (
     ".zarr",
     ".h5 (10x or AnnData)",
     "10x folder (matrix.mtx, features.tsv, barcodes.tsv)",
+    "folder of CSR parts (data.npy, indices.npy, indptr.npy, shape.npy)",
     ".mtx[.gz]",
     ".npy",
     ".npz",
@@ -64,9 +65,10 @@ def open(path: str | os.PathLike[str], *, layer: str | None = None, genes_by_cel
     Parameters
     ----------
     path : path
-        One of .h5ad, .zarr, .h5 (10x or AnnData), a 10x folder with matrix.mtx, .mtx, .npy, .npz, .csv, .tsv,
-        .parquet, where .mtx, .csv and .tsv may be gzipped (.gz); or, where no file has that name, the bare
-        name of a bundled data set such as ``"pbmc4k"``.
+        One of .h5ad, .zarr, .h5 (10x or AnnData), a 10x folder with matrix.mtx, a folder of the parts of a CSR matrix
+        (data.npy, indices.npy, indptr.npy, shape.npy), .mtx, .npy, .npz, .csv, .tsv, .parquet, where .mtx, .csv and
+        .tsv may be gzipped (.gz); or, where no file has that name, the bare name of a bundled data set such as
+        ``"pbmc4k"``.
     layer : str, optional
         Which matrix to read: a layer of an AnnData file (or ``"raw"`` for its `raw.X`), an array of an .npz
         file, a feature type of 10x data (default: Gene Expression) or a genome of a 10x file of version 2.
@@ -108,8 +110,10 @@ def open(path: str | os.PathLike[str], *, layer: str | None = None, genes_by_cel
             reader = open_zarr
         elif find_mtx(path) is not None:
             reader = open_10x_folder
+        elif is_csr_folder(path):
+            reader = open_csr_folder
         else:
-            raise DataError(f"{path}: a folder without matrix.mtx[.gz] that is not a zarr store either")
+            raise DataError(f"{path}: a folder without matrix.mtx[.gz] or indptr.npy that is not a zarr store either")
     else:
         with path.open("rb"):  # no permission: the operating system's own error
             pass

@@ -1,0 +1,95 @@
+"""A batch job on matrices of more and more cells: time per cell and peak memory of ``narrows fit`` and ``encode``.
+
+Usage: ``python bench/scaling.py --folder DIR [--cells 10000,50000,200000] [--genes 20000] [--max-memory 3GB]
+[--threads 2] [--out FILE] [--lock FILE]``. DIR takes what `synthetic.py` writes (1 GB for 200000 cells of 20000 genes)
+and is used again if it holds that already. A job is one epoch of a negative binomial autoencoder, 128 hidden units and
+32 latents, batches of 512 cells, with everything that ``narrows fit`` does besides; then the codes of all cells once
+more, from the model file.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import page
+from harness import RESULTS, about, arguments, lock, prepare, store
+
+OUT = RESULTS / "scaling.json"
+MODEL = ("--estimator", "count", "--loss", "nb", "--hidden", "128", "--components", "32", "--batch-size", "512")
+
+
+def narrows(*words: object) -> float:
+    """Run a command; its seconds."""
+    start = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, "-m", "narrows", *map(str, words), "--quiet"], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise RuntimeError(f"narrows {words[0]} ended with {done.returncode}: {done.stderr.strip()}")
+    return time.perf_counter() - start
+
+
+def matrix(folder: Path, cells: int, genes: int) -> Path:
+    path = folder / f"{cells}x{genes}.h5ad"
+    if not path.exists():
+        script = Path(__file__).with_name("synthetic.py")
+        subprocess.run([sys.executable, script, path, "--cells", str(cells), "--genes", str(genes)], check=True)
+    return path
+
+
+def measure(data: Path, threads: int, memory: str) -> dict[str, Any]:
+    common = ("--threads", threads, "--max-memory", memory)
+    with tempfile.TemporaryDirectory() as folder:
+        run = Path(folder, "run")
+        wall = narrows("fit", data, "--out", run, "--epochs", 1, *MODEL, *common)
+        metrics = json.loads((run / "metrics.json").read_text())
+        epoch = json.loads((run / "history.jsonl").read_text().splitlines()[-1])
+        encode = narrows("encode", run / "model.safetensors", data, "-o", Path(folder, "codes.npy"), *common)
+    cells = metrics["n_rows"]
+    return {
+        "cells": cells,
+        "wall_s": wall,
+        "epoch_s": epoch["seconds"],
+        "epoch_us_per_cell": epoch["seconds"] / cells * 1e6,
+        "encode_s": encode,
+        "peak_rss_gb": metrics["peak_rss_bytes"] / 1e9,
+        "held_out": metrics["held_out_nll_per_row"],
+        "file_mb": data.stat().st_size / 1e6,
+    }
+
+
+def main() -> None:
+    parser = arguments(__doc__, OUT, " during each job")
+    parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--cells", default="10000,50000,200000")
+    parser.add_argument("--genes", type=int, default=20000)
+    parser.add_argument("--max-memory", default="3GB")
+    parser.add_argument("--threads", type=int, default=2)
+    options = parser.parse_args()
+    try:
+        prepare(options.threads)
+    except ValueError as error:
+        parser.error(str(error))
+    report = about(options) | {"genes": options.genes, "max_memory": options.max_memory, "jobs": []}
+    options.folder.mkdir(parents=True, exist_ok=True)
+    for cells in map(int, options.cells.split(",")):
+        with lock(options.lock):
+            data = matrix(options.folder, cells, options.genes)
+            report["jobs"].append(measure(data, options.threads, options.max_memory))
+        print(report["jobs"][-1], flush=True)
+    store(report, options.out)
+    if options.out == OUT:
+        page.write()
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except RuntimeError as error:
+        sys.exit(f"error: {error}")
