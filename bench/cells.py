@@ -82,7 +82,7 @@ def main() -> None:
                     threads=options.threads,
                     seed=options.seed,
                 )
-            found |= {"date": date.today().isoformat(), "epochs": options.epochs, "seed": options.seed}
+            found |= {"date": date.today().isoformat(), "seed": options.seed}
             report["sets"].setdefault(name, {})[model] = found
             print(name, model, found, flush=True)
             options.out.write_text(json.dumps(report, indent=1) + "\n")

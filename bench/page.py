@@ -283,6 +283,7 @@ def _cells(report: dict[str, Any]) -> list[str]:
                 [
                     f"{data} ({one['cells']} x {one['genes']})",
                     name,
+                    "" if epoch is None else str(one["epochs"]),
                     "" if epoch is None else f"{epoch * 1e3:.0f}",
                     "" if epoch is None or own is None or name == "narrows" else f"{epoch / own:.1f}x",
                     f"{one['added_mib']:.0f}",
@@ -298,15 +299,15 @@ def _cells(report: dict[str, Any]) -> list[str]:
         "## Models of cells",
         "",
         "Real counts: one hidden layer of 128 units, 32 latents, negative binomial counts, batches of 128 cells, "
-        f"{one['epochs']} epochs on nine tenths of the cells, a dropout of 0.1. Milliseconds of an epoch of the whole "
-        "fit, how many times as long as narrows' `CountAutoencoder` (`narrows`), MiB that the fit added to its process "
-        "(`narrows fit`: the whole job on the command line, from the file to the report, and all the memory of its "
-        "process). Of the other cells minus "
-        "the log-likelihood in nats, given their own code and, of variational models, by importance sampling with "
-        "100 draws; share of cells whose label their 15 nearest neighbours among all codes tell. scvi-tools has batch "
-        f"normalisation besides, its default. {one['date']}, {_machine(report)}, {versions}.",
+        "trained on nine tenths of the cells, a dropout of 0.1. Milliseconds of an epoch of the whole fit, how many "
+        "times as long as narrows' `CountAutoencoder` (`narrows`), MiB that the fit added to its process (`narrows "
+        "fit`: the whole job on the command line, which stops by itself, from the file to the report, and all the "
+        "memory of its process). Of the other cells minus the log-likelihood in nats, given their own code and, of "
+        "variational models, by importance sampling with 100 draws; share of cells whose label their 15 nearest "
+        f"neighbours among all codes tell. scvi-tools has batch normalisation besides, its default. {one['date']}, "
+        f"{_machine(report)}, {versions}.",
         "",
-        *table(["data", "model", "ms an epoch", "ratio", "MiB", "given code", "marginal", "15-NN"], rows),
+        *table(["data", "model", "epochs", "ms each", "ratio", "MiB", "given code", "marginal", "15-NN"], rows),
     ]
 
 

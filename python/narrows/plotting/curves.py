@@ -56,7 +56,7 @@ def plot_loss(history: Any, ax: Axes | None = None) -> Axes:
             fontsize=9,
             color=INK,
         )
-        ax.legend(frameon=False, loc="upper right")
+        ax.legend(frameon=True, framealpha=0.9, edgecolor="none", loc="upper right")
     shown = np.concatenate([loss, validation])
     shown = shown[np.isfinite(shown)]
     if shown.size and shown.min() > 0 and shown.max() > 20 * shown.min():
