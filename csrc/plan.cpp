@@ -177,6 +177,10 @@ class Check {
   void normalized(int i, double scale) const {
     if (has(i)) batch(i, "library", 1), require(scale > 0, "scale must be positive");
   }
+  // Operand i, if there is one, is a number for each feature.
+  void shifted(int i, index_t features) const {
+    if (has(i)) exact(i, "shift", 1, features);
+  }
   void counts_link(int activation) const {
     require(activation == ACT_SOFTMAX || activation == ACT_EXP,
             "activation " + std::to_string(activation) + " is no link of counts");
@@ -225,9 +229,15 @@ class Check {
     const double* f = op_.floats;
     switch (op_.code) {
       case OP_GATHER:
-        range(i0, SOURCE_COUNT, "source");
-        batch(0, "out", i0 == SOURCE_WEIGHT ? 1 : -1);
+        range(i0, SOURCE_SHIFT, "source");
+        shifted(0, batch(1, "out", i0 == SOURCE_WEIGHT ? 1 : -1).cols);
         break;
+      case OP_SHIFT: {
+        const SlotDesc& out = slot(1, "out");
+        exact(1, "out", 1, out.cols);
+        if (has(0)) exact(0, "b", 1, out.cols), distinct(0, 1, "b and out");
+        break;
+      }
       case OP_CORRUPT:
         range(i0, CORRUPT_COUNT, "corruption");
         require(f[0] >= 0 && (i0 == CORRUPT_GAUSSIAN || f[0] <= 1), "level is out of range");
@@ -516,11 +526,11 @@ class Check {
         distinct(0, 2, "y and out");
         break;
       case OP_SPARSE_DENSE: {
-        const SlotDesc &W = slot(0, "W"), &out = batch(3, "out");
+        const SlotDesc &W = slot(0, "W"), &out = batch(4, "out");
         exact(0, "W", W.rows, out.cols), exact(1, "b", 1, out.cols);
-        if (has(4)) batch(4, "pre", out.cols);
+        if (has(5)) batch(5, "pre", out.cols);
         elementwise(i0);
-        level(f[0]), normalized(2, f[1]);
+        level(f[0]), normalized(2, f[1]), shifted(3, W.rows);
         all_distinct();
         break;
       }
@@ -528,7 +538,7 @@ class Check {
         const SlotDesc& dW = slot(1, "dW");
         exact(1, "dW", dW.rows, batch(0, "dz").cols);
         flag(i0, "accumulate");
-        level(f[0]), normalized(2, f[1]);
+        level(f[0]), normalized(2, f[1]), shifted(3, dW.rows);
         all_distinct();
         break;
       }
@@ -561,10 +571,10 @@ class Check {
       case OP_SPARSE_MSE_UPDATE: {
         const SlotDesc& W = parameter(3, batch(0, "h").cols, slot(3, "W").cols);
         parameter(6, 1, W.cols);
-        square_of(1, "gram", W.rows + 1), weight(2);
+        square_of(1, "gram", W.rows + 1), weight(2), shifted(9, W.cols);
         range(i1, SOURCE_WEIGHT, "source");
-        if (has(9)) cells(9, "penalty", W);
-        require(has(9) || (f[3] == 0 && f[4] == 0), "penalty is missing");
+        if (has(10)) cells(10, "penalty", W);
+        require(has(10) || (f[3] == 0 && f[4] == 0), "penalty is missing");
         all_distinct();
         break;
       }
@@ -572,9 +582,9 @@ class Check {
         const SlotDesc &of = slot(2, "parameter"), &W = parameter(2, of.rows, batch(0, "dz").cols);
         if (has(1)) exact(1, "dW", W.rows, W.cols);
         if (has(5)) exact(5, "colrate", 1, W.cols);
-        if (has(7)) cells(7, "penalty", W);
-        require(has(7) || (f[3] == 0 && f[4] == 0), "penalty is missing");
-        level(f[6]), normalized(6, f[7]);
+        if (has(8)) cells(8, "penalty", W);
+        require(has(8) || (f[3] == 0 && f[4] == 0), "penalty is missing");
+        level(f[6]), normalized(6, f[7]), shifted(7, W.rows);
         all_distinct();
         break;
       }

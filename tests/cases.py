@@ -27,6 +27,7 @@ from narrows.plan import (
     Plan,
     Solver,
 )
+from narrows.shifted import Shifted
 
 Array = NDArray[Any]
 
@@ -35,7 +36,8 @@ EDGES = (1, 5, 6, 7, 15, 16, 17, 31, 33, 47, 48, 49, 63, 64, 65)
 
 
 class Data(NamedTuple):
-    X: Array
+    X: Any
+    """An array, or `Shifted` rows of one."""
     target: Array | None
     weight: Array | None
 
@@ -81,15 +83,18 @@ class Case:
     def data(self, dtype: Any = np.float64) -> Data:
         """Values are float32 numbers in every dtype, so that every backend sees the same data."""
         rng, spec = self._rng(0), self.spec
-        X = self._values(rng, spec.n_features)
+        X: Any = self._values(rng, spec.n_features)
         target = self._values(rng, spec.n_outputs) if spec.separate_target else None
         for source, rows in enumerate((X, target)):
             if source in spec.sparse_sources:
                 rows *= self._rng(2).random(rows.shape) < self.density
                 rows[self.rows // 2], rows[:, rows.shape[1] // 2] = 0, 0
         weight = rng.uniform(0.5, 2.0, self.rows).astype(np.float32) if spec.weighted else None
-        cast = [None if a is None else a.astype(dtype) for a in (X, target, weight)]
-        return Data(*cast)
+        X, target, weight = (None if a is None else a.astype(dtype) for a in (X, target, weight))
+        if spec.shifted:
+            shift = self._rng(3).uniform(-0.4, 0.4, spec.n_features).astype(np.float32)
+            X = Shifted(X, shift.astype(dtype))
+        return Data(X, target, weight)
 
     def _values(self, rng: np.random.Generator, columns: int) -> Array:
         shape = (self.rows, columns)
@@ -556,7 +561,45 @@ GRAM_CASES: tuple[Case, ...] = (
 )  # fmt: skip
 """Networks with a decoder in Gram form."""
 
-CASES = MODEL_CASES + SHAPE_CASES + TURNED_CASES + BOLTZMANN_CASES + SPARSE_CASES + GRAM_CASES
+SHIFTED: dict[str, dict[str, Any]] = {
+    "plain": {"sparse_input": True},
+    "gram": {"sparse_input": True, "gram_decoder": True},
+    "gram-all": {
+        "sparse_input": True, "gram_decoder": True, "weighted": True, "alpha": 0.3, "weight_l1": 0.1,
+        "solver": Solver.SGD, "dropout": 0.2, "hidden": _A.SILU,
+    },
+    "clip": {"sparse_input": True, "gram_decoder": True, "clip_norm": 0.3, "alpha": 0.2, "solver": Solver.ADAMW},
+    "target": {"sparse_input": True, "gram_decoder": True, "separate_target": True},
+    "tied": {"sparse_input": True, "tied": True, "weighted": True, "weight_l1": 0.2, "solver": Solver.ADAMW},
+    "contractive": {"sparse_input": True, "contractive": 0.5, "latent": _A.TANH, "alpha": 0.2},
+    "huber": {"sparse_input": True, "loss": Loss.HUBER, "huber_delta": 0.7, "output": _A.TANH},
+    "variational": {"sparse_input": True, "variational": True, "weighted": True, "gram_decoder": True},
+    "gaussian": {"sparse_input": True, "variational": True, "loss": Loss.GAUSSIAN},
+    "masking": {"corruption": Corruption.MASKING, "corruption_level": 0.3, "gram_decoder": True},
+    "dense": {"contractive_hessian": 0.5, "n_corruptions": 2},
+}  # fmt: skip
+"""Options of networks that see rows less a shift."""
+
+SHIFTED_CASES: tuple[Case, ...] = (
+    *(
+        Case(f"shifted-{name}-{len(sizes)}", network(sizes, shifted=True, **options), batch=17, rows=40)
+        for name, options in SHIFTED.items()
+        for sizes in ((23, 6, 23), (130, 33, 5, 33, 130))
+    ),
+    *(
+        Case(
+            f"shifted-{m}x{k}x{n}", network((k, n, k), shifted=True, sparse_input=True, gram_decoder=i % 2 == 1),
+            batch=m, rows=m, density=density,
+        )
+        for i, (m, k, n, density) in enumerate((
+            (1, 1, 1, 1.0), (1, 192, 128, 0.5), (5, 193, 129, 0.05), (33, 95, 64, 1.0), (65, 385, 65, 0.01),
+            (12, 400, 257, 0.1), (40, 191, 16, 0.9),
+        ))
+    ),
+)  # fmt: skip
+"""Networks that see sparse rows less a shift."""
+
+CASES = MODEL_CASES + SHAPE_CASES + TURNED_CASES + BOLTZMANN_CASES + SPARSE_CASES + GRAM_CASES + SHIFTED_CASES
 
 _CONV_POOL = images(
     (28, 28, 1), conv(16, pool=2), conv(8, pool=2), conv(8), conv(16, upsample=2), conv(1, upsample=2), latent=2,
@@ -636,6 +679,13 @@ OP_CASES: tuple[Case, ...] = (
         rows=256,
         density=0.07,
     ),
+    Case(
+        "cells-standardised",
+        network((2000, 128, 32, 128, 2000), _A.SILU, sparse_input=True, gram_decoder=True, shifted=True),
+        batch=256,
+        rows=256,
+        density=0.07,
+    ),
     Case("machine", boltzmann(784, 500, alpha=0.02), batch=128, rows=128),
     Case("machine-chains", boltzmann(784, 500, n_chains=128), batch=128, rows=128),
     Case("conv-pool", _CONV_POOL, batch=128, rows=128),
@@ -704,6 +754,7 @@ def specs(draw: st.DrawFn) -> NetworkSpec:
         clip_norm=draw(st.sampled_from([None, 1.0])),
         separate_target=separate,
         weighted=draw(st.booleans()),
+        shifted=draw(st.booleans()) and not loss.of_counts,
     )
     return replace(
         spec,

@@ -41,6 +41,7 @@ from narrows.plan import (
     Region,
     Solver,
 )
+from narrows.shifted import Shifted
 from test_backends import tolerance
 
 MR, PACK_DEPTH = 6, 512
@@ -93,7 +94,16 @@ def csr(room: Room, values: Array) -> Any:
 
 def plain(data: Any) -> Any:
     """The same numbers in memory of their own."""
+    if isinstance(data, Shifted):
+        return Shifted(plain(data.rows), np.array(data.shift))
     return None if data is None else data.toarray() if hasattr(data, "indptr") else np.array(data)
+
+
+def double(data: Any) -> Array:
+    """The same numbers, dense and in double."""
+    if isinstance(data, Shifted):
+        return double(data.rows) - data.shift
+    return np.asarray(plain(data), np.float64)
 
 
 def close(found: Array, expected: Array, activation: Activation, magnitude: Array) -> None:
@@ -211,6 +221,8 @@ def random_spec(rng: np.random.Generator, k: int, n: int, m: int) -> NetworkSpec
     corruption = sometimes(list(Corruption)[rng.integers(3)], None)
     by_cell = loss.dispersed and rng.random() < 0.4
     tied = not (variational or by_cell or loss is Loss.ZINB) and bool(rng.random() < 0.3)
+    # Of the others, values that are not negative and not above 1 are wanted.
+    shifted = loss in (Loss.MSE, Loss.GAUSSIAN) and bool(rng.random() < 0.4)
     return network(
         sizes,
         ACTIVATIONS[rng.integers(len(ACTIVATIONS) - 1)],  # exp of exp leaves the range
@@ -226,7 +238,8 @@ def random_spec(rng: np.random.Generator, k: int, n: int, m: int) -> NetworkSpec
         log_normalize=loss.of_counts and (output is Activation.EXP or bool(rng.random() < 0.7)),
         library=20.0,
         corruption=corruption,
-        sparse_input=corruption in (None, Corruption.MASKING) and bool(rng.random() < 0.3),
+        sparse_input=corruption in (None,) + (Corruption.MASKING,) * (not shifted) and bool(rng.random() < 0.3),
+        shifted=shifted,
         gram_decoder=loss is Loss.MSE and not tied and bool(rng.random() < 0.6),
         corruption_level=0.2,
         activity_l1=0.0 if variational else sometimes(0.1, 0.0),
@@ -253,8 +266,11 @@ def poison(program: CppProgram) -> None:
             program._slot(program._program, i)[...] = np.nan
 
 
-def source(room: Room, values: Array) -> Any:
-    """The same numbers as a matrix of either dtype in any layout, or as CSR."""
+def source(room: Room, values: Any) -> Any:
+    """The same numbers as a matrix of either dtype in any layout, or as CSR; less the same shift, if there is one."""
+    if isinstance(values, Shifted):
+        shift = values.shift.astype(room.rng.choice([np.float32, np.float64]))
+        return Shifted(source(room, values.rows), room.place(shift))
     kind = room.rng.choice(["dense", "other dtype", "csr"])
     if kind == "csr":
         return csr(room, values)
@@ -338,7 +354,8 @@ def run_network(rng: np.random.Generator, spec: NetworkSpec, m: int, precision: 
 
     room = Room(rng)
     data = case.data(dtype)
-    X = source(room, data.X * (rng.random(data.X.shape) < 0.7))
+    kept = rng.random(data.X.shape) < 0.7
+    X = source(room, Shifted(data.X.rows * kept, data.X.shift) if spec.shifted else data.X * kept)
     target = None if data.target is None else source(room, data.target)
     weight = None if data.weight is None else room.operand(data.weight)
     program.bind(X, target, weight)
@@ -353,7 +370,7 @@ def run_network(rng: np.random.Generator, spec: NetworkSpec, m: int, precision: 
     if comparable(spec):
         reference = ReferenceProgram(plan, bfloat16=precision is Precision.BFLOAT16)
         reference.load(case.state())
-        reference.bind(*(None if a is None else plain(a).astype(np.float64) for a in (X, target, weight)))
+        reference.bind(*(None if a is None else double(a) for a in (X, target, weight)))
         expected_terms, expected = reference.gradient(np.array(rows), SEED, STEP)
         near({"terms": terms}, {"terms": expected_terms}, case, precision)
         near(gradient, expected, case, precision)

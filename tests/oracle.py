@@ -16,6 +16,7 @@ from cases import Case
 from narrows import philox
 from narrows.images import Convolution
 from narrows.plan import DISPERSION_PACE, Activation, Corruption, Loss, NetworkSpec, Solver
+from narrows.shifted import dense
 
 Array = NDArray[Any]
 SEED, STEP = 2**63 + 12345, 3
@@ -95,7 +96,7 @@ def log_probability(spec: NetworkSpec, z: Array, mean: Array, y: Array, state: A
 def forward(case: Case, rows: Array, *, training: bool) -> Pass:
     """The pass over `rows` of the case's data; with corruption, dropout and penalties in training."""
     spec, data, state = case.spec, case.data(), case.state()
-    a = data.X[rows].copy()
+    a = dense(data.X[rows]).copy()
     y = a.copy() if data.target is None else data.target[rows]
     w = np.ones(len(rows)) if data.weight is None else data.weight[rows]
     stream = 0
@@ -273,7 +274,7 @@ def kink_distance(case: Case) -> float:
     if spec.activity_l1 > 0 and spec.layers[spec.latent - 1].activation not in KINKED:
         distances.append(np.abs(run.pre[spec.latent - 1]).min())
     if spec.loss is Loss.HUBER:
-        y = case.data().X[rows]
+        y = dense(case.data().X[rows])
         distances.append(np.abs(np.abs(run.out[-1] - y) - spec.huber_delta).min())
     return float(min(distances, default=np.inf))
 

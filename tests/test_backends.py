@@ -19,7 +19,7 @@ import pytest
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
-from cases import CASES, GRAM_CASES, MODEL_CASES, OP_CASES, SHAPE_CASES, SPARSE_CASES, Case, network
+from cases import CASES, GRAM_CASES, MODEL_CASES, OP_CASES, SHAPE_CASES, SHIFTED_CASES, SPARSE_CASES, Case, network
 from narrows import philox
 from narrows.backends import BACKENDS, Hyper, compile_plan, probe, probe_all, resolve
 from narrows.backends.reference import ReferenceProgram
@@ -649,7 +649,7 @@ def test_cpp_cuts_are_tuned_without_a_bit(cpp: str, precision: Precision) -> Non
         assert again == expected
 
 
-@pytest.mark.parametrize("case", [*MODEL_CASES[::4], *SHAPE_CASES, *SPARSE_CASES, *GRAM_CASES], ids=str)
+@pytest.mark.parametrize("case", [*MODEL_CASES[::4], *SHAPE_CASES, *SPARSE_CASES, *GRAM_CASES, *SHIFTED_CASES], ids=str)
 def test_rows_do_not_depend_on_their_neighbours(backend: str, case: Case) -> None:
     if backend == "reference":
         pytest.skip("the reference is NumPy, which makes no such promise")

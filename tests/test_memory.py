@@ -12,7 +12,6 @@ import re
 import subprocess
 import sys
 import tracemalloc
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -137,33 +136,53 @@ CELLS, GENES, STORED = 40_000, 2_000, 400
 """Of a file that takes three times 128 MB as rows that are read, normalised and trained on."""
 
 
-def test_a_limit_is_kept(cpp: str, tmp_path: Path) -> None:
-    """Of the whole job, from a file that would not fit, the least that the refusal names: by the system's record."""
+def counts_file(path: Path, cells: int, genes: int, stored: int) -> None:
+    """As many genes in each cell, from a random one on."""
     h5py = pytest.importorskip("h5py")
     rng = np.random.default_rng(0)
-    with h5py.File(tmp_path / "counts.h5ad", "w") as file:
+    with h5py.File(path, "w") as file:
         X = file.create_group("X")
-        X.attrs.update({"encoding-type": "csr_matrix", "encoding-version": "0.1.0", "shape": (CELLS, GENES)})
-        X["data"] = rng.integers(1, 9, CELLS * STORED).astype(np.float32)
-        # As many genes in each cell, from a random one on.
-        first = rng.integers(0, GENES, (CELLS, 1))
-        X["indices"] = np.sort((first + 5 * np.arange(STORED)) % GENES, axis=1).astype(np.int32).ravel()
-        X["indptr"] = np.arange(0, CELLS * STORED + 1, STORED)
+        X.attrs.update({"encoding-type": "csr_matrix", "encoding-version": "0.1.0", "shape": (cells, genes)})
+        X["data"] = rng.integers(1, 9, cells * stored).astype(np.float32)
+        first = rng.integers(0, genes, (cells, 1))
+        X["indices"] = np.sort((first + 5 * np.arange(stored)) % genes, axis=1).astype(np.int32).ravel()
+        X["indptr"] = np.arange(0, cells * stored + 1, stored)
+
+
+def fitted(folder: Path, *options: str) -> tuple[subprocess.CompletedProcess[str], int]:
+    """A fit of ``counts.h5ad`` in a process of its own, and by the system's record what it held."""
     # fmt: off
     command = [
         sys.executable, "-c", "import sys; from narrows.cli import main; sys.exit(main())", "fit", "counts.h5ad",
         "--out", "run", "--epochs", "1", "--components", "4", "--hidden", "16", "--threads", "2", "--quiet",
-        "--backend", "cpp", "--set", "early_stopping=False",
+        "--backend", "cpp", "--set", "early_stopping=False", *options,
     ]
     # fmt: on
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(str(Path(p).resolve()) for p in sys.path if p)}
-    run = partial(subprocess.run, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
-    refused = run([*command, "--max-memory", "20MB"])
+    result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+    metrics = folder / "run" / "metrics.json"
+    return result, json.loads(metrics.read_text())["peak_rss_bytes"] if metrics.exists() else 0
+
+
+@pytest.mark.parametrize("normalize", ["log1p", "standard"])
+def test_a_limit_is_kept(cpp: str, normalize: str, tmp_path: Path) -> None:
+    """Of the whole job, from a file that would not fit, the least that the refusal names."""
+    counts_file(tmp_path / "counts.h5ad", CELLS, GENES, STORED)
+    options = "--normalize", normalize, "--max-memory"
+    refused, _ = fitted(tmp_path, *options, "20MB")
     assert refused.returncode == 6, refused.stderr
     found = re.search(r"at least (\d+) MB", refused.stderr)
     assert found
     limit = int(found[1]) * 10**6
-    result = run([*command, "--max-memory", str(limit)])
+    result, held = fitted(tmp_path, *options, str(limit))
     assert result.returncode == 0, result.stderr
-    held = json.loads((tmp_path / "run" / "metrics.json").read_text())["peak_rss_bytes"]
     assert 8 * CELLS * STORED < held < limit
+
+
+def test_standardised_rows_are_never_there(cpp: str, tmp_path: Path) -> None:
+    """Of a file with one value in a hundred: with no limit, the job takes a third of what its dense rows would."""
+    cells = genes = 20_000
+    counts_file(tmp_path / "counts.h5ad", cells, genes, genes // 100)
+    result, held = fitted(tmp_path, "--normalize", "standard")
+    assert result.returncode == 0, result.stderr
+    assert 8 * cells * genes // 100 < held < 4 * cells * genes / 3

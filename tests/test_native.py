@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cases import GRAM_CASES, SPARSE_CASES, Case, network
-from narrows.backends import Hyper, probe
+from cases import GRAM_CASES, SHIFTED_CASES, SPARSE_CASES, Case, network
+from narrows.backends import SHIFT, Hyper, probe
 from narrows.backends.reference import ReferenceProgram
 from narrows.images import Convolution
 from narrows.lowering import lower
@@ -150,6 +150,10 @@ def gram_plan(batch: int = 20) -> Plan:
     return lower(dataclasses.replace(spec, layers=layers), batch)
 
 
+def shifted_plan(batch: int = 20) -> Plan:
+    return lower(dataclasses.replace(gram_plan().spec, shifted=True), batch)
+
+
 def counts_plan(batch: int = 29) -> Plan:
     layers = (
         LayerSpec(37, 19, Activation.TANH),
@@ -170,7 +174,7 @@ def inflated_plan(batch: int = 29) -> Plan:
 PLANS = (
     rich_plan, variational_plan, contractive_plan, probing_plan, closed_plan, boltzmann_plan, convolution_plan,
     probing_convolution_plan,
-    sparse_plan, gram_plan, counts_plan, inflated_plan,
+    sparse_plan, gram_plan, shifted_plan, counts_plan, inflated_plan,
 )  # fmt: skip
 every_plan = pytest.mark.parametrize("make", PLANS, ids=lambda make: make.__name__)
 
@@ -274,6 +278,7 @@ def test_random_damage_to_a_plan_is_refused_or_harmless(make: Callable[[], Plan]
         try:
             for source, columns in enumerate((37, 37, 1, plan.spec.n_components)):
                 program.bind_dense(0, source, X[:, :columns] if columns > 1 else X[:, 0])
+            program.bind_dense(0, SHIFT, X[:1])
             program.train(np.arange(40), 0, 0, np.full(2, 1e-3), None)
         except ValueError:
             refused += 1
@@ -625,7 +630,7 @@ def test_sparse_rows_train_to_the_bits_of_dense_ones(case: Case, precision: Prec
             np.testing.assert_array_equal(other[name], value, err_msg=name)
 
 
-@pytest.mark.parametrize("case", SPARSE_CASES + GRAM_CASES, ids=str)
+@pytest.mark.parametrize("case", SPARSE_CASES + GRAM_CASES + SHIFTED_CASES, ids=str)
 def test_bits_of_sparse_rows_for_any_number_of_threads(case: Case) -> None:
     rows, rates = np.arange(case.rows), np.full(-(-case.rows // case.batch), 1e-2)
 

@@ -270,6 +270,11 @@ def test_modes_are_parts_of_the_step(case: Case) -> None:
     drawn = [OpCode.SAMPLE] * case.spec.variational
     encoder = [code for layer in case.spec.layers[: case.spec.latent] for code in forward_codes(layer)]
     normalized = case.spec.log_normalize
+    if case.spec.shifted:  # told once for the batch, whatever it is for
+        first, encode = encode[0], encode[1:]
+        assert first.code is OpCode.SHIFT
+        assert reconstruct[0] is score[0] is first
+        reconstruct = reconstruct[1:]
     if case.spec.sparse_input:
         assert [op.code for op in encode] == [OpCode.LIBRARY] * normalized + [OpCode.SPARSE_DENSE] + encoder[1:] + drawn
     else:
@@ -287,7 +292,7 @@ def test_modes_are_parts_of_the_step(case: Case) -> None:
         assert set(encode + bare[1:]) == {op for op in reconstruct if op.code is not OpCode.LIBRARY or op in encode}
     else:
         assert encode + decode[1:] == reconstruct
-    assert [op for op in score if op.code not in (*JUDGES, OpCode.LIBRARY)] == [
+    assert [op for op in score if op.code not in (*JUDGES, OpCode.LIBRARY, OpCode.SHIFT)] == [
         op
         # A chain from each row rebuilds it in training.
         for op in (plan.ops if case.spec.n_gibbs else train)
@@ -295,12 +300,14 @@ def test_modes_are_parts_of_the_step(case: Case) -> None:
     ]
     posterior, likelihood = ops_of(plan, Mode.POSTERIOR), ops_of(plan, Mode.LIKELIHOOD)
     if case.spec.variational:
-        assert posterior == [op for op in encode if op.code is not OpCode.SAMPLE]
+        assert [op for op in posterior if op.code is not OpCode.SHIFT] == [
+            op for op in encode if op.code is not OpCode.SAMPLE
+        ]
         after = [op for op in decode if op.code not in LINKS]
         judge = operands(likelihood[-1])
         held = judge.get("library" if case.spec.loss.of_counts else "target")
-        assert [op for op in likelihood if op.code not in JUDGES and op not in after] == [
-            op for op in score if op.code in (OpCode.GATHER, OpCode.LIBRARY) and op.slots == (held,)
+        assert [op for op in likelihood if op.code not in (*JUDGES, OpCode.SHIFT) and op not in after] == [
+            op for op in score if op.code in (OpCode.GATHER, OpCode.LIBRARY) and op.slots[-1] == held
         ]
     else:
         assert posterior == likelihood == []
@@ -354,6 +361,7 @@ def check_fusion(plan: Plan) -> None:
             if op.code is OpCode.SPARSE_WGRAD_UPDATE:
                 assert (op.ints[1], op.floats[-2:]) == (unfused.ints[1], unfused.floats), "noise and scale"
                 assert own.get("library") == operands(unfused).get("library")
+                assert own.get("shift") == operands(unfused).get("shift")
 
 
 @pytest.mark.parametrize("case", GRAM_CASES, ids=str)
@@ -414,6 +422,10 @@ def test_the_cases_use_everything() -> None:
         assert {v for c, n, v in attributes if (c, n) == (OpCode.COUNTS, name)} == {0, 1}
     for code in (OpCode.SPARSE_DENSE, OpCode.SPARSE_WGRAD, OpCode.SPARSE_WGRAD_UPDATE, OpCode.MEANS):
         assert {"library" in operands(op) for op in ops if op.code is code} == {True, False}
+    sparse = OpCode.SPARSE_DENSE, OpCode.SPARSE_WGRAD, OpCode.SPARSE_WGRAD_UPDATE, OpCode.SPARSE_MSE_UPDATE
+    for code in (OpCode.GATHER, *sparse):
+        assert {"shift" in operands(op) for op in ops if op.code is code} == {True, False}
+    assert {"b" in operands(op) for op in ops if op.code is OpCode.SHIFT} == {True, False}
     for code in (OpCode.SPARSE_MSE, OpCode.SPARSE_MSE_WGRAD, OpCode.SPARSE_MSE_UPDATE):
         assert {v for c, name, v in attributes if (c, name) == (code, "source")} == {0, 1}
     assert {v for c, name, v in attributes if (c, name) == (OpCode.CORRUPT, "kind")} == set(Corruption)

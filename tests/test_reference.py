@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 from sklearn.neural_network import MLPRegressor
 
-from cases import GRAM_CASES, MODEL_CASES, SPARSE_CASES, Case, network
+from cases import GRAM_CASES, MODEL_CASES, SHIFTED_CASES, SPARSE_CASES, Case, network
 from narrows.backends import Hyper
 from narrows.backends.reference import ReferenceProgram
 from narrows.lowering import lower
@@ -18,7 +18,7 @@ from narrows.plan import Activation, LayerSpec, Loss, Mode, NetworkSpec, Solver
 from oracle import SEED, STEP, away_from_kinks, forward
 
 Array = NDArray[Any]
-small_sparse = tuple(c for c in SPARSE_CASES + GRAM_CASES if c.plan.parameter_size < 4000)
+small_sparse = tuple(c for c in SPARSE_CASES + GRAM_CASES + SHIFTED_CASES if c.plan.parameter_size < 4000)
 model_cases = pytest.mark.parametrize("case", MODEL_CASES + small_sparse, ids=str)
 
 

@@ -153,6 +153,21 @@ def test_stored_and_backed(tmp_path: Path, form: str) -> None:
     backed.file.close()
 
 
+@pytest.mark.parametrize("backed", [False, True])
+def test_sparse_cells_are_standardised_as_dense_ones(backed: bool, tmp_path: Path) -> None:
+    sparse, dense = cells(), cells()
+    dense.X = dense.X.toarray()
+    if backed:
+        sparse.write_h5ad(tmp_path / "cells.h5ad")
+        sparse = ad.read_h5ad(tmp_path / "cells.h5ad", backed="r")
+    for adata in (sparse, dense):
+        narrows.scanpy.autoencoder(adata, normalize="standard", layers=True, **FIT)
+    np.testing.assert_allclose(sparse.obsm["X_ae"], dense.obsm["X_ae"], rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(sparse.obs["ae_recon_error"], dense.obs["ae_recon_error"], rtol=1e-4)
+    np.testing.assert_allclose(sparse.var["ae_recon_error"], dense.var["ae_recon_error"], rtol=1e-3)
+    np.testing.assert_allclose(sparse.layers["ae_denoised"], dense.layers["ae_denoised"], rtol=1e-3, atol=1e-3)
+
+
 def test_other_estimators() -> None:
     adata = cells()
     narrows.scanpy.autoencoder(adata, estimator="variational", beta=0.5, **FIT)

@@ -44,27 +44,45 @@ inline void gather_dense_row(const SourceView& s, index_t row, T* out) {
 }
 
 template <class T, class In, class Index>
-inline void gather_csr_row(const SourceView& s, index_t row, T* out) {
+inline void gather_csr_row(const SourceView& s, index_t row, const T* less, T* out) {
   const Index* indptr = static_cast<const Index*>(s.indptr);
   const Index* indices = static_cast<const Index*>(s.indices);
   const In* values = reinterpret_cast<const In*>(s.data);
-  for (index_t j = 0; j < s.cols; ++j) out[j] = T(0);
+  for (index_t j = 0; j < s.cols; ++j) out[j] = less ? T(0) - less[j] : T(0);
   for (index_t k = indptr[row]; k < index_t(indptr[row + 1]); ++k) out[indices[k]] += T(values[k]);
 }
 
 template <class T>
 void gather(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
   const SourceView& s = ctx.sources[args.ints[0]];
+  const T* less = args.slots[0].data;
   const Range rows(ctx.m, tid, nt);
   for (index_t i = rows.begin; i < rows.end; ++i) {
     const index_t row = ctx.rows[i];
-    T* out = args.slots[0].row(i);
-    if (!s.is_csr)
+    T* out = args.slots[1].row(i);
+    if (!s.is_csr) {
       s.is_double ? gather_dense_row<T, double>(s, row, out) : gather_dense_row<T, float>(s, row, out);
-    else if (s.is_index64)
-      s.is_double ? gather_csr_row<T, double, int64_t>(s, row, out) : gather_csr_row<T, float, int64_t>(s, row, out);
-    else
-      s.is_double ? gather_csr_row<T, double, int32_t>(s, row, out) : gather_csr_row<T, float, int32_t>(s, row, out);
+      for (index_t j = 0; less && j < s.cols; ++j) out[j] -= less[j];
+    } else if (s.is_index64) {
+      s.is_double ? gather_csr_row<T, double, int64_t>(s, row, less, out)
+                  : gather_csr_row<T, float, int64_t>(s, row, less, out);
+    } else {
+      s.is_double ? gather_csr_row<T, double, int32_t>(s, row, less, out)
+                  : gather_csr_row<T, float, int32_t>(s, row, less, out);
+    }
+  }
+}
+
+template <class T>
+void shift(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
+  const SourceView& s = ctx.sources[SOURCE_SHIFT];
+  const T* b = args.slots[0].data;
+  T* out = args.slots[1].data;
+  const Range columns(args.slots[1].cols, tid, nt);
+  for (index_t j = columns.begin; j < columns.end; ++j) {
+    const char* p = s.data + j * s.col_stride;
+    const T value = s.is_double ? T(read<double>(p)) : T(read<float>(p));
+    out[j] = b ? value + b[j] : value;
   }
 }
 

@@ -54,7 +54,8 @@ struct Gathered {
 
   Gathered(const PlanDesc& plan, const OpDesc& op) {
     const auto slot = [&](int i) -> const SlotDesc& { return plan.slots[size_t(op.slots[i])]; };
-    if (op.code == OP_GATHER) source = op.ints[0], cols = slot(0).cols;
+    if (op.code == OP_GATHER) source = op.ints[0], cols = slot(1).cols;
+    if (op.code == OP_SHIFT) source = SOURCE_SHIFT, cols = slot(1).cols;
     if (op.code == OP_LIBRARY) source = op.ints[0];
     if (op.code == OP_COUNTS) source = op.ints[3], cols = slot(0).cols / counts_heads(op);
     const int weight = op.code == OP_SPARSE_DENSE ? 0 : op.code == OP_SPARSE_WGRAD ? 1 : 2;
@@ -193,7 +194,7 @@ class TypedProgram final : public Program {
         flop += 2.0 * double(inner) * double(inner);
       } else if (const Gathered x(plan_, op); x.sparse) {
         reserve(SPARSE_COLUMNS * SPARSE_PANEL + plan_.batch * index_t(SPARSE_CURSOR / sizeof(T)));
-        const index_t outputs = plan_.slots[size_t(op.slots[op.code == OP_SPARSE_DENSE ? 3 : 0])].cols;
+        const index_t outputs = plan_.slots[size_t(op.slots[op.code == OP_SPARSE_DENSE ? 4 : 0])].cols;
         flop += 2.0 * double(plan_.batch) * double(x.cols) * double(outputs) * SPARSE_DENSITY;
       }
       const bool updates = op.code == OP_UPDATE || op.code == OP_WGRAD_UPDATE || op.code == OP_COLSUM_UPDATE ||
@@ -231,6 +232,8 @@ class TypedProgram final : public Program {
         throw std::invalid_argument("bind: source " + number(source) + " is dense, the plan expects CSR");
       sparse = sparse || wanted.sparse;
     }
+    if (source == SOURCE_SHIFT && view.bound && (view.is_csr || view.rows != 1))
+      throw std::invalid_argument("bind: a shift is one dense row");
     if (view.is_csr) view.is_index64 ? check_csr<int64_t>(view, sparse) : check_csr<int32_t>(view, sparse);
     sources_[bank][source] = view;
   }
@@ -325,6 +328,7 @@ class TypedProgram final : public Program {
       if (source < 0 || !(op.modes & mode)) continue;
       const SourceView& s = ctx_.sources[source];
       if (!s.bound) throw std::invalid_argument("source " + number(source) + " is not bound");
+      if (source == SOURCE_SHIFT) continue;
       if (rows) {
         for (index_t i = 0; i < n_rows; ++i)
           if (rows[i] < 0 || rows[i] >= s.rows)

@@ -3,7 +3,8 @@
 // Promises: X is read where it lies and never densified; of the chain of fused multiply-adds that an element is on
 // dense rows, the steps with a zero of X are left out and the others keep their order, so the bits are those of the
 // dense ops for finite weights; counts are normalised as LOG_NORMALIZE does; masking noise falls on the elements that
-// CORRUPT would mask. Products stay in the type of the slots under bfloat16. Included inside the namespace of an
+// CORRUPT would mask. Rows less a shift s are those that are stored with s W taken from their product, and s (x) (1 dz)
+// from the gradient's. Products stay in the type of the slots under bfloat16. Included inside the namespace of an
 // instruction set; operands in the order of plan.SIGNATURES.
 //
 // Both products walk X by blocks of columns, all rows of a thread for each block, so that the block of the weight (or
@@ -198,12 +199,17 @@ inline Cursor* sparse_cursors(const Context<T>& ctx, int tid) {
   return reinterpret_cast<Cursor*>(sparse_block(ctx, tid) + SPARSE_COLUMNS * SPARSE_PANEL);
 }
 
+// `shift` may be null. Each thread works out s W beside its own rows, for which W is in cache.
 template <class T>
-void sparse_product(const Context<T>& ctx, const SparseRows<T>& x, const Matrix<T>& W, const Matrix<T>& out, int tid,
-                    int nt) {
+void sparse_product(const Context<T>& ctx, const SparseRows<T>& x, const T* shift, const Matrix<T>& W,
+                    const Matrix<T>& out, int tid, int nt) {
   const Range rows(ctx.m, tid, nt);
+  if (rows.begin == rows.end) return;
   Cursor* cursors = sparse_cursors(ctx, tid);
   Segment<T> segment;
+  alignas(64) T less[PANEL<T>], part[PANEL<T>];
+  int32_t every[SPARSE_COLUMNS];
+  for (index_t k = 0; k < SPARSE_COLUMNS; ++k) every[k] = int32_t(k);
   for (index_t j = 0; j < W.cols; j += PANEL<T>) {
     const index_t cols = W.cols - j < PANEL<T> ? W.cols - j : PANEL<T>;
     const auto add = sparse_kernels<T>(cols).product;
@@ -211,10 +217,23 @@ void sparse_product(const Context<T>& ctx, const SparseRows<T>& x, const Matrix<
       cursors[i - rows.begin] = x.at(i, 0);
       for (index_t l = 0; l < cols; l += WIDTH<T>) store(out.row(i) + j + l, vec<T>{});
     }
-    for (index_t end = SPARSE_COLUMNS; end < W.rows + SPARSE_COLUMNS; end += SPARSE_COLUMNS)
+    for (index_t l = 0; l < PANEL<T>; l += WIDTH<T>) store(less + l, vec<T>{});
+    for (index_t first = 0; first < W.rows; first += SPARSE_COLUMNS) {
+      const index_t n = W.rows - first < SPARSE_COLUMNS ? W.rows - first : SPARSE_COLUMNS;
       for (index_t i = rows.begin; i < rows.end; ++i) {
-        x.next(i, end, cursors[i - rows.begin], segment);
+        x.next(i, first + n, cursors[i - rows.begin], segment);
         if (segment.n) add(segment, W.data + j, W.row_stride, 0, out.row(i) + j);
+      }
+      if (!shift) continue;
+      segment.value = shift + first, segment.column = every, segment.n = n;
+      for (index_t l = 0; l < cols; l += WIDTH<T>) store(part + l, vec<T>{});
+      add(segment, W.row(first) + j, W.row_stride, 0, part);
+      for (index_t l = 0; l < cols; l += WIDTH<T>) store(less + l, load(less + l) + load(part + l));
+    }
+    for (index_t i = rows.begin; shift && i < rows.end; ++i)
+      for (index_t l = 0; l < cols; l += WIDTH<T>) {
+        T* z = out.row(i) + j + l;
+        store(z, load(z) - load(less + l));
       }
   }
 }
@@ -223,17 +242,18 @@ template <class Act, class T>
 void sparse_dense(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
   LayerArgs<T> l;
   l.bias = args.slots[1].data;
-  l.out = args.slots[3], l.out.rows = ctx.m;
-  l.pre = args.slots[4];
+  l.out = args.slots[4], l.out.rows = ctx.m;
+  l.pre = args.slots[5];
   const SparseRows<T> x(ctx, SOURCE_X, args.ints[1], args.floats[0], args.slots[2], args.floats[1]);
-  sparse_product(ctx, x, args.slots[0], l.out, tid, nt);
-  activate<Act>(view(args, ctx, 3), l, tid, nt);
+  sparse_product(ctx, x, args.slots[3].data, args.slots[0], l.out, tid, nt);
+  activate<Act>(view(args, ctx, 4), l, tid, nt);
 }
 
-// Calls done(tile, values) for tiles of X' dz, whole cells high and a panel wide; values are rows PANEL apart.
+// Calls done(tile, values) for tiles of X' dz, whole cells high and a panel wide; values are rows PANEL apart. `shift`
+// may be null.
 template <class T, class Done>
-inline void sparse_outer(const Context<T>& ctx, const SparseRows<T>& x, const Matrix<T>& dz, index_t features,
-                         const Done& done, int tid, int nt) {
+inline void sparse_outer(const Context<T>& ctx, const SparseRows<T>& x, const T* shift, const Matrix<T>& dz,
+                         index_t features, const Done& done, int tid, int nt) {
   const Range blocks((features + SPARSE_COLUMNS - 1) / SPARSE_COLUMNS, tid, nt);
   T* block = sparse_block(ctx, tid);
   Cursor* cursors = sparse_cursors(ctx, tid);
@@ -242,10 +262,16 @@ inline void sparse_outer(const Context<T>& ctx, const SparseRows<T>& x, const Ma
     const index_t cols = dz.cols - j < PANEL<T> ? dz.cols - j : PANEL<T>;
     const auto add = sparse_kernels<T>(cols).outer;
     for (index_t i = 0; i < ctx.m; ++i) cursors[i] = x.at(i, blocks.begin * SPARSE_COLUMNS);
+    vec<T> sums[PANEL_VECTORS] = {};  // of the columns of dz
+    for (index_t i = 0; shift && i < ctx.m; ++i)
+      for (index_t l = 0; l < cols; l += WIDTH<T>) sums[l / WIDTH<T>] += load(dz.row(i) + j + l);
     for (index_t b = blocks.begin; b < blocks.end; ++b) {
       const index_t first = b * SPARSE_COLUMNS,
                     end = first + SPARSE_COLUMNS < features ? first + SPARSE_COLUMNS : features;
-      for (index_t l = 0; l < (end - first) * PANEL<T>; l += WIDTH<T>) store(block + l, vec<T>{});
+      for (index_t r = 0; r < end - first; ++r) {
+        const vec<T> less = broadcast(shift ? T(0) - shift[first + r] : T(0));
+        for (index_t l = 0; l < cols; l += WIDTH<T>) store(block + r * PANEL<T> + l, less * sums[l / WIDTH<T>]);
+      }
       for (index_t i = 0; i < ctx.m; ++i) {
         x.next(i, end, cursors[i], segment);
         if (segment.n) add(segment, T(1), dz.row(i) + j, first, block);
@@ -269,8 +295,8 @@ void sparse_wgrad(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
   const Matrix<T>& dW = args.slots[1];
   const bool accumulate = args.ints[0];
   sparse_outer(
-      ctx, SparseRows<T>(ctx, SOURCE_X, args.ints[1], args.floats[0], args.slots[2], args.floats[1]), args.slots[0],
-      dW.rows,
+      ctx, SparseRows<T>(ctx, SOURCE_X, args.ints[1], args.floats[0], args.slots[2], args.floats[1]),
+      args.slots[3].data, args.slots[0], dW.rows,
       [&](const Tile& t, const T* tile) {
         for_panel_vectors(t, tile, [&](index_t i, index_t j, vec<T> g, index_t n) {
           T* p = dW.row(i) + j;
@@ -283,10 +309,10 @@ void sparse_wgrad(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
 template <template <class> class Rule, class T>
 void sparse_wgrad_update(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
   const Matrix<T>&before = args.slots[1], &colrate = args.slots[5];
-  const WeightStep<Rule, T> step(args, ctx, 2, 7);
+  const WeightStep<Rule, T> step(args, ctx, 2, 8);
   sparse_outer(
-      ctx, SparseRows<T>(ctx, SOURCE_X, args.ints[1], args.floats[6], args.slots[6], args.floats[7]), args.slots[0],
-      step.W.rows,
+      ctx, SparseRows<T>(ctx, SOURCE_X, args.ints[1], args.floats[6], args.slots[6], args.floats[7]),
+      args.slots[7].data, args.slots[0], step.W.rows,
       [&](const Tile& t, const T* tile) {
         step.penalise(t);
         for_panel_vectors(t, tile, [&](index_t i, index_t j, vec<T> g, index_t n) {

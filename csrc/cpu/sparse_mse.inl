@@ -32,13 +32,18 @@ struct Room {
   }
 };
 
-// [W; b] at columns first..end as B of a product: rows SPARSE_COLUMNS apart, zeros beyond the end.
+// [W; b] at columns first..end as B of a product: rows SPARSE_COLUMNS apart, zeros beyond the end. To b belongs
+// `shift`, if it is not null.
 template <class T>
-inline void copy_block(const Matrix<T>& W, const T* b, index_t first, index_t end, T* to) {
+inline void copy_block(const Matrix<T>& W, const T* b, const T* shift, index_t first, index_t end, T* to) {
   for (index_t k = 0; k <= W.rows; ++k, to += SPARSE_COLUMNS) {
     const T* from = (k < W.rows ? W.row(k) : b) + first;
-    for (index_t j = 0; j < SPARSE_COLUMNS; j += WIDTH<T>)
-      store(to + j, first + j < end ? load_n(from + j, end - first - j) : vec<T>{});
+    const T* more = k < W.rows || !shift ? nullptr : shift + first;
+    for (index_t j = 0; j < SPARSE_COLUMNS; j += WIDTH<T>) {
+      vec<T> v = first + j < end ? load_n(from + j, end - first - j) : vec<T>{};
+      if (more && first + j < end) v = load_n(more + j, end - first - j) + v;
+      store(to + j, v);
+    }
   }
 }
 
@@ -299,8 +304,8 @@ void sparse_mse(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
 // Calls done(tile, values) for tiles of [dW; db], whole cells high; values are rows of NR elements. All tiles of a
 // block of columns come after W and b have been read there.
 template <class T, class Done, class Before>
-inline void sparse_mse_outer(const Args<T>& args, const Context<T>& ctx, const Matrix<T>& W, const T* b, int source,
-                             const Done& done, const Before& before, int tid, int nt) {
+inline void sparse_mse_outer(const Args<T>& args, const Context<T>& ctx, const Matrix<T>& W, const T* b, const T* shift,
+                             int source, const Done& done, const Before& before, int tid, int nt) {
   constexpr index_t C = SPARSE_COLUMNS;
   const Matrix<T>&h = args.slots[0], &G = args.slots[1], &weight = args.slots[2];
   const Range blocks((W.cols + C - 1) / C, tid, nt);
@@ -316,7 +321,7 @@ inline void sparse_mse_outer(const Args<T>& args, const Context<T>& ctx, const M
   for (index_t i = 0; i < ctx.m; ++i) cursors[i] = y.at(i, blocks.begin * C);
   for (index_t block = blocks.begin; block < blocks.end; ++block) {
     const index_t first = block * C, end = first + C < W.cols ? first + C : W.cols;
-    copy_block(W, b, first, end, V);
+    copy_block(W, b, shift, first, end, V);
     // H' Y, by columns of Y, and turned.
     for (index_t j = 0; j < inner; j += PANEL<T>) {
       const index_t cols = inner - j < PANEL<T> ? inner - j : PANEL<T>;
@@ -360,7 +365,7 @@ void sparse_mse_wgrad(const Args<T>& args, const Context<T>& ctx, int tid, int n
   const Matrix<T>&W = args.slots[3], &dW = args.slots[5];
   T* db = args.slots[6].data;
   sparse_mse_outer(
-      args, ctx, W, args.slots[4].data, args.ints[0],
+      args, ctx, W, args.slots[4].data, static_cast<const T*>(nullptr), args.ints[0],
       [&](const Tile& t, const T* tile) {
         for_vectors(t, tile, [&](index_t i, index_t j, vec<T> g, index_t n) {
           store_n((i < W.rows ? dW.row(i) : db) + j, g, n);
@@ -371,11 +376,11 @@ void sparse_mse_wgrad(const Args<T>& args, const Context<T>& ctx, int tid, int n
 
 template <template <class> class Rule, class T>
 void sparse_mse_update(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
-  const WeightStep<Rule, T> step(args, ctx, 3, 9);
+  const WeightStep<Rule, T> step(args, ctx, 3, 10);
   const Matrix<T>&W = step.W, &m = step.m, &v = step.v;
   T *b = args.slots[6].data, *bm = args.slots[7].data, *bv = args.slots[args.slots[8].data ? 8 : 7].data;
   sparse_mse_outer(
-      args, ctx, W, b, args.ints[1],
+      args, ctx, W, b, static_cast<const T*>(args.slots[9].data), args.ints[1],
       [&](const Tile& t, const T* tile) {
         if (t.row < W.rows) step.penalise(t);
         for_vectors(t, tile, [&](index_t i, index_t j, vec<T> g, index_t n) {

@@ -310,7 +310,7 @@ class _NoisyPass:
         self.dslopes: str | None = None
         low, spec = contraction.low, contraction.spec
         x = low.rows(f"x{self.name}", spec.n_features)
-        low.op(OpCode.GATHER, LEARN, {"out": x}, source=0)
+        low.op(OpCode.GATHER, LEARN, {"out": x, "shift": "shift" if spec.shifted else None}, source=0)
         if spec.corruption is not None:
             # The same stream gives the same corruption as in the step.
             low.corrupt(x, spec.corruption, spec.corruption_level, spec.corruption_range, low.corruption_stream)

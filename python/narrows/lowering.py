@@ -232,8 +232,11 @@ def lower(spec: NetworkSpec, batch: int) -> Plan:
     if spec.sparse_input and not spec.takes_sparse_input:
         raise ValueError(
             "sparse_input needs a dense first layer and no noise but masking: convolutions, gaussian and "
-            "salt-and-pepper corruption, contractive_hessian, contractive probes and Gibbs sampling work on dense rows"
+            "salt-and-pepper corruption, contractive_hessian, contractive probes, Gibbs sampling and any corruption of "
+            "shifted rows work on dense rows"
         )
+    if spec.shifted and spec.loss.of_counts:
+        raise ValueError(f"loss {spec.loss.name} is of counts, and shifted rows are none")
     low = Lowering(batch)
 
     weights, parameter_size = _parameters(low, spec)
@@ -247,11 +250,19 @@ def lower(spec: NetworkSpec, batch: int) -> Plan:
     counts = Counts(low, spec) if spec.loss.of_counts else None
     apart = spec.corruption is not None or spec.separate_target or spec.sparse_input or counts is not None
     goal = 1 if spec.separate_target else 0
+    normalized: dict[str, str] = {}
+    last_bias = f"b{last}"
+    if spec.shifted:
+        normalized["shift"] = low.slot("shift", Region.SCRATCH, 1, spec.n_features)
+        low.op(OpCode.SHIFT, forward | score if goal == 0 else forward, {"out": "shift"})
+        if spec.gram_decoder and goal == 0:
+            # |h V + b - (y - shift)|^2: of the rows as they are stored, with another bias.
+            last_bias = low.slot("shifted.b", Region.SCRATCH, 1, spec.n_outputs)
+            low.op(OpCode.SHIFT, score | LEARN, {"b": f"b{last}", "out": last_bias})
     if not spec.sparse_input:
         x = low.rows("x", spec.n_features)
-        low.op(OpCode.GATHER, forward if apart else forward | score, {"out": x}, source=0)
+        low.op(OpCode.GATHER, forward if apart else forward | score, {"out": x} | normalized, source=0)
     target = x
-    normalized: dict[str, str] = {}
     if counts is not None:
         judged_by = score | LEARN
         seen = forward if spec.log_normalize else Mode.RECONSTRUCT
@@ -263,7 +274,7 @@ def lower(spec: NetworkSpec, batch: int) -> Plan:
                 low.op(OpCode.LOG_NORMALIZE, forward, {"x": x} | normalized, scale=spec.library)
     elif apart and not spec.gram_decoder:
         target = low.rows("target", spec.n_outputs)
-        low.op(OpCode.GATHER, score | LEARN, {"out": target}, source=goal)
+        low.op(OpCode.GATHER, score | LEARN, {"out": target} | (normalized if goal == 0 else {}), source=goal)
     weight = None
     if spec.weighted:
         weight = low.rows("weight", 1)
@@ -348,7 +359,7 @@ def lower(spec: NetworkSpec, batch: int) -> Plan:
         drawn = noise is not None and i == spec.latent
         by, onto = (codes, low.rows("dz", spec.n_components)) if drawn else (saved[i - 1], dx)
         if i == last and spec.gram_decoder:
-            sides = {"h": inputs[i], "W": weights[i], "b": f"b{i}", "saved": by, "weight": weight}
+            sides = {"h": inputs[i], "W": weights[i], "b": last_bias, "saved": by, "weight": weight}
             low.gram_loss(score, sides, before, rowloss, onto, source=int(spec.separate_target))
         elif layers[i].convolution is not None:
             convolutions.dgrad(i, deltas[i], by, onto, saved_scale(before), outward(before))
@@ -384,6 +395,7 @@ def lower(spec: NetworkSpec, batch: int) -> Plan:
         rates=rates,
         masking=masking,
         normalized=normalized,
+        last_bias=last_bias,
     )
     if counts is not None:
         fused = spec.clip_norm is None
@@ -546,14 +558,16 @@ def _parameter_gradients(
     update: bool = True,
     masking: Mapping[str, float] | None = None,
     normalized: Mapping[str, str] | None = None,
+    last_bias: str = "",
 ) -> list[Reduction]:
     """Gradients of weights and biases; in training each is used up where it arises, unless all are wanted at once for
     their norm or there is no `update`.
 
     `weight` holds the rows' weights, which the gradients in `deltas` have in them already; `rates` what sums to the
     gradient of the learned variances, row by row; an input without a name stands for sparse rows of X with noise of the
-    attributes `masking`, and the slots `normalized` of their normalisation. L2 and L1 are on weights, never on biases
-    or variances; adamw takes its L2 as decoupled decay instead of as a gradient.
+    attributes `masking`, and the slots `normalized` of their normalisation; `last_bias` is that by which an output
+    layer in Gram form is judged. L2 and L1 are on weights, never on biases or variances; adamw takes its L2 as
+    decoupled decay instead of as a gradient.
     """
     fused = update and spec.clip_norm is None
     apart = Mode.GRADIENT if fused else LEARN
@@ -596,15 +610,16 @@ def _parameter_gradients(
                 convolutions.update(i, penalty, {**decay, "rate": rate}, _rule(spec))
             continue
         if spec.gram_decoder and i == len(weights) - 1:
-            sides = {"h": inputs[i], "weight": weight, "W": weights[i], "b": f"b{i}"}
+            sides = {"h": inputs[i], "weight": weight, "W": weights[i]}
             sides["gram"] = low.slot("gram.rows", Region.SCRATCH, spec.layers[i].n_in + 1, spec.layers[i].n_in + 1)
             judged = int(spec.separate_target)
             low.op(OpCode.ROW_GRAM, LEARN, {"h": inputs[i], "weight": weight, "out": sides["gram"]})
-            results = {"dW": f"d{weights[i]}", "db": f"db{i}"}
+            results = {"b": last_bias, "dW": f"d{weights[i]}", "db": f"db{i}"}
             low.op(OpCode.SPARSE_MSE_WGRAD, apart, {**sides, **results}, source=judged)
             penalty = decayed(weights[i])
             if fused:
                 moments = {f"b_{role}": name for role, name in state(f"b{i}").items()} | state(weights[i])
+                moments |= {"b": f"b{i}"} | ({"shift": "shift"} if last_bias != f"b{i}" else {})
                 low.op(
                     OpCode.SPARSE_MSE_UPDATE,
                     Mode.TRAIN,

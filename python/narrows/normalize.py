@@ -3,8 +3,10 @@
 - A `Normalizer` is fitted in one pass over row blocks whose borders depend on the shape alone, with float64
   accumulators: the same data gives the same bits whatever the memory limit or the thread count.
 - A row's result depends on that row and the fitted state only, so any split into blocks gives the same bits.
-- CSR stays CSR under ``log1p``, ``none`` and a ``minmax`` whose minima are all zero; ``standard`` and any
-  other ``minmax`` move zeros and so return dense blocks. Nothing here ever densifies more than one block.
+- CSR stays CSR under ``log1p``, ``none`` and a ``minmax`` whose minima are all zero. ``standard`` and any other
+  ``minmax`` move zeros: they return dense blocks where rows are asked for, and `NormalizedSource.read_stored` the
+  scaled nonzeros with one shift for all rows, which training and encoding take as it is (within `SHIFT_LIMIT`).
+  Nothing here ever densifies more than one block.
 - Pages of a memory-mapped file are given back once read: memory is bounded by the block, not by the file.
 - The state is plain JSON. It never writes to its input.
 """
@@ -22,6 +24,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from .data import ArraySource, Source, check_counts, check_finite
 from .errors import DataError
+from .shifted import Shifted
 
 __all__ = ["KINDS", "NormalizedSource", "Normalizer", "row_blocks"]
 
@@ -30,6 +33,10 @@ COUNT_LOSSES = ("multinomial", "poisson", "nb", "zinb")
 
 #: Bytes of one dense float32 block of the fitting pass; fixed, so that sums are always cut at the same rows.
 _SCAN_BYTES = 1 << 24
+
+SHIFT_LIMIT = 256.0
+"""Largest shift, on the scale of normalised features, that is left to be taken from what is stored: in float32 a value
+is then off by 1.5e-5 at most. With a larger one rows are read densely."""
 
 
 def row_blocks(n_rows: int, n_features: int, block_bytes: int = _SCAN_BYTES) -> Iterator[slice]:
@@ -248,6 +255,11 @@ class Normalizer(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         """Whether a CSR block stays CSR."""
         return self.resolved_ in ("none", "log1p") or (self.resolved_ == "minmax" and not self._shift.any())
 
+    @property
+    def shift(self) -> np.ndarray | None:
+        """What is taken from the scaled rows, float64 of shape (n_features,); None if zeros stay."""
+        return None if self.keeps_sparse else np.asarray(self._shift / self._scale)
+
     def transform(self, block: Any, *, rows: np.ndarray | None = None, source: Source | None = None) -> Any:
         """Normalise a block of rows.
 
@@ -274,23 +286,35 @@ class Normalizer(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         numbers = np.arange(n) if rows is None else rows
         block = _canonical(block)
         sparse = sp.issparse(block)
+        if sparse and self.keeps_sparse:
+            return self._scaled(block, numbers, source)
         # Arithmetic is float64; going by parts keeps its temporaries small whatever the size of the block.
-        out = np.empty(block.nnz if sparse and self.keeps_sparse else block.shape, dtype)
+        out = np.empty(block.shape, dtype)
         for part in row_blocks(n, block.shape[1]):
             piece = block[part]
             if self.resolved_ == "log1p":
                 _refuse_negative(piece, numbers[part], source)
-            if sparse and self.keeps_sparse:
-                first, last = block.indptr[part.start], block.indptr[part.stop]
-                out[first:last] = self._scaled_values(piece)
-            elif self.resolved_ == "log1p":
                 out[part] = np.log1p(np.multiply(piece, self._factors(piece)[:, None], order="C"))
             else:
                 dense = piece.toarray() if sparse else piece
                 out[part] = np.subtract(dense, self._shift, order="C") / self._scale
-        if sparse and self.keeps_sparse:
-            return sp.csr_array((out, block.indices, block.indptr), shape=block.shape)
         return out
+
+    def scale(self, block: Any) -> Any:
+        """A CSR block with its nonzeros scaled: `transform` of it, but for the `shift` if there is one."""
+        self._check_width(block.shape[1])
+        return self._scaled(_canonical(block), np.arange(block.shape[0]), None)
+
+    def _scaled(self, block: Any, numbers: np.ndarray, source: Source | None) -> Any:
+        """A canonical CSR block with its nonzeros normalised; by parts, as in `transform`."""
+        dtype = block.dtype if block.dtype == np.float64 else np.dtype(np.float32)
+        out = np.empty(block.nnz, dtype)
+        for part in row_blocks(*block.shape):
+            piece = block[part]
+            if self.resolved_ == "log1p":
+                _refuse_negative(piece, numbers[part], source)
+            out[block.indptr[part.start] : block.indptr[part.stop]] = self._scaled_values(piece)
+        return sp.csr_array((out, block.indices, block.indptr), shape=block.shape)
 
     def _factors(self, block: Any) -> np.ndarray:
         """What each row is multiplied with to sum to `target_sum`; 0 for an empty row."""
@@ -391,6 +415,8 @@ class Normalizer(TransformerMixin, BaseEstimator):  # type: ignore[misc]
 class NormalizedSource(Source):
     """A source whose rows are normalised as they are read; nothing is kept.
 
+    CSR whose zeros a normalisation moves is read densely by `read_rows`; `read_stored` leaves the zeros out.
+
     Parameters
     ----------
     source : Source
@@ -412,6 +438,21 @@ class NormalizedSource(Source):
         )
         self.source = source
         self.normalizer = normalizer
+        shift = normalizer.shift if source.is_sparse else None
+        if shift is not None and np.abs(shift).max() <= SHIFT_LIMIT:
+            self.shift, self.n_stored = shift, source.nnz
+
+    def read_stored(self, rows: Any) -> Any:
+        if self.shift is None:
+            return self.read_rows(rows)
+        stored = self.normalizer.scale(self.source.read_rows(rows))
+        _release(self.source)
+        return Shifted(stored, self.shift)
+
+    def describe(self) -> str:
+        """One line for a log: what is done, and how."""
+        implicit = "; implicitly, CSR stays CSR" if self.shift is not None else ""
+        return self.normalizer.describe() + implicit
 
     def _slice(self, start: int, stop: int) -> Any:
         return self._normalize(self.source.read_rows(slice(start, stop)), np.arange(start, stop))

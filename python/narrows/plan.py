@@ -245,6 +245,7 @@ class OpCode(enum.IntEnum):
     LOG_NORMALIZE = 52
     COUNTS = 53
     MEANS = 54
+    SHIFT = 55
 
 
 class Signature(NamedTuple):
@@ -273,8 +274,9 @@ POOLING = ("h", "w", "c", "pool_y", "pool_x", "layout")
 """Of a pooling, whose input has one channel after the other; bit 2 of `layout` says that its output has them last."""
 
 SIGNATURES: Mapping[OpCode, Signature] = {
-    # out = rows of a bound source; source: 0 = X, 1 = target, 2 = sample weights, 3 = latent codes
-    OpCode.GATHER: Signature((), ("out",), ints=("source",)),
+    # out = rows of a bound source, less `shift` if there is one; source: 0 = X, 1 = target, 2 = sample weights, 3 =
+    # latent codes
+    OpCode.GATHER: Signature(("shift",), ("out",), ints=("source",)),
     # x = corrupt(x), in place
     OpCode.CORRUPT: Signature(("x",), ("x",), ints=("kind", "stream"), floats=("level", "low", "high")),
     # out = activation(x @ W + b); pre = x @ W + b where the derivative needs it; W is used transposed for tied layers
@@ -409,18 +411,18 @@ SIGNATURES: Mapping[OpCode, Signature] = {
     # out = what y holds where x is the greatest of its window, the first one if there are several
     OpCode.MAXPOOL_PICK: Signature(("y", "x"), ("out",), ints=POOLING),
     # DENSE of the rows of source 0, which must be sparse, with masking noise in training: GATHER, CORRUPT and DENSE
-    # without dense rows; if there is a `library`, LOG_NORMALIZE as well. Products are in the type of the slots, also
-    # under bfloat16
+    # without dense rows; if there is a `library`, LOG_NORMALIZE as well. The rows are less `shift` if there is one.
+    # Products are in the type of the slots, also under bfloat16
     OpCode.SPARSE_DENSE: Signature(
-        ("W", "b", "library"), ("out", "pre"), ints=("activation", "stream"), floats=("level", "scale")
+        ("W", "b", "library", "shift"), ("out", "pre"), ints=("activation", "stream"), floats=("level", "scale")
     ),
     # WGRAD, likewise
     OpCode.SPARSE_WGRAD: Signature(
-        ("dz", "dW", "library"), ("dW",), ints=("accumulate", "stream"), floats=("level", "scale")
+        ("dz", "dW", "library", "shift"), ("dW",), ints=("accumulate", "stream"), floats=("level", "scale")
     ),
     # WGRAD_UPDATE, likewise
     OpCode.SPARSE_WGRAD_UPDATE: Signature(
-        ("dz", "dW", "W", "moment1", "moment2", "colrate", "library"),
+        ("dz", "dW", "W", "moment1", "moment2", "colrate", "library", "shift"),
         ("W", "moment1", "moment2", "penalty"),
         ints=("solver", "stream"),
         floats=("beta_1", "beta_2", "epsilon", "l2", "l1", "rate", "level", "scale"),
@@ -439,9 +441,9 @@ SIGNATURES: Mapping[OpCode, Signature] = {
     OpCode.ROW_GRAM: Signature(("h", "weight"), ("out",)),
     # [dW; db] = gram V - 2 sum over rows of (weight / m) g' y, with `gram` from ROW_GRAM
     OpCode.SPARSE_MSE_WGRAD: Signature(("h", "gram", "weight", "W", "b"), ("dW", "db"), ints=("source",)),
-    # The same, used up: WGRAD_UPDATE of W and COLSUM_UPDATE of b
+    # The same, used up: WGRAD_UPDATE of W and COLSUM_UPDATE of b; V has b + shift in place of b if there is a `shift`
     OpCode.SPARSE_MSE_UPDATE: Signature(
-        ("h", "gram", "weight", "W", "moment1", "moment2", "b", "b_moment1", "b_moment2"),
+        ("h", "gram", "weight", "W", "moment1", "moment2", "b", "b_moment1", "b_moment2", "shift"),
         ("W", "moment1", "moment2", "b", "b_moment1", "b_moment2", "penalty"),
         ints=("solver", "source"),
         floats=("beta_1", "beta_2", "epsilon", "l2", "l1", "rate"),
@@ -463,6 +465,8 @@ SIGNATURES: Mapping[OpCode, Signature] = {
     ),
     # out = these means, of the logits in z; without `library`, those of a row whose sum is `scale`
     OpCode.MEANS: Signature(("z", "library"), ("out",), ints=("activation",), floats=("scale",)),
+    # out = the shift of X, a row that is bound beside it, plus `b` if there is one
+    OpCode.SHIFT: Signature(("b",), ("out",)),
 }
 
 GRAM_GUARD = 1e-3
@@ -611,12 +615,16 @@ class NetworkSpec:
     gram_decoder: bool = False
     """Whether the squared error is taken from Gram matrices and the nonzeros of CSR targets, which are then never dense
     (see `takes_gram_decoder`)."""
+    shifted: bool = False
+    """Whether rows of X, which may be their own target, are those that are bound less a shift (see `shifted.Shifted`):
+    sparse rows that are standardised, of which no zero is a zero any more."""
 
     @property
     def takes_sparse_input(self) -> bool:
         """Whether the network can have a `sparse_input`: a dense first layer, and nothing else that needs the rows of
         its input or fills them."""
         filled = self.corruption not in (None, Corruption.MASKING) or self.contractive_hessian > 0
+        filled = filled or (self.corruption is not None and self.shifted)  # what is masked is zero after the shift
         # Probes are rows of the input's width; an encoder of one layer has none (its penalty has a closed form).
         filled = filled or (self.contractive > 0 and self.contractive_probes > 0 and self.latent > 1)
         return self.layers[0].convolution is None and not filled and self.n_gibbs == 0

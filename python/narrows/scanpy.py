@@ -117,7 +117,8 @@ def autoencoder(
     normalizer = Normalizer(normalize, loss=getattr(model, "loss", "mse")).fit(source)
     table = NormalizedSource(source, normalizer)
     table.var_names = None  # The model is applied to blocks, which have none.
-    X: Any = table if isinstance(source, _BackedSource) else table.read_rows(slice(None))
+    stays = isinstance(source, _BackedSource) or table.shift is not None
+    X: Any = table if stays else table.read_rows(slice(None))
     model.fit(X)
 
     key = key_added or "ae"

@@ -21,11 +21,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import BackendError
-from ..plan import Mode, OpCode, Plan, Precision
+from ..plan import Mode, NetworkSpec, OpCode, Plan, Precision
+from ..shifted import Shifted
 
 __all__ = [
     "AUTO",
     "BACKENDS",
+    "SHIFT",
     "Hyper",
     "Probe",
     "Program",
@@ -36,6 +38,7 @@ __all__ = [
     "resolve",
     "sparse_rows",
     "thread_count",
+    "told_apart",
     "usable_cpus",
 ]
 
@@ -103,7 +106,8 @@ class Program(Protocol):
         memory."""
 
     def bind(self, X: Any, target: Any = None, weight: Any = None) -> None:
-        """Set the data that `train` and `gradient` take their rows from: ndarray (any strides) or CSR."""
+        """Set the data that `train` and `gradient` take their rows from: ndarray (any strides) or CSR; X may be
+        `Shifted` rows of such if the plan is of shifted rows."""
 
     def train(
         self, rows: NDArray[np.int64], hyper: Hyper, poll: Callable[[], bool] | None = None
@@ -137,6 +141,27 @@ def sparse_rows(X: Any) -> Any:
         X = X.copy()
         X.sum_duplicates()
     return X
+
+
+SHIFT = 4
+"""The number under which the shift of X is bound, beside X (0), its target (1), weights (2) and latent codes (3)."""
+
+
+def told_apart(spec: NetworkSpec, X: Any) -> tuple[Any, NDArray[Any] | None]:
+    """The rows of X as stored, and their shift as one row if the network has one: zeros, if X has none.
+
+    Raises
+    ------
+    ValueError
+        X has a shift and the network none.
+    """
+    if not spec.shifted:
+        if isinstance(X, Shifted):
+            raise ValueError("these rows have a shift, and the network takes none")
+        return X, None
+    if isinstance(X, Shifted):
+        return X.rows, X.shift.reshape(1, -1)
+    return X, np.zeros((1, spec.n_features))
 
 
 def all_finite(*arrays: NDArray[Any]) -> bool:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..plan import FROM_CODES, Mode, OpCode, Plan, Precision
-from . import Hyper, Probe, State, all_finite, sparse_rows
+from . import SHIFT, Hyper, Probe, State, all_finite, sparse_rows, told_apart
 
 __all__ = ["CppProgram", "compile", "isa", "native_bfloat16", "own_ops", "probe", "probe_machine"]
 
@@ -161,6 +161,10 @@ class CppProgram:
                 self._bind(_TRAIN, source, data)
 
     def _bind(self, bank: int, source: int, data: Any) -> None:
+        if source == _X:
+            data, shift = told_apart(self.plan.spec, data)
+            if shift is not None:
+                self._program.bind_dense(bank, SHIFT, shift)
         if source in self.plan.spec.sparse_sources:
             data = sparse_rows(data)
         if hasattr(data, "indptr"):
@@ -187,10 +191,11 @@ class CppProgram:
         out = np.empty((X.shape[0], self.plan.slots[result].cols), self.dtype)
         try:
             self._bind(_APPLY, _LATENT if mode in FROM_CODES else _X, X)
-            if target is not None:
-                # Of codes that are judged, the input is what they are judged by, unless there is a target of its own.
-                own = self.plan.spec.separate_target or mode not in FROM_CODES
-                self._bind(_APPLY, _TARGET if own else _X, target)
+            # Without a target of its own the network judges by X, which of codes is the target.
+            if target is not None and self.plan.spec.separate_target:
+                self._bind(_APPLY, _TARGET, target)
+            elif target is not None and mode in FROM_CODES:
+                self._bind(_APPLY, _X, target)
             self._program.apply(int(mode), result, out)
         finally:
             # The program may outlive the data by far: an estimator keeps it for the next call.

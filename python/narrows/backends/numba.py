@@ -62,15 +62,17 @@ def _frozen(array: Array) -> Array:
     return view
 
 
-def gather(run: Run, *, out: Array, source: int) -> None:
+def gather(run: Run, *, shift: Array | None, out: Array, source: int) -> None:
     data = run.sources[source]
     if getattr(data, "format", None) != "csr" or data.dtype not in (np.float32, np.float64):
-        reference.gather(run, out=out, source=source)
+        reference.gather(run, shift=shift, out=out, source=source)
         return
     if len(run.rows) and not 0 <= run.rows.min() <= run.rows.max() < data.shape[0]:
         raise IndexError(f"rows outside the {data.shape[0]} rows of the data")
     parts = (_frozen(a) for a in (data.indptr, data.indices, data.data, run.rows))
     numba_kernels.gather_csr(*parts, out)
+    if shift is not None:
+        out -= shift
 
 
 def _random_cells(run: Run, stream: int, shape: tuple[int, ...]) -> NDArray[np.int32]:

@@ -46,7 +46,7 @@ from ..plan import (
     padded,
     segments,
 )
-from . import Hyper, Probe, State, all_finite, sparse_rows
+from . import SHIFT, Hyper, Probe, State, all_finite, sparse_rows, told_apart
 from .convolution import OUT_LAST, Images, greatest, pixels, windows
 
 __all__ = ["OPS", "ReferenceProgram", "Run", "compile", "probe"]
@@ -176,8 +176,16 @@ def picked(run: Run, source: int) -> Array:
     return dense
 
 
-def gather(run: Run, *, out: Array, source: int) -> None:
+def gather(run: Run, *, shift: Array | None, out: Array, source: int) -> None:
     out[...] = picked(run, source).reshape(out.shape)
+    if shift is not None:
+        out -= shift
+
+
+def shift(run: Run, *, b: Array | None, out: Array) -> None:
+    out[...] = run.sources[SHIFT]
+    if b is not None:
+        out += b
 
 
 def corrupt(run: Run, *, x: Array, kind: int, stream: int, level: float, low: float, high: float) -> None:
@@ -876,6 +884,7 @@ def sparse_dense(
     W: Array,
     b: Array,
     library: Array | None,
+    shift: Array | None,
     out: Array,
     pre: Array | None,
     activation: int,
@@ -883,23 +892,41 @@ def sparse_dense(
     level: float,
     scale: float,
 ) -> None:
-    z = masked_rows(run, stream, level, library, scale, W.dtype) @ W + b
+    z = masked_rows(run, stream, level, library, scale, W.dtype) @ W
+    if shift is not None:
+        z -= shift @ W
+    z += b
     if pre is not None:
         pre[...] = z
     out[...] = ACTIVATE[Activation(activation)](z)
 
 
-def sparse_wgrad(
-    run: Run, *, dz: Array, dW: Array, library: Array | None, accumulate: int, stream: int, level: float, scale: float
-) -> None:
-    product = masked_rows(run, stream, level, library, scale, dz.dtype).T @ dz
+def sparse_wgrad(run: Run, *, dz: Array, dW: Array, accumulate: int, **rows: Any) -> None:
+    product = _sparse_outer(run, dz, **rows)
     dW[...] = dW + product if accumulate else product
 
 
 def sparse_wgrad_update(
-    run: Run, *, dz: Array, library: Array | None, stream: int, level: float, scale: float, **rule: Any
+    run: Run,
+    *,
+    dz: Array,
+    library: Array | None,
+    shift: Array | None,
+    stream: int,
+    level: float,
+    scale: float,
+    **rule: Any,
 ) -> None:
-    _descend(run, masked_rows(run, stream, level, library, scale, dz.dtype).T @ dz, **rule)
+    _descend(run, _sparse_outer(run, dz, library, shift, stream, level, scale), **rule)
+
+
+def _sparse_outer(
+    run: Run, dz: Array, library: Array | None, shift: Array | None, stream: int, level: float, scale: float
+) -> Array:
+    product: Array = masked_rows(run, stream, level, library, scale, dz.dtype).T @ dz
+    if shift is not None:
+        product -= shift.T @ dz.sum(axis=0, keepdims=True)
+    return product
 
 
 # --- ops: squared error against sparse rows --------------------------------------------------------------------------
@@ -984,6 +1011,7 @@ def sparse_mse_update(
     b: Array,
     b_moment1: Array,
     b_moment2: Array | None,
+    shift: Array | None,
     source: int,
     solver: int,
     beta_1: float,
@@ -991,7 +1019,7 @@ def sparse_mse_update(
     epsilon: float,
     **rule: Any,
 ) -> None:
-    dW, db = _sparse_mse_gradient(run, h, gram, weight, W, b, source)
+    dW, db = _sparse_mse_gradient(run, h, gram, weight, W, b if shift is None else b + shift, source)
     _decayed_step(run, W, dW, solver=solver, beta_1=beta_1, beta_2=beta_2, epsilon=epsilon, **rule)
     step_rule(run, b, db, b_moment1, b_moment2, solver, beta_1, beta_2, epsilon)
 
@@ -1058,6 +1086,7 @@ OPS: Mapping[OpCode, Callable[..., None]] = {
     OpCode.LOG_NORMALIZE: log_normalize,
     OpCode.COUNTS: counts,
     OpCode.MEANS: means,
+    OpCode.SHIFT: shift,
 }
 
 
@@ -1123,11 +1152,14 @@ class ReferenceProgram:
         return views
 
     def bind(self, X: Any, target: Any = None, weight: Any = None) -> None:
-        self.sources = self._sources({0: X, 1: target}) | {2: weight}
+        self.sources = self._sources(X, target) | {2: weight}
 
-    def _sources(self, given: dict[int, Any]) -> dict[int, Any]:
+    def _sources(self, X: Any, target: Any) -> dict[int, Any]:
+        rows, shift = told_apart(self.plan.spec, X)
+        given = {0: rows, 1: target if self.plan.spec.separate_target else None}
         wanted = self.plan.spec.sparse_sources
-        return {i: sparse_rows(data) if i in wanted and data is not None else data for i, data in given.items()}
+        sources = {i: sparse_rows(data) if i in wanted and data is not None else data for i, data in given.items()}
+        return sources | {SHIFT: shift}
 
     def train(
         self, rows: NDArray[np.int64], hyper: Hyper, poll: Callable[[], bool] | None = None
@@ -1169,9 +1201,9 @@ class ReferenceProgram:
         n = X.shape[0]
         out = np.empty((n, result.cols), self.dtype)
         if mode in FROM_CODES:
-            sources = self._sources({0: target, 1: target}) | {3: X}
+            sources = self._sources(None if self.plan.spec.separate_target else target, target) | {3: X}
         else:
-            sources = self._sources({0: X, 1: target})
+            sources = self._sources(X, target)
         for start in range(0, n, self.plan.batch):
             rows = np.arange(start, min(start + self.plan.batch, n))
             self._run(Run(rows, mode, sources, regions=self.regions, bfloat16=self.bfloat16))

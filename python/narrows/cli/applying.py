@@ -30,6 +30,7 @@ from ..models.data import check_values
 from ..normalize import NormalizedSource, Normalizer
 from ..plan import Loss
 from ..readahead import read_ahead
+from ..shifted import Shifted, stored_rows
 from .resources import apply_bytes, blas_threads
 from .tables import check_output, write_table
 
@@ -95,8 +96,10 @@ def score(settings: ApplySettings) -> None:
         step = _rows_in(apply_bytes(estimator, settings.max_memory), table.shape[1])
 
         def blocks() -> Iterator[npt.NDArray[Any]]:
-            for start, block in table.blocks(step):
-                _check(block, start, table, estimator.plan_.spec.loss)
+            loss = estimator.plan_.spec.loss
+            for start in range(0, table.shape[0], step):
+                block = _read(table, slice(start, start + step), loss)
+                _check(block, start, table, loss)
                 yield -estimator.score_samples(with_names(block, table))
 
         write_table(
@@ -184,20 +187,27 @@ def encoded(estimator: Any, table: Source, step_bytes: int) -> Iterator[npt.NDAr
     spec, n_rows = estimator.plan_.spec, _rows_in(step_bytes, table.shape[1])
     meant = estimator._encodes(spec.loss, separate_target=not spec.log_normalize)
     starts = range(0, table.shape[0], n_rows)
-    blocks = read_ahead(partial(table.read_rows, slice(start, start + n_rows)) for start in starts)
+    blocks = read_ahead(partial(_read, table, slice(start, start + n_rows), spec.loss) for start in starts)
     for start, block in zip(starts, blocks, strict=True):
         _check(block, start, table, meant)
         yield estimator.transform(with_names(block, table))
 
 
+def _read(table: Source, rows: slice, loss: Loss) -> Any:
+    """Some rows, as a network of this loss takes them."""
+    return table.read_rows(rows) if loss.of_counts else table.read_stored(rows)
+
+
 def _check(block: Any, start: int, table: Source, meant: Loss) -> None:
     """Refuse values without a meaning, by the numbers of their rows in the whole data."""
-    data.check_finite(block, start, table)
+    data.check_finite(stored_rows(block), start, table)
     check_values(block, meant, start, table)
 
 
-def with_names(block: Any, table: Source) -> Source:
-    """A block that still knows its features, or the estimator would warn that it does not."""
+def with_names(block: Any, table: Source) -> Any:
+    """A block that still knows its features, or the estimator would warn that it does not; shifted rows need none."""
+    if isinstance(block, Shifted):
+        return block
     return data.ArraySource(block, var_names=table.var_names, name=table.name)
 
 

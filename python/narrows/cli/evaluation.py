@@ -17,6 +17,7 @@ import scipy.sparse as sp
 
 from ..data import Source
 from ..normalize import row_blocks
+from ..shifted import dense, stored_rows
 
 __all__ = ["PCABaseline", "elbow", "feature_errors", "knn_accuracy", "pca", "pca_errors", "sample_rows"]
 
@@ -70,7 +71,8 @@ def _blocks_of(source: Source, rows: np.ndarray, room: int) -> Callable[[], Iter
         for i, cut in enumerate(cuts):
             block = cache.get(i)
             if block is None:
-                block = source.read_rows(rows[cut])
+                # Principal components are those of the centred rows, whatever their shift.
+                block = stored_rows(source.read_stored(rows[cut]))
                 size = block.data.nbytes + block.indices.nbytes if sp.issparse(block) else block.nbytes
                 if size <= room:
                     cache[i], room = block, room - size
@@ -198,9 +200,9 @@ def feature_errors(
     n_rows = source.shape[0] if rows is None else len(rows)
     total = np.zeros(n_features)
     for cut in row_blocks(n_rows, n_features, ERROR_BYTES):
-        block = source.read_rows(cut if rows is None else rows[cut])
+        block = source.read_stored(cut if rows is None else rows[cut])
         difference = reconstruct(block).astype(np.float64)
-        difference -= block.toarray() if sp.issparse(block) else block
+        difference -= dense(block)
         total += np.einsum("ij,ij->j", difference, difference)
     return total / n_rows
 

@@ -143,7 +143,7 @@ def fit_opened(
     normalizer = table.normalizer
     budget = Budget.of(estimator, table, settings.max_memory)
     if settings.dry_run:
-        print(plan_text(settings, estimator, table, normalizer, budget, f"{given.n_threads} ({given.threads_from})"))
+        print(plan_text(settings, estimator, table, budget, f"{given.n_threads} ({given.threads_from})"))
         return
     run.claim()
     if not known:
@@ -181,7 +181,7 @@ def fit_opened(
     }
     with _logged(run):
         log.debug("narrows %s: %s", __version__, " ".join(argv))
-        log.info("%s: %d rows x %d features, normalised: %s", settings.data, *table.shape, normalizer.describe())
+        log.info("%s: %d rows x %d features, normalised: %s", settings.data, *table.shape, table.describe())
         try:
             _train(estimator, table, run, settings, budget, stop, callbacks, digest)
             metrics |= {"status": "finished"}

@@ -24,7 +24,7 @@ from ..initial import draw_seed
 from ..lowering import lower
 from ..models.data import BLOCK_BYTES, Table, density, split_rows
 from ..models.network import build_spec
-from ..normalize import Normalizer
+from ..normalize import NormalizedSource
 from ..plan import NetworkSpec, Precision
 from . import evaluation
 from .settings import FitSettings, show_size
@@ -115,12 +115,18 @@ def held_rows(estimator: Any, n_rows: int) -> tuple[npt.NDArray[np.int64], npt.N
 def _spec(estimator: Any, table: Source, batch: int) -> NetworkSpec:
     """The network that a fit to the table trains."""
     stored, n_features = density(table), int(table.shape[1])
-    return build_spec(estimator, n_features, n_features, density=stored, target_density=stored, batch=batch)
+    return build_spec(
+        estimator,
+        n_features,
+        n_features,
+        density=stored,
+        shifted=Table(table).shifted,
+        target_density=stored,
+        batch=batch,
+    )
 
 
-def plan_text(
-    settings: FitSettings, estimator: Any, table: Source, normalizer: Normalizer, budget: Budget, threads: str
-) -> str:
+def plan_text(settings: FitSettings, estimator: Any, table: NormalizedSource, budget: Budget, threads: str) -> str:
     n_rows, n_features = table.shape
     spec = _spec(estimator, table, int(estimator.batch_size))
     widths = [n_features, *(layer.n_out for layer in spec.layers)]
@@ -128,11 +134,11 @@ def plan_text(
     split = held_rows(estimator, n_rows)
     held = len(split[1]) if split else 0
     batch = min(int(estimator.batch_size), n_rows - held)
-    stored = "" if table.nnz is None else f", sparse ({100 * density(table):.3g} % stored)"
+    stored = "" if table.n_stored is None else f", sparse ({100 * density(table):.3g} % stored)"
     steps = -(-(n_rows - held) // batch)
     lines = {
         "data": f"{settings.data}: {n_rows} rows x {n_features} features{stored}",
-        "normalize": normalizer.describe(),
+        "normalize": table.describe(),
         "estimator": f"{type(estimator).__name__}, loss {estimator.loss}",
         "layers": " - ".join(map(str, widths)),
         "parameters": f"{parameters:,}",

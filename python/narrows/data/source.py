@@ -113,6 +113,10 @@ class Source(ABC):
         Whether `read_rows` returns CSR arrays.
     nnz : int or None
         Number of stored values of a sparse source.
+    n_stored : int or None
+        Number of values of the CSR that `read_stored` returns, if it does.
+    shift : ndarray of float64, shape (n_columns,), or None
+        What the rows of `read_stored` are to be taken less, if they are.
     obs_names, var_names : ndarray of str, or None
         Names of the rows and of the columns.
     labels : ndarray of shape (n_rows,), or None
@@ -139,7 +143,8 @@ class Source(ABC):
         if min(self.shape) < 1:
             raise DataError(f"{self.name}: empty ({self.shape[0]} rows, {self.shape[1]} columns)")
         self.dtype = float_dtype(dtype)
-        self.nnz = nnz
+        self.nnz = self.n_stored = nnz
+        self.shift: npt.NDArray[np.float64] | None = None
         self.obs_names = self._per("obs_names", obs_names, 0)
         self.var_names = self._per("var_names", var_names, 1)
         self.labels = self._per("labels", labels, 0)
@@ -203,6 +208,16 @@ class Source(ABC):
             if outside.any():
                 raise IndexError(f"row {index[outside][0]} is outside 0..{n_rows - 1} of {self.name}")
         return self._take(index.astype(np.int64, copy=False))
+
+    def read_stored(self, rows: slice | npt.ArrayLike) -> Any:
+        """The same rows in the form that takes the least memory.
+
+        Returns
+        -------
+        ndarray or scipy.sparse.csr_array, or `Shifted` rows of a CSR, of shape (n_selected, n_columns)
+            The last if the source has a `shift`; otherwise what `read_rows` returns.
+        """
+        return self.read_rows(rows)
 
     @abstractmethod
     def _slice(self, start: int, stop: int) -> Any:

@@ -23,6 +23,7 @@ from ..backends import Program, State, compile_plan, resolve
 from ..initial import draw_seed
 from ..lowering import lower
 from ..plan import Corruption, LayerSpec, Loss, Mode, NetworkSpec, Plan, Precision
+from ..shifted import dense
 from ..training import Callback, Checkpoint, EpochPrinter, Options, SavedRun, Trainer, TrainingState
 from .data import (
     BLOCK_BYTES,
@@ -31,7 +32,6 @@ from .data import (
     density,
     even_batch,
     fingerprint,
-    is_sparse,
     split_rows,
     validator,
     value_range,
@@ -365,8 +365,9 @@ class BaseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
             separate_target=table.target is not None,
             weighted=table.weight is not None,
             density=density(table.X),
+            shifted=table.shifted,
             library=library,
-            target_density=density(table.X if table.target is None else table.target),
+            target_density=density(table.X) if table.target is None else density(table.target, implicit=False),
             batch=even_batch(len(rows), int(self.batch_size)),
         )
         if again:
@@ -479,7 +480,7 @@ class BaseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         ndarray of shape (n_samples, n_outputs)
         """
         check_is_fitted(self)
-        return self._apply(Table(check_codes(self, Z)), Mode.DECODE)
+        return self._apply(Table(check_codes(self, Z), implicit=False), Mode.DECODE)
 
     def reconstruct(self, X: Any) -> NDArray[Any]:
         """Encode and decode rows.
@@ -541,7 +542,7 @@ class BaseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         for block, target, _ in table.blocks(self._block_rows()):
             wanted = block if target is None else target
             rebuilt = self._network.apply(block, Mode.RECONSTRUCT).astype(np.float64)
-            total += ((rebuilt - (wanted.toarray() if is_sparse(wanted) else wanted)) ** 2).sum(axis=0)
+            total += ((rebuilt - dense(wanted)) ** 2).sum(axis=0)
         return total / table.n_rows
 
     def latent_sensitivity(self, X: Any) -> NDArray[np.float64]:

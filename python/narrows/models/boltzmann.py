@@ -16,6 +16,7 @@ from sklearn.utils.validation import check_is_fitted
 from .. import functional, philox
 from ..initial import draw_seed
 from ..plan import Activation, Loss, Mode
+from ..shifted import Shifted
 from ..training import Callback, Checkpoint
 from .autoencoder import Autoencoder
 from .data import BLOCK_BYTES, is_sparse
@@ -223,7 +224,8 @@ class RBM(Autoencoder):
         """
         check_is_fitted(self)
         table = encoding_table(self, X)
-        parts = [self._free_energy(block) for block, _, _ in table.blocks(self._block_rows())]
+        blocks = (block for block, _, _ in table.blocks(self._block_rows()))
+        parts = [self._free_energy(block.toarray() if isinstance(block, Shifted) else block) for block in blocks]
         return np.concatenate(parts).astype(np.dtype(table.X.dtype), copy=False)
 
     def score_samples(self, X: Any, y: Any = None) -> Array:

@@ -21,6 +21,7 @@ from ..data.checks import check_counts, check_finite, check_within
 from ..data.source import ArraySource, Source
 from ..plan import Loss, NetworkSpec
 from ..readahead import read_ahead
+from ..shifted import Shifted, stored_rows
 from ..training import Block
 
 __all__ = [
@@ -49,9 +50,10 @@ def is_sparse(X: Any) -> bool:
     return hasattr(X, "indptr")
 
 
-def density(X: Any) -> float:
-    """The part of the elements of an array, CSR or Source that is stored."""
-    stored = X.nnz if is_sparse(X) or isinstance(X, Source) else None
+def density(X: Any, *, implicit: bool = True) -> float:
+    """The part of the elements of an array, CSR or Source that is stored; the shift of `implicit` rows is not."""
+    X = stored_rows(X)
+    stored = X.nnz if is_sparse(X) else _stored(X, implicit)
     return 1.0 if stored is None else float(stored) / max(1, int(X.shape[0]) * int(X.shape[1]))
 
 
@@ -83,7 +85,7 @@ class Table:
 
     Attributes
     ----------
-    X : ndarray, CSR or Source of shape (n_rows, n_features)
+    X : ndarray, CSR, Source or Shifted of shape (n_rows, n_features)
     target : the same, of shape (n_rows, n_outputs), or None
         None if the input is its own target.
     weight : ndarray of float64, shape (n_rows,), or None
@@ -91,6 +93,9 @@ class Table:
         Those for which the values of X and of the target must have a meaning.
     columns : pair of sequences of str, or None
         Names of the columns of X and of the target, where these do not know them.
+    implicit : bool
+        Whether rows of X from a source that has a shift come as `Shifted`; those of the target never do, nor what is
+        meant to be of counts.
     """
 
     X: Any
@@ -98,7 +103,11 @@ class Table:
     weight: NDArray[np.float64] | None = None
     meant: tuple[Loss, Loss] = (Loss.MSE, Loss.MSE)
     columns: tuple[Any, Any] = (None, None)
+    implicit: bool = True
     _totals: Totals | None = field(default=None, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        self.implicit = self.implicit and not any(loss.of_counts for loss in self.meant)
 
     @property
     def n_rows(self) -> int:
@@ -111,7 +120,14 @@ class Table:
     @property
     def row_bytes(self) -> int:
         """Bytes of an average row in memory."""
-        return sum(_row_bytes(part) for part in (self.X, self.target) if part is not None)
+        return _row_bytes(self.X, self.implicit) + (0 if self.target is None else _row_bytes(self.target, False))
+
+    @property
+    def shifted(self) -> bool:
+        """Whether rows of X come as `Shifted`."""
+        return isinstance(self.X, Shifted) or (
+            self.implicit and isinstance(self.X, Source) and self.X.shift is not None
+        )
 
     def loaded(self, block_bytes: int) -> Table:
         """The same table in memory if it fits into a block, else itself."""
@@ -128,11 +144,11 @@ class Table:
     def _read(self, part: Any, i: int, rows: slice | NDArray[np.int64]) -> Any:
         if not isinstance(part, Source):
             return part[rows]
-        block = part.read_rows(rows)
+        block = part.read_stored(rows) if self.implicit and i == 0 else part.read_rows(rows)
         first = (rows.start or 0) if isinstance(rows, slice) else rows
         # A source has this name unless it was given another.
         called = {"columns": self.columns[i], "name": "y" if i and part.name == "X" else None}
-        check_finite(block, first, part, **called)
+        check_finite(stored_rows(block), first, part, **called)
         check_values(block, self.meant[i], first, part, **called)
         return block
 
@@ -168,13 +184,21 @@ def _sums(X: Any, axis: int) -> NDArray[np.float64]:
     return np.asarray(X.sum(axis=axis, dtype=np.float64)).reshape(-1)
 
 
-def _row_bytes(X: Any) -> int:
+def _row_bytes(X: Any, implicit: bool) -> int:
+    X = stored_rows(X)
     itemsize = np.dtype(X.dtype).itemsize
-    if isinstance(X, Source) and X.nnz is not None:
-        return int(8 + X.nnz * (itemsize + 4) // X.shape[0])
+    if (stored := _stored(X, implicit)) is not None:
+        return int(8 + stored * (itemsize + 4) // X.shape[0])
     if is_sparse(X):
         return int(8 + X.nnz * (itemsize + X.indices.dtype.itemsize) // X.shape[0])
     return int(X.shape[1] * itemsize)
+
+
+def _stored(X: Any, implicit: bool) -> int | None:
+    """Values that are stored of a source, if it is one of CSR."""
+    if not isinstance(X, Source):
+        return None
+    return X.n_stored if implicit else X.nnz
 
 
 def check_values(
@@ -182,13 +206,21 @@ def check_values(
 ) -> None:
     """Raise for the first of finite values that the loss has no meaning for; see `data.checks.check_finite`."""
     if loss is Loss.BCE:
-        needed = "loss='bce' (visible='bernoulli') needs values in [0, 1]: scale them"
-        check_within(X, 0.0, 1.0, needed, row_offset, source, **called)
+        high, needed = 1.0, "loss='bce' (visible='bernoulli') needs values in [0, 1]: scale them"
     elif loss.of_counts:
-        check_counts(X, row_offset, source, **called)
+        check_counts(X.toarray() if isinstance(X, Shifted) else X, row_offset, source, **called)
+        return
     elif loss is Loss.MULTINOMIAL:
-        needed = "loss='multinomial' needs values that are not negative"
-        check_within(X, 0.0, np.inf, needed, row_offset, source, **called)
+        high, needed = np.inf, "loss='multinomial' needs values that are not negative"
+    else:
+        return
+    if isinstance(X, Shifted):
+        least, greatest = X.extremes()
+        slack = 4 * float(np.finfo(X.dtype).eps) * (1 + float(np.abs(X.shift).max()))
+        if least >= -slack and greatest <= high + slack:
+            return
+        X = X.toarray()
+    check_within(X, 0.0, high, needed, row_offset, source, **called)
 
 
 def split_rows(n_rows: int, fraction: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -327,6 +359,10 @@ def value_range(table: Table, rows: NDArray[np.int64], block_bytes: int) -> tupl
     low, high = np.inf, -np.inf
     step = max(1, block_bytes // max(1, table.row_bytes))
     for X, _, _ in table.blocks(step, rows):
+        if isinstance(X, Shifted):
+            ends = X.extremes()
+            low, high = min(low, ends[0]), max(high, ends[1])
+            continue
         values = X.data if is_sparse(X) else X
         if values.size:
             low, high = min(low, float(values.min())), max(high, float(values.max()))

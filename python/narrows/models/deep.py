@@ -222,7 +222,7 @@ class _Codes(Source):
         out = np.empty((len(index), self.shape[1]), self.dtype)
         for first in range(0, len(index), self._step):
             rows = self._rows[index[first : first + self._step]]
-            block = self._X.read_rows(rows) if isinstance(self._X, Source) else self._X[rows]
+            block = self._X.read_stored(rows) if isinstance(self._X, Source) else self._X[rows]
             for network in self._layers:
                 block = network.apply(block, Mode.ENCODE)
             out[first : first + len(rows)] = block

@@ -8,6 +8,7 @@ scikit-learn does it.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from sklearn.utils.validation import validate_data
 from ..data.checks import check_finite
 from ..data.source import Source, float_dtype
 from ..plan import Loss
+from ..shifted import Shifted
 from .data import Table, is_sparse
 
 __all__ = [
@@ -32,7 +34,9 @@ __all__ = [
 
 
 def check_X(estimator: Any, X: Any, *, reset: bool, min_samples: int = 1) -> Any:
-    """X as a finite float array, a canonical CSR of floats, or a Source."""
+    """X as a finite float array, a canonical CSR of floats, or a Source; rows that were read as Shifted stay so."""
+    if isinstance(X, Shifted) and not reset and X.shape[1] == estimator.n_features_in_:
+        return X
     X = estimator._rows(X)
     if not isinstance(X, Source):
         X = _plain(
@@ -113,14 +117,15 @@ def validation_table(estimator: Any, X_val: Any, table: Table) -> Table:
         raise ValueError("X_val must be a pair (X_val, y_val) if, and only if, fit has a y to reconstruct")
     if target is not None and target.shape[1] != table.target.shape[1]:
         raise ValueError(f"y_val has {target.shape[1]} columns, y has {table.target.shape[1]}")
-    return make_table(estimator, X, target, None, columns)
+    # A shift of its own the network has only if that of the training data has made it take one.
+    return dataclasses.replace(make_table(estimator, X, target, None, columns), implicit=table.shifted)
 
 
 def encoding_table(estimator: Any, X: Any) -> Table:
     """Rows to encode."""
     X, spec = check_X(estimator, X, reset=False), estimator._network.spec
     meant = estimator._encodes(spec.loss, separate_target=not spec.log_normalize)
-    table = Table(X, meant=(meant, meant), columns=(_names(estimator), None))
+    table = Table(X, meant=(meant, spec.loss), columns=(_names(estimator), None))
     table.check()
     return table
 

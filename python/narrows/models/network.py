@@ -33,6 +33,7 @@ from ..plan import (
     Plan,
     Solver,
 )
+from ..shifted import Shifted, stored_rows
 from .data import Totals, is_sparse
 from .parameters import CORRUPTIONS, decoder_sizes, hidden_sizes, output_activation
 
@@ -57,12 +58,13 @@ def build_spec(
     separate_target: bool = False,
     weighted: bool = False,
     density: float = 1.0,
+    shifted: bool = False,
     library: float = 1.0,
     target_density: float = 1.0,
     batch: int = 1,
 ) -> NetworkSpec:
     """The network that an estimator's (checked) parameters describe, for batches of `batch` rows of data of which the
-    part `density` is stored, and of targets of which the part `target_density` is.
+    part `density` is stored (less a shift, if `shifted`), and of targets of which the part `target_density` is.
 
     Raises
     ------
@@ -114,6 +116,7 @@ def build_spec(
         # A target of its own says nothing of what X is.
         log_normalize=loss.of_counts and (e.counts_input or not separate_target),
         library=library,
+        shifted=shifted,
     )
     if e.sparse_decoder == "gram" and target_density == 1:
         raise ValueError(
@@ -255,7 +258,8 @@ class Network:
 
     def _forget(self) -> None:
         self._lock = threading.Lock()
-        self._programs: dict[tuple[bool, bool], Program] = {}  # by whether input and target are taken as sparse rows
+        # By whether input and target are taken as sparse rows, less a shift, and are the same.
+        self._programs: dict[tuple[bool, ...], Program] = {}
         self._plan: Plan | None = None
         self._decoder: Network | None = None
         self._backend: str | None = None
@@ -313,13 +317,17 @@ class Network:
         return biases
 
     def apply(self, X: Any, mode: Mode, target: Any = None) -> NDArray[Any]:
-        """Run an inference mode over the rows of an array or CSR; SCORE needs a target, which may be X."""
+        """Run an inference mode over the rows of an array, CSR or Shifted; SCORE needs a target, which may be X, and
+        must be if it is Shifted.
+        """
         with self._lock:
-            spec = _without_training(self.spec)
+            own = isinstance(target, Shifted)
+            shifted = own or isinstance(X, Shifted)
+            spec = dataclasses.replace(_without_training(self.spec), shifted=shifted, separate_target=not own)
             # By the form alone: by its density, a row's last bits could depend on the rows beside it.
-            sparse = is_sparse(X) and mode not in FROM_CODES and spec.takes_sparse_input
-            gram = is_sparse(target) and spec.gram_decoder
-            program = self._programs.get((sparse, gram))
+            sparse = is_sparse(stored_rows(X)) and mode not in FROM_CODES and spec.takes_sparse_input
+            gram = is_sparse(stored_rows(target)) and spec.gram_decoder
+            program = self._programs.get((sparse, gram, shifted, own))
             if program is None:
                 program = compile_plan(
                     lower(dataclasses.replace(spec, sparse_input=sparse, gram_decoder=gram), self.batch),
@@ -328,7 +336,7 @@ class Network:
                     n_threads=self.n_threads,
                 )
                 program.load(self.parameters)
-                self._programs[sparse, gram] = program
+                self._programs[sparse, gram, shifted, own] = program
             return program.apply(X, mode, target)
 
     def decoder_outputs(self, Z: Any) -> NDArray[Any]:

@@ -17,6 +17,7 @@ from sklearn.utils.validation import check_is_fitted
 from .. import philox
 from ..initial import draw_seed
 from ..plan import DROPOUT_LIMIT, LOG_DISPERSION_LIMIT, VARIANCE_FLOOR, Loss, Mode, NetworkSpec
+from ..shifted import stored_rows
 from .autoencoder import Autoencoder
 from .data import is_sparse
 from .inputs import scoring_table
@@ -349,8 +350,9 @@ def row_keys(X: Any) -> NDArray[np.uint64]:
 
     Sums, modulo 2**64, of the values' bits times odd random numbers, of which every bit then takes part in every bit of
     the key (the finaliser of splitmix64; Steele, Lea and Flood, OOPSLA 2014). A key chooses noise; nothing else depends
-    on two rows having two keys.
+    on two rows having two keys. Shifted rows have those of what is stored.
     """
+    X = stored_rows(X)
     halves = philox.words(0, 0, 0, 2, X.shape[1]).astype(np.uint64)
     factors = (halves[0] << np.uint64(32) | halves[1]) | np.uint64(1)
     if is_sparse(X):
