@@ -236,6 +236,8 @@ Op<T> resolve(int code, const int* ints) {
                                      : resolve_link<Zinb, T>(ints[1]);
     case OP_MEANS:
       return means<T>;
+    case OP_CONDITION:
+      return condition<T>;
   }
 #undef X
   return nullptr;

@@ -102,8 +102,11 @@ class Program(Protocol):
         """Close the program and return its parameters and optimiser state, without a copy where that takes less
         memory."""
 
-    def bind(self, X: Any, target: Any = None, weight: Any = None) -> None:
-        """Set the data that `train` and `gradient` take their rows from: ndarray (any strides) or CSR."""
+    def bind(self, X: Any, target: Any = None, weight: Any = None, batch: Any = None) -> None:
+        """Set the data that `train` and `gradient` take their rows from: ndarray (any strides) or CSR.
+
+        `batch` holds the number of each row's batch, from 0, where the plan has batches.
+        """
 
     def train(
         self, rows: NDArray[np.int64], hyper: Hyper, poll: Callable[[], bool] | None = None
@@ -120,8 +123,9 @@ class Program(Protocol):
     def gradient(self, rows: NDArray[np.int64], seed: int = 0, step: int = 0) -> tuple[NDArray[np.float64], State]:
         """Terms and gradients of one training step, without the update."""
 
-    def apply(self, X: Any, mode: Mode, target: Any = None) -> NDArray[Any]:
-        """Run an inference mode over all rows of X; DECODE and LIKELIHOOD take latent codes for X."""
+    def apply(self, X: Any, mode: Mode, target: Any = None, batch: Any = None) -> NDArray[Any]:
+        """Run an inference mode over all rows of X; DECODE and LIKELIHOOD take latent codes for X. What decodes takes
+        the `batch` of each row, as `bind` does."""
 
     def close(self) -> None:
         """Free the memory; further calls are errors."""

@@ -21,7 +21,7 @@ from . import Hyper, Probe, State, all_finite, sparse_rows
 __all__ = ["CppProgram", "compile", "isa", "native_bfloat16", "own_ops", "probe", "probe_machine"]
 
 _TRAIN, _APPLY = 0, 1
-_X, _TARGET, _WEIGHT, _LATENT = range(4)
+_X, _TARGET, _WEIGHT, _LATENT, _BATCH = range(5)
 
 
 def probe() -> Probe:
@@ -155,8 +155,8 @@ class CppProgram:
         self.close()
         return state
 
-    def bind(self, X: Any, target: Any = None, weight: Any = None) -> None:
-        for source, data in ((_X, X), (_TARGET, target), (_WEIGHT, weight)):
+    def bind(self, X: Any, target: Any = None, weight: Any = None, batch: Any = None) -> None:
+        for source, data in ((_X, X), (_TARGET, target), (_WEIGHT, weight), (_BATCH, batch)):
             if data is not None:
                 self._bind(_TRAIN, source, data)
 
@@ -182,7 +182,7 @@ class CppProgram:
         gradients = {s.name: self._slot(self._program, self.plan.index[f"d{s.name}"]).copy() for s in self.plan.learned}
         return terms[: len(self.plan.terms)], gradients
 
-    def apply(self, X: Any, mode: Mode, target: Any = None) -> NDArray[Any]:
+    def apply(self, X: Any, mode: Mode, target: Any = None, batch: Any = None) -> NDArray[Any]:
         result = self.plan.outputs[mode]
         out = np.empty((X.shape[0], self.plan.slots[result].cols), self.dtype)
         try:
@@ -191,6 +191,8 @@ class CppProgram:
                 # Of codes that are judged, the input is what they are judged by, unless there is a target of its own.
                 own = self.plan.spec.separate_target or mode not in FROM_CODES
                 self._bind(_APPLY, _TARGET if own else _X, target)
+            if batch is not None:
+                self._bind(_APPLY, _BATCH, batch)
             self._program.apply(int(mode), result, out)
         finally:
             # The program may outlive the data by far: an estimator keeps it for the next call.

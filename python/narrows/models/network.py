@@ -34,7 +34,7 @@ from ..plan import (
     Solver,
 )
 from .data import Totals, is_sparse
-from .parameters import CORRUPTIONS, decoder_sizes, hidden_sizes, output_activation
+from .parameters import CORRUPTIONS, check_takes_batches, decoder_sizes, hidden_sizes, output_activation
 
 __all__ = ["SPARSE_DENSITY", "Network", "begin_counts", "build_spec", "dense_layers", "dispersions", "initial_state"]
 
@@ -60,6 +60,7 @@ def build_spec(
     library: float = 1.0,
     target_density: float = 1.0,
     batch: int = 1,
+    n_batches: int = 0,
 ) -> NetworkSpec:
     """The network that an estimator's (checked) parameters describe, for batches of `batch` rows of data of which the
     part `density` is stored, and of targets of which the part `target_density` is.
@@ -67,11 +68,16 @@ def build_spec(
     Raises
     ------
     ValueError
-        If the weights are tied and the target's width is not the input's, images do not fit the layers, or a decoder
-        in Gram form is asked for dense targets.
+        If the weights are tied and the target's width is not the input's, images do not fit the layers, a decoder
+        in Gram form is asked for dense targets, or a decoder cannot be told batches.
     """
     e = estimator
     layers, latent = e._layers(n_features, n_outputs)
+    if n_batches:
+        check_takes_batches(e)
+        first = layers[latent]
+        told = dataclasses.replace(first, n_in=first.n_in + n_batches)
+        layers = (*layers[:latent], told, *layers[latent + 1 :])
     loss = Loss[e.loss.upper()]
     cell_dispersion = loss.dispersed and getattr(e, "dispersion", "gene") == "gene-cell"
     heads = 1 + cell_dispersion + (loss is Loss.ZINB)
@@ -114,6 +120,7 @@ def build_spec(
         # A target of its own says nothing of what X is.
         log_normalize=loss.of_counts and (e.counts_input or not separate_target),
         library=library,
+        n_batches=n_batches,
     )
     if e.sparse_decoder == "gram" and target_density == 1:
         raise ValueError(
@@ -312,8 +319,11 @@ class Network:
             bias.flags.writeable = False
         return biases
 
-    def apply(self, X: Any, mode: Mode, target: Any = None) -> NDArray[Any]:
-        """Run an inference mode over the rows of an array or CSR; SCORE needs a target, which may be X."""
+    def apply(self, X: Any, mode: Mode, target: Any = None, batch: Any = None) -> NDArray[Any]:
+        """Run an inference mode over the rows of an array or CSR; SCORE needs a target, which may be X.
+
+        What decodes needs the numbers of batches if the network knows such.
+        """
         with self._lock:
             spec = _without_training(self.spec)
             # By the form alone: by its density, a row's last bits could depend on the rows beside it.
@@ -329,9 +339,9 @@ class Network:
                 )
                 program.load(self.parameters)
                 self._programs[sparse, gram] = program
-            return program.apply(X, mode, target)
+            return program.apply(X, mode, target, batch)
 
-    def decoder_outputs(self, Z: Any) -> NDArray[Any]:
+    def decoder_outputs(self, Z: Any, batch: Any = None) -> NDArray[Any]:
         """What the last layer puts out for codes before its activation, shape (n_rows, n_heads * n_outputs)."""
         with self._lock:
             if self._decoder is None:
@@ -352,7 +362,7 @@ class Network:
                     requested=self.requested,
                     n_threads=self.n_threads,
                 )
-        return self._decoder.apply(Z, Mode.DECODE)
+        return self._decoder.apply(Z, Mode.DECODE, batch=batch)
 
 
 def _without_training(spec: NetworkSpec) -> NetworkSpec:
