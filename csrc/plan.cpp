@@ -214,6 +214,13 @@ class Check {
     exact(at, "W", rows, W.cols), exact(bias, "b", 1, W.cols);
     return rows;
   }
+  // The columns of a slot, or the rows of a weight, of which the first `n` are wanted.
+  index_t at_least(int i, const char* role, index_t n) const {
+    const SlotDesc& s = slot(i, role);
+    const index_t there = s.region == REGION_BATCH ? s.cols : s.rows;
+    require(there >= n, std::string(role) + " has shape " + shape(s) + ", expected at least " + std::to_string(n));
+    return there;
+  }
   void square_of(int i, const char* role, index_t n) const { exact(i, role, n, n); }
   void elementwise(int activation) const {
     require(activation >= 0 && activation < ACT_SOFTMAX,
@@ -290,7 +297,7 @@ class Check {
       case OP_DGRAD: {
         const SlotDesc &dz = batch(0, "dz"), &out = batch(3, "out");
         flag(i1, "transposed");
-        exact(1, "W", i1 ? dz.cols : out.cols, i1 ? out.cols : dz.cols);
+        exact(1, "W", i1 ? dz.cols : at_least(1, "W", out.cols), i1 ? out.cols : dz.cols);
         batch(2, "saved", out.cols);
         distinct(0, 3, "dz and out"), distinct(2, 3, "saved and out");
         elementwise(i0);
@@ -549,7 +556,8 @@ class Check {
       case OP_SPARSE_MSE: {
         const index_t inner = layer(1, batch(0, "h").cols, 2);
         square_of(3, "high", inner + 1), square_of(4, "low", inner + 1);
-        batch(5, "saved", inner), weight(6), batch(7, "rowloss", 1), batch(8, "out", inner);
+        batch(5, "saved", batch(8, "out").cols), weight(6), batch(7, "rowloss", 1);
+        at_least(0, "h", slot(8, "out").cols);
         range(i0, SOURCE_WEIGHT, "source"), elementwise(i1);
         for (int i = 0; i < 9; ++i)
           for (int j : {7, 8})
@@ -605,6 +613,11 @@ class Check {
         require(out.cols <= z.cols, "out has shape " + shape(out) + " for z of shape " + shape(z));
         counts_link(i0);
         require(f[0] > 0, "scale must be positive");
+        break;
+      }
+      case OP_CONDITION: {
+        const SlotDesc &z = batch(0, "z"), &out = batch(1, "out");
+        require(out.cols > z.cols, "out has shape " + shape(out) + " for z of shape " + shape(z));
         break;
       }
     }

@@ -72,7 +72,7 @@ inline bool from_codes(int mode) { return mode & (MODE_DECODE | MODE_LIKELIHOOD)
 enum Region : int { REGION_PARAMETER, REGION_GRADIENT, REGION_MOMENT1, REGION_MOMENT2, REGION_BATCH, REGION_SCRATCH };
 // Training keeps its sources bound while validation data is applied.
 enum Bank : int { BANK_TRAIN, BANK_APPLY, BANK_COUNT };
-enum Source : int { SOURCE_X, SOURCE_TARGET, SOURCE_WEIGHT, SOURCE_LATENT, SOURCE_SHIFT, SOURCE_COUNT };
+enum Source : int { SOURCE_X, SOURCE_TARGET, SOURCE_WEIGHT, SOURCE_LATENT, SOURCE_SHIFT, SOURCE_BATCH, SOURCE_COUNT };
 
 // How the threads of an op share a slot they write: each has its own rows of the batch, its own tiles of the matrix
 // (cut by shape alone), thread 0 does it all, or in a way of the op's own.
@@ -136,7 +136,8 @@ enum Share : int { SHARE_ROWS, SHARE_TILES, SHARE_FIRST, SHARE_ALL };
   X(LOG_NORMALIZE, 2, 0, 1, 0b11, 0b01, SHARE_ROWS)                       \
   X(COUNTS, 6, 4, 1, 0b001111, 0b110001, SHARE_ALL)                       \
   X(MEANS, 3, 1, 1, 0b011, 0b100, SHARE_ROWS)                             \
-  X(SHIFT, 2, 0, 0, 0b01, 0b10, SHARE_ALL)
+  X(SHIFT, 2, 0, 0, 0b01, 0b10, SHARE_ALL)                                \
+  X(CONDITION, 2, 0, 0, 0b01, 0b10, SHARE_ROWS)
 
 enum OpCode : int {
 #define X(name, ...) OP_##name,

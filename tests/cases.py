@@ -40,6 +40,7 @@ class Data(NamedTuple):
     """An array, or `Shifted` rows of one."""
     target: Array | None
     weight: Array | None
+    batch: Array | None
 
 
 @dataclass(frozen=True)
@@ -90,11 +91,13 @@ class Case:
                 rows *= self._rng(2).random(rows.shape) < self.density
                 rows[self.rows // 2], rows[:, rows.shape[1] // 2] = 0, 0
         weight = rng.uniform(0.5, 2.0, self.rows).astype(np.float32) if spec.weighted else None
-        X, target, weight = (None if a is None else a.astype(dtype) for a in (X, target, weight))
+        # The last batch has no row where there are few.
+        batch = self._rng(3).integers(0, spec.n_batches, (self.rows, 1)).astype(np.float32) if spec.n_batches else None
+        X, *others = [None if a is None else a.astype(dtype) for a in (X, target, weight, batch)]
         if spec.shifted:
-            shift = self._rng(3).uniform(-0.4, 0.4, spec.n_features).astype(np.float32)
+            shift = self._rng(4).uniform(-0.4, 0.4, spec.n_features).astype(np.float32)
             X = Shifted(X, shift.astype(dtype))
-        return Data(X, target, weight)
+        return Data(X, *others)
 
     def _values(self, rng: np.random.Generator, columns: int) -> Array:
         shape = (self.rows, columns)
@@ -131,7 +134,10 @@ def network(
     variational: bool = False,
     **options: Any,
 ) -> NetworkSpec:
-    """A symmetric network: the middle of `sizes` is the code; dropout is for the hidden layers alone."""
+    """A symmetric network: the middle of `sizes` is the code; dropout is for the hidden layers alone.
+
+    The decoder's first layer takes the `n_batches`, too.
+    """
     n = len(sizes) - 1
     middle = n // 2
     heads = 1 + bool(options.get("cell_dispersion")) + (options.get("loss") is Loss.ZINB)
@@ -140,7 +146,7 @@ def network(
         activation = output if i == n - 1 else latent if i == middle - 1 else hidden
         layers.append(
             LayerSpec(
-                sizes[i],
+                sizes[i] + (options.get("n_batches", 0) if i == middle else 0),
                 sizes[i + 1] * (heads if i == n - 1 else 2 if variational and i == middle - 1 else 1),
                 activation,
                 dropout=dropout if i not in (middle - 1, n - 1) else 0.0,
@@ -444,6 +450,48 @@ MODEL_CASES: tuple[Case, ...] = (
 )
 """Every feature of a model, small enough for finite differences (``grains`` apart: it has several grains)."""
 
+BATCHES: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "noise": {"corruption": Corruption.GAUSSIAN, "corruption_level": 0.2, "hidden": _A.SILU, "dropout": 0.2},
+    "penalties": {"activity_l1": 0.2, "kl_sparsity": 0.5, "latent": _A.SIGMOID, "alpha": 0.7, "weight_l1": 0.4},
+    "contractive": {"contractive": 0.5, "latent": _A.GELU, "alpha": 0.2, "solver": Solver.ADAMW},
+    "clip": {"clip_norm": 0.3, "alpha": 0.2, "separate_target": True, "weighted": True, "solver": Solver.SGD},
+    "variational": {"variational": True, "weighted": True, "kl_weight": 0.7},
+    "variational-bce": {"variational": True, "loss": Loss.BCE, "output": _A.SIGMOID, "separate_target": True},
+    "counts": {"loss": Loss.NB, "output": _A.SOFTMAX, "log_normalize": True, "library": 8.0, "variational": True},
+    "counts-sparse": {
+        "loss": Loss.ZINB, "output": _A.EXP, "log_normalize": True, "library": 8.0, "cell_dispersion": True,
+        "sparse_input": True, "clip_norm": 0.5,
+    },
+    "gram": {"gram_decoder": True, "sparse_input": True},
+    "gram-variational": {"gram_decoder": True, "variational": True, "weighted": True},
+}  # fmt: skip
+"""Options of networks whose decoder is told the batch."""
+
+BATCH_CASES: tuple[Case, ...] = (
+    *(
+        Case(f"batches-{name}-{len(sizes)}-{n}", network(sizes, n_batches=n, **options), batch=17, rows=40)
+        for name, options in BATCHES.items()
+        for sizes, n in (((11, 5, 11), 3), ((7, 6, 3, 6, 7), 2))
+    ),
+    # Codes and batches on both sides of the borders of vectors and of tiles; input gradients as transposed products
+    *(
+        Case(
+            f"batches-{m}x{k}x{n}-{b}",
+            network((k, n, k), latent=a, n_batches=b, **options),
+            batch=m,
+            rows=m,
+        )
+        for m, k, n, b, a, options in (
+            (1, 1, 1, 1, _A.LINEAR, {}), (5, 9, 15, 1, _A.RELU, {}), (6, 17, 16, 1, _A.TANH, {}),
+            (7, 33, 17, 15, _A.GELU, {}), (13, 16, 16, 16, _A.SIGMOID, {}), (17, 40, 1, 130, _A.TANH, {}),
+            (33, 65, 70, 3, _A.GELU, {}), (64, 129, 144, 17, _A.TANH, {}),
+            (5, 97, 129, 3, _A.TANH, {"gram_decoder": True}), (33, 95, 64, 65, _A.GELU, {"gram_decoder": True}),
+        )
+    ),
+)  # fmt: skip
+"""Networks whose decoder is told the batch."""
+
 SHAPE_CASES: tuple[Case, ...] = tuple(
     Case(f"shape-{m}x{k}x{n}{'-tied' * tied}", network((k, n, k), latent=a, tied=tied), batch=m, rows=m)
     for i, s in enumerate(EDGES)
@@ -599,7 +647,9 @@ SHIFTED_CASES: tuple[Case, ...] = (
 )  # fmt: skip
 """Networks that see sparse rows less a shift."""
 
-CASES = MODEL_CASES + SHAPE_CASES + TURNED_CASES + BOLTZMANN_CASES + SPARSE_CASES + GRAM_CASES + SHIFTED_CASES
+CASES = (
+    MODEL_CASES + SHAPE_CASES + TURNED_CASES + BOLTZMANN_CASES + SPARSE_CASES + GRAM_CASES + SHIFTED_CASES + BATCH_CASES
+)
 
 _CONV_POOL = images(
     (28, 28, 1), conv(16, pool=2), conv(8, pool=2), conv(8), conv(16, upsample=2), conv(1, upsample=2), latent=2,
@@ -651,6 +701,15 @@ OP_CASES: tuple[Case, ...] = (
         network(
             (2000, 128, 32, 128, 2000), output=_A.EXP, loss=Loss.ZINB, cell_dispersion=True, library=2000.0,
             log_normalize=True,
+        ),
+        batch=256,
+        rows=256,
+    ),
+    Case(
+        "counts-batches",
+        network(
+            (2000, 128, 10, 128, 2000), output=_A.SOFTMAX, loss=Loss.NB, log_normalize=True, library=2000.0,
+            sparse_input=True, variational=True, n_batches=4,
         ),
         batch=256,
         rows=256,
@@ -750,6 +809,7 @@ def specs(draw: st.DrawFn) -> NetworkSpec:
         n_corruptions=draw(st.integers(1, 2)),
         alpha=draw(strength),
         weight_l1=draw(strength),
+        n_batches=0 if tied else draw(st.sampled_from([0, 0, 1, 3])),
         solver=draw(st.sampled_from(Solver)),
         clip_norm=draw(st.sampled_from([None, 1.0])),
         separate_target=separate,

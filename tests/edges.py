@@ -25,7 +25,7 @@ import scipy.sparse as sp
 from cases import Case, boltzmann, network
 from guards import LAYOUTS, OUTPUTS, POISON, VECTORS, Array, Guarded
 from narrows import _core, functional
-from narrows.backends import Hyper
+from narrows.backends import BATCH, Hyper
 from narrows.backends.cpp import _APPLY, _LATENT, _TARGET, _X, CppProgram
 from narrows.backends.reference import ACTIVATE, DERIVATIVE, ReferenceProgram
 from narrows.images import Convolution
@@ -225,9 +225,10 @@ def random_spec(rng: np.random.Generator, k: int, n: int, m: int) -> NetworkSpec
     shifted = loss in (Loss.MSE, Loss.GAUSSIAN) and bool(rng.random() < 0.4)
     return network(
         sizes,
-        ACTIVATIONS[rng.integers(len(ACTIVATIONS) - 1)],  # exp of exp leaves the range
-        latent,
-        output,
+        n_batches=0 if tied else int(sometimes(rng.choice([1, 2, 3, 15, 16, 17, 33]), 0)),
+        hidden=ACTIVATIONS[rng.integers(len(ACTIVATIONS) - 1)],  # exp of exp leaves the range
+        latent=latent,
+        output=output,
         variational=variational,
         kl_weight=0.3,
         tied=tied,
@@ -277,6 +278,12 @@ def source(room: Room, values: Any) -> Any:
     if kind == "other dtype":
         values = values.astype(np.float64 if values.dtype == np.float32 else np.float32)
     return room.operand(values)
+
+
+def numbers(room: Room, values: Array) -> Array:
+    """The same numbers as a vector or a column of either dtype."""
+    values = values.astype(room.rng.choice([np.float32, np.float64]))
+    return room.operand(values[:, 0] if room.rng.random() < 0.5 else values)
 
 
 def run_program(rng: np.random.Generator, k: int, n: int, m: int, precision: Precision) -> None:
@@ -358,8 +365,9 @@ def run_network(rng: np.random.Generator, spec: NetworkSpec, m: int, precision: 
     X = source(room, Shifted(data.X.rows * kept, data.X.shift) if spec.shifted else data.X * kept)
     target = None if data.target is None else source(room, data.target)
     weight = None if data.weight is None else room.operand(data.weight)
-    program.bind(X, target, weight)
-    other.bind(plain(X), plain(target), plain(weight))
+    batch = None if data.batch is None else numbers(room, data.batch)
+    program.bind(X, target, weight, batch)
+    other.bind(plain(X), plain(target), plain(weight), plain(batch))
 
     poison(program)
     rows = room.place(rng.permutation(m + 3)[:m])
@@ -370,7 +378,7 @@ def run_network(rng: np.random.Generator, spec: NetworkSpec, m: int, precision: 
     if comparable(spec):
         reference = ReferenceProgram(plan, bfloat16=precision is Precision.BFLOAT16)
         reference.load(case.state())
-        reference.bind(*(None if a is None else double(a) for a in (X, target, weight)))
+        reference.bind(*(None if a is None else double(a) for a in (X, target, weight, batch)))
         expected_terms, expected = reference.gradient(np.array(rows), SEED, STEP)
         near({"terms": terms}, {"terms": expected_terms}, case, precision)
         near(gradient, expected, case, precision)
@@ -400,9 +408,12 @@ def run_network(rng: np.random.Generator, spec: NetworkSpec, m: int, precision: 
         program._bind(_APPLY, _LATENT if codes else _X, X)
         if target is not None:
             program._bind(_APPLY, _TARGET if spec.separate_target else _X, target)
+        if data.batch is not None:
+            batch = numbers(room, data.batch)
+            program._bind(_APPLY, BATCH, batch)
         program._program.apply(int(mode), result, out)
         program._program.release(_APPLY)
-        same({mode.name: out}, {mode.name: other.apply(plain(X), mode, plain(target))})
+        same({mode.name: out}, {mode.name: other.apply(plain(X), mode, plain(target), plain(batch))})
         room.check()
 
     assert (tail == POISON).all(), "written behind the arena"

@@ -146,6 +146,8 @@ def forward(case: Case, rows: Array, *, training: bool) -> Pass:
             stream += 1
         if i == spec.latent - 1:
             result.code = a
+            if data.batch is not None:
+                a = np.hstack([a, np.eye(spec.n_batches)[data.batch[rows, 0].astype(int)]])
     result.decoded = a
     if spec.loss.of_counts:
         unit = 1.0 if layer.activation is Activation.SOFTMAX else spec.library

@@ -19,7 +19,18 @@ import pytest
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
-from cases import CASES, GRAM_CASES, MODEL_CASES, OP_CASES, SHAPE_CASES, SHIFTED_CASES, SPARSE_CASES, Case, network
+from cases import (
+    BATCH_CASES,
+    CASES,
+    GRAM_CASES,
+    MODEL_CASES,
+    OP_CASES,
+    SHAPE_CASES,
+    SHIFTED_CASES,
+    SPARSE_CASES,
+    Case,
+    network,
+)
 from narrows import philox
 from narrows.backends import BACKENDS, Hyper, compile_plan, probe, probe_all, resolve
 from narrows.backends.reference import ReferenceProgram
@@ -44,7 +55,7 @@ def program_of(backend: str, case: Case, dtype: Any = np.float32, **bound: Any) 
     assert type(program).__module__ == f"narrows.backends.{backend}", "another backend ran"
     program.load(case.state(dtype))
     data = case.data(dtype)
-    program.bind(bound.get("X", data.X), bound.get("target", data.target), data.weight)
+    program.bind(bound.get("X", data.X), bound.get("target", data.target), data.weight, data.batch)
     return program
 
 
@@ -90,14 +101,14 @@ def test_inference_agrees(backend: str, case: Case, dtype: Any) -> None:
     program, reference, data = program_of(backend, case, dtype), reference_of(case), case.data(dtype)
     exact = case.data()
     for mode in inference:
-        expected = reference.apply(exact.X, mode, exact.target)
-        actual = program.apply(data.X, mode, data.target)
+        expected = reference.apply(exact.X, mode, exact.target, exact.batch)
+        actual = program.apply(data.X, mode, data.target, data.batch)
         assert actual.dtype == (np.float64 if backend == "reference" else dtype)
         assert_close(actual, expected, tolerance(case, dtype), mode.name or "")
     codes = reference.apply(exact.X, Mode.ENCODE)
     assert_close(
-        program.apply(codes.astype(dtype), Mode.DECODE),
-        reference.apply(codes, Mode.DECODE),
+        program.apply(codes.astype(dtype), Mode.DECODE, batch=data.batch),
+        reference.apply(codes, Mode.DECODE, batch=exact.batch),
         tolerance(case, dtype),
         "DECODE",
     )
@@ -557,6 +568,29 @@ def test_a_backend_that_cannot_run_is_an_error(monkeypatch: pytest.MonkeyPatch) 
         resolve("numba")
 
 
+def test_what_is_no_number_of_a_batch_is_refused(backend: str) -> None:
+    case = Case("numbers", network((7, 4, 7), n_batches=3), batch=8, rows=21)
+    program, data = program_of(backend, case), case.data(np.float32)
+    for value in (3.0, -1.0, 0.5, np.nan):
+        batch = data.batch.copy()
+        batch[5] = value
+        with pytest.raises(ValueError, match="is no number of one of 3 batches"):
+            program.apply(data.X, Mode.RECONSTRUCT, batch=batch)
+    with pytest.raises((ValueError, TypeError)):
+        program.apply(data.X, Mode.RECONSTRUCT)
+    found = program.apply(data.X, Mode.RECONSTRUCT, batch=data.batch[:, 0].astype(np.float64))
+    np.testing.assert_array_equal(found, program.apply(data.X, Mode.RECONSTRUCT, batch=data.batch))
+
+
+def test_the_one_batch_of_a_decoder_is_another_bias(backend: str) -> None:
+    case = Case("bias", network((7, 4, 7), n_batches=1), batch=8, rows=21)
+    program, data, state = program_of(backend, case, np.float64), case.data(), case.state()
+    assert state["W1"].shape == (5, 7)
+    codes = program.apply(data.X, Mode.ENCODE)
+    found = program.apply(codes, Mode.DECODE, batch=data.batch)
+    np.testing.assert_allclose(found, codes @ state["W1"][:4] + state["W1"][4] + state["b1"], rtol=1e-12)
+
+
 def test_numba_rejects_rows_outside_sparse_data() -> None:
     case = Case("rows", network((7, 4, 7)))
     program = program_of("numba", case, X=sp.csr_array(case.data(np.float32).X))
@@ -580,7 +614,7 @@ def bits(case: Case, *, dtype: Any = np.float32, n_threads: int = 1, **options: 
     steps = -(-case.rows // case.batch)
     terms = program.train(np.arange(case.rows), Hyper(SEED, STEP, np.full(steps, 1e-2)))
     parts = [terms, *program.state().values()]
-    parts += [program.apply(data.X, mode, data.target) for mode in inference]
+    parts += [program.apply(data.X, mode, data.target, data.batch) for mode in inference]
     return b"".join(np.ascontiguousarray(part).tobytes() for part in parts)
 
 
@@ -649,7 +683,11 @@ def test_cpp_cuts_are_tuned_without_a_bit(cpp: str, precision: Precision) -> Non
         assert again == expected
 
 
-@pytest.mark.parametrize("case", [*MODEL_CASES[::4], *SHAPE_CASES, *SPARSE_CASES, *GRAM_CASES, *SHIFTED_CASES], ids=str)
+@pytest.mark.parametrize(
+    "case",
+    [*MODEL_CASES[::4], *SHAPE_CASES, *SPARSE_CASES, *GRAM_CASES, *SHIFTED_CASES, *BATCH_CASES],
+    ids=str,
+)
 def test_rows_do_not_depend_on_their_neighbours(backend: str, case: Case) -> None:
     if backend == "reference":
         pytest.skip("the reference is NumPy, which makes no such promise")
@@ -657,9 +695,9 @@ def test_rows_do_not_depend_on_their_neighbours(backend: str, case: Case) -> Non
     program = program_of(backend, case)
     single = Case(case.name, case.spec, batch=1, rows=case.rows)
     for mode in inference:
-        whole = program.apply(data.X, mode, data.target)
-        one_by_one = program_of(backend, single).apply(data.X, mode, data.target)
+        whole = program.apply(data.X, mode, data.target, data.batch)
+        one_by_one = program_of(backend, single).apply(data.X, mode, data.target, data.batch)
         assert whole.tobytes() == one_by_one.tobytes(), mode
         i = case.rows // 2
-        target = None if data.target is None else data.target[i : i + 1]
-        assert program.apply(data.X[i : i + 1], mode, target).tobytes() == whole[i : i + 1].tobytes(), mode
+        target, batch = (None if part is None else part[i : i + 1] for part in (data.target, data.batch))
+        assert program.apply(data.X[i : i + 1], mode, target, batch).tobytes() == whole[i : i + 1].tobytes(), mode

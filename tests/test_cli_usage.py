@@ -12,6 +12,7 @@ import scipy.sparse as sp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import narrows as nw
 from cli_runs import SMALL, metrics, narrows, table
 from narrows.cli import rundir, tables
 from narrows.cli.settings import FitSettings, parse_setting, parse_size
@@ -185,6 +186,142 @@ def test_h5ad_layer_is_remembered(tmp_path):
     assert metrics(out)["normalize"] == "log1p"
     assert narrows("encode", out, tmp_path / "x.h5ad", "-o", tmp_path / "z.npy", "--quiet") == 0
     assert np.array_equal(np.load(tmp_path / "z.npy"), anndata.read_h5ad(out / "latent.h5ad").X)
+
+
+# --- batches ----------------------------------------------------------------------------------------------
+
+
+def in_batches(path, *, write="write_h5ad", **obs):
+    """A file of counts of samples a, b and c, the second of which has three times as many of some genes."""
+    anndata = pytest.importorskip("anndata")
+    sample = np.array(["a", "b", "c"])[np.arange(90) % 3]
+    mean = np.where((sample == "b")[:, None] & (np.arange(12) % 2 == 0), 6.0, 2.0)
+    counts = np.random.default_rng(0).poisson(mean).astype(np.float32)
+    adata = anndata.AnnData(sp.csr_matrix(counts))
+    adata.obs_names = [f"cell{i}" for i in range(90)]
+    for name, values in ({"sample": sample} | obs).items():
+        adata.obs[name] = values
+    getattr(adata, write)(path)
+    return counts, sample
+
+
+COUNT = [*SMALL, "--estimator", "count", "--batch-key", "sample"]
+
+
+@pytest.mark.parametrize("suffix", ["h5ad", "zarr"])
+@pytest.mark.filterwarnings("ignore")
+def test_batches_of_a_file_are_those_of_the_estimator(suffix, tmp_path):
+    if suffix == "zarr":
+        pytest.importorskip("zarr")
+    path, out = tmp_path / f"x.{suffix}", tmp_path / "o"
+    counts, sample = in_batches(path, write=f"write_{suffix}")
+    assert narrows("fit", path, "--out", out, *COUNT) == 0
+    assert metrics(out)["batch_key"] == "sample"
+    assert metrics(out)["n_batches"] == 3
+    model = nw.load(out / "model.safetensors")
+    own = nw.CountAutoencoder(3, hidden_layer_sizes=8, max_iter=4, batch_size=32, n_threads=1, random_state=0).fit(
+        sp.csr_array(counts), batch=sample
+    )
+    assert np.array_equal(model.batches_, ["a", "b", "c"])
+    assert np.array_equal(model.coefs_[2], own.coefs_[2])
+    X = nw.data.ArraySource(counts, var_names=model.feature_names_in_)
+    assert metrics(out)["nll_per_row"] == pytest.approx(-model.score(X, batch=sample), rel=1e-5)
+
+    def written(command, *args):
+        target = tmp_path / "t.npy"
+        assert narrows(command, out, *args, "-o", target, "--quiet") == 0
+        return np.load(target)
+
+    assert np.array_equal(written("encode", path), model.transform(X))
+    assert np.array_equal(written("score", path), -model.score_samples(X, batch=sample))
+    assert np.array_equal(written("score", path, "--batch", "b"), -model.score_samples(X, batch="b"))
+    codes = model.transform(X)
+    np.save(tmp_path / "codes.npy", codes)
+    assert np.array_equal(written("decode", out / "latent.h5ad"), model.inverse_transform(codes, batch=sample))
+    as_b = written("decode", tmp_path / "codes.npy", "--batch", "b")
+    assert np.array_equal(as_b, model.inverse_transform(codes, batch="b"))
+    assert narrows("report", out) == 0
+    assert narrows("fit", path, "--out", out, *COUNT) == 0, "finished already"
+
+
+def test_squared_errors_are_of_rows_in_their_batches(tmp_path):
+    in_batches(tmp_path / "x.h5ad")
+    out = tmp_path / "o"
+    assert narrows("fit", tmp_path / "x.h5ad", "--out", out, *SMALL, "--batch-key", "sample") == 0
+    model = nw.load(out / "model.safetensors")
+    X = nw.Normalizer.from_dict(model.metadata_["normalizer"]).transform(in_batches(tmp_path / "y.h5ad")[0])
+    X = nw.data.ArraySource(X, var_names=model.feature_names_in_)
+    errors = model.feature_errors(X, batch=np.array(["a", "b", "c"])[np.arange(90) % 3])
+    assert metrics(out)["mse_per_feature"] == pytest.approx(errors.mean(), rel=1e-5)
+
+
+def test_numbers_of_batches_in_a_file(tmp_path):
+    counts, _ = in_batches(tmp_path / "x.h5ad", day=np.arange(90) % 2 + 7, old=np.arange(90) % 2 == 0)
+    for key, known, one in (("day", [7, 8], "8"), ("old", ["False", "True"], "True")):
+        out = tmp_path / key
+        assert narrows("fit", tmp_path / "x.h5ad", "--out", out, *COUNT[:-1], key) == 0
+        model = nw.load(out / "model.safetensors")
+        assert model.batches_.tolist() == known
+        assert narrows("score", out, tmp_path / "x.h5ad", "--batch", one, "-o", tmp_path / "t.npy", "--quiet") == 0
+        X = nw.data.ArraySource(counts, var_names=model.feature_names_in_)
+        assert np.array_equal(np.load(tmp_path / "t.npy"), -model.score_samples(X, batch=known[-1]))
+
+
+def test_a_resume_is_of_the_same_column(tmp_path, line):
+    in_batches(tmp_path / "x.h5ad", other=["one", "two"] * 45)
+    out = tmp_path / "o"
+    assert narrows("fit", tmp_path / "x.h5ad", "--out", out, *COUNT) == 0
+    for args in (COUNT[:-2], [*COUNT[:-1], "other"]):
+        assert narrows("fit", tmp_path / "x.h5ad", "--out", out, *args) == 5
+        assert "batch-key" in line()
+
+
+def test_batches_that_cannot_be_read_are_one_line(tmp_path, line):
+    pandas = pytest.importorskip("pandas")
+    holes = pandas.Categorical(["a"] * 41 + [None] * 49)
+    counts, _ = in_batches(tmp_path / "x.h5ad", holes=holes, share=np.linspace(0, 1, 90))
+    np.save(tmp_path / "x.npy", counts)
+    out = tmp_path / "o"
+
+    def refused(code, *args, word):
+        assert narrows(*args) == code
+        text = line()
+        assert word in text, text
+
+    fit = [tmp_path / "x.h5ad", "--out", out, *COUNT[:-1]]
+    refused(3, "fit", *fit, "none", word="obs has no column 'none'; there is 'holes', 'sample', 'share'")
+    refused(3, "fit", *fit, "holes", word="'holes' of obs is not known for row 41")
+    refused(3, "fit", *fit, "share", word="obs['share']: 0.0 in row 0: labels must all be strings, or all whole")
+    refused(
+        3, "fit", tmp_path / "x.npy", *fit[1:], "sample", word="has no column 'sample' of obs; .h5ad and .zarr have"
+    )
+    refused(3, "fit", "pbmc4k", *fit[1:], "sample", word="pbmc4k: this format has no column 'sample' of obs")
+    refused(2, "fit", *fit, "sample", "--genes-by-cells", word="--genes-by-cells")
+    conv = ["--out", out, "--estimator", "conv", "--batch-key", "sample"]
+    refused(2, "fit", tmp_path / "x.h5ad", *conv, word="ConvAutoencoder cannot be told batches")
+    refused(2, "fit", *fit, "sample", "--estimator", "autoencoder", "--set", "tied_weights=true", word="tied_weights")
+    assert not out.exists()
+
+    assert narrows("fit", *fit, "sample") == 0
+    in_batches(tmp_path / "new.h5ad", sample=["a"] * 40 + ["d"] * 50)
+    in_batches(tmp_path / "bare.h5ad")
+    target = ["-o", tmp_path / "t.npy"]
+    refused(3, "score", out, tmp_path / "new.h5ad", *target, word="obs['sample']: 'd' in row 40 is none of the batches")
+    refused(3, "score", out, tmp_path / "x.h5ad", *target, "--batch", "d", word="--batch: 'd' is none of the batches")
+    refused(3, "score", out, tmp_path / "x.h5ad", *target, "--batch-key", "none", word="obs has no column 'none'")
+    refused(3, "score", out, tmp_path / "x.npy", *target, word="has no column 'sample' of obs")
+    np.save(tmp_path / "z.npy", np.zeros((4, 3), np.float32))
+    refused(3, "decode", out, tmp_path / "z.npy", *target, word="has no column 'sample' of obs")
+    refused(2, "score", out, tmp_path / "x.h5ad", *target, "--batch", "a", "--batch-key", "sample", word="not allowed")
+    refused(2, "encode", out, tmp_path / "x.h5ad", *target, "--batch", "a", word="--batch")
+    assert not (tmp_path / "t.npy").exists()
+
+    nw.CountAutoencoder(3, hidden_layer_sizes=8, max_iter=1).fit(counts, batch=["a", "b"] * 45).save(tmp_path / "own")
+    refused(2, "score", tmp_path / "own", tmp_path / "x.npy", *target, word="give --batch-key NAME or --batch LABEL")
+    nw.CountAutoencoder(3, hidden_layer_sizes=8, max_iter=1).fit(counts).save(tmp_path / "own")
+    refused(
+        2, "score", tmp_path / "own", tmp_path / "x.npy", *target, "--batch", "a", word="was fitted without batches"
+    )
 
 
 # --- small parts ------------------------------------------------------------------------------------------

@@ -500,6 +500,54 @@ def test_pbmc4k_is_the_development_copy():
     assert shared("pbmc4k/pbmc4k.npz").read_bytes() == datasets.path("pbmc4k").read_bytes()
 
 
+# --- what is known of the rows
+
+
+@pytest.mark.parametrize("suffix", ["h5ad", "zarr"])
+@pytest.mark.filterwarnings("ignore")
+def test_columns_of_obs(suffix, tmp_path):
+    anndata, pandas = pytest.importorskip("anndata"), pytest.importorskip("pandas")
+    if suffix == "zarr":
+        pytest.importorskip("zarr")
+    words = ["b", "a", "b", "ü"]
+    columns = {
+        "category": pandas.Categorical(words, categories=["z", "ü", "b", "a"]),
+        "string": words,
+        "numbers": pandas.Categorical([7, 5, 7, 9]),
+        "int": np.array([3, -1, 3, 2], np.int16),
+        "nullable": pandas.array([3, 1, 3, 2], dtype="Int64"),
+        "bool": [True, False, True, True],
+        "share": [0.5, 1.0, 0.25, 0.0],
+    }
+    some = {
+        "some": pandas.Categorical(["a", "b", None, "a"]),
+        "fewer": pandas.array([3, 1, None, 2], dtype="Int64"),
+    }
+    adata = anndata.AnnData(np.ones((4, 2), np.float32), obs=pandas.DataFrame(columns | some, index=list("wxyz")))
+    path = tmp_path / f"x.{suffix}"
+    getattr(adata, f"write_{suffix}")(path)
+    for name, values in columns.items():
+        found = nd.read_obs(path, name)
+        assert found.tolist() == list(values), name
+        assert found.dtype.kind == np.asarray(list(values)).dtype.kind
+    for name in some:
+        with pytest.raises(DataError, match=f"x.{suffix}: '{name}' of obs is not known for row 2$"):
+            nd.read_obs(path, name)
+    for name in ("absent", "_index"):
+        with pytest.raises(DataError, match=rf"obs has no column '{name}'; there is 'bool', 'category', 'fewer'"):
+            nd.read_obs(path, name)
+
+
+def test_columns_of_obs_of_before_anndata_had_frames(tmp_path):
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(tmp_path / "old.h5ad", "w") as file:
+        file["X"] = np.ones((3, 2), np.float32)
+        rows = [(b"w", 1, b"one"), (b"x", 0, b"two"), (b"y", 1, b"one")]
+        file["obs"] = np.array(rows, [("index", "S1"), ("louvain", "i4"), ("name", "S3")])
+    assert nd.read_obs(tmp_path / "old.h5ad", "louvain").tolist() == [1, 0, 1]
+    assert nd.read_obs(tmp_path / "old.h5ad", "name").tolist() == ["one", "two", "one"]
+
+
 # --- a good citizen
 
 

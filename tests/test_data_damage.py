@@ -173,6 +173,34 @@ def test_10x_folder_that_does_not_fit_together(tmp_path):
         nd.open(path)
 
 
+def test_obs_that_is_absent_or_damaged(tmp_path):
+    anndata, h5py = pytest.importorskip("anndata"), pytest.importorskip("h5py")
+    adata = anndata.AnnData(np.ones((4, 2), np.float32))
+    adata.obs["kind"] = np.array(["a", "b", "a", "b"])
+    adata.obs["kind"] = adata.obs["kind"].astype("category")
+    adata.write_h5ad(tmp_path / "x.h5ad")
+    for change, message in (
+        (lambda obs: obs["kind/codes"].__setitem__(2, 99), "damaged or not readable"),
+        (lambda obs: obs["kind"].__delitem__("codes"), "damaged or not readable"),
+        (lambda obs: obs["kind"].__delitem__("categories"), "damaged or not readable"),
+        (lambda obs: obs.parent.__delitem__("obs"), "it has no obs"),
+    ):
+        (tmp_path / "y.h5ad").write_bytes((tmp_path / "x.h5ad").read_bytes())
+        with h5py.File(tmp_path / "y.h5ad", "r+") as file:
+            change(file["obs"])
+        with pytest.raises(DataError, match=rf"y\.h5ad.*{message}"):
+            nd.read_obs(tmp_path / "y.h5ad", "kind")
+    (tmp_path / "y.h5ad").write_bytes((tmp_path / "x.h5ad").read_bytes()[:900])
+    with pytest.raises(DataError, match=r"y\.h5ad"):
+        nd.read_obs(tmp_path / "y.h5ad", "kind")
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        nd.read_obs(tmp_path / "z.h5ad", "kind")
+    np.save(tmp_path / "x.npy", np.ones((2, 2)))
+    for path in (tmp_path / "x.npy", tmp_path, "pbmc4k"):
+        with pytest.raises(DataError, match="this format has no column 'kind' of obs"):
+            nd.read_obs(path, "kind")
+
+
 def test_hdf5_that_is_neither_anndata_nor_10x(tmp_path):
     h5py = pytest.importorskip("h5py")
     with h5py.File(tmp_path / "a.h5", "w") as file:

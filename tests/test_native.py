@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 
 from cases import GRAM_CASES, SHIFTED_CASES, SPARSE_CASES, Case, network
-from narrows.backends import SHIFT, Hyper, probe
+from narrows.backends import BATCH, SHIFT, Hyper, probe
 from narrows.backends.reference import ReferenceProgram
 from narrows.images import Convolution
 from narrows.lowering import lower
@@ -171,10 +171,27 @@ def inflated_plan(batch: int = 29) -> Plan:
     return lower(NetworkSpec(layers, 1, weighted=True, **options), batch)  # type: ignore[arg-type]
 
 
+def batches_plan(batch: int = 29) -> Plan:
+    layers = (
+        LayerSpec(37, 19, Activation.TANH),
+        LayerSpec(19, 10, Activation.LINEAR),
+        LayerSpec(5 + 3, 19, Activation.TANH),
+        LayerSpec(19, 37, Activation.SOFTMAX),
+    )
+    options = {"loss": Loss.NB, "log_normalize": True, "library": 40.0, "variational": True, "n_batches": 3}
+    return lower(NetworkSpec(layers, 2, weighted=True, **options), batch)  # type: ignore[arg-type]
+
+
+def gram_batches_plan(batch: int = 29) -> Plan:
+    layers = LayerSpec(37, 5, Activation.TANH), LayerSpec(5 + 17, 37, Activation.LINEAR)
+    options = {"weighted": True, "sparse_input": True, "gram_decoder": True, "n_batches": 17}
+    return lower(NetworkSpec(layers, 1, **options), batch)  # type: ignore[arg-type]
+
+
 PLANS = (
     rich_plan, variational_plan, contractive_plan, probing_plan, closed_plan, boltzmann_plan, convolution_plan,
     probing_convolution_plan,
-    sparse_plan, gram_plan, shifted_plan, counts_plan, inflated_plan,
+    sparse_plan, gram_plan, shifted_plan, counts_plan, inflated_plan, batches_plan, gram_batches_plan,
 )  # fmt: skip
 every_plan = pytest.mark.parametrize("make", PLANS, ids=lambda make: make.__name__)
 
@@ -188,8 +205,13 @@ def started(plan: Plan, dtype: Any = np.float32, n_rows: int = 60, **options: in
     data = rng.random((n_rows, plan.spec.n_features)).astype(precision.dtype)
     if plan.spec.loss.of_counts:
         data = np.floor(2 * data / (1.1 - data))
-    program.bind(data, weight=np.ones(n_rows, precision.dtype))
+    program.bind(data, weight=np.ones(n_rows, precision.dtype), batch=numbers_of(plan, n_rows))
     return program
+
+
+def numbers_of(plan: Plan, n_rows: int) -> np.ndarray | None:
+    """Of batches."""
+    return np.arange(n_rows, dtype=np.float32) % plan.spec.n_batches if plan.spec.n_batches else None
 
 
 def test_enumerations_are_those_of_the_plan() -> None:
@@ -279,6 +301,7 @@ def test_random_damage_to_a_plan_is_refused_or_harmless(make: Callable[[], Plan]
             for source, columns in enumerate((37, 37, 1, plan.spec.n_components)):
                 program.bind_dense(0, source, X[:, :columns] if columns > 1 else X[:, 0])
             program.bind_dense(0, SHIFT, X[:1])
+            program.bind_dense(0, BATCH, X[:, 0])
             program.train(np.arange(40), 0, 0, np.full(2, 1e-3), None)
         except ValueError:
             refused += 1
@@ -332,6 +355,34 @@ def test_damaged_csr_is_refused(indptr: list[int], indices: list[int], message: 
             program._program.bind_csr(0, 0, np.array(indptr, kind), np.array(indices, kind), np.ones(2, np.float32), 37)
 
 
+@pytest.mark.parametrize("number", [-1, 3, 0.5, np.nan, np.inf])
+def test_numbers_of_batches_are_checked(number: float) -> None:
+    program = started(batches_plan())
+    for kind in (np.float32, np.float64):
+        numbers = np.zeros(60, kind)
+        numbers[41] = number
+        with pytest.raises(ValueError, match=r"in row 41 is no number of one of 3 batches"):
+            program._program.bind_dense(0, 4, numbers)
+    with pytest.raises(ValueError, match="2 columns, the plan expects 1"):
+        program._program.bind_dense(0, 4, np.zeros((60, 2)))
+    index = np.zeros(61, np.int32)
+    with pytest.raises(ValueError, match="must be dense"):
+        program._program.bind_csr(0, 4, index, index[:0], np.zeros(0), 1)
+    with pytest.raises(ValueError, match="source 5 has 30 rows, expected 31"):
+        program.apply(np.ones((31, 37), np.float32), Mode.SCORE, batch=np.zeros(30))
+    with pytest.raises(ValueError, match="source 5 is not bound"):
+        program.apply(np.ones((31, 37), np.float32), Mode.SCORE)
+
+
+@pytest.mark.parametrize("width", [5, 4, 3])
+def test_a_slot_without_room_for_a_batch_is_refused(width: int) -> None:
+    plan = batches_plan()
+    slots = plan.slot_table()
+    slots[plan.index["conditioned"], 2] = width
+    with pytest.raises(ValueError, match=r"CONDITION.*out has shape"):
+        compile_tables(plan, slots, plan.op_table())
+
+
 # --- memory ---------------------------------------------------------------------------------------------------------
 
 
@@ -360,7 +411,7 @@ def test_no_stray_write(dtype: Precision, make: Callable[[], Plan]) -> None:
     program.train(np.arange(60), Hyper(3, 0, np.full(3, 1e-2)))
     X = np.random.default_rng(2).random((31, 37)).astype(dtype.dtype)
     for mode in (Mode.ENCODE, Mode.RECONSTRUCT, Mode.SCORE):
-        program.apply(X, mode)
+        program.apply(X, mode, batch=numbers_of(plan, 31))
     assert (arena[~owned] == 12345.0).all()
     for slot in plan.parameters:
         for start in base.values():

@@ -36,7 +36,7 @@ from narrows.plan import (
 )
 
 LEARN = Mode.GRADIENT | Mode.TRAIN
-LAYERS = (OpCode.DENSE, OpCode.CONVOLVE, OpCode.MAXPOOL, OpCode.SPARSE_DENSE)
+LAYERS = (OpCode.DENSE, OpCode.CONVOLVE, OpCode.MAXPOOL, OpCode.SPARSE_DENSE, OpCode.CONDITION)
 JUDGES = (OpCode.LOSS, OpCode.GAUSSIAN, OpCode.COUNTS, OpCode.WEIGHT_GRAM, OpCode.SPARSE_MSE)
 LINKS = (OpCode.LINK, OpCode.MEANS)
 """What makes what is asked for of the output layer, outside training."""
@@ -198,9 +198,9 @@ def test_the_planned_arena_gives_the_same_numbers(case: Case) -> None:
     same = partial(np.testing.assert_allclose, rtol=1e-11, atol=1e-13)
     same(arena.train(rows, hyper), own.train(rows, hyper))
     for mode in (Mode.ENCODE, Mode.RECONSTRUCT, Mode.SCORE):
-        same(arena.apply(data.X, mode, data.target), own.apply(data.X, mode, data.target))
+        same(*(p.apply(data.X, mode, data.target, data.batch) for p in programs))
     codes = own.apply(data.X, Mode.ENCODE)
-    same(arena.apply(codes, Mode.DECODE), own.apply(codes, Mode.DECODE))
+    same(*(p.apply(codes, Mode.DECODE, batch=data.batch) for p in programs))
     for name, value in own.state().items():
         same(arena.state()[name], value, err_msg=name)
 
@@ -434,6 +434,29 @@ def test_the_cases_use_everything() -> None:
     assert {v for c, name, v in attributes if (c, name) == (OpCode.GATHER, "source")} == {0, 1, 2, 3}
     assert {v for c, name, v in attributes if (c, name) == (OpCode.DRAW, "kind")} == set(Units)
     assert len({case.name for case in CASES}) == len(CASES)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"tied": True}, "cannot be told batches"),
+        ({"n_batches": 3}, "8 inputs for 3 latents and 3 batches"),
+        ({"n_batches": -1}, "8 inputs for 3 latents and -1 batches"),
+        ({"variational": True, "n_batches": 0}, "6 linear outputs for 8 latents"),
+    ],
+    ids=["tied", "more", "negative", "without"],
+)
+def test_a_decoder_that_is_told_batches_has_inputs_for_them(wrong: dict[str, Any], message: str) -> None:
+    given = {"n_batches": 5} | wrong
+    spec = network((7, 6, 3, 6, 7), **(given | {"n_batches": 0 if "tied" in wrong else 5}))
+    with pytest.raises(ValueError, match=message):
+        lower(replace(spec, n_batches=given["n_batches"]), 8)
+
+
+def test_a_convolution_that_decodes_is_told_no_batches() -> None:
+    case = next(c for c in MODEL_CASES if c.name == "convolution-LINEAR")
+    with pytest.raises(ValueError, match="convolutional"):
+        lower(replace(case.spec, n_batches=2), 8)
 
 
 def test_terms_name_the_penalties() -> None:

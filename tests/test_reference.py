@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 from sklearn.neural_network import MLPRegressor
 
-from cases import GRAM_CASES, MODEL_CASES, SHIFTED_CASES, SPARSE_CASES, Case, network
+from cases import BATCH_CASES, GRAM_CASES, MODEL_CASES, SHIFTED_CASES, SPARSE_CASES, Case, network
 from narrows.backends import Hyper
 from narrows.backends.reference import ReferenceProgram
 from narrows.lowering import lower
@@ -18,8 +18,9 @@ from narrows.plan import Activation, LayerSpec, Loss, Mode, NetworkSpec, Solver
 from oracle import SEED, STEP, away_from_kinks, forward
 
 Array = NDArray[Any]
-small_sparse = tuple(c for c in SPARSE_CASES + GRAM_CASES + SHIFTED_CASES if c.plan.parameter_size < 4000)
-model_cases = pytest.mark.parametrize("case", MODEL_CASES + small_sparse, ids=str)
+_SMALL = SPARSE_CASES + GRAM_CASES + SHIFTED_CASES + BATCH_CASES
+small = tuple(c for c in _SMALL if c.plan.parameter_size < 4000)
+model_cases = pytest.mark.parametrize("case", MODEL_CASES + small, ids=str)
 
 
 def program_of(case: Case) -> ReferenceProgram:
@@ -35,9 +36,10 @@ def test_forward_is_the_formula(case: Case) -> None:
     expected = forward(case, np.arange(case.rows), training=False)
     close = {"rtol": 1e-11, "atol": 1e-13}
     np.testing.assert_allclose(program.apply(data.X, Mode.ENCODE), expected.code, **close)
-    np.testing.assert_allclose(program.apply(data.X, Mode.RECONSTRUCT), expected.out[-1], **close)
-    np.testing.assert_allclose(program.apply(expected.code, Mode.DECODE), expected.decoded, **close)
-    score = program.apply(data.X, Mode.SCORE, data.target)
+    batch = data.batch
+    np.testing.assert_allclose(program.apply(data.X, Mode.RECONSTRUCT, batch=batch), expected.out[-1], **close)
+    np.testing.assert_allclose(program.apply(expected.code, Mode.DECODE, batch=batch), expected.decoded, **close)
+    score = program.apply(data.X, Mode.SCORE, data.target, batch)
     np.testing.assert_allclose(score[:, 0], expected.row_loss, rtol=1e-10, atol=1e-13)
 
 

@@ -183,9 +183,36 @@ def test_counts() -> None:
     np.testing.assert_allclose(adata.layers["ae_denoised"].sum(axis=1), adata.X.sum(axis=1).A1, rtol=1e-4)
 
 
+@pytest.mark.parametrize("kind", ["category", "str", "int"])
+def test_batch_key(kind: str, tmp_path: Path) -> None:
+    adata, numbers = cells(), np.arange(60) % 3
+    adata.obs["sample"] = numbers if kind == "int" else np.array(["a", "b", "c"])[numbers]
+    if kind == "category":
+        adata.obs["sample"] = adata.obs["sample"].astype("category")
+    adata.write_h5ad(tmp_path / "a.h5ad")
+    params: dict[str, Any] = {"estimator": "count", "mask_var": "some", "layers": True, "batch_key": "sample", **FIT}
+    narrows.scanpy.autoencoder(adata, **params)
+    assert adata.uns["ae"]["params"]["batch_key"] == "sample"
+    X, labels = cells().X[:, np.arange(20) % 3 != 0], np.asarray(adata.obs["sample"])
+    model = narrows.CountAutoencoder(**FIT, random_state=0).fit(X, batch=labels)
+    assert len(model.batches_) == 3
+    np.testing.assert_array_equal(adata.obsm["X_ae"], model.transform(X))
+    np.testing.assert_array_equal(adata.obs["ae_recon_error"], -model.score_samples(X, batch=labels))
+    used = np.asarray(adata.var["some"])
+    np.testing.assert_array_equal(adata.var["ae_recon_error"][used], model.feature_errors(X, batch=labels))
+    np.testing.assert_array_equal(adata.varm["AE_sensitivity"][used], model.latent_sensitivity(X, batch=labels).T)
+    np.testing.assert_array_equal(adata.layers["ae_denoised"][:, used], model.denoise(X, batch=labels))
+    backed = ad.read_h5ad(tmp_path / "a.h5ad", backed="r")
+    narrows.scanpy.autoencoder(backed, **params)
+    np.testing.assert_array_equal(backed.obsm["X_ae"], adata.obsm["X_ae"])
+    backed.file.close()
+
+
 @pytest.mark.parametrize(
     ("params", "error", "text"),
     [
+        ({"batch_key": "none"}, KeyError, "batch_key='none' is not a column of adata.obs; it has half"),
+        ({"batch_key": "half"}, DataError, "obs['half']: nan in row 30"),
         ({"layer": "none"}, KeyError, "counts"),
         ({"obsm": "none"}, KeyError, "X_pca"),
         ({"mask_var": "none"}, KeyError, "some"),
@@ -201,6 +228,7 @@ def test_counts() -> None:
 )
 def test_what_cannot_be_done_leaves_the_object_whole(params: dict[str, Any], error: type[Exception], text: str) -> None:
     adata = cells()
+    adata.obs["half"] = ["known"] * 30 + [np.nan] * 30
     before = fields(adata)
     with pytest.raises(error) as raised:
         narrows.scanpy.autoencoder(adata, **FIT | params)

@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 from scipy import stats
 
-from cases import MODEL_CASES, Case, network
+from cases import BATCH_CASES, MODEL_CASES, Case, network
 from narrows import philox
 from narrows.backends import Hyper, compile_plan
 from narrows.backends.reference import ReferenceProgram
@@ -18,7 +18,7 @@ from narrows.plan import Activation, LayerSpec, Loss, Mode, NetworkSpec, Solver
 from oracle import ACTIVATION, SEED, STEP, log_probability, row_loss
 
 Array = NDArray[Any]
-CASES = [case for case in MODEL_CASES if case.spec.variational]
+CASES = [case for case in MODEL_CASES + BATCH_CASES if case.spec.variational and not case.spec.gram_decoder]
 variational_cases = pytest.mark.parametrize("case", CASES, ids=str)
 
 
@@ -42,11 +42,11 @@ def test_posterior_and_likelihood(backend: str, case: Case) -> None:
     np.testing.assert_array_equal(found[:, :k], program.apply(data.X, Mode.ENCODE))
     codes = np.random.default_rng(0).normal(size=(case.rows, k))
     target = data.X if data.target is None else data.target
-    loss = program.apply(codes, Mode.LIKELIHOOD, target)[:, 0]
+    loss = program.apply(codes, Mode.LIKELIHOOD, target, data.batch)[:, 0]
     if case.spec.loss.of_counts:
         expected = -log_probability(case.spec, *decoded(case, codes, target), target, state)
     else:
-        p = program.apply(codes, Mode.DECODE)
+        p = program.apply(codes, Mode.DECODE, batch=data.batch)
         expected = row_loss(case.spec.loss, np.empty(0), p, target, 1.0, state.get("logvar"))
     np.testing.assert_allclose(loss, expected, rtol=1e-9, atol=1e-12)  # a row without counts loses nothing
 
@@ -54,6 +54,8 @@ def test_posterior_and_likelihood(backend: str, case: Case) -> None:
 def decoded(case: Case, codes: Array, counts: Array) -> tuple[Array, Array]:
     """What the decoder puts out for codes, and the means of rows with as many counts as these."""
     spec, state, a = case.spec, case.state(), codes
+    if spec.n_batches:
+        a = np.hstack([a, np.eye(spec.n_batches)[case.data().batch[:, 0].astype(int)]])
     for i in range(spec.latent, len(spec.layers)):
         z = a @ state[f"W{i}"] + state[f"b{i}"]
         a = ACTIVATION[spec.layers[i].activation.name](z if i < len(spec.layers) - 1 else z[:, : spec.n_outputs])

@@ -86,6 +86,24 @@ void shift(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
   }
 }
 
+// The number of the row's batch, from 0.
+inline double batch_number(const SourceView& s, index_t row) {
+  const char* p = s.data + row * s.row_stride;
+  return s.is_double ? read<double>(p) : double(read<float>(p));
+}
+
+template <class T>
+void condition(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
+  const Matrix<T>&z = args.slots[0], &out = args.slots[1];
+  const Range rows(ctx.m, tid, nt);
+  for (index_t i = rows.begin; i < rows.end; ++i) {
+    const double number = batch_number(ctx.sources[SOURCE_BATCH], ctx.rows[i]);
+    T* to = out.row(i);
+    __builtin_memcpy(to, z.row(i), size_t(z.cols) * sizeof(T));
+    for (index_t j = z.cols; j < out.cols; ++j) to[j] = number == double(j - z.cols) ? T(1) : T(0);
+  }
+}
+
 // --- dense -----------------------------------------------------------------------------------------------------------
 
 // Calls fn(i, j, z, n) for every vector z of a finished tile at row i, column j, of which n lanes count.
@@ -183,7 +201,8 @@ template <class Act, class T>
 void dgrad(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
   Matrix<T> saved = args.slots[2], out = args.slots[3];
   Matrix<const T> dz = view(args, ctx, 0);
-  const Matrix<const T> W = view(args, ctx, 1);
+  Matrix<const T> W = view(args, ctx, 1);
+  if (!args.ints[1]) W.rows = out.cols;  // inputs that are no unit's have no gradient
   const T scale = T(args.floats[0]);
   T* scratch = ctx.scratch + tid * ctx.scratch_stride;
   if (ctx.split_rows) {

@@ -57,6 +57,7 @@ struct Gathered {
     if (op.code == OP_GATHER) source = op.ints[0], cols = slot(1).cols;
     if (op.code == OP_SHIFT) source = SOURCE_SHIFT, cols = slot(1).cols;
     if (op.code == OP_LIBRARY) source = op.ints[0];
+    if (op.code == OP_CONDITION) source = SOURCE_BATCH, cols = 1;
     if (op.code == OP_COUNTS) source = op.ints[3], cols = slot(0).cols / counts_heads(op);
     const int weight = op.code == OP_SPARSE_DENSE ? 0 : op.code == OP_SPARSE_WGRAD ? 1 : 2;
     if (op.code == OP_SPARSE_DENSE || op.code == OP_SPARSE_WGRAD || op.code == OP_SPARSE_WGRAD_UPDATE)
@@ -86,6 +87,19 @@ void check_csr(const SourceView& v, bool ordered) {
       if (indices[k] <= indices[k - 1])
         throw std::invalid_argument("CSR: columns of row " + number(i) + " do not increase (" + number(indices[k - 1]) +
                                     ", " + number(indices[k]) + "): call sum_duplicates() first");
+}
+
+// Whether a column holds the numbers of batches, from 0.
+template <class In>
+void check_batches(const SourceView& v, index_t n_batches) {
+  if (v.is_csr) throw std::invalid_argument("bind: the numbers of batches must be dense");
+  for (index_t i = 0; i < v.rows; ++i) {
+    In value;
+    std::memcpy(&value, v.data + i * v.row_stride, sizeof value);
+    if (!(value >= 0 && value < In(n_batches) && value == std::floor(value)))
+      throw std::invalid_argument("bind: " + std::to_string(value) + " in row " + number(i) +
+                                  " is no number of one of " + number(n_batches) + " batches");
+  }
 }
 
 template <class T>
@@ -234,6 +248,11 @@ class TypedProgram final : public Program {
     }
     if (source == SOURCE_SHIFT && view.bound && (view.is_csr || view.rows != 1))
       throw std::invalid_argument("bind: a shift is one dense row");
+    for (const OpDesc& op : plan_.ops)
+      if (view.bound && source == SOURCE_BATCH && op.code == OP_CONDITION) {
+        const index_t n = plan_.slots[size_t(op.slots[1])].cols - plan_.slots[size_t(op.slots[0])].cols;
+        view.is_double ? check_batches<double>(view, n) : check_batches<float>(view, n);
+      }
     if (view.is_csr) view.is_index64 ? check_csr<int64_t>(view, sparse) : check_csr<int32_t>(view, sparse);
     sources_[bank][source] = view;
   }

@@ -287,11 +287,11 @@ void sparse_mse(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
       rowloss.row(i)[0] = T(loss);
       if (!ctx.learn) continue;
       const double share = (weight.data ? double(weight.row(i)[0]) : 1.0) / double(ctx.m);
-      for (index_t j = 0; j < inner; ++j) {
+      for (index_t j = 0; j < out.cols; ++j) {
         const double dh = direct ? p[j] : 2 * (gram.gQ[j] - p[j]);
         out.row(i)[j] = T(share * dh);
       }
-      for (index_t j = 0; j < inner; j += WIDTH<T>) {
+      for (index_t j = 0; j < out.cols; j += WIDTH<T>) {
         T* d = out.row(i) + j;
         store(d, load(d) * Act::slope(load(saved.row(i) + j) * scale));
       }

@@ -238,6 +238,8 @@ Op<T> resolve(int code, const int* ints) {
       return means<T>;
     case OP_SHIFT:
       return shift<T>;
+    case OP_CONDITION:
+      return condition<T>;
   }
 #undef X
   return nullptr;

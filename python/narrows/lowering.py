@@ -207,8 +207,8 @@ def lower(spec: NetworkSpec, batch: int) -> Plan:
         of the code itself, and the output layer's activation belongs to the loss. A variational network with such
         penalties, or whose latent layer is not linear or not twice as wide as the decoder's input. A contractive
         penalty that is not defined (see `check_contractive`), convolutions that do not fit together, a likelihood of
-        counts without its link (see `check_counts`), what is no Boltzmann machine (see `check_boltzmann`), or a sparse
-        input to what needs dense rows.
+        counts without its link (see `check_counts`), what is no Boltzmann machine (see `check_boltzmann`), a decoder
+        that cannot be told batches, or a sparse input to what needs dense rows.
     """
     layers = spec.layers
     last = len(layers) - 1
@@ -222,6 +222,8 @@ def lower(spec: NetworkSpec, batch: int) -> Plan:
     check_counts(spec)
     if spec.variational:
         _check_variational(spec)
+    if spec.n_batches:
+        _check_batches(spec)
     if spec.n_gibbs:
         check_boltzmann(spec, batch)
     if spec.gram_decoder and not spec.takes_gram_decoder:
@@ -249,6 +251,7 @@ def lower(spec: NetworkSpec, batch: int) -> Plan:
     # Counts are judged where they lie.
     counts = Counts(low, spec) if spec.loss.of_counts else None
     apart = spec.corruption is not None or spec.separate_target or spec.sparse_input or counts is not None
+    apart = apart or spec.gram_decoder
     goal = 1 if spec.separate_target else 0
     normalized: dict[str, str] = {}
     last_bias = f"b{last}"
@@ -325,6 +328,9 @@ def lower(spec: NetworkSpec, batch: int) -> Plan:
             if spec.n_gibbs and not spec.n_chains:
                 modes &= ~LEARN  # the chain from each row rebuilds it
             low.op(OpCode.GATHER, from_codes, {"out": codes}, source=3)
+            if spec.n_batches:
+                out = low.rows("conditioned", spec.n_components + spec.n_batches)
+                low.op(OpCode.CONDITION, modes, {"z": codes, "out": out})
         x = out
 
     z = result = x
@@ -424,10 +430,23 @@ def _check_variational(spec: NetworkSpec) -> None:
     if any(getattr(spec, name) > 0 for name in penalties):
         given = ", ".join(f"{name}={getattr(spec, name):g}" for name in penalties if getattr(spec, name) > 0)
         raise ValueError(f"{given}: a penalty on codes, of which a variational network has distributions; must be 0")
-    if latent.n_out != 2 * after.n_in or latent.activation is not Activation.LINEAR or latent.tied_to or after.tied_to:
+    n_latents = after.n_in - spec.n_batches
+    if latent.n_out != 2 * n_latents or latent.activation is not Activation.LINEAR or latent.tied_to or after.tied_to:
         raise ValueError(
             f"a variational network's latent layer must be linear, untied and twice as wide as the decoder's input: "
-            f"{latent.n_out} {latent.activation.name.lower()} outputs for {after.n_in} latents"
+            f"{latent.n_out} {latent.activation.name.lower()} outputs for {n_latents} latents"
+        )
+
+
+def _check_batches(spec: NetworkSpec) -> None:
+    """The decoder's first layer takes the code and the batches; tied, or a convolution, it has no place for them."""
+    first = spec.layers[spec.latent]
+    if spec.n_gibbs or any(layer.tied_to is not None for layer in spec.layers) or first.convolution is not None:
+        raise ValueError("a decoder with tied weights, convolutional or of a Boltzmann machine cannot be told batches")
+    if spec.n_batches < 0 or first.n_in != spec.n_components + spec.n_batches:
+        raise ValueError(
+            f"the decoder's first layer has {first.n_in} inputs for {spec.n_components} latents and {spec.n_batches} "
+            "batches"
         )
 
 

@@ -246,6 +246,7 @@ class OpCode(enum.IntEnum):
     COUNTS = 53
     MEANS = 54
     SHIFT = 55
+    CONDITION = 56
 
 
 class Signature(NamedTuple):
@@ -275,7 +276,7 @@ POOLING = ("h", "w", "c", "pool_y", "pool_x", "layout")
 
 SIGNATURES: Mapping[OpCode, Signature] = {
     # out = rows of a bound source, less `shift` if there is one; source: 0 = X, 1 = target, 2 = sample weights, 3 =
-    # latent codes
+    # latent codes (4, the shift of X, is SHIFT's, and 5, the numbers of batches, CONDITION's)
     OpCode.GATHER: Signature(("shift",), ("out",), ints=("source",)),
     # x = corrupt(x), in place
     OpCode.CORRUPT: Signature(("x",), ("x",), ints=("kind", "stream"), floats=("level", "low", "high")),
@@ -291,7 +292,8 @@ SIGNATURES: Mapping[OpCode, Signature] = {
     OpCode.WGRAD: Signature(("x", "dz", "dW"), ("dW",), ints=("accumulate",)),
     # out (+)= column sums of x, each row times its weight if given, divided by the rows of the batch if mean
     OpCode.COLSUM: Signature(("x", "weight", "out"), ("out",), ints=("mean", "accumulate")),
-    # out = (dz W') * activation'(saved), saved being the output times scale, or the pre-activation
+    # out = (dz W') * activation'(saved), saved being the output times scale, or the pre-activation; of W as many rows
+    # as `out` has columns, the first
     OpCode.DGRAD: Signature(("dz", "W", "saved"), ("out",), ints=("activation", "transposed"), floats=("scale",)),
     # dz += strength * weight / m * sign(a) * activation'(saved); rowpenalty = strength * sum |a|
     OpCode.ACTIVITY_L1: Signature(
@@ -430,7 +432,8 @@ SIGNATURES: Mapping[OpCode, Signature] = {
     # The squared error of a linear layer against rows y of a source that must be CSR, without a dense row (see
     # `backends.reference`). With V = [W; b] and g = [h 1]: high + low = V V', summed in double
     OpCode.WEIGHT_GRAM: Signature(("W", "b"), ("high", "low")),
-    # rowloss = |g V - y|^2; in training, out = d(mean weighted loss)/dh * activation'(saved * scale)
+    # rowloss = |g V - y|^2; in training, out = d(mean weighted loss)/dh * activation'(saved * scale), by as many
+    # columns of h as `out` has, the first
     OpCode.SPARSE_MSE: Signature(
         ("h", "W", "b", "high", "low", "saved", "weight"),
         ("rowloss", "out"),
@@ -467,6 +470,8 @@ SIGNATURES: Mapping[OpCode, Signature] = {
     OpCode.MEANS: Signature(("z", "library"), ("out",), ints=("activation",), floats=("scale",)),
     # out = the shift of X, a row that is bound beside it, plus `b` if there is one
     OpCode.SHIFT: Signature(("b",), ("out",)),
+    # out = z and, behind it, a column for each batch: 1 for that of the row, whose number source 5 holds, 0 for others
+    OpCode.CONDITION: Signature(("z",), ("out",)),
 }
 
 GRAM_GUARD = 1e-3
@@ -612,6 +617,9 @@ class NetworkSpec:
     """Of counts: the sum of a row whose size factor is 1."""
     sparse_input: bool = False
     """Whether the first layer works on CSR rows, which are then never dense (see `takes_sparse_input`)."""
+    n_batches: int = 0
+    """Batches of rows, of which the decoder is told the row's own: its first layer has so many inputs beside the code,
+    one for each batch."""
     gram_decoder: bool = False
     """Whether the squared error is taken from Gram matrices and the nonzeros of CSR targets, which are then never dense
     (see `takes_gram_decoder`)."""
@@ -812,7 +820,10 @@ def op_flops(plan: Plan, op: Op) -> int:
 
 def product_size(plan: Plan, op: Op) -> tuple[int, int, int]:
     """Rows that a product has on a full batch, and the shape of its weight, of an op in `PRODUCTS`."""
-    weight = plan.slots[op.slots[SIGNATURES[op.code].slots.index(PRODUCTS[op.code])]]
+    roles = SIGNATURES[op.code].slots
+    weight = plan.slots[op.slots[roles.index(PRODUCTS[op.code])]]
+    if op.code is OpCode.DGRAD and not op.ints[1]:
+        return plan.batch, plan.slots[op.slots[roles.index("out")]].cols, weight.cols
     square = op.code in (OpCode.GRAM, OpCode.GRAM_WGRAD)
     return weight.cols if square else plan.batch, weight.rows, weight.cols
 

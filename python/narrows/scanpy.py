@@ -17,6 +17,7 @@ from ._version import __version__
 from .cli.settings import ESTIMATORS
 from .data import ArraySource, Source
 from .errors import DataError
+from .models.batches import read_labels
 from .models.parameters import check_parameters
 from .normalize import NormalizedSource, Normalizer
 
@@ -44,6 +45,7 @@ def autoencoder(
     obsm: str | None = None,
     mask_var: str | NDArray[np.bool_] | None = None,
     normalize: str = "auto",
+    batch_key: str | None = None,
     layers: bool = False,
     key_added: str | None = None,
     copy: bool = False,
@@ -70,6 +72,9 @@ def autoencoder(
     normalize : {"auto", "log1p", "standard", "minmax", "none"}
         Done to the data before training (see `Normalizer`); ``"auto"`` takes the logarithm of counts scaled to equal
         totals, for losses on counts the counts themselves, and standardises what are no counts.
+    batch_key : str, optional
+        Column of ``adata.obs`` that says which batch a cell is of, for example ``"sample"``. The decoder is told, so
+        that codes need not tell it.
     layers : bool
         Write the reconstruction of each cell, too. It is dense.
     key_added : str, optional
@@ -105,13 +110,14 @@ def autoencoder(
     Raises
     ------
     KeyError
-        There is no such layer, entry of obsm, or column of var.
+        There is no such layer, entry of obsm, or column of var or obs.
     ValueError
         A parameter or the data do not fit; the message says which.
     """
     model = _build(estimator, {"n_components": n_components, "random_state": random_state} | params)
     if obsm is not None and (layer is not None or mask_var is not None or layers):
         raise ValueError("obsm is used instead of genes: it goes with neither layer, mask_var nor layers=True")
+    batch = None if batch_key is None else read_labels(_column(adata, batch_key), adata.n_obs, f"obs[{batch_key!r}]")
     genes = None if mask_var is None else _mask(adata, mask_var)
     source = _source(adata, layer, obsm, genes)
     normalizer = Normalizer(normalize, loss=getattr(model, "loss", "mse")).fit(source)
@@ -119,7 +125,7 @@ def autoencoder(
     table.var_names = None  # The model is applied to blocks, which have none.
     stays = isinstance(source, _BackedSource) or table.shift is not None
     X: Any = table if stays else table.read_rows(slice(None))
-    model.fit(X)
+    model.fit(X, batch=batch)
 
     key = key_added or "ae"
     found = {
@@ -130,6 +136,7 @@ def autoencoder(
                 "obsm": obsm,
                 "mask_var": mask_var if isinstance(mask_var, str) else None,
                 "normalize": normalizer.resolved_,
+                "batch_key": batch_key,
                 **model.get_params(),
             }
         ),
@@ -137,13 +144,15 @@ def autoencoder(
         "version": __version__,
     }
     codes = model.transform(X).astype(np.float32, copy=False)
-    errors = -model.score_samples(X)
+    errors = -model.score_samples(X, batch=batch)
     if obsm is None:
-        gene_errors = _among_all(model.feature_errors(X), genes, adata.n_vars, np.nan)
+        gene_errors = _among_all(model.feature_errors(X, batch=batch), genes, adata.n_vars, np.nan)
         some = np.linspace(0, len(codes) - 1, min(len(codes), SENSITIVITY_ROWS)).round().astype(np.int64)
-        sensitivity = _among_all(model.latent_sensitivity(table.read_rows(some)).T, genes, adata.n_vars, 0.0)
+        told = None if batch is None else batch[some]
+        moved = model.latent_sensitivity(table.read_rows(some), batch=told)
+        sensitivity = _among_all(moved.T, genes, adata.n_vars, 0.0)
     if layers:
-        denoised = _denoised(model, normalizer, table, genes, adata.n_vars)
+        denoised = _denoised(model, normalizer, table, batch, genes, adata.n_vars)
 
     # Nothing has been written so far.
     if copy:
@@ -171,6 +180,12 @@ def _build(name: str, params: Mapping[str, Any]) -> models.BaseAutoencoder:
     model = cls(**params)
     check_parameters(model)
     return model
+
+
+def _column(adata: AnnData, batch_key: str) -> Any:
+    if batch_key not in adata.obs:
+        raise KeyError(f"batch_key={batch_key!r} is not a column of adata.obs; it has {', '.join(adata.obs) or 'none'}")
+    return adata.obs[batch_key]
 
 
 def _mask(adata: AnnData, mask_var: str | NDArray[np.bool_]) -> Genes:
@@ -235,11 +250,17 @@ class _BackedSource(Source):
 
 
 def _denoised(
-    model: models.BaseAutoencoder, normalizer: Normalizer, table: Source, genes: Genes, n_vars: int
+    model: models.BaseAutoencoder,
+    normalizer: Normalizer,
+    table: Source,
+    batch: NDArray[Any] | None,
+    genes: Genes,
+    n_vars: int,
 ) -> NDArray[np.float32]:
     out = np.full((table.shape[0], n_vars), np.nan, np.float32)
     for start, block in table.blocks(max(1, BLOCK_VALUES // n_vars)):
-        rebuilt = normalizer.inverse_transform(model.reconstruct(block))
+        told = None if batch is None else batch[start : start + block.shape[0]]
+        rebuilt = normalizer.inverse_transform(model.reconstruct(block, batch=told))
         out[start : start + len(rebuilt), slice(None) if genes is None else genes] = rebuilt
     return out
 

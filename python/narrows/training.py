@@ -165,7 +165,7 @@ class Block:
     """
 
     rows: NDArray[np.int64]
-    load: Callable[[], tuple[Any, Any, Any]]
+    load: Callable[[], tuple[Any, ...]]
 
 
 class Feed(Protocol):
@@ -224,7 +224,7 @@ class Trainer:
         self.identity = dict(identity or {})
         self._batch = program.plan.batch
         self._n_steps = feed.n_steps
-        self._bound: tuple[Any, Any, Any] | None = None
+        self._bound: tuple[Any, ...] | None = None
         self._chunk = 1
         self._reason: str | None = None
         self._stepping = False  # whether the program may be ahead of the state
@@ -293,7 +293,7 @@ class Trainer:
                 yield dataclasses.replace(block, rows=block.rows[skip * self._batch :])
             skip = max(0, skip - n_steps)
 
-    def _loaded(self, blocks: list[Block]) -> Generator[tuple[NDArray[np.int64], tuple[Any, Any, Any]]]:
+    def _loaded(self, blocks: list[Block]) -> Generator[tuple[NDArray[np.int64], tuple[Any, ...]]]:
         """Rows and arrays of blocks; several are read ahead."""
         if len(blocks) == 1:
             yield blocks[0].rows, blocks[0].load()

@@ -27,6 +27,7 @@ from ..shifted import Shifted
 __all__ = [
     "AUTO",
     "BACKENDS",
+    "BATCH",
     "SHIFT",
     "Hyper",
     "Probe",
@@ -105,9 +106,12 @@ class Program(Protocol):
         """Close the program and return its parameters and optimiser state, without a copy where that takes less
         memory."""
 
-    def bind(self, X: Any, target: Any = None, weight: Any = None) -> None:
+    def bind(self, X: Any, target: Any = None, weight: Any = None, batch: Any = None) -> None:
         """Set the data that `train` and `gradient` take their rows from: ndarray (any strides) or CSR; X may be
-        `Shifted` rows of such if the plan is of shifted rows."""
+        `Shifted` rows of such if the plan is of shifted rows.
+
+        `batch` holds the number of each row's batch, from 0, where the plan has batches.
+        """
 
     def train(
         self, rows: NDArray[np.int64], hyper: Hyper, poll: Callable[[], bool] | None = None
@@ -124,8 +128,9 @@ class Program(Protocol):
     def gradient(self, rows: NDArray[np.int64], seed: int = 0, step: int = 0) -> tuple[NDArray[np.float64], State]:
         """Terms and gradients of one training step, without the update."""
 
-    def apply(self, X: Any, mode: Mode, target: Any = None) -> NDArray[Any]:
-        """Run an inference mode over all rows of X; DECODE and LIKELIHOOD take latent codes for X."""
+    def apply(self, X: Any, mode: Mode, target: Any = None, batch: Any = None) -> NDArray[Any]:
+        """Run an inference mode over all rows of X; DECODE and LIKELIHOOD take latent codes for X. What decodes takes
+        the `batch` of each row, as `bind` does."""
 
     def close(self) -> None:
         """Free the memory; further calls are errors."""
@@ -143,8 +148,9 @@ def sparse_rows(X: Any) -> Any:
     return X
 
 
-SHIFT = 4
-"""The number under which the shift of X is bound, beside X (0), its target (1), weights (2) and latent codes (3)."""
+SHIFT, BATCH = 4, 5
+"""The numbers under which the shift of X and the batches of rows are bound, beside X (0), its target (1), weights (2)
+and latent codes (3)."""
 
 
 def told_apart(spec: NetworkSpec, X: Any) -> tuple[Any, NDArray[Any] | None]:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..plan import FROM_CODES, Mode, OpCode, Plan, Precision
-from . import SHIFT, Hyper, Probe, State, all_finite, sparse_rows, told_apart
+from . import BATCH, SHIFT, Hyper, Probe, State, all_finite, sparse_rows, told_apart
 
 __all__ = ["CppProgram", "compile", "isa", "native_bfloat16", "own_ops", "probe", "probe_machine"]
 
@@ -155,8 +155,8 @@ class CppProgram:
         self.close()
         return state
 
-    def bind(self, X: Any, target: Any = None, weight: Any = None) -> None:
-        for source, data in ((_X, X), (_TARGET, target), (_WEIGHT, weight)):
+    def bind(self, X: Any, target: Any = None, weight: Any = None, batch: Any = None) -> None:
+        for source, data in ((_X, X), (_TARGET, target), (_WEIGHT, weight), (BATCH, batch)):
             if data is not None:
                 self._bind(_TRAIN, source, data)
 
@@ -186,7 +186,7 @@ class CppProgram:
         gradients = {s.name: self._slot(self._program, self.plan.index[f"d{s.name}"]).copy() for s in self.plan.learned}
         return terms[: len(self.plan.terms)], gradients
 
-    def apply(self, X: Any, mode: Mode, target: Any = None) -> NDArray[Any]:
+    def apply(self, X: Any, mode: Mode, target: Any = None, batch: Any = None) -> NDArray[Any]:
         result = self.plan.outputs[mode]
         out = np.empty((X.shape[0], self.plan.slots[result].cols), self.dtype)
         try:
@@ -196,6 +196,8 @@ class CppProgram:
                 self._bind(_APPLY, _TARGET, target)
             elif target is not None and mode in FROM_CODES:
                 self._bind(_APPLY, _X, target)
+            if batch is not None:
+                self._bind(_APPLY, BATCH, batch)
             self._program.apply(int(mode), result, out)
         finally:
             # The program may outlive the data by far: an estimator keeps it for the next call.

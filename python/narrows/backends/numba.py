@@ -172,7 +172,7 @@ def wgrad(run: Run, *, x: Array, dz: Array, dW: Array, accumulate: int) -> None:
 def dgrad(
     run: Run, *, dz: Array, W: Array, saved: Array, out: Array, activation: int, transposed: int, scale: float
 ) -> None:
-    np.matmul(run.factor(dz), run.factor(W if transposed else W.T), out=out)
+    np.matmul(run.factor(dz), run.factor(W if transposed else W[: out.shape[1]].T), out=out)
     numba_kernels.times_slope(activation)(out, saved, saved.dtype.type(scale))
 
 
@@ -513,9 +513,9 @@ class NumbaProgram(ReferenceProgram):
         with _blas().limit(limits=self.n_threads, user_api="blas"):
             return super().gradient(rows, seed, step)
 
-    def apply(self, X: Any, mode: Mode, target: Any = None) -> Array:
+    def apply(self, X: Any, mode: Mode, target: Any = None, batch: Any = None) -> Array:
         with _blas().limit(limits=self.n_threads, user_api="blas"):
-            return super().apply(X, mode, target)
+            return super().apply(X, mode, target, batch)
 
 
 def own_ops() -> frozenset[OpCode]:

@@ -46,7 +46,7 @@ from ..plan import (
     padded,
     segments,
 )
-from . import SHIFT, Hyper, Probe, State, all_finite, sparse_rows, told_apart
+from . import BATCH, SHIFT, Hyper, Probe, State, all_finite, sparse_rows, told_apart
 from .convolution import OUT_LAST, Images, greatest, pixels, windows
 
 __all__ = ["OPS", "ReferenceProgram", "Run", "compile", "probe"]
@@ -275,6 +275,21 @@ def _loss_of_logits(loss: Loss, activation: Activation, z: Array, y: Array, delt
     return value.sum(axis=1), dp * DERIVATIVE[activation](saved)
 
 
+def condition(run: Run, *, z: Array, out: Array) -> None:
+    n = z.shape[1]
+    number = picked(run, BATCH).reshape(-1, 1)
+    check_numbers(number, out.shape[1] - n)
+    out[:, :n] = z
+    out[:, n:] = number == np.arange(out.shape[1] - n)
+
+
+def check_numbers(number: Array, n_batches: int) -> None:
+    """Refuse what is no number of a batch."""
+    bad = ~((number >= 0) & (number < n_batches) & (number == np.floor(number)))
+    if bad.any():
+        raise ValueError(f"{number[bad][0]:g} is no number of one of {n_batches} batches")
+
+
 # --- ops: backward --------------------------------------------------------------------------------------------------
 
 
@@ -292,9 +307,8 @@ def colsum(run: Run, *, x: Array, weight: Array | None, out: Array, mean: int, a
 def dgrad(
     run: Run, *, dz: Array, W: Array, saved: Array, out: Array, activation: int, transposed: int, scale: float
 ) -> None:
-    out[...] = (run.factor(dz) @ run.factor(W if transposed else W.T)) * DERIVATIVE[Activation(activation)](
-        saved * saved.dtype.type(scale)
-    )
+    slope = DERIVATIVE[Activation(activation)](saved * saved.dtype.type(scale))
+    out[...] = (run.factor(dz) @ run.factor(W if transposed else W[: out.shape[1]].T)) * slope
 
 
 def activity_l1(
@@ -977,7 +991,7 @@ def sparse_mse(
     rowloss[:, 0] = value
     if run.mode & LEARN:
         share = row_share(run, weight, 1.0, np.float64)
-        out[...] = share * dg[:, :-1] * DERIVATIVE[Activation(activation)](saved * saved.dtype.type(scale))
+        out[...] = share * dg[:, : out.shape[1]] * DERIVATIVE[Activation(activation)](saved * saved.dtype.type(scale))
 
 
 def row_gram(run: Run, *, h: Array, weight: Array | None, out: Array) -> None:
@@ -1087,6 +1101,7 @@ OPS: Mapping[OpCode, Callable[..., None]] = {
     OpCode.COUNTS: counts,
     OpCode.MEANS: means,
     OpCode.SHIFT: shift,
+    OpCode.CONDITION: condition,
 }
 
 
@@ -1151,8 +1166,8 @@ class ReferenceProgram:
         self.close()
         return views
 
-    def bind(self, X: Any, target: Any = None, weight: Any = None) -> None:
-        self.sources = self._sources(X, target) | {2: weight}
+    def bind(self, X: Any, target: Any = None, weight: Any = None, batch: Any = None) -> None:
+        self.sources = self._sources(X, target) | {2: weight, BATCH: batch}
 
     def _sources(self, X: Any, target: Any) -> dict[int, Any]:
         rows, shift = told_apart(self.plan.spec, X)
@@ -1196,14 +1211,14 @@ class ReferenceProgram:
         self._run(run)
         return terms[0, : len(self.plan.terms)].astype(np.float64)
 
-    def apply(self, X: Any, mode: Mode, target: Any = None) -> Array:
+    def apply(self, X: Any, mode: Mode, target: Any = None, batch: Any = None) -> Array:
         result = self.plan.slots[slot := self.plan.outputs[mode]]
         n = X.shape[0]
         out = np.empty((n, result.cols), self.dtype)
         if mode in FROM_CODES:
-            sources = self._sources(None if self.plan.spec.separate_target else target, target) | {3: X}
+            sources = self._sources(None if self.plan.spec.separate_target else target, target) | {3: X, BATCH: batch}
         else:
-            sources = self._sources(X, target)
+            sources = self._sources(X, target) | {BATCH: batch}
         for start in range(0, n, self.plan.batch):
             rows = np.arange(start, min(start + self.plan.batch, n))
             self._run(Run(rows, mode, sources, regions=self.regions, bfloat16=self.bfloat16))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,15 +26,28 @@ from .._version import __version__
 from ..backends import thread_choice
 from ..data import Source
 from ..errors import DataError
+from ..models.batches import read_labels
 from ..models.data import check_values
+from ..models.inputs import read_batch
 from ..normalize import NormalizedSource, Normalizer
 from ..plan import Loss
 from ..readahead import read_ahead
 from ..shifted import Shifted, stored_rows
 from .resources import apply_bytes, blas_threads
+from .settings import UsageError
 from .tables import check_output, write_table
 
-__all__ = ["ApplySettings", "decode", "encode", "encoded", "open_model", "score", "with_names", "write_codes"]
+__all__ = [
+    "ApplySettings",
+    "decode",
+    "encode",
+    "encoded",
+    "obs_labels",
+    "open_model",
+    "score",
+    "with_names",
+    "write_codes",
+]
 
 log = logging.getLogger("narrows")
 
@@ -48,6 +61,8 @@ class ApplySettings:
     output: Path
     layer: str | None = None
     genes_by_cells: bool = False
+    batch_key: str | None = None
+    batch: str | None = None
     backend: str | None = None
     threads: int | None = None
     max_memory: int | None = None
@@ -69,6 +84,7 @@ def decode(settings: ApplySettings) -> None:
         k = estimator.plan_.spec.n_components
         if source.shape[1] != k:
             raise DataError(f"{source.name}: {source.shape[1]} columns, the model has {k} components")
+        batch = _batches(estimator, settings, source)
         shape = (source.shape[0], normalizer.n_features_)
         step = _rows_in(apply_bytes(estimator, settings.max_memory), shape[1])
 
@@ -76,7 +92,8 @@ def decode(settings: ApplySettings) -> None:
             for start, block in source.blocks(step):
                 data.check_finite(block, start, source)
                 codes = block.toarray() if hasattr(block, "toarray") else block
-                yield normalizer.inverse_transform(estimator.inverse_transform(codes))
+                told = _some(batch, start, len(codes))
+                yield normalizer.inverse_transform(estimator.inverse_transform(codes, batch=told))
 
         write_table(
             settings.output,
@@ -94,13 +111,15 @@ def score(settings: ApplySettings) -> None:
     """Write the loss of each row, a sum over its features, to a .csv or .npy file; lower is better."""
     with _job(settings, ".csv", ".npy") as estimator, _opened(estimator, settings) as table:
         step = _rows_in(apply_bytes(estimator, settings.max_memory), table.shape[1])
+        batch = _batches(estimator, settings, table)
 
         def blocks() -> Iterator[npt.NDArray[Any]]:
             loss = estimator.plan_.spec.loss
             for start in range(0, table.shape[0], step):
                 block = _read(table, slice(start, start + step), loss)
                 _check(block, start, table, loss)
-                yield -estimator.score_samples(with_names(block, table))
+                told = _some(batch, start, block.shape[0])
+                yield -estimator.score_samples(with_names(block, table), batch=told)
 
         write_table(
             settings.output,
@@ -146,6 +165,42 @@ def _opened(estimator: Any, settings: ApplySettings) -> Iterator[NormalizedSourc
     with data.open(settings.data, layer=layer, genes_by_cells=settings.genes_by_cells) as source:
         _check_features(estimator, source)
         yield NormalizedSource(source, normalizer)
+
+
+def obs_labels(path: str, key: str, source: Source) -> npt.NDArray[Any]:
+    """Labels of the rows of a source: those of a column of `obs` of its file."""
+    labels = data.read_obs(path, key)
+    name = f"{source.name}: obs[{key!r}]"
+    if len(labels) != source.shape[0]:
+        raise DataError(f"{name} is of {len(labels)} rows, the data have {source.shape[0]}")
+    return read_labels(labels, len(labels), name)
+
+
+def _batches(estimator: Any, settings: ApplySettings, source: Source) -> Any:
+    """Labels of the batches of all rows, one label for all, or None for a model that knows none."""
+    known = getattr(estimator, "batches_", None)
+    if known is None:
+        if settings.batch is None and settings.batch_key is None:
+            return None
+        flag = "--batch-key" if settings.batch is None else "--batch"
+        raise UsageError(f"{flag}: {settings.model} was fitted without batches")
+    key = settings.batch_key or estimator.metadata_.get("source", {}).get("batch_key")
+    label: Any = settings.batch
+    if label is not None:
+        name = "--batch"
+        if known.dtype.kind == "i" and label.removeprefix("-").isdecimal():
+            label = int(label)
+    elif key is None:
+        raise UsageError(f"{settings.model} was fitted with batches: give --batch-key NAME or --batch LABEL")
+    else:
+        name, label = f"{source.name}: obs[{key!r}]", obs_labels(settings.data, key, source)
+    read_batch(estimator, label, source.shape[0], name)
+    return label
+
+
+def _some(batch: Any, start: int, count: int) -> Any:
+    """Labels of some of the rows."""
+    return batch[start : start + count] if isinstance(batch, np.ndarray) else batch
 
 
 def _check_features(estimator: Any, source: Source) -> None:
@@ -211,8 +266,16 @@ def with_names(block: Any, table: Source) -> Any:
     return data.ArraySource(block, var_names=table.var_names, name=table.name)
 
 
-def write_codes(out: Path, blocks: Any, shape: tuple[int, ...], dtype: Any, table: Source, estimator: Any) -> None:
-    """Write codes with the names of rows and latents and, where known, the labels."""
+def write_codes(
+    out: Path,
+    blocks: Any,
+    shape: tuple[int, ...],
+    dtype: Any,
+    table: Source,
+    estimator: Any,
+    obs: Mapping[str, npt.NDArray[Any]] | None = None,
+) -> None:
+    """Write codes with the names of rows and latents and, where known, the labels and other columns of `obs`."""
     write_table(
         out,
         blocks,
@@ -221,6 +284,7 @@ def write_codes(out: Path, blocks: Any, shape: tuple[int, ...], dtype: Any, tabl
         row_names=table.obs_names,
         column_names=estimator.get_feature_names_out(),
         labels=table.labels,
+        obs=obs,
         about={"version": __version__, "estimator": type(estimator).__name__},
     )
 

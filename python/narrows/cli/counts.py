@@ -116,6 +116,7 @@ def measure(
     estimator: Any,
     table: Source,
     held: tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]] | None,
+    batch: npt.NDArray[Any] | None = None,
     *,
     seed: int,
     n_threads: int,
@@ -129,6 +130,8 @@ def measure(
     table : Source
         The counts.
     held : (rows trained on, rows held out), optional
+    batch : ndarray of shape (n_rows,), optional
+        Labels of the rows' batches, which the baseline does not know.
     seed : int
     n_threads : int
     step_bytes : int
@@ -147,7 +150,7 @@ def measure(
     rows = trained[sample_rows(len(trained), seed)]
     baseline = Baseline(table, rows, loss, seed=seed, backend=estimator.backend_, n_threads=n_threads)
     ours, theirs, counts = (
-        np.concatenate(parts) for parts in zip(*_losses(estimator, baseline, table, step_bytes), strict=True)
+        np.concatenate(parts) for parts in zip(*_losses(estimator, baseline, table, batch, step_bytes), strict=True)
     )
     found: dict[str, Any] = {"baseline": baseline.loss.name.lower(), "baseline_rows": len(rows)}
     for prefix, some in (("", slice(None)), ("held_out_", None if held is None else held[1])):
@@ -166,12 +169,16 @@ def measure(
     return found
 
 
-def _losses(estimator: Any, baseline: Baseline, table: Source, step_bytes: int) -> Iterator[tuple[Any, Any, Any]]:
+def _losses(
+    estimator: Any, baseline: Baseline, table: Source, batch: npt.NDArray[Any] | None, step_bytes: int
+) -> Iterator[tuple[Any, Any, Any]]:
     """Of each block of rows: the losses by the model and by the baseline, and the sums of counts."""
     for part in row_blocks(*table.shape, step_bytes):
         block = table.read_rows(part)
         named = with_names(block, table)
-        ours = -(estimator.elbo(named) if estimator.variational else estimator.score_samples(named))
+        told = None if batch is None else batch[part]
+        judge = estimator.elbo if estimator.variational else estimator.score_samples
+        ours = -judge(named, batch=told)
         yield ours.astype(np.float64), baseline.losses(block), np.asarray(block.sum(axis=1, dtype=np.float64)).ravel()
 
 

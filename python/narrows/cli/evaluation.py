@@ -193,15 +193,19 @@ def _centred_energy(walk: Callable[[], Iterator[tuple[slice, Any]]], mean: np.nd
 
 
 def feature_errors(
-    source: Source, reconstruct: Callable[[Any], np.ndarray], rows: np.ndarray | None = None
+    source: Source, reconstruct: Callable[[Any, Any], np.ndarray], rows: np.ndarray | None = None
 ) -> np.ndarray:
-    """Mean over rows, by default all, of the squared reconstruction error of each feature, float64 (n_features,)."""
+    """Mean over rows, by default all, of the squared reconstruction error of each feature, float64 (n_features,).
+
+    `reconstruct` is given a block and which rows it holds, a slice or their numbers.
+    """
     n_features = source.shape[1]
     n_rows = source.shape[0] if rows is None else len(rows)
     total = np.zeros(n_features)
     for cut in row_blocks(n_rows, n_features, ERROR_BYTES):
-        block = source.read_stored(cut if rows is None else rows[cut])
-        difference = reconstruct(block).astype(np.float64)
+        chosen = cut if rows is None else rows[cut]
+        block = source.read_stored(chosen)
+        difference = reconstruct(block, chosen).astype(np.float64)
         difference -= dense(block)
         total += np.einsum("ij,ij->j", difference, difference)
     return total / n_rows

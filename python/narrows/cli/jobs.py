@@ -13,7 +13,7 @@ import datetime
 import logging
 import platform
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +31,7 @@ from ..models.data import Table
 from ..normalize import NormalizedSource, Normalizer
 from ..training import Callback, Checkpoint, Interrupted
 from . import counts, evaluation, report
-from .applying import encoded, with_names, write_codes
+from .applying import encoded, obs_labels, with_names, write_codes
 from .resources import APPLY_BYTES, Budget, blas_threads, held_rows, peak_rss, plan_text
 from .rundir import HistoryWriter, RunDir
 from .settings import FitSettings, UsageError
@@ -85,12 +85,15 @@ class Input:
     n_threads : int
     threads_from : str
         What said so.
+    batch : ndarray of str or int, or None
+        Labels of the rows' batches.
     """
 
     source: Source
     digest: str
     n_threads: int
     threads_from: str
+    batch: npt.NDArray[Any] | None = None
 
     @classmethod
     @contextlib.contextmanager
@@ -107,7 +110,8 @@ class Input:
         ):
             if source.shape[0] < 2:
                 raise DataError(f"{source.name}: {source.shape[0]} row; at least 2 are needed to train and validate")
-            yield cls(source, source.sha256(), threads, threads_from)
+            batch = None if settings.batch_key is None else obs_labels(settings.data, settings.batch_key, source)
+            yield cls(source, source.sha256(), threads, threads_from, batch)
 
     def normalized(self, settings: FitSettings, loss: str) -> NormalizedSource:
         """The source on the scale that the model sees, which takes a pass over it the first time."""
@@ -163,6 +167,8 @@ def fit_opened(
         "n_rows": table.shape[0],
         "n_features": table.shape[1],
         "n_components": int(estimator.n_components),
+        "batch_key": settings.batch_key,
+        "n_batches": None if given.batch is None else len(np.unique(given.batch)),
         "loss": estimator.loss,
         "normalize": normalizer.resolved_,
         "n_empty_rows": normalizer.n_empty_rows_,
@@ -183,9 +189,9 @@ def fit_opened(
         log.debug("narrows %s: %s", __version__, " ".join(argv))
         log.info("%s: %d rows x %d features, normalised: %s", settings.data, *table.shape, table.describe())
         try:
-            _train(estimator, table, run, settings, budget, stop, callbacks, digest)
+            _train(estimator, table, given.batch, run, settings, budget, stop, callbacks, digest)
             metrics |= {"status": "finished"}
-            _finish(estimator, table, run, settings, budget, metrics, identity)
+            _finish(estimator, table, given.batch, run, settings, budget, metrics, identity)
         except BaseException as error:
             if hasattr(estimator, "history_"):
                 metrics |= _training_facts(estimator, table.shape[0])
@@ -203,6 +209,7 @@ def fit_opened(
 def _train(
     estimator: Any,
     table: Source,
+    batch: npt.NDArray[Any] | None,
     run: RunDir,
     settings: FitSettings,
     budget: Budget,
@@ -223,7 +230,13 @@ def _train(
     writer = HistoryWriter(run / "history.jsonl")
     try:
         with stop.training():
-            estimator.fit(table, callbacks=[writer, *callbacks], checkpoint=checkpoint, block_bytes=budget.block_bytes)
+            estimator.fit(
+                table,
+                batch=batch,
+                callbacks=[writer, *callbacks],
+                checkpoint=checkpoint,
+                block_bytes=budget.block_bytes,
+            )
     except ResumeError as error:
         raise ResumeError(str(error).replace("resume='never'", "--resume never")) from None
     finally:
@@ -236,6 +249,7 @@ def _train(
 def _finish(
     estimator: Any,
     table: NormalizedSource,
+    batch: npt.NDArray[Any] | None,
     run: RunDir,
     settings: FitSettings,
     budget: Budget,
@@ -245,22 +259,27 @@ def _finish(
     """Everything after training: the model first, then codes, measures and the report."""
     estimator.metadata_ = {
         "normalizer": table.normalizer.to_dict(),
-        "source": {"name": table.name, "layer": settings.layer, "sha256": identity["run.input_sha256"]},
+        "source": {
+            "name": table.name,
+            "layer": settings.layer,
+            "batch_key": settings.batch_key,
+            "sha256": identity["run.input_sha256"],
+        },
     }
     estimator.save(run / "model.safetensors")
     run.write_history(estimator.history_)
     step = min(APPLY_BYTES, budget.block_bytes)
     codes = np.concatenate(list(encoded(estimator, table, step)))
-    latent = _write_latent(run, codes, table, estimator)
+    latent = _write_latent(run, codes, table, estimator, {} if batch is None else {str(settings.batch_key): batch})
     begin = time.perf_counter()
     metrics |= _training_facts(estimator, table.shape[0])
     held = held_rows(estimator, table.shape[0])
     if of_counts := estimator.plan_.spec.loss.of_counts:
         metrics |= counts.measure(
-            estimator, table, held, seed=settings.seed, n_threads=metrics["n_threads"], step_bytes=step
+            estimator, table, held, batch, seed=settings.seed, n_threads=metrics["n_threads"], step_bytes=step
         )
     else:
-        metrics |= _squared_errors(estimator, table, None if held is None else held[1])
+        metrics |= _squared_errors(estimator, table, batch, None if held is None else held[1])
     metrics |= dict.fromkeys(("baseline_pca_loss", "baseline_pca_rows", "knn_accuracy_latent", "knn_accuracy_pca"))
     if table.labels is not None or not of_counts:
         _against_pca(table, codes, settings.seed, budget.block_bytes, metrics, errors=not of_counts)
@@ -269,11 +288,14 @@ def _finish(
     metrics["latent"] = latent
 
 
-def _squared_errors(estimator: Any, table: NormalizedSource, held: npt.NDArray[np.int64] | None) -> dict[str, Any]:
+def _squared_errors(
+    estimator: Any, table: NormalizedSource, batch: npt.NDArray[Any] | None, held: npt.NDArray[np.int64] | None
+) -> dict[str, Any]:
     """Mean squared errors of all features, of those of the rows held out, and the features with the largest."""
 
-    def reconstruct(block: Any) -> npt.NDArray[Any]:
-        return estimator.reconstruct(with_names(block, table))  # type: ignore[no-any-return]
+    def reconstruct(block: Any, rows: Any) -> npt.NDArray[Any]:
+        told = None if batch is None else batch[rows]
+        return estimator.reconstruct(with_names(block, table), batch=told)  # type: ignore[no-any-return]
 
     errors = evaluation.feature_errors(table, reconstruct)
     names = estimator.feature_names_in_ if hasattr(estimator, "feature_names_in_") else None
@@ -352,7 +374,9 @@ def _in_short(metrics: dict[str, Any]) -> str:
     return f"{ours:.5g} nats per row{counts.held_text(metrics)}, {counts.BASELINE} {theirs:.5g}"
 
 
-def _write_latent(run: RunDir, codes: npt.NDArray[Any], table: Source, estimator: Any) -> str:
+def _write_latent(
+    run: RunDir, codes: npt.NDArray[Any], table: Source, estimator: Any, obs: Mapping[str, npt.NDArray[Any]]
+) -> str:
     """latent.h5ad for named rows and h5ad input if anndata is there, else latent.npy and the names."""
     named = table.obs_names is not None
     if named or (table.path is not None and table.path.suffix == ".h5ad"):
@@ -363,7 +387,7 @@ def _write_latent(run: RunDir, codes: npt.NDArray[Any], table: Source, estimator
             if table.obs_names is not None:
                 run.write_lines("latent_obs_names.txt", table.obs_names)
         else:
-            write_codes(run / "latent.h5ad", [codes], codes.shape, codes.dtype, table, estimator)
+            write_codes(run / "latent.h5ad", [codes], codes.shape, codes.dtype, table, estimator, obs)
             return "latent.h5ad"
     write_codes(run / "latent.npy", [codes], codes.shape, codes.dtype, table, estimator)
     return "latent.npy"

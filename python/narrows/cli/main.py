@@ -331,6 +331,13 @@ def _add_apply(parser: argparse.ArgumentParser, name: str) -> None:
         parser.add_argument("data", metavar="DATA", help="a path in any format that fit reads, or a bundled name")
         _add_input(parser, "that of the fit")
     formats = ".csv or .npy" if name == "score" else ".npy, .h5ad or .csv"
+    if name != "encode":
+        of = parser.add_mutually_exclusive_group()
+        of.add_argument(
+            "--batch-key", metavar="NAME",
+            help="column of obs that says which batch a row is of (.h5ad, .zarr; default: that of the fit)",
+        )  # fmt: skip
+        of.add_argument("--batch", metavar="LABEL", help="take all rows to be of this batch")
     parser.add_argument("-o", "--output", required=True, type=Path, metavar="OUT", help=f"the file to write: {formats}")
     _add_backend(parser, None, "that of the model")
     _add_memory(parser)
@@ -415,6 +422,11 @@ def _add_fit(parser: argparse.ArgumentParser, *, sweep: bool = False) -> None:
         metavar="KIND",
     )
     _add_input(inputs, "X")
+    inputs.add_argument(
+        "--batch-key", metavar="NAME",
+        help="column of obs (.h5ad, .zarr) that says which batch a row is of: the decoder is told, so that codes need "
+        "not tell it",
+    )  # fmt: skip
 
     machine = parser.add_argument_group("machine")
     _add_backend(machine, "auto", "auto")

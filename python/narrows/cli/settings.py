@@ -61,6 +61,7 @@ class FitSettings:
     normalize: str = "auto"
     layer: str | None = None
     genes_by_cells: bool = False
+    batch_key: str | None = None
     precision: str = "float32"
     backend: str = "auto"
     threads: int | None = None
@@ -104,7 +105,7 @@ class FitSettings:
         """
         import narrows
 
-        from ..models.parameters import check_parameters
+        from ..models.parameters import check_parameters, check_takes_batches
 
         cls = getattr(narrows, ESTIMATORS[self.estimator])
         params = self.estimator_params()
@@ -132,6 +133,13 @@ class FitSettings:
                 f"--normalize {self.normalize} does not go with --loss {estimator.loss}, which takes raw "
                 "counts: use --normalize none"
             )
+        if self.batch_key is not None:
+            if self.genes_by_cells:
+                raise UsageError("--batch-key names a column of obs, which --genes-by-cells takes for the features'")
+            try:
+                check_takes_batches(estimator)
+            except ValueError as error:
+                raise UsageError(f"--batch-key: {error}") from None
         return estimator
 
     def resolved(self, estimator: Any) -> FitSettings:

@@ -12,7 +12,7 @@ import io
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -58,6 +58,7 @@ def write_table(
     row_names: Names = None,
     column_names: Names = None,
     labels: Names = None,
+    obs: Mapping[str, npt.NDArray[Any]] | None = None,
     about: dict[str, Any] | None = None,
 ) -> None:
     """Write blocks of rows as one table in the format that the extension names.
@@ -72,6 +73,8 @@ def write_table(
     dtype : dtype
     row_names, column_names, labels : ndarray, optional
         For .csv and .h5ad; labels become ``obs["label"]`` of .h5ad.
+    obs : mapping of str to ndarray, optional
+        Further columns of `obs` of .h5ad, as categoricals.
     about : dict, optional
         For ``uns["narrows"]`` of .h5ad.
     """
@@ -82,8 +85,9 @@ def write_table(
     elif suffix == ".csv":
         atomic_write(path, lambda stream: _csv(stream, blocks, row_names, column_names))
     elif suffix == ".h5ad":
+        known = ({} if labels is None else {"label": [str(label) for label in labels]}) | dict(obs or {})
         X = np.concatenate([np.asarray(block, dtype=dtype) for block in blocks])
-        atomic_write(path, lambda stream: _h5ad(stream, path.parent, X, row_names, column_names, labels, about))
+        atomic_write(path, lambda stream: _h5ad(stream, path.parent, X, row_names, column_names, known, about))
     else:
         raise OutputError(f"cannot write {path}: unknown extension {path.suffix!r}")
 
@@ -121,7 +125,7 @@ def _h5ad(
     X: npt.NDArray[Any],
     row_names: Names,
     column_names: Names,
-    labels: Names,
+    known: Mapping[str, Any],
     about: dict[str, Any] | None,
 ) -> None:
     anndata = require("anndata", "anndata", "writing .h5ad files")
@@ -129,8 +133,8 @@ def _h5ad(
     index = [str(i) for i in (range(len(X)) if row_names is None else row_names)]
     columns = [str(i) for i in (range(X.shape[1]) if column_names is None else column_names)]
     obs = pandas.DataFrame(index=pandas.Index(index, dtype=object))
-    if labels is not None:
-        obs["label"] = pandas.Categorical([str(label) for label in labels])
+    for name, values in known.items():
+        obs[name] = pandas.Categorical(values)
     with (
         warnings.catch_warnings(),
         tempfile.TemporaryDirectory(prefix=".", suffix=".tmp", dir=folder) as scratch,

@@ -190,6 +190,45 @@ def _strings(node: Any) -> npt.NDArray[np.str_]:
     return np.asarray([v.decode() if isinstance(v, bytes) else str(v) for v in node[:].tolist()], dtype=str)
 
 
+def obs_of_hdf5(path: Path, column: str) -> npt.NDArray[Any]:
+    """A column of `obs` of an .h5ad file."""
+    h5py = require("h5py", "anndata", f"reading {path.suffix} files")
+    with h5py.File(path, "r", locking="best-effort") as file:
+        return _obs(path, file, column)
+
+
+def obs_of_zarr(path: Path, column: str) -> npt.NDArray[Any]:
+    """A column of `obs` of an AnnData object stored as zarr."""
+    zarr = require("zarr", "anndata", "reading .zarr stores")
+    return _obs(path, zarr.open_group(str(path), mode="r"), column)
+
+
+def _obs(path: Path, root: Any, column: str) -> npt.NDArray[Any]:
+    if "obs" not in root:
+        raise DataError(f"{path}: it has no obs, and so no column {column!r} of it")
+    frame = root["obs"]
+    table = hasattr(frame, "dtype")  # before anndata 0.7
+    inner = {"__categories"} if table else {"__categories", str(frame.attrs.get("_index", "_index"))}
+    names = sorted(set(frame.dtype.names or () if table else frame) - inner)
+    if column not in names:
+        raise DataError(f"{path}: obs has no column {column!r}; there is {', '.join(map(repr, names)) or 'none'}")
+    values, missing = _values(frame[column])
+    if missing is not None and missing.any():
+        raise DataError(f"{path}: {column!r} of obs is not known for row {int(np.argmax(missing))}")
+    return values
+
+
+def _values(node: Any) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_] | None]:
+    """Numbers or strings, and which are missing."""
+    if hasattr(node, "keys"):  # a categorical, or values with a mask
+        if "categories" in node:
+            codes = node["codes"][:]
+            return _values(node["categories"])[0][codes], codes < 0
+        return _values(node["values"])[0], np.asarray(node["mask"][:], bool)
+    values = np.asarray(node[:])
+    return (values, None) if values.dtype.kind in "biuf" else (_strings(values), None)
+
+
 def _open_10x(path: Path, file: Any, layer: str | None, closer: Callable[[], None]) -> Source:
     """Cell Ranger's matrix: genes x cells by columns, which is cells x genes by rows."""
     groups = [name for name in file if hasattr(file[name], "keys") and {"indptr", "barcodes"} <= set(file[name])]

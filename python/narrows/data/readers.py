@@ -13,17 +13,19 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy.typing as npt
+
 from .. import datasets
 from ..errors import DataError
 from .formats import no_layers, reading
-from .hdf import open_hdf5, open_zarr
+from .hdf import obs_of_hdf5, obs_of_zarr, open_hdf5, open_zarr
 from .mtx import find_mtx, open_10x_folder, open_mtx
 from .npy import is_csr_folder, open_csr_folder, open_npy, open_npz
 from .parquet import open_parquet
 from .source import ArraySource, Source
 from .text import open_table
 
-__all__ = ["as_source", "open"]
+__all__ = ["as_source", "open", "read_obs"]
 
 log = logging.getLogger("narrows")
 
@@ -106,7 +108,7 @@ def open(path: str | os.PathLike[str], *, layer: str | None = None, genes_by_cel
     zipped = path.name.endswith(".gz")
     reader: Reader
     if path.is_dir():
-        if suffix == ".zarr" or any((path / mark).exists() for mark in (".zgroup", "zarr.json")):
+        if _is_zarr(path):
             reader = open_zarr
         elif find_mtx(path) is not None:
             reader = open_10x_folder
@@ -126,11 +128,51 @@ def open(path: str | os.PathLike[str], *, layer: str | None = None, genes_by_cel
     return source
 
 
+def _is_zarr(path: Path) -> bool:
+    marked = path.suffix.lower() == ".zarr" or any((path / mark).exists() for mark in (".zgroup", "zarr.json"))
+    return marked and path.is_dir()
+
+
 def _without_layer(source: Source, layer: str | None, genes_by_cells: bool) -> Source:
     if genes_by_cells:
         raise DataError(f"{source.name}: this bundled data set is cells x genes; drop genes_by_cells")
     no_layers(source.name, layer)
     return source
+
+
+def read_obs(path: str | os.PathLike[str], column: str) -> npt.NDArray[Any]:
+    """Read what an AnnData file knows of its rows: a column of its `obs`, such as the sample a cell is of.
+
+    Parameters
+    ----------
+    path : path
+        An .h5ad or .zarr file.
+    column : str
+
+    Returns
+    -------
+    ndarray of shape (n_rows,)
+        Strings, those of a categorical included, or numbers.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    DataError
+        If the format has no `obs`, the column does not exist or is not known for a row, or the file is damaged.
+    MissingExtraError
+        If the format needs a package that is not installed; the message names the extra.
+    """
+    path = Path(path)
+    if not path.exists() and str(path) not in datasets.NAMES:
+        missing = FileNotFoundError(f"{path}: no such file or folder")
+        missing.errno = errno.ENOENT
+        raise missing
+    store = _is_zarr(path)
+    if not store and path.suffix not in (".h5ad", ".h5", ".hdf5"):
+        raise DataError(f"{path}: this format has no column {column!r} of obs; .h5ad and .zarr have")
+    with reading(path):
+        return obs_of_zarr(path, column) if store else obs_of_hdf5(path, column)
 
 
 def as_source(X: Any, *, name: str = "X") -> Source:

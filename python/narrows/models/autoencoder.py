@@ -146,6 +146,8 @@ class Autoencoder(BaseAutoencoder):
 
     Attributes
     ----------
+    batches_ : ndarray of str or int
+        The batches that the decoder is told, sorted, after a fit with `batch`.
     coefs_ : list of ndarray of shape (n_in, n_out)
         Weights of each layer, read-only.
     intercepts_ : list of ndarray of shape (n_out,)

@@ -37,7 +37,15 @@ from .data import (
     value_range,
 )
 from .files import write_model
-from .inputs import check_codes, encoding_table, scoring_table, training_table, validation_table
+from .inputs import (
+    check_codes,
+    encoding_table,
+    read_batch,
+    rebuilding_table,
+    scoring_table,
+    training_table,
+    validation_table,
+)
 from .network import Network, begin_counts, build_spec, dense_layers, initial_state
 from .parameters import COUNT_LOSSES, check_parameters, plain_parameters
 
@@ -58,6 +66,8 @@ class BaseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
     """Whether X holds counts whatever there is to reconstruct."""
     _runs_to_the_end = False
     """Whether the training loss does not say when there is nothing more to learn."""
+    _takes_batches = True
+    """Whether the decoder can be told the batch of a row."""
 
     n_components: Any
     max_iter: Any
@@ -87,6 +97,7 @@ class BaseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
     loss_: float
     best_loss_: float
     metadata_: dict[str, Any]
+    batches_: NDArray[Any]
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -109,7 +120,10 @@ class BaseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
 
     @property
     def coefs_(self) -> list[NDArray[Any]]:
-        """Weights of each layer, shape (n_in, n_out), read-only; tied ones are transposed views."""
+        """Weights of each layer, shape (n_in, n_out), read-only; tied ones are transposed views.
+
+        After a fit with batches that of the decoder's first layer has a row for each component and one for each batch.
+        """
         return self._fitted_network().coefs()
 
     @property
@@ -139,6 +153,7 @@ class BaseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         y: Any = None,
         *,
         sample_weight: ArrayLike | None = None,
+        batch: Any = None,
         X_val: Any = None,
         callbacks: Sequence[Callback] = (),
         checkpoint: Checkpoint | None = None,
@@ -156,9 +171,14 @@ class BaseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
             ignored.
         sample_weight : array of shape (n_samples,), optional
             Not negative; scaled to mean one over the rows trained on.
-        X_val : as X, or a pair (X_val, y_val), optional
-            Rows for ``history_["val_loss"]`` and early stopping, instead of holding some of X out. A pair
-            where y is given.
+        batch : array-like of str or int, shape (n_samples,), or one label for all rows, optional
+            Labels of the rows' batches: lists, arrays, columns of frames, categoricals. The decoder is told which batch
+            a row is of, by an input for each batch beside the code (one-hot), so that the code need not tell it; the
+            encoder is not. `batches_` holds the labels, sorted; what decodes then takes a `batch`, too. Not with tied
+            weights, nor for convolutional and deep autoencoders and machines.
+        X_val : as X, or a tuple (X_val, y_val) or (X_val, y_val, batch_val), optional
+            Rows for ``history_["val_loss"]`` and early stopping, instead of holding some of X out. A tuple
+            where y or batch is given, in the order of these; y_val is None if y is not given.
         callbacks : sequence of narrows.training.Callback
         checkpoint : narrows.training.Checkpoint, optional
             Save training under a path, and go on from there. Data in memory are recognised by a hash of their
@@ -183,7 +203,8 @@ class BaseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
             check_parameters(self)
             again = bool(self.warm_start) and self.__sklearn_is_fitted__()
             held_out = bool(self.early_stopping) and X_val is None
-            table = training_table(self, X, y, sample_weight, reset=not again, min_samples=2 if held_out else 1)
+            min_samples = 2 if held_out else 1
+            table = training_table(self, X, y, sample_weight, batch, reset=not again, min_samples=min_samples)
             held = None if X_val is None else validation_table(self, X_val, table)
             identity: dict[str, Any] = {}
             saved = None
@@ -229,7 +250,7 @@ class BaseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
             )
         return self
 
-    def partial_fit(self, X: Any, y: Any = None, sample_weight: ArrayLike | None = None) -> Self:
+    def partial_fit(self, X: Any, y: Any = None, sample_weight: ArrayLike | None = None, *, batch: Any = None) -> Self:
         """Train for one pass over some rows, going on from the present parameters and optimiser state.
 
         There is no validation and the learning rate is `learning_rate_init`; the first call initialises. The optimiser
@@ -237,8 +258,9 @@ class BaseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
 
         Parameters
         ----------
-        X, y, sample_weight
-            As for `fit`.
+        X, y, sample_weight, batch
+            As for `fit`. The first call says which batches there are: those of its labels or, of a pandas categorical,
+            all of its categories, so that later calls may bring rows of the others.
 
         Returns
         -------
@@ -247,7 +269,8 @@ class BaseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         with self._whole():
             check_parameters(self)
             again = self.__sklearn_is_fitted__()
-            table = training_table(self, X, y, sample_weight, reset=not again).loaded(BLOCK_BYTES)
+            table = training_table(self, X, y, sample_weight, batch, reset=not again, declared=True)
+            table = table.loaded(BLOCK_BYTES)
             options = Options(
                 max_iter=1,
                 seed=self._seed if again else self._seed_of(None),
@@ -369,6 +392,7 @@ class BaseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
             library=library,
             target_density=density(table.X) if table.target is None else density(table.target, implicit=False),
             batch=even_batch(len(rows), int(self.batch_size)),
+            n_batches=0 if table.batch is None else len(self.batches_),
         )
         if again:
             shapes = [_shape(layer) for layer in spec.layers]
@@ -448,6 +472,7 @@ class BaseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
             "data": fingerprint(table),
             "validation": None if held is None else fingerprint(held),
             "block_bytes": block_bytes if streamed else None,
+            "batches": None if table.batch is None else self.batches_.tolist(),
             "continued": self._step if self.warm_start and self.__sklearn_is_fitted__() else 0,
         }
 
@@ -468,26 +493,33 @@ class BaseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         check_is_fitted(self)
         return self._apply(encoding_table(self, X), Mode.ENCODE)
 
-    def inverse_transform(self, Z: Any) -> NDArray[Any]:
+    def inverse_transform(self, Z: Any, *, batch: Any = None) -> NDArray[Any]:
         """Decode latent codes.
 
         Parameters
         ----------
         Z : array, data frame or Source of shape (n_samples, n_components)
+        batch : array-like of shape (n_samples,), or one label for all rows, optional
+            As for `reconstruct`.
 
         Returns
         -------
         ndarray of shape (n_samples, n_outputs)
         """
         check_is_fitted(self)
-        return self._apply(Table(check_codes(self, Z), implicit=False), Mode.DECODE)
+        Z = check_codes(self, Z)
+        told = read_batch(self, batch, int(Z.shape[0]))
+        return self._apply(Table(Z, batch=told, implicit=False), Mode.DECODE)
 
-    def reconstruct(self, X: Any) -> NDArray[Any]:
+    def reconstruct(self, X: Any, *, batch: Any = None) -> NDArray[Any]:
         """Encode and decode rows.
 
         Parameters
         ----------
         X : array, CSR / CSC, data frame or Source of shape (n_samples, n_features)
+        batch : array-like of shape (n_samples,), or one label for all rows, optional
+            After a fit with batches, and only then: those of the rows. One label stands for all rows: what these would
+            be in that batch.
 
         Returns
         -------
@@ -495,9 +527,9 @@ class BaseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
             Dense, of X's dtype if that is float32 or float64, else float32.
         """
         check_is_fitted(self)
-        return self._apply(encoding_table(self, X), Mode.RECONSTRUCT)
+        return self._apply(rebuilding_table(self, X, batch), Mode.RECONSTRUCT)
 
-    def score_samples(self, X: Any, y: Any = None) -> NDArray[Any]:
+    def score_samples(self, X: Any, y: Any = None, *, batch: Any = None) -> NDArray[Any]:
         """Minus the loss of each row, a sum over its features without penalties: higher is better.
 
         Parameters
@@ -506,30 +538,32 @@ class BaseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         y : the same, of shape (n_samples, n_outputs), optional
             What to compare the reconstruction with; X itself by default. Needed after a fit with a y of another width.
             One-dimensional y is ignored.
+        batch : array-like of shape (n_samples,), or one label for all rows, optional
+            As for `reconstruct`.
 
         Returns
         -------
         ndarray of shape (n_samples,)
         """
         check_is_fitted(self)
-        return -self._apply(scoring_table(self, X, y), Mode.SCORE)[:, 0]
+        return -self._apply(scoring_table(self, X, y, batch), Mode.SCORE)[:, 0]
 
-    def score(self, X: Any, y: Any = None) -> float:
+    def score(self, X: Any, y: Any = None, *, batch: Any = None) -> float:
         """Minus the mean loss of the rows: higher is better.
 
         Parameters
         ----------
-        X, y
+        X, y, batch
             As for `score_samples`.
         """
-        return float(np.mean(self.score_samples(X, y), dtype=np.float64))
+        return float(np.mean(self.score_samples(X, y, batch=batch), dtype=np.float64))
 
-    def feature_errors(self, X: Any, y: Any = None) -> NDArray[np.float64]:
+    def feature_errors(self, X: Any, y: Any = None, *, batch: Any = None) -> NDArray[np.float64]:
         """Mean squared error of the reconstruction of each feature.
 
         Parameters
         ----------
-        X, y
+        X, y, batch
             As for `score_samples`.
 
         Returns
@@ -537,20 +571,22 @@ class BaseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         ndarray of float64, shape (n_outputs,)
         """
         check_is_fitted(self)
-        table = scoring_table(self, X, y)
+        table = scoring_table(self, X, y, batch)
         total = np.zeros(self._network.spec.n_outputs)
-        for block, target, _ in table.blocks(self._block_rows()):
-            wanted = block if target is None else target
-            rebuilt = self._network.apply(block, Mode.RECONSTRUCT).astype(np.float64)
+        for part in table.blocks(self._block_rows()):
+            wanted = part.X if part.target is None else part.target
+            rebuilt = self._network.apply(part.X, Mode.RECONSTRUCT, batch=part.batch).astype(np.float64)
             total += ((rebuilt - dense(wanted)) ** 2).sum(axis=0)
         return total / table.n_rows
 
-    def latent_sensitivity(self, X: Any) -> NDArray[np.float64]:
+    def latent_sensitivity(self, X: Any, *, batch: Any = None) -> NDArray[np.float64]:
         """How much each latent moves each feature.
 
         Parameters
         ----------
         X : array, CSR / CSC, data frame or Source of shape (n_samples, n_features)
+        batch : array-like of shape (n_samples,), or one label for all rows, optional
+            As for `reconstruct`.
 
         Returns
         -------
@@ -560,29 +596,29 @@ class BaseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         from .sensitivity import absolute_jacobian
 
         check_is_fitted(self)
-        table, spec = encoding_table(self, X), self._network.spec
+        table, spec = rebuilding_table(self, X, batch), self._network.spec
         total = np.zeros((spec.n_components, spec.n_outputs))
-        for block, _, _ in table.blocks(self._block_rows()):
-            codes = self._network.apply(block, Mode.ENCODE)
-            total += absolute_jacobian(spec, self.coefs_, self.intercepts_, codes)
+        for part in table.blocks(self._block_rows()):
+            codes = self._network.apply(part.X, Mode.ENCODE)
+            total += absolute_jacobian(spec, self.coefs_, self.intercepts_, codes, part.batch)
         return total / table.n_rows
 
     def _apply(self, table: Table, mode: Mode) -> NDArray[Any]:
         dtype = np.dtype(table.X.dtype)
         network = self._network
 
-        def run(block: Any, target: Any) -> NDArray[Any]:
+        def run(block: Any, target: Any, batch: Any) -> NDArray[Any]:
             if mode is Mode.SCORE:
                 goal = block if target is None else target
-                return self._row_losses(network.apply, network.spec, block, goal)[:, None]
-            return network.apply(block, mode)
+                return self._row_losses(network.apply, network.spec, block, goal, batch)[:, None]
+            return network.apply(block, mode, batch=batch)
 
         if table.in_memory:
-            return run(table.X, table.target).astype(dtype, copy=False)
+            return run(table.X, table.target, table.batch).astype(dtype, copy=False)
         out: NDArray[Any] | None = None
         at = 0
-        for block, target, _ in table.blocks(max(1, BLOCK_BYTES // max(1, table.row_bytes))):
-            part = run(block, target)
+        for block, target, _, batch in table.blocks(max(1, BLOCK_BYTES // max(1, table.row_bytes))):
+            part = run(block, target, batch)
             if out is None:
                 out = np.empty((table.n_rows, part.shape[1]), dtype)
             out[at : at + len(part)] = part
@@ -594,9 +630,11 @@ class BaseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         """The loss for which rows must have a meaning to be encoded: squared error if they need none."""
         return loss if loss.of_counts and (self.counts_input or not separate_target) else Loss.MSE
 
-    def _row_losses(self, apply: Callable[..., NDArray[Any]], spec: NetworkSpec, X: Any, target: Any) -> NDArray[Any]:
+    def _row_losses(
+        self, apply: Callable[..., NDArray[Any]], spec: NetworkSpec, X: Any, target: Any, batch: Any
+    ) -> NDArray[Any]:
         """The loss of each row, without penalties (see `data.RowLosses`)."""
-        return apply(X, Mode.SCORE, target)[:, 0]
+        return apply(X, Mode.SCORE, target, batch)[:, 0]
 
     def _block_rows(self) -> int:
         """Rows for which a few dense float64 blocks of the widest layer fit into a block's bytes."""

@@ -20,7 +20,7 @@ from ..shifted import Shifted
 from ..training import Callback, Checkpoint
 from .autoencoder import Autoencoder
 from .data import BLOCK_BYTES, is_sparse
-from .inputs import encoding_table
+from .inputs import encoding_table, read_batch
 from .parameters import CHECKS, UNITS, integer
 from .preset import preset
 
@@ -139,6 +139,7 @@ class RBM(Autoencoder):
     """
 
     _runs_to_the_end = True
+    _takes_batches = False
 
     visible: str
     hidden: str
@@ -154,6 +155,7 @@ class RBM(Autoencoder):
         y: Any = None,
         *,
         sample_weight: ArrayLike | None = None,
+        batch: Any = None,
         X_val: Any = None,
         callbacks: Sequence[Callback] = (),
         checkpoint: Checkpoint | None = None,
@@ -168,6 +170,8 @@ class RBM(Autoencoder):
             Ignored.
         sample_weight, X_val, callbacks, checkpoint, block_bytes
             As for `Autoencoder.fit`; the rows of `X_val` are rebuilt for ``history_["val_loss"]`` and decide nothing.
+        batch
+            Must be None: a machine is told no batches.
 
         Returns
         -------
@@ -183,25 +187,26 @@ class RBM(Autoencoder):
         return super().fit(
             X,
             sample_weight=sample_weight,
+            batch=batch,
             X_val=X_val,
             callbacks=callbacks,
             checkpoint=checkpoint,
             block_bytes=block_bytes,
         )
 
-    def partial_fit(self, X: Any, y: Any = None, sample_weight: ArrayLike | None = None) -> Self:
+    def partial_fit(self, X: Any, y: Any = None, sample_weight: ArrayLike | None = None, *, batch: Any = None) -> Self:
         """Train for one pass over some rows, going on from the present state; see `Autoencoder.partial_fit`.
 
         Parameters
         ----------
-        X, y, sample_weight
+        X, y, sample_weight, batch
             As for `fit`.
 
         Returns
         -------
         self
         """
-        return super().partial_fit(X, sample_weight=sample_weight)
+        return super().partial_fit(X, sample_weight=sample_weight, batch=batch)
 
     def free_energy(self, X: Any) -> Array:
         """-log of the sum over the hidden units of exp(-E), exactly: minus log p(v), but for a constant of the model.
@@ -224,11 +229,11 @@ class RBM(Autoencoder):
         """
         check_is_fitted(self)
         table = encoding_table(self, X)
-        blocks = (block for block, _, _ in table.blocks(self._block_rows()))
+        blocks = (block for block, *_ in table.blocks(self._block_rows()))
         parts = [self._free_energy(block.toarray() if isinstance(block, Shifted) else block) for block in blocks]
         return np.concatenate(parts).astype(np.dtype(table.X.dtype), copy=False)
 
-    def score_samples(self, X: Any, y: Any = None) -> Array:
+    def score_samples(self, X: Any, y: Any = None, *, batch: Any = None) -> Array:
         """Minus the free energy of each row: log p(v) but for a constant of the model, higher is better.
 
         It ranks rows, and differences between rows are exact; values of two models are not to be compared.
@@ -238,11 +243,14 @@ class RBM(Autoencoder):
         X : array, CSR / CSC, data frame or Source of shape (n_samples, n_features)
         y
             Ignored.
+        batch
+            Must be None.
 
         Returns
         -------
         ndarray of shape (n_samples,)
         """
+        read_batch(self, batch, 0)
         return -self.free_energy(X)
 
     def sample(self, n: int = 1, n_gibbs: int = 1000, random_state: Any = None, *, noise: bool = False) -> Array:

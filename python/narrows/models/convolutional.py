@@ -120,12 +120,16 @@ class ConvAutoencoder(Autoencoder):
         code = spec.layers[spec.latent - 1].convolution
         return (spec.n_components,) if code is None else code.out_shape
 
-    def reconstruct(self, X: Any) -> Array:
+    _takes_batches = False
+
+    def reconstruct(self, X: Any, *, batch: Any = None) -> Array:
         """Encode and decode images.
 
         Parameters
         ----------
         X : array, CSR / CSC, data frame or Source of shape (n_samples, n_features), or array of images
+        batch
+            Must be None.
 
         Returns
         -------
@@ -134,16 +138,16 @@ class ConvAutoencoder(Autoencoder):
         """
         check_is_fitted(self)
         shape: tuple[int, ...] = getattr(X, "shape", ())
-        rows = super().reconstruct(X)
+        rows = super().reconstruct(X, batch=batch)
         return rows.reshape(shape) if len(shape) > 2 else rows
 
     def fit(self, X: Any, y: Any = None, **options: Any) -> Self:
         """Train the autoencoder: see `Autoencoder.fit`; X, y and X_val may be images."""
         return super().fit(X, y, **options)
 
-    def partial_fit(self, X: Any, y: Any = None, sample_weight: ArrayLike | None = None) -> Self:
+    def partial_fit(self, X: Any, y: Any = None, sample_weight: ArrayLike | None = None, *, batch: Any = None) -> Self:
         """Train for one pass over some images: see `Autoencoder.partial_fit`."""
-        return super().partial_fit(X, y, sample_weight)
+        return super().partial_fit(X, y, sample_weight, batch=batch)
 
     def _rows(self, X: Any, name: str = "X") -> Any:
         """Images as flat rows."""

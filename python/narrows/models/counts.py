@@ -72,7 +72,7 @@ class CountAutoencoder(Autoencoder):
     likelihood: str
     link: str
 
-    def denoise(self, X: Any, *, library: float | None = None) -> NDArray[Any]:
+    def denoise(self, X: Any, *, library: float | None = None, batch: Any = None) -> NDArray[Any]:
         """Means of the counts of each row given its code: `reconstruct`, or scaled to one sum.
 
         Parameters
@@ -82,13 +82,15 @@ class CountAutoencoder(Autoencoder):
         library : float, optional
             Give the means of rows that sum to this, so that they can be compared; by default of rows that sum to what
             these do.
+        batch : array-like of shape (n_samples,), or one label, optional
+            As for `reconstruct`: one label gives the means that these rows would have in that batch.
 
         Returns
         -------
         ndarray of shape (n_samples, n_features)
             Dense: pass some rows at a time where that is too much.
         """
-        means = self.reconstruct(X)
+        means = self.reconstruct(X, batch=batch)
         if library is not None:
             real("(0, inf)")("library", library)
             sums = means.sum(axis=1, keepdims=True)

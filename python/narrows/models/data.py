@@ -27,6 +27,7 @@ from ..training import Block
 __all__ = [
     "BLOCK_BYTES",
     "RowLosses",
+    "Rows",
     "Table",
     "TrainingFeed",
     "check_values",
@@ -42,8 +43,8 @@ __all__ = [
 BLOCK_BYTES = 256 << 20
 """Bytes of a source that are in memory at once."""
 
-RowLosses = Callable[[Callable[..., NDArray[Any]], NetworkSpec, Any, Any], NDArray[Any]]
-"""Losses of rows by a program's `apply`, its network, the rows and their target (None: themselves)."""
+RowLosses = Callable[[Callable[..., NDArray[Any]], NetworkSpec, Any, Any, Any], NDArray[Any]]
+"""Losses of rows by a program's `apply`, its network, the rows, their target (None: themselves) and their batches."""
 
 
 def is_sparse(X: Any) -> bool:
@@ -77,9 +78,18 @@ class Totals(NamedTuple):
         return shares
 
 
+class Rows(NamedTuple):
+    """Some rows of a `Table`, in memory, in the order in which `Program.bind` takes them."""
+
+    X: Any
+    target: Any
+    weight: NDArray[np.float64] | None
+    batch: NDArray[np.float32] | None
+
+
 @dataclass
 class Table:
-    """Rows to train on or to score: inputs, targets and weights that belong together.
+    """Rows to train on or to score: inputs, targets, weights and batches that belong together.
 
     What is read from a source is checked as it is read, what is in memory by `check`.
 
@@ -89,6 +99,8 @@ class Table:
     target : the same, of shape (n_rows, n_outputs), or None
         None if the input is its own target.
     weight : ndarray of float64, shape (n_rows,), or None
+    batch : ndarray of float32, shape (n_rows, 1), or None
+        Numbers of the rows' batches, where the network knows such.
     meant : pair of Loss
         Those for which the values of X and of the target must have a meaning.
     columns : pair of sequences of str, or None
@@ -101,6 +113,7 @@ class Table:
     X: Any
     target: Any = None
     weight: NDArray[np.float64] | None = None
+    batch: NDArray[np.float32] | None = None
     meant: tuple[Loss, Loss] = (Loss.MSE, Loss.MSE)
     columns: tuple[Any, Any] = (None, None)
     implicit: bool = True
@@ -135,11 +148,14 @@ class Table:
             return self
         return Table(*self.read(slice(None)))
 
-    def read(self, rows: slice | NDArray[np.int64]) -> tuple[Any, Any, NDArray[np.float64] | None]:
+    def read(self, rows: slice | NDArray[np.int64]) -> Rows:
         """Some rows of each part; those of a source are checked."""
-        weight = None if self.weight is None else self.weight[rows]
-        target = None if self.target is None else self._read(self.target, 1, rows)
-        return self._read(self.X, 0, rows), target, weight
+        return Rows(
+            self._read(self.X, 0, rows),
+            None if self.target is None else self._read(self.target, 1, rows),
+            None if self.weight is None else self.weight[rows],
+            None if self.batch is None else self.batch[rows],
+        )
 
     def _read(self, part: Any, i: int, rows: slice | NDArray[np.int64]) -> Any:
         if not isinstance(part, Source):
@@ -158,7 +174,7 @@ class Table:
             if part is not None and not isinstance(part, Source):
                 check_values(part, self.meant[i], 0, name, columns=self.columns[i])
 
-    def blocks(self, block_rows: int, rows: NDArray[np.int64] | None = None) -> Iterator[tuple[Any, Any, Any]]:
+    def blocks(self, block_rows: int, rows: NDArray[np.int64] | None = None) -> Iterator[Rows]:
         """`read` of all rows, or of the sorted `rows`, in order, some at a time; those of a source are read ahead."""
         starts = range(0, self.n_rows if rows is None else len(rows), block_rows)
         parts = (slice(at, at + block_rows) if rows is None else rows[at : at + block_rows] for at in starts)
@@ -172,8 +188,8 @@ class Table:
         if self._totals is None:
             by_row: list[NDArray[np.float64]] = []
             by_column: Any = 0.0
-            for X, target, _ in self.blocks(max(1, block_bytes // max(1, self.row_bytes)), rows):
-                block = X if target is None else target
+            for part in self.blocks(max(1, block_bytes // max(1, self.row_bytes)), rows):
+                block = part.X if part.target is None else part.target
                 by_row.append(_sums(block, 1))
                 by_column = by_column + _sums(block, 0)
             self._totals = Totals(np.concatenate(by_row), by_column)
@@ -286,7 +302,7 @@ class TrainingFeed:
     seed: int
     shuffle: bool
     block_bytes: int = BLOCK_BYTES
-    _resident: tuple[Any, Any, Any] | None = field(default=None, init=False, repr=False)
+    _resident: Rows | None = field(default=None, init=False, repr=False)
 
     @property
     def n_rows(self) -> int:
@@ -324,10 +340,10 @@ class TrainingFeed:
                     rows = shuffled(rows, generator)
                 yield Block(rows, lambda first=first: self._load(first))  # type: ignore[misc]
 
-    def _load(self, first: int) -> tuple[Any, Any, Any]:
+    def _load(self, first: int) -> Rows:
         if self.table.in_memory:
             if self._resident is None:
-                self._resident = (self.table.X, self.table.target, self.table.weight)
+                self._resident = Rows(self.table.X, self.table.target, self.table.weight, self.table.batch)
             return self._resident
         return self.table.read(slice(first, first + self.block_rows))
 
@@ -341,12 +357,12 @@ def validator(
         table, rows = Table(*table.read(rows)), None
     block_rows = n_rows if table.in_memory else max(1, block_bytes // max(1, table.row_bytes))
     if table.weight is not None and table.weight.sum() == 0:
-        table = Table(table.X, table.target)
+        table = Table(table.X, table.target, batch=table.batch)
 
     def validate(program: Program) -> float:
         total = weights = 0.0
-        for X, target, weight in table.blocks(block_rows, rows):
-            losses = row_losses(program.apply, program.plan.spec, X, target).astype(np.float64)
+        for X, target, weight, batch in table.blocks(block_rows, rows):
+            losses = row_losses(program.apply, program.plan.spec, X, target, batch).astype(np.float64)
             total += float(losses.sum() if weight is None else losses @ weight)
             weights += float(len(losses) if weight is None else weight.sum())
         return total / weights
@@ -358,7 +374,7 @@ def value_range(table: Table, rows: NDArray[np.int64], block_bytes: int) -> tupl
     """Least and greatest value of some rows of X, implicit zeros included."""
     low, high = np.inf, -np.inf
     step = max(1, block_bytes // max(1, table.row_bytes))
-    for X, _, _ in table.blocks(step, rows):
+    for X, *_ in table.blocks(step, rows):
         if isinstance(X, Shifted):
             ends = X.extremes()
             low, high = min(low, ends[0]), max(high, ends[1])
@@ -374,7 +390,8 @@ def value_range(table: Table, rows: NDArray[np.int64], block_bytes: int) -> tupl
 def fingerprint(table: Table) -> dict[str, Any]:
     """What a checkpoint recognises data by."""
     found: dict[str, Any] = {}
-    for name, part in (("X", table.X), ("y", table.target), ("sample_weight", table.weight)):
+    parts = ("X", table.X), ("y", table.target), ("sample_weight", table.weight), ("batch", table.batch)
+    for name, part in parts:
         if part is None:
             continue
         found[name] = {"shape": tuple(int(n) for n in part.shape), "dtype": np.dtype(part.dtype).name}

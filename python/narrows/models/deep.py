@@ -87,6 +87,8 @@ class DeepAutoencoder(Autoencoder):
         As in `Autoencoder`.
     """
 
+    _takes_batches = False
+
     pretrain: str | None
     pretrain_max_iter: int
     pretrain_learning_rate: float | None

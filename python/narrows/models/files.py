@@ -40,6 +40,7 @@ def write_model(estimator: Any, path: str | os.PathLike[str]) -> None:
             "weighted": network.spec.weighted,
             "library": network.spec.library,
             "gram_decoder": network.spec.gram_decoder,
+            "batches": estimator.batches_.tolist() if network.spec.n_batches else None,
         },
         "feature_names": None if names is None else [str(name) for name in names],
         "history": estimator.history_,
@@ -83,7 +84,8 @@ def _restored(tensors: Mapping[str, Any], meta: Mapping[str, Any], classes: Mapp
     library = shape["library"]
     if type(library) is not float or not 0 < library < np.inf:
         raise ModelFileError(f"library is {library!r}")
-    gram = bool(shape.get("gram_decoder", False))  # models of before it had none
+    # Models of before these had neither.
+    gram, batches = bool(shape.get("gram_decoder", False)), _batches(shape.get("batches"))
     spec = build_spec(
         estimator,
         fitted["n_features_in_"],
@@ -93,6 +95,7 @@ def _restored(tensors: Mapping[str, Any], meta: Mapping[str, Any], classes: Mapp
         weighted=bool(shape["weighted"]),
         library=library,
         target_density=0.0,
+        n_batches=0 if batches is None else len(batches),
     )
     if gram and not spec.takes_gram_decoder:
         raise ModelFileError("gram_decoder is set for a network that cannot have one")
@@ -106,6 +109,8 @@ def _restored(tensors: Mapping[str, Any], meta: Mapping[str, Any], classes: Mapp
         if array.dtype not in (np.float32, np.float64) or not np.isfinite(array).all():
             raise ModelFileError(f"tensor {name} is not of finite floating-point numbers")
     estimator.__dict__.update(fitted)
+    if batches is not None:
+        estimator.batches_ = batches
     names = meta["feature_names"]
     if names is not None:
         if len(names) != fitted["n_features_in_"]:
@@ -126,3 +131,13 @@ def _restored(tensors: Mapping[str, Any], meta: Mapping[str, Any], classes: Mapp
         n_threads=estimator.n_threads,
     )
     return estimator
+
+
+def _batches(labels: Any) -> np.ndarray[Any, Any] | None:
+    """Labels of batches, which must be as a fit leaves them."""
+    if labels is None:
+        return None
+    kinds = {type(label) for label in labels} if isinstance(labels, list) else set()
+    if kinds not in ({str}, {int}) or labels != sorted(set(labels)):
+        raise ModelFileError("the batches are not different strings or whole numbers in order")
+    return np.array(labels, str if kinds == {str} else np.int64)

@@ -1,9 +1,9 @@
 """What the methods of an estimator are given, checked and made a `Table`.
 
 Promises: arrays come out finite, in float32 or float64, CSR canonical; widths and feature names are those of
-the fit, and values have a meaning for the loss; a source is checked for its shape and names here, for its values
-as it is read. The caller's objects are never changed; the estimator only where `reset` says so, and then as
-scikit-learn does it.
+the fit, and values have a meaning for the loss; labels of batches come out as numbers; a source is checked for
+its shape and names here, for its values as it is read. The caller's objects are never changed; the estimator only
+where `reset` says so, and then as scikit-learn does it.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from ..data.checks import check_finite
 from ..data.source import Source, float_dtype
 from ..plan import Loss
 from ..shifted import Shifted
+from .batches import declared_batches, numbers, read_labels
 from .data import Table, is_sparse
 
 __all__ = [
@@ -27,6 +28,8 @@ __all__ = [
     "check_codes",
     "encoding_table",
     "make_table",
+    "read_batch",
+    "rebuilding_table",
     "scoring_table",
     "training_table",
     "validation_table",
@@ -90,35 +93,67 @@ def check_codes(estimator: Any, Z: Any) -> Any:
 
 
 def training_table(
-    estimator: Any, X: Any, y: Any, sample_weight: ArrayLike | None, *, reset: bool, min_samples: int = 1
+    estimator: Any,
+    X: Any,
+    y: Any,
+    sample_weight: ArrayLike | None,
+    batch: Any,
+    *,
+    reset: bool,
+    declared: bool = False,
+    min_samples: int = 1,
 ) -> Table:
-    """What `fit` is given; the estimator takes the number and the names of the features if `reset`."""
+    """What `fit` is given; if `reset`, the estimator takes the number and the names of the features, and the batches:
+    those of the rows, and if `declared` those of a categorical without rows, too.
+    """
     X = check_X(estimator, X, reset=reset, min_samples=min_samples)
     n_rows = int(X.shape[0])
     target, columns = _read_target(estimator, y, n_rows)
-    return make_table(estimator, X, target, _read_weight(sample_weight, n_rows), columns)
+    weight = _read_weight(sample_weight, n_rows)
+    if reset:
+        estimator.__dict__.pop("batches_", None)
+        if batch is not None:
+            known = np.unique(read_labels(batch, n_rows))
+            further = declared_batches(batch) if declared else None
+            estimator.batches_ = known if further is None else np.unique(further)
+    return make_table(estimator, X, target, weight, read_batch(estimator, batch, n_rows), columns)
 
 
-def make_table(estimator: Any, X: Any, target: Any, weight: NDArray[np.float64] | None, columns: Any = None) -> Table:
+def make_table(
+    estimator: Any,
+    X: Any,
+    target: Any,
+    weight: NDArray[np.float64] | None,
+    batch: NDArray[np.float32] | None = None,
+    columns: Any = None,
+) -> Table:
     """Rows for an estimator to train on, checked; `columns` are names of the target's."""
     loss = Loss[estimator.loss.upper()]
     meant = loss if target is None else estimator._encodes(loss, separate_target=True)
-    table = Table(X, target, weight, (meant, loss), (_names(estimator), columns))
+    table = Table(X, target, weight, batch, (meant, loss), (_names(estimator), columns))
     table.check()
     return table
 
 
 def validation_table(estimator: Any, X_val: Any, table: Table) -> Table:
     """What `fit` is given as `X_val`, beside the `table` that it trains on."""
-    X, y = X_val if isinstance(X_val, tuple) else (X_val, None)
+    if isinstance(X_val, tuple) and len(X_val) not in (2, 3):
+        raise ValueError(f"X_val has {len(X_val)} parts, not X_val and y_val, or these and batch_val")
+    X, y, batch = (*X_val, None)[:3] if isinstance(X_val, tuple) else (X_val, None, None)
     X = check_X(estimator, X, reset=False)
     target, columns = _read_target(estimator, y, int(X.shape[0]))
     if (target is None) != (table.target is None):
         raise ValueError("X_val must be a pair (X_val, y_val) if, and only if, fit has a y to reconstruct")
     if target is not None and target.shape[1] != table.target.shape[1]:
         raise ValueError(f"y_val has {target.shape[1]} columns, y has {table.target.shape[1]}")
+    if (batch is None) != (table.batch is None):
+        raise ValueError(
+            "X_val must be a tuple (X_val, y_val, batch_val) if, and only if, fit has a batch; y_val is None where "
+            "there is no y to reconstruct"
+        )
+    told = read_batch(estimator, batch, int(X.shape[0]), "batch_val")
     # A shift of its own the network has only if that of the training data has made it take one.
-    return dataclasses.replace(make_table(estimator, X, target, None, columns), implicit=table.shifted)
+    return dataclasses.replace(make_table(estimator, X, target, None, told, columns), implicit=table.shifted)
 
 
 def encoding_table(estimator: Any, X: Any) -> Table:
@@ -130,7 +165,34 @@ def encoding_table(estimator: Any, X: Any) -> Table:
     return table
 
 
-def scoring_table(estimator: Any, X: Any, y: Any) -> Table:
+def rebuilding_table(estimator: Any, X: Any, batch: Any) -> Table:
+    """Rows to encode, and to decode as of their batches."""
+    table = encoding_table(estimator, X)
+    return dataclasses.replace(table, batch=read_batch(estimator, batch, table.n_rows))
+
+
+def read_batch(estimator: Any, batch: Any, n_rows: int, name: str = "batch") -> NDArray[np.float32] | None:
+    """Numbers of the batches of rows, shape (n_rows, 1), None if the estimator knows none.
+
+    Raises
+    ------
+    ValueError
+        Labels where the estimator knows no batches, or none where it does.
+    """
+    known = getattr(estimator, "batches_", None)
+    if known is None:
+        if batch is None:
+            return None
+        raise ValueError(f"{name} is given to a {type(estimator).__name__} that was fitted without")
+    if batch is None:
+        raise ValueError(
+            f"this {type(estimator).__name__} was fitted with batches, on which what it decodes depends: give {name}, "
+            "the labels of the rows or one label for all"
+        )
+    return numbers(read_labels(batch, n_rows, name), known, n_rows, name)
+
+
+def scoring_table(estimator: Any, X: Any, y: Any, batch: Any) -> Table:
     """Rows to score, and what to compare their reconstruction with if that is not themselves."""
     X = check_X(estimator, X, reset=False)
     spec = estimator._network.spec
@@ -142,7 +204,8 @@ def scoring_table(estimator: Any, X: Any, y: Any) -> Table:
     if target is not None and target.shape[1] != spec.n_outputs:
         raise ValueError(f"y has {target.shape[1]} columns, the reconstruction has {spec.n_outputs}")
     meant = spec.loss if target is None else estimator._encodes(spec.loss, separate_target=not spec.log_normalize)
-    table = Table(X, target, None, (meant, spec.loss), (_names(estimator), columns))
+    known = read_batch(estimator, batch, int(X.shape[0]))
+    table = Table(X, target, None, known, (meant, spec.loss), (_names(estimator), columns))
     table.check()
     return table
 

@@ -35,7 +35,7 @@ from ..plan import (
 )
 from ..shifted import Shifted, stored_rows
 from .data import Totals, is_sparse
-from .parameters import CORRUPTIONS, decoder_sizes, hidden_sizes, output_activation
+from .parameters import CORRUPTIONS, check_takes_batches, decoder_sizes, hidden_sizes, output_activation
 
 __all__ = ["SPARSE_DENSITY", "Network", "begin_counts", "build_spec", "dense_layers", "dispersions", "initial_state"]
 
@@ -62,6 +62,7 @@ def build_spec(
     library: float = 1.0,
     target_density: float = 1.0,
     batch: int = 1,
+    n_batches: int = 0,
 ) -> NetworkSpec:
     """The network that an estimator's (checked) parameters describe, for batches of `batch` rows of data of which the
     part `density` is stored (less a shift, if `shifted`), and of targets of which the part `target_density` is.
@@ -69,11 +70,16 @@ def build_spec(
     Raises
     ------
     ValueError
-        If the weights are tied and the target's width is not the input's, images do not fit the layers, or a decoder
-        in Gram form is asked for dense targets.
+        If the weights are tied and the target's width is not the input's, images do not fit the layers, a decoder
+        in Gram form is asked for dense targets, or a decoder cannot be told batches.
     """
     e = estimator
     layers, latent = e._layers(n_features, n_outputs)
+    if n_batches:
+        check_takes_batches(e)
+        first = layers[latent]
+        told = dataclasses.replace(first, n_in=first.n_in + n_batches)
+        layers = (*layers[:latent], told, *layers[latent + 1 :])
     loss = Loss[e.loss.upper()]
     cell_dispersion = loss.dispersed and getattr(e, "dispersion", "gene") == "gene-cell"
     heads = 1 + cell_dispersion + (loss is Loss.ZINB)
@@ -117,6 +123,7 @@ def build_spec(
         log_normalize=loss.of_counts and (e.counts_input or not separate_target),
         library=library,
         shifted=shifted,
+        n_batches=n_batches,
     )
     if e.sparse_decoder == "gram" and target_density == 1:
         raise ValueError(
@@ -316,9 +323,11 @@ class Network:
             bias.flags.writeable = False
         return biases
 
-    def apply(self, X: Any, mode: Mode, target: Any = None) -> NDArray[Any]:
+    def apply(self, X: Any, mode: Mode, target: Any = None, batch: Any = None) -> NDArray[Any]:
         """Run an inference mode over the rows of an array, CSR or Shifted; SCORE needs a target, which may be X, and
         must be if it is Shifted.
+
+        What decodes needs the numbers of batches if the network knows such.
         """
         with self._lock:
             own = isinstance(target, Shifted)
@@ -337,9 +346,9 @@ class Network:
                 )
                 program.load(self.parameters)
                 self._programs[sparse, gram, shifted, own] = program
-            return program.apply(X, mode, target)
+            return program.apply(X, mode, target, batch)
 
-    def decoder_outputs(self, Z: Any) -> NDArray[Any]:
+    def decoder_outputs(self, Z: Any, batch: Any = None) -> NDArray[Any]:
         """What the last layer puts out for codes before its activation, shape (n_rows, n_heads * n_outputs)."""
         with self._lock:
             if self._decoder is None:
@@ -360,7 +369,7 @@ class Network:
                     requested=self.requested,
                     n_threads=self.n_threads,
                 )
-        return self._decoder.apply(Z, Mode.DECODE)
+        return self._decoder.apply(Z, Mode.DECODE, batch=batch)
 
 
 def _without_training(spec: NetworkSpec) -> NetworkSpec:

@@ -390,6 +390,13 @@ def _plain_tuple(value: Any) -> tuple[Any, ...]:
     return tuple(_plain_tuple(i) if isinstance(i, list | tuple | np.ndarray) else int(i) for i in value)
 
 
+def check_takes_batches(estimator: Any) -> None:
+    """Raise ValueError if the decoder of a (checked) estimator cannot be told the batches of rows."""
+    if not estimator._takes_batches or estimator.tied_weights:
+        why = " with tied_weights=True: set it to False, or" if estimator._takes_batches else ":"
+        raise ValueError(f"the decoder of {type(estimator).__name__} cannot be told batches{why} leave batch out")
+
+
 def plain_parameters(estimator: Any) -> dict[str, Any]:
     """The parameters as JSON-able values; a generator becomes None, because its draw is not a parameter."""
     plain: dict[str, Any] = {}

@@ -23,7 +23,11 @@ _ELEMENTS = 1 << 22
 
 
 def absolute_jacobian(
-    spec: NetworkSpec, coefs: Sequence[NDArray[Any]], intercepts: Sequence[NDArray[Any]], codes: NDArray[Any]
+    spec: NetworkSpec,
+    coefs: Sequence[NDArray[Any]],
+    intercepts: Sequence[NDArray[Any]],
+    codes: NDArray[Any],
+    batch: NDArray[Any] | None = None,
 ) -> NDArray[np.float64]:
     """Sum over rows of |d reconstruction / d latent|.
 
@@ -33,6 +37,8 @@ def absolute_jacobian(
     coefs, intercepts : sequences of ndarray
         Of all layers.
     codes : ndarray of shape (n_rows, n_components)
+    batch : ndarray of shape (n_rows, 1), optional
+        Numbers of the rows' batches.
 
     Returns
     -------
@@ -53,7 +59,9 @@ def absolute_jacobian(
     total = np.zeros((spec.n_components, spec.n_outputs))
     for start in range(0, len(codes), step):
         a = codes[start : start + step].astype(np.float64)
-        tangent = np.broadcast_to(np.eye(spec.n_components), (len(a), spec.n_components, spec.n_components))
+        if batch is not None:
+            a = np.hstack([a, batch[start : start + step] == np.arange(spec.n_batches)])
+        tangent = np.broadcast_to(np.eye(spec.n_components, a.shape[1]), (len(a), spec.n_components, a.shape[1]))
         for layer, W, b in decoder:
             activation = layer.activation
             z = _linear(layer, a, W) + np.repeat(b[None], layer.n_out // len(b), axis=0).reshape(-1)

@@ -20,7 +20,7 @@ from ..plan import DROPOUT_LIMIT, LOG_DISPERSION_LIMIT, VARIANCE_FLOOR, Loss, Mo
 from ..shifted import stored_rows
 from .autoencoder import Autoencoder
 from .data import is_sparse
-from .inputs import scoring_table
+from .inputs import read_batch, scoring_table
 from .network import dispersions
 from .parameters import CHECKS, integer
 from .preset import preset
@@ -58,11 +58,11 @@ class VariationalAutoencoder(Autoencoder):
     ----------
     loss : {"mse", "bce", "gaussian", "poisson", "nb", "zinb"}, default="mse"
         The decoder's distribution. ``"poisson"``, ``"nb"``, ``"zinb"``: counts, as in `CountAutoencoder`; with ``"nb"``
-        or ``"zinb"`` this is scVI without covariates and with the observed sums of rows. ``"bce"``: Bernoulli, for
-        binary features; of features between 0 and 1 the cross-entropy, which is then not a likelihood. ``"mse"``:
-        normal of variance `decoder_variance`. ``"gaussian"``: normal, with a variance for each feature that is learned
-        from 1 on and shared by all rows; features should be standardised, or at least of order one: variances stay
-        above 1e-6.
+        or ``"zinb"`` this is scVI with the observed sums of rows, with its `batch_key` where fit is given a `batch`.
+        ``"bce"``: Bernoulli, for binary features; of features between 0 and 1 the cross-entropy, which is then not a
+        likelihood. ``"mse"``: normal of variance `decoder_variance`. ``"gaussian"``: normal, with a variance for each
+        feature that is learned from 1 on and shared by all rows; features should be standardised, or at least of order
+        one: variances stay above 1e-6.
     beta : float, default=1.0
         Weight of the divergence (Higgins et al., ICLR 2017). With 0 the latents' variances are free to shrink: what is
         left is an autoencoder with noise that it can silence.
@@ -106,7 +106,7 @@ class VariationalAutoencoder(Autoencoder):
             return np.full(network.spec.n_outputs, float(self.decoder_variance))
         raise AttributeError(f"the decoder of loss={self.loss!r} has no variances of its own")
 
-    def score_samples(self, X: Any, y: Any = None) -> Array:
+    def score_samples(self, X: Any, y: Any = None, *, batch: Any = None) -> Array:
         """Minus what training minimises, of each row: loss and weighted divergence; higher is better.
 
         One draw of the latents for each row, the same on every call. With ``loss="bce"`` or ``"gaussian"`` and
@@ -117,21 +117,25 @@ class VariationalAutoencoder(Autoencoder):
         X : array, CSR / CSC, data frame or Source of shape (n_samples, n_features)
         y : the same, of shape (n_samples, n_outputs), optional
             What to compare the reconstruction with; X itself by default.
+        batch : array-like of shape (n_samples,), or one label for all rows, optional
+            As for `reconstruct`.
 
         Returns
         -------
         ndarray of shape (n_samples,)
         """
-        return super().score_samples(X, y)
+        return super().score_samples(X, y, batch=batch)
 
-    def _row_losses(self, apply: Callable[..., Array], spec: NetworkSpec, X: Any, target: Any) -> Array:
+    def _row_losses(self, apply: Callable[..., Array], spec: NetworkSpec, X: Any, target: Any, batch: Any) -> Array:
         posterior = _Posterior(apply(X, Mode.POSTERIOR), X)
         z, _ = posterior.draw(0, 0)
-        loss = apply(z, Mode.LIKELIHOOD, X if target is None else target)[:, 0]
+        loss = apply(z, Mode.LIKELIHOOD, X if target is None else target, batch)[:, 0]
         weighted: Array = loss + spec.kl_weight * posterior.divergence()
         return weighted
 
-    def elbo(self, X: Any, n_samples: int = 1, *, y: Any = None, random_state: Any = 0) -> NDArray[np.float64]:
+    def elbo(
+        self, X: Any, n_samples: int = 1, *, y: Any = None, batch: Any = None, random_state: Any = 0
+    ) -> NDArray[np.float64]:
         """Evidence lower bound of each row: E log p(x|z) - KL(q(z|x) || p(z)), in nats, whatever `beta` is.
 
         Parameters
@@ -141,6 +145,8 @@ class VariationalAutoencoder(Autoencoder):
             Draws of the latents over which log p(x|z) is averaged; the divergence is exact.
         y : as X, of shape (n_samples, n_outputs), optional
             The rows whose probability is bounded; X itself by default.
+        batch : array-like of shape (n_samples,), or one label for all rows, optional
+            As for `reconstruct`.
         random_state : int, RandomState, Generator or None
             The same integer gives the same draws.
 
@@ -157,10 +163,10 @@ class VariationalAutoencoder(Autoencoder):
             averaged: Array = total / n_samples - posterior.divergence()
             return averaged
 
-        return self._integrated(X, y, random_state, bound)
+        return self._integrated(X, y, batch, random_state, bound)
 
     def log_likelihood(
-        self, X: Any, n_importance: int = 100, *, y: Any = None, random_state: Any = 0
+        self, X: Any, n_importance: int = 100, *, y: Any = None, batch: Any = None, random_state: Any = 0
     ) -> NDArray[np.float64]:
         """Log-likelihood of each row by importance sampling, in nats.
 
@@ -172,7 +178,7 @@ class VariationalAutoencoder(Autoencoder):
         X : array, CSR / CSC, data frame or Source of shape (n_samples, n_features)
         n_importance : int
             Draws, K.
-        y
+        y, batch
             As for `elbo`.
         random_state : int, RandomState, Generator or None
             The same integer gives the same draws.
@@ -195,12 +201,13 @@ class VariationalAutoencoder(Autoencoder):
             likelihood: Array = top + np.log(total / n_importance)
             return likelihood
 
-        return self._integrated(X, y, random_state, weighted)
+        return self._integrated(X, y, batch, random_state, weighted)
 
     def _integrated(
         self,
         X: Any,
         y: Any,
+        batch: Any,
         random_state: Any,
         integral: Callable[[_Posterior, Callable[[Array], Array], int], Array],
     ) -> NDArray[np.float64]:
@@ -208,17 +215,17 @@ class VariationalAutoencoder(Autoencoder):
         check_is_fitted(self)
         CHECKS["random_state"]("random_state", random_state)
         seed = draw_seed(random_state)
-        table, network = scoring_table(self, X, y), self._network
+        table, network = scoring_table(self, X, y, batch), self._network
         scale, offset = 1.0, 0.0
         if network.spec.loss is Loss.MSE:
             v = float(self.decoder_variance)
             scale, offset = 1 / (2 * v), network.spec.n_outputs / 2 * np.log(2 * np.pi * v)
         parts = []
-        for block, target, _ in table.blocks(self._block_rows()):
+        for block, target, _, known in table.blocks(self._block_rows()):
             goal = block if target is None else target
 
-            def density(z: Array, goal: Any = goal) -> Array:
-                loss = network.apply(z, Mode.LIKELIHOOD, goal)[:, 0].astype(np.float64)
+            def density(z: Array, goal: Any = goal, known: Any = known) -> Array:
+                loss = network.apply(z, Mode.LIKELIHOOD, goal, known)[:, 0].astype(np.float64)
                 log_density: Array = -(scale * loss + offset)
                 return log_density
 
@@ -226,7 +233,13 @@ class VariationalAutoencoder(Autoencoder):
         return np.concatenate(parts)
 
     def sample(
-        self, n: int = 1, random_state: Any = None, *, noise: bool = False, library: ArrayLike | None = None
+        self,
+        n: int = 1,
+        random_state: Any = None,
+        *,
+        noise: bool = False,
+        library: ArrayLike | None = None,
+        batch: Any = None,
     ) -> Array:
         """New rows from the model: latents drawn from the prior N(0, 1), and decoded.
 
@@ -242,6 +255,8 @@ class VariationalAutoencoder(Autoencoder):
         library : float or array of shape (n,), optional
             Of counts: what the means of a row sum to (with ``output_activation="exp"`` relative to the default); by
             default the median of the sums of rows in training.
+        batch : array-like of shape (n,), or one label for all rows, optional
+            As for `reconstruct`.
 
         Returns
         -------
@@ -252,6 +267,7 @@ class VariationalAutoencoder(Autoencoder):
         CHECKS["random_state"]("random_state", random_state)
         seed, network = draw_seed(random_state), self._network
         factors = _size_factors(network.spec, library, n)
+        known = read_batch(self, batch, n)
         dtype = network.state["W0"].dtype
         rows = np.empty((n, network.spec.n_outputs), dtype)
         step = self._block_rows()
@@ -259,11 +275,12 @@ class VariationalAutoencoder(Autoencoder):
             count = min(step, n - first)
             z = philox.normal(seed, _CODES, 0, count, network.spec.n_components, first)
             z = z.astype(dtype)
-            p = network.apply(z, Mode.DECODE)
+            told = None if known is None else known[first : first + count]
+            p = network.apply(z, Mode.DECODE, batch=told)
             if factors is not None:
                 p = p * factors[first : first + count, None]
             if noise and network.spec.loss.of_counts:
-                p = self._counts(p, z, seed, first)
+                p = self._counts(p, z, told, seed, first)
             elif noise and network.spec.loss is Loss.BCE:
                 p = philox.uniform(seed, _OBSERVATIONS, 0, count, p.shape[1], first) < p
             elif noise:
@@ -273,13 +290,13 @@ class VariationalAutoencoder(Autoencoder):
             rows[first : first + count] = p
         return rows
 
-    def _counts(self, mean: Array, z: Array, seed: int, first: int) -> Array:
+    def _counts(self, mean: Array, z: Array, batch: Array | None, seed: int, first: int) -> Array:
         """Draws of counts with these means, given the codes of rows from `first` on: quantiles of uniform numbers."""
         from scipy import special, stats
 
         network, (count, n) = self._network, mean.shape
         spec, mean = network.spec, mean.astype(np.float64)
-        heads = network.decoder_outputs(z).astype(np.float64) if spec.n_heads > 1 else None
+        heads = network.decoder_outputs(z, batch).astype(np.float64) if spec.n_heads > 1 else None
         u = philox.uniform(seed, _OBSERVATIONS, 0, count, n, first)
         if spec.loss is Loss.POISSON:
             drawn: Array = stats.poisson.ppf(u, mean)

@@ -22,6 +22,7 @@ def plot_latent_traversal(
     start: npt.ArrayLike | None = None,
     span: float = 3.0,
     n_steps: int = 11,
+    batch: Any = None,
     ax: Axes | None = None,
 ) -> Axes:
     """What the decoder makes of codes that differ in one latent: a row of images for each latent.
@@ -41,6 +42,8 @@ def plot_latent_traversal(
         How far a latent goes to both sides of `start`.
     n_steps : int
         Images in a row.
+    batch : str or int, optional
+        The batch that all codes are decoded for, after a fit with batches.
     ax : matplotlib.axes.Axes, optional
 
     Returns
@@ -67,7 +70,8 @@ def plot_latent_traversal(
     tried = list(range(k)) if chosen is None else chosen
     codes = np.tile(centre, (len(tried), n_steps, 1))
     codes[np.arange(len(tried)), :, tried] += offsets
-    rows = np.asarray(estimator.inverse_transform(codes.reshape(-1, k)), dtype=np.float64)
+    told = {} if batch is None else {"batch": batch}
+    rows = np.asarray(estimator.inverse_transform(codes.reshape(-1, k), **told), dtype=np.float64)
     rows = rows.reshape(len(tried), n_steps, -1)
     shape = _image_shape(image_shape, rows.shape[2])
     if chosen is None:
