@@ -467,6 +467,7 @@ BATCHES: dict[str, dict[str, Any]] = {
         "sparse_input": True, "clip_norm": 0.5,
     },
     "gram": {"gram_decoder": True, "sparse_input": True},
+    "gram-shifted": {"gram_decoder": True, "sparse_input": True, "shifted": True, "weighted": True},
     "gram-variational": {"gram_decoder": True, "variational": True, "weighted": True},
 }  # fmt: skip
 """Options of networks whose decoder is told the batch."""

@@ -362,12 +362,12 @@ def test_numbers_of_batches_are_checked(number: float) -> None:
         numbers = np.zeros(60, kind)
         numbers[41] = number
         with pytest.raises(ValueError, match=r"in row 41 is no number of one of 3 batches"):
-            program._program.bind_dense(0, 4, numbers)
+            program._program.bind_dense(0, BATCH, numbers)
     with pytest.raises(ValueError, match="2 columns, the plan expects 1"):
-        program._program.bind_dense(0, 4, np.zeros((60, 2)))
+        program._program.bind_dense(0, BATCH, np.zeros((60, 2)))
     index = np.zeros(61, np.int32)
     with pytest.raises(ValueError, match="must be dense"):
-        program._program.bind_csr(0, 4, index, index[:0], np.zeros(0), 1)
+        program._program.bind_csr(0, BATCH, index, index[:0], np.zeros(0), 1)
     with pytest.raises(ValueError, match="source 5 has 30 rows, expected 31"):
         program.apply(np.ones((31, 37), np.float32), Mode.SCORE, batch=np.zeros(30))
     with pytest.raises(ValueError, match="source 5 is not bound"):

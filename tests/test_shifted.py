@@ -106,6 +106,21 @@ def test_a_fit_is_that_of_the_dense_rows(name: str, precision: str) -> None:
             np.testing.assert_allclose(got, wanted, rtol=close["rtol"], atol=close["atol"] * scale, err_msg=method)
 
 
+@pytest.mark.parametrize("name", ["gram", "dense decoder", "held out", "variational"])
+def test_rows_in_batches_less_a_shift(name: str) -> None:
+    table, batch = data_of(name, np.float64), np.array(["a", "b", "c"])[np.arange(ROWS) % 3]
+    X = plain(table)
+    dense = {"sparse_decoder": "dense"} if "sparse_decoder" in KINDS[name][2] else {}
+    found = build(name, precision="float64").fit(table, batch=batch)
+    expected = build(name, precision="float64", **dense).fit(X, batch=batch)
+    assert "shift" in str(found.plan_)
+    for a, b in zip(found.coefs_ + found.intercepts_, expected.coefs_ + expected.intercepts_, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-7, atol=1e-9)
+    for method in ("reconstruct", "feature_errors", "latent_sensitivity"):
+        wanted = getattr(found, method)(X, batch=batch)
+        np.testing.assert_allclose(getattr(found, method)(table, batch=batch), wanted, rtol=1e-7, atol=1e-8)
+
+
 def test_bounds_of_a_variational_model_are_near_those_of_dense_rows() -> None:
     table = data_of("variational", np.float32)
     model = build("variational").fit(table)
