@@ -69,7 +69,8 @@ def test_sample_rows():
 def test_feature_errors(layout):
     X = table().astype(np.float32)
 
-    def halve(block):
+    def halve(block, rows):
+        assert len(X[rows]) == block.shape[0]
         return (block.toarray() if sp.issparse(block) else block) * np.float32(0.5)
 
     errors = feature_errors(ArraySource(layout(X)), halve)

@@ -536,3 +536,18 @@ def test_in_order_a_source_is_trained_on_as_the_array(form: str, X: np.ndarray) 
     expected = comparable(small(**params).fit(data))
     for block_bytes in (1000, 3000, 1 << 20):
         assert comparable(small(**params).fit(ArraySource(data), block_bytes=block_bytes)) == expected
+
+
+@pytest.mark.parametrize("early_stopping", [False, True])
+@pytest.mark.parametrize("form", ["dense", "sparse"])
+def test_shuffled_by_blocks_a_source_is_trained_on_as_the_array(form: str, early_stopping: bool, X: np.ndarray) -> None:
+    data: Any = sp.csr_array(X * (np.median(X) < X)) if form == "sparse" else X
+    params: dict[str, Any] = {"shuffle": "blocks", "early_stopping": early_stopping}
+    found = []
+    for block_bytes in (3000, 10_000, 1 << 20):
+        expected = comparable(small(**params).fit(data, block_bytes=block_bytes))
+        assert comparable(small(**params).fit(ArraySource(data), block_bytes=block_bytes)) == expected
+        found.append(expected["state"])
+    assert found[0] != found[1]
+    with pytest.raises(TypeError, match="shuffle='rows' must be True, False or 'blocks'"):
+        small(shuffle="rows").fit(X)

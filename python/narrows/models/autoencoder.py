@@ -115,8 +115,9 @@ class Autoencoder(BaseAutoencoder):
         others.
     max_iter : int, default=100
         Epochs.
-    shuffle : bool, default=True
-        Visit the rows in a new random order in each epoch.
+    shuffle : bool or "blocks", default=True
+        Visit the rows in a new random order in each epoch: data in memory in any order, a source on disk block by
+        block, and the rows of a block in any order. ``"blocks"``: data in memory, too, so that the bits are the same.
     early_stopping : bool, default=True
         Hold rows out, stop when their loss has not improved for `n_iter_no_change` epochs, and keep the
         parameters of the best epoch. If False, stop when the training loss has not improved (never, with
@@ -207,7 +208,7 @@ class Autoencoder(BaseAutoencoder):
         learning_rate: str = "constant",
         batch_size: int = 256,
         max_iter: int = 100,
-        shuffle: bool = True,
+        shuffle: bool | str = True,
         early_stopping: bool = True,
         validation_fraction: float = 0.1,
         n_iter_no_change: int = 10,

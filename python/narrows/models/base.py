@@ -240,7 +240,7 @@ class BaseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
                 rows,
                 options,
                 again=again,
-                shuffle=bool(self.shuffle),
+                shuffle=self.shuffle,
                 validate=validate,
                 callbacks=callbacks,
                 checkpoint=checkpoint,
@@ -277,7 +277,7 @@ class BaseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
                 learning_rate_init=float(self.learning_rate_init),
                 **self._first_epochs(),
             )
-            self._train(table, np.arange(table.n_rows), options, again=again, shuffle=bool(self.shuffle))
+            self._train(table, np.arange(table.n_rows), options, again=again, shuffle=self.shuffle)
         return self
 
     def _train(
@@ -287,7 +287,7 @@ class BaseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         options: Options,
         *,
         again: bool,
-        shuffle: bool,
+        shuffle: bool | str,
         validate: Callable[[Program], float] | None = None,
         callbacks: Sequence[Callback] = (),
         checkpoint: Checkpoint | None = None,

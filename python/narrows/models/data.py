@@ -266,7 +266,7 @@ def shuffled(rows: NDArray[np.int64], generator: np.random.Generator) -> NDArray
     """Sorted `rows`, none of them negative or twice, in random order: that of words of 32 random bits above their row.
 
     Where NumPy sorts by vectors this takes half the time of exchanging rows one by one. No two words are equal, so the
-    order is the same wherever it is made.
+    order is the same wherever it is made, and whatever is added to all rows.
     """
     bits = np.uint64(int(rows[-1]).bit_length())
     drawn = generator.bit_generator.random_raw(-(-len(rows) // 2)).view(np.uint32)
@@ -289,18 +289,18 @@ class TrainingFeed:
         The rows to train on, sorted.
     batch : int
     seed : int
-    shuffle : bool
+    shuffle : bool or "blocks"
         Visit blocks, and the rows inside them, in an order of each epoch's own.
     block_bytes : int
         A table of sources is visited in blocks of about this size, of whole batches; one in memory is one
-        block.
+        block, unless it is shuffled by blocks.
     """
 
     table: Table
     rows: NDArray[np.int64]
     batch: int
     seed: int
-    shuffle: bool
+    shuffle: bool | str
     block_bytes: int = BLOCK_BYTES
     _resident: Rows | None = field(default=None, init=False, repr=False)
 
@@ -311,7 +311,7 @@ class TrainingFeed:
     @cached_property
     def block_rows(self) -> int:
         """Rows of the table in a block."""
-        if self.table.in_memory:
+        if self.table.in_memory and self.shuffle != "blocks":
             return self.table.n_rows
         batches = max(1, self.block_bytes // max(1, self.table.row_bytes) // self.batch)
         return batches * self.batch
@@ -333,7 +333,7 @@ class TrainingFeed:
         for b in order.tolist():
             first = b * self.block_rows
             rows = self.rows[self.borders[b] : self.borders[b + 1]]
-            if first:
+            if first and not self.table.in_memory:
                 rows = rows - first
             if len(rows):
                 if self.shuffle:

@@ -133,7 +133,7 @@ class DeepAutoencoder(Autoencoder):
                     chosen,
                     options,
                     again=False,
-                    shuffle=bool(self.shuffle),
+                    shuffle=self.shuffle,
                     callbacks=[] if stop is None else [_Stopper(stop)],
                     block_bytes=block_bytes,
                 )

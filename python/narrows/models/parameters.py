@@ -103,6 +103,11 @@ def boolean(name: str, value: Any) -> None:
         raise TypeError(f"{name}={value!r} must be True or False")
 
 
+def row_order(name: str, value: Any) -> None:
+    if not (isinstance(value, bool | np.bool_) or (isinstance(value, str) and value == "blocks")):
+        raise TypeError(f"{name}={value!r} must be True, False or 'blocks'")
+
+
 def verbosity(name: str, value: Any) -> None:
     if not isinstance(value, numbers.Integral | np.bool_) or value < 0:
         raise TypeError(f"{name}={value!r} must be 0 (silent) or 1 (one line per epoch)")
@@ -197,7 +202,7 @@ CHECKS: Mapping[str, Check] = {
     "learning_rate": choice(("constant", "cosine", "plateau")),
     "batch_size": integer(1),
     "max_iter": integer(1),
-    "shuffle": boolean,
+    "shuffle": row_order,
     "early_stopping": boolean,
     "validation_fraction": real("(0, 1)"),
     "n_iter_no_change": integer(1),
