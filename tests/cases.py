@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from narrows.images import Convolution
 from narrows.lowering import lower
 from narrows.plan import (
+    DISPERSION_PACE,
     Activation,
     Corruption,
     LayerSpec,
@@ -118,6 +119,8 @@ class Case:
         state = {}
         for slot in self.plan.parameters:
             scale = 1.0 / np.sqrt(slot.rows) if slot.name[0] == "W" else 0.3
+            if slot.name == "log_dispersion":
+                scale /= DISPERSION_PACE
             values = rng.uniform(0.1, 1.5, (slot.rows, slot.cols)) * rng.choice([-1, 1], (slot.rows, slot.cols))
             state[slot.name] = (scale * values).astype(np.float32).astype(dtype)
         return state
