@@ -52,7 +52,9 @@ def small(likelihood: str = "nb", **params: Any) -> CountAutoencoder:
 # --- the op, far from where networks are -----------------------------------------------------------------------------
 
 
-def judged(loss: Loss, link: Activation, y: Any, mean: Any, theta: Any, zeta: Any) -> tuple[Any, Any]:
+def judged(
+    loss: Loss, link: Activation, y: Any, mean: Any, theta: Any, zeta: Any, backend: str = BACKEND
+) -> tuple[Any, Any]:
     """One decoder for all: hidden units that are on for one row each put the logits of that row into a weight."""
     m, n = y.shape
     heads = 3 if loss is Loss.ZINB else 2 if loss is Loss.NB else 1
@@ -62,7 +64,7 @@ def judged(loss: Loss, link: Activation, y: Any, mean: Any, theta: Any, zeta: An
     W1 = np.concatenate([logits, np.log(theta), zeta][:heads], axis=1)
     layers = LayerSpec(m, m, Activation.LINEAR), LayerSpec(m, heads * n, link)
     spec = NetworkSpec(layers, 1, loss=loss, cell_dispersion=heads > 1, separate_target=True)
-    program = compile_plan(lower(spec, m), BACKEND, precision=np.float32, n_threads=1)
+    program = compile_plan(lower(spec, m), backend, precision=np.float32, n_threads=1)
     zero = {"b0": np.zeros((1, m)), "b1": np.zeros((1, heads * n))}
     program.load({"W0": np.eye(m), "W1": W1, **zero})
     eye = np.eye(m, dtype=np.float32)
@@ -72,10 +74,13 @@ def judged(loss: Loss, link: Activation, y: Any, mean: Any, theta: Any, zeta: An
     return score, gradient["W1"] * m
 
 
+@pytest.mark.parametrize("backend", sorted({BACKEND, "numba"}))
 @pytest.mark.parametrize("link", [Activation.SOFTMAX, Activation.EXP])
 @pytest.mark.parametrize("loss", [Loss.POISSON, Loss.NB, Loss.ZINB])
 @pytest.mark.parametrize(("scale", "most"), [(1e-2, 12), (1.0, 12), (1e2, 12), (1e4, 6)])
-def test_value_and_gradient_against_scipy(loss: Loss, link: Activation, scale: float, most: float) -> None:
+def test_value_and_gradient_against_scipy(
+    backend: str, loss: Loss, link: Activation, scale: float, most: float
+) -> None:
     """To 1e-5, for counts of few and of many molecules; inverse dispersions are e**-3 to e**most."""
     rng = np.random.default_rng(1)
     m, n = 5, 200
@@ -92,7 +97,7 @@ def test_value_and_gradient_against_scipy(loss: Loss, link: Activation, scale: f
     if link is Activation.EXP:
         logits = np.log(mean) - np.log(total)
         mean = np.exp(logits.astype(np.float32).astype(float)) * total
-    score, gradient = judged(loss, link, y, mean, theta, zeta)
+    score, gradient = judged(loss, link, y, mean, theta, zeta, backend)
 
     def terms(log_mean: Any, log_theta: Any, zeta: Any) -> Any:
         mu = np.exp(log_mean)
