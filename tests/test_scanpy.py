@@ -181,6 +181,12 @@ def test_counts() -> None:
     model = narrows.CountAutoencoder(**FIT, likelihood="poisson", random_state=0).fit(cells().X)
     np.testing.assert_array_equal(adata.layers["ae_denoised"], model.denoise(adata.X))
     np.testing.assert_allclose(adata.layers["ae_denoised"].sum(axis=1), adata.X.sum(axis=1).A1, rtol=1e-4)
+    assert "ae_dispersion" not in adata.var
+    mask = np.arange(adata.n_vars) % 3 > 0
+    narrows.scanpy.autoencoder(adata, estimator="count", mask_var=mask, **FIT)
+    alone = narrows.CountAutoencoder(**FIT, random_state=0).fit(adata.X[:, mask])
+    np.testing.assert_array_equal(adata.var["ae_dispersion"][mask], alone.dispersion_)
+    assert adata.var["ae_dispersion"][~mask].isna().all()
 
 
 @pytest.mark.parametrize("kind", ["category", "str", "int"])

@@ -96,6 +96,8 @@ def autoencoder(
             Loss of the reconstruction of a cell, on the scale of training.
         ``.var["ae_recon_error"]`` : (n_vars,)
             Mean squared error of a gene, on the scale of training; NaN for those left out.
+        ``.var["ae_dispersion"]`` : (n_vars,), with ``loss`` or ``likelihood`` ``"nb"`` and ``"zinb"``
+            Inverse dispersion of a gene, unless there is one for each cell; NaN for genes left out.
         ``.varm["AE_sensitivity"]`` : (n_vars, n_components)
             Mean absolute derivative of the reconstruction of a gene by each latent, over at most 1000 cells; zero for
             genes left out.
@@ -151,6 +153,7 @@ def autoencoder(
         told = None if batch is None else batch[some]
         moved = model.latent_sensitivity(table.read_rows(some), batch=told)
         sensitivity = _among_all(moved.T, genes, adata.n_vars, 0.0)
+        dispersions = getattr(model, "dispersion_", None)
     if layers:
         denoised = _denoised(model, normalizer, table, batch, genes, adata.n_vars)
 
@@ -163,6 +166,8 @@ def autoencoder(
     adata.obs[f"{key}_recon_error"] = errors
     if obsm is None:
         adata.var[f"{key}_recon_error"] = gene_errors
+        if dispersions is not None:
+            adata.var[f"{key}_dispersion"] = _among_all(dispersions, genes, adata.n_vars, np.nan)
         adata.varm[f"{key_added or 'AE'}_sensitivity"] = sensitivity
     if layers:
         adata.layers[f"{key}_denoised"] = denoised
