@@ -3,6 +3,8 @@
 Promises: the kernels are those of ``csrc/cuda``, compiled by g++ through ``cuda_host/simt_host.h``, which checks every
 access; what nobody has written is NaN; a byte written behind an area is found when the memory is freed or asked for.
 Never: counts as a GPU.
+
+What is asked of a program on it, `test_cuda_gpu` asks of a program on a GPU.
 """
 
 from __future__ import annotations
@@ -17,9 +19,13 @@ from typing import Any
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
-from narrows.backends.cuda.program import ALIGNMENT, Planned
+from cases import Case
+from narrows.backends import Hyper
+from narrows.backends.cuda.program import ALIGNMENT, CudaProgram, Device, Planned
 from narrows.backends.cuda.table import KERNELS, LAUNCH_DTYPE, PRECISION_FLAGS, constants
-from narrows.plan import Precision
+from narrows.plan import FROM_CODES, Mode, Precision
+from oracle import SEED, STEP
+from test_backends import assert_close, reference_of, tolerance
 
 HERE = Path(__file__).parent / "cuda_host"
 INDEX = {kernel: i for i, kernel in enumerate(KERNELS)}
@@ -57,6 +63,52 @@ def build(source: str, folder: Path, precision: Precision) -> ctypes.CDLL:
     command = [compiler(), *flags]
     subprocess.run([*command, str(HERE / source), "-o", str(library)], check=True)
     return ctypes.CDLL(str(library))
+
+
+def program_on(device: Device, case: Case, dtype: Any = np.float32, **bound: Any) -> CudaProgram:
+    """A case's program with its state and its data, or those that are `bound`."""
+    precision = Precision.of(dtype)
+    program = CudaProgram(case.plan, precision, device)
+    program.load(case.state(precision.dtype))
+    data = case.data(precision.dtype)
+    program.bind(bound.get("X", data.X), bound.get("target", data.target), data.weight)
+    return program
+
+
+def check_agreement(program: CudaProgram, case: Case, dtype: Any) -> None:
+    """Gradients, a few steps and all modes of inference, within the bounds of `test_backends`."""
+    reference, relative = reference_of(case), tolerance(case, dtype)
+    rows = np.arange(min(case.batch, case.rows))[::-1].copy()
+    terms, gradient = program.gradient(rows, SEED, STEP)
+    expected_terms, expected = reference.gradient(rows, SEED, STEP)
+    np.testing.assert_allclose(terms, expected_terms, rtol=relative)
+    assert set(gradient) == set(expected)
+    largest = max(float(np.abs(g).max()) for g in expected.values())
+    for name, g in expected.items():
+        # As in test_backends: biases sum over the batch what may cancel.
+        scale = largest / max(float(np.abs(g).max()), 1e-30) if name[0] == "b" else 1.0
+        # Likewise a dispersion's, each term of which is a difference, too: without fused multiply-adds, as on the host,
+        # it is up to 1.2 times as far off as the bound, where cpp has 0.8.
+        scale = 2.0 if name == "log_dispersion" else scale
+        assert_close(gradient[name], g, relative * max(scale, 1.0), f"d{name}")
+
+    rows = np.random.default_rng(1).permutation(case.rows)
+    hyper = Hyper(SEED, STEP, np.linspace(2e-3, 1e-3, -(-case.rows // case.batch)))
+    np.testing.assert_allclose(program.train(rows, hyper), reference.train(rows, hyper), rtol=relative)
+    state = program.state()
+    for name, value in reference.state().items():
+        if "." not in name:
+            assert_close(state[name], value, relative, name)
+
+    data, exact = case.data(dtype), case.data()
+    for mode in set(case.plan.outputs) - set(FROM_CODES):
+        expected_values = reference.apply(exact.X, mode, exact.target)
+        assert_close(program.apply(data.X, mode, data.target), expected_values, relative, str(mode))
+    codes = reference.apply(exact.X, Mode.ENCODE)
+    judged = (data.X, exact.X) if exact.target is None else (data.target, exact.target)
+    for mode in set(case.plan.outputs) & set(FROM_CODES):
+        expected_values = reference.apply(codes, mode, judged[1])
+        assert_close(program.apply(codes.astype(dtype), mode, judged[0]), expected_values, relative, str(mode))
 
 
 class LaunchError(RuntimeError):

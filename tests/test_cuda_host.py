@@ -21,17 +21,17 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from cases import CASES, GRAM_CASES, MODEL_CASES, SHAPE_CASES, SPARSE_CASES, Case, network
-from cuda_device import HostDevice, LaunchError, build, compiler
+from cuda_device import HostDevice, LaunchError, build, check_agreement, compiler, program_on
 from narrows import philox
 from narrows.backends import BACKENDS, Hyper, cuda
 from narrows.backends.cuda.launches import Area, View, Writer
 from narrows.backends.cuda.lowering import LOWER, launches
-from narrows.backends.cuda.program import CHUNK, Arena, CudaProgram, Planned
+from narrows.backends.cuda.program import CHUNK, Arena, Planned
 from narrows.backends.cuda.table import KERNELS, LAUNCH_DTYPE, STEP_DTYPE
 from narrows.backends.reference import ACTIVATE, DERIVATIVE, ReferenceProgram
 from narrows.plan import ACTIVATIONS, Activation, Corruption, Loss, Mode, OpCode, Precision, Solver
 from oracle import SEED, STEP, away_from_kinks
-from test_backends import assert_close, dtypes, inference, reference_of, tolerance
+from test_backends import assert_close, dtypes, inference, reference_of
 
 Array = NDArray[Any]
 
@@ -47,12 +47,7 @@ def libraries(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 def program_of(libraries: Any, case: Case, dtype: Any = np.float32, *, reverse: bool = False, **bound: Any) -> Any:
-    precision = Precision.of(dtype)
-    program = CudaProgram(case.plan, precision, HostDevice(libraries, reverse))
-    program.load(case.state(precision.dtype))
-    data = case.data(precision.dtype)
-    program.bind(bound.get("X", data.X), bound.get("target", data.target), data.weight)
-    return program
+    return program_on(HostDevice(libraries, reverse), case, dtype, **bound)
 
 
 # --- whole programs ---------------------------------------------------------------------------------------------------
@@ -80,38 +75,8 @@ def test_sparsity_behind_any_activation(libraries: Any, case: Case) -> None:
 @pytest.mark.parametrize("case", HOST_CASES, ids=str)
 def test_programs_agree_with_the_reference(libraries: Any, case: Case, dtype: Any) -> None:
     case = away_from_kinks(case)
-    program, reference, relative = program_of(libraries, case, dtype), reference_of(case), tolerance(case, dtype)
-
-    rows = np.arange(min(case.batch, case.rows))[::-1].copy()
-    terms, gradient = program.gradient(rows, SEED, STEP)
-    expected_terms, expected = reference.gradient(rows, SEED, STEP)
-    np.testing.assert_allclose(terms, expected_terms, rtol=relative)
-    assert set(gradient) == set(expected)
-    largest = max(float(np.abs(g).max()) for g in expected.values())
-    for name, g in expected.items():
-        # As in test_backends: biases sum over the batch what may cancel.
-        scale = largest / max(float(np.abs(g).max()), 1e-30) if name[0] == "b" else 1.0
-        # Likewise a dispersion's, each term of which is a difference, too: without fused multiply-adds, as here, it is
-        # up to 1.2 times as far off as the bound, where cpp has 0.8.
-        scale = 2.0 if name == "log_dispersion" else scale
-        assert_close(gradient[name], g, relative * max(scale, 1.0), f"d{name}")
-
-    rows = np.random.default_rng(1).permutation(case.rows)
-    hyper = Hyper(SEED, STEP, np.linspace(2e-3, 1e-3, -(-case.rows // case.batch)))
-    np.testing.assert_allclose(program.train(rows, hyper), reference.train(rows, hyper), rtol=relative)
-    state = program.state()
-    for name, value in reference.state().items():
-        if "." not in name:
-            assert_close(state[name], value, relative, name)
-
-    data, exact = case.data(dtype), case.data()
-    for mode in inference:
-        actual = program.apply(data.X, mode, data.target)
-        assert_close(actual, reference.apply(exact.X, mode, exact.target), relative, mode.name or "")
-    codes = reference.apply(exact.X, Mode.ENCODE)
-    assert_close(
-        program.apply(codes.astype(dtype), Mode.DECODE), reference.apply(codes, Mode.DECODE), relative, "DECODE"
-    )
+    program = program_of(libraries, case, dtype)
+    check_agreement(program, case, dtype)
     program.close()  # checks the guards
 
 
@@ -233,7 +198,7 @@ class Bench:
                 to["ld"] = array.strides[0] // 8
         operands["ints"][: len(ints)], operands["floats"][: len(floats)] = ints, floats
         operands["step"], operands["m"], operands["learn"] = step.ctypes.data, m, 1
-        self.device.graph([Planned(kernel, blocks, 256, operands[()])], Precision.FLOAT64)()
+        self.device.graph([Planned(kernel, blocks, 256, operands)], Precision.FLOAT64)()
 
 
 @pytest.mark.parametrize("kernel", PRODUCTS)

@@ -5,7 +5,7 @@ between them; `probe` says what is missing.
 Never: chosen by itself. It has run on no GPU yet: kernels are compiled for GPUs and run on the host by the tests, so it
 is not among `backends.BACKENDS`.
 
-Reading order: `table` (what Python and C++ agree on), `launches`, `lowering` (op by op), `program`, `nvrtc`.
+Reading order: `table` (what Python and C++ agree on), `launches`, `lowering` (op by op), `program`, `nvrtc`, `device`.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ from __future__ import annotations
 import importlib
 from importlib.util import find_spec
 
-from ...plan import OpCode
+from ...plan import OpCode, Plan, Precision
 from .. import Probe
+from .device import CupyDevice
 from .lowering import LOWER
 from .nvrtc import source_folder
 from .program import CudaProgram
 
-__all__ = ["CudaProgram", "own_ops", "probe"]
+__all__ = ["CudaProgram", "compile", "own_ops", "probe"]
 
 LEAST_DRIVER = 12000
 """CUDA 12.0, the first driver that runs what the CuPy packages bring."""
@@ -31,6 +32,11 @@ def own_ops() -> frozenset[OpCode]:
     return frozenset(LOWER)
 
 
+def compile(plan: Plan, *, precision: Precision, n_threads: int) -> CudaProgram:
+    """For the first GPU; its threads are its own affair."""
+    return CudaProgram(plan, precision, CupyDevice())
+
+
 def probe() -> Probe:
     """Whether there is a GPU that the kernels are compiled for, and what is missing."""
     if not (source_folder() / "cuda" / "narrows.cu").is_file():
@@ -39,6 +45,9 @@ def probe() -> Probe:
         return Probe(False, "CuPy is missing: pip install 'narrows[cuda12]', or 'narrows[cuda13]' for CUDA 13")
     try:
         runtime = importlib.import_module("cupy").cuda.runtime
+    except Exception as error:
+        return Probe(False, f"CuPy does not import: {type(error).__name__}: {error}")
+    try:
         driver = int(runtime.driverGetVersion())
         if driver == 0:
             return Probe(False, "no NVIDIA driver")

@@ -8,14 +8,16 @@ Never: loads what it has compiled.
 from __future__ import annotations
 
 import ctypes
+import hashlib
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
 from ...plan import Precision
 from .table import PRECISION_FLAGS, constants
 
-__all__ = ["Compiled", "Nvrtc", "flags", "source", "source_folder"]
+__all__ = ["Compiled", "Nvrtc", "digest", "flags", "source", "source_folder"]
 
 
 def source_folder() -> Path:
@@ -29,10 +31,18 @@ def source() -> str:
     return (source_folder() / "cuda" / "narrows.cu").read_text()
 
 
+@cache
+def digest() -> str:
+    """Of all that kernels are made of: caches of compiled code look at the one file that includes the others."""
+    folder = source_folder()
+    files = sorted([*(folder / "cuda").iterdir(), *(folder / name for name in ("counts.h", "functors.h", "philox.h"))])
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
+
+
 def flags(precision: Precision) -> list[str]:
     """Of the compiler, but for the architecture."""
     folder = source_folder()
-    defines = [f"-D{name}={value}" for name, value in constants().items()]
+    defines = [f"-D{name}={value}" for name, value in constants().items()] + [f"-DNARROWS_SOURCES=0x{digest()}"]
     # Products and sums are fused where that is one rounding less; all else is as IEEE 754 has it. Pragmas that are the
     # host compiler's are no concern of this one's.
     return ["-std=c++17", f"-I{folder / 'cuda'}", "-diag-suppress=161", *defines, *PRECISION_FLAGS[precision]]

@@ -34,12 +34,12 @@ TRAIN_BANK, APPLY_BANK = range(2)
 
 
 class Planned(NamedTuple):
-    """A launch with its operands as the device takes them (an element of `LAUNCH_DTYPE`)."""
+    """A launch with its operands as the device takes them (one `LAUNCH_DTYPE`, of shape ())."""
 
     kernel: str
     blocks: int
     threads: int
-    operands: np.void
+    operands: Array
 
 
 class Device(Protocol):
@@ -189,7 +189,7 @@ class CudaProgram:
                 source["rows"], source["cols"] = data.shape
                 source["stored"], source["csr"] = len(data.data), 1
             else:
-                arrays = {"data": np.ascontiguousarray(np.reshape(data, (len(data), -1)), self.dtype)}
+                arrays = {"data": np.ascontiguousarray(np.reshape(data, (data.shape[0], -1)), self.dtype)}
                 source["rows"], source["cols"] = arrays["data"].shape
             for name, array in arrays.items():
                 # Something, even where nothing is stored.
@@ -228,7 +228,7 @@ class CudaProgram:
         return begin, *launches(self.plan, m, mode), end
 
     def _planned(self, launch: Launch, mode: Mode, m: int) -> Planned:
-        operands = np.zeros(1, LAUNCH_DTYPE)[0]
+        operands = np.zeros((), LAUNCH_DTYPE)
         for to, view in zip(operands["slots"], launch.slots, strict=False):
             if view is not None:
                 begin = view.offset * self.dtype.itemsize if view.area is Area.CONTROL else self.arena.offset(view)
