@@ -1,4 +1,4 @@
-"""The CUDA backend on a GPU: what `test_cuda_host` asks of it, and that it does not vary; skipped where there is none."""
+"""The CUDA backend on a GPU: what `test_cuda_host` asks of it, and that it does not vary; skipped where none is."""
 
 from __future__ import annotations
 
