@@ -27,9 +27,9 @@ from narrows.backends import BACKENDS, Hyper, cuda
 from narrows.backends.cuda.launches import Area, View, Writer
 from narrows.backends.cuda.lowering import LOWER, launches
 from narrows.backends.cuda.program import CHUNK, Arena, Planned
-from narrows.backends.cuda.table import KERNELS, LAUNCH_DTYPE, STEP_DTYPE
+from narrows.backends.cuda.table import FUNCTORS, KERNELS, LAUNCH_DTYPE, STEP_DTYPE
 from narrows.backends.reference import ACTIVATE, DERIVATIVE, ReferenceProgram
-from narrows.plan import ACTIVATIONS, Activation, Corruption, Loss, Mode, OpCode, Precision, Solver
+from narrows.plan import Activation, Corruption, Loss, Mode, OpCode, Precision, Solver
 from oracle import SEED, STEP, away_from_kinks
 from test_backends import assert_close, dtypes, inference, reference_of
 
@@ -170,7 +170,7 @@ def test_masks_are_those_of_philox(libraries: Any, seed: int, n: int) -> None:
 
 # --- products, tile by tile -------------------------------------------------------------------------------------------
 
-NAMES = {"".join(part.title() for part in a.name.split("_")): a for a in ACTIVATIONS.values()}
+NAMES = {name: a for a, name in FUNCTORS.items()}
 PRODUCTS = tuple(kernel for kernel in KERNELS if kernel.startswith("gemm<"))
 
 
@@ -256,6 +256,45 @@ def test_products_of_any_size(libraries: Any, kernel: str, size: tuple[int, int,
             m1 = 0.9 * m1 - 0.1 * g
             close(out, W + m1)
         close(other, m1)
+
+
+# --- the mathematics of single numbers --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("act", [a for a in Activation if a is not Activation.SOFTMAX], ids=lambda a: a.name)
+def test_activations_over_all_numbers(libraries: Any, act: Activation) -> None:
+    """Values and slopes in float32, from subnormal numbers to those that overflow, within 8 units of the last place."""
+    z = np.concatenate([np.geomspace(1e-44, 3e38, 3000), np.linspace(0.001, 120, 6001), [0.0]]).astype(np.float32)
+    z = np.concatenate([z, -z, np.array([np.nan, np.inf, -np.inf], np.float32)])[None]
+    name, exact = FUNCTORS[act], z.astype(np.float64)
+    with np.errstate(all="ignore"):
+        expected = ACTIVATE[act](exact)
+        kept = z if act.needs_preactivation else expected.astype(np.float32)
+        slope = DERIVATIVE[act](kept.astype(np.float64))
+    for kernel, given, right in ((f"activate<{name}>", z, expected), (f"slopes<{name}>", kept, slope)):
+        actual = elementwise(libraries, kernel, given)
+        with np.errstate(all="ignore"):
+            right32 = right.astype(np.float32)
+        finite = np.isfinite(right32)
+        units = np.spacing(np.abs(right32[finite])).astype(np.float64)
+        error = np.abs(actual[finite].astype(np.float64) - right[finite]) / units
+        # Slopes are differences where tanh is near 1 and where gelu turns: the bound is a unit of 1 there.
+        turns = (kernel[0] == "s") & ((act is not Activation.GELU) | (np.abs(given[finite]) < 2))
+        smallest = np.where(turns, np.spacing(np.float32(1)) / units, 0)
+        assert (error <= 8 + smallest).all(), (given[finite][error.argmax()], error.max())
+        infinite = np.isinf(right32)
+        np.testing.assert_array_equal(actual[infinite], right32[infinite])
+        if kernel[0] == "a":
+            assert np.isnan(actual[np.isnan(given)]).all()
+
+
+def elementwise(libraries: Any, kernel: str, given: Array) -> Array:
+    out = given.copy()
+    operands = np.zeros((), LAUNCH_DTYPE)
+    for to, array in zip(operands["slots"], (out,) if kernel[0] == "a" else (given, out), strict=False):
+        to["data"], to["rows"], to["cols"], to["ld"] = array.ctypes.data, *array.shape, array.shape[1]
+    HostDevice(libraries).graph([Planned(kernel, -(-given.size // 256), 256, operands)], Precision.FLOAT32)()
+    return out
 
 
 # --- lowering ---------------------------------------------------------------------------------------------------------

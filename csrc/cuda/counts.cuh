@@ -61,7 +61,6 @@ KERNEL counts(const Op op) {
       k = source.first(row, first + threads());
       sync();
       if (j < n && is_zero[thread()]) judge(j, real(0));
-      sync();
     } else if (j < n && source.dense(row, j) == 0) {
       judge(j, real(0));
     }

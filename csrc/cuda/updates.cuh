@@ -102,7 +102,8 @@ KERNEL penalties(const Op op) {
 
 // --- sums over rows --------------------------------------------------------------------------------------------------
 
-// A block has 32 columns and its share of the rows, a warp a part of that. Calls done(j, sum) once for each column.
+// A block has 32 columns and its share of the rows, a warp a part of that. Calls done(j, sum) once for each column. For
+// one call in each place: every place has its own instance, with shared memory of its own.
 template <class Value, class Done>
 DEVICE void column_sums(int first_row, int end_row, int first_col, int cols, const Value& value, const Done& done) {
   SHARED(real, part, 32 * WARP);
@@ -116,7 +117,6 @@ DEVICE void column_sums(int first_row, int end_row, int first_col, int cols, con
     for (int k = 1; k < warps; ++k) sum += part[k * WARP + thread()];
     done(j, sum);
   }
-  sync();
 }
 
 // The first pass: x, weight, partial (a row for each ints[0] rows of x)

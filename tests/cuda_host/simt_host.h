@@ -1,10 +1,10 @@
 // The threads of a GPU on a CPU, for tests: a launch is a loop over blocks, a block's threads are fibers.
 //
-// Promises: a thread runs until a barrier or a shuffle and then waits for the others; threads take turns in either
-// order
-// (`reversed`), so a missing barrier shows as other bits; shared memory is garbage when a block begins; an access
-// outside a matrix or a shared array, a thread that leaves while others wait, or a barrier that not all reach ends the
-// launch with a message. Never: used outside tests; safe for two OS threads.
+// Promises: a thread runs until a barrier or a shuffle and then waits for the others; a warp goes as far as it can
+// before the next, and they take turns in either order (`reversed`), so a missing barrier shows as other bits; shared
+// memory is garbage when a block begins; an access outside a matrix or a shared array, a thread that leaves while
+// others wait, or a barrier that not all reach ends the launch with a message.
+// Never: used outside tests; safe for two OS threads.
 
 #pragma once
 
@@ -42,7 +42,7 @@ struct Fiber {
   ucontext_t entry;
   jmp_buf at;
   std::unique_ptr<char[]> stack;
-  bool begun = false, waits = false;
+  bool begun = false;
   int thread = -1;
 };
 
@@ -57,7 +57,7 @@ struct Machine {
   jmp_buf scheduler;
   void (*body)(const void*) = nullptr;
   const void* argument = nullptr;
-  int next = 0, finished = 0;
+  int next = 0, last = 0, finished = 0;  // threads that have begun, that may, and that are done
   // Threads at the barrier they are to reach together: the block's, and each warp's.
   int at_barrier = 0;
   std::vector<int> at_shuffle;
@@ -81,11 +81,9 @@ struct Machine {
     }
     Fiber* self = current;
     while (generation == mine) {
-      self->waits = true;
       if (!_setjmp(self->at)) give_way();
       if (!error.empty()) give_way();  // never to return
     }
-    self->waits = false;
   }
 
   unsigned block_generation = 0;
@@ -97,7 +95,7 @@ struct Machine {
     // A fiber that has not waited serves the next thread, too.
     for (;;) {
       Fiber* self = m.current;
-      if (m.next == m.threads) break;
+      if (m.next >= m.last) break;
       const int i = m.next++;
       self->thread = m.reversed ? m.threads - 1 - i : i;
       m.thread = self->thread;
@@ -116,7 +114,6 @@ struct Machine {
     if (_setjmp(scheduler)) return;
     if (f.begun) _longjmp(f.at, 1);
     f.begun = true;
-    f.waits = false;
     getcontext(&f.entry);
     if (!f.stack) f.stack.reset(new char[STACK]);
     f.entry.uc_stack.ss_sp = f.stack.get();
@@ -139,24 +136,38 @@ struct Machine {
     at_shuffle.assign(size_t(threads / 32), 0);
     warp_generation.assign(size_t(threads / 32), 0);
     exchanged.assign(size_t(threads) * 16, 0);
-    for (auto& f : fibers) f->begun = f->waits = false;
+    for (auto& f : fibers) f->begun = false;
     for (Poisoned* p : shared) p->poison();
+    // A warp goes as far as it can before the next one: what it does too early then meets what the others do late.
+    bool any = true;
     while (finished < threads && error.empty()) {
-      progress = false;
-      // Fibers that wait go on; one that is free takes threads that have not begun.
-      const size_t n = fibers.size();
-      for (size_t i = 0; i < n && error.empty(); ++i)
-        if (fibers[i]->begun) resume(*fibers[i]);
-      while (next < threads && error.empty()) {
-        Fiber* idle = nullptr;
-        for (auto& f : fibers)
-          if (!f->begun) idle = f.get();
-        if (!idle) fibers.emplace_back(new Fiber), idle = fibers.back().get();
-        resume(*idle);
-        progress = true;
+      if (!any) error = "block " + std::to_string(block) + ": a barrier or a shuffle that not all threads reach";
+      any = false;
+      for (int first = 0; first < threads && error.empty(); first += 32) {
+        last = first + 32;
+        do {
+          progress = false;
+          run_warp(first);
+          any = any || progress;
+        } while (progress && error.empty());
       }
-      if (!progress && error.empty())
-        error = "block " + std::to_string(block) + ": a barrier or a shuffle that not all threads reach";
+    }
+  }
+
+  // Threads that have begun go on, where what they wait for has come; those that have not, begin.
+  void run_warp(int first) {
+    const size_t n = fibers.size();
+    for (size_t i = 0; i < n && error.empty(); ++i) {
+      const int turn = reversed ? threads - 1 - fibers[i]->thread : fibers[i]->thread;
+      if (fibers[i]->begun && turn >= first && turn < last) resume(*fibers[i]);
+    }
+    while (next < last && error.empty()) {
+      Fiber* idle = nullptr;
+      for (auto& f : fibers)
+        if (!f->begun) idle = f.get();
+      if (!idle) fibers.emplace_back(new Fiber), idle = fibers.back().get();
+      resume(*idle);
+      progress = true;
     }
   }
 };
