@@ -71,7 +71,7 @@ def program_on(device: Device, case: Case, dtype: Any = np.float32, **bound: Any
     program = CudaProgram(case.plan, precision, device)
     program.load(case.state(precision.dtype))
     data = case.data(precision.dtype)
-    program.bind(bound.get("X", data.X), bound.get("target", data.target), data.weight)
+    program.bind(bound.get("X", data.X), bound.get("target", data.target), data.weight, data.batch)
     return program
 
 
@@ -102,13 +102,15 @@ def check_agreement(program: CudaProgram, case: Case, dtype: Any) -> None:
 
     data, exact = case.data(dtype), case.data()
     for mode in set(case.plan.outputs) - set(FROM_CODES):
-        expected_values = reference.apply(exact.X, mode, exact.target)
-        assert_close(program.apply(data.X, mode, data.target), expected_values, relative, str(mode))
+        expected_values = reference.apply(exact.X, mode, exact.target, exact.batch)
+        assert_close(program.apply(data.X, mode, data.target, data.batch), expected_values, relative, str(mode))
     codes = reference.apply(exact.X, Mode.ENCODE)
     judged = (data.X, exact.X) if exact.target is None else (data.target, exact.target)
     for mode in set(case.plan.outputs) & set(FROM_CODES):
-        expected_values = reference.apply(codes, mode, judged[1])
-        assert_close(program.apply(codes.astype(dtype), mode, judged[0]), expected_values, relative, str(mode))
+        expected_values = reference.apply(codes, mode, judged[1], exact.batch)
+        assert_close(
+            program.apply(codes.astype(dtype), mode, judged[0], data.batch), expected_values, relative, str(mode)
+        )
 
 
 class LaunchError(RuntimeError):

@@ -39,7 +39,8 @@ def bits(device: Any, case: Case) -> list[bytes]:
     steps = -(-case.rows // case.batch)
     terms = program.train(np.arange(case.rows), Hyper(SEED, STEP, np.full(steps, 1e-3)))
     parts = [terms, *program.state().values()]
-    parts += [program.apply(case.data(np.float32).X, mode, case.data(np.float32).target) for mode in inference]
+    data = case.data(np.float32)
+    parts += [program.apply(data.X, mode, data.target, data.batch) for mode in inference]
     program.close()
     return [np.ascontiguousarray(part).tobytes() for part in parts]
 
@@ -53,6 +54,6 @@ def test_the_same_bits_from_run_to_run(device: Any, case: Case) -> None:
 def test_rows_do_not_depend_on_their_neighbours(device: Any, case: Case) -> None:
     data, single = case.data(np.float32), Case(case.name, case.spec, batch=1, rows=case.rows)
     for mode in inference:
-        whole = program_on(device, case).apply(data.X, mode, data.target)
-        one_by_one = program_on(device, single).apply(data.X, mode, data.target)
+        whole = program_on(device, case).apply(data.X, mode, data.target, data.batch)
+        one_by_one = program_on(device, single).apply(data.X, mode, data.target, data.batch)
         assert whole.tobytes() == one_by_one.tobytes(), mode

@@ -29,7 +29,8 @@ KERNEL counts(const Op op) {
     const real logit = z(i, j), mu = exp_(logit - highest) * factor;
     real theta = 0, inverse = 0, zeta = 0;
     if (L::DISPERSED) {
-      const real tau = by_cell ? z(i, n + j) : log_dispersion(0, j), limit = real(LOG_DISPERSION_LIMIT);
+      const real tau = by_cell ? z(i, n + j) : real(DISPERSION_PACE) * log_dispersion(0, j);
+      const real limit = real(LOG_DISPERSION_LIMIT);
       theta = exp_(max_(-limit, min_(limit, tau)));
       inverse = real(1) / theta;
     }
@@ -45,7 +46,8 @@ KERNEL counts(const Op op) {
       z(i, j) = t.by_mean * share;
     if (L::DROPOUT) z(i, at_zeta + j) = t.by_dropout * share;
     if (L::DISPERSED && by_cell) z(i, n + j) = t.by_dispersion * share;
-    if (L::DISPERSED && !by_cell && by_dispersion) by_dispersion(i, j) = t.by_dispersion * share;
+    if (L::DISPERSED && !by_cell && by_dispersion)
+      by_dispersion(i, j) = t.by_dispersion * (share * real(DISPERSION_PACE));
   };
 
   // All zeros first, the threads side by side; then the counts, whose gamma functions would hold up a whole warp.

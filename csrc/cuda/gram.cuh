@@ -135,7 +135,7 @@ KERNEL sparse_mse(const Op op) {
   if (thread() == 0) op.slots[6](i, 0) = real(loss);
   if (!op.learn) return;
   const double share = double(row_share(op, op.slots[5], i));
-  each_column(h.cols, [&](int j) {
+  each_column(out.cols, [&](int j) {
     out(i, j) = real(share * slope(i, j)) * Act::slope(op.slots[4](i, j) * real(op.floats[0]));
   });
 }

@@ -9,20 +9,21 @@
 
 // --- data in ---------------------------------------------------------------------------------------------------------
 
-// GATHER: out
+// GATHER: out, shift
 KERNEL gather(const Op op) {
-  const Matrix& out = op.slots[0];
+  const Matrix &out = op.slots[0], &shift = op.slots[1];
   const Source& source = op.sources[op.ints[0]];
   const int i = block();
   const int64_t row = op.row(i);
+  const auto moved = [&](real value, int j) { return shift ? value - shift(0, j) : value; };
   if (!source.csr) {
-    each_column(out.cols, [&](int j) { out(i, j) = source.dense(row, j); });
+    each_column(out.cols, [&](int j) { out(i, j) = moved(source.dense(row, j), j); });
     return;
   }
-  each_column(out.cols, [&](int j) { out(i, j) = 0; });
+  each_column(out.cols, [&](int j) { out(i, j) = moved(real(0), j); });
   sync();
   for (int64_t k = source.begin(row) + thread(); k < source.end(row); k += threads())
-    out(i, source.column(k)) = source.value(k);
+    out(i, source.column(k)) = moved(source.value(k), source.column(k));
 }
 
 // LIBRARY: out

@@ -21,7 +21,8 @@ DEVICE real seen(const Op& op, const Matrix& library, int i, int column, real va
   return value;
 }
 
-// SPARSE_DENSE: W, library, and the slots of Activate. A block has a row and as many outputs as it has threads.
+// SPARSE_DENSE: W, library, the slots of Activate, and what the shift of the rows comes to, shift W. A block has a row
+// and as many outputs as it has threads.
 template <class Act>
 KERNEL sparse_dense(const Op op) {
   constexpr int MOST = 128;
@@ -44,12 +45,13 @@ KERNEL sparse_dense(const Op op) {
       for (int l = 0; l < n; ++l) sum += value[l] * W(column[l], j);
     sync();
   }
-  if (j < W.cols) Activate<Act>::apply(op, i, j, sum);
+  if (j < W.cols) Activate<Act>::apply(op, i, j, op.slots[5] ? sum - op.slots[5](0, j) : sum);
 }
 
 // The weight gradient of sparse rows, X' dz: dz, library, and the slots of the epilogue; ints[0]: columns of X,
-// ints[1]: the source. A block has BAND columns of X and as many of dz as it has threads, and walks all rows of the
-// batch.
+// ints[1]: the source. Behind the epilogue's, slots 7 and 8 are the shift of the rows and the sums of dz's columns,
+// whose product is what shifted rows have less. A block has BAND columns of X and as many of dz as it has threads, and
+// walks all rows of the batch.
 template <class Epilogue>
 KERNEL sparse_outer(const Op op) {
   constexpr int BAND = 16, MOST = 128;
@@ -83,6 +85,8 @@ KERNEL sparse_outer(const Op op) {
     sync();
   }
   if (j < dz.cols)
-    for (int c = 0; c < BAND && first + c < op.ints[0]; ++c)
-      Epilogue::apply(op, first + c, j, sums[c * MOST + thread()]);
+    for (int c = 0; c < BAND && first + c < op.ints[0]; ++c) {
+      const real less = op.slots[7] ? op.slots[7](0, first + c) * op.slots[8](0, j) : real(0);
+      Epilogue::apply(op, first + c, j, sums[c * MOST + thread()] - less);
+    }
 }

@@ -59,6 +59,27 @@ KERNEL copy(const Op op) {
   each(x.rows, x.cols, [&](int i, int j) { out(i, j) = x(i, j); });
 }
 
+// out = x + y
+KERNEL add(const Op op) {
+  const Matrix &out = op.slots[0], &x = op.slots[1], &y = op.slots[2];
+  each(out.rows, out.cols, [&](int i, int j) { out(i, j) = x(i, j) + y(i, j); });
+}
+
+// SHIFT: out, b; ints: the source of the shift
+KERNEL shift(const Op op) {
+  const Matrix &out = op.slots[0], &b = op.slots[1];
+  const Source& source = op.sources[op.ints[0]];
+  each(1, out.cols, [&](int, int j) { out(0, j) = source.dense(0, j) + (b ? b(0, j) : real(0)); });
+}
+
+// CONDITION: out, z; ints: the source of the numbers
+KERNEL condition(const Op op) {
+  const Matrix &out = op.slots[0], &z = op.slots[1];
+  const Source& source = op.sources[op.ints[0]];
+  each(out.rows, out.cols,
+       [&](int i, int j) { out(i, j) = j < z.cols ? z(i, j) : real(source.dense(op.row(i), 0) == real(j - z.cols)); });
+}
+
 // out = number
 KERNEL fill(const Op op) {
   const Matrix& out = op.slots[0];

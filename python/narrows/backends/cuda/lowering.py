@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from ... import plan as p
 from ...plan import Activation, Corruption, Loss, Mode, OpCode, Plan, Units, padded
+from .. import BATCH, SHIFT
 from .launches import Area, Launch, View, Writer
 from .table import BOOL, FUNCTORS, RULES, loss_name
 
@@ -62,7 +63,17 @@ def act(o: Operands) -> str:
 
 @lowers(OpCode.GATHER)
 def gather(w: Writer, o: Operands) -> None:
-    w.by_row("gather", o.out.cols, (o.out,), ints=(o.source,))
+    w.by_row("gather", o.out.cols, (o.out, o.shift), ints=(o.source,))
+
+
+@lowers(OpCode.SHIFT)
+def shift(w: Writer, o: Operands) -> None:
+    w.each("shift", o.out, (o.out, o.b), ints=(SHIFT,))
+
+
+@lowers(OpCode.CONDITION)
+def condition(w: Writer, o: Operands) -> None:
+    w.each("condition", o.out, (o.out, o.z), ints=(BATCH,))
 
 
 @lowers(OpCode.CORRUPT)
@@ -467,18 +478,26 @@ def strips_of(cols: int) -> tuple[int, int]:
 @lowers(OpCode.SPARSE_DENSE)
 def sparse_dense(w: Writer, o: Operands) -> None:
     threads, strips = strips_of(o.W.cols)
-    slots = o.W, o.library, o.b, o.out, o.pre
+    moved = None
+    if o.shift is not None:
+        moved = w.temporary(1, o.W.cols)
+        w.column_sums("Store", o.W, o.shift.part(0, o.W.rows, 1, 1), (moved,), floats=(1.0,))
+    slots = o.W, o.library, o.b, o.out, o.pre, moved
     noise = (0, 0, 0, 0, 0, o.stream), (0, 0, 0, 0, 0, 0, o.level, o.scale)
     w.launch(f"sparse_dense<{act(o)}>", w.m * strips, threads, slots, *noise)
 
 
 def sparse_outer(w: Writer, to: Sink, dz: View, columns: int, o: Operands) -> None:
     """The gradient of a weight, or what lies like one, by sparse rows of X, or of the source that `o` names."""
-    given = {"library": None, "source": 0, "stream": 0, "level": 0.0, "scale": 1.0} | vars(o)
+    given = {"library": None, "shift": None, "source": 0, "stream": 0, "level": 0.0, "scale": 1.0} | vars(o)
+    sums = None
+    if given["shift"] is not None:
+        sums = w.temporary(1, dz.cols)
+        w.column_sums("Store", dz, None, (sums,), floats=(1.0,))
     threads, strips = strips_of(dz.cols)
     floats = (*to.floats, *(0.0,) * (6 - len(to.floats)), given["level"], given["scale"])
     ints = columns, given["source"], 0, to.flag, 0, given["stream"]
-    slots = dz, given["library"], *to.slots
+    slots = dz, given["library"], *to.slots, *(None,) * (5 - len(to.slots)), given["shift"], sums
     w.launch(f"sparse_outer<{to.epilogue}>", -(-columns // BAND) * strips, threads, slots, ints, floats)
 
 
@@ -522,25 +541,29 @@ def row_gram(w: Writer, o: Operands) -> None:
     w.each("row_gram", o.out, (o.h, o.weight, o.out))
 
 
-def gram_slopes(w: Writer, o: Operands, dW: View, db: View) -> None:
+def gram_slopes(w: Writer, o: Operands, b: View, dW: View, db: View) -> None:
     H = w.temporary(w.m, o.h.cols + 1)
     w.each("gram_rows", H, (o.h, o.weight, H))
     HY = w.temporary(o.W.cols, H.cols)
     sparse_outer(w, stored(HY), H, o.W.cols, Operands(source=o.source))
     size = H.cols, o.W.cols, H.cols
-    w.product("GramSlope", size, (False, True), (o.gram, turned(w, o.W, o.b), HY, dW, db))
+    w.product("GramSlope", size, (False, True), (o.gram, turned(w, o.W, b), HY, dW, db))
 
 
 @lowers(OpCode.SPARSE_MSE_WGRAD)
 def sparse_mse_wgrad(w: Writer, o: Operands) -> None:
-    gram_slopes(w, o, o.dW, o.db)
+    gram_slopes(w, o, o.b, o.dW, o.db)
 
 
 @lowers(OpCode.SPARSE_MSE_UPDATE)
 def sparse_mse_update(w: Writer, o: Operands) -> None:
     # Not in the product's epilogue: its other tiles still read the weight.
     dW, db = w.temporary(o.W.rows, o.W.cols), w.temporary(1, o.W.cols)
-    gram_slopes(w, o, dW, db)
+    b = o.b
+    if o.shift is not None:
+        b = w.temporary(1, o.W.cols)
+        w.each("add", b, (b, o.b, o.shift))
+    gram_slopes(w, o, b, dW, db)
     for g, prefix in ((dW, ""), (db, "b_")):
         to = descent(w, o, prefix)
         ints = 0, 0, 0, to.flag

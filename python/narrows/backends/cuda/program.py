@@ -14,8 +14,8 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ...plan import FROM_CODES, LEARN, Mode, Plan, Precision, Slot
-from .. import Hyper, State, all_finite, sparse_rows
+from ...plan import FROM_CODES, LEARN, Mode, OpCode, Plan, Precision, Slot
+from .. import BATCH, SHIFT, Hyper, State, all_finite, sparse_rows, told_apart
 from .launches import Area, Launch, View
 from .lowering import launches, temporary_size
 from .table import LAUNCH_DTYPE, SOURCE_DTYPE, STEP_DTYPE
@@ -27,8 +27,8 @@ Array = NDArray[Any]
 CHUNK = 32
 """Steps between two looks at what they reported, and at the clock."""
 ALIGNMENT = 256
-N_SOURCES = 4
-X, TARGET, WEIGHT, LATENT = range(N_SOURCES)
+N_SOURCES = 6
+X, TARGET, WEIGHT, LATENT = range(4)  # and SHIFT and BATCH
 TRAIN_BANK, APPLY_BANK = range(2)
 """Training keeps its sources bound while other data is applied."""
 
@@ -177,6 +177,8 @@ class CudaProgram:
     def _bind(self, bank: int, sources: Mapping[int, Any]) -> None:
         """Copy data to the device, and say where it lies."""
         self._release(bank)
+        rows, shift = told_apart(self.plan.spec, sources[X]) if sources.get(X) is not None else (None, None)
+        sources = {**sources, X: rows, SHIFT: shift}
         table = np.zeros(N_SOURCES, SOURCE_DTYPE)
         for i, data in sources.items():
             if data is None:
@@ -200,8 +202,9 @@ class CudaProgram:
         begin = self._at("sources") + bank * table.nbytes
         self.device.upload(begin, table)
 
-    def bind(self, X_: Any, target: Any = None, weight: Any = None) -> None:
-        sources = {X: X_, TARGET: target, WEIGHT: weight}
+    def bind(self, X_: Any, target: Any = None, weight: Any = None, batch: Any = None) -> None:
+        self._check_batches(batch)
+        sources = {X: X_, TARGET: target, WEIGHT: weight, BATCH: batch}
         self._rows_of = {i: data.shape[0] for i, data in sources.items() if data is not None}
         self._bind(TRAIN_BANK, sources)
 
@@ -294,16 +297,30 @@ class CudaProgram:
         region = self._region(Area.GRADIENT)
         return terms[0], {slot.name: of(region, slot).copy() for slot in self.plan.learned}
 
-    def apply(self, X_: Any, mode: Mode, target: Any = None) -> Array:
+    def _check_batches(self, batch: Any) -> None:
+        """Refuse what is no number of a batch."""
+        if batch is None:
+            return
+        number, n = np.asarray(batch), self.plan.spec.n_batches
+        bad = ~((number >= 0) & (number < n) & (number == np.floor(number)))
+        if bad.any():
+            raise ValueError(f"{number[bad][0]:g} is no number of one of {n} batches")
+
+    def apply(self, X_: Any, mode: Mode, target: Any = None, batch: Any = None) -> Array:
+        self._check_batches(batch)
+        if batch is None and any(op.code is OpCode.CONDITION and op.modes & mode for op in self.plan.ops):
+            raise ValueError(f"{(mode.name or '').lower()} of a network with batches needs the batch of each row")
         result = self.plan.slots[self.plan.outputs[mode]]
         out = np.empty((X_.shape[0], result.cols), self.dtype)
-        first, second = (LATENT, target) if mode in FROM_CODES else (X, X_)
+        sources = {X: X_, TARGET: target if self.plan.spec.separate_target else None, BATCH: batch}
+        if mode in FROM_CODES:
+            # Without a target of its own the network judges by X, which of codes is the target.
+            sources |= {X: None if self.plan.spec.separate_target else target, LATENT: X_}
         record = self._records(Hyper(0, 0, np.zeros(1)), np.arange(1))
         with self._alone():
             try:
                 for begin in range(0, len(out), self.plan.batch):
                     at = slice(begin, begin + self.plan.batch)
-                    sources = {X: second, TARGET: target, first: X_}
                     self._bind(APPLY_BANK, {i: None if data is None else data[at] for i, data in sources.items()})
                     m = min(self.plan.batch, len(out) - begin)
                     self._chunk(mode, np.arange(m), record)

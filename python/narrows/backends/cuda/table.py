@@ -66,7 +66,8 @@ SOURCE_DTYPE = np.dtype(
 def constants() -> dict[str, float]:
     """What the kernels know of `plan`, and the sizes by which they check this module's layouts."""
     names = (
-        "CELL_ROWS", "DROPOUT_LIMIT", "GRAIN", "GRAM_GUARD", "LANES", "LOG_DISPERSION_LIMIT", "VARIANCE_FLOOR",
+        "CELL_ROWS", "DISPERSION_PACE", "DROPOUT_LIMIT", "GRAIN", "GRAM_GUARD", "LANES", "LOG_DISPERSION_LIMIT",
+        "VARIANCE_FLOOR",
     )  # fmt: skip
     sizes = {"LAUNCH": LAUNCH_DTYPE, "STEP": STEP_DTYPE, "SOURCE": SOURCE_DTYPE}
     return {f"NARROWS_{name}": getattr(p, name) for name in names} | {
@@ -101,12 +102,13 @@ def loss_name(loss: Loss) -> str:
 
 def _instances() -> Iterator[str]:
     plain = (
-        "begin_step", "column_decay", "colsum_grains", "contrast", "conv_wgrad", "copy", "corrupt_gaussian",
-        "corrupt_masking", "corrupt_salt_and_pepper", "cotangent", "decay", "draw_binary", "draw_normal", "dropout",
-        "end_step", "fill", "gather", "gram_rows", "jacobian_norm", "jacobian_seed", "jacobian_slopes", "latent_kl",
-        "library", "log_normalize", "loss_multinomial", "activate_softmax", "maxpool_pick", "penalties", "probe_signs",
-        "reduce", "row_gram", "sample", "share_rows", "shrink", "sqnorm", "squared_norm", "subtract", "tangent",
-        "times_slopes", "turn_weight", "weight_gram", "weight_gram_grains",
+        "activate_softmax", "add", "begin_step", "colsum_grains", "column_decay", "condition", "contrast",
+        "conv_wgrad", "copy", "corrupt_gaussian", "corrupt_masking", "corrupt_salt_and_pepper", "cotangent",
+        "decay", "draw_binary", "draw_normal", "dropout", "end_step", "fill", "gather", "gram_rows",
+        "jacobian_norm", "jacobian_seed", "jacobian_slopes", "latent_kl", "library", "log_normalize",
+        "loss_multinomial", "maxpool_pick", "penalties", "probe_signs", "reduce", "row_gram", "sample",
+        "share_rows", "shift", "shrink", "sqnorm", "squared_norm", "subtract", "tangent", "times_slopes",
+        "turn_weight", "weight_gram", "weight_gram_grains",
     )  # fmt: skip
     yield from plain
     for kernel in (
