@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Proofs too long for every commit: sanitizers, an installation without a compiler, the slow tests.
 #
-# Usage: bench/nightly.sh [symbols|address|thread|fallback|slow ...]; without arguments, all of them. Needs python3, g++ and the
+# Usage: bench/nightly.sh [symbols|address|thread|fallback|cuda|slow ...]; without arguments, all of them. Needs python3, g++ and the
 # package's test extra in the environment of `python3`.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -70,11 +70,18 @@ fallback() {
   (cd "$scratch/source" && "$scratch/fallback/bin/python" -m pytest -q -rs)
 }
 
+# The compiler of CUDA kernels, too large for the package's test extra; it needs no GPU.
+cuda() {
+  python3 -m pip install -q --target "$scratch/nvrtc" nvidia-cuda-nvrtc-cu12
+  PYTHONPATH="$scratch/nvrtc${PYTHONPATH:+:$PYTHONPATH}" python3 -c "import nvidia.cuda_nvrtc"
+  PYTHONPATH="$scratch/nvrtc${PYTHONPATH:+:$PYTHONPATH}" python3 -m pytest -q -rs tests/test_cuda_compile.py tests/test_cuda_host.py
+}
+
 slow() {
   python3 -m pytest -q -m slow
 }
 
-for proof in "${@:-symbols address thread fallback slow}"; do
+for proof in "${@:-symbols address thread fallback cuda slow}"; do
   for name in $proof; do
     echo "== $name"
     "$name"

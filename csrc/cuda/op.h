@@ -1,0 +1,119 @@
+// What a kernel is handed: the operands of one launch, and the step and the data behind them.
+//
+// Promises: the layout is that of LAUNCH_DTYPE, STEP_DTYPE and SOURCE_DTYPE in python/narrows/backends/launches.py (the
+// sizes are compared when this is compiled). What changes from step to step is behind `step` and `sources`, so that a
+// launch can be captured once and replayed.
+
+#pragma once
+
+#include "simt.h"
+
+#ifdef NARROWS_DOUBLE
+typedef double real;
+#else
+typedef float real;
+#endif
+
+// A row-major matrix in the arena; absent without data.
+template <class T>
+struct MatrixOf {
+  T* data;
+  int rows, cols, ld, unused;
+
+  DEVICE explicit operator bool() const { return data != nullptr; }
+  DEVICE T& operator()(int i, int j) const {
+    REQUIRE(data && i >= 0 && i < rows && j >= 0 && j < cols);
+    return data[int64_t(i) * ld + j];
+  }
+};
+typedef MatrixOf<real> Matrix;
+
+// Numbers in double in memory that a launch has for itself.
+DEVICE MatrixOf<double> wide(const Matrix& m) { return {reinterpret_cast<double*>(m.data), m.rows, m.cols, m.ld, 0}; }
+
+// Data that rows are taken from: dense, or CSR whose columns increase.
+struct Source {
+  const real* data;
+  const int64_t* indptr;
+  const int32_t* indices;
+  int64_t rows, stored;
+  int cols, csr;
+
+  DEVICE real dense(int64_t row, int j) const {
+    REQUIRE(!csr && row >= 0 && row < rows && j >= 0 && j < cols);
+    return data[row * cols + j];
+  }
+  DEVICE int64_t begin(int64_t row) const {
+    REQUIRE(csr && row >= 0 && row < rows);
+    return indptr[row];
+  }
+  DEVICE int64_t end(int64_t row) const { return begin(row) + (indptr[row + 1] - indptr[row]); }
+  DEVICE int column(int64_t k) const {
+    REQUIRE(k >= 0 && k < stored);
+    return indices[k];
+  }
+  DEVICE real value(int64_t k) const {
+    REQUIRE(k >= 0 && k < stored);
+    return data[k];
+  }
+  // The first stored element of a row from column j on.
+  DEVICE int64_t first(int64_t row, int j) const {
+    int64_t low = begin(row), high = end(row);
+    while (low < high) {
+      const int64_t middle = low + (high - low) / 2;
+      if (column(middle) < j)
+        low = middle + 1;
+      else
+        high = middle;
+    }
+    return low;
+  }
+};
+
+struct Step {
+  uint64_t seed;
+  double learning_rate, kl_factor, momentum;  // momentum below zero: the op's own
+  double adam_rate, adam_root;                // rate / (1 - beta_1**t), 1 / sqrt(1 - beta_2**t)
+  const int64_t* rows;                        // of the batch
+  uint32_t step, unused;
+};
+
+constexpr int MAX_MATRICES = 12, MAX_INTEGERS = 24, MAX_REALS = 8;
+
+struct Op {
+  Matrix slots[MAX_MATRICES];
+  int ints[MAX_INTEGERS];
+  double floats[MAX_REALS];
+  const Step* step;
+  const Source* sources;
+  int m, learn;  // rows of the batch, and whether the step learns
+
+  DEVICE int64_t row(int i) const {
+    REQUIRE(i >= 0 && i < m);
+    return step->rows[i];
+  }
+};
+
+static_assert(sizeof(Op) == NARROWS_LAUNCH_SIZE, "LAUNCH_DTYPE has another layout");
+static_assert(sizeof(Step) == NARROWS_STEP_SIZE, "STEP_DTYPE has another layout");
+static_assert(sizeof(Source) == NARROWS_SOURCE_SIZE, "SOURCE_DTYPE has another layout");
+
+// d(mean weighted loss) / d(the loss of row i): what gradients of a row are multiplied with.
+DEVICE real row_share(const Op& op, const Matrix& weight, int i) {
+  const real share = real(1.0 / op.m);
+  return weight ? share * weight(i, 0) : share;
+}
+
+// Calls fn(i, j) for the element of a matrix of `rows` x `cols` that is this thread's.
+template <class Fn>
+DEVICE void each(int rows, int cols, const Fn& fn) {
+  const int64_t at = int64_t(block()) * threads() + thread();
+  const int i = int(at / cols);
+  if (i < rows) fn(i, int(at - int64_t(i) * cols));
+}
+
+// Calls fn(j) for the columns of a row that are this thread's, a block having the row.
+template <class Fn>
+DEVICE void each_column(int cols, const Fn& fn) {
+  for (int j = thread(); j < cols; j += threads()) fn(j);
+}

@@ -1,0 +1,206 @@
+// Ops that take a row at a time: rows of the data, losses, penalties with a sum over a row.
+//
+// Promises: a block has a row, and adds in an order that the row's width alone decides, so a row's bits do not depend
+// on the rows beside it.
+
+#pragma once
+
+#include "scalar.h"
+
+// --- data in ---------------------------------------------------------------------------------------------------------
+
+// GATHER: out, shift
+KERNEL gather(const Op op) {
+  const Matrix &out = op.slots[0], &shift = op.slots[1];
+  const Source& source = op.sources[op.ints[0]];
+  const int i = block();
+  const int64_t row = op.row(i);
+  const auto moved = [&](real value, int j) { return shift ? value - shift(0, j) : value; };
+  if (!source.csr) {
+    each_column(out.cols, [&](int j) { out(i, j) = moved(source.dense(row, j), j); });
+    return;
+  }
+  each_column(out.cols, [&](int j) { out(i, j) = moved(real(0), j); });
+  sync();
+  for (int64_t k = source.begin(row) + thread(); k < source.end(row); k += threads())
+    out(i, source.column(k)) = moved(source.value(k), source.column(k));
+}
+
+// LIBRARY: out
+KERNEL library(const Op op) {
+  const Source& source = op.sources[op.ints[0]];
+  const int64_t row = op.row(block());
+  double sum = 0;
+  if (source.csr)
+    for (int64_t k = source.begin(row) + thread(); k < source.end(row); k += threads()) sum += double(source.value(k));
+  else
+    each_column(source.cols, [&](int j) { sum += double(source.dense(row, j)); });
+  sum = block_sum(sum);
+  if (thread() == 0) op.slots[0](block(), 0) = real(sum);
+}
+
+// --- softmax ---------------------------------------------------------------------------------------------------------
+
+// The greatest of the first `cols` of row i of z, and the sum of exp(z - it).
+DEVICE real exponentials(const Matrix& z, int i, int cols, real& highest) {
+  real most = z(i, 0), sum = 0;
+  each_column(cols, [&](int j) { most = max_(z(i, j), most); });
+  highest = block_max(most);
+  each_column(cols, [&](int j) { sum += exp_(z(i, j) - highest); });
+  return block_sum(sum);
+}
+
+// LINK: z
+KERNEL activate_softmax(const Op op) {
+  const Matrix& z = op.slots[0];
+  const int i = block();
+  real highest;
+  const real sum = exponentials(z, i, z.cols, highest);
+  each_column(z.cols, [&](int j) { z(i, j) = exp_(z(i, j) - highest) / sum; });
+}
+
+// MEANS: z, library, out
+template <bool SOFTMAX>
+KERNEL means(const Op op) {
+  const Matrix &z = op.slots[0], &library = op.slots[1], &out = op.slots[2];
+  const int i = block();
+  const real scale = real(op.floats[0]), total = library ? library(i, 0) : scale;
+  real highest = 0, factor = total / scale;
+  if (SOFTMAX) factor = total / exponentials(z, i, out.cols, highest);
+  each_column(out.cols, [&](int j) { out(i, j) = exp_(z(i, j) - highest) * factor; });
+}
+
+// --- losses ----------------------------------------------------------------------------------------------------------
+// z, target, weight, rowloss; z becomes the derivative in training.
+
+// BceSigmoid with the logarithm that it leaves to the caller.
+struct Logistic {
+  DEVICE static real eval(real z, real y, real, real& dz) {
+    real e;
+    const real value = BceSigmoid::eval(z, y, e, dz);
+    return value + log1p_(e);
+  }
+};
+
+template <class L>
+KERNEL loss(const Op op) {
+  const Matrix &z = op.slots[0], &target = op.slots[1];
+  const int i = block();
+  const real share = row_share(op, op.slots[2], i), delta = real(op.floats[0]);
+  real sum = 0;
+  each_column(z.cols, [&](int j) {
+    real dz;
+    sum += L::eval(z(i, j), target(i, j), delta, dz);
+    if (op.learn) z(i, j) = dz * share;
+  });
+  sum = block_sum(sum);
+  if (thread() == 0) op.slots[3](i, 0) = sum;
+}
+
+// -sum_j y_j log p_j with p = softmax(z); dz = p sum_j y_j - y.
+KERNEL loss_multinomial(const Op op) {
+  const Matrix &z = op.slots[0], &target = op.slots[1];
+  const int i = block();
+  const real share = row_share(op, op.slots[2], i);
+  real highest, counts = 0, inner = 0;
+  const real sum = exponentials(z, i, z.cols, highest);
+  each_column(z.cols, [&](int j) {
+    const real y = target(i, j);
+    counts += y;
+    if (y != 0) inner += y * (z(i, j) - highest);  // a probability of zero costs nothing where nothing is counted
+  });
+  counts = block_sum(counts);
+  inner = block_sum(inner);
+  if (op.learn)
+    each_column(z.cols, [&](int j) { z(i, j) = (exp_(z(i, j) - highest) / sum * counts - target(i, j)) * share; });
+  if (thread() == 0) op.slots[3](i, 0) = counts * log_(sum) - inner;
+}
+
+// Any other loss behind softmax, by the chain rule: dz = p (dp - sum_k p_k dp_k).
+template <class L>
+KERNEL loss_softmax(const Op op) {
+  const Matrix &z = op.slots[0], &target = op.slots[1];
+  const int i = block();
+  const real share = row_share(op, op.slots[2], i), delta = real(op.floats[0]);
+  real highest, value = 0, mean = 0;
+  const real sum = exponentials(z, i, z.cols, highest);
+  each_column(z.cols, [&](int j) {
+    const real p = exp_(z(i, j) - highest) / sum;
+    value += L::value(p, target(i, j), delta);
+    mean += p * L::slope(p, target(i, j), delta);
+  });
+  value = block_sum(value);
+  mean = block_sum(mean);
+  if (op.learn)
+    each_column(z.cols, [&](int j) {
+      const real p = exp_(z(i, j) - highest) / sum;
+      z(i, j) = p * (L::slope(p, target(i, j), delta) - mean) * share;
+    });
+  if (thread() == 0) op.slots[3](i, 0) = value;
+}
+
+// GAUSSIAN: z, target, weight, logvar, rowloss, rates
+template <class Act>
+KERNEL gaussian(const Op op) {
+  const Matrix &z = op.slots[0], &target = op.slots[1], &logvar = op.slots[3], &rates = op.slots[5];
+  const int i = block();
+  const real share = row_share(op, op.slots[2], i);
+  real sum = 0;
+  each_column(z.cols, [&](int j) {
+    const real grown = exp_(logvar(0, j)), variance = grown + real(VARIANCE_FLOOR);
+    const real pre = z(i, j), p = Act::value(pre), d = p - target(i, j), square = d * d / variance;
+    sum += square + log_(real(6.283185307179586) * variance);
+    if (!op.learn) return;
+    rates(i, j) = share * (real(1) - square) * (grown / (real(2) * variance));
+    z(i, j) = share * d / variance * Act::slope(Act::FROM_PRE ? pre : p);
+  });
+  sum = block_sum(sum);
+  if (thread() == 0) op.slots[4](i, 0) = sum / real(2);
+}
+
+// --- penalties -------------------------------------------------------------------------------------------------------
+
+// ACTIVITY_L1: a, saved, weight, dz, rowpenalty
+template <class Act>
+KERNEL activity_l1(const Op op) {
+  const Matrix &a = op.slots[0], &saved = op.slots[1], &dz = op.slots[3];
+  const int i = block();
+  const real strength = real(op.floats[0]), scale = strength * row_share(op, op.slots[2], i);
+  real sum = 0;
+  each_column(a.cols, [&](int j) {
+    sum += abs_(a(i, j));
+    dz(i, j) += scale * (sign_(a(i, j)) * Act::slope(saved(i, j)));
+  });
+  sum = block_sum(sum);
+  if (thread() == 0) op.slots[4](i, 0) = strength * sum;
+}
+
+// LATENT_KL: stats, noise, weight, dz, dstats, rowkl
+KERNEL latent_kl(const Op op) {
+  const Matrix &stats = op.slots[0], &noise = op.slots[1], &dz = op.slots[3], &dstats = op.slots[4];
+  const int i = block(), k = noise.cols;
+  const real scale = real(op.floats[0] * op.step->kl_factor) * row_share(op, op.slots[2], i);
+  real sum = 0;
+  each_column(k, [&](int j) {
+    const real mean = stats(i, j), log_variance = stats(i, k + j), grown = expm1_(log_variance);
+    sum += mean * mean + (grown - log_variance);
+    dstats(i, j) = dz(i, j) + scale * mean;
+    dstats(i, k + j) = (dz(i, j) * noise(i, j) + scale * grown) / real(2);
+  });
+  sum = block_sum(sum);
+  if (thread() == 0) op.slots[5](i, 0) = sum / real(2);
+}
+
+// SQUARED_NORM: x, weight, rowpenalty
+KERNEL squared_norm(const Op op) {
+  const Matrix &x = op.slots[0], &rowpenalty = op.slots[2];
+  const int i = block();
+  const real share = real(op.floats[0]) * row_share(op, op.slots[1], i);
+  real sum = 0;
+  each_column(x.cols, [&](int j) {
+    sum += x(i, j) * x(i, j);
+    x(i, j) *= real(2) * share;
+  });
+  sum = share * block_sum(sum);
+  if (thread() == 0) rowpenalty(i, 0) = op.ints[0] ? rowpenalty(i, 0) + sum : sum;
+}

@@ -1,0 +1,225 @@
+// Sums over rows, and what uses them up: penalties of weights, update rules.
+//
+// Promises: no atomics; sums are cut by shapes alone and added in a fixed order, over rows in two passes where there
+// are many. Rules leave state and parameter of an element to the thread that has its gradient.
+
+#pragma once
+
+#include "scalar.h"
+
+// --- update rules ----------------------------------------------------------------------------------------------------
+// floats: beta_1, beta_2, epsilon
+
+// With momentum (Polyak, 1964).
+struct Sgd {
+  DEVICE static void step(const Op& op, real& w, real g, real& m, real*) {
+    const double momentum = op.step->momentum < 0 ? op.floats[0] : op.step->momentum;
+    m = real(momentum) * m - real(op.step->learning_rate) * g;
+    w += m;
+  }
+};
+
+// Kingma and Ba, 2015, the bias corrections folded into two scalars.
+struct Adam {
+  DEVICE static void step(const Op& op, real& w, real g, real& m, real* v) {
+    m = real(op.floats[0]) * m + real(1 - op.floats[0]) * g;
+    *v = real(op.floats[1]) * *v + real(1 - op.floats[1]) * (g * g);
+    w -= real(op.step->adam_rate) * m / (sqrt_(*v) * real(op.step->adam_root) + real(op.floats[2]));
+  }
+};
+
+// The derivative of a weight's penalty, (l2 / 2 w**2 + l1 |w|) / m.
+DEVICE real decay_of(const Op& op, real w, double l2, double l1) {
+  return real(l2 / op.m) * w + real(l1 / op.m) * sign_(w);
+}
+
+// What becomes of an element of a weight's gradient: decays and step. Slots from 2 on: dW (its part so far), W,
+// moment1, moment2, colrate; floats from 3 on: l2, l1, rate; ints[3]: whether the weight has a penalty.
+template <class Rule>
+struct Descend {
+  DEVICE static void apply(const Op& op, int i, int j, real g) {
+    const Matrix &dW = op.slots[2], &W = op.slots[3], &m = op.slots[4], &v = op.slots[5], &colrate = op.slots[6];
+    real w = W(i, j);
+    if (dW) g += dW(i, j);
+    if (colrate) g += colrate(0, j) * w;
+    if (op.ints[3]) g += decay_of(op, w, op.floats[3], op.floats[4]);
+    if (op.floats[5] != 0) w *= real(1 - op.step->learning_rate * op.floats[5]);
+    Rule::step(op, w, g, m(i, j), v ? &v(i, j) : nullptr);
+    W(i, j) = w;
+  }
+};
+
+// Kept instead: slot 2 (+)= the gradient times floats[0]; ints[3]: accumulate
+struct Store {
+  DEVICE static void apply(const Op& op, int i, int j, real g) {
+    const Matrix& out = op.slots[2];
+    g *= real(op.floats[0]);
+    out(i, j) = op.ints[3] ? out(i, j) + g : g;
+  }
+};
+
+// UPDATE of the flat regions: gradient, gradnorm, -, W, moment1, moment2 (each one row); floats[3]: clip
+template <class Rule>
+KERNEL update(const Op op) {
+  const Matrix &g = op.slots[0], &partial = op.slots[1], &W = op.slots[3], &m = op.slots[4], &v = op.slots[5];
+  double sum = 0;
+  each_column(partial.cols, [&](int j) { sum += double(partial(0, j)); });
+  const double scale = op.floats[3] / (sqrt_(block_sum(sum)) + 1e-6);
+  each(1, W.cols, [&](int, int j) {
+    Rule::step(op, W(0, j), g(0, j) * real(scale < 1 ? scale : 1), m(0, j), v ? &v(0, j) : nullptr);
+  });
+}
+
+// A gradient that is there, used up: gradient, -, and the slots of Descend
+template <class Rule>
+KERNEL descend(const Op op) {
+  const Matrix& g = op.slots[0];
+  each(g.rows, g.cols, [&](int i, int j) { Descend<Rule>::apply(op, i, j, g(i, j)); });
+}
+
+// DECAY: dW, W
+KERNEL decay(const Op op) {
+  const Matrix &dW = op.slots[0], &W = op.slots[1];
+  each(W.rows, W.cols, [&](int i, int j) { dW(i, j) += decay_of(op, W(i, j), op.floats[0], op.floats[1]); });
+}
+
+// The penalties of a weight, by cells: W, penalty. A warp has a cell.
+KERNEL penalties(const Op op) {
+  const Matrix &W = op.slots[0], &penalty = op.slots[1];
+  const int at = block() * (threads() / WARP) + thread() / WARP, lane = thread() % WARP;
+  const int row = at / penalty.cols, col = at % penalty.cols;
+  const real l2 = real(op.floats[0] / op.m), l1 = real(op.floats[1] / op.m);
+  real sum = 0;
+  for (int i = lane / LANES; i < CELL_ROWS; i += WARP / LANES) {
+    const int r = row * CELL_ROWS + i, c = col * LANES + lane % LANES;
+    if (r >= W.rows || c >= W.cols) continue;
+    const real w = W(r, c);
+    sum += real(0.5) * l2 * w * w + l1 * abs_(w);
+  }
+  sum = warp_sum(sum);
+  if (lane == 0 && row < penalty.rows) penalty(row, col) = sum;
+}
+
+// --- sums over rows --------------------------------------------------------------------------------------------------
+
+// A block has 32 columns and its share of the rows, a warp a part of that. Calls done(j, sum) once for each column. For
+// one call in each place: every place has its own instance, with shared memory of its own.
+template <class Value, class Done>
+DEVICE void column_sums(int first_row, int end_row, int first_col, int cols, const Value& value, const Done& done) {
+  SHARED(real, part, 32 * WARP);
+  const int j = first_col + thread() % WARP, w = thread() / WARP, warps = threads() / WARP;
+  real sum = 0;
+  if (j < cols)
+    for (int i = first_row + w; i < end_row; i += warps) sum += value(i, j);
+  part[thread()] = sum;
+  sync();
+  if (w == 0 && j < cols) {
+    for (int k = 1; k < warps; ++k) sum += part[k * WARP + thread()];
+    done(j, sum);
+  }
+}
+
+// The first pass: x, weight, partial (a row for each ints[0] rows of x)
+KERNEL colsum_grains(const Op op) {
+  const Matrix &x = op.slots[0], &weight = op.slots[1], &partial = op.slots[2];
+  const int strips = (x.cols + WARP - 1) / WARP, grain = block() / strips, first = grain * op.ints[0];
+  const int end = first + op.ints[0] < x.rows ? first + op.ints[0] : x.rows;
+  column_sums(
+      first, end, block() % strips * WARP, x.cols,
+      [&](int i, int j) { return weight ? x(i, j) * weight(i, 0) : x(i, j); },
+      [&](int j, real sum) { partial(grain, j) = sum; });
+}
+
+// The last pass: x (or what the first pass has left), weight, and the slots of what becomes of the sums
+template <class Finish>
+KERNEL colsum(const Op op) {
+  const Matrix &x = op.slots[0], &weight = op.slots[1];
+  column_sums(
+      0, x.rows, block() * WARP, x.cols, [&](int i, int j) { return weight ? x(i, j) * weight(i, 0) : x(i, j); },
+      [&](int j, real sum) { Finish::apply(op, 0, j, sum); });
+}
+
+// GRAIN_SUM and GRAIN_UPDATE: partial, -, and the slots of what becomes of the sums, a matrix of ints[0] x ints[1] in
+// the columns of `partial` from ints[4] on, row by row, ints[5] apart. ints[2]: plan.GRAIN_SUM's form
+template <class Finish>
+KERNEL grain_sum(const Op op) {
+  const Matrix& partial = op.slots[0];
+  each(op.ints[0], op.ints[1], [&](int i, int j) {
+    int r = i, c = j;
+    if (op.ints[2] == 1 || (op.ints[2] == 0 && i > j)) r = j, c = i;
+    real sum = 0;
+    for (int g = 0; g < partial.rows; ++g) sum += partial(g, op.ints[4] + r * op.ints[5] + c);
+    Finish::apply(op, i, j, sum);
+  });
+}
+
+// The first half of CONTRACTIVE: saved, noisy, W, weight, colrate, penalty, norms; ints[0]: accumulate
+template <class Act>
+KERNEL contractive_columns(const Op op) {
+  const Matrix &saved = op.slots[0], &noisy = op.slots[1], &W = op.slots[2], &colrate = op.slots[4];
+  const int first = block() * WARP;
+  column_sums(
+      0, W.rows, first, W.cols, [&](int i, int j) { return W(i, j) * W(i, j); },
+      [&](int j, real sum) { op.slots[6](0, j) = sum; });
+  column_sums(
+      0, saved.rows, first, W.cols,
+      [&](int i, int j) {
+        real slope = Act::slope(saved(i, j));
+        if (noisy) slope -= Act::slope(noisy(i, j));
+        return real(op.floats[0]) * row_share(op, op.slots[3], i) * slope * slope;
+      },
+      [&](int j, real sum) {
+        op.slots[5](0, j) = op.slots[6](0, j) * sum;
+        colrate(0, j) = (op.ints[0] ? colrate(0, j) : real(0)) + real(2) * sum;
+      });
+}
+
+// --- what a step reports ---------------------------------------------------------------------------------------------
+
+// REDUCE: x, weight, terms. One block.
+KERNEL reduce(const Op op) {
+  const Matrix &x = op.slots[0], &weight = op.slots[1], &terms = op.slots[2];
+  double sum = 0;
+  for (int64_t at = thread(); at < int64_t(x.rows) * x.cols; at += threads()) {
+    const int i = int(at / x.cols);
+    sum += double(x(i, int(at % x.cols))) * (weight ? double(weight(i, 0)) : 1.0);
+  }
+  sum = block_sum(sum);
+  if (thread() == 0) terms(0, op.ints[0]) += real(op.ints[1] ? sum / op.m : sum);
+}
+
+// SQNORM: gradient (one row), partial. A block has a grain.
+KERNEL sqnorm(const Op op) {
+  const Matrix &g = op.slots[0], &partial = op.slots[1];
+  const int end = (block() + 1) * GRAIN < g.cols ? (block() + 1) * GRAIN : g.cols;
+  double sum = 0;
+  for (int j = block() * GRAIN + thread(); j < end; j += threads()) sum += double(g(0, j)) * double(g(0, j));
+  sum = block_sum(sum);
+  if (thread() == 0) partial(0, block()) = real(sum);
+}
+
+// --- steps -----------------------------------------------------------------------------------------------------------
+// Slots: the records of the steps to come, the count of steps begun, terms, and the terms of all steps so far. The one
+// element of the count is an int; a record is as many elements of `real` as it needs.
+
+DEVICE int& steps_begun(const Op& op) { return *reinterpret_cast<int*>(&op.slots[1](0, 0)); }
+
+// The next record becomes that of the step, whose terms begin at zero. One block.
+KERNEL begin_step(const Op op) {
+  if (thread() == 0) {
+    const int words = int(sizeof(Step) / sizeof(real)), at = steps_begun(op);
+    const Matrix& records = op.slots[0];
+    real* current = reinterpret_cast<real*>(const_cast<Step*>(op.step));
+    for (int w = 0; w < words; ++w) current[w] = records(at, w);
+  }
+  const Matrix& terms = op.slots[2];
+  each_column(terms.cols, [&](int j) { terms(0, j) = 0; });
+}
+
+KERNEL end_step(const Op op) {
+  const Matrix &terms = op.slots[2], &kept = op.slots[3];
+  const int at = steps_begun(op);
+  each_column(terms.cols, [&](int j) { kept(at, j) = terms(0, j); });
+  sync();
+  if (thread() == 0) steps_begun(op) = at + 1;
+}

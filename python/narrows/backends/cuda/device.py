@@ -1,0 +1,126 @@
+"""A GPU through CuPy, as `program.Device` has it.
+
+Promises: one stream of its own, so that nothing here waits for another library's work; kernels are compiled once for a
+device and kept in CuPy's cache on disk, whose key has the digest of their sources; a list of launches becomes a graph.
+Never: touches CuPy's current stream or device outside of a call. It has run on no GPU; the tests run it over a fake.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..._extras import require
+from ...errors import OutOfMemoryError
+from ...plan import Precision
+from .nvrtc import flags, source
+from .program import Planned
+
+__all__ = ["CupyDevice"]
+
+log = logging.getLogger("narrows")
+
+
+class CupyDevice:
+    """
+    Parameters
+    ----------
+    index : int
+        Of the device, as CUDA counts them.
+    """
+
+    guard = 0
+
+    def __init__(self, index: int = 0) -> None:
+        self._cupy: Any = require("cupy", "cuda12", "the CUDA backend")
+        self._device = self._cupy.cuda.Device(index)
+        self._memory: dict[int, Any] = {}
+        self._kernels: dict[tuple[str, Precision], Any] = {}
+        self._eager = False
+        with self._device:
+            self._stream = self._cupy.cuda.Stream(non_blocking=True)
+
+    def allocate(self, size: int) -> int:
+        with self._device, self._stream:
+            try:
+                memory = self._cupy.cuda.alloc(size)
+            except self._cupy.cuda.memory.OutOfMemoryError as error:
+                free, total = self._device.mem_info
+                raise OutOfMemoryError(
+                    f"{size / 2**20:.0f} MiB do not fit on {self._device}, which has {free / 2**20:.0f} of "
+                    f"{total / 2**20:.0f} MiB left; take a smaller batch_size"
+                ) from error
+        self._memory[int(memory.ptr)] = memory
+        return int(memory.ptr)
+
+    def free(self, address: int) -> None:
+        # The pool hands it out again on this stream alone, so nothing that still runs can lose it.
+        del self._memory[address]
+
+    def upload(self, address: int, data: NDArray[Any]) -> None:
+        self._copy(address, data.ctypes.data, data.nbytes, "HostToDevice")
+
+    def download(self, address: int, out: NDArray[Any]) -> None:
+        self._copy(out.ctypes.data, address, out.nbytes, "DeviceToHost")
+
+    def _copy(self, to: int, origin: int, size: int, direction: str) -> None:
+        runtime = self._cupy.cuda.runtime
+        if size:
+            with self._device:
+                runtime.memcpyAsync(to, origin, size, getattr(runtime, f"memcpy{direction}"), self._stream.ptr)
+                self._stream.synchronize()
+
+    def view(self, address: int, shape: tuple[int, int], ld: int, dtype: Any) -> Any:
+        """An array of CuPy's; it keeps the memory."""
+        itemsize = np.dtype(dtype).itemsize
+        base = max(begin for begin in self._memory if begin <= address)
+        pointer = self._memory[base] + (address - base)
+        return self._cupy.ndarray(shape, dtype, pointer, strides=(ld * itemsize, itemsize))
+
+    def graph(self, planned: Sequence[Planned], precision: Precision) -> Callable[[], None]:
+        with self._device, self._stream:
+            functions = self._functions([launch.kernel for launch in planned], precision)
+            calls = [
+                (function, (launch.blocks,), (launch.threads,), (launch.operands,))
+                for function, launch in zip(functions, planned, strict=True)
+            ]
+            captured = self._captured(calls)
+
+        def run() -> None:
+            with self._device, self._stream:
+                _launch(calls) if captured is None else captured.launch(self._stream)
+
+        return run
+
+    def _captured(self, calls: Sequence[tuple[Any, ...]]) -> Any:
+        """A graph of these calls; None, and a warning once, if they cannot be captured."""
+        try:
+            self._stream.begin_capture()
+            try:
+                _launch(calls)
+            finally:
+                graph = self._stream.end_capture()
+        except Exception as error:
+            if not self._eager:
+                log.warning("launches run one by one and not as a graph: %s: %s", type(error).__name__, error)
+            self._eager = True
+            return None
+        return graph
+
+    def _functions(self, kernels: Sequence[str], precision: Precision) -> list[Any]:
+        new = [kernel for kernel in dict.fromkeys(kernels) if (kernel, precision) not in self._kernels]
+        if new:
+            module = self._cupy.RawModule(code=source(), options=tuple(flags(precision)), name_expressions=tuple(new))
+            for kernel in new:
+                # Loaded now: a first call would load it, which cannot be captured.
+                self._kernels[kernel, precision] = module.get_function(kernel).kernel
+        return [self._kernels[kernel, precision] for kernel in kernels]
+
+
+def _launch(calls: Sequence[tuple[Any, ...]]) -> None:
+    for function, *arguments in calls:
+        function(*arguments)

@@ -1,0 +1,570 @@
+"""Each op of a plan as launches: what the kernels of ``csrc/cuda`` are given, op by op.
+
+Promises: an op of `plan.SIGNATURES` has one function here, which reads its operands by the names of its signature and
+names the slots, integers and numbers of its kernels in their order (see the comments there).
+Never: touches data or knows a device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace as Operands
+from typing import Any, NamedTuple
+
+from ... import plan as p
+from ...plan import Activation, Corruption, Loss, Mode, OpCode, Plan, Units, padded
+from .. import BATCH, SHIFT
+from .launches import Area, Launch, View, Writer
+from .table import BOOL, FUNCTORS, RULES, loss_name
+
+__all__ = ["LOWER", "launches", "temporary_size"]
+
+STRIP, BAND = 128, 16
+"""Outputs of a block of sparse products, at most, and columns of X of one of their gradients."""
+GRAM_COLUMNS = 1024
+"""Columns of a weight that one block adds to its Gram matrix."""
+
+LOWER: dict[OpCode, Callable[[Writer, Any], None]] = {}
+"""For each op, what writes its launches."""
+
+
+def launches(plan: Plan, m: int, mode: Mode) -> tuple[Launch, ...]:
+    """The launches of a run over m rows, in the order they run."""
+    return tuple(_written(plan, m, mode).launches)
+
+
+def temporary_size(plan: Plan) -> int:
+    """Elements that the temporaries of any op take, for up to `plan.batch` rows."""
+    return max(_written(plan, plan.batch, mode).most_used for mode in Mode)
+
+
+def _written(plan: Plan, m: int, mode: Mode) -> Writer:
+    w = Writer(plan, m, mode)
+    for op in plan.ops:
+        if op.modes & mode:
+            LOWER[op.code](w, w.operands(op))
+    return w
+
+
+def lowers(code: OpCode) -> Callable[[Callable[[Writer, Any], None]], Callable[[Writer, Any], None]]:
+    def keep(function: Callable[[Writer, Any], None]) -> Callable[[Writer, Any], None]:
+        LOWER[code] = function
+        return function
+
+    return keep
+
+
+def act(o: Operands) -> str:
+    return FUNCTORS[Activation(o.activation)]
+
+
+# --- data in and forward ----------------------------------------------------------------------------------------------
+
+
+@lowers(OpCode.GATHER)
+def gather(w: Writer, o: Operands) -> None:
+    w.by_row("gather", o.out.cols, (o.out, o.shift), ints=(o.source,))
+
+
+@lowers(OpCode.SHIFT)
+def shift(w: Writer, o: Operands) -> None:
+    w.each("shift", o.out, (o.out, o.b), ints=(SHIFT,))
+
+
+@lowers(OpCode.CONDITION)
+def condition(w: Writer, o: Operands) -> None:
+    w.each("condition", o.out, (o.out, o.z), ints=(BATCH,))
+
+
+@lowers(OpCode.CORRUPT)
+def corrupt(w: Writer, o: Operands) -> None:
+    kernel = f"corrupt_{Corruption(o.kind).name.lower()}"
+    w.quads(kernel, o.x, (o.x,), ints=(o.stream,), floats=(o.level, o.low, o.high))
+
+
+@lowers(OpCode.DENSE)
+def dense(w: Writer, o: Operands) -> None:
+    size = w.m, o.out.cols, o.x.cols
+    w.product(f"Activate<{act(o)}>", size, (False, bool(o.transposed)), (o.x, o.W, o.b, o.out, o.pre), rounds=True)
+
+
+@lowers(OpCode.DROPOUT)
+def dropout(w: Writer, o: Operands) -> None:
+    w.quads("dropout", o.x, (o.x,), ints=(o.stream,), floats=(o.rate,))
+
+
+@lowers(OpCode.LINK)
+def link(w: Writer, o: Operands) -> None:
+    if o.activation == Activation.SOFTMAX:
+        w.by_row("activate_softmax", o.z.cols, (o.z,))
+    else:
+        w.each(f"activate<{act(o)}>", o.z, (o.z,))
+
+
+@lowers(OpCode.LOSS)
+def loss(w: Writer, o: Operands) -> None:
+    kind = Loss(o.loss)
+    if kind is Loss.MULTINOMIAL:
+        kernel = "loss_multinomial"
+    elif o.activation == Activation.SOFTMAX:
+        kernel = f"loss_softmax<{loss_name(kind)}>"
+    elif kind is Loss.BCE:
+        kernel = "loss<Logistic>"
+    else:
+        kernel = f"loss<Linked<{loss_name(kind)}, {act(o)}>>"
+    w.by_row(kernel, o.z.cols, (o.z, o.target, o.weight, o.rowloss), floats=(o.delta,))
+
+
+# --- backward ---------------------------------------------------------------------------------------------------------
+
+
+@lowers(OpCode.WGRAD)
+def wgrad(w: Writer, o: Operands) -> None:
+    to, size = stored(o.dW, o.accumulate), (o.dW.rows, o.dW.cols, w.m)
+    w.product(to.epilogue, size, (True, False), (o.x, o.dz, *to.slots), (to.flag,), to.floats, rounds=True)
+
+
+@lowers(OpCode.COLSUM)
+def colsum(w: Writer, o: Operands) -> None:
+    w.column_sums("Store", o.x, o.weight, (o.out,), (o.accumulate,), (1 / w.m if o.mean else 1.0,))
+
+
+@lowers(OpCode.DGRAD)
+def dgrad(w: Writer, o: Operands) -> None:
+    size = w.m, o.out.cols, o.dz.cols
+    slots = o.dz, o.W, o.saved, o.out
+    w.product(f"Slope<{act(o)}>", size, (False, not o.transposed), slots, floats=(o.scale,), rounds=True)
+
+
+@lowers(OpCode.ACTIVITY_L1)
+def activity_l1(w: Writer, o: Operands) -> None:
+    slots = o.a, o.saved, o.weight, o.dz, o.rowpenalty
+    w.by_row(f"activity_l1<{act(o)}>", o.a.cols, slots, floats=(o.strength,))
+
+
+@lowers(OpCode.KL_SPARSITY)
+def kl_sparsity(w: Writer, o: Operands) -> None:
+    slots = o.saved, o.mean, o.weight, o.dz, o.penalty
+    w.each(f"kl_sparsity<{act(o)}>", o.saved, slots, floats=(o.strength, o.target))
+
+
+@lowers(OpCode.DECAY)
+def decay(w: Writer, o: Operands) -> None:
+    penalties(w, o.W, o.penalty, o.l2, o.l1)
+    w.each("decay", o.W, (o.dW, o.W), floats=(o.l2, o.l1))
+
+
+def penalties(w: Writer, W: View, penalty: View | None, l2: float, l1: float) -> None:
+    if penalty is not None:
+        w.by_warp("penalties", penalty.rows * penalty.cols, (W, penalty), floats=(l2, l1))
+
+
+# --- the contractive penalty ------------------------------------------------------------------------------------------
+
+
+@lowers(OpCode.CONTRACTIVE)
+def contractive(w: Writer, o: Operands) -> None:
+    norms = w.temporary(1, o.W.cols)
+    slots = o.saved, o.noisy, o.W, o.weight, o.colrate, o.penalty, norms
+    kernel = f"contractive_columns<{act(o)}>"
+    w.launch(kernel, -(-o.W.cols // 32), 256, slots, (o.accumulate_colrate,), (o.strength,))
+    by_row = o.dz, o.saved, o.weight, norms, o.noisy, o.dnoisy
+    w.each(f"contractive_rows<{act(o)}>", o.dz, by_row, ints=(o.accumulate_dz,), floats=(o.strength,))
+
+
+@lowers(OpCode.COLUMN_DECAY)
+def column_decay(w: Writer, o: Operands) -> None:
+    w.each("column_decay", o.dW, (o.dW, o.W, o.colrate))
+
+
+@lowers(OpCode.GRAM)
+def gram(w: Writer, o: Operands) -> None:
+    w.product("Store", (o.W.cols, o.W.cols, o.W.rows), (True, False), (o.W, o.W, o.out), floats=(1.0,))
+
+
+@lowers(OpCode.SLOPES)
+def slopes(w: Writer, o: Operands) -> None:
+    w.each(f"slopes<{act(o)}>", o.saved, (o.saved, o.out), ints=(o.column,))
+
+
+@lowers(OpCode.JACOBIAN)
+def jacobian(w: Writer, o: Operands) -> None:
+    # Chains of derivatives have a row for each latent of each row of the batch.
+    weights = [W for W in (o.W2, o.W3, o.W4) if W is not None]
+    widths = [o.gram.rows, *(W.cols for W in weights)]
+    columns, parts = p.segments(widths), p.jacobian_segments(widths)
+    latents, last = widths[-1], len(widths) - 1
+    rows = w.m * latents
+    passes = [(o.slopes, o.dslopes, 2.0)]
+    if o.noisy is not None:
+        passes.append((o.noisy, o.dnoisy, -2.0))
+    for out in (*(() if o.accumulate else (o.dslopes, o.partial)), *(() if o.dnoisy is None else (o.dnoisy,))):
+        w.each("fill", out, (out,), floats=(0.0,))
+
+    def chain(at: View) -> tuple[list[View | None], list[View]]:
+        """Derivatives of the latents by the outputs and by the pre-activations of each layer."""
+        by_out: list[View | None] = [None] * len(widths)  # of the last the identity
+        by_pre = [w.temporary(rows, n) for n in widths]
+        w.each("jacobian_seed", by_pre[last], (at, by_pre[last]), ints=(latents, columns[last]))
+        for i in range(last - 1, -1, -1):
+            by_out[i] = w.temporary(rows, widths[i])
+            slots = by_pre[i + 1], weights[i], at, by_out[i], by_pre[i]
+            w.product("Link", (rows, widths[i], widths[i + 1]), (False, True), slots, (latents, columns[i]))
+        return by_out, by_pre
+
+    def add(i: int, left: View, right: View) -> None:
+        """left' right to part i of the sums over rows, all of which go to the first grain."""
+        to = o.partial.part(parts[i], left.cols, right.cols, padded(right.cols))
+        w.product("Store", (left.cols, right.cols, rows), (True, False), (left, right, to), (1,), (1.0,))
+
+    chains = [chain(at) for at, _, _ in passes]
+    B = chains[0][1][0]
+    if o.noisy is not None:
+        w.each("subtract", B, (B, chains[1][1][0]))
+    product, shared = w.temporary(rows, widths[0]), w.temporary(rows, widths[0])
+    w.product("Store", (rows, widths[0], widths[0]), (False, False), (B, o.gram, product), floats=(1.0,))
+    slots = B, product, o.weight, o.rowpenalty
+    w.by_row("jacobian_norm", widths[0], slots, ints=(latents,), floats=(o.strength,))
+    w.each("share_rows", B, (B, o.weight, shared), ints=(latents,), floats=(o.strength,))
+    add(0, shared, B)
+    for (at, dat, sign), (by_out, by_pre) in zip(passes, chains, strict=True):
+        d = w.temporary(rows, widths[0])
+        w.each("share_rows", product, (product, o.weight, d), ints=(latents,), floats=(sign * o.strength,))
+        for i in range(last + 1):
+            w.each("jacobian_slopes", (w.m, widths[i]), (d, by_out[i], dat), ints=(latents, columns[i]))
+            if i == last:
+                break
+            w.each("times_slopes", d, (d, at), ints=(latents, columns[i]))
+            add(i + 1, by_pre[i + 1], d)
+            onward = w.temporary(rows, widths[i + 1])
+            size = rows, widths[i + 1], widths[i]
+            w.product("Store", size, (False, False), (d, weights[i], onward), floats=(1.0,))
+            d = onward
+
+
+@lowers(OpCode.CURVES)
+def curves(w: Writer, o: Operands) -> None:
+    w.each(f"curves<{act(o)}>", o.dz, (o.dz, o.saved, o.dslopes), ints=(o.column, o.accumulate))
+
+
+@lowers(OpCode.GRAIN_SUM)
+def grain_sum(w: Writer, o: Operands) -> None:
+    ld = padded(o.out.rows if o.form == 1 else o.out.cols)
+    ints = o.out.rows, o.out.cols, o.form, 0, o.column, ld
+    w.each("grain_sum<Store>", o.out, (o.partial, None, o.out), ints=ints, floats=(1.0,))
+
+
+@lowers(OpCode.GRAM_WGRAD)
+def gram_wgrad(w: Writer, o: Operands) -> None:
+    w.product("Store", (o.dW.rows, o.dW.cols, o.W.cols), (False, False), (o.W, o.dgram, o.dW), floats=(2.0,))
+
+
+@lowers(OpCode.PROBE)
+def probe_signs(w: Writer, o: Operands) -> None:
+    w.quads("probe_signs", o.out, (o.out,), ints=(o.stream,))
+
+
+@lowers(OpCode.TANGENT)
+def tangent(w: Writer, o: Operands) -> None:
+    w.each("tangent", o.out, (o.out, o.x, o.slopes), ints=(o.column,))
+
+
+@lowers(OpCode.SQUARED_NORM)
+def squared_norm(w: Writer, o: Operands) -> None:
+    w.by_row("squared_norm", o.x.cols, (o.x, o.weight, o.rowpenalty), ints=(o.accumulate,), floats=(o.strength,))
+
+
+@lowers(OpCode.COTANGENT)
+def cotangent(w: Writer, o: Operands) -> None:
+    w.each("cotangent", o.dout, (o.dout, o.x, o.slopes, o.dslopes), ints=(o.column, o.accumulate))
+
+
+# --- sums and updates -------------------------------------------------------------------------------------------------
+
+
+@lowers(OpCode.REDUCE)
+def reduce(w: Writer, o: Operands) -> None:
+    w.launch("reduce", 1, 256, (o.x, o.weight, o.terms), (o.index, o.mean))
+
+
+@lowers(OpCode.SQNORM)
+def sqnorm(w: Writer, o: Operands) -> None:
+    w.launch("sqnorm", o.partial.cols, 256, (w.region(Area.GRADIENT), o.partial))
+
+
+@lowers(OpCode.SHRINK)
+def shrink(w: Writer, o: Operands) -> None:
+    w.each("shrink", o.W, (o.W,), floats=(o.rate,))
+
+
+@lowers(OpCode.UPDATE)
+def update(w: Writer, o: Operands) -> None:
+    moments = [w.region(area) for area in (Area.MOMENT1, Area.MOMENT2)[: w.plan.n_moments]]
+    slots = w.region(Area.GRADIENT), o.partial, None, w.region(Area.PARAMETER), *moments
+    w.each(f"update<{RULES[o.solver]}>", slots[0], slots, floats=(o.beta_1, o.beta_2, o.epsilon, o.clip))
+
+
+class Sink(NamedTuple):
+    """What becomes of a gradient: an epilogue, its slots from the third on, its flag and its numbers."""
+
+    epilogue: str
+    slots: tuple[View | None, ...]
+    flag: int
+    floats: tuple[float, ...]
+
+
+def stored(out: View, accumulate: int = 0) -> Sink:
+    """It is kept."""
+    return Sink("Store", (out,), accumulate, (1.0,))
+
+
+def descent(w: Writer, o: Operands, prefix: str = "") -> Sink:
+    """It is used up by the parameter that `o` names W, or b; their penalties, which are of the weight as it was, are
+    written at once."""
+    given = vars(o)
+    W, penalty = given.get("W"), given.get("penalty")
+    decays = given.get("l2", 0.0), given.get("l1", 0.0), given.get("rate", 0.0)
+    before, colrate = given.get("dW"), given.get("colrate")
+    if prefix or W is None:
+        W, penalty, decays, before, colrate = o.b, None, (0.0, 0.0, 0.0), given.get("db"), None
+    else:
+        penalties(w, W, penalty, *decays[:2])
+    moments = given[f"{prefix}moment1"], given[f"{prefix}moment2"]
+    floats = o.beta_1, o.beta_2, o.epsilon, *decays
+    return Sink(f"Descend<{RULES[o.solver]}>", (before, W, *moments, colrate), int(penalty is not None), floats)
+
+
+@lowers(OpCode.WGRAD_UPDATE)
+def wgrad_update(w: Writer, o: Operands) -> None:
+    to = descent(w, o)
+    size = o.W.rows, o.W.cols, w.m
+    w.product(to.epilogue, size, (True, False), (o.x, o.dz, *to.slots), (to.flag,), to.floats, rounds=True)
+
+
+@lowers(OpCode.COLSUM_UPDATE)
+def colsum_update(w: Writer, o: Operands) -> None:
+    to = descent(w, o)
+    w.column_sums(to.epilogue, o.x, None, to.slots, (to.flag,), to.floats)
+
+
+@lowers(OpCode.GRAIN_UPDATE)
+def grain_update(w: Writer, o: Operands) -> None:
+    to = descent(w, o)
+    ints = o.W.rows, o.W.cols, 2, to.flag, o.column, padded(o.W.cols)
+    w.each(f"grain_sum<{to.epilogue}>", o.W, (o.partial, None, *to.slots), ints=ints, floats=to.floats)
+
+
+# --- variational networks ---------------------------------------------------------------------------------------------
+
+
+@lowers(OpCode.SAMPLE)
+def sample(w: Writer, o: Operands) -> None:
+    w.quads("sample", o.z, (o.stats, o.z, o.noise), ints=(o.stream,))
+
+
+@lowers(OpCode.LATENT_KL)
+def latent_kl(w: Writer, o: Operands) -> None:
+    slots = o.stats, o.noise, o.weight, o.dz, o.dstats, o.rowkl
+    w.by_row("latent_kl", o.noise.cols, slots, floats=(o.strength,))
+
+
+@lowers(OpCode.GAUSSIAN)
+def gaussian(w: Writer, o: Operands) -> None:
+    w.by_row(f"gaussian<{act(o)}>", o.z.cols, (o.z, o.target, o.weight, o.logvar, o.rowloss, o.rates))
+
+
+# --- counts -----------------------------------------------------------------------------------------------------------
+
+
+@lowers(OpCode.LIBRARY)
+def library(w: Writer, o: Operands) -> None:
+    w.launch("library", w.m, 128, (o.out,), (o.source,))
+
+
+@lowers(OpCode.LOG_NORMALIZE)
+def log_normalize(w: Writer, o: Operands) -> None:
+    w.each("log_normalize", o.x, (o.x, o.library), floats=(o.scale,))
+
+
+@lowers(OpCode.MEANS)
+def means(w: Writer, o: Operands) -> None:
+    kernel = f"means<{BOOL[o.activation == Activation.SOFTMAX]}>"
+    w.by_row(kernel, o.out.cols, (o.z, o.library, o.out), floats=(o.scale,))
+
+
+@lowers(OpCode.COUNTS)
+def counts(w: Writer, o: Operands) -> None:
+    softmax = o.activation == Activation.SOFTMAX
+    n = o.z.cols // (1 + o.by_cell + (o.loss == Loss.ZINB))
+    by_mean = w.temporary(w.m, n) if softmax and w.learns else None
+    by_dispersion = w.temporary(w.m, n) if o.partial is not None and w.learns else None
+    slots = o.z, o.weight, o.library, o.log_dispersion, o.rowloss, by_mean, by_dispersion
+    kernel = f"counts<{loss_name(Loss(o.loss))}, {BOOL[softmax]}>"
+    w.by_row(kernel, n, slots, ints=(o.source, o.by_cell, n), floats=(o.scale,))
+    if by_dispersion is not None:
+        grain, blocks = -(-w.m // o.partial.rows), -(-n // 32) * o.partial.rows
+        w.launch("colsum_grains", blocks, 256, (by_dispersion, None, o.partial), (grain,))
+
+
+# --- restricted Boltzmann machines ------------------------------------------------------------------------------------
+
+
+@lowers(OpCode.DRAW)
+def draw(w: Writer, o: Operands) -> None:
+    kernel = "draw_binary" if o.kind == Units.BERNOULLI else "draw_normal"
+    w.quads(kernel, o.out, (o.mean, o.out), ints=(o.stream,))
+
+
+@lowers(OpCode.CONTRAST)
+def contrast(w: Writer, o: Operands) -> None:
+    w.each("contrast", o.out, (o.out, o.x, o.y, o.weight))
+
+
+@lowers(OpCode.KEEP)
+def keep(w: Writer, o: Operands) -> None:
+    w.each("copy", o.x, (o.x, o.out))
+
+
+# --- images -----------------------------------------------------------------------------------------------------------
+
+
+def geometry(o: Operands, names: tuple[str, ...], *before: int) -> tuple[int, ...]:
+    """The integers of an op on images, which begin with the fifth."""
+    return (*before, *(0,) * (4 - len(before)), *(getattr(o, name) for name in names))
+
+
+@lowers(OpCode.CONVOLVE)
+def convolve(w: Writer, o: Operands) -> None:
+    w.each(f"convolve<{act(o)}>", o.out, (o.x, o.W, o.b, o.out, o.pre), ints=geometry(o, p.GEOMETRY))
+
+
+@lowers(OpCode.CONV_DGRAD)
+def conv_dgrad(w: Writer, o: Operands) -> None:
+    slots = o.dz, o.W, o.saved, o.out
+    w.each(f"conv_dgrad<{act(o)}>", o.out, slots, ints=geometry(o, p.GEOMETRY), floats=(o.scale,))
+
+
+@lowers(OpCode.CONV_WGRAD)
+def conv_wgrad(w: Writer, o: Operands) -> None:
+    elements = (o.ky * o.kx * o.c + o.bias) * o.filters * o.partial.rows
+    ints = geometry(o, p.GEOMETRY, o.bias, o.accumulate, padded(o.filters))
+    w.by_warp("conv_wgrad", elements, (o.x, o.dz, o.partial), ints=ints)
+
+
+@lowers(OpCode.MAXPOOL)
+def maxpool(w: Writer, o: Operands) -> None:
+    w.each("maxpool_pick", o.out, (o.x, o.x, o.out), ints=geometry(o, p.POOLING))
+
+
+@lowers(OpCode.MAXPOOL_PICK)
+def maxpool_pick(w: Writer, o: Operands) -> None:
+    w.each("maxpool_pick", o.out, (o.y, o.x, o.out), ints=geometry(o, p.POOLING))
+
+
+@lowers(OpCode.MAXPOOL_DGRAD)
+def maxpool_dgrad(w: Writer, o: Operands) -> None:
+    w.each(f"maxpool_dgrad<{act(o)}>", o.out, (o.dout, o.x, o.saved, o.out), ints=geometry(o, p.POOLING))
+
+
+# --- sparse rows ------------------------------------------------------------------------------------------------------
+
+
+def strips_of(cols: int) -> tuple[int, int]:
+    """Threads of a block of a sparse product, and blocks side by side."""
+    threads = min(STRIP, -(-cols // 32) * 32)
+    return threads, -(-cols // threads)
+
+
+@lowers(OpCode.SPARSE_DENSE)
+def sparse_dense(w: Writer, o: Operands) -> None:
+    threads, strips = strips_of(o.W.cols)
+    moved = None
+    if o.shift is not None:
+        moved = w.temporary(1, o.W.cols)
+        w.column_sums("Store", o.W, o.shift.part(0, o.W.rows, 1, 1), (moved,), floats=(1.0,))
+    slots = o.W, o.library, o.b, o.out, o.pre, moved
+    noise = (0, 0, 0, 0, 0, o.stream), (0, 0, 0, 0, 0, 0, o.level, o.scale)
+    w.launch(f"sparse_dense<{act(o)}>", w.m * strips, threads, slots, *noise)
+
+
+def sparse_outer(w: Writer, to: Sink, dz: View, columns: int, o: Operands) -> None:
+    """The gradient of a weight, or what lies like one, by sparse rows of X, or of the source that `o` names."""
+    given = {"library": None, "shift": None, "source": 0, "stream": 0, "level": 0.0, "scale": 1.0} | vars(o)
+    sums = None
+    if given["shift"] is not None:
+        sums = w.temporary(1, dz.cols)
+        w.column_sums("Store", dz, None, (sums,), floats=(1.0,))
+    threads, strips = strips_of(dz.cols)
+    floats = (*to.floats, *(0.0,) * (6 - len(to.floats)), given["level"], given["scale"])
+    ints = columns, given["source"], 0, to.flag, 0, given["stream"]
+    slots = dz, given["library"], *to.slots, *(None,) * (5 - len(to.slots)), given["shift"], sums
+    w.launch(f"sparse_outer<{to.epilogue}>", -(-columns // BAND) * strips, threads, slots, ints, floats)
+
+
+@lowers(OpCode.SPARSE_WGRAD)
+def sparse_wgrad(w: Writer, o: Operands) -> None:
+    sparse_outer(w, stored(o.dW, o.accumulate), o.dz, o.dW.rows, o)
+
+
+@lowers(OpCode.SPARSE_WGRAD_UPDATE)
+def sparse_wgrad_update(w: Writer, o: Operands) -> None:
+    sparse_outer(w, descent(w, o), o.dz, o.W.rows, o)
+
+
+# --- squared error against sparse rows --------------------------------------------------------------------------------
+
+
+def turned(w: Writer, W: View, b: View) -> View:
+    """V' of V = [W; b]."""
+    out = w.temporary(W.cols, W.rows + 1)
+    w.launch("turn_weight", -(-out.rows // 32) * -(-out.cols // 32), 256, (W, b, out))
+    return out
+
+
+@lowers(OpCode.WEIGHT_GRAM)
+def weight_gram(w: Writer, o: Operands) -> None:
+    V, tiles = turned(w, o.W, o.b), (-(-o.high.rows // 16)) ** 2
+    sums = w.temporary(-(-V.rows // GRAM_COLUMNS), o.high.rows**2, wide=True)
+    w.launch("weight_gram_grains", tiles * sums.rows, 256, (V, sums), (GRAM_COLUMNS,))
+    w.each("weight_gram", o.high, (sums, o.high, o.low))
+
+
+@lowers(OpCode.SPARSE_MSE)
+def sparse_mse(w: Writer, o: Operands) -> None:
+    V, slope = turned(w, o.W, o.b), w.temporary(w.m, o.W.rows + 1, wide=True)
+    slots = o.h, V, o.high, o.low, o.saved, o.weight, o.rowloss, o.out, slope
+    w.launch(f"sparse_mse<{act(o)}>", w.m, strips_of(V.cols)[0], slots, (o.source,), (o.scale,))
+
+
+@lowers(OpCode.ROW_GRAM)
+def row_gram(w: Writer, o: Operands) -> None:
+    w.each("row_gram", o.out, (o.h, o.weight, o.out))
+
+
+def gram_slopes(w: Writer, o: Operands, b: View, dW: View, db: View) -> None:
+    H = w.temporary(w.m, o.h.cols + 1)
+    w.each("gram_rows", H, (o.h, o.weight, H))
+    HY = w.temporary(o.W.cols, H.cols)
+    sparse_outer(w, stored(HY), H, o.W.cols, Operands(source=o.source))
+    size = H.cols, o.W.cols, H.cols
+    w.product("GramSlope", size, (False, True), (o.gram, turned(w, o.W, b), HY, dW, db))
+
+
+@lowers(OpCode.SPARSE_MSE_WGRAD)
+def sparse_mse_wgrad(w: Writer, o: Operands) -> None:
+    gram_slopes(w, o, o.b, o.dW, o.db)
+
+
+@lowers(OpCode.SPARSE_MSE_UPDATE)
+def sparse_mse_update(w: Writer, o: Operands) -> None:
+    # Not in the product's epilogue: its other tiles still read the weight.
+    dW, db = w.temporary(o.W.rows, o.W.cols), w.temporary(1, o.W.cols)
+    b = o.b
+    if o.shift is not None:
+        b = w.temporary(1, o.W.cols)
+        w.each("add", b, (b, o.b, o.shift))
+    gram_slopes(w, o, b, dW, db)
+    for g, prefix in ((dW, ""), (db, "b_")):
+        to = descent(w, o, prefix)
+        ints = 0, 0, 0, to.flag
+        w.each(f"descend<{RULES[o.solver]}>", g, (g, None, *to.slots), ints=ints, floats=to.floats)

@@ -1,0 +1,137 @@
+"""What Python and the kernels in ``csrc/cuda`` agree on: layouts, constants, and the table of instances.
+
+Promises: every kernel that a plan can ask for is in `KERNELS`, so all of them can be compiled and tested ahead; the
+sizes of the layouts are compared with C++ when a kernel is compiled.
+Never: needs a GPU or an array library other than NumPy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from itertools import product
+
+import numpy as np
+
+from ... import plan as p
+from ...plan import Activation, Loss, Precision, Solver
+
+__all__ = ["FUNCTORS", "KERNELS", "LAUNCH_DTYPE", "PRECISION_FLAGS", "RULES", "SOURCE_DTYPE", "STEP_DTYPE", "constants"]
+
+MAX_MATRICES, MAX_INTEGERS, MAX_REALS = 12, 24, 8
+
+_MATRIX = [("data", "u8"), ("rows", "i4"), ("cols", "i4"), ("ld", "i4"), ("unused", "i4")]
+LAUNCH_DTYPE = np.dtype(
+    [
+        ("slots", _MATRIX, MAX_MATRICES),
+        ("ints", "i4", MAX_INTEGERS),
+        ("floats", "f8", MAX_REALS),
+        ("step", "u8"),
+        ("sources", "u8"),
+        ("m", "i4"),
+        ("learn", "i4"),
+    ],
+    align=True,
+)
+"""``Op`` of csrc/cuda/op.h; addresses are of the device."""
+STEP_DTYPE = np.dtype(
+    [
+        ("seed", "u8"),
+        ("learning_rate", "f8"),
+        ("kl_factor", "f8"),
+        ("momentum", "f8"),
+        ("adam_rate", "f8"),
+        ("adam_root", "f8"),
+        ("rows", "u8"),
+        ("step", "u4"),
+        ("unused", "u4"),
+    ],
+    align=True,
+)
+"""``Step``: what changes from step to step. A negative `momentum` stands for the op's own."""
+SOURCE_DTYPE = np.dtype(
+    [
+        ("data", "u8"),
+        ("indptr", "u8"),
+        ("indices", "u8"),
+        ("rows", "i8"),
+        ("stored", "i8"),
+        ("cols", "i4"),
+        ("csr", "i4"),
+    ],
+    align=True,
+)
+"""``Source``: dense rows without gaps, or CSR of 64-bit `indptr` and increasing columns."""
+
+
+def constants() -> dict[str, float]:
+    """What the kernels know of `plan`, and the sizes by which they check this module's layouts."""
+    names = (
+        "CELL_ROWS", "DISPERSION_PACE", "DROPOUT_LIMIT", "GRAIN", "GRAM_GUARD", "LANES", "LOG_DISPERSION_LIMIT",
+        "VARIANCE_FLOOR",
+    )  # fmt: skip
+    sizes = {"LAUNCH": LAUNCH_DTYPE, "STEP": STEP_DTYPE, "SOURCE": SOURCE_DTYPE}
+    return {f"NARROWS_{name}": getattr(p, name) for name in names} | {
+        f"NARROWS_{name}_SIZE": dtype.itemsize for name, dtype in sizes.items()
+    }
+
+
+PRECISION_FLAGS: Mapping[Precision, list[str]] = {
+    Precision.FLOAT32: [],
+    Precision.FLOAT64: ["-DNARROWS_DOUBLE"],
+    Precision.BFLOAT16: ["-DNARROWS_BFLOAT16"],
+}
+"""Of the compiler."""
+
+
+# --- the table of kernels -------------------------------------------------------------------------------------------
+
+FUNCTORS: Mapping[Activation, str] = {
+    a: "".join(part.title() for part in a.name.split("_")) for a in Activation if a is not Activation.SOFTMAX
+}
+_ACTS = tuple(FUNCTORS.values())
+RULES = {Solver.SGD: "Sgd", Solver.ADAM: "Adam", Solver.ADAMW: "Adam"}
+_RULES = tuple(dict.fromkeys(RULES.values()))
+_DESCENTS = tuple(f"Descend<{rule}>" for rule in _RULES)
+_TILES = ("Large", "Small")
+BOOL = ("false", "true")
+
+
+def loss_name(loss: Loss) -> str:
+    return loss.name.title()
+
+
+def _instances() -> Iterator[str]:
+    plain = (
+        "activate_softmax", "add", "begin_step", "colsum_grains", "column_decay", "condition", "contrast",
+        "conv_wgrad", "copy", "corrupt_gaussian", "corrupt_masking", "corrupt_salt_and_pepper", "cotangent",
+        "decay", "draw_binary", "draw_normal", "dropout", "end_step", "fill", "gather", "gram_rows",
+        "jacobian_norm", "jacobian_seed", "jacobian_slopes", "latent_kl", "library", "log_normalize",
+        "loss_multinomial", "maxpool_pick", "penalties", "probe_signs", "reduce", "row_gram", "sample",
+        "share_rows", "shift", "shrink", "sqnorm", "squared_norm", "subtract", "tangent", "times_slopes",
+        "turn_weight", "weight_gram", "weight_gram_grains",
+    )  # fmt: skip
+    yield from plain
+    for kernel in (
+        "activate", "activity_l1", "contractive_columns", "contractive_rows", "conv_dgrad", "convolve", "curves",
+        "gaussian", "kl_sparsity", "maxpool_dgrad", "slopes", "sparse_dense", "sparse_mse",
+    ):  # fmt: skip
+        yield from (f"{kernel}<{act}>" for act in _ACTS)
+    yield from (f"loss<Linked<{loss_name(loss)}, {act}>>" for loss in (Loss.MSE, Loss.HUBER) for act in _ACTS)
+    yield "loss<Logistic>"
+    yield from (f"loss_softmax<{loss_name(loss)}>" for loss in (Loss.MSE, Loss.HUBER, Loss.BCE))
+    yield from (f"means<{link}>" for link in BOOL)
+    yield from (f"counts<{loss_name(loss)}, {link}>" for loss in Loss if loss.of_counts for link in BOOL)
+    yield from (f"{kernel}<{rule}>" for kernel in ("update", "descend") for rule in _RULES)
+    yield from (f"{kernel}<{to}>" for kernel in ("colsum", "grain_sum", "sparse_outer") for to in ("Store", *_DESCENTS))
+    for tile in _TILES:
+        for right, act in product(BOOL, _ACTS):
+            yield f"gemm<{tile}, false, {right}, Activate<{act}>>"
+            yield f"gemm<{tile}, false, {right}, Slope<{act}>>"
+        yield from (f"gemm<{tile}, true, false, {to}>" for to in ("Store", *_DESCENTS))
+        yield f"gemm<{tile}, false, false, Store>"
+        yield f"gemm<{tile}, false, true, Link>"
+        yield f"gemm<{tile}, false, true, GramSlope>"
+
+
+KERNELS: tuple[str, ...] = tuple(_instances())
+"""Every instance of a kernel that a plan can ask for, as an expression of C++."""

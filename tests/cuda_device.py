@@ -1,0 +1,179 @@
+"""A device for `backends.cuda` on this CPU: the kernels as host C++, memory with guards, launches one by one.
+
+Promises: the kernels are those of ``csrc/cuda``, compiled by g++ through ``cuda_host/simt_host.h``, which checks every
+access; what nobody has written is NaN; a byte written behind an area is found when the memory is freed or asked for.
+Never: counts as a GPU.
+
+What is asked of a program on it, `test_cuda_gpu` asks of a program on a GPU.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import shutil
+import subprocess
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.lib.stride_tricks import as_strided
+
+from cases import Case
+from narrows.backends import Hyper
+from narrows.backends.cuda.program import ALIGNMENT, CudaProgram, Device, Planned
+from narrows.backends.cuda.table import KERNELS, LAUNCH_DTYPE, PRECISION_FLAGS, constants
+from narrows.plan import FROM_CODES, Mode, Precision
+from oracle import SEED, STEP
+from test_backends import assert_close, reference_of, tolerance
+
+HERE = Path(__file__).parent / "cuda_host"
+INDEX = {kernel: i for i, kernel in enumerate(KERNELS)}
+PLANNED = np.dtype(
+    [("kernel", "i4"), ("blocks", "i4"), ("threads", "i4"), ("unused", "i4"), ("op", LAUNCH_DTYPE)], align=True
+)
+GARBAGE = 0xFF
+
+
+def compiler() -> str:
+    """The C++ compiler of this machine.
+
+    Raises
+    ------
+    FileNotFoundError
+        There is none.
+    """
+    found = shutil.which("g++") or shutil.which("clang++")
+    if found is None:
+        raise FileNotFoundError("no C++ compiler (g++ or clang++) on this machine")
+    return found
+
+
+def build(source: str, folder: Path, precision: Precision) -> ctypes.CDLL:
+    """Compile a file of ``cuda_host``; all kernels take some ten seconds."""
+    (folder / "kernels.inc").write_text("".join(f"call<{kernel}>,\n" for kernel in KERNELS))
+    library = folder / f"{source}-{precision.name}.so"
+    defines = constants() | {
+        "NARROWS_SIMT_HOST": f'"{HERE / "simt_host.h"}"',
+        "NARROWS_KERNELS": f'"{folder / "kernels.inc"}"',
+    }
+    flags = [f"-D{name}={value}" for name, value in defines.items()] + PRECISION_FLAGS[precision]
+    # Hidden, or the linker would take another library's shared arrays for this one's.
+    flags += ["-std=c++17", "-O1", "-fPIC", "-shared", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror"]
+    command = [compiler(), *flags]
+    subprocess.run([*command, str(HERE / source), "-o", str(library)], check=True)
+    return ctypes.CDLL(str(library))
+
+
+def program_on(device: Device, case: Case, dtype: Any = np.float32, **bound: Any) -> CudaProgram:
+    """A case's program with its state and its data, or those that are `bound`."""
+    precision = Precision.of(dtype)
+    program = CudaProgram(case.plan, precision, device)
+    program.load(case.state(precision.dtype))
+    data = case.data(precision.dtype)
+    program.bind(bound.get("X", data.X), bound.get("target", data.target), data.weight, data.batch)
+    return program
+
+
+def check_agreement(program: CudaProgram, case: Case, dtype: Any) -> None:
+    """Gradients, a few steps and all modes of inference, within the bounds of `test_backends`."""
+    reference, relative = reference_of(case), tolerance(case, dtype)
+    rows = np.arange(min(case.batch, case.rows))[::-1].copy()
+    terms, gradient = program.gradient(rows, SEED, STEP)
+    expected_terms, expected = reference.gradient(rows, SEED, STEP)
+    np.testing.assert_allclose(terms, expected_terms, rtol=relative)
+    assert set(gradient) == set(expected)
+    largest = max(float(np.abs(g).max()) for g in expected.values())
+    for name, g in expected.items():
+        # As in test_backends: biases sum over the batch what may cancel.
+        scale = largest / max(float(np.abs(g).max()), 1e-30) if name[0] == "b" else 1.0
+        # Likewise a dispersion's, each term of which is a difference, too: without fused multiply-adds, as on the host,
+        # it is up to 1.2 times as far off as the bound, where cpp has 0.8.
+        scale = 2.0 if name == "log_dispersion" else scale
+        assert_close(gradient[name], g, relative * max(scale, 1.0), f"d{name}")
+
+    rows = np.random.default_rng(1).permutation(case.rows)
+    hyper = Hyper(SEED, STEP, np.linspace(2e-3, 1e-3, -(-case.rows // case.batch)))
+    np.testing.assert_allclose(program.train(rows, hyper), reference.train(rows, hyper), rtol=relative)
+    state = program.state()
+    for name, value in reference.state().items():
+        if "." not in name:
+            assert_close(state[name], value, relative, name)
+
+    data, exact = case.data(dtype), case.data()
+    for mode in set(case.plan.outputs) - set(FROM_CODES):
+        expected_values = reference.apply(exact.X, mode, exact.target, exact.batch)
+        assert_close(program.apply(data.X, mode, data.target, data.batch), expected_values, relative, str(mode))
+    codes = reference.apply(exact.X, Mode.ENCODE)
+    judged = (data.X, exact.X) if exact.target is None else (data.target, exact.target)
+    for mode in set(case.plan.outputs) & set(FROM_CODES):
+        expected_values = reference.apply(codes, mode, judged[1], exact.batch)
+        assert_close(
+            program.apply(codes.astype(dtype), mode, judged[0], data.batch), expected_values, relative, str(mode)
+        )
+
+
+class LaunchError(RuntimeError):
+    """A launch that a check ended."""
+
+
+class HostDevice:
+    """Parameters
+    ----------
+    libraries : callable
+        The kernels of a precision (see `build`).
+    reverse : bool
+        Whether blocks and threads take turns from the last to the first.
+    """
+
+    guard = 256
+
+    def __init__(self, libraries: Callable[[Precision], ctypes.CDLL], reverse: bool = False) -> None:
+        self.libraries, self.reverse = libraries, reverse
+        self.memory: dict[int, Any] = {}
+        self.launched: set[str] = set()
+        self.n_graphs = 0
+
+    def allocate(self, size: int) -> int:
+        memory = np.full(size + self.guard + ALIGNMENT, GARBAGE, np.uint8)
+        address = -(-memory.ctypes.data // ALIGNMENT) * ALIGNMENT
+        self.memory[address] = memory[address - memory.ctypes.data :][: size + self.guard], memory, size
+        return address
+
+    def free(self, address: int) -> None:
+        inside, _, size = self.memory.pop(address)
+        assert (inside[size:] == GARBAGE).all(), "a write behind the memory"
+
+    def _inside(self, address: int, size: int) -> Any:
+        for begin, (inside, _, length) in self.memory.items():
+            if begin <= address and address + size <= begin + length:
+                return inside[address - begin : address - begin + size]
+        raise AssertionError(f"{size} bytes at {address} are not the device's")
+
+    def upload(self, address: int, data: Any) -> None:
+        self._inside(address, data.nbytes)[...] = np.ascontiguousarray(data).reshape(-1).view(np.uint8)
+
+    def download(self, address: int, out: Any) -> None:
+        out.reshape(-1).view(np.uint8)[...] = self._inside(address, out.nbytes)
+
+    def view(self, address: int, shape: tuple[int, int], ld: int, dtype: Any) -> Any:
+        memory = self._inside(address, shape[0] * ld * np.dtype(dtype).itemsize).view(dtype)
+        return as_strided(memory, shape, (ld * memory.itemsize, memory.itemsize))
+
+    def graph(self, planned: Sequence[Planned], precision: Precision) -> Callable[[], None]:
+        library = self.libraries(precision)
+        table = np.zeros(len(planned), PLANNED)
+        for row, launch in zip(table, planned, strict=True):
+            row["kernel"], row["blocks"], row["threads"] = INDEX[launch.kernel], launch.blocks, launch.threads
+            row["op"] = launch.operands
+        self.launched |= {launch.kernel for launch in planned}
+        self.n_graphs += 1
+
+        def run() -> None:
+            error = ctypes.create_string_buffer(512)
+            where = ctypes.c_void_p(table.ctypes.data)
+            failed = library.run(where, len(table), int(self.reverse), error, len(error))
+            if failed >= 0:
+                raise LaunchError(f"{planned[failed].kernel}: {error.value.decode()}")
+
+        return run

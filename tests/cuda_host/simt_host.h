@@ -1,0 +1,227 @@
+// The threads of a GPU on a CPU, for tests: a launch is a loop over blocks, a block's threads are fibers.
+//
+// Promises: a thread runs until a barrier or a shuffle and then waits for the others; a warp goes as far as it can
+// before the next, and they take turns in either order (`reversed`), so a missing barrier shows as other bits; shared
+// memory is garbage when a block begins; an access outside a matrix or a shared array, a thread that leaves while
+// others wait, or a barrier that not all reach ends the launch with a message.
+// Never: used outside tests; safe for two OS threads.
+
+#pragma once
+
+#include <setjmp.h>
+#include <ucontext.h>
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#define NARROWS_HD inline
+#define DEVICE inline
+#define KERNEL void
+#define UNROLL
+#define SHARED(T, name, N) static simt::Shared<T, (N)> name
+#define REQUIRE(condition) \
+  if (!(condition)) simt::fail(__FILE__, __LINE__, #condition)
+
+namespace simt {
+
+// What is in memory that nobody has written: for floating-point numbers NaN.
+constexpr int GARBAGE = 0xff;
+
+[[noreturn]] inline void fail(const char* file, int line, const char* what);
+
+struct Poisoned {
+  virtual void poison() = 0;
+};
+
+struct Fiber {
+  ucontext_t entry;
+  jmp_buf at;
+  std::unique_ptr<char[]> stack;
+  bool begun = false;
+  int thread = -1;
+};
+
+struct Machine {
+  static constexpr size_t STACK = 64 << 10;
+  int block = 0, threads = 0, thread = 0;
+  bool reversed = false;
+  std::string error;
+  std::vector<Poisoned*> shared;
+  std::vector<std::unique_ptr<Fiber>> fibers;
+  Fiber* current = nullptr;
+  jmp_buf scheduler;
+  void (*body)(const void*) = nullptr;
+  const void* argument = nullptr;
+  int next = 0, last = 0, finished = 0;  // threads that have begun, that may, and that are done
+  // Threads at the barrier they are to reach together: the block's, and each warp's.
+  int at_barrier = 0;
+  std::vector<int> at_shuffle;
+  std::vector<char> exchanged;
+
+  static Machine& get() {
+    static Machine machine;
+    return machine;
+  }
+
+  [[noreturn]] void give_way() { _longjmp(scheduler, 1); }
+
+  // Waits until `arrived` is zero again, which the last of `expected` threads makes it.
+  void wait(int& arrived, int expected, unsigned& generation) {
+    const unsigned mine = generation;
+    if (++arrived == expected) {
+      arrived = 0;
+      ++generation;
+      progress = true;
+      return;
+    }
+    Fiber* self = current;
+    while (generation == mine) {
+      if (!_setjmp(self->at)) give_way();
+      if (!error.empty()) give_way();  // never to return
+    }
+  }
+
+  unsigned block_generation = 0;
+  std::vector<unsigned> warp_generation;
+  bool progress = false;
+
+  static void enter() {
+    Machine& m = get();
+    // A fiber that has not waited serves the next thread, too.
+    for (;;) {
+      Fiber* self = m.current;
+      if (m.next >= m.last) break;
+      const int i = m.next++;
+      self->thread = m.reversed ? m.threads - 1 - i : i;
+      m.thread = self->thread;
+      m.body(m.argument);
+      self->thread = -1;
+      ++m.finished;
+      m.progress = true;
+    }
+    m.current->begun = false;
+    m.give_way();
+  }
+
+  void resume(Fiber& f) {
+    current = &f;
+    thread = f.thread;
+    if (_setjmp(scheduler)) return;
+    if (f.begun) _longjmp(f.at, 1);
+    f.begun = true;
+    getcontext(&f.entry);
+    if (!f.stack) f.stack.reset(new char[STACK]);
+    f.entry.uc_stack.ss_sp = f.stack.get();
+    f.entry.uc_stack.ss_size = STACK;
+    f.entry.uc_link = nullptr;
+    makecontext(&f.entry, enter, 0);
+    setcontext(&f.entry);
+  }
+
+  void launch(int blocks, int block_threads, bool in_reverse, void (*kernel)(const void*), const void* operands) {
+    error.clear();
+    threads = block_threads, reversed = in_reverse, body = kernel, argument = operands;
+    if (threads < 32 || threads > 1024 || threads % 32) error = "a block of " + std::to_string(threads) + " threads";
+    for (int b = 0; b < blocks && error.empty(); ++b) run_block(reversed ? blocks - 1 - b : b);
+  }
+
+  void run_block(int index) {
+    block = index;
+    next = finished = at_barrier = 0;
+    at_shuffle.assign(size_t(threads / 32), 0);
+    warp_generation.assign(size_t(threads / 32), 0);
+    exchanged.assign(size_t(threads) * 16, 0);
+    for (auto& f : fibers) f->begun = false;
+    for (Poisoned* p : shared) p->poison();
+    // A warp goes as far as it can before the next one: what it does too early then meets what the others do late.
+    bool any = true;
+    while (finished < threads && error.empty()) {
+      if (!any) error = "block " + std::to_string(block) + ": a barrier or a shuffle that not all threads reach";
+      any = false;
+      for (int first = 0; first < threads && error.empty(); first += 32) {
+        last = first + 32;
+        do {
+          progress = false;
+          run_warp(first);
+          any = any || progress;
+        } while (progress && error.empty());
+      }
+    }
+  }
+
+  // Threads that have begun go on, where what they wait for has come; those that have not, begin.
+  void run_warp(int first) {
+    const size_t n = fibers.size();
+    for (size_t i = 0; i < n && error.empty(); ++i) {
+      const int turn = reversed ? threads - 1 - fibers[i]->thread : fibers[i]->thread;
+      if (fibers[i]->begun && turn >= first && turn < last) resume(*fibers[i]);
+    }
+    while (next < last && error.empty()) {
+      Fiber* idle = nullptr;
+      for (auto& f : fibers)
+        if (!f->begun) idle = f.get();
+      if (!idle) fibers.emplace_back(new Fiber), idle = fibers.back().get();
+      resume(*idle);
+      progress = true;
+    }
+  }
+};
+
+[[noreturn]] inline void fail(const char* file, int line, const char* what) {
+  Machine& m = Machine::get();
+  m.error = std::string(file) + ":" + std::to_string(line) + ": " + what + " does not hold, block " +
+            std::to_string(m.block) + " thread " + std::to_string(m.thread);
+  m.give_way();
+}
+
+template <class T, size_t N>
+struct Shared : Poisoned {
+  T data[N];
+  Shared() {
+    poison();
+    Machine::get().shared.push_back(this);
+  }
+  void poison() override { std::memset(static_cast<void*>(data), GARBAGE, sizeof data); }
+  T& operator[](int64_t i) {
+    REQUIRE(i >= 0 && size_t(i) < N);
+    return data[i];
+  }
+};
+
+}  // namespace simt
+
+inline int thread() { return simt::Machine::get().thread; }
+inline int threads() { return simt::Machine::get().threads; }
+inline int block() { return simt::Machine::get().block; }
+
+inline void sync() {
+  simt::Machine& m = simt::Machine::get();
+  const int self = m.thread;
+  m.wait(m.at_barrier, m.threads, m.block_generation);
+  m.thread = self;
+}
+
+template <class T>
+inline T shuffle_xor(T value, int mask) {
+  simt::Machine& m = simt::Machine::get();
+  const int self = m.thread;
+  const size_t warp = size_t(self / 32);
+  const auto meet = [&] {
+    m.wait(m.at_shuffle[warp], 32, m.warp_generation[warp]);
+    m.thread = self;
+  };
+  static_assert(sizeof(T) <= 16, "room for a value");
+  std::memcpy(&m.exchanged[size_t(self) * 16], &value, sizeof value);
+  meet();
+  std::memcpy(&value, &m.exchanged[size_t(self ^ mask) * 16], sizeof value);
+  meet();
+  return value;
+}
+
+using std::exp;
+using std::expm1;

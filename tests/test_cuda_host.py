@@ -1,0 +1,486 @@
+"""The CUDA backend without a GPU: its kernels as host C++, its plans as launches, whole trainings on this CPU.
+
+`cuda_device.HostDevice` runs the very kernels with threads as fibers and every access checked, so these are proofs of
+indices, barriers, formulas and lowering; of nothing that a GPU's compiler or memory does. Bounds are those of
+`test_backends`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import re
+from functools import cache, partial
+from itertools import pairwise
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+from numpy.typing import NDArray
+
+from cases import CASES, GRAM_CASES, MODEL_CASES, SHAPE_CASES, SPARSE_CASES, Case, network
+from cuda_device import HostDevice, LaunchError, build, check_agreement, compiler, program_on
+from narrows import philox
+from narrows.backends import BACKENDS, Hyper, cuda
+from narrows.backends.cuda.launches import Area, View, Writer
+from narrows.backends.cuda.lowering import LOWER, launches
+from narrows.backends.cuda.program import CHUNK, Arena, Planned
+from narrows.backends.cuda.table import FUNCTORS, KERNELS, LAUNCH_DTYPE, STEP_DTYPE
+from narrows.backends.reference import ACTIVATE, DERIVATIVE, ReferenceProgram
+from narrows.plan import Activation, Corruption, Loss, Mode, OpCode, Precision, Solver
+from oracle import SEED, STEP, away_from_kinks
+from test_backends import assert_close, dtypes, inference, reference_of
+
+Array = NDArray[Any]
+
+
+@pytest.fixture(scope="module")
+def libraries(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The kernels, compiled for a precision when first asked for."""
+    try:
+        compiler()
+    except FileNotFoundError as error:
+        pytest.skip(str(error))
+    return cache(partial(build, "host.cpp", tmp_path_factory.mktemp("cuda_host")))
+
+
+def program_of(libraries: Any, case: Case, dtype: Any = np.float32, *, reverse: bool = False, **bound: Any) -> Any:
+    return program_on(HostDevice(libraries, reverse), case, dtype, **bound)
+
+
+# --- whole programs ---------------------------------------------------------------------------------------------------
+
+BIAS_CASES = tuple(
+    # Many rows, whose sums take two passes
+    Case(f"rows-{solver.name}", network((5, 3, 5), solver=solver, kl_sparsity=0.1, latent=Activation.SIGMOID), 300, 310)
+    for solver in Solver
+)
+KL_CASES = tuple(
+    Case(f"kl-{a.name}", network((7, 4, 7), latent=a, kl_sparsity=0.5, sparsity_target=0.2))
+    for a in Activation
+    if a is not Activation.SOFTMAX
+)
+HOST_CASES = (*CASES, *BIAS_CASES)
+
+
+# Means outside of (0, 1) are held inside by the dtype's own precision.
+@pytest.mark.parametrize("case", KL_CASES, ids=str)
+def test_sparsity_behind_any_activation(libraries: Any, case: Case) -> None:
+    test_programs_agree_with_the_reference(libraries, case, np.float64)
+
+
+@dtypes
+@pytest.mark.parametrize("case", HOST_CASES, ids=str)
+def test_programs_agree_with_the_reference(libraries: Any, case: Case, dtype: Any) -> None:
+    case = away_from_kinks(case)
+    program = program_of(libraries, case, dtype)
+    check_agreement(program, case, dtype)
+    program.close()  # checks the guards
+
+
+def test_every_kernel_that_the_table_names_is_asked_for_or_tested_alone(libraries: Any) -> None:
+    asked = {
+        launch.kernel
+        for case in (*HOST_CASES, *KL_CASES)
+        for m in {1, case.batch}
+        for mode in Mode
+        for launch in launches(case.plan, m, mode)
+    }
+    assert asked <= set(KERNELS)
+    alone = {kernel for kernel in KERNELS if kernel.startswith("gemm<")}
+    assert set(KERNELS) - asked - alone <= {"begin_step", "end_step", "activate<Linear>"}
+
+
+def bits(libraries: Any, case: Case, *, reverse: bool = False) -> list[bytes]:
+    program = program_of(libraries, case, reverse=reverse)
+    steps = -(-case.rows // case.batch)
+    terms = program.train(np.arange(case.rows), Hyper(SEED, STEP, np.full(steps, 1e-2)))
+    parts = [terms, *program.state().values()]
+    data = case.data(np.float32)
+    parts += [program.apply(data.X, mode, data.target, data.batch) for mode in inference]
+    program.close()
+    return [np.ascontiguousarray(part).tobytes() for part in parts]
+
+
+@pytest.mark.parametrize("case", HOST_CASES[::2], ids=str)
+def test_bits_do_not_depend_on_the_order_of_threads(libraries: Any, case: Case) -> None:
+    assert bits(libraries, case) == bits(libraries, case, reverse=True)
+
+
+@pytest.mark.parametrize("case", [*MODEL_CASES[::6], *SHAPE_CASES[::3], *SPARSE_CASES[::3], *GRAM_CASES[::3]], ids=str)
+def test_rows_do_not_depend_on_their_neighbours(libraries: Any, case: Case) -> None:
+    data, single = case.data(np.float32), Case(case.name, case.spec, batch=1, rows=case.rows)
+    for mode in inference:
+        whole = program_of(libraries, case).apply(data.X, mode, data.target, data.batch)
+        one_by_one = program_of(libraries, single).apply(data.X, mode, data.target, data.batch)
+        assert whole.tobytes() == one_by_one.tobytes(), mode
+
+
+@pytest.mark.parametrize("case", MODEL_CASES[::12], ids=str)
+def test_bfloat16_rounds_the_factors_that_the_reference_rounds(libraries: Any, case: Case) -> None:
+    """A factor near the middle of two may go to either, and a step on is then off by one unit of 2**-8 in a term."""
+    case = away_from_kinks(case)
+    reference = ReferenceProgram(case.plan, bfloat16=True)
+    reference.load(case.state())
+    reference.bind(*case.data())
+    program = program_of(libraries, case, Precision.BFLOAT16)
+    rows = np.arange(min(case.batch, case.rows))
+    terms, gradient = program.gradient(rows, SEED, STEP)
+    expected_terms, expected = reference.gradient(rows, SEED, STEP)
+    np.testing.assert_allclose(terms, expected_terms, rtol=2e-3)
+    for name, g in expected.items():
+        assert_close(gradient[name], g, 1e-2, name)
+
+
+@pytest.mark.parametrize("kind", ["csr", "dense"])
+def test_sparse_and_dense_rows(libraries: Any, kind: str) -> None:
+    """Rows without a stored element, and the last of an array."""
+    spec = network((33, 9, 33), loss=Loss.ZINB, output=Activation.SOFTMAX, separate_target=True, library=9.0)
+    case = Case("rows", spec, rows=21)
+    data = case.data()
+    X, target = data.X * (data.X > 2), data.target
+    X[[0, 7, 20]] = 0
+    reference = reference_of(case)
+    reference.bind(X, target)
+    given = [sp.csr_array(a.astype(np.float32)) if kind == "csr" else a.astype(np.float32) for a in (X, target)]
+    program = program_of(libraries, case, X=given[0], target=given[1])
+    rows = np.array([20, 0, 7, 7, 3])
+    terms, gradient = program.gradient(rows, SEED, STEP)
+    expected_terms, expected = reference.gradient(rows, SEED, STEP)
+    np.testing.assert_allclose(terms, expected_terms, rtol=1e-5)
+    for name, g in expected.items():
+        assert_close(gradient[name], g, 2e-5, name)
+
+
+# --- random numbers ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", [0, 2**32 + 1, 2**64 - 1])
+@pytest.mark.parametrize("n", [1, 3, 4, 5, 127, 1029])
+def test_masks_are_those_of_philox(libraries: Any, seed: int, n: int) -> None:
+    m, level = 3, 0.4
+    spec = network((n, 1, n), corruption=Corruption.MASKING, corruption_level=level, weighted=True)
+    program = program_of(libraries, Case("mask", spec, batch=m, rows=m))
+    program.bind(np.ones((m, n), np.float32), weight=np.array([0, 0, 1], np.float32))
+    _, gradient = program.gradient(np.arange(m), seed, 11)
+    np.testing.assert_array_equal(gradient["W0"][:, 0] != 0, philox.uniform(seed, 0, 11, m, n)[2] >= level)
+
+
+# --- products, tile by tile -------------------------------------------------------------------------------------------
+
+NAMES = {name: a for a, name in FUNCTORS.items()}
+PRODUCTS = tuple(kernel for kernel in KERNELS if kernel.startswith("gemm<"))
+
+
+class Bench:
+    """Matrices in the memory of a device, for a kernel alone; around them is garbage."""
+
+    def __init__(self, libraries: Any) -> None:
+        self.device, self.libraries = HostDevice(libraries), libraries
+        self.arrays: list[Array] = []
+
+    def matrix(self, rows: int, cols: int, rng: np.random.Generator) -> Array:
+        address = self.device.allocate(rows * (cols + 3) * 8)
+        array = self.device.view(address, (rows, cols), cols + 3, np.float64)
+        array[...] = rng.normal(size=(rows, cols))
+        self.arrays.append(array)
+        return array
+
+    def run(self, kernel: str, blocks: int, slots: Any, ints: Any, floats: Any, m: int) -> None:
+        step = np.zeros(1, STEP_DTYPE)
+        step["learning_rate"], step["momentum"], step["adam_rate"], step["adam_root"] = 0.1, -1, 0.2, 1.5
+        operands = np.zeros((), LAUNCH_DTYPE)
+        for to, array in zip(operands["slots"], slots, strict=False):
+            if array is not None:
+                to["data"], to["rows"], to["cols"] = array.ctypes.data, *array.shape
+                to["ld"] = array.strides[0] // 8
+        operands["ints"][: len(ints)], operands["floats"][: len(floats)] = ints, floats
+        operands["step"], operands["m"], operands["learn"] = step.ctypes.data, m, 1
+        self.device.graph([Planned(kernel, blocks, 256, operands)], Precision.FLOAT64)()
+
+
+@pytest.mark.parametrize("kernel", PRODUCTS)
+@pytest.mark.parametrize("size", [(1, 1, 1), (65, 33, 40), (70, 129, 17)], ids=str)
+def test_products_of_any_size(libraries: Any, kernel: str, size: tuple[int, int, int]) -> None:
+    tile, left, right, epilogue = kernel[len("gemm<") : -1].split(", ", 3)
+    rows, cols, depth = size
+    rng, bench = np.random.default_rng(0), Bench(libraries)
+    A = bench.matrix(*((depth, rows) if left == "true" else (rows, depth)), rng)
+    B = bench.matrix(*((cols, depth) if right == "true" else (depth, cols)), rng)
+    C = (A.T if left == "true" else A) @ (B.T if right == "true" else B)
+    new = partial(bench.matrix, rng=rng)
+    out, other, row = new(rows, cols), new(rows, cols), new(1, cols)
+    height, width = (64, 64) if tile == "Large" else (16, 32)
+    blocks, name = -(-rows // height) * -(-cols // width), epilogue.split("<")[0]
+    run = partial(bench.run, kernel, blocks, m=5)
+    act = NAMES.get(epilogue.split("<")[-1].rstrip(">"), Activation.LINEAR)
+    close = partial(np.testing.assert_allclose, rtol=1e-12, atol=1e-11)
+    if name == "Activate":
+        run((A, B, row, out, other), size, ())
+        close(other, C + row)
+        close(out, ACTIVATE[act](C + row))
+    elif name == "Slope":
+        run((A, B, other, out), size, (0.7,))
+        close(out, C * DERIVATIVE[act](0.7 * other))
+    elif name == "Store":
+        before = out.copy()
+        run((A, B, out), (*size, 1), (0.5,))
+        close(out, before + 0.5 * C)
+        run((A, B, out), (*size, 0), (1.0,))
+        close(out, C)
+    elif name == "Link":
+        latents = 2
+        slopes = new(-(-rows // latents), cols + 4)
+        run((A, B, slopes, out, other), (*size, latents, 4), ())
+        close(out, C)
+        close(other, C * np.repeat(slopes[:, 4:], latents, axis=0)[:rows])
+    elif name == "GramSlope":
+        HY, dW = new(cols, rows), new(rows - 1, cols) if rows > 1 else np.empty((0, cols))
+        run((A, B, HY, dW if rows > 1 else None, row), size, ())
+        close(np.vstack([dW, row]), C - HY.T)
+    else:
+        second = new(rows, cols)
+        second[...] = np.abs(second)
+        W, m1, m2, before = out.copy(), other.copy(), second.copy(), new(rows, cols)
+        moments = (other, second) if act is not None and "Adam" in epilogue else (other, None)
+        run((A, B, before, out, *moments, row), (*size, 1), (0.9, 0.8, 1e-3, 0.3, 0.2, 0.5))
+        g = C + before + row * W + (0.3 * W + 0.2 * np.sign(W)) / 5
+        W *= 1 - 0.1 * 0.5
+        if "Adam" in epilogue:
+            m1, m2 = 0.9 * m1 + 0.1 * g, 0.8 * m2 + 0.2 * g * g
+            close(second, m2)
+            close(out, W - 0.2 * m1 / (np.sqrt(m2) * 1.5 + 1e-3))
+        else:
+            m1 = 0.9 * m1 - 0.1 * g
+            close(out, W + m1)
+        close(other, m1)
+
+
+# --- the mathematics of single numbers --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("act", [a for a in Activation if a is not Activation.SOFTMAX], ids=lambda a: a.name)
+def test_activations_over_all_numbers(libraries: Any, act: Activation) -> None:
+    """Values and slopes in float32, from subnormal numbers to those that overflow, within 8 units of the last place."""
+    z = np.concatenate([np.geomspace(1e-44, 3e38, 3000), np.linspace(0.001, 120, 6001), [0.0]]).astype(np.float32)
+    z = np.concatenate([z, -z, np.array([np.nan, np.inf, -np.inf], np.float32)])[None]
+    name, exact = FUNCTORS[act], z.astype(np.float64)
+    with np.errstate(all="ignore"):
+        expected = ACTIVATE[act](exact)
+        kept = z if act.needs_preactivation else expected.astype(np.float32)
+        slope = DERIVATIVE[act](kept.astype(np.float64))
+    for kernel, given, right in ((f"activate<{name}>", z, expected), (f"slopes<{name}>", kept, slope)):
+        actual = elementwise(libraries, kernel, given)
+        with np.errstate(all="ignore"):
+            right32 = right.astype(np.float32)
+        finite = np.isfinite(right32)
+        units = np.spacing(np.abs(right32[finite])).astype(np.float64)
+        error = np.abs(actual[finite].astype(np.float64) - right[finite]) / units
+        # Slopes are differences where tanh is near 1 and where gelu turns: the bound is a unit of 1 there.
+        turns = (kernel[0] == "s") & ((act is not Activation.GELU) | (np.abs(given[finite]) < 2))
+        smallest = np.where(turns, np.spacing(np.float32(1)) / units, 0)
+        assert (error <= 8 + smallest).all(), (given[finite][error.argmax()], error.max())
+        infinite = np.isinf(right32)
+        np.testing.assert_array_equal(actual[infinite], right32[infinite])
+        if kernel[0] == "a":
+            assert np.isnan(actual[np.isnan(given)]).all()
+
+
+def elementwise(libraries: Any, kernel: str, given: Array) -> Array:
+    out = given.copy()
+    operands = np.zeros((), LAUNCH_DTYPE)
+    for to, array in zip(operands["slots"], (out,) if kernel[0] == "a" else (given, out), strict=False):
+        to["data"], to["rows"], to["cols"], to["ld"] = array.ctypes.data, *array.shape, array.shape[1]
+    HostDevice(libraries).graph([Planned(kernel, -(-given.size // 256), 256, operands)], Precision.FLOAT32)()
+    return out
+
+
+# --- lowering ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", HOST_CASES[::3], ids=str)
+def test_operands_lie_inside_their_areas_and_temporaries_apart(case: Case) -> None:
+    arena = Arena(case.plan, 4)
+    for mode in Mode:
+        for op in case.plan.ops:
+            if not op.modes & mode:
+                continue
+            w = Writer(case.plan, case.batch, mode)
+            LOWER[op.code](w, w.operands(op))
+            views = {view for launch in w.launches for view in launch.slots if view is not None}
+            for view in views:
+                extent = (view.rows - 1) * view.ld + view.cols
+                assert view.offset >= 0
+                assert (view.offset + extent) * arena.itemsize <= arena.sizes[view.area], (op.code, view)
+            temporary = sorted(view for view in views if view.area is Area.TEMPORARY)
+            for one, two in pairwise(temporary):
+                assert one.offset + one.rows * one.ld <= two.offset
+            assert all(launch.blocks > 0 and launch.threads % 32 == 0 for launch in w.launches)
+
+
+def test_a_graph_is_captured_once_for_each_number_of_rows(libraries: Any) -> None:
+    case = Case("graphs", network((7, 4, 7)), batch=8, rows=21)
+    program = program_of(libraries, case)
+    for step in range(3):
+        program.train(np.arange(21), Hyper(SEED, 3 * step, np.full(3, 1e-2)))
+    assert set(program._graphs) == {(Mode.TRAIN, 8), (Mode.TRAIN, 5)}
+    assert program.device.n_graphs == 2
+    program.bind(case.data(np.float32).X * 2)
+    program.train(np.arange(16), Hyper(SEED, 9, np.full(2, 1e-2)))
+    assert program.device.n_graphs == 2, "data that is bound anew needs no new graph"
+
+
+def test_steps_of_several_chunks_and_calls_are_the_same(libraries: Any) -> None:
+    case = Case("chunks", network((7, 4, 7), corruption=Corruption.GAUSSIAN, corruption_level=0.1), batch=4, rows=20)
+    n = 2 * CHUNK + 3
+    rows, rates = np.arange(4 * n) % 20, np.linspace(1e-2, 1e-3, n)
+    one, two = program_of(libraries, case), program_of(libraries, case)
+    together = one.train(rows, Hyper(9, 5, rates))
+    apart = [two.train(rows[4 * i : 4 * i + 4], Hyper(9, 5 + i, rates[i : i + 1])) for i in range(n)]
+    np.testing.assert_array_equal(together, np.concatenate(apart))
+    for name, value in one.state().items():
+        assert value.tobytes() == two.state()[name].tobytes()
+    assert len(one.train(rows, Hyper(9, 5 + n, rates), lambda: True)) == CHUNK
+
+
+def test_rows_outside_the_data_are_refused(libraries: Any) -> None:
+    program = program_of(libraries, Case("rows", network((7, 4, 7))))
+    for rows in ([21], [-1], [0, 5, 100]):
+        with pytest.raises(IndexError, match="21 rows"):
+            program.gradient(np.array(rows))
+
+
+def test_state_round_trip(libraries: Any) -> None:
+    case = next(c for c in MODEL_CASES if c.name == "penalty-all")
+    one, two = program_of(libraries, case), program_of(libraries, case)
+    one.train(np.arange(case.rows), Hyper(1, 0, np.full(3, 1e-2)))
+    two.load(one.state())
+    views = two.views()
+    for name, value in one.state().items():
+        np.testing.assert_array_equal(views[name], value)
+    assert one.finite()
+    views["W0"][0, 0] = np.nan
+    assert not two.finite()
+    two.load({name: value for name, value in one.state().items() if "." not in name})
+    assert all(not value.any() for name, value in two.state().items() if "." in name)
+    handed = one.hand_over()
+    assert handed.keys() == views.keys()
+    assert not one.device.memory
+
+
+# --- the checks themselves --------------------------------------------------------------------------------------------
+
+FAULTS = {"strays": "j < cols", "leaves": "not all threads", "skips": "not all threads", "overruns": "size_t(i) < N"}
+FAULTY = ("strays", "leaves", "skips", "races", "meets", "forgets", "overruns")
+
+
+@pytest.fixture(scope="module")
+def faulty(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    try:
+        compiler()
+    except FileNotFoundError as error:
+        pytest.skip(str(error))
+    library = build("faulty.cpp", tmp_path_factory.mktemp("faulty"), Precision.FLOAT32)
+
+    def run(name: str, *, reverse: bool = False) -> tuple[str, Array]:
+        out, error = np.zeros((1, 64), np.float32), ctypes.create_string_buffer(256)
+        operands = np.zeros((), LAUNCH_DTYPE)
+        slot = operands["slots"][0]
+        slot["data"], slot["rows"], slot["cols"], slot["ld"] = out.ctypes.data, 1, 64, 64
+        where = ctypes.c_void_p(operands.ctypes.data)
+        library.run(FAULTY.index(name), 64, where, int(reverse), error, len(error))
+        return error.value.decode(), out
+
+    return run
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_fault_ends_the_launch(faulty: Any, name: str) -> None:
+    error, _ = faulty(name)
+    assert FAULTS[name] in error, error
+    assert faulty("meets")[0] == "", "the next launch begins afresh"
+
+
+def test_a_missing_barrier_and_unwritten_memory_show(faulty: Any) -> None:
+    expected = np.arange(64)[None, ::-1]
+    for reverse in (False, True):
+        np.testing.assert_array_equal(faulty("meets", reverse=reverse)[1], expected)
+    assert faulty("races")[1].tobytes() != faulty("races", reverse=True)[1].tobytes()
+    assert np.isnan(faulty("forgets")[1]).all()
+
+
+def test_a_launch_that_fails_names_its_kernel(libraries: Any) -> None:
+    bench = Bench(libraries)
+    x = bench.matrix(2, 3, np.random.default_rng(0))
+    with pytest.raises(LaunchError, match=r"copy: .*op\.h"):
+        bench.run("copy", 1, (x, x[:1]), (), (), 2)
+
+
+def test_writes_behind_the_memory_are_found(libraries: Any) -> None:
+    device = HostDevice(libraries)
+    address = device.allocate(10)
+    ctypes.memset(address + 10, 0, 1)
+    with pytest.raises(AssertionError, match="behind"):
+        device.free(address)
+
+
+def test_views_are_parts_of_an_area() -> None:
+    assert View(Area.WORK, 10, 4, 5, 16).part(3, 2, 2, 4) == View(Area.WORK, 13, 2, 2, 4)
+
+
+# --- probing ----------------------------------------------------------------------------------------------------------
+
+
+class Runtime:
+    """What `probe` asks of CuPy's runtime."""
+
+    def __init__(self, driver: int, devices: int = 1, capability: tuple[int, int] = (9, 0)) -> None:
+        self.driver, self.devices, self.capability = driver, devices, capability
+
+    def driverGetVersion(self) -> int:
+        return self.driver
+
+    def getDeviceCount(self) -> int:
+        if self.devices < 0:
+            raise RuntimeError("cudaErrorNoDevice: no CUDA-capable device is detected")
+        return self.devices
+
+    def getDeviceProperties(self, device: int) -> dict[str, Any]:
+        return {"name": b"GPU", "major": self.capability[0], "minor": self.capability[1]}
+
+
+@pytest.mark.parametrize(
+    ("runtime", "reason"),
+    [
+        (None, r"CuPy is missing: pip install 'narrows\[cuda12\]'"),
+        (Runtime(0), "no NVIDIA driver"),
+        (Runtime(11080), r"the driver is of CUDA 11\.8: it must be 12\.0 or newer"),
+        (Runtime(12040, 0), "no NVIDIA GPU"),
+        (Runtime(12040, -1), "no NVIDIA GPU: RuntimeError: cudaErrorNoDevice"),
+        (Runtime(12040, 1, (7, 0)), r"GPU has compute capability 7\.0: it must be 7\.5 or newer"),
+    ],
+    ids=str,
+)
+def test_what_is_missing_is_said(monkeypatch: pytest.MonkeyPatch, runtime: Any, reason: str) -> None:
+    with_cupy(monkeypatch, runtime)
+    found = cuda.probe()
+    assert not found.ok
+    assert re.match(reason, found.reason)
+
+
+def test_a_gpu_that_is_new_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_cupy(monkeypatch, Runtime(12090))
+    assert cuda.probe() == (True, "GPU, CUDA 12.9")
+
+
+def with_cupy(monkeypatch: pytest.MonkeyPatch, runtime: Any) -> None:
+    cupy = None if runtime is None else SimpleNamespace(cuda=SimpleNamespace(runtime=runtime))
+    monkeypatch.setattr(cuda, "find_spec", lambda name: cupy)
+    monkeypatch.setattr(importlib, "import_module", lambda name: cupy)
+
+
+def test_every_op_has_launches_and_the_backend_waits_for_a_gpu() -> None:
+    assert cuda.own_ops() == frozenset(OpCode)
+    assert "cuda" not in BACKENDS
