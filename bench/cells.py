@@ -22,7 +22,7 @@ from typing import Any
 
 import page
 from cell_models import MODELS
-from harness import RESULTS, Worker, lock, prepare
+from harness import RESULTS, Worker, arguments, lock, prepared, store
 from narrows import __version__
 from narrows.benchmark import machine
 
@@ -48,24 +48,17 @@ def versions() -> dict[str, str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__, OUT, " while a model is measured")
     parser.add_argument("--sets", default=",".join(SETS))
     parser.add_argument("--models", default=",".join(MODELS))
     parser.add_argument("--epochs", type=int, default=100)
-    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--data", type=Path, default=os.environ.get("NARROWS_DATA"))
-    parser.add_argument("--out", type=Path, default=OUT)
-    parser.add_argument("--lock", type=Path, help="file to hold a lock on while a model is measured, as flock(1) does")
-    options = parser.parse_args()
+    options = prepared(parser)
     sets = chosen(parser, "--sets", options.sets, SETS)
     models = chosen(parser, "--models", options.models, tuple(MODELS))
     if options.data is None:
         parser.error("--data or NARROWS_DATA must name the folder of the data sets")
-    try:
-        prepare(options.threads)
-    except ValueError as error:
-        parser.error(str(error))
     report: dict[str, Any] = json.loads(options.out.read_text()) if options.out.exists() else {"sets": {}}
     report |= {"machine": machine(), "threads": options.threads, "versions": versions()}
     for name in sets:
@@ -85,7 +78,7 @@ def main() -> None:
             found |= {"date": date.today().isoformat(), "seed": options.seed}
             report["sets"].setdefault(name, {})[model] = found
             print(name, model, found, flush=True)
-            options.out.write_text(json.dumps(report, indent=1) + "\n")
+            store(report, options.out)
     if options.out == OUT:
         page.write()
 

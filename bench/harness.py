@@ -187,8 +187,13 @@ def arguments(doc: str | None, out: Path, held: str) -> argparse.ArgumentParser:
 def compared(doc: str | None, out: Path, held: str, rounds: int) -> argparse.Namespace:
     """The options of a script that compares libraries, for whose --threads this process is now prepared."""
     parser = arguments(doc, out, held)
-    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=rounds)
+    return prepared(parser)
+
+
+def prepared(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """The options of a parser that is given --threads, for which this process is now prepared."""
+    parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     try:
         prepare(options.threads)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import page
-from harness import RESULTS, about, arguments, lock, prepare, store
+from harness import RESULTS, about, arguments, lock, prepared, store
 
 OUT = RESULTS / "scaling.json"
 MODEL = ("--estimator", "count", "--loss", "nb", "--hidden", "128", "--components", "32", "--batch-size", "512")
@@ -70,12 +70,7 @@ def main() -> None:
     parser.add_argument("--cells", default="10000,50000,200000")
     parser.add_argument("--genes", type=int, default=20000)
     parser.add_argument("--max-memory", default="3GB")
-    parser.add_argument("--threads", type=int, default=2)
-    options = parser.parse_args()
-    try:
-        prepare(options.threads)
-    except ValueError as error:
-        parser.error(str(error))
+    options = prepared(parser)
     report = about(options) | {"genes": options.genes, "max_memory": options.max_memory, "jobs": []}
     options.folder.mkdir(parents=True, exist_ok=True)
     for cells in map(int, options.cells.split(",")):
