@@ -156,9 +156,9 @@ def test_dry_run_writes_nothing(tmp_path, capsys):
 
 def test_too_little_memory_names_what_would_do(npy, tmp_path, line):
     assert narrows("fit", npy, "--out", tmp_path / "o", *SMALL, "--max-memory", "20MB") == 6
-    least = re.search(r"at least (\d+) MB", line()).group(1)
+    least = re.search(r"at least ([\d.]+ [MG]B)", line()).group(1)
     assert not (tmp_path / "o").exists()
-    assert narrows("fit", npy, "--out", tmp_path / "o", *SMALL, "--max-memory", f"{least}MB") == 0
+    assert narrows("fit", npy, "--out", tmp_path / "o", *SMALL, "--max-memory", least) == 0
     assert narrows("encode", tmp_path / "o", npy, "-o", tmp_path / "z.npy", "--max-memory", "1MB", "--quiet") == 6
 
 
