@@ -22,7 +22,7 @@ from typing import Any
 
 import page
 from cell_models import MODELS
-from harness import RESULTS, Worker, arguments, lock, prepared, store
+from harness import RESULTS, Worker, arguments, lock, prepared, script, store
 from narrows import __version__
 from narrows.benchmark import machine
 
@@ -84,7 +84,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except RuntimeError as error:
-        sys.exit(f"error: {error}")
+    script(main)

@@ -227,9 +227,9 @@ class Contender(Protocol):
         """Milliseconds."""
 
 
-def script(main: Callable[[], None], contender: Callable[[], Contender]) -> None:
+def script(main: Callable[[], None], contender: Callable[[], Contender] | None = None) -> None:
     """Run a script that compares libraries, or, where a `Worker` has started it, one of its contenders."""
-    if sys.argv[1:] == ["--serve"]:
+    if contender is not None and sys.argv[1:] == ["--serve"]:
         runs = contender()
         serve({"start": runs.start, "turn": runs.turn})
         return

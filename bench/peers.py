@@ -21,7 +21,6 @@ import importlib.util
 import inspect
 import json
 import statistics
-import sys
 from contextlib import ExitStack
 from datetime import date
 from pathlib import Path
@@ -29,7 +28,7 @@ from typing import Any
 
 import page
 from contenders import TAKING_PART
-from harness import RESULTS, Worker, interleaved, lock, prepare, spread
+from harness import RESULTS, Worker, interleaved, lock, prepare, script, spread, store
 from narrows import __version__
 from narrows.backends import compile_plan, probe, resolve
 from narrows.benchmark import machine
@@ -217,14 +216,10 @@ def main() -> None:
     report["cases"] = {name: report["cases"][name] for name in order}
     report["overall"] = overall(report["cases"])
     print("overall", report["overall"])
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(report, indent=1) + "\n")
+    store(report, options.out)
     if options.out == OUT:
         page.write()
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except RuntimeError as error:
-        sys.exit(f"error: {error}")
+    script(main)

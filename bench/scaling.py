@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import page
-from harness import RESULTS, about, arguments, lock, prepared, store
+from harness import RESULTS, about, arguments, lock, prepared, script, store
 
 OUT = RESULTS / "scaling.json"
 MODEL = ("--estimator", "count", "--loss", "nb", "--hidden", "128", "--components", "32", "--batch-size", "512")
@@ -84,7 +84,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except RuntimeError as error:
-        sys.exit(f"error: {error}")
+    script(main)

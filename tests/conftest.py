@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import signal
+from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -70,3 +72,15 @@ def line(capsys, monkeypatch):
         return out.err
 
     return read
+
+
+@pytest.fixture(scope="session")
+def libraries(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The CUDA kernels as host code, compiled for a precision when first asked for; see `cuda_device.build`."""
+    from cuda_device import build, compiler
+
+    try:
+        compiler()
+    except FileNotFoundError as error:
+        pytest.skip(str(error))
+    return cache(partial(build, "host.cpp", tmp_path_factory.mktemp("cuda_host")))

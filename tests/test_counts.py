@@ -136,10 +136,11 @@ def test_dispersions_beyond_the_limit_are_at_the_limit() -> None:
         assert np.isfinite(other[1]).all()
 
 
+@pytest.mark.parametrize("backend", sorted({BACKEND, "numba"}))
 @pytest.mark.parametrize("index", [np.int32, np.int64])
 @pytest.mark.parametrize("value", [np.float32, np.float64])
-def test_targets_are_read_as_they_lie(index: Any, value: Any) -> None:
-    """Unsorted columns, and several values of one, which add up; more of them than there are columns."""
+def test_targets_are_read_as_they_lie(backend: str, index: Any, value: Any) -> None:
+    """Unsorted columns, stored zeros, and several values of one, which add up; more of them than there are columns."""
     rng = np.random.default_rng(5)
     case = Case("csr", network((9, 4, 33), output=Activation.SOFTMAX, loss=Loss.ZINB, separate_target=True), rows=21)
     counts = np.full(21, 40)
@@ -153,7 +154,7 @@ def test_targets_are_read_as_they_lie(index: Any, value: Any) -> None:
     strided[...] = dense
     found = []
     for target in (loose, sorted_, dense, np.asfortranarray(dense), strided):
-        program = compile_plan(case.plan, BACKEND, n_threads=1)
+        program = compile_plan(case.plan, backend, n_threads=1)
         program.load(case.state(np.float32))
         X = case.data(np.float32).X
         program.bind(X, target)

@@ -9,14 +9,13 @@ import contextlib
 import ctypes
 import importlib.util
 import logging
-from functools import cache, partial
 from typing import Any
 
 import numpy as np
 import pytest
 
 from cases import Case, network
-from cuda_device import HostDevice, build, compiler
+from cuda_device import HostDevice
 from narrows.backends import Hyper
 from narrows.backends.cuda import device as module
 from narrows.backends.cuda.device import CupyDevice
@@ -26,15 +25,6 @@ from narrows.backends.cuda.table import KERNELS
 from narrows.errors import MissingExtraError, OutOfMemoryError
 from narrows.plan import Activation, Loss, Mode, Precision
 from test_backends import assert_close, reference_of, tolerance
-
-
-@pytest.fixture(scope="module")
-def libraries(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    try:
-        compiler()
-    except FileNotFoundError as error:
-        pytest.skip(str(error))
-    return cache(partial(build, "host.cpp", tmp_path_factory.mktemp("cuda_device")))
 
 
 class FakeCupy:

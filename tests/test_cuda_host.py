@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 import importlib
 import re
-from functools import cache, partial
+from functools import partial
 from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
@@ -21,7 +21,7 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from cases import CASES, GRAM_CASES, MODEL_CASES, SHAPE_CASES, SPARSE_CASES, Case, network
-from cuda_device import HostDevice, LaunchError, build, check_agreement, compiler, program_on
+from cuda_device import HostDevice, LaunchError, build, check_agreement, program_on
 from narrows import philox
 from narrows.backends import BACKENDS, Hyper, cuda
 from narrows.backends.cuda.launches import Area, View, Writer
@@ -34,16 +34,6 @@ from oracle import SEED, STEP, away_from_kinks
 from test_backends import assert_close, dtypes, inference, reference_of
 
 Array = NDArray[Any]
-
-
-@pytest.fixture(scope="module")
-def libraries(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """The kernels, compiled for a precision when first asked for."""
-    try:
-        compiler()
-    except FileNotFoundError as error:
-        pytest.skip(str(error))
-    return cache(partial(build, "host.cpp", tmp_path_factory.mktemp("cuda_host")))
 
 
 def program_of(libraries: Any, case: Case, dtype: Any = np.float32, *, reverse: bool = False, **bound: Any) -> Any:
@@ -377,11 +367,7 @@ FAULTY = ("strays", "leaves", "skips", "races", "meets", "forgets", "overruns")
 
 
 @pytest.fixture(scope="module")
-def faulty(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    try:
-        compiler()
-    except FileNotFoundError as error:
-        pytest.skip(str(error))
+def faulty(libraries: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
     library = build("faulty.cpp", tmp_path_factory.mktemp("faulty"), Precision.FLOAT32)
 
     def run(name: str, *, reverse: bool = False) -> tuple[str, Array]:

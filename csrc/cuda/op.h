@@ -1,8 +1,8 @@
 // What a kernel is handed: the operands of one launch, and the step and the data behind them.
 //
-// Promises: the layout is that of LAUNCH_DTYPE, STEP_DTYPE and SOURCE_DTYPE in python/narrows/backends/launches.py (the
-// sizes are compared when this is compiled). What changes from step to step is behind `step` and `sources`, so that a
-// launch can be captured once and replayed.
+// Promises: the layout is that of LAUNCH_DTYPE, STEP_DTYPE and SOURCE_DTYPE in python/narrows/backends/cuda/table.py
+// (the sizes are compared when this is compiled). What changes from step to step is behind `step` and `sources`, so
+// that a launch can be captured once and replayed.
 
 #pragma once
 

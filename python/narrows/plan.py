@@ -483,8 +483,7 @@ VARIANCE_FLOOR = 1e-6
 
 DISPERSION_PACE = 30.0
 """The logarithm of a feature's inverse dispersion, by the parameter that holds it. Adam moves parameters by about the
-learning rate in a step; these have further to go than weights, and alone, so they go faster. Negative binomial
-models of pbmc4k and worm_neuron have a better likelihood of held-out cells than with 1 or 10, after as many epochs."""
+learning rate in a step; these have further to go than weights, and alone, so they go faster."""
 
 LOG_DISPERSION_LIMIT = 14.0
 """Logarithms of inverse dispersions count as far as this to either side; from there on nothing can be told of them."""

@@ -303,6 +303,7 @@ def counts(
     scale: float,
 ) -> None:
     y = sparse_rows(run.sources[source][run.rows])
+    y.eliminate_zeros()  # of rows that were copied
     n, T, softmax = y.shape[1], z.dtype.type, activation == Activation.SOFTMAX
     sums = np.zeros(n, T)
     numba_counts.count_rows(loss, softmax, bool(by_cell))(

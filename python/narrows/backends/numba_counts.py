@@ -134,7 +134,7 @@ def _within(tau: Any) -> Any:
 
 @cache
 def count_rows(loss: int, softmax: bool, by_cell: bool) -> _Kernel:
-    """Losses of rows of counts, CSR of increasing columns.
+    """Losses of rows of counts, CSR of increasing columns without stored zeros.
 
     What z holds of a feature, the logit of its mean, log theta by cell, the logit of dropout, becomes gradients times
     the row's scale if `learn`. `factors` are the sums of the rows' counts, for the exponential link over that of
@@ -176,9 +176,6 @@ def count_rows(loss: int, softmax: bool, by_cell: bool) -> _Kernel:
 
             for k in range(count):
                 y, j = np.float64(data[first + k]), indices[first + k]
-                if y == 0:
-                    found[0, k] = np.nan
-                    continue
                 old = _zero(factor * means[j], theta[j], inverse[j], zetas[j], loss)
                 log_mu, log_theta = np.float64(logits[j]) + shift, np.float64(_within(taus[j])) if dispersed else 0.0
                 new = _count(y, log_mu, log_theta, np.float64(zetas[j]), loss)
@@ -206,8 +203,6 @@ def count_rows(loss: int, softmax: bool, by_cell: bool) -> _Kernel:
                 continue
 
             for k in range(count):
-                if np.isnan(found[0, k]):
-                    continue
                 j = indices[first + k]
                 slopes[j] = found[0, k]
                 if dropout:
