@@ -14,7 +14,9 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -129,13 +131,25 @@ class HostDevice:
         The kernels of a precision (see `build`).
     reverse : bool
         Whether blocks and threads take turns from the last to the first.
+    late : bool
+        Whether what may be done later is done when it is waited for, and no earlier.
+    memory_left : int
+        What `free_memory` says.
     """
 
     guard = 256
 
-    def __init__(self, libraries: Callable[[Precision], ctypes.CDLL], reverse: bool = False) -> None:
-        self.libraries, self.reverse = libraries, reverse
+    def __init__(
+        self,
+        libraries: Callable[[Precision], ctypes.CDLL],
+        reverse: bool = False,
+        late: bool = False,
+        memory_left: int = 2**40,
+    ) -> None:
+        self.libraries, self.reverse, self.late, self.memory_left = libraries, reverse, late, memory_left
         self.memory: dict[int, Any] = {}
+        self.to_do: list[Callable[[], None]] = []
+        self.done = 0
         self.launched: set[str] = set()
         self.n_graphs = 0
 
@@ -146,6 +160,7 @@ class HostDevice:
         return address
 
     def free(self, address: int) -> None:
+        self.catch_up()
         inside, _, size = self.memory.pop(address)
         assert (inside[size:] == GARBAGE).all(), "a write behind the memory"
 
@@ -155,11 +170,48 @@ class HostDevice:
                 return inside[address - begin : address - begin + size]
         raise AssertionError(f"{size} bytes at {address} are not the device's")
 
+    def free_memory(self) -> int:
+        return self.memory_left
+
+    def pinned(self, size: int) -> Any:
+        return np.full(size, GARBAGE, np.uint8)
+
     def upload(self, address: int, data: Any) -> None:
-        self._inside(address, data.nbytes)[...] = np.ascontiguousarray(data).reshape(-1).view(np.uint8)
+        self.catch_up()
+        self._copy_to(address, np.ascontiguousarray(data).reshape(-1).view(np.uint8))
 
     def download(self, address: int, out: Any) -> None:
-        out.reshape(-1).view(np.uint8)[...] = self._inside(address, out.nbytes)
+        self.catch_up()
+        self._copy_from(address, out.reshape(-1).view(np.uint8))
+
+    def send(self, address: int, pinned: Any) -> None:
+        self._do(lambda: self._copy_to(address, pinned))
+
+    def send_ahead(self, address: int, pinned: Any) -> None:
+        self._do(lambda: self._copy_to(address, pinned))
+
+    def fetch(self, address: int, pinned: Any) -> None:
+        self._do(lambda: self._copy_from(address, pinned))
+
+    def _copy_to(self, address: int, data: Any) -> None:
+        self._inside(address, data.nbytes)[...] = data
+
+    def _copy_from(self, address: int, out: Any) -> None:
+        out[...] = self._inside(address, out.nbytes)
+
+    def _do(self, work: Callable[[], None]) -> None:
+        self.to_do.append(work)
+        if not self.late:
+            self.catch_up()
+
+    def catch_up(self, until: int | None = None) -> None:
+        """Do what has been asked for, or the first so many calls of it."""
+        while self.to_do and (until is None or self.done < until):
+            self.done += 1
+            self.to_do.pop(0)()
+
+    def mark(self) -> Any:
+        return SimpleNamespace(wait=partial(self.catch_up, self.done + len(self.to_do)))
 
     def view(self, address: int, shape: tuple[int, int], ld: int, dtype: Any) -> Any:
         memory = self._inside(address, shape[0] * ld * np.dtype(dtype).itemsize).view(dtype)
@@ -181,4 +233,4 @@ class HostDevice:
             if failed >= 0:
                 raise LaunchError(f"{planned[failed].kernel}: {error.value.decode()}")
 
-        return run
+        return partial(self._do, run)

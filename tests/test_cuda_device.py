@@ -9,6 +9,7 @@ import contextlib
 import ctypes
 import importlib.util
 import logging
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ import pytest
 from cases import Case, network
 from cuda_device import HostDevice
 from narrows.backends import Hyper
+from narrows.backends.cuda import data
 from narrows.backends.cuda import device as module
 from narrows.backends.cuda.device import CupyDevice
 from narrows.backends.cuda.nvrtc import digest
@@ -33,6 +35,7 @@ class FakeCupy:
     def __init__(self, libraries: Any, capacity: int = 2**30, captures: bool = True) -> None:
         self.host, self.calls, self.left, self.captures = HostDevice(libraries), [], capacity, captures
         self.capturing: list[Planned] | None = None
+        self.n_streams = 0
         self.cuda = self
         self.memory = self
         self.runtime = self
@@ -55,7 +58,16 @@ class FakeCupy:
         outer = self
 
         class Stream(contextlib.nullcontext):
-            ptr = 7
+            def __init__(self) -> None:
+                super().__init__()
+                outer.n_streams += 1
+                self.ptr = 6 + outer.n_streams
+
+            def record(self) -> Any:
+                return SimpleNamespace(synchronize=lambda: None, stream=self.ptr)
+
+            def wait_event(self, event: Any) -> None:
+                outer.calls.append(("wait", self.ptr, event.stream))
 
             def synchronize(self) -> None:
                 assert outer.capturing is None, "waiting while capturing"
@@ -96,14 +108,17 @@ class FakeCupy:
         return Pointer(address)
 
     def memcpyAsync(self, to: int, origin: int, size: int, kind: int, stream: int) -> None:
-        assert stream == 7
+        assert stream in (7, 8)
         assert self.capturing is None, "a copy while capturing"
         self.host._inside(to if kind == self.memcpyHostToDevice else origin, size)
         ctypes.memmove(to, origin, size)
 
+    def alloc_pinned_memory(self, size: int) -> Any:
+        return bytearray(size)
+
     # cupy
-    def ndarray(self, shape: Any, dtype: Any, pointer: int, strides: Any) -> Any:
-        return self.host.view(int(pointer), shape, strides[0] // np.dtype(dtype).itemsize, dtype)
+    def get_default_memory_pool(self) -> Any:
+        return SimpleNamespace(free_bytes=lambda: 0)
 
     def RawModule(self, code: str, options: tuple[str, ...], name_expressions: tuple[str, ...]) -> Any:
         assert "#include" in code
@@ -149,7 +164,7 @@ def check_training(program: CudaProgram) -> None:
         np.testing.assert_allclose(program.train(np.arange(21), hyper), expected, rtol=tolerance(CASE, np.float32))
     for name, value in reference.state().items():
         if "." not in name:
-            assert_close(np.asarray(program.views()[name]), value, tolerance(CASE, np.float32), name)
+            assert_close(program.views()[name], value, tolerance(CASE, np.float32), name)
     codes = program.apply(CASE.data(np.float32).X, Mode.ENCODE)
     assert_close(codes, reference.apply(CASE.data().X, Mode.ENCODE), tolerance(CASE, np.float32))
 
@@ -166,6 +181,15 @@ def test_steps_are_graphs_captured_once(libraries: Any, monkeypatch: pytest.Monk
     assert len(compiled) == len(set(compiled)), "a kernel is compiled once"
     program.close()
     assert not fake.host.memory
+
+
+def test_data_that_stay_on_the_host_are_copied_on_a_stream_of_their_own(
+    libraries: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = FakeCupy(libraries)
+    monkeypatch.setattr(data, "RESIDENT_SHARE", 0)
+    check_training(program_on(fake, monkeypatch))
+    assert ("wait", 7, 8) in fake.calls, "launches wait for what is copied ahead of them"
 
 
 def test_without_graphs_it_says_so_once(
@@ -194,7 +218,10 @@ def test_without_cupy_the_extra_is_named() -> None:
 def test_the_names_exist_in_cupy() -> None:
     cupy = pytest.importorskip("cupy", reason="CuPy is not installed")
     for owner, names in (
-        (cupy.cuda.Stream, ("begin_capture", "end_capture", "synchronize")),
+        (cupy.cuda.Stream, ("begin_capture", "end_capture", "synchronize", "record", "wait_event")),
+        (cupy.cuda.Event, ("synchronize",)),
+        (cupy.cuda, ("alloc", "alloc_pinned_memory")),
+        (cupy, ("get_default_memory_pool",)),
         (cupy.cuda.Graph, ("launch",)),
         (cupy.cuda.Device, ("mem_info",)),
         (cupy.cuda.runtime, ("memcpyAsync", "memcpyHostToDevice", "memcpyDeviceToHost", "driverGetVersion")),

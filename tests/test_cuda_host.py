@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib
+import logging
 import re
 from functools import partial
 from itertools import pairwise
@@ -24,9 +25,11 @@ from cases import CASES, GRAM_CASES, MODEL_CASES, SHAPE_CASES, SPARSE_CASES, Cas
 from cuda_device import HostDevice, LaunchError, build, check_agreement, program_on
 from narrows import philox
 from narrows.backends import BACKENDS, Hyper, cuda
+from narrows.backends.cuda import data as data_module
+from narrows.backends.cuda.data import CHUNK
 from narrows.backends.cuda.launches import Area, View, Writer
 from narrows.backends.cuda.lowering import LOWER, launches
-from narrows.backends.cuda.program import CHUNK, Arena, Planned
+from narrows.backends.cuda.program import GRAPH_STEPS, Arena, Planned
 from narrows.backends.cuda.table import FUNCTORS, KERNELS, LAUNCH_DTYPE, STEP_DTYPE
 from narrows.backends.reference import ACTIVATE, DERIVATIVE, ReferenceProgram
 from narrows.plan import Activation, Corruption, Loss, Mode, OpCode, Precision, Solver
@@ -80,7 +83,7 @@ def test_every_kernel_that_the_table_names_is_asked_for_or_tested_alone(librarie
     }
     assert asked <= set(KERNELS)
     alone = {kernel for kernel in KERNELS if kernel.startswith("gemm<")}
-    assert set(KERNELS) - asked - alone <= {"begin_step", "end_step", "activate<Linear>"}
+    assert set(KERNELS) - asked - alone <= {"begin_step", "end_step", "not_finite", "activate<Linear>"}
 
 
 def bits(libraries: Any, case: Case, *, reverse: bool = False) -> list[bytes]:
@@ -315,7 +318,7 @@ def test_a_graph_is_captured_once_for_each_number_of_rows(libraries: Any) -> Non
     program = program_of(libraries, case)
     for step in range(3):
         program.train(np.arange(21), Hyper(SEED, 3 * step, np.full(3, 1e-2)))
-    assert set(program._graphs) == {(Mode.TRAIN, 8), (Mode.TRAIN, 5)}
+    assert set(program._graphs) == {(Mode.TRAIN, 8, 1), (Mode.TRAIN, 5, 1)}
     assert program.device.n_graphs == 2
     program.bind(case.data(np.float32).X * 2)
     program.train(np.arange(16), Hyper(SEED, 9, np.full(2, 1e-2)))
@@ -335,6 +338,67 @@ def test_steps_of_several_chunks_and_calls_are_the_same(libraries: Any) -> None:
     assert len(one.train(rows, Hyper(9, 5 + n, rates), lambda: True)) == CHUNK
 
 
+STREAMED = (
+    Case("dense", network((33, 9, 33), separate_target=True, weighted=True), batch=4, rows=41),
+    *(case for case in (*SPARSE_CASES[:6], *GRAM_CASES[:3])),
+)
+
+
+@pytest.mark.parametrize("case", STREAMED, ids=str)
+def test_data_that_stay_on_the_host_change_no_bit(
+    libraries: Any, case: Case, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Chunks of one step and of several; nothing is read or written before the device has come to it."""
+    hyper = Hyper(SEED, STEP, np.full(2 * -(-case.rows // case.batch), 1e-2))
+    rows = np.concatenate([np.random.default_rng(i).permutation(case.rows) for i in range(2)])
+    data, expected = case.data(np.float32), None
+    for left, most in ((2**40, data_module.STAGED_BYTES), (0, 1), (0, 3000), (0, data_module.STAGED_BYTES)):
+        monkeypatch.setattr(data_module, "STAGED_BYTES", most)
+        program = program_on(HostDevice(libraries, late=left == 0, memory_left=left), case)
+        with caplog.at_level(logging.INFO, "narrows"):
+            program.bind(*data)
+        assert ("stay on the host" in caplog.text) == (left == 0)
+        terms = program.train(rows, hyper)
+        found = [terms, *program.state().values(), *program.gradient(rows[:3], SEED, STEP)[1].values()]
+        found += [program.apply(data.X, mode, data.target, data.batch) for mode in inference]
+        program.close()
+        assert not program.device.memory
+        bits = [np.ascontiguousarray(part).tobytes() for part in found]
+        expected = expected or bits
+        assert bits == expected, (left, most)
+
+
+def test_chunks_follow_one_another_without_waiting(libraries: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a device that does nothing before it is waited for, two chunks are under way at a time."""
+    case = Case("chunks", network((7, 4, 7)), batch=4, rows=20)
+    device = HostDevice(libraries, late=True)
+    program = program_on(device, case)
+    waiting = []
+    n = 4 * CHUNK + 1
+    program.train(
+        np.arange(4 * n) % 20, Hyper(9, 5, np.full(n, 1e-3)), lambda: waiting.append(len(device.to_do)) is not None
+    )
+    one, *more = waiting
+    assert one == 2 + CHUNK // GRAPH_STEPS, "a message, graphs of several steps, and what they report"
+    assert more[:-1] == [2 * one] * 3
+
+
+def test_a_run_that_ends_early_leaves_nothing_behind(libraries: Any) -> None:
+    case = Case("chunks", network((7, 4, 7)), batch=4, rows=20)
+    device = HostDevice(libraries, late=True)
+    program, n = program_on(device, case), 3 * CHUNK
+
+    def interrupt() -> bool:
+        raise KeyboardInterrupt
+
+    hyper = Hyper(9, 5, np.full(n, 1e-3))
+    with pytest.raises(KeyboardInterrupt):
+        program.train(np.arange(4 * n) % 20, hyper, interrupt)
+    assert not device.to_do
+    assert len(program.train(np.arange(4 * n) % 20, hyper)) == n
+    assert program.apply(np.empty((0, 7), np.float32), Mode.ENCODE).shape == (0, 4)
+
+
 def test_rows_outside_the_data_are_refused(libraries: Any) -> None:
     program = program_of(libraries, Case("rows", network((7, 4, 7))))
     for rows in ([21], [-1], [0, 5, 100]):
@@ -351,8 +415,14 @@ def test_state_round_trip(libraries: Any) -> None:
     for name, value in one.state().items():
         np.testing.assert_array_equal(views[name], value)
     assert one.finite()
-    views["W0"][0, 0] = np.nan
-    assert not two.finite()
+    for name, bad in (("W0", np.nan), ("b1", np.inf), ("moment2.W1", -np.inf), ("moment1.b0", np.nan)):
+        broken = {name: value.copy() for name, value in views.items()}
+        broken[name][-1, -1] = bad
+        two.load(broken)
+        assert not two.finite(), name
+    two.load(one.state())
+    assert two.finite()
+    assert one.state(optimiser=False).keys() == {name for name in views if "." not in name}
     two.load({name: value for name, value in one.state().items() if "." not in name})
     assert all(not value.any() for name, value in two.state().items() if "." in name)
     handed = one.hand_over()

@@ -204,10 +204,10 @@ class Scripted:
 
     def bind(self, *arrays: Any) -> None: ...
 
-    def views(self) -> dict[str, np.ndarray]:
+    def state(self, *, optimiser: bool = True) -> dict[str, np.ndarray]:
         return {slot.name: np.array([float(len(self.rates))]) for slot in self.plan.parameters}
 
-    hand_over = views
+    hand_over = views = state
 
     def finite(self) -> bool:
         return True
@@ -274,13 +274,13 @@ def test_an_exception_while_an_epoch_begins_keeps_the_last_one() -> None:
     """What an epoch has led to is copied before the next one's first step; until then the program has it."""
 
     class Interrupting(Scripted):
-        def views(self) -> dict[str, np.ndarray]:
+        def state(self, *, optimiser: bool = True) -> dict[str, np.ndarray]:
             if len(self.rates) == 2:
                 raise KeyboardInterrupt
-            return super().views()
+            return super().state()
 
         def hand_over(self) -> dict[str, np.ndarray]:
-            return super().views()
+            return super().state()
 
     program: Any = Interrupting([3.0, 2.0, 1.0])
     trainer = Trainer(program, OneStep(), Options(max_iter=3, seed=0))

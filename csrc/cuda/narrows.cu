@@ -1,5 +1,6 @@
 // All kernels. They are templates; backends/launches.py has the table of their instances.
 
+#include "checks.cuh"
 #include "contractive.cuh"
 #include "counts.cuh"
 #include "gemm.cuh"

@@ -271,8 +271,7 @@ class Trainer:
         s = self.state
         if s.epochs_done and s.good is None:
             # Before the first step: until now the program itself holds what a whole epoch has led to.
-            views, slots = self.program.views(), self.program.plan.parameters
-            self.state = dataclasses.replace(s, good={slot.name: views[slot.name].copy() for slot in slots})
+            self.state = dataclasses.replace(s, good=self.program.state(optimiser=False))
         with contextlib.closing(self._loaded(list(self._left()))) as blocks:
             for rows, arrays in blocks:
                 if arrays is not self._bound:

@@ -34,6 +34,7 @@ __all__ = [
     "Program",
     "all_finite",
     "compile_plan",
+    "copies",
     "own_ops",
     "probe_all",
     "resolve",
@@ -93,11 +94,12 @@ class Program(Protocol):
     def load(self, state: Mapping[str, NDArray[Any]]) -> None:
         """Set parameters, and optimiser state where present (zero otherwise)."""
 
-    def state(self) -> State:
-        """Copies of parameters and optimiser state."""
+    def state(self, *, optimiser: bool = True) -> State:
+        """Copies of parameters and, if it is wanted, of optimiser state."""
 
     def views(self) -> State:
-        """Parameters and optimiser state themselves, which change with the program; valid until it is closed."""
+        """Parameters and optimiser state, not copied if they lie in this machine's memory, where they change with the
+        program; valid until it is closed."""
 
     def finite(self) -> bool:
         """Whether all parameters and all optimiser state are finite."""
@@ -168,6 +170,11 @@ def told_apart(spec: NetworkSpec, X: Any) -> tuple[Any, NDArray[Any] | None]:
     if isinstance(X, Shifted):
         return X.rows, X.shift.reshape(1, -1)
     return X, np.zeros((1, spec.n_features))
+
+
+def copies(views: State, optimiser: bool) -> State:
+    """Of parameters and, if it is wanted, of optimiser state."""
+    return {name: view.copy() for name, view in views.items() if optimiser or "." not in name}
 
 
 def all_finite(*arrays: NDArray[Any]) -> bool:

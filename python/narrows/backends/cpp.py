@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..plan import FROM_CODES, Mode, OpCode, Plan, Precision
-from . import BATCH, SHIFT, Hyper, Probe, State, all_finite, sparse_rows, told_apart
+from . import BATCH, SHIFT, Hyper, Probe, State, all_finite, copies, sparse_rows, told_apart
 
 __all__ = ["CppProgram", "compile", "isa", "native_bfloat16", "own_ops", "probe", "probe_machine"]
 
@@ -130,8 +130,8 @@ class CppProgram:
                 view[...] = 0
         self._untouched = False
 
-    def state(self) -> State:
-        return {name: view.copy() for name, view in self.views().items()}
+    def state(self, *, optimiser: bool = True) -> State:
+        return copies(self.views(), optimiser)
 
     def views(self) -> State:
         if not self._views:

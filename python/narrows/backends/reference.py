@@ -46,7 +46,7 @@ from ..plan import (
     padded,
     segments,
 )
-from . import BATCH, SHIFT, Hyper, Probe, State, all_finite, sparse_rows, told_apart
+from . import BATCH, SHIFT, Hyper, Probe, State, all_finite, copies, sparse_rows, told_apart
 from .convolution import OUT_LAST, Images, greatest, pixels, windows
 
 __all__ = ["OPS", "ReferenceProgram", "Run", "compile", "probe"]
@@ -1148,8 +1148,8 @@ class ReferenceProgram:
             for name, view in self._moments(slot).items():
                 view[...] = np.reshape(state[name], view.shape) if name in state else 0
 
-    def state(self) -> State:
-        return {name: view.copy() for name, view in self.views().items()}
+    def state(self, *, optimiser: bool = True) -> State:
+        return copies(self.views(), optimiser)
 
     def views(self) -> State:
         out: State = {}

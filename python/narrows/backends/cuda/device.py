@@ -1,6 +1,6 @@
 """A GPU through CuPy, as `program.Device` has it.
 
-Promises: one stream of its own, so that nothing here waits for another library's work; kernels are compiled once for a
+Promises: streams of its own, so that nothing here waits for another library's work; kernels are compiled once for a
 device and kept in CuPy's cache on disk, whose key has the digest of their sources; a list of launches becomes a graph.
 Never: touches CuPy's current stream or device outside of a call. It has run on no GPU; the tests run it over a fake.
 """
@@ -18,11 +18,19 @@ from ..._extras import require
 from ...errors import OutOfMemoryError
 from ...plan import Precision
 from .nvrtc import flags, source
-from .program import Planned
+from .program import Mark, Planned
 
 __all__ = ["CupyDevice"]
 
 log = logging.getLogger("narrows")
+
+
+class CupyMark:
+    def __init__(self, event: Any) -> None:
+        self._event = event
+
+    def wait(self) -> None:
+        self._event.synchronize()
 
 
 class CupyDevice:
@@ -43,6 +51,7 @@ class CupyDevice:
         self._eager = False
         with self._device:
             self._stream = self._cupy.cuda.Stream(non_blocking=True)
+            self._copies = self._cupy.cuda.Stream(non_blocking=True)
 
     def allocate(self, size: int) -> int:
         with self._device, self._stream:
@@ -61,25 +70,43 @@ class CupyDevice:
         # The pool hands it out again on this stream alone, so nothing that still runs can lose it.
         del self._memory[address]
 
+    def free_memory(self) -> int:
+        with self._device:
+            return int(self._device.mem_info[0] + self._cupy.get_default_memory_pool().free_bytes())
+
+    def pinned(self, size: int) -> NDArray[Any]:
+        with self._device:
+            memory = self._cupy.cuda.alloc_pinned_memory(max(size, 1))
+        return np.frombuffer(memory, np.uint8, size)
+
     def upload(self, address: int, data: NDArray[Any]) -> None:
-        self._copy(address, data.ctypes.data, data.nbytes, "HostToDevice")
+        self._copy(self._stream, address, data.ctypes.data, data.nbytes, "HostToDevice")
+        self._stream.synchronize()
 
     def download(self, address: int, out: NDArray[Any]) -> None:
-        self._copy(out.ctypes.data, address, out.nbytes, "DeviceToHost")
+        self._copy(self._stream, out.ctypes.data, address, out.nbytes, "DeviceToHost")
+        self._stream.synchronize()
 
-    def _copy(self, to: int, origin: int, size: int, direction: str) -> None:
+    def send(self, address: int, pinned: NDArray[Any]) -> None:
+        self._copy(self._stream, address, pinned.ctypes.data, pinned.nbytes, "HostToDevice")
+
+    def send_ahead(self, address: int, pinned: NDArray[Any]) -> None:
+        self._copy(self._copies, address, pinned.ctypes.data, pinned.nbytes, "HostToDevice")
+        with self._device:
+            self._stream.wait_event(self._copies.record())
+
+    def fetch(self, address: int, pinned: NDArray[Any]) -> None:
+        self._copy(self._stream, pinned.ctypes.data, address, pinned.nbytes, "DeviceToHost")
+
+    def _copy(self, stream: Any, to: int, origin: int, size: int, direction: str) -> None:
         runtime = self._cupy.cuda.runtime
         if size:
             with self._device:
-                runtime.memcpyAsync(to, origin, size, getattr(runtime, f"memcpy{direction}"), self._stream.ptr)
-                self._stream.synchronize()
+                runtime.memcpyAsync(to, origin, size, getattr(runtime, f"memcpy{direction}"), stream.ptr)
 
-    def view(self, address: int, shape: tuple[int, int], ld: int, dtype: Any) -> Any:
-        """An array of CuPy's; it keeps the memory."""
-        itemsize = np.dtype(dtype).itemsize
-        base = max(begin for begin in self._memory if begin <= address)
-        pointer = self._memory[base] + (address - base)
-        return self._cupy.ndarray(shape, dtype, pointer, strides=(ld * itemsize, itemsize))
+    def mark(self) -> Mark:
+        with self._device:
+            return CupyMark(self._stream.record())
 
     def graph(self, planned: Sequence[Planned], precision: Precision) -> Callable[[], None]:
         with self._device, self._stream:

@@ -1,7 +1,8 @@
 """A plan on a device: its memory, its graphs, and the protocol of `backends.Program` over them.
 
 Promises: one allocation holds all of a program but its data; whatever changes from step to step lies in it, so that the
-launches of a number of rows are captured once and replayed; nothing is waited for inside a chunk of steps.
+launches of a number of rows are captured once and replayed; nothing is waited for inside a chunk of steps, and a chunk
+is on its way before what the one before it reports is read.
 Never: knows whose device it is. `Device` is what it needs of one: CuPy's, or a test's.
 """
 
@@ -9,28 +10,32 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from itertools import cycle
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ...plan import FROM_CODES, LEARN, Mode, OpCode, Plan, Precision, Slot
-from .. import BATCH, SHIFT, Hyper, State, all_finite, sparse_rows, told_apart
+from .. import BATCH, Hyper, State
+from .data import CHUNK, LATENT, N_SOURCES, TARGET, WEIGHT, Data, X, data_on
 from .launches import Area, Launch, View
 from .lowering import launches, temporary_size
 from .table import LAUNCH_DTYPE, SOURCE_DTYPE, STEP_DTYPE
 
-__all__ = ["Arena", "CudaProgram", "Device", "Planned"]
+__all__ = ["Arena", "CudaProgram", "Device", "Mark", "Planned"]
 
 Array = NDArray[Any]
 
-CHUNK = 32
-"""Steps between two looks at what they reported, and at the clock."""
 ALIGNMENT = 256
-N_SOURCES = 6
-X, TARGET, WEIGHT, LATENT = range(4)  # and SHIFT and BATCH
-TRAIN_BANK, APPLY_BANK = range(2)
-"""Training keeps its sources bound while other data is applied."""
+GRAPH_STEPS = 8
+"""Steps of training in a graph, where as many of the same size come one after the other: a launch of a graph takes the
+host longer than the device takes for a step of a small network."""
+RESULT_BYTES = 64 * 2**20
+"""Aim for what a chunk of steps gives back to the host."""
+FINITE_BLOCKS, FINITE_THREADS = 256, 256
 
 
 class Planned(NamedTuple):
@@ -40,6 +45,13 @@ class Planned(NamedTuple):
     blocks: int
     threads: int
     operands: Array
+
+
+class Mark(Protocol):
+    """A place in the order of a device's work."""
+
+    def wait(self) -> None:
+        """Until all that came before it is done."""
 
 
 class Device(Protocol):
@@ -53,17 +65,45 @@ class Device(Protocol):
 
     def free(self, address: int) -> None: ...
 
+    def free_memory(self) -> int:
+        """Bytes that could be allocated."""
+
+    def pinned(self, size: int) -> Array:
+        """Bytes on the host that the device reads and writes by itself."""
+
     def upload(self, address: int, data: Array) -> None:
         """Copy a contiguous array there; it may be changed once this returns."""
 
     def download(self, address: int, out: Array) -> None:
         """Wait for all that came before, and copy from there into a contiguous array."""
 
-    def view(self, address: int, shape: tuple[int, int], ld: int, dtype: Any) -> Any:
-        """An array over memory of the device, its rows `ld` elements apart."""
+    def send(self, address: int, pinned: Array) -> None:
+        """Have pinned memory copied there; it must stay as it is until a later mark has been waited for."""
+
+    def send_ahead(self, address: int, pinned: Array) -> None:
+        """As `send`, but beside launches that came before; those that come later wait for it."""
+
+    def fetch(self, address: int, pinned: Array) -> None:
+        """Have pinned memory overwritten from there, before a later mark."""
+
+    def mark(self) -> Mark: ...
 
     def graph(self, planned: Sequence[Planned], precision: Precision) -> Callable[[], None]:
         """What runs these launches, one after the other, as often as it is called."""
+
+
+@cache
+def control_dtype(batch: int) -> np.dtype[Any]:
+    """What a chunk of steps is told: where its data lie, and for each step its record and its rows."""
+    return np.dtype(
+        [
+            ("sources", SOURCE_DTYPE, N_SOURCES),
+            ("begun", "i8"),
+            ("records", STEP_DTYPE, CHUNK),
+            ("rows", "i8", CHUNK * batch),
+        ],
+        align=True,
+    )
 
 
 class Arena:
@@ -80,17 +120,17 @@ class Arena:
             Area.WORK: plan.work_size * itemsize,
             Area.TEMPORARY: temporary_size(plan) * itemsize,
             "step": STEP_DTYPE.itemsize,
-            "begun": ALIGNMENT,
-            "sources": 2 * N_SOURCES * SOURCE_DTYPE.itemsize,
-            "records": CHUNK * STEP_DTYPE.itemsize,
-            "rows": CHUNK * plan.batch * 8,
+            "control": control_dtype(plan.batch).itemsize,
             "kept": CHUNK * plan.slots[plan.index["terms"]].cols * itemsize,
+            "finite": 3 * FINITE_BLOCKS * itemsize,
         }
         self.begins: dict[Area | str, int] = {}
         self.size = 0
         for name, size in self.sizes.items():
             self.begins[name] = self.size
             self.size += -(-(size + guard) // ALIGNMENT) * ALIGNMENT
+        for name, (_, offset, *_) in (control_dtype(plan.batch).fields or {}).items():
+            self.begins[name] = self.begins["control"] + offset
 
     def offset(self, view: View) -> int:
         return self.begins[view.area] + view.offset * self.itemsize
@@ -98,6 +138,28 @@ class Arena:
     def control(self, name: str, rows: int, cols: int) -> View:
         """Part of the memory of steps, in elements, as a matrix."""
         return View(Area.CONTROL, self.begins[name] // self.itemsize, rows, cols, cols)
+
+
+@dataclass
+class Turn:
+    """What of a chunk of steps the host must leave alone until the device is done with it."""
+
+    control: Array
+    """One `control_dtype`, in pinned memory."""
+    kept: Array
+    """The terms of its steps, likewise."""
+    results: Array
+    """What its steps give back, likewise: bytes."""
+    mark: Mark | None = None
+    taken: Callable[[], None] = lambda: None
+    """What takes over the terms and results."""
+
+    def settle(self) -> None:
+        """Wait for the device, and take over what it has left."""
+        if self.mark is not None:
+            self.mark.wait()
+            self.mark = None
+            self.taken()
 
 
 class CudaProgram:
@@ -108,12 +170,24 @@ class CudaProgram:
         self.dtype = precision.dtype
         self.arena = Arena(plan, self.dtype.itemsize, device.guard)
         self._base = device.allocate(self.arena.size)
-        self._graphs: dict[tuple[Mode, int], Callable[[], None]] = {}
-        self._data: list[list[int]] = [[], []]
+        self._graphs: dict[tuple[Mode, int, int], Callable[[], None]] = {}
+        self._finite: Callable[[], None] | None = None
+        self._data: Data | None = None
         self._rows_of: dict[int, int] = {}
         self._running = threading.Lock()
+        self._turns = self._new_turns()
         for area in (Area.PARAMETER, Area.GRADIENT, Area.MOMENT1, Area.MOMENT2):
             self._put(area, np.zeros(self.arena.sizes[area], np.uint8))
+
+    def _new_turns(self) -> tuple[Turn, Turn]:
+        control, terms = control_dtype(self.plan.batch), self.plan.slots[self.plan.index["terms"]].cols
+
+        def turn() -> Turn:
+            of_control = self.device.pinned(control.itemsize)
+            of_kept = self.device.pinned(CHUNK * terms * self.dtype.itemsize)
+            return Turn(of_control.view(control), of_kept.view(self.dtype).reshape(CHUNK, terms), np.empty(0, np.uint8))
+
+        return turn(), turn()
 
     # --- memory -----------------------------------------------------------------------------------------------------
 
@@ -129,31 +203,53 @@ class CudaProgram:
         self.device.download(self._at(area), out)
         return out
 
-    def _moments(self) -> tuple[tuple[str, Area], ...]:
-        return (("moment1.", Area.MOMENT1), ("moment2.", Area.MOMENT2))[: self.plan.n_moments]
+    def _regions(self, optimiser: bool = True) -> tuple[tuple[str, Area], ...]:
+        """Of parameters and of the optimiser's state, and how names in them begin."""
+        moments = (("moment1.", Area.MOMENT1), ("moment2.", Area.MOMENT2))
+        return (("", Area.PARAMETER), *(moments[: self.plan.n_moments] if optimiser else ()))
 
     def load(self, state: Mapping[str, Array]) -> None:
-        for prefix, area in (("", Area.PARAMETER), *self._moments()):
+        for prefix, area in self._regions():
             region = np.zeros(self.plan.parameter_size, self.dtype)
             for slot in self.plan.parameters:
                 if (name := prefix + slot.name) in state or not prefix:
                     of(region, slot)[...] = np.reshape(state[name], (slot.rows, slot.cols))
             self._put(area, region)
 
-    def state(self) -> State:
-        regions = {prefix: self._region(area) for prefix, area in (("", Area.PARAMETER), *self._moments())}
+    def state(self, *, optimiser: bool = True) -> State:
+        regions = {prefix: self._region(area) for prefix, area in self._regions(optimiser)}
         return {p + s.name: of(region, s).copy() for s in self.plan.parameters for p, region in regions.items()}
 
     def views(self) -> State:
-        out: State = {}
-        for slot in self.plan.parameters:
-            for prefix, area in (("", Area.PARAMETER), *self._moments()):
-                address = self._at(area) + slot.offset * self.dtype.itemsize
-                out[prefix + slot.name] = self.device.view(address, (slot.rows, slot.cols), slot.ld, self.dtype)
-        return out
+        return self.state()
 
     def finite(self) -> bool:
-        return all_finite(*(self._region(area) for area in (Area.PARAMETER, *(area for _, area in self._moments()))))
+        regions = [area for _, area in self._regions()]
+        if self._finite is None:
+            self._finite = self.device.graph(
+                [
+                    self._planned(
+                        Launch(
+                            "not_finite",
+                            FINITE_BLOCKS,
+                            FINITE_THREADS,
+                            (
+                                View(area, 0, 1, self.plan.parameter_size, self.plan.parameter_size),
+                                self.arena.control("finite", 3, FINITE_BLOCKS),
+                            ),
+                            (i,),
+                        ),
+                        Mode.TRAIN,
+                        1,
+                    )
+                    for i, area in enumerate(regions)
+                ],
+                self.precision,
+            )
+        self._finite()
+        found = np.empty((3, FINITE_BLOCKS), self.dtype)
+        self.device.download(self._at("finite"), found)
+        return not found[: len(regions)].any()
 
     def hand_over(self) -> State:
         state = self.state()
@@ -161,61 +257,36 @@ class CudaProgram:
         return state
 
     def close(self) -> None:
-        for bank in (TRAIN_BANK, APPLY_BANK):
-            self._release(bank)
+        self._unbind()
         if self._base:
             self.device.free(self._base)
-        self._base, self._graphs = 0, {}
+        self._base, self._graphs, self._finite = 0, {}, None
 
     # --- data -------------------------------------------------------------------------------------------------------
 
-    def _release(self, bank: int) -> None:
-        for address in self._data[bank]:
-            self.device.free(address)
-        self._data[bank] = []
+    def _unbind(self) -> None:
+        if self._data is not None:
+            self._data.close()
+        self._data = None
 
-    def _bind(self, bank: int, sources: Mapping[int, Any]) -> None:
-        """Copy data to the device, and say where it lies."""
-        self._release(bank)
-        rows, shift = told_apart(self.plan.spec, sources[X]) if sources.get(X) is not None else (None, None)
-        sources = {**sources, X: rows, SHIFT: shift}
-        table = np.zeros(N_SOURCES, SOURCE_DTYPE)
-        for i, data in sources.items():
-            if data is None:
-                continue
-            source = table[i]
-            if hasattr(data, "indptr") or i in self.plan.spec.sparse_sources:
-                data = sparse_rows(data)
-                parts = (("data", self.dtype), ("indptr", np.dtype(np.int64)), ("indices", np.dtype(np.int32)))
-                arrays = {name: np.ascontiguousarray(getattr(data, name), dtype) for name, dtype in parts}
-                source["rows"], source["cols"] = data.shape
-                source["stored"], source["csr"] = len(data.data), 1
-            else:
-                arrays = {"data": np.ascontiguousarray(np.reshape(data, (data.shape[0], -1)), self.dtype)}
-                source["rows"], source["cols"] = arrays["data"].shape
-            for name, array in arrays.items():
-                # Something, even where nothing is stored.
-                address = self.device.allocate(max(array.nbytes, 1))
-                self._data[bank].append(address)
-                self.device.upload(address, array)
-                source[name] = address
-        begin = self._at("sources") + bank * table.nbytes
-        self.device.upload(begin, table)
+    def _data_of(self, sources: Mapping[int, Any]) -> Data:
+        return data_on(self.device, self.plan.spec, self.dtype, self.plan.batch, sources)
 
     def bind(self, X_: Any, target: Any = None, weight: Any = None, batch: Any = None) -> None:
         self._check_batches(batch)
         sources = {X: X_, TARGET: target, WEIGHT: weight, BATCH: batch}
         self._rows_of = {i: data.shape[0] for i, data in sources.items() if data is not None}
-        self._bind(TRAIN_BANK, sources)
+        self._unbind()
+        self._data = self._data_of(sources)
 
     # --- runs -------------------------------------------------------------------------------------------------------
 
-    def _graph(self, mode: Mode, m: int) -> Callable[[], None]:
-        """What runs the launches of m rows; captured when first asked for."""
-        if (mode, m) not in self._graphs:
+    def _graph(self, mode: Mode, m: int, steps: int = 1) -> Callable[[], None]:
+        """What runs the launches of so many steps of m rows; captured when first asked for."""
+        if (mode, m, steps) not in self._graphs:
             planned = [self._planned(launch, mode, m) for launch in self.steps(mode, m)]
-            self._graphs[mode, m] = self.device.graph(planned, self.precision)
-        return self._graphs[mode, m]
+            self._graphs[mode, m, steps] = self.device.graph(planned * steps, self.precision)
+        return self._graphs[mode, m, steps]
 
     def steps(self, mode: Mode, m: int) -> tuple[Launch, ...]:
         """The launches of a step, from taking its record to keeping its terms."""
@@ -238,29 +309,93 @@ class CudaProgram:
                 to["data"], to["rows"], to["cols"], to["ld"] = self._base + begin, view.rows, view.cols, view.ld
         operands["ints"][: len(launch.ints)] = launch.ints
         operands["floats"][: len(launch.floats)] = launch.floats
-        bank = TRAIN_BANK if mode & LEARN else APPLY_BANK
-        operands["step"] = self._at("step")
-        operands["sources"] = self._at("sources") + bank * N_SOURCES * SOURCE_DTYPE.itemsize
+        operands["step"], operands["sources"] = self._at("step"), self._at("sources")
         operands["m"], operands["learn"] = m, bool(mode & LEARN)
         return Planned(launch.kernel, launch.blocks, launch.threads, operands)
 
-    def _chunk(self, mode: Mode, rows: Array, records: Array) -> NDArray[np.float64]:
-        """Run a step for each record; what they report."""
-        batch = self.plan.batch
-        records["rows"] = self._at("rows") + 8 * batch * np.arange(len(records), dtype=np.uint64)
-        self._put("rows", np.ascontiguousarray(rows, np.int64))
-        self._put("records", records)
-        self._put("begun", np.zeros(1, np.int32))
-        for i in range(len(records)):
-            self._graph(mode, min(batch, len(rows) - i * batch))()
-        terms = np.empty((len(records), self.plan.slots[self.plan.index["terms"]].cols), self.dtype)
-        self.device.download(self._at("kept"), terms)
-        return terms[:, : len(self.plan.terms)].astype(np.float64)
+    def _run(
+        self,
+        mode: Mode,
+        data: Data,
+        rows: NDArray[np.int64],
+        records: Array,
+        poll: Callable[[], bool] | None = None,
+        out: Array | None = None,
+    ) -> NDArray[np.float64]:
+        """A step for each record, over consecutive batches of rows: their terms. `out` takes the mode's result."""
+        batch, most = self.plan.batch, data.most_steps
+        terms = np.empty((len(records), len(self.plan.terms)))
+        done = 0
+        if out is not None:
+            result = self.plan.slots[self.plan.outputs[mode]]
+            most = max(1, min(most, RESULT_BYTES // (batch * result.ld * self.dtype.itemsize)))
+        try:
+            for i, turn in cycle(enumerate(self._turns)):
+                turn.settle()
+                if done == len(records):
+                    break
+                end = min(done + most, len(records))
+                self._send(turn, data.take(rows[done * batch : end * batch], i), records[done:end])
+                turn.taken = self._steps(turn, mode, slice(done, end), len(rows), terms, out)
+                turn.mark = self.device.mark()
+                done = end
+                if poll is not None and poll():
+                    break
+        finally:
+            for turn in self._turns:
+                turn.settle()
+        return terms[:done]
 
-    def _check(self, rows: NDArray[np.int64]) -> None:
+    def _send(self, turn: Turn, taken: Any, records: Array) -> None:
+        """Tell the device of a chunk of steps."""
+        control = turn.control[0]
+        control["sources"], control["begun"] = taken.table, 0
+        records = records.copy()
+        records["rows"] = self._at("rows") + 8 * self.plan.batch * np.arange(len(records), dtype=np.uint64)
+        control["records"][: len(records)], control["rows"][: len(taken.rows)] = records, taken.rows
+        used = self.arena.begins["rows"] - self.arena.begins["control"] + 8 * len(taken.rows)
+        self.device.send(self._at("control"), turn.control.view(np.uint8)[:used])
+
+    def _steps(
+        self, turn: Turn, mode: Mode, steps: slice, n_rows: int, terms: NDArray[np.float64], out: Array | None
+    ) -> Callable[[], None]:
+        """Launch these steps, and return what takes over their terms and, for `out`, their results."""
+        batch, n, whole = self.plan.batch, steps.stop - steps.start, min(steps.stop, n_rows // self.plan.batch)
+        first, last = steps.start * batch, min(steps.stop * batch, n_rows)
+        if out is None:
+            at = steps.start
+            while at < steps.stop:
+                together = GRAPH_STEPS if whole - at >= GRAPH_STEPS else 1
+                self._graph(mode, min(batch, n_rows - at * batch), together)()
+                at += together
+        else:
+            result = self.plan.slots[self.plan.outputs[mode]]
+            of_row = result.ld * self.dtype.itemsize
+            if len(turn.results) < (last - first) * of_row:
+                turn.results = self.device.pinned((last - first) * of_row)
+            for begin in range(first, last, batch):
+                m = min(batch, last - begin)
+                self._graph(mode, m)()
+                part = turn.results[(begin - first) * of_row :][: m * of_row]
+                self.device.fetch(self._at(Area.WORK) + result.offset * self.dtype.itemsize, part)
+        self.device.fetch(self._at("kept"), turn.kept[:n].reshape(-1).view(np.uint8))
+
+        def take() -> None:
+            terms[steps] = turn.kept[:n, : terms.shape[1]]
+            if out is not None:
+                results = turn.results[: (last - first) * of_row].view(self.dtype).reshape(-1, result.ld)
+                out[first:last] = results[:, : result.cols]
+
+        return take
+
+    def _bound(self, rows: NDArray[np.int64]) -> Data:
+        """The data that these rows are of."""
+        if self._data is None:
+            raise RuntimeError("no data are bound")
         for i, n in self._rows_of.items():
             if len(rows) and not 0 <= rows.min() <= rows.max() < n:
                 raise IndexError(f"rows {rows.min()} to {rows.max()} are outside the {n} rows of source {i}")
+        return self._data
 
     def _alone(self) -> Alone:
         return Alone(self._running)
@@ -268,16 +403,9 @@ class CudaProgram:
     def train(
         self, rows: NDArray[np.int64], hyper: Hyper, poll: Callable[[], bool] | None = None
     ) -> NDArray[np.float64]:
-        self._check(rows)
-        n, batch, done = -(-len(rows) // self.plan.batch), self.plan.batch, []
+        data, steps = self._bound(rows), np.arange(-(-len(rows) // self.plan.batch))
         with self._alone():
-            for first in range(0, n, CHUNK):
-                steps = np.arange(first, min(first + CHUNK, n))
-                taken = rows[first * batch : (first + CHUNK) * batch]
-                done.append(self._chunk(Mode.TRAIN, taken, self._records(hyper, steps)))
-                if poll is not None and poll():
-                    break
-        return np.concatenate(done) if done else np.empty((0, len(self.plan.terms)))
+            return self._run(Mode.TRAIN, data, rows, self._records(hyper, steps), poll)
 
     def _records(self, hyper: Hyper, steps: NDArray[np.int64]) -> Array:
         spec, records = self.plan.spec, np.zeros(len(steps), STEP_DTYPE)
@@ -291,10 +419,10 @@ class CudaProgram:
         return records
 
     def gradient(self, rows: NDArray[np.int64], seed: int = 0, step: int = 0) -> tuple[NDArray[np.float64], State]:
-        self._check(rows)
+        data, record = self._bound(rows), self._records(Hyper(seed, step, np.zeros(1)), np.arange(1))
         with self._alone():
-            terms = self._chunk(Mode.GRADIENT, rows, self._records(Hyper(seed, step, np.zeros(1)), np.arange(1)))
-        region = self._region(Area.GRADIENT)
+            terms = self._run(Mode.GRADIENT, data, rows, record)
+            region = self._region(Area.GRADIENT)
         return terms[0], {slot.name: of(region, slot).copy() for slot in self.plan.learned}
 
     def _check_batches(self, batch: Any) -> None:
@@ -310,26 +438,21 @@ class CudaProgram:
         self._check_batches(batch)
         if batch is None and any(op.code is OpCode.CONDITION and op.modes & mode for op in self.plan.ops):
             raise ValueError(f"{(mode.name or '').lower()} of a network with batches needs the batch of each row")
-        result = self.plan.slots[self.plan.outputs[mode]]
-        out = np.empty((X_.shape[0], result.cols), self.dtype)
+        out = np.empty((X_.shape[0], self.plan.slots[self.plan.outputs[mode]].cols), self.dtype)
+        if not len(out):
+            return out
         sources = {X: X_, TARGET: target if self.plan.spec.separate_target else None, BATCH: batch}
         if mode in FROM_CODES:
             # Without a target of its own the network judges by X, which of codes is the target.
             sources |= {X: None if self.plan.spec.separate_target else target, LATENT: X_}
-        record = self._records(Hyper(0, 0, np.zeros(1)), np.arange(1))
+        # Steps of inference are all alike.
+        record = self._records(Hyper(0, 0, np.zeros(1)), np.zeros(-(-len(out) // self.plan.batch), np.int64))
         with self._alone():
+            data = self._data_of(sources)
             try:
-                for begin in range(0, len(out), self.plan.batch):
-                    at = slice(begin, begin + self.plan.batch)
-                    self._bind(APPLY_BANK, {i: None if data is None else data[at] for i, data in sources.items()})
-                    m = min(self.plan.batch, len(out) - begin)
-                    self._chunk(mode, np.arange(m), record)
-                    rows = np.empty((m, result.ld), self.dtype)
-                    address = self._at(Area.WORK) + result.offset * self.dtype.itemsize
-                    self.device.download(address, rows)
-                    out[at] = rows[:, : result.cols]
+                self._run(mode, data, np.arange(len(out)), record, out=out)
             finally:
-                self._release(APPLY_BANK)
+                data.close()
         return out
 
 

@@ -106,7 +106,7 @@ def _instances() -> Iterator[str]:
         "conv_wgrad", "copy", "corrupt_gaussian", "corrupt_masking", "corrupt_salt_and_pepper", "cotangent",
         "decay", "draw_binary", "draw_normal", "dropout", "end_step", "fill", "gather", "gram_rows",
         "jacobian_norm", "jacobian_seed", "jacobian_slopes", "latent_kl", "library", "log_normalize",
-        "loss_multinomial", "maxpool_pick", "penalties", "probe_signs", "reduce", "row_gram", "sample",
+        "loss_multinomial", "maxpool_pick", "not_finite", "penalties", "probe_signs", "reduce", "row_gram", "sample",
         "share_rows", "shift", "shrink", "sqnorm", "squared_norm", "subtract", "tangent", "times_slopes",
         "turn_weight", "weight_gram", "weight_gram_grains",
     )  # fmt: skip

@@ -1,0 +1,18 @@
+// What is asked of results.
+//
+// Promises: a number is finite if it is neither NaN nor infinite, however large.
+
+#pragma once
+
+#include "op.h"
+
+// Whether a block has met a number that is not finite: x (one row), found; ints: the row of `found`, which has an
+// element for each block.
+KERNEL not_finite(const Op op) {
+  const Matrix &x = op.slots[0], &found = op.slots[1];
+  real worst = 0;
+  for (int j = block() * threads() + thread(); j < x.cols; j += found.cols * threads())
+    if (!(x(0, j) - x(0, j) == real(0))) worst = 1;
+  worst = block_max(worst);
+  if (thread() == 0) found(op.ints[0], block()) = worst;
+}

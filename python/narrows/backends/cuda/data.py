@@ -1,0 +1,184 @@
+"""Where the rows of a program lie: on the device from the start, or on the host, which hands them over chunk by chunk.
+
+Promises: what fits on the device is copied there once. Of what does not, the rows of a chunk of steps are gathered into
+pinned memory while the device is busy with the chunk before, and copied beside its launches; the bits are the same.
+Never: changes what it was given, or knows what is done with it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...plan import NetworkSpec
+from .. import SHIFT, sparse_rows, told_apart
+from .table import SOURCE_DTYPE
+
+if TYPE_CHECKING:
+    from .program import Device
+
+__all__ = ["CHUNK", "N_SOURCES", "Data", "Resident", "Staged", "data_on"]
+
+Array = NDArray[Any]
+
+CHUNK = 32
+"""Steps between two looks at what they reported, and at the clock."""
+N_SOURCES = 6
+X, TARGET, WEIGHT, LATENT = range(4)  # and SHIFT and BATCH
+
+RESIDENT_SHARE = 0.8
+"""Of the device's free memory, that data may take up for good."""
+STAGED_BYTES = 64 * 2**20
+"""Aim for what a chunk of steps brings along from the host: two such lie on either side."""
+ALIGNMENT = 256
+
+log = logging.getLogger("narrows")
+
+
+class Taken(NamedTuple):
+    """Rows for a chunk of steps: where the sources lie (`SOURCE_DTYPE`), and the numbers of the rows there."""
+
+    table: Array
+    rows: NDArray[np.int64]
+
+
+class Data(Protocol):
+    """The sources of a program."""
+
+    most_steps: int
+    """Of a chunk."""
+
+    def take(self, rows: NDArray[np.int64], turn: int) -> Taken:
+        """Have these rows on the device when the launches to come run. There are two turns, and one comes again only
+        when the device is done with what it had."""
+
+    def close(self) -> None: ...
+
+
+def data_on(device: Device, spec: NetworkSpec, dtype: np.dtype[Any], batch: int, sources: Mapping[int, Any]) -> Data:
+    """Sources by their numbers, absent ones None; on the device if they fit."""
+    rows, shift = told_apart(spec, sources[X]) if sources.get(X) is not None else (None, None)
+    given = {i: data for i, data in {**sources, X: rows, SHIFT: shift}.items() if data is not None}
+    for i, data in given.items():
+        if hasattr(data, "indptr") or i in spec.sparse_sources:
+            given[i] = sparse_rows(data)
+        elif data.ndim == 1:
+            given[i] = data[:, None]
+    size, free = sum(stored_size(data, dtype) for data in given.values()), device.free_memory()
+    if size <= RESIDENT_SHARE * free:
+        return Resident(device, dtype, given)
+    log.info(
+        "data of %.0f MiB stay on the host and are handed over batch by batch: the device has %.0f MiB free",
+        size / 2**20,
+        free / 2**20,
+    )
+    return Staged(device, dtype, batch, given)
+
+
+def stored_size(data: Any, dtype: np.dtype[Any]) -> int:
+    """Bytes that it takes on the device."""
+    if hasattr(data, "indptr"):
+        return len(data.indptr) * 8 + len(data.data) * (dtype.itemsize + 4)
+    return int(data.size) * dtype.itemsize
+
+
+def laid_out(data: Any, dtype: np.dtype[Any]) -> tuple[dict[str, Array], Array]:
+    """The arrays of a source by their names in `SOURCE_DTYPE`, and its entry but for their addresses."""
+    entry = np.zeros((), SOURCE_DTYPE)
+    entry["rows"], entry["cols"] = data.shape
+    if not hasattr(data, "indptr"):
+        return {"data": np.ascontiguousarray(data, dtype)}, entry
+    entry["stored"], entry["csr"] = len(data.data), 1
+    types = {"data": dtype, "indptr": np.dtype(np.int64), "indices": np.dtype(np.int32)}
+    return {name: np.ascontiguousarray(getattr(data, name), to) for name, to in types.items()}, entry
+
+
+class Resident:
+    """Sources on the device."""
+
+    most_steps = CHUNK
+
+    def __init__(self, device: Device, dtype: np.dtype[Any], sources: Mapping[int, Any]) -> None:
+        self._device = device
+        self._addresses: list[int] = []
+        self.table = np.zeros(N_SOURCES, SOURCE_DTYPE)
+        try:
+            for i, data in sources.items():
+                arrays, self.table[i] = laid_out(data, dtype)
+                for name, array in arrays.items():
+                    # Something, even where nothing is stored.
+                    address = device.allocate(max(array.nbytes, 1))
+                    self._addresses.append(address)
+                    device.upload(address, array)
+                    self.table[i][name] = address
+        except BaseException:
+            self.close()
+            raise
+
+    def take(self, rows: NDArray[np.int64], turn: int) -> Taken:
+        return Taken(self.table, rows)
+
+    def close(self) -> None:
+        for address in self._addresses:
+            self._device.free(address)
+        self._addresses = []
+
+
+class Staged:
+    """Sources on the host, but for the shift of rows."""
+
+    def __init__(self, device: Device, dtype: np.dtype[Any], batch: int, sources: Mapping[int, Any]) -> None:
+        self._device, self._dtype = device, dtype
+        self._sources = {i: data for i, data in sources.items() if i != SHIFT}
+        self._shift = Resident(device, dtype, {i: data for i, data in sources.items() if i == SHIFT})
+        of_row = sum(stored_size(data, dtype) / max(data.shape[0], 1) for data in self._sources.values())
+        self.most_steps = int(max(1, min(CHUNK, STAGED_BYTES / max(of_row * batch, 1))))
+        self._stages = (Stage(device), Stage(device))
+
+    def take(self, rows: NDArray[np.int64], turn: int) -> Taken:
+        table, arrays = self._shift.table.copy(), []
+        size = 0
+        for i, data in self._sources.items():
+            parts, table[i] = laid_out(data[rows], self._dtype)
+            for name, array in parts.items():
+                table[i][name] = size
+                arrays.append((size, array))
+                size += -(-max(array.nbytes, 1) // ALIGNMENT) * ALIGNMENT
+        stage = self._stages[turn]
+        stage.fit(size)
+        for i in self._sources:
+            for name in ("data", "indptr", "indices") if table[i]["csr"] else ("data",):
+                table[i][name] += np.uint64(stage.address)
+        for begin, array in arrays:
+            stage.pinned[begin : begin + array.nbytes] = array.reshape(-1).view(np.uint8)
+        self._device.send_ahead(stage.address, stage.pinned[:size])
+        return Taken(table, np.arange(len(rows)))
+
+    def close(self) -> None:
+        self._shift.close()
+        for stage in self._stages:
+            stage.fit(0)
+
+
+class Stage:
+    """Memory on both sides, for what a chunk of steps brings along."""
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+        self.address, self.pinned = 0, np.empty(0, np.uint8)
+
+    def fit(self, size: int) -> None:
+        """Have as many bytes as this, or none."""
+        if 0 < size <= len(self.pinned):
+            return
+        if self.address:
+            self._device.free(self.address)
+            self.address, self.pinned = 0, np.empty(0, np.uint8)
+        if size:
+            # A little more, since chunks of sparse rows differ in size.
+            size += size // 8
+            self.address, self.pinned = self._device.allocate(size), self._device.pinned(size)
