@@ -200,9 +200,9 @@ def test_products_of_any_size(libraries: Any, kernel: str, size: tuple[int, int,
     tile, left, right, epilogue = kernel[len("gemm<") : -1].split(", ", 3)
     rows, cols, depth = size
     rng, bench = np.random.default_rng(0), Bench(libraries)
-    A = bench.matrix(*((depth, rows) if left == "true" else (rows, depth)), rng)
-    B = bench.matrix(*((cols, depth) if right == "true" else (depth, cols)), rng)
-    C = (A.T if left == "true" else A) @ (B.T if right == "true" else B)
+    A = bench.matrix(*((depth, rows) if left == "Turned" else (rows, depth)), rng)
+    B = bench.matrix(*((cols, depth) if right == "Rows" else (depth, cols)), rng)
+    C = (A.T if left == "Turned" else A) @ (B.T if right == "Rows" else B)
     new = partial(bench.matrix, rng=rng)
     out, other, row = new(rows, cols), new(rows, cols), new(1, cols)
     height, width = (64, 64) if tile == "Large" else (16, 32)

@@ -1,4 +1,5 @@
-// Matrix products, tile by tile, with what becomes of each element as an epilogue.
+// Matrix products, tile by tile: where their factors come from as operands, what becomes of each element as an
+// epilogue.
 //
 // Promises: an element is one chain of multiply-adds over k = 0, 1, 2, ... whatever the tile, so its bits depend on its
 // row and its column alone; ragged edges are filled with zeros. For layers up to some hundreds wide: large products
@@ -38,31 +39,93 @@ DEVICE real factor(const Op& op, real x) {
 #endif
 }
 
-template <class T, bool LEFT_TURNED, bool RIGHT_TURNED, class Epilogue>
+// --- operands --------------------------------------------------------------------------------------------------------
+// A side of a product is `outer` rows of the result on the left, columns of it on the right, by the depth of the sum.
+// An operand is a class with a member template Of<OUTER, DEPTH, THREADS>: what one of THREADS threads has of it, a tile
+// of OUTER x DEPTH at a time. All threads of a block make one from (op, side, outer, depth), side 0 being the left and
+// 1 the right, and then call in turn
+//   load(first, k)          to read, into registers if it can, what the tile has from (first, k) on,
+//   fill<PITCH>(shared)     to leave element (first + o, k + d) in shared[d * PITCH + o], zeros outside of the operand.
+// Between the two other tiles are multiplied, so what is read from far belongs into load. Both may hold state, have
+// shared arrays of their own and call sync(); what fill leaves is read behind another sync(), and not written again
+// before one more. Slots `side`, and whatever the epilogue leaves, are the operand's.
+
+// `at(o, d)` by the thread that is to read it, whose neighbour reads the next d if ALONG, and else the next o.
+template <int OUTER, int DEPTH, int THREADS, bool ALONG>
+struct Held {
+  static constexpr int EACH = (OUTER * DEPTH + THREADS - 1) / THREADS;
+  real held[EACH];
+
+  DEVICE static int outer(int l) { return ALONG ? l / DEPTH : l % OUTER; }
+  DEVICE static int deep(int l) { return ALONG ? l % DEPTH : l / OUTER; }
+  template <class Fn>
+  DEVICE void take(const Fn& at) {
+    UNROLL
+    for (int n = 0; n < EACH; ++n) {
+      const int l = n * THREADS + thread();
+      if (EACH * THREADS == OUTER * DEPTH || l < OUTER * DEPTH) held[n] = at(outer(l), deep(l));
+    }
+  }
+  template <int PITCH, class Shared>
+  DEVICE void put(Shared& shared) const {
+    UNROLL
+    for (int n = 0; n < EACH; ++n) {
+      const int l = n * THREADS + thread();
+      if (EACH * THREADS == OUTER * DEPTH || l < OUTER * DEPTH) shared[deep(l) * PITCH + outer(l)] = held[n];
+    }
+  }
+};
+
+// A matrix whose rows (TURNED: whose columns) are those of the result on the left, or its columns on the right.
+template <bool TURNED>
+struct Dense {
+  template <int OUTER, int DEPTH, int THREADS>
+  struct Of : Held<OUTER, DEPTH, THREADS, !TURNED> {
+    const Op& op;
+    const Matrix& x;
+    const int outer, depth;
+
+    DEVICE Of(const Op& op, int side, int outer, int depth) : op(op), x(op.slots[side]), outer(outer), depth(depth) {}
+    DEVICE void load(int first, int k) {
+      this->take([&](int o, int d) {
+        const bool inside = first + o < outer && k + d < depth;
+        return inside ? factor(op, TURNED ? x(k + d, first + o) : x(first + o, k + d)) : real(0);
+      });
+    }
+    template <int PITCH, class Shared>
+    DEVICE void fill(Shared& shared) {
+      this->template put<PITCH>(shared);
+    }
+  };
+};
+typedef Dense<false> Rows;
+typedef Dense<true> Turned;
+
+// --- the product -----------------------------------------------------------------------------------------------------
+
+template <class T, class Left, class Right, class Epilogue>
 KERNEL gemm(const Op op) {
   constexpr int UP = T::ROWS + 1, WIDE = T::COLS + 1;  // one more, so that turned writes fall on different banks
   SHARED(real, left, T::DEPTH * UP);
   SHARED(real, right, T::DEPTH * WIDE);
-  const Matrix &A = op.slots[0], &B = op.slots[1];
   const int rows = op.ints[0], cols = op.ints[1], depth = op.ints[2];
   const int strips = (cols + T::COLS - 1) / T::COLS;
   const int row = block() / strips * T::ROWS, col = block() % strips * T::COLS;
   const int down = thread() / T::ACROSS, across = thread() % T::ACROSS;
+  typename Left::template Of<T::ROWS, T::DEPTH, T::THREADS> of_left(op, 0, rows, depth);
+  typename Right::template Of<T::COLS, T::DEPTH, T::THREADS> of_right(op, 1, cols, depth);
 
   real sum[T::EACH_ROW][T::EACH_COL] = {};
+  of_left.load(row, 0);
+  of_right.load(col, 0);
   for (int k = 0; k < depth; k += T::DEPTH) {
-    // Neighbours in memory go to neighbours among the threads.
-    for (int l = thread(); l < T::ROWS * T::DEPTH; l += T::THREADS) {
-      const int i = LEFT_TURNED ? l % T::ROWS : l / T::DEPTH, d = LEFT_TURNED ? l / T::ROWS : l % T::DEPTH;
-      const bool inside = row + i < rows && k + d < depth;
-      left[d * UP + i] = inside ? factor(op, LEFT_TURNED ? A(k + d, row + i) : A(row + i, k + d)) : real(0);
-    }
-    for (int l = thread(); l < T::COLS * T::DEPTH; l += T::THREADS) {
-      const int j = RIGHT_TURNED ? l / T::DEPTH : l % T::COLS, d = RIGHT_TURNED ? l % T::DEPTH : l / T::COLS;
-      const bool inside = col + j < cols && k + d < depth;
-      right[d * WIDE + j] = inside ? factor(op, RIGHT_TURNED ? B(col + j, k + d) : B(k + d, col + j)) : real(0);
-    }
+    of_left.template fill<UP>(left);
+    of_right.template fill<WIDE>(right);
     sync();
+    if (k + T::DEPTH < depth) {
+      of_left.load(row, k + T::DEPTH);
+      of_right.load(col, k + T::DEPTH);
+    }
     for (int d = 0; d < T::DEPTH; ++d) {
       real a[T::EACH_ROW], b[T::EACH_COL];
       UNROLL

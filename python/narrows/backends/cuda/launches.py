@@ -18,9 +18,8 @@ from typing import Any, NamedTuple
 
 from ... import plan as p
 from ...plan import Mode, Op, Plan, Region
-from .table import BOOL
 
-__all__ = ["Area", "Launch", "View", "Writer"]
+__all__ = ["ROWS", "TURNED", "Area", "Launch", "View", "Writer"]
 
 
 class Area(enum.IntEnum):
@@ -74,6 +73,9 @@ GRAIN_ROWS, ONE_PASS = 64, 256
 LARGE_PRODUCT = 16 * 64 * 64
 """Elements of a product from which on its tiles are large: as many blocks as keep a small GPU busy."""
 TILES = {"Large": (64, 64), "Small": (16, 32)}
+ROWS, TURNED = "Rows", "Turned"
+"""Matrices as operands of a product: whose rows, or whose columns, are the rows of the result on the left, or its
+columns on the right."""
 
 
 class Writer:
@@ -149,19 +151,19 @@ class Writer:
         self,
         epilogue: str,
         size: tuple[int, int, int],
-        turned: tuple[bool, bool],
+        operands: tuple[str, str],
         slots: Slots,
         ints: Sequence[int] = (),
         floats: Sequence[float] = (),
         *,
         rounds: bool = False,
     ) -> None:
-        """Of the first two slots, of which those that are `turned` come in transposed; `size` is rows, columns and
-        depth. Programs in bfloat16 round the factors if the product `rounds` them."""
+        """Of two operands (`ROWS`, `TURNED` or another class of csrc/cuda/gemm.cuh), as a rule the first two slots;
+        `size` is rows, columns and depth. Programs in bfloat16 round the factors if the product `rounds` them."""
         rows, cols, _ = size
         tile = "Large" if rows * cols >= LARGE_PRODUCT and min(rows, cols) > TILES["Small"][1] else "Small"
         height, width = TILES[tile]
-        left, right = (BOOL[side] for side in turned)
+        left, right = operands
         blocks = -(-rows // height) * -(-cols // width)
         numbers = (*size, *ints, *(0,) * (2 - len(ints)), int(rounds))
         self.launch(f"gemm<{tile}, {left}, {right}, {epilogue}>", blocks, THREADS, slots, numbers, floats)

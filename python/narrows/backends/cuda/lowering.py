@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from ... import plan as p
 from ...plan import Activation, Corruption, Loss, Mode, OpCode, Plan, Units, padded
 from .. import BATCH, SHIFT
-from .launches import Area, Launch, View, Writer
+from .launches import ROWS, TURNED, Area, Launch, View, Writer
 from .table import BOOL, FUNCTORS, RULES, loss_name
 
 __all__ = ["LOWER", "launches", "temporary_size"]
@@ -85,7 +85,8 @@ def corrupt(w: Writer, o: Operands) -> None:
 @lowers(OpCode.DENSE)
 def dense(w: Writer, o: Operands) -> None:
     size = w.m, o.out.cols, o.x.cols
-    w.product(f"Activate<{act(o)}>", size, (False, bool(o.transposed)), (o.x, o.W, o.b, o.out, o.pre), rounds=True)
+    sides, slots = (ROWS, ROWS if o.transposed else TURNED), (o.x, o.W, o.b, o.out, o.pre)
+    w.product(f"Activate<{act(o)}>", size, sides, slots, rounds=True)
 
 
 @lowers(OpCode.DROPOUT)
@@ -121,7 +122,7 @@ def loss(w: Writer, o: Operands) -> None:
 @lowers(OpCode.WGRAD)
 def wgrad(w: Writer, o: Operands) -> None:
     to, size = stored(o.dW, o.accumulate), (o.dW.rows, o.dW.cols, w.m)
-    w.product(to.epilogue, size, (True, False), (o.x, o.dz, *to.slots), (to.flag,), to.floats, rounds=True)
+    w.product(to.epilogue, size, (TURNED, TURNED), (o.x, o.dz, *to.slots), (to.flag,), to.floats, rounds=True)
 
 
 @lowers(OpCode.COLSUM)
@@ -132,8 +133,8 @@ def colsum(w: Writer, o: Operands) -> None:
 @lowers(OpCode.DGRAD)
 def dgrad(w: Writer, o: Operands) -> None:
     size = w.m, o.out.cols, o.dz.cols
-    slots = o.dz, o.W, o.saved, o.out
-    w.product(f"Slope<{act(o)}>", size, (False, not o.transposed), slots, floats=(o.scale,), rounds=True)
+    sides, slots = (ROWS, TURNED if o.transposed else ROWS), (o.dz, o.W, o.saved, o.out)
+    w.product(f"Slope<{act(o)}>", size, sides, slots, floats=(o.scale,), rounds=True)
 
 
 @lowers(OpCode.ACTIVITY_L1)
@@ -179,7 +180,7 @@ def column_decay(w: Writer, o: Operands) -> None:
 
 @lowers(OpCode.GRAM)
 def gram(w: Writer, o: Operands) -> None:
-    w.product("Store", (o.W.cols, o.W.cols, o.W.rows), (True, False), (o.W, o.W, o.out), floats=(1.0,))
+    w.product("Store", (o.W.cols, o.W.cols, o.W.rows), (TURNED, TURNED), (o.W, o.W, o.out), floats=(1.0,))
 
 
 @lowers(OpCode.SLOPES)
@@ -209,20 +210,20 @@ def jacobian(w: Writer, o: Operands) -> None:
         for i in range(last - 1, -1, -1):
             by_out[i] = w.temporary(rows, widths[i])
             slots = by_pre[i + 1], weights[i], at, by_out[i], by_pre[i]
-            w.product("Link", (rows, widths[i], widths[i + 1]), (False, True), slots, (latents, columns[i]))
+            w.product("Link", (rows, widths[i], widths[i + 1]), (ROWS, ROWS), slots, (latents, columns[i]))
         return by_out, by_pre
 
     def add(i: int, left: View, right: View) -> None:
         """left' right to part i of the sums over rows, all of which go to the first grain."""
         to = o.partial.part(parts[i], left.cols, right.cols, padded(right.cols))
-        w.product("Store", (left.cols, right.cols, rows), (True, False), (left, right, to), (1,), (1.0,))
+        w.product("Store", (left.cols, right.cols, rows), (TURNED, TURNED), (left, right, to), (1,), (1.0,))
 
     chains = [chain(at) for at, _, _ in passes]
     B = chains[0][1][0]
     if o.noisy is not None:
         w.each("subtract", B, (B, chains[1][1][0]))
     product, shared = w.temporary(rows, widths[0]), w.temporary(rows, widths[0])
-    w.product("Store", (rows, widths[0], widths[0]), (False, False), (B, o.gram, product), floats=(1.0,))
+    w.product("Store", (rows, widths[0], widths[0]), (ROWS, TURNED), (B, o.gram, product), floats=(1.0,))
     slots = B, product, o.weight, o.rowpenalty
     w.by_row("jacobian_norm", widths[0], slots, ints=(latents,), floats=(o.strength,))
     w.each("share_rows", B, (B, o.weight, shared), ints=(latents,), floats=(o.strength,))
@@ -238,7 +239,7 @@ def jacobian(w: Writer, o: Operands) -> None:
             add(i + 1, by_pre[i + 1], d)
             onward = w.temporary(rows, widths[i + 1])
             size = rows, widths[i + 1], widths[i]
-            w.product("Store", size, (False, False), (d, weights[i], onward), floats=(1.0,))
+            w.product("Store", size, (ROWS, TURNED), (d, weights[i], onward), floats=(1.0,))
             d = onward
 
 
@@ -256,7 +257,7 @@ def grain_sum(w: Writer, o: Operands) -> None:
 
 @lowers(OpCode.GRAM_WGRAD)
 def gram_wgrad(w: Writer, o: Operands) -> None:
-    w.product("Store", (o.dW.rows, o.dW.cols, o.W.cols), (False, False), (o.W, o.dgram, o.dW), floats=(2.0,))
+    w.product("Store", (o.dW.rows, o.dW.cols, o.W.cols), (ROWS, TURNED), (o.W, o.dgram, o.dW), floats=(2.0,))
 
 
 @lowers(OpCode.PROBE)
@@ -338,7 +339,7 @@ def descent(w: Writer, o: Operands, prefix: str = "") -> Sink:
 def wgrad_update(w: Writer, o: Operands) -> None:
     to = descent(w, o)
     size = o.W.rows, o.W.cols, w.m
-    w.product(to.epilogue, size, (True, False), (o.x, o.dz, *to.slots), (to.flag,), to.floats, rounds=True)
+    w.product(to.epilogue, size, (TURNED, TURNED), (o.x, o.dz, *to.slots), (to.flag,), to.floats, rounds=True)
 
 
 @lowers(OpCode.COLSUM_UPDATE)
@@ -547,7 +548,7 @@ def gram_slopes(w: Writer, o: Operands, b: View, dW: View, db: View) -> None:
     HY = w.temporary(o.W.cols, H.cols)
     sparse_outer(w, stored(HY), H, o.W.cols, Operands(source=o.source))
     size = H.cols, o.W.cols, H.cols
-    w.product("GramSlope", size, (False, True), (o.gram, turned(w, o.W, b), HY, dW, db))
+    w.product("GramSlope", size, (ROWS, ROWS), (o.gram, turned(w, o.W, b), HY, dW, db))
 
 
 @lowers(OpCode.SPARSE_MSE_WGRAD)

@@ -123,14 +123,19 @@ def _instances() -> Iterator[str]:
     yield from (f"counts<{loss_name(loss)}, {link}>" for loss in Loss if loss.of_counts for link in BOOL)
     yield from (f"{kernel}<{rule}>" for kernel in ("update", "descend") for rule in _RULES)
     yield from (f"{kernel}<{to}>" for kernel in ("colsum", "grain_sum", "sparse_outer") for to in ("Store", *_DESCENTS))
+    yield from _products()
+
+
+def _products() -> Iterator[str]:
+    """By tile, operands and epilogue."""
     for tile in _TILES:
-        for right, act in product(BOOL, _ACTS):
-            yield f"gemm<{tile}, false, {right}, Activate<{act}>>"
-            yield f"gemm<{tile}, false, {right}, Slope<{act}>>"
-        yield from (f"gemm<{tile}, true, false, {to}>" for to in ("Store", *_DESCENTS))
-        yield f"gemm<{tile}, false, false, Store>"
-        yield f"gemm<{tile}, false, true, Link>"
-        yield f"gemm<{tile}, false, true, GramSlope>"
+        for right, act in product(("Rows", "Turned"), _ACTS):
+            yield f"gemm<{tile}, Rows, {right}, Activate<{act}>>"
+            yield f"gemm<{tile}, Rows, {right}, Slope<{act}>>"
+        yield from (f"gemm<{tile}, Turned, Turned, {to}>" for to in ("Store", *_DESCENTS))
+        yield f"gemm<{tile}, Rows, Turned, Store>"
+        yield f"gemm<{tile}, Rows, Rows, Link>"
+        yield f"gemm<{tile}, Rows, Rows, GramSlope>"
 
 
 KERNELS: tuple[str, ...] = tuple(_instances())
