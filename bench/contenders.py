@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from harness import device
 from narrows.backends import Hyper, compile_plan, resolve
 from peer_cases import BETA_1, BETA_2, EPSILON, SEED, Case, ImageCase, SparseCase
 
@@ -23,6 +24,8 @@ TAKING_PART = {
     SparseCase: ("narrows", "pytorch", "pytorch-compile", "jax"),
 }
 """Contenders that train the cases of a kind; all train the others."""
+ON_GPU = ("narrows", "pytorch", "pytorch-compile", "jax")
+"""Those that are compared on a GPU."""
 
 WHOLE_EPOCH = ("lax.scan over an epoch", "an epoch in one jit-compiled tf.function")
 """Ways that take a whole epoch of prepared batches in one compiled call, which few users write; the others are called
@@ -123,10 +126,13 @@ class _Torch:
         import torch
         from torch import nn
 
-        self.case, self.torch = case, torch
+        self.case, self.torch, self.device = case, torch, device()
+        # The product's precision is the case's on every device.
+        torch.set_float32_matmul_precision("high" if case.precision == "tf32" else "highest")
+        torch.backends.cudnn.allow_tf32 = case.precision == "tf32"
         if isinstance(case, ImageCase):
-            self.model = _torch_images(case)
-            images = torch.from_numpy(case.data()).reshape(-1, 1, 28, 28)
+            self.model = _torch_images(case).to(self.device)
+            images = torch.from_numpy(case.data()).reshape(-1, 1, 28, 28).to(self.device)
             if channels_last:
                 self.model = self.model.to(memory_format=torch.channels_last)
                 images = images.contiguous(memory_format=torch.channels_last)
@@ -139,25 +145,31 @@ class _Torch:
                 layer.weight.copy_(torch.from_numpy(W.T))
                 layer.bias.zero_()
             modules += [layer, nn.ReLU()]
-        self.model = nn.Sequential(*modules[:-1])
-        self.batches = torch.from_numpy(case.dense()).split(case.batch)
+        self.model = nn.Sequential(*modules[:-1]).to(self.device)
+        self.batches = torch.from_numpy(case.dense()).to(self.device).split(case.batch)
 
     def loss(self, x: Any, model: Callable[[Any], Any] | None = None) -> Any:
         """Mean over rows of the sum over features."""
         torch, f = self.torch, self.torch.nn.functional
         criterion = f.binary_cross_entropy_with_logits if self.case.loss == "bce" else f.mse_loss
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.case.precision == "bfloat16"):
+        with torch.autocast(self.device, dtype=torch.bfloat16, enabled=self.case.precision == "bfloat16"):
             z = (model or self.model)(x)
         return criterion(z.float(), x, reduction="sum") / len(x)
 
     def epochs(self, step: Callable[[Any], Any]) -> Train:
         return lambda n: [self.torch.stack([step(x) for x in self.batches]).mean().item() for _ in range(n)]
 
-    def with_optimizer(self, **options: Any) -> Train:
-        """Loss and gradients eager, or compiled with `options`; the library's own fused Adam."""
+    def with_optimizer(self, graphed: bool = False, **options: Any) -> Train:
+        """Loss and gradients eager, or compiled with `options`; the library's own fused Adam; all of it captured as one
+        CUDA graph if it is to be `graphed`."""
         torch = self.torch
         adam = torch.optim.Adam(
-            self.model.parameters(), lr=self.case.learning_rate, betas=(BETA_1, BETA_2), eps=EPSILON, fused=True
+            self.model.parameters(),
+            lr=self.case.learning_rate,
+            betas=(BETA_1, BETA_2),
+            eps=EPSILON,
+            fused=True,
+            capturable=graphed,
         )
         loss = torch.compile(self.loss, fullgraph=True, dynamic=False, **options) if options else self.loss
 
@@ -166,9 +178,37 @@ class _Torch:
             value = loss(x)
             value.backward()
             adam.step()
-            return value.detach()
+            # Graphs of the library's own return the same memory again and again.
+            return value.detach().clone() if self.device == "cuda" else value.detach()
 
-        return self.epochs(step)
+        return self.epochs(self.captured(step, adam) if graphed else step)
+
+    def captured(self, step: Callable[[Any], Any], adam: Any) -> Callable[[Any], Any]:
+        """A training step as a CUDA graph, as the library's manual has it; the network is as before."""
+        torch = self.torch
+        x, before = self.batches[0].clone(), [p.detach().clone() for p in self.model.parameters()]
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(3):
+                step(x)
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            value = step(x)
+        with torch.no_grad():
+            for p, first in zip(self.model.parameters(), before, strict=True):
+                p.copy_(first)
+            for state in adam.state.values():
+                for moment in state.values():
+                    moment.zero_()
+
+        def replay(batch: Any) -> Any:
+            x.copy_(batch)
+            graph.replay()
+            return value.clone()
+
+        return replay
 
     def whole_step(self, **options: Any) -> Train:
         """Loss, gradients and update in one compiled graph."""
@@ -176,7 +216,7 @@ class _Torch:
         names = [name for name, _ in self.model.named_parameters()]
         weights = [p.detach().clone() for p in self.model.parameters()]
         first, second = ([torch.zeros_like(p) for p in weights] for _ in range(2))
-        count = torch.zeros(())
+        count = torch.zeros((), device=self.device)
 
         def loss(weights: list[Any], x: Any) -> Any:
             state = dict(zip(names, weights, strict=True))
@@ -202,12 +242,22 @@ _TUNED = {"options": {"max_autotune": True, "cpp_wrapper": True}}
 def pytorch(case: Case, threads: int) -> Variants:
     _torch_threads(threads)
     yield "fused Adam", lambda: _Torch(case).with_optimizer()
+    if device() == "cuda":
+        yield "fused Adam, in a CUDA graph", lambda: _Torch(case).with_optimizer(graphed=True)
     if isinstance(case, ImageCase):
         yield "fused Adam, channels last", lambda: _Torch(case, True).with_optimizer()
 
 
 def pytorch_compile(case: Case, threads: int) -> Variants:
     _torch_threads(threads)
+    if device() == "cuda":
+        yield "reduce-overhead, fused Adam", lambda: _Torch(case).with_optimizer(mode="reduce-overhead")
+        yield (
+            "loss and gradients compiled, fused Adam, in a CUDA graph",
+            lambda: _Torch(case).with_optimizer(graphed=True, mode="default"),
+        )
+        yield "the whole step compiled, reduce-overhead", lambda: _Torch(case).whole_step(mode="reduce-overhead")
+        return
     yield "loss and gradients compiled, fused Adam", lambda: _Torch(case).with_optimizer(mode="default")
     yield "the same with max_autotune and cpp_wrapper", lambda: _Torch(case).with_optimizer(**_TUNED)
     yield "the whole step compiled, max_autotune and cpp_wrapper", lambda: _Torch(case).whole_step(**_TUNED)
@@ -226,7 +276,9 @@ def jax(case: Case, threads: int) -> Variants:
     import jax
     import jax.numpy as jnp
 
-    compute = jnp.dtype(case.precision)
+    compute = jnp.dtype("bfloat16" if case.precision == "bfloat16" else "float32")
+    # On GPUs its float32 is TF32 unless this is said.
+    jax.config.update("jax_default_matmul_precision", "tensorfloat32" if case.precision == "tf32" else "highest")
 
     def loss(state: list[Any], x: Any) -> Any:
         z = x

@@ -1,13 +1,13 @@
 """Training steps on counts of cells beside PyTorch, as wide as genes are many.
 
-Usage: ``python bench/counts.py [--threads 2] [--rounds 9] [--out FILE] [--lock FILE]`` in an environment that holds
-narrows and PyTorch. A step is Adam on 512 or 2048 cells of 20000 genes, 7 % not zero, of a network
-20000-128-32-128-20000 with ReLU and a negative binomial decoder, zero-inflated or not, in the form of scVI: the cell's
-sum times a softmax, an inverse dispersion for each gene; or with squared error on the normalised logarithms (whose time
-beside more libraries is in `peers.py`; here it is for the memory). narrows reads CSR of raw counts, or of their
-logarithms; PyTorch is given dense rows of both, made beforehand. Both begin with the same numbers, and losses that
-differ end the run. The libraries take turns, each in a process of its own, and their memory is what a step adds to the
-process that holds library and data.
+Usage: ``python bench/counts.py [--device cuda] [--threads 2] [--rounds 9] [--out FILE] [--lock FILE]`` in an
+environment that holds narrows and PyTorch. A step is Adam on 512 or 2048 cells of 20000 genes, 7 % not zero, of a
+network 20000-128-32-128-20000 with ReLU and a negative binomial decoder, zero-inflated or not, in the form of scVI: the
+cell's sum times a softmax, an inverse dispersion for each gene; or with squared error on the normalised logarithms
+(whose time beside more libraries is in `peers.py`; here it is for the memory). narrows reads CSR of raw counts, or of
+their logarithms; PyTorch is given dense rows of both, made beforehand. Both begin with the same numbers, and losses
+that differ end the run. The libraries take turns, each in a process of its own, and their memory is what a step adds to the
+process that holds library and data; with ``--device cuda`` it is that of the GPU.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import page
-from harness import RESULTS, Repeated, Worker, about, compared, interleaved, lock, script, spread, store
+from harness import RESULTS, Repeated, Worker, about, compared, device, interleaved, lock, script, spread, store
 from memory import status
 
 WIDTHS = (20000, 128, 32, 128, 20000)
@@ -43,9 +43,10 @@ CASES = {
     "genomics-zinb": Case("zinb", 512, _TARGETS),
     "genomics-nb-2048": Case("nb", 2048, {"torch": 16.0}),
 }
+BACKEND = {"cpu": "cpp", "cuda": "cuda"}
 MEMORY_TARGET = 5.0
 TOLERANCE = 1e-3
-OUT = RESULTS / "counts.json"
+OUTS = {"cpu": RESULTS / "counts.json", "cuda": RESULTS / "counts-cuda.json"}
 
 
 def counts(batch: int) -> Any:
@@ -86,7 +87,7 @@ def narrows_steps(case: Case, threads: int) -> Callable[[int], float]:
         sums = X.sum(axis=1)
         X.data = np.log1p(X.data * np.repeat((np.median(sums) / sums).astype(np.float32), np.diff(X.indptr)))
     spec, state = network(case.loss, X)
-    program = compile_plan(lower(spec, case.batch), "cpp", n_threads=threads)
+    program = compile_plan(lower(spec, case.batch), BACKEND[device()], n_threads=threads)
     program.load(state)
     program.bind(X)
     rows, done = np.arange(len(X.indptr) - 1), 0
@@ -113,7 +114,7 @@ def torch_steps(case: Case, compiled: bool, threads: int) -> Callable[[int], flo
     loss, batch = case.loss, case.batch
     X = counts(batch)
     _, state = network(loss, X)
-    dense = torch.from_numpy(X.toarray())
+    dense = torch.from_numpy(X.toarray()).to(device())
     library = dense.sum(dim=1, keepdim=True)
     inputs = torch.log1p(dense * (library.median() / library))
     if loss == "mse":
@@ -124,9 +125,10 @@ def torch_steps(case: Case, compiled: bool, threads: int) -> Callable[[int], flo
     for i, layer in enumerate(layers):
         layer.weight.data = torch.from_numpy(np.ascontiguousarray(state[f"W{i}"].T))
         layer.bias.data = torch.from_numpy(state[f"b{i}"][0].copy())
+        layer.to(device())
     model = nn.ParameterList([p for layer in layers for p in layer.parameters()])
     if "log_dispersion" in state:
-        log_theta = nn.Parameter(torch.from_numpy(state["log_dispersion"][0].copy()))
+        log_theta = nn.Parameter(torch.from_numpy(state["log_dispersion"][0].copy()).to(device()))
         model.append(log_theta)
     adam = torch.optim.Adam(model.parameters(), lr=RATE, eps=EPSILON, fused=True)
     n = WIDTHS[-1]
@@ -152,7 +154,8 @@ def torch_steps(case: Case, compiled: bool, threads: int) -> Callable[[int], flo
             log_p = torch.where(y < 0.5, softplus(log_p - zeta) - softplus(-zeta), log_p - zeta - softplus(-zeta))
         return -log_p.sum(dim=1).mean()
 
-    evaluate = torch.compile(objective) if compiled else objective
+    mode = "reduce-overhead" if device() == "cuda" else "default"
+    evaluate = torch.compile(objective, mode=mode) if compiled else objective
     done = 0
 
     def run(steps: int) -> float:
@@ -164,9 +167,20 @@ def torch_steps(case: Case, compiled: bool, threads: int) -> Callable[[int], flo
             value.backward()
             adam.step()
             done += 1
-        return float(value)
+        return float(value.detach())
 
     return run
+
+
+def gpu_memory(library: str) -> float:
+    """MiB of the GPU's memory that the library has taken at most."""
+    if library == "narrows":
+        import cupy
+
+        return float(cupy.get_default_memory_pool().total_bytes()) / 2**20
+    import torch
+
+    return float(torch.cuda.max_memory_reserved()) / 2**20
 
 
 class Contender:
@@ -178,15 +192,16 @@ class Contender:
 
         import narrows.models.network  # noqa: F401
 
-        chosen, before = CASES[case], status("VmRSS")
+        on_gpu = device() == "cuda"
+        chosen, before = CASES[case], 0 if on_gpu else status("VmRSS")
         steps = (
             narrows_steps(chosen, threads)
             if library == "narrows"
             else torch_steps(chosen, library.endswith("compile"), threads)
         )
-        held = status("VmRSS")
+        held = gpu_memory(library) if on_gpu else status("VmRSS")
         losses = [steps(1) for _ in range(4)]
-        peak = status("VmHWM")
+        peak = gpu_memory(library) if on_gpu else status("VmHWM")
         self.steps = Repeated({library: steps})
         return {"losses": losses, "before": before, "held": held, "peak": peak}
 
@@ -221,8 +236,11 @@ def measure(case: str, threads: int, rounds: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    options = compared(__doc__, OUT, " during each case", rounds=9)
+    options = compared(__doc__, OUTS, " during each case", rounds=9)
+    from narrows.backends import probe, resolve
+
     report = about(options, "torch") | {
+        "backend": probe(resolve(BACKEND[options.device])).reason,
         "targets": {"ratio": {name: case.targets for name, case in CASES.items()}, "memory": MEMORY_TARGET},
         "ms": {},
     }
@@ -236,7 +254,7 @@ def main() -> None:
                 flush=True,
             )
     store(report, options.out)
-    if options.out == OUT:
+    if options.out in OUTS.values():
         page.write()
 
 

@@ -22,7 +22,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import date
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Protocol, Self
 
@@ -33,8 +33,17 @@ TRIES = 3
 RESULTS = Path(__file__).parent / "results"
 
 
-def prepare(threads: int) -> None:
+DEVICES = ("cpu", "cuda")
+
+
+def device() -> str:
+    """Where the libraries of this process and its parent are compared."""
+    return os.environ.get("NARROWS_BENCH_DEVICE", DEVICES[0])
+
+
+def prepare(threads: int, device: str = DEVICES[0]) -> None:
     """Let this process and the workers it starts use as many CPUs as threads: the one limit that every library obeys.
+    No library sees a GPU but on ``"cuda"``, where narrows takes its backend of that name and the others theirs.
 
     From here on SIGTERM is an exit like others, which ends the workers: stopped, they would outlive this process.
 
@@ -45,14 +54,17 @@ def prepare(threads: int) -> None:
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     environment = {
+        "NARROWS_BENCH_DEVICE": device,
         "OMP_NUM_THREADS": str(threads),
-        "CUDA_VISIBLE_DEVICES": "",
-        "JAX_PLATFORMS": "cpu",
         "KERAS_BACKEND": "tensorflow",
         "TF_CPP_MIN_LOG_LEVEL": "3",
-        # Compiling in a pool of processes would leave them waiting beside the timing.
-        "TORCHINDUCTOR_COMPILE_THREADS": "1",
     }
+    if device == "cuda":
+        # Libraries that are stopped keep what they have of the GPU's memory, which must not be all of it.
+        environment |= {"NARROWS_BACKEND": "cuda", "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+    else:
+        # Compiling in a pool of processes would leave them waiting beside the timing.
+        environment |= {"CUDA_VISIBLE_DEVICES": "", "JAX_PLATFORMS": "cpu", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
     os.environ.update(environment)
     if hasattr(os, "sched_setaffinity"):
         cpus = sorted(os.sched_getaffinity(0))
@@ -176,7 +188,7 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 # --- scripts ---------------------------------------------------------------------------------------------------------
 
 
-def arguments(doc: str | None, out: Path, held: str) -> argparse.ArgumentParser:
+def arguments(doc: str | None, out: Path | None, held: str) -> argparse.ArgumentParser:
     """A parser of the options that all scripts have: --out, and --lock, which is `held` for some time."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=out)
@@ -184,19 +196,25 @@ def arguments(doc: str | None, out: Path, held: str) -> argparse.ArgumentParser:
     return parser
 
 
-def compared(doc: str | None, out: Path, held: str, rounds: int) -> argparse.Namespace:
-    """The options of a script that compares libraries, for whose --threads this process is now prepared."""
-    parser = arguments(doc, out, held)
+def compared(doc: str | None, out: Path | Mapping[str, Path], held: str, rounds: int) -> argparse.Namespace:
+    """The options of a script that compares libraries, for whose --threads this process is now prepared; and for
+    --device, of which there is a choice if each has an `out` of its own."""
+    by_device = out if isinstance(out, Mapping) else {DEVICES[0]: out}
+    parser = arguments(doc, None, held)
     parser.add_argument("--rounds", type=int, default=rounds)
-    return prepared(parser)
+    parser.add_argument("--device", choices=tuple(by_device), default=DEVICES[0])
+    options = prepared(parser)
+    options.out = options.out or by_device[options.device]
+    return options
 
 
 def prepared(parser: argparse.ArgumentParser) -> argparse.Namespace:
-    """The options of a parser that is given --threads, for which this process is now prepared."""
+    """The options of a parser that is given --threads, for which this process is now prepared, and for its --device if
+    it has that."""
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     try:
-        prepare(options.threads)
+        prepare(options.threads, getattr(options, "device", DEVICES[0]))
     except ValueError as error:
         parser.error(str(error))
     return options
@@ -235,6 +253,8 @@ def script(main: Callable[[], None], contender: Callable[[], Contender] | None =
         return
     try:
         main()
+    except PackageNotFoundError as error:
+        sys.exit(f"error: {error.name} is not installed")
     except RuntimeError as error:
         sys.exit(f"error: {error}")
 

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Proofs too long for every commit: sanitizers, an installation without a compiler, the slow tests.
 #
-# Usage: bench/nightly.sh [symbols|address|thread|fallback|cuda|slow ...]; without arguments, all of them. Needs python3, g++ and the
-# package's test extra in the environment of `python3`.
+# Usage: bench/nightly.sh [symbols|address|thread|fallback|cuda|gpu|slow ...]; without arguments, all of them but `gpu`, which
+# takes a GPU, CuPy and compute-sanitizer. Needs python3, g++ and the package's test extra in the environment of `python3`.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 scratch=$(mktemp -d)
@@ -75,6 +75,20 @@ cuda() {
   python3 -m pip install -q --target "$scratch/nvrtc" nvidia-cuda-nvrtc-cu12
   PYTHONPATH="$scratch/nvrtc${PYTHONPATH:+:$PYTHONPATH}" python3 -c "import nvidia.cuda_nvrtc"
   PYTHONPATH="$scratch/nvrtc${PYTHONPATH:+:$PYTHONPATH}" python3 -m pytest -q -rs tests/test_cuda_compile.py tests/test_cuda_host.py
+}
+
+# What only a GPU can show. A test that is skipped for want of one is a failure here.
+gpu() {
+  python3 -m pytest -q -rs -m gpu tests | tee "$scratch/gpu.log"
+  if grep -q SKIPPED "$scratch/gpu.log"; then
+    echo "tests were skipped: see the reasons above"
+    exit 1
+  fi
+  local tool
+  for tool in memcheck racecheck synccheck initcheck; do
+    compute-sanitizer --tool "$tool" --error-exitcode 1 --target-processes all \
+      python3 -m pytest -q -m gpu tests/test_cuda_gpu.py -k sanitized
+  done
 }
 
 slow() {

@@ -37,7 +37,13 @@ def table(head: list[str], rows: Iterable[list[str]]) -> list[str]:
 
 
 def render(
-    report: dict[str, Any], layers: dict[str, Any] | None, counts: Any = None, cells: Any = None, scaling: Any = None
+    report: dict[str, Any],
+    layers: dict[str, Any] | None,
+    counts: Any = None,
+    cells: Any = None,
+    scaling: Any = None,
+    gpu: Any = None,
+    gpu_counts: Any = None,
 ) -> str:
     """The page.
 
@@ -47,6 +53,8 @@ def render(
         What `peers.py` wrote.
     layers, counts, cells, scaling : dict, optional
         What `layers.py`, `counts.py`, `cells.py` and `scaling.py` wrote.
+    gpu, gpu_counts : dict, optional
+        What `peers.py` and `counts.py` wrote on a GPU.
     """
     lines = [
         "# Benchmarks",
@@ -68,6 +76,7 @@ def render(
         *(_counts(counts) if counts else []),
         *(_cells(cells) if cells else []),
         *(_scaling(scaling) if scaling else []),
+        *_gpu(gpu, gpu_counts),
     ]
     return "\n".join(lines) + "\n"
 
@@ -338,6 +347,50 @@ def _scaling(report: dict[str, Any]) -> list[str]:
     ]
 
 
+def _gpu(report: dict[str, Any] | None, counts: dict[str, Any] | None) -> list[str]:
+    lines = ["", "## On a GPU", ""]
+    if report is None and counts is None:
+        return [*lines, "Not yet measured: the CUDA backend has run on no GPU."]
+    if report is not None:
+        cases = report["cases"]
+        others = [name for name in LABELS if any(name in case["ratio"] for case in cases.values())]
+        rows = []
+        for name, case in cases.items():
+            own = case["contenders"]["narrows"]
+            cells = [f"{_number(1e3 * own['median'])} [{_number(1e3 * own['q1'])}, {_number(1e3 * own['q3'])}]"]
+            for other in others:
+                found = case["contenders"].get(other)
+                ratio = f", {case['ratio'][other]['median']:.2f}x ({found['variant']})" if found else ""
+                cells.append(f"{_number(1e3 * found['median'])}{ratio}" if found else "")
+            rows.append([name, case["precision"], *cells, f"{case['target']:g}x", f"{case['date']}, {case['rounds']}"])
+        lines += [
+            f"{report['backend']['reason']}, beside {cpu(report)}. Microseconds of a training step: median over the "
+            "rounds and quartiles, then how many times as long the others take, in the fastest of the ways tried. "
+            "Data lie on the GPU; float32 products are float32's in every library.",
+            "",
+            *table(
+                ["case", "precision", "narrows", *(LABELS[o].format(**report["versions"]) for o in others),
+                 "target", "date, rounds"],
+                rows,
+            ),
+        ]  # fmt: skip
+    if counts is not None:
+        rows = [
+            [case, name, *(_number(1e3 * found[key]) for key in ("median", "q1", "q3")), f"{found['ratio']:.2f}x",
+             f"{found['peak_mib']:.0f}"]
+            for case, libraries in counts["ms"].items()
+            for name, found in libraries.items()
+        ]  # fmt: skip
+        lines += [
+            "",
+            f"Steps on counts ({counts['backend']}, PyTorch {counts['torch']}, {counts['date']}, {counts['rounds']} "
+            "rounds): microseconds, the ratio to narrows, and MiB of the GPU's memory with the data.",
+            "",
+            *table(["case", "library", "median", "q1", "q3", "ratio", "MiB"], rows),
+        ]
+    return lines
+
+
 def current() -> str:
     """The page of what is stored now."""
 
@@ -345,7 +398,8 @@ def current() -> str:
         path = RESULTS / name
         return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
-    return render(*map(stored, ("peers.json", "layers.json", "counts.json", "cells.json", "scaling.json")))
+    names = ("peers", "layers", "counts", "cells", "scaling", "peers-cuda", "counts-cuda")
+    return render(*(stored(f"{name}.json") for name in names))
 
 
 def write() -> None:

@@ -1,8 +1,9 @@
 """Training beside other libraries, in one run on one machine.
 
-Usage: ``python bench/peers.py [--cases keras-deep,memory,...] [--threads 2] [--rounds 15] [--out FILE] [--lock FILE]``
-in an environment that holds narrows and the peers (``pip install torch jax tensorflow``); a peer that is not installed
-is left out, and the result says so. ``--page-only`` writes docs/benchmarks.md anew from the stored results.
+Usage: ``python bench/peers.py [--cases keras-deep,memory,...] [--device cuda] [--threads 2] [--rounds 15] [--out FILE]
+[--lock FILE]`` in an environment that holds narrows and the peers (``pip install torch jax tensorflow``); a peer that
+is not installed is left out, and the result says so. ``--page-only`` writes docs/benchmarks.md anew from the stored
+results.
 
 A library's figure is that of its fastest way to train. Beside it stands that of its fastest usual way: a call for each
 step, or the library's own `fit`; not a whole epoch of prepared batches in one compiled call.
@@ -11,6 +12,8 @@ Each library runs in a process of its own and they take turns, so that a machine
 all: figures are the median and the quartiles over rounds, a ratio is the median of the ratios of each round. All train
 the same network from the same weights on the same batches, and a library whose losses are others ends the run.
 A part of the cases replaces its entries in a stored result of the same machine and versions.
+
+With ``--device cuda`` narrows takes its CUDA backend, PyTorch and JAX the GPU, and the result is another file.
 """
 
 from __future__ import annotations
@@ -27,18 +30,19 @@ from pathlib import Path
 from typing import Any
 
 import page
-from contenders import TAKING_PART
-from harness import RESULTS, Worker, interleaved, lock, prepare, script, spread, store
+from contenders import ON_GPU, TAKING_PART
+from harness import DEVICES, RESULTS, Worker, device, interleaved, lock, prepare, script, spread, store
 from narrows import __version__
 from narrows.backends import compile_plan, probe, resolve
 from narrows.benchmark import machine
+from narrows.errors import BackendError
 from peer_cases import CASES, FIT_ROWS, OVERALL_TARGET, Case, check_losses, reference_losses
 
 MODULES = {"pytorch": ["torch"], "pytorch-compile": ["torch"], "jax": ["jax"], "keras": ["keras", "tensorflow"]}
 """Of each peer."""
 MEMORY = "memory"
 FIT_ROUNDS = 3
-OUT = RESULTS / "peers.json"
+OUTS = {"cpu": RESULTS / "peers.json", "cuda": RESULTS / "peers-cuda.json"}
 
 
 def installed(peer: str) -> bool:
@@ -64,6 +68,8 @@ def measure(case: Case, threads: int, rounds: int) -> dict[str, Any]:
     if case.precision == "float32" and resolve("auto") != "numba" and probe("numba").ok:
         names.append("narrows-numba")
     names = [name for name in names if name in TAKING_PART.get(type(case), names)]
+    if device() == "cuda":
+        names = [name for name in names if name in ON_GPU]
     reference = reference_losses(case)
     with ExitStack() as stack:
         workers = [stack.enter_context(Worker("training.py", name)) for name in names]
@@ -121,7 +127,7 @@ def describe(case: Case) -> dict[str, Any]:
         "loss": case.loss,
         "precision": case.precision,
         "gflop": case.plan().flops / 1e9,
-        "target": case.target,
+        "target": case.gpu_target if device() == "cuda" else case.target,
     }
 
 
@@ -156,24 +162,30 @@ def say(name: str, result: dict[str, Any]) -> None:
 def main() -> None:
     choices = [*(case.name for case in CASES), MEMORY]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cases", default=",".join(choices))
+    parser.add_argument("--cases", help="by default all, on a GPU without memory")
+    parser.add_argument("--device", choices=DEVICES, default=DEVICES[0])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--out", type=Path, help="by default in bench/results")
     parser.add_argument("--lock", type=Path, help="file to hold a lock on during each case, as flock(1) does")
     parser.add_argument("--page-only", action="store_true")
     options = parser.parse_args()
     if options.page_only:
         page.write()
         return
-    wanted = options.cases.split(",")
+    out = options.out or OUTS[options.device]
+    if options.device == "cuda":
+        # What a process takes of the host's memory says nothing there.
+        choices.remove(MEMORY)
+    wanted = options.cases.split(",") if options.cases else choices
     if unknown := [n for n in wanted if n not in choices]:
         parser.error(f"--cases: {unknown[0]!r} is not one of {', '.join(choices)}")
     if options.rounds < 1:
         parser.error("--rounds must be at least 1")
     try:
-        prepare(options.threads)
-    except ValueError as error:
+        prepare(options.threads, options.device)
+        resolve("auto")
+    except (ValueError, BackendError) as error:
         parser.error(str(error))
     header = {
         "machine": machine(),
@@ -186,10 +198,10 @@ def main() -> None:
     for peer in header["missing"]:
         print(f"{peer} is not installed and is left out")
     report: dict[str, Any] = header | {"left_out": {}, "cases": {}, "memory": {}}
-    if wanted != choices and options.out.exists():
-        stored = json.loads(options.out.read_text())
+    if wanted != choices and out.exists():
+        stored = json.loads(out.read_text())
         if {key: stored.get(key) for key in header} != header:
-            parser.error(f"{options.out} holds another machine, other versions or threads: give --out, or all cases")
+            parser.error(f"{out} holds another machine, other versions or threads: give --out, or all cases")
         report = stored
     measured = {"date": date.today().isoformat(), "rounds": options.rounds}
     for case in CASES:
@@ -216,8 +228,8 @@ def main() -> None:
     report["cases"] = {name: report["cases"][name] for name in order}
     report["overall"] = overall(report["cases"])
     print("overall", report["overall"])
-    store(report, options.out)
-    if options.out == OUT:
+    store(report, out)
+    if out in OUTS.values():
         page.write()
 
 

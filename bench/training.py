@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from contenders import CONTENDERS, WHOLE_EPOCH, program_of
-from harness import Repeated, seconds, serve
+from harness import Repeated, device, seconds, serve
 from narrows.backends import Hyper, probe, resolve
 from peer_cases import BETA_1, BETA_2, CASES, EPSILON, FIT_ROWS, GUARD_EPOCHS, SEED, ImageCase
 
@@ -28,7 +28,7 @@ class Training:
         """Prepare all variants, and keep the fastest for the turns."""
         self.threads = threads
         # Where the native backend runs and no other library is in the process.
-        self.probes = contender == "narrows" and probe("cpp").ok
+        self.probes = contender == "narrows" and device() == "cpu" and probe("cpp").ok
         ways, losses = {}, {}
         self.steps = _BY_NAME[case].steps
         for name, begin in CONTENDERS[contender](_BY_NAME[case], threads):

@@ -10,7 +10,10 @@ import pytest
 from cases import CASES, MODEL_CASES, OP_CASES, Case
 from cuda_device import check_agreement, program_on
 from narrows.backends import Hyper, cuda
+from narrows.backends.cuda import data
 from narrows.backends.cuda.device import CupyDevice
+from narrows.backends.cuda.table import KERNELS
+from narrows.plan import Precision
 from oracle import SEED, STEP, away_from_kinks
 from test_backends import clear_cases, dtypes, inference
 
@@ -22,7 +25,11 @@ def device() -> Any:
     found = cuda.probe()
     if not found.ok:
         pytest.skip(found.reason)
-    return CupyDevice()
+    device = CupyDevice()
+    for precision in Precision:
+        # At once: by the way, each new case would have the compiler read all the sources again.
+        device._functions(KERNELS, precision)
+    return device
 
 
 @dtypes
@@ -57,3 +64,19 @@ def test_rows_do_not_depend_on_their_neighbours(device: Any, case: Case) -> None
         whole = program_on(device, case).apply(data.X, mode, data.target, data.batch)
         one_by_one = program_on(device, single).apply(data.X, mode, data.target, data.batch)
         assert whole.tobytes() == one_by_one.tobytes(), mode
+
+
+@pytest.mark.parametrize("case", OP_CASES, ids=str)
+def test_ops_run_sanitized(case: Case) -> None:
+    """Each op once and no more, for compute-sanitizer, under which all that runs is slow."""
+    found = cuda.probe()
+    if not found.ok:
+        pytest.skip(found.reason)
+    assert all(bits(CupyDevice(), case))
+
+
+@pytest.mark.parametrize("case", [*MODEL_CASES[::8], *OP_CASES], ids=str)
+def test_data_that_stay_on_the_host_change_no_bit(device: Any, case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = bits(device, case)
+    monkeypatch.setattr(data, "RESIDENT_SHARE", 0)
+    assert bits(device, case) == expected
