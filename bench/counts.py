@@ -2,12 +2,12 @@
 
 Usage: ``python bench/counts.py [--device cuda] [--threads 2] [--rounds 9] [--out FILE] [--lock FILE]`` in an
 environment that holds narrows and PyTorch. A step is Adam on 512 or 2048 cells of 20000 genes, 7 % not zero, of a
-network 20000-128-32-128-20000 with ReLU and a negative binomial decoder, zero-inflated or not, in the form of scVI: the
-cell's sum times a softmax, an inverse dispersion for each gene; or with squared error on the normalised logarithms
-(whose time beside more libraries is in `peers.py`; here it is for the memory). narrows reads CSR of raw counts, or of
-their logarithms; PyTorch is given dense rows of both, made beforehand. Both begin with the same numbers, and losses
-that differ end the run. The libraries take turns, each in a process of its own, and their memory is what a step adds to the
-process that holds library and data; with ``--device cuda`` it is that of the GPU.
+network 20000-128-32-128-20000 with ReLU and a negative binomial decoder, zero-inflated or not, in the form of scVI:
+the cell's sum times a softmax, an inverse dispersion for each gene; or with squared error on the normalised
+logarithms (whose time beside more libraries is in `peers.py`; here it is for the memory). narrows reads CSR of raw
+counts, or of their logarithms; PyTorch is given dense rows of both, made beforehand. Both begin with the same
+numbers, and losses that differ end the run. The libraries take turns, each in a process of its own, and their memory
+is what a step adds to the process that holds library and data; with ``--device cuda`` it is that of the GPU.
 """
 
 from __future__ import annotations
