@@ -32,7 +32,7 @@ from cases import (
     network,
 )
 from narrows import philox
-from narrows.backends import BACKENDS, Hyper, compile_plan, probe, probe_all, resolve
+from narrows.backends import AUTO, BACKENDS, Hyper, compile_plan, probe, probe_all, resolve
 from narrows.backends.reference import ReferenceProgram
 from narrows.errors import BackendError
 from narrows.lowering import lower
@@ -553,7 +553,7 @@ def test_own_ops_are_op_codes(backend: str) -> None:
 
 def test_resolution(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NARROWS_BACKEND", raising=False)
-    assert resolve("auto") == ("cpp" if probe("cpp").ok else "numba")
+    assert resolve("auto") == next(name for name in AUTO if probe(name).ok)
     assert resolve("reference") == "reference"
     monkeypatch.setenv("NARROWS_BACKEND", "numba")
     assert resolve("auto") == "numba"

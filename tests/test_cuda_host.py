@@ -10,9 +10,13 @@ from __future__ import annotations
 import ctypes
 import importlib
 import logging
+import os
 import re
+import subprocess
+import sys
 from functools import partial
 from itertools import pairwise
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -23,8 +27,8 @@ from numpy.typing import NDArray
 
 from cases import CASES, GRAM_CASES, MODEL_CASES, SHAPE_CASES, SPARSE_CASES, Case, network
 from cuda_device import HostDevice, LaunchError, build, check_agreement, program_on
-from narrows import philox
-from narrows.backends import BACKENDS, Hyper, cuda
+from narrows import backends, philox
+from narrows.backends import AUTO, Hyper, cuda, host_backend, resolve
 from narrows.backends.cuda import data as data_module
 from narrows.backends.cuda.data import CHUNK
 from narrows.backends.cuda.launches import Area, View, Writer
@@ -32,6 +36,7 @@ from narrows.backends.cuda.lowering import LOWER, launches
 from narrows.backends.cuda.program import GRAPH_STEPS, Arena, Planned
 from narrows.backends.cuda.table import FUNCTORS, KERNELS, LAUNCH_DTYPE, STEP_DTYPE
 from narrows.backends.reference import ACTIVATE, DERIVATIVE, ReferenceProgram
+from narrows.errors import BackendError
 from narrows.plan import Activation, Corruption, Loss, Mode, OpCode, Precision, Solver
 from oracle import SEED, STEP, away_from_kinks
 from test_backends import assert_close, dtypes, inference, reference_of
@@ -503,7 +508,11 @@ class Runtime:
             raise RuntimeError("cudaErrorNoDevice: no CUDA-capable device is detected")
         return self.devices
 
+    def getDevice(self) -> int:
+        return self.devices - 1
+
     def getDeviceProperties(self, device: int) -> dict[str, Any]:
+        assert device == self.devices - 1
         return {"name": b"GPU", "major": self.capability[0], "minor": self.capability[1]}
 
 
@@ -512,9 +521,9 @@ class Runtime:
     [
         (None, r"CuPy is missing: pip install 'narrows\[cuda12\]'"),
         (Runtime(0), "no NVIDIA driver"),
-        (Runtime(11080), r"the driver is of CUDA 11\.8: it must be 12\.0 or newer"),
+        (Runtime(11080), r"the NVIDIA driver is of CUDA 11\.8: install one of CUDA 12\.0 or newer"),
         (Runtime(12040, 0), "no NVIDIA GPU"),
-        (Runtime(12040, -1), "no NVIDIA GPU: RuntimeError: cudaErrorNoDevice"),
+        (Runtime(12040, -1), "no usable NVIDIA GPU: RuntimeError: cudaErrorNoDevice"),
         (Runtime(12040, 1, (7, 0)), r"GPU has compute capability 7\.0: it must be 7\.5 or newer"),
     ],
     ids=str,
@@ -523,20 +532,103 @@ def test_what_is_missing_is_said(monkeypatch: pytest.MonkeyPatch, runtime: Any, 
     with_cupy(monkeypatch, runtime)
     found = cuda.probe()
     assert not found.ok
+    assert not found.absent
     assert re.match(reason, found.reason)
 
 
 def test_a_gpu_that_is_new_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_cupy(monkeypatch, Runtime(12090, 2))
+    assert cuda.probe() == (True, "GPU, CUDA 12.9", False)
+
+
+@pytest.mark.parametrize("runtime", [None, Runtime(12090)], ids=["alone", "with CuPy"])
+def test_a_machine_without_a_gpu_is_told_of_it_only_if_it_has_cupy(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, runtime: Any
+) -> None:
+    with_cupy(monkeypatch, runtime, gpu=False)
+    found = cuda.probe()
+    assert (found.ok, found.absent) == (False, runtime is None)
+    check_what_auto_says(monkeypatch, caplog, "INFO" if runtime is None else "WARNING", found.reason)
+
+
+@pytest.mark.parametrize("value", ["", " ", "-1", "NoDevFiles"])
+def test_a_gpu_that_is_hidden_is_not_looked_for(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, value: str
+) -> None:
     with_cupy(monkeypatch, Runtime(12090))
-    assert cuda.probe() == (True, "GPU, CUDA 12.9")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", value)
+    assert cuda.probe() == (False, f"CUDA_VISIBLE_DEVICES={value!r} hides every GPU", True)
+    check_what_auto_says(monkeypatch, caplog, "INFO", "hides every GPU")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    assert cuda.probe().ok
 
 
-def with_cupy(monkeypatch: pytest.MonkeyPatch, runtime: Any) -> None:
+def test_a_gpu_that_cannot_be_used_is_told_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with_cupy(monkeypatch, None)
+    check_what_auto_says(monkeypatch, caplog, "WARNING", "pip install 'narrows[cuda12]'")
+    with pytest.raises(BackendError, match=r"backend='cuda' cannot run here: CuPy is missing: pip install"):
+        resolve("cuda")
+    monkeypatch.setenv("NARROWS_BACKEND", "cuda")
+    with pytest.raises(BackendError, match=r"NARROWS_BACKEND='cuda' cannot run here: CuPy is missing"):
+        resolve("auto")
+    assert host_backend.__wrapped__() in AUTO[1:]
+
+
+def check_what_auto_says(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, level: str, reason: str
+) -> None:
+    monkeypatch.delenv("NARROWS_BACKEND", raising=False)
+    monkeypatch.setattr(backends, "_announced", set())
+    with caplog.at_level("INFO", "narrows"):
+        for _ in range(3):
+            assert resolve("auto") in AUTO[1:]
+    (record,) = caplog.records
+    assert record.levelname == level
+    assert "skipped cuda" in record.message
+    assert reason in record.message
+
+
+def test_auto_takes_the_gpu_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_cupy(monkeypatch, Runtime(12090))
+    monkeypatch.delenv("NARROWS_BACKEND", raising=False)
+    assert AUTO == ("cuda", "cpp", "numba")
+    assert resolve("auto") == "cuda"
+    # A layer of the CPU is worth no trip.
+    assert host_backend.__wrapped__() in AUTO[1:]
+
+
+def test_looking_for_a_gpu_imports_nothing_and_takes_no_time(tmp_path: Path) -> None:
+    assert not cuda.has_gpu(str(tmp_path))
+    (tmp_path / "nvidiactl").touch()
+    assert cuda.has_gpu(str(tmp_path))
+    if cuda.has_gpu():
+        pytest.skip("this machine has a GPU")
+    code = """
+import sys, time
+from narrows.backends import probe, resolve
+probe("cpp"), probe("numba"), resolve("auto")
+begin = time.perf_counter()
+for _ in range(10):
+    resolve("auto")
+print((time.perf_counter() - begin) / 10, "cupy" in sys.modules, "narrows.backends.cuda.program" in sys.modules)
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "NARROWS_BACKEND"}
+    environment["PYTHONPATH"] = os.pathsep.join(str(Path(p).resolve()) for p in sys.path if p)
+    found = subprocess.run([sys.executable, "-c", code], env=environment, check=True, capture_output=True, text=True)
+    seconds, *imported = found.stdout.split()
+    assert imported == ["False", "False"]
+    assert float(seconds) < 1e-3
+
+
+def with_cupy(monkeypatch: pytest.MonkeyPatch, runtime: Any, *, gpu: bool = True) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(cuda, "has_gpu", lambda: gpu)
     cupy = None if runtime is None else SimpleNamespace(cuda=SimpleNamespace(runtime=runtime))
     monkeypatch.setattr(cuda, "find_spec", lambda name: cupy)
     monkeypatch.setattr(importlib, "import_module", lambda name: cupy)
 
 
-def test_every_op_has_launches_and_the_backend_waits_for_a_gpu() -> None:
+def test_every_op_has_launches() -> None:
     assert cuda.own_ops() == frozenset(OpCode)
-    assert "cuda" not in BACKENDS

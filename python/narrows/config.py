@@ -18,6 +18,7 @@ _EXTRAS = {
     "frames": ("pandas", "pyarrow"),
     "plot": ("matplotlib",),
     "report": ("matplotlib", "jinja2"),
+    "cuda12 or cuda13": ("cupy",),
 }
 
 

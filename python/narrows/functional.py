@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .backends import Program, compile_plan, layer_backend, resolve, thread_count, usable_cpus
+from .backends import Program, compile_plan, host_backend, layer_backend, thread_count, usable_cpus
 from .plan import ACTIVATIONS, Activation, LayerSpec, NetworkSpec
 
 __all__ = ["DenseGrads", "Penalty", "contractive_penalty", "dense", "dense_backward"]
@@ -320,7 +320,7 @@ def _penalty_program(
     """
     from .lowering import lower_penalty
 
-    backend = resolve()
+    backend = host_backend()
     key = (spec, batch, grads, dtype, n_threads, backend)
     with _spare_lock:
         program = _spare.pop(key, None)

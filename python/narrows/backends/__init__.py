@@ -1,7 +1,8 @@
 """Backends: what can run a plan, which one to take, and why the others were skipped.
 
 Promises: `probe` never raises; ``backend="auto"`` takes the first of `AUTO` that probes ok, never the reference, and
-logs one line about what it skipped; a name that is unknown or cannot run here is an error, never a substitution.
+logs one line about what it skipped, as a warning if something could be done about it; a name that is unknown or cannot
+run here is an error, never a substitution.
 
 A backend is a module with ``probe()`` and ``compile(plan, *, precision, n_threads)``; a `Program` is a plan compiled.
 """
@@ -12,7 +13,7 @@ import importlib
 import logging
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, NamedTuple, Protocol
@@ -44,7 +45,7 @@ __all__ = [
     "usable_cpus",
 ]
 
-AUTO = ("cpp", "numba")
+AUTO = ("cuda", "cpp", "numba")
 """Order of preference for ``backend="auto"``."""
 BACKENDS = (*AUTO, "reference")
 
@@ -56,6 +57,8 @@ class Probe(NamedTuple):
 
     ok: bool
     reason: str
+    absent: bool = False
+    """Whether it cannot because this machine has not got what it is for, which nobody need be told."""
 
 
 @dataclass(frozen=True)
@@ -215,7 +218,8 @@ _announced: set[str] = set()
 def resolve(name: str = "auto", *, announce: bool = True) -> str:
     """The backend that will run: `name`, or the first of `AUTO` that can.
 
-    ``NARROWS_BACKEND`` overrides ``"auto"``. What ``"auto"`` chose is logged once, unless this only asks.
+    ``NARROWS_BACKEND`` overrides ``"auto"``. What ``"auto"`` chose is logged once, unless this only asks: as a warning
+    if it skipped what this machine has, such as a GPU without CuPy.
 
     Raises
     ------
@@ -228,17 +232,7 @@ def resolve(name: str = "auto", *, announce: bool = True) -> str:
     if name == "auto" and (forced := os.environ.get("NARROWS_BACKEND")):
         name, origin = forced, "NARROWS_BACKEND"
     if name == "auto":
-        skipped: list[str] = []
-        for candidate in AUTO:
-            found = probe(candidate)
-            if found.ok:
-                note = f"backend {candidate}" + "".join(f"; skipped {s}" for s in skipped)
-                if announce and note not in _announced:
-                    _announced.add(note)
-                    log.log(logging.WARNING if skipped else logging.INFO, note)
-                return candidate
-            skipped.append(f"{candidate} ({found.reason})")
-        raise BackendError(f"no backend can run here: {'; '.join(skipped)}; see `narrows doctor`")
+        return _first(AUTO, announce)
     if name not in BACKENDS:
         raise ValueError(f"{origin}={name!r} is not a backend; choose from {', '.join(('auto', *BACKENDS))}")
     found = probe(name)
@@ -247,10 +241,35 @@ def resolve(name: str = "auto", *, announce: bool = True) -> str:
     return name
 
 
+def _first(names: Sequence[str], announce: bool) -> str:
+    """The first of them that can run here."""
+    skipped: list[str] = []
+    level = logging.INFO
+    for name in names:
+        found = probe(name)
+        if found.ok:
+            note = f"backend {name}" + "".join(f"; skipped {s}" for s in skipped)
+            if announce and note not in _announced:
+                _announced.add(note)
+                log.log(level, note)
+            return name
+        skipped.append(f"{name} ({found.reason})")
+        if not found.absent:
+            level = logging.WARNING
+    raise BackendError(f"no backend can run here: {'; '.join(skipped)}; see `narrows doctor`")
+
+
+@cache
+def host_backend() -> str:
+    """The backend for arrays of the CPU that are worth no trip to a GPU: what "auto" takes but "cuda"; chosen once."""
+    forced = os.environ.get("NARROWS_BACKEND") or "auto"
+    return _first([name for name in AUTO if name != "cuda"], True) if forced in ("auto", "cuda") else resolve(forced)
+
+
 @cache
 def layer_backend() -> Any:
-    """The module whose `dense_layer` and `dense_backward_layer` serve `narrows.functional`; chosen once."""
-    return _module(resolve())
+    """The module whose `dense_layer` and `dense_backward_layer` serve the layers of `narrows.functional` on a CPU."""
+    return _module(host_backend())
 
 
 def compile_plan(
@@ -264,8 +283,8 @@ def compile_plan(
 
 
 def thread_count(n_threads: int | None = None) -> int:
-    """Threads to use: the argument, else ``NARROWS_NUM_THREADS``, else ``SLURM_CPUS_PER_TASK``, else what this
-    process may use of the machine (affinity mask and cgroup quota); never simply the cores of the node.
+    """Threads to use of the CPU: the argument, else ``NARROWS_NUM_THREADS``, else ``SLURM_CPUS_PER_TASK``, else what
+    this process may use of the machine (affinity mask and cgroup quota); never simply the cores of the node.
     """
     return thread_choice(n_threads)[0]
 

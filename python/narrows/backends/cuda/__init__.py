@@ -1,65 +1,85 @@
 """The backend for NVIDIA GPUs: kernels of ``csrc/cuda``, compiled at run time, over the launches of a plan.
 
 Promises: needs neither nvcc nor a compiler; a plan runs the same launches step after step, without a copy or a choice
-between them; `probe` says what is missing.
-Never: chosen by itself. It has run on no GPU yet: kernels are compiled for GPUs and run on the host by the tests, so it
-is not among `backends.BACKENDS`.
+between them; `probe` says what is missing, and imports nothing where there is no GPU.
+Never: measured yet: it has run on no GPU; the tests compile its kernels for GPUs and run them on the host.
 
-Reading order: `table` (what Python and C++ agree on), `launches`, `lowering` (op by op), `program`, `nvrtc`, `device`.
+Reading order: `table` (what Python and C++ agree on), `launches`, `lowering` (op by op), `program`, `nvrtc`, `device`,
+`layers`.
 """
 
 from __future__ import annotations
 
+import ctypes
 import importlib
+import os
 from importlib.util import find_spec
+from typing import TYPE_CHECKING
 
 from ...plan import OpCode, Plan, Precision
 from .. import Probe
-from .device import CupyDevice
-from .lowering import LOWER
-from .nvrtc import source_folder
-from .program import CudaProgram
 
-__all__ = ["CudaProgram", "compile", "own_ops", "probe"]
+if TYPE_CHECKING:
+    from .program import CudaProgram
+
+__all__ = ["compile", "own_ops", "probe"]
 
 LEAST_DRIVER = 12000
 """CUDA 12.0, the first driver that runs what the CuPy packages bring."""
 LEAST_CAPABILITY = (7, 5)
+EXTRA = "pip install 'narrows[cuda12]', or 'narrows[cuda13]' for CUDA 13"
 
 
 def own_ops() -> frozenset[OpCode]:
     """Every op: nothing is left to the generic ones."""
+    from .lowering import LOWER
+
     return frozenset(LOWER)
 
 
 def compile(plan: Plan, *, precision: Precision, n_threads: int) -> CudaProgram:
-    """For the first GPU; its threads are its own affair."""
+    """For the GPU that is CuPy's current one; its threads are its own affair, and `n_threads` has no meaning."""
+    from .device import CupyDevice
+    from .program import CudaProgram
+
     return CudaProgram(plan, precision, CupyDevice())
 
 
 def probe() -> Probe:
-    """Whether there is a GPU that the kernels are compiled for, and what is missing."""
+    """Whether CuPy's current GPU is one that the kernels are compiled for, and what is missing.
+
+    Nothing is said to be missing where a GPU is hidden on purpose, or where there is neither a GPU nor CuPy.
+    """
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if hidden is not None and hidden.strip() in ("", "-1", "NoDevFiles"):
+        return Probe(False, f"CUDA_VISIBLE_DEVICES={hidden!r} hides every GPU", absent=True)
+    gpu, cupy = has_gpu(), find_spec("cupy") is not None
+    if not gpu:
+        return Probe(False, "no NVIDIA GPU, or no driver for it", absent=not cupy)
+    if not cupy:
+        return Probe(False, f"CuPy is missing: {EXTRA}")
+    from .nvrtc import source_folder
+
     if not (source_folder() / "cuda" / "narrows.cu").is_file():
         return Probe(False, f"the package was installed without its kernels: {source_folder()} has none")
-    if find_spec("cupy") is None:
-        return Probe(False, "CuPy is missing: pip install 'narrows[cuda12]', or 'narrows[cuda13]' for CUDA 13")
     try:
         runtime = importlib.import_module("cupy").cuda.runtime
     except Exception as error:
-        return Probe(False, f"CuPy does not import: {type(error).__name__}: {error}")
+        return Probe(False, f"CuPy does not import ({_line(error)}): {EXTRA}")
     try:
         driver = int(runtime.driverGetVersion())
         if driver == 0:
-            return Probe(False, "no NVIDIA driver")
+            return Probe(False, "no NVIDIA driver: install one, or in a container make it visible (--gpus all, --nv)")
         if driver < LEAST_DRIVER:
+            least = _version(LEAST_DRIVER)
             return Probe(
-                False, f"the driver is of CUDA {_version(driver)}: it must be {_version(LEAST_DRIVER)} or newer"
+                False, f"the NVIDIA driver is of CUDA {_version(driver)}: install one of CUDA {least} or newer"
             )
         if runtime.getDeviceCount() == 0:
             return Probe(False, "no NVIDIA GPU")
-        found = runtime.getDeviceProperties(0)
+        found = runtime.getDeviceProperties(runtime.getDevice())
     except Exception as error:
-        return Probe(False, f"no NVIDIA GPU: {type(error).__name__}: {error}")
+        return Probe(False, f"no usable NVIDIA GPU: {_line(error)}")
     name, capability = found["name"].decode(), (found["major"], found["minor"])
     if capability < LEAST_CAPABILITY:
         least = ".".join(map(str, LEAST_CAPABILITY))
@@ -67,6 +87,26 @@ def probe() -> Probe:
             False, f"{name} has compute capability {capability[0]}.{capability[1]}: it must be {least} or newer"
         )
     return Probe(True, f"{name}, CUDA {_version(driver)}")
+
+
+DEVICE_FILES = ("nvidiactl", "nvidia0", "dxg", "nvgpu", "nvhost-gpu")
+"""Where Linux shows NVIDIA's GPUs: in /dev, of a graphics card, of a GPU under WSL, of a Jetson."""
+
+
+def has_gpu(dev: str = "/dev") -> bool:
+    """Whether this machine looks as if it had an NVIDIA GPU; takes some microseconds."""
+    if os.name != "nt":
+        return any(os.path.exists(f"{dev}/{name}") for name in DEVICE_FILES)
+    try:
+        ctypes.CDLL("nvcuda.dll")
+    except OSError:
+        return False
+    return True
+
+
+def _line(error: Exception) -> str:
+    """What an error says, in one line."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
 
 
 def _version(number: int) -> str:
