@@ -627,7 +627,8 @@ def with_cupy(monkeypatch: pytest.MonkeyPatch, runtime: Any, *, gpu: bool = True
     monkeypatch.setattr(cuda, "has_gpu", lambda: gpu)
     cupy = None if runtime is None else SimpleNamespace(cuda=SimpleNamespace(runtime=runtime))
     monkeypatch.setattr(cuda, "find_spec", lambda name: cupy)
-    monkeypatch.setattr(importlib, "import_module", lambda name: cupy)
+    found = importlib.import_module
+    monkeypatch.setattr(importlib, "import_module", lambda name, *of: cupy if name == "cupy" else found(name, *of))
 
 
 def test_every_op_has_launches() -> None:
