@@ -70,12 +70,14 @@ fallback() {
   (cd "$scratch/source" && "$scratch/fallback/bin/python" -m pytest -q -rs)
 }
 
-# The compiler of CUDA kernels, too large for the package's test extra; it needs no GPU.
-cuda() {
-  python3 -m pip install -q --target "$scratch/nvrtc" nvidia-cuda-nvrtc-cu12
-  PYTHONPATH="$scratch/nvrtc${PYTHONPATH:+:$PYTHONPATH}" python3 -c "import nvidia.cuda_nvrtc"
-  PYTHONPATH="$scratch/nvrtc${PYTHONPATH:+:$PYTHONPATH}" python3 -m pytest -q -rs tests/test_cuda_compile.py tests/test_cuda_host.py
-}
+# The compiler of CUDA kernels, too large for the package's test extra, and CuPy; neither needs a GPU.
+cuda() (
+  python3 -m pip install -q --target "$scratch/cuda" nvidia-cuda-nvrtc-cu12
+  python3 -m pip install -q --no-deps --target "$scratch/cuda" cupy-cuda12x cuda-pathfinder
+  export PYTHONPATH="$scratch/cuda${PYTHONPATH:+:$PYTHONPATH}"
+  python3 -c "import cupy, nvidia.cuda_nvrtc"
+  python3 -m pytest -q -rs tests/test_cuda_compile.py tests/test_cuda_device.py tests/test_cuda_host.py
+)
 
 # What only a GPU can show. A test that is skipped for want of one is a failure here.
 gpu() {

@@ -23,7 +23,7 @@ from narrows.backends.cuda import device as module
 from narrows.backends.cuda.device import CupyDevice
 from narrows.backends.cuda.nvrtc import digest
 from narrows.backends.cuda.program import CudaProgram, Planned
-from narrows.backends.cuda.table import KERNELS
+from narrows.backends.cuda.table import KERNELS, LAUNCH_DTYPE
 from narrows.errors import MissingExtraError, OutOfMemoryError
 from narrows.plan import Activation, Loss, Mode, Precision
 from test_backends import assert_close, reference_of, tolerance
@@ -232,3 +232,16 @@ def test_the_names_exist_in_cupy() -> None:
     ):
         for name in names:
             assert hasattr(owner, name), f"{owner.__name__}.{name}"
+
+
+def test_cupy_takes_operands_by_value() -> None:
+    """A function of no kernel fails for want of a driver, after it has taken its arguments."""
+    cupy = pytest.importorskip("cupy", reason="CuPy is not installed")
+    if cupy.is_available():
+        pytest.skip("with a GPU, tests/test_cuda_gpu.py launches kernels")
+    function = cupy.cuda.function.Function.__new__(cupy.cuda.function.Function)
+    stream = SimpleNamespace(ptr=0)
+    with pytest.raises(TypeError, match="Unsupported type"):
+        function((1,), (1,), (object(),), 0, stream)
+    with pytest.raises(cupy.cuda.runtime.CUDARuntimeError):
+        function((1,), (1,), (np.zeros((), LAUNCH_DTYPE),), 0, stream)
