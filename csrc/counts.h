@@ -3,7 +3,7 @@
 // Promises: as functors.h, whose requirements of V these share; besides, the includer has defined expm1_beside(x, e) =
 // exp(x) - 1 for x <= 0 and e = exp(x), and DROPOUT_LIMIT. Differences of log-gamma functions are formed from
 // differences of Stirling's series, so that they keep their accuracy where their terms are large and nearly equal: of
-// large counts as of large inverse dispersions. The formulas are those of python/narrows/backends/reference.py.
+// large counts as of large inverse dispersions. The formulas are those of python/narrows/backends/reference/counts.py.
 
 // Stirling's series for the logarithm of the gamma function and its derivative at z > 0:
 //   lgamma(z) = (at - 1/2) log at - at + log(2 pi) / 2 + rest() - log product,

@@ -4,8 +4,8 @@
 // includer has defined scalar_t<V>, splat<V>(x), select(mask, a, b), max_ and min_ (b where a or b is NaN), abs_, exp_,
 // expm1_, log_, log1p_, tanh_, sqrt_, gelu_slope_, and exp_times_(x, w) = w exp(x) and normal_cdf_times_(x, w) = w
 // Phi(x), which lose nothing where the second factor is subnormal. The formulas are those of
-// python/narrows/backends/reference.py. Included inside a namespace of the includer, so that each instruction set has
-// functions of its own.
+// python/narrows/backends/reference/activations.py and dense.py. Included inside a namespace of the includer, so that
+// each instruction set has functions of its own.
 
 #ifndef NARROWS_HD
 #define NARROWS_HD inline

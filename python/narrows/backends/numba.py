@@ -37,9 +37,10 @@ from ..plan import (
     Region,
     Units,
 )
-from . import Hyper, Probe, State, numba_counts, numba_kernels, reference, sparse_rows
+from . import Hyper, Probe, State, numba_counts, numba_kernels, sparse_rows
 from .convolution import OUT_LAST, Images, pixels
-from .reference import Array, ReferenceProgram, Run, dense_backward_layer, dense_layer
+from .reference import OPS, Array, ReferenceProgram, Run, dense_backward_layer, dense_layer
+from .reference.updates import clip_scale
 
 __all__ = [
     "OVERRIDES",
@@ -65,7 +66,7 @@ def _frozen(array: Array) -> Array:
 def gather(run: Run, *, shift: Array | None, out: Array, source: int) -> None:
     data = run.sources[source]
     if getattr(data, "format", None) != "csr" or data.dtype not in (np.float32, np.float64):
-        reference.gather(run, shift=shift, out=out, source=source)
+        OPS[OpCode.GATHER](run, shift=shift, out=out, source=source)
         return
     if len(run.rows) and not 0 <= run.rows.min() <= run.rows.max() < data.shape[0]:
         raise IndexError(f"rows outside the {data.shape[0]} rows of the data")
@@ -119,7 +120,7 @@ def dense(
 
 def link(run: Run, *, z: Array, activation: int) -> None:
     if activation == Activation.SOFTMAX:
-        reference.link(run, z=z, activation=activation)
+        OPS[OpCode.LINK](run, z=z, activation=activation)
     else:
         numba_kernels.bias_activate(activation)(z, np.zeros(z.shape[1], z.dtype))
 
@@ -136,7 +137,7 @@ def loss(
     delta: float,
 ) -> None:
     if activation == Activation.SOFTMAX or (loss == Loss.BCE and activation != Activation.SIGMOID):
-        reference.loss(
+        OPS[OpCode.LOSS](
             run,
             z=z,
             target=target,
@@ -195,7 +196,7 @@ def sqnorm(run: Run, *, partial: Array) -> None:
 def _step_rule(
     run: Run, w: Array, g: Array, m1: Array, m2: Array | None, factor: Any, beta_1: float, beta_2: float, epsilon: float
 ) -> None:
-    """`reference.step_rule` over flat arrays, the gradient times `factor`."""
+    """`reference.updates.step_rule` over flat arrays, the gradient times `factor`."""
     T = w.dtype.type
     lr, t = run.learning_rate, run.step + 1
     if m2 is None:
@@ -210,7 +211,7 @@ def update(
     run: Run, *, partial: Array | None, solver: int, beta_1: float, beta_2: float, epsilon: float, clip: float
 ) -> None:
     w, g, m1 = (run.regions[r] for r in (Region.PARAMETER, Region.GRADIENT, Region.MOMENT1))
-    factor = w.dtype.type(1 if partial is None else reference.clip_scale(float(partial.sum(dtype=np.float64)), clip))
+    factor = w.dtype.type(1 if partial is None else clip_scale(float(partial.sum(dtype=np.float64)), clip))
     _step_rule(run, w, g, m1, run.regions.get(Region.MOMENT2), factor, beta_1, beta_2, epsilon)
 
 
@@ -240,11 +241,11 @@ def wgrad_update(
     if dW is not None:
         g += dW
     if colrate is not None:
-        reference.column_decay(run, W=W, colrate=colrate, dW=g)
+        OPS[OpCode.COLUMN_DECAY](run, W=W, colrate=colrate, dW=g)
     if penalty is not None:
         decay(run, W=W, dW=g, penalty=penalty, l2=l2, l1=l1)
     if rate:
-        reference.shrink(run, W=W, rate=rate)
+        OPS[OpCode.SHRINK](run, W=W, rate=rate)
     m1, m2 = _padded_rows(moment1).reshape(-1), None if moment2 is None else _padded_rows(moment2).reshape(-1)
     _step_rule(run, w.reshape(-1), padded.reshape(-1), m1, m2, w.dtype.type(1), beta_1, beta_2, epsilon)
 
@@ -411,7 +412,9 @@ def conv_dgrad(
 
 def conv_wgrad(run: Run, *, x: Array, dz: Array, partial: Array, bias: int, accumulate: int, **geometry: int) -> None:
     images = Patches(True, **geometry)
-    reference.conv_wgrad(run, x=x, dz=dz, partial=partial, bias=bias, accumulate=accumulate, images=images, **geometry)
+    OPS[OpCode.CONV_WGRAD](
+        run, x=x, dz=dz, partial=partial, bias=bias, accumulate=accumulate, images=images, **geometry
+    )
 
 
 def _windows(x: Array, h: int, w: int, pool_y: int, pool_x: int) -> tuple[Array, Array]:
@@ -499,9 +502,7 @@ class NumbaProgram(ReferenceProgram):
     """A plan run op by op over NumPy arrays, with `OVERRIDES` for the ops that pay."""
 
     def __init__(self, plan: Plan, precision: Precision, n_threads: int) -> None:
-        super().__init__(
-            plan, precision.dtype, {**reference.OPS, **OVERRIDES}, bfloat16=precision is Precision.BFLOAT16
-        )
+        super().__init__(plan, precision.dtype, {**OPS, **OVERRIDES}, bfloat16=precision is Precision.BFLOAT16)
         self.n_threads = n_threads
 
     def train(

@@ -4,7 +4,7 @@ Promises: as `numba_kernels`; of a zero no gamma function is computed, and the t
 float64 whatever the arrays hold, since differences of log-gamma functions lose what their terms have in common.
 Never: makes a row of counts dense.
 
-The formulas are those of `reference.count_terms`.
+The formulas are those of `reference.counts.count_terms`.
 """
 
 from __future__ import annotations

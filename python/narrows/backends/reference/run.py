@@ -1,0 +1,75 @@
+"""What an op is given besides its operands, how it enters the table of ops, and what several families of them share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...plan import Mode, OpCode, Region, padded
+
+Array = NDArray[Any]
+Function = Callable[..., None]
+
+OPS: dict[OpCode, Function] = {}
+"""Every op as a function of a `Run` and the operands that its signature names; filled by the modules beside this."""
+
+
+def op(code: OpCode) -> Callable[[Function], Function]:
+    """Enters a function in `OPS`."""
+
+    def enter(function: Function) -> Function:
+        OPS[code] = function
+        return function
+
+    return enter
+
+
+@dataclass
+class Run:
+    """What an op may know besides its operands: the batch, the step and the flat regions."""
+
+    rows: NDArray[np.int64]
+    mode: Mode
+    sources: Mapping[int, Any]
+    seed: int = 0
+    step: int = 0
+    learning_rate: float = 0.0
+    kl_factor: float = 1.0
+    momentum: float | None = None
+    regions: Mapping[Region, Array] = field(default_factory=dict)
+    bfloat16: bool = False
+
+    @property
+    def m(self) -> int:
+        return len(self.rows)
+
+    def factor(self, x: Array) -> Array:
+        """A factor of a matrix product, in the precision that products are made in."""
+        return bfloat16(x) if self.bfloat16 else x
+
+
+def bfloat16(x: Array) -> Array:
+    """x rounded to bfloat16 (8 significant bits, to nearest, ties to even; subnormals become zero), in x's dtype."""
+    with np.errstate(over="ignore"):
+        single = np.ascontiguousarray(x, np.float32)
+    bits = single.view(np.uint32)
+    rounded = (bits + (np.uint32(0x7FFF) + (bits >> np.uint32(16) & np.uint32(1)))) & np.uint32(0xFFFF0000)
+    rounded[np.abs(single) < np.finfo(np.float32).tiny] &= np.uint32(0x80000000)
+    return np.where(np.isnan(single), single, rounded.view(np.float32)).astype(x.dtype, copy=False)
+
+
+def row_share(run: Run, weight: Array | None, strength: float, dtype: Any) -> Array:
+    """What each row's square counts, shape (m, 1)."""
+    share = np.full((run.m, 1), strength / run.m, dtype)
+    return share if weight is None else share * weight
+
+
+def grain_total(partial: Array, column: int, shape: tuple[int, ...]) -> Array:
+    rows, cols = shape
+    end = column + rows * padded(cols)
+    total: Array = partial[:, column:end].sum(axis=0).reshape(rows, padded(cols))[:, :cols]
+    return total

@@ -1,0 +1,81 @@
+"""Products with sparse rows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ... import philox
+from ...plan import LEARN, Activation, OpCode
+from .activations import ACTIVATE
+from .counts import size_factors
+from .run import Array, Run, op
+from .updates import descend
+
+
+def masked_rows(run: Run, stream: int, level: float, library: Array | None, scale: float, dtype: Any) -> Any:
+    """Rows of X as CSR, normalised as by LOG_NORMALIZE if there is a `library`; in training, masking noise falls on the
+    same elements as CORRUPT's."""
+    X = run.sources[0][run.rows].astype(dtype)
+    if library is not None:
+        X.data = np.log1p(X.data * np.repeat(size_factors(library, scale), np.diff(X.indptr)))
+    if level > 0 and run.mode & LEARN:
+        u = philox.uniform(run.seed, stream, run.step, *X.shape)
+        rows = np.repeat(np.arange(X.shape[0]), np.diff(X.indptr))
+        X.data[u[rows, X.indices] < level] = 0
+    return X
+
+
+@op(OpCode.SPARSE_DENSE)
+def sparse_dense(
+    run: Run,
+    *,
+    W: Array,
+    b: Array,
+    library: Array | None,
+    shift: Array | None,
+    out: Array,
+    pre: Array | None,
+    activation: int,
+    stream: int,
+    level: float,
+    scale: float,
+) -> None:
+    z = masked_rows(run, stream, level, library, scale, W.dtype) @ W
+    if shift is not None:
+        z -= shift @ W
+    z += b
+    if pre is not None:
+        pre[...] = z
+    out[...] = ACTIVATE[Activation(activation)](z)
+
+
+@op(OpCode.SPARSE_WGRAD)
+def sparse_wgrad(run: Run, *, dz: Array, dW: Array, accumulate: int, **rows: Any) -> None:
+    product = _sparse_outer(run, dz, **rows)
+    dW[...] = dW + product if accumulate else product
+
+
+@op(OpCode.SPARSE_WGRAD_UPDATE)
+def sparse_wgrad_update(
+    run: Run,
+    *,
+    dz: Array,
+    library: Array | None,
+    shift: Array | None,
+    stream: int,
+    level: float,
+    scale: float,
+    **rule: Any,
+) -> None:
+    descend(run, _sparse_outer(run, dz, library, shift, stream, level, scale), **rule)
+
+
+def _sparse_outer(
+    run: Run, dz: Array, library: Array | None, shift: Array | None, stream: int, level: float, scale: float
+) -> Array:
+    product: Array = masked_rows(run, stream, level, library, scale, dz.dtype).T @ dz
+    if shift is not None:
+        product -= shift.T @ dz.sum(axis=0, keepdims=True)
+    return product
