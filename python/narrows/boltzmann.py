@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 from .plan import LEARN, Activation, LayerSpec, Loss, Mode, NetworkSpec, OpCode, Units
 
 if TYPE_CHECKING:
-    from .lowering import Lowering
+    from .oplist import OpList
 
 __all__ = ["check_boltzmann", "write_phases"]
 
@@ -63,13 +63,13 @@ def check_boltzmann(spec: NetworkSpec, batch: int) -> None:
 
 
 def write_phases(
-    low: Lowering, spec: NetworkSpec, W: str, visible: str, hidden: str, weight: str | None, rowloss: str
+    low: OpList, spec: NetworkSpec, W: str, visible: str, hidden: str, weight: str | None, rowloss: str
 ) -> tuple[list[str], dict[int, str]]:
     """Write the chains and both phases of a step.
 
     Parameters
     ----------
-    low : Lowering
+    low : OpList
     spec : NetworkSpec
     W : str
         Slot of the weight.

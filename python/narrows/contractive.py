@@ -34,7 +34,7 @@ from .plan import (
 
 if TYPE_CHECKING:
     from .convolution import Convolutions
-    from .lowering import Lowering
+    from .oplist import OpList
 
 __all__ = ["Contraction", "Reduction", "check_contractive"]
 
@@ -88,7 +88,7 @@ class Contraction:
 
     Parameters
     ----------
-    low : Lowering
+    low : OpList
     spec : NetworkSpec
     weights, saved : list of str
         Slots of each layer's weight and of what its derivative is told from.
@@ -97,7 +97,7 @@ class Contraction:
     convolutions : Convolutions
     """
 
-    low: Lowering
+    low: OpList
     spec: NetworkSpec
     weights: list[str]
     saved: list[str]

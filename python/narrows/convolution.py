@@ -29,7 +29,7 @@ from .plan import (
 )
 
 if TYPE_CHECKING:
-    from .lowering import Lowering
+    from .oplist import OpList
 
 __all__ = ["Convolutions", "check_convolutions", "outward"]
 
@@ -75,13 +75,13 @@ class Convolutions:
 
     Parameters
     ----------
-    low : Lowering
+    low : OpList
     spec : NetworkSpec
     weights : list of str
         Slots of the layers' weights.
     """
 
-    def __init__(self, low: Lowering, spec: NetworkSpec, weights: list[str]) -> None:
+    def __init__(self, low: OpList, spec: NetworkSpec, weights: list[str]) -> None:
         self.low = low
         self.spec = spec
         self.weights = weights

@@ -20,7 +20,7 @@ from .contractive import grains
 from .plan import Activation, Mode, NetworkSpec, OpCode, Region, padded
 
 if TYPE_CHECKING:
-    from .lowering import Lowering
+    from .oplist import OpList
 
 __all__ = ["Counts", "check_counts"]
 
@@ -57,7 +57,7 @@ def check_counts(spec: NetworkSpec) -> None:
 class Counts:
     """The ops of a likelihood of counts, while a plan is being written."""
 
-    def __init__(self, low: Lowering, spec: NetworkSpec) -> None:
+    def __init__(self, low: OpList, spec: NetworkSpec) -> None:
         self.low, self.spec = low, spec
         self.libraries: dict[int, str] = {}
         self.partial: str | None = None

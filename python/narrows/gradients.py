@@ -1,0 +1,208 @@
+"""Lowering of what is learned: slots of the parameters, their gradients, and the updates that use these up.
+
+Promises: in training a gradient is used up where it arises, unless all are wanted at once for their norm; L2 and L1 are
+on weights, never on biases or variances; adamw takes its L2 as decoupled decay instead of as a gradient.
+Never: writes what comes before the gradients by the layers' pre-activations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from .contractive import Contraction, Reduction
+from .convolution import Convolutions
+from .oplist import OpList
+from .plan import CELL_ROWS, GRAIN, LANES, LEARN, Mode, NetworkSpec, OpCode, Region, Solver, padded
+
+__all__ = ["Gradients", "SparseInput", "parameters", "reduce", "rule"]
+
+_STATE = (("d", Region.GRADIENT), ("moment1.", Region.MOMENT1), ("moment2.", Region.MOMENT2))
+"""Slots beside each parameter, by what is put before its name."""
+
+
+def parameters(low: OpList, spec: NetworkSpec) -> tuple[list[str], int]:
+    """Slots of the parameters and of their state; those of the layers' weights, and the elements of the region."""
+    weights = [f"W{i if layer.tied_to is None else layer.tied_to}" for i, layer in enumerate(spec.layers)]
+    for name, (rows, cols) in spec.parameter_shapes.items():
+        low.slot(name, Region.PARAMETER, rows, cols)
+    parameter_size = 0
+    for name in list(low.names):
+        _, rows, cols = low.shapes[name]
+        if name != "chain":
+            for prefix, region in _STATE[: 1 + spec.n_moments]:
+                low.slot(f"{prefix}{name}", region, rows, cols)
+        parameter_size += rows * padded(cols)
+    return weights, parameter_size
+
+
+def reduce(low: OpList, reductions: Sequence[Reduction]) -> None:
+    """Sum what the step reports."""
+    terms = low.slot("terms", Region.SCRATCH, 1, max(1, len({r[2] for r in reductions})))
+    for name, row_weight, term, mean in reductions:
+        slots = {"x": name, "weight": row_weight, "terms": terms}
+        low.op(OpCode.REDUCE, LEARN, slots, index=low.term(term), mean=mean)
+
+
+def rule(spec: NetworkSpec) -> dict[str, float]:
+    """The attributes of the update rule."""
+    beta_1 = spec.momentum if spec.solver is Solver.SGD else spec.beta_1
+    return {"solver": spec.solver, "beta_1": beta_1, "beta_2": spec.beta_2, "epsilon": spec.epsilon}
+
+
+@dataclass(frozen=True)
+class SparseInput:
+    """How the first layer sees sparse rows of X.
+
+    Attributes
+    ----------
+    normalized : mapping
+        Slots of their normalisation.
+    masking : mapping
+        Attributes of the noise and the scale of counts.
+    """
+
+    normalized: Mapping[str, str] = field(default_factory=dict)
+    masking: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class Gradients:
+    """Writes the gradients of weights and biases.
+
+    Attributes
+    ----------
+    inputs : sequence of str
+        Slots of what each layer works on; one without a name stands for sparse rows of X.
+    deltas : mapping
+        Slots of the gradients by the layers' pre-activations, in which the rows' weights are already.
+    weight : str, optional
+        Slot of the rows' weights.
+    rates : str, optional
+        Slot of what sums to the gradient of the learned variances, row by row.
+    last_bias : str
+        That by which an output layer in Gram form is judged.
+    update : bool
+        Whether there is one.
+    reductions : list
+        What the penalties of weights add to what a step reports.
+    """
+
+    low: OpList
+    spec: NetworkSpec
+    weights: list[str]
+    inputs: Sequence[str]
+    deltas: Mapping[int, str]
+    contraction: Contraction
+    convolutions: Convolutions
+    weight: str | None = None
+    rates: str | None = None
+    sparse: SparseInput = field(default_factory=SparseInput)
+    last_bias: str = ""
+    update: bool = True
+    reductions: list[Reduction] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        spec = self.spec
+        self.fused = self.update and spec.clip_norm is None
+        self.apart = Mode.GRADIENT if self.fused else LEARN
+        decoupled = spec.solver is Solver.ADAMW
+        self.decay = {"l2": 0.0 if decoupled else spec.alpha, "l1": spec.weight_l1}
+        self.step = {**rule(spec), **self.decay, "rate": spec.alpha if decoupled else 0.0}
+        self.seen = set(self.contraction.begun)
+
+    def write(self) -> None:
+        """All of them, those of the last layer first."""
+        last = len(self.weights) - 1
+        for i in range(last, -1, -1):
+            if self.spec.layers[i].convolution is not None:
+                self._convolution(i)
+            elif self.spec.gram_decoder and i == last:
+                self._gram(i)
+            else:
+                self._product(i)
+                self._summed(f"b{i}", self.deltas[i])
+        if self.rates is not None:
+            self._summed("logvar", self.rates)
+
+    def clipped(self, parameter_size: int) -> None:
+        """One update of all that is learned, by gradients whose norm is clipped."""
+        low, spec = self.low, self.spec
+        partial = low.slot("gradnorm", Region.SCRATCH, 1, -(-parameter_size // GRAIN))
+        low.op(OpCode.SQNORM, LEARN, {"partial": partial})
+        if self.step["rate"] > 0:
+            for name in dict.fromkeys(self.weights):
+                low.op(OpCode.SHRINK, Mode.TRAIN, {"W": name}, rate=self.step["rate"])
+        low.op(OpCode.UPDATE, Mode.TRAIN, {"partial": partial}, **rule(spec), clip=float(spec.clip_norm or 0))
+
+    def _convolution(self, i: int) -> None:
+        self.convolutions.gradient(i, self.apart)
+        penalty = self._decayed(self.weights[i])
+        if self.fused:
+            decays = {name: self.step[name] for name in ("l2", "l1", "rate")}
+            self.convolutions.update(i, penalty, decays, rule(self.spec))
+
+    def _gram(self, i: int) -> None:
+        """Of an output layer that is judged in Gram form."""
+        low, spec, W = self.low, self.spec, self.weights[i]
+        inner, source = spec.layers[i].n_in + 1, int(spec.separate_target)
+        gram = low.slot("gram.rows", Region.SCRATCH, inner, inner)
+        sides = {"h": self.inputs[i], "weight": self.weight}
+        low.op(OpCode.ROW_GRAM, LEARN, {**sides, "out": gram})
+        sides |= {"W": W, "gram": gram}
+        results = {"b": self.last_bias, "dW": f"d{W}", "db": f"db{i}"}
+        low.op(OpCode.SPARSE_MSE_WGRAD, self.apart, {**sides, **results}, source=source)
+        penalty = self._decayed(W)
+        if self.fused:
+            moments = {f"b_{role}": name for role, name in self._state(f"b{i}").items()} | self._state(W)
+            moments |= {"b": f"b{i}"} | ({"shift": "shift"} if self.last_bias != f"b{i}" else {})
+            slots = {**sides, **moments, "penalty": penalty}
+            low.op(OpCode.SPARSE_MSE_UPDATE, Mode.TRAIN, slots, source=source, **self.step)
+
+    def _product(self, i: int) -> None:
+        """Of a dense layer's weight."""
+        low, W = self.low, self.weights[i]
+        tied = self.spec.layers[i].tied_to is not None
+        source, sink = (self.deltas[i], self.inputs[i]) if tied else (self.inputs[i], self.deltas[i])
+        again = W in self.seen
+        # A tied weight has two products, of which the second is followed by all else.
+        final = self.weights.index(W) == i
+        self.seen.add(W)
+        # Sparse rows are those of the first layer, whose weight is nobody else's transposed.
+        products = OpCode.WGRAD, OpCode.WGRAD_UPDATE
+        slots: dict[str, str] = {"x": source, "dz": sink}
+        noise: dict[str, float] = {}
+        if not source:
+            products = OpCode.SPARSE_WGRAD, OpCode.SPARSE_WGRAD_UPDATE
+            slots, noise = {"dz": sink, **self.sparse.normalized}, dict(self.sparse.masking)
+        low.op(products[0], self.apart if final else LEARN, {**slots, "dW": f"d{W}"}, accumulate=again, **noise)
+        if not final:
+            return
+        colrate = self.contraction.colrates.get(W)
+        if colrate is not None:
+            low.op(OpCode.COLUMN_DECAY, self.apart, {"W": W, "colrate": colrate, "dW": f"d{W}"})
+        penalty = self._decayed(W)
+        if self.fused:
+            used = {"dW": f"d{W}" if again else None, "W": W, "colrate": colrate, "penalty": penalty}
+            low.op(products[1], Mode.TRAIN, {**slots, **used, **self._state(W)}, **self.step, **noise)
+
+    def _summed(self, name: str, rows: str) -> None:
+        """Of a parameter that each row adds to: a bias, or the variances."""
+        again = name in self.seen
+        self.low.op(OpCode.COLSUM, self.apart, {"x": rows, "out": f"d{name}"}, mean=False, accumulate=again)
+        if self.fused:
+            slots = {"x": rows, "db": f"d{name}" if again else None, "b": name, **self._state(name)}
+            self.low.op(OpCode.COLSUM_UPDATE, Mode.TRAIN, slots, **rule(self.spec))
+
+    def _state(self, name: str) -> dict[str, str]:
+        return {f"moment{i + 1}": f"moment{i + 1}.{name}" for i in range(self.spec.n_moments)}
+
+    def _decayed(self, W: str) -> str | None:
+        """The slot of a weight's penalty, if it has one."""
+        if not any(self.decay.values()):
+            return None
+        _, rows, cols = self.low.shapes[W]
+        penalty = self.low.slot(f"penalty.{W}", Region.SCRATCH, -(-rows // CELL_ROWS), -(-cols // LANES))
+        self.low.op(OpCode.DECAY, self.apart, {"W": W, "dW": f"d{W}", "penalty": penalty}, **self.decay)
+        self.reductions.append((penalty, None, "weight_penalty", False))
+        return penalty

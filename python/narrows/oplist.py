@@ -1,0 +1,160 @@
+"""The op list of a plan while it is being written.
+
+Promises: operands fit the signature of their op; slots that are not alive together share memory.
+Never: knows a network; `lowering` and the modules beside it do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from .convolution import outward
+from .plan import LEARN, SIGNATURES, Activation, Corruption, LayerSpec, Mode, Op, OpCode, Region, Slot, padded
+
+__all__ = ["OpList", "saved_scale"]
+
+
+class OpList:
+    """The op list while it is being written. Slots are named; offsets are given out at the end."""
+
+    def __init__(self, batch: int) -> None:
+        self.batch = batch
+        self.shapes: dict[str, tuple[Region, int, int]] = {}
+        self.ops: list[Op] = []
+        self.names: list[str] = []
+        self.terms: list[str] = []
+        self.n_streams = 0
+        self.corruption_stream = 0
+
+    def slot(self, name: str, region: Region, rows: int, cols: int) -> str:
+        self.shapes[name] = (region, rows, cols)
+        self.names.append(name)
+        return name
+
+    def rows(self, name: str, cols: int) -> str:
+        """A slot with one row per sample."""
+        return self.slot(name, Region.BATCH, self.batch, cols)
+
+    def op(self, code: OpCode, modes: Mode, slots: Mapping[str, str | None], **attributes: float) -> None:
+        signature = SIGNATURES[code]
+        unknown = (set(slots) - set(signature.slots)) | (set(attributes) ^ {*signature.ints, *signature.floats})
+        if unknown:
+            raise TypeError(f"{code.name}: operands {sorted(unknown)} do not fit its signature")
+        indices = tuple(-1 if (name := slots.get(role)) is None else self.names.index(name) for role in signature.slots)
+        self.ops.append(
+            Op(
+                code,
+                modes,
+                indices,
+                tuple(int(attributes[n]) for n in signature.ints),
+                tuple(float(attributes[n]) for n in signature.floats),
+            )
+        )
+
+    def stream(self) -> int:
+        """A random stream of its own for the op being written."""
+        self.n_streams += 1
+        return self.n_streams - 1
+
+    def corrupt(self, x: str, kind: Corruption, level: float, bounds: tuple[float, float], stream: int) -> None:
+        low, high = bounds
+        self.op(OpCode.CORRUPT, LEARN, {"x": x}, kind=kind, stream=stream, level=level, low=low, high=high)
+
+    def dense(
+        self,
+        name: str,
+        modes: Mode,
+        layer: LayerSpec,
+        operands: Mapping[str, str],
+        *,
+        output: bool = False,
+        transposed: bool = False,
+        masking: Mapping[str, float] | None = None,
+    ) -> tuple[str, str]:
+        """Write a layer whose slots end in `name`; return that of its output, and what its derivative is told from.
+
+        The output layer stops at the pre-activation: its activation is the loss's link. With `masking`, the attributes
+        of the noise and the scale of counts, the layer works on sparse rows of X.
+        """
+        activation = Activation.LINEAR if output else layer.activation
+        out = self.rows(f"a{name}", layer.n_out)
+        pre = self.rows(f"z{name}", layer.n_out) if activation.needs_preactivation else None
+        slots = {**operands, "out": out, "pre": pre}
+        if masking is None:
+            self.op(OpCode.DENSE, modes, slots, activation=activation, transposed=transposed)
+        else:
+            self.op(OpCode.SPARSE_DENSE, modes, slots, activation=activation, **masking)
+        return out, pre or out
+
+    def dgrad(self, before: LayerSpec, dz: str, W: str, saved: str, out: str, *, transposed: bool = False) -> None:
+        """Write the gradient by the pre-activations of the layer `before` (by its output, if that is pooled), from `dz`
+        of the layer with weight `W`.
+        """
+        self.op(
+            OpCode.DGRAD,
+            LEARN,
+            {"dz": dz, "W": W, "saved": saved, "out": out},
+            activation=outward(before),
+            transposed=transposed,
+            scale=saved_scale(before),
+        )
+
+    def gram_loss(
+        self, modes: Mode, operands: dict[str, str | None], before: LayerSpec, rowloss: str, out: str, *, source: int
+    ) -> None:
+        """Write the squared error of a layer against CSR rows, and the gradient by the pre-activations of the layer
+        `before` (by its output, if that is pooled).
+        """
+        _, inner, _ = self.shapes[str(operands["W"])]
+        gram = {part: self.slot(f"gram.{part}", Region.SCRATCH, inner + 1, inner + 1) for part in ("high", "low")}
+        self.op(OpCode.WEIGHT_GRAM, modes, {"W": operands["W"], "b": operands["b"], **gram})
+        self.op(
+            OpCode.SPARSE_MSE,
+            modes,
+            {**operands, **gram, "rowloss": rowloss, "out": out},
+            source=source,
+            activation=outward(before),
+            scale=saved_scale(before),
+        )
+
+    def term(self, name: str) -> int:
+        if name not in self.terms:
+            self.terms.append(name)
+        return self.terms.index(name)
+
+    def assign(self, keep: set[str]) -> tuple[tuple[Slot, ...], int]:
+        """Give every slot its offset; batch slots share memory when no op needs both.
+
+        Slots in `keep` (results of a mode) are held to the end of the list.
+        """
+        first: dict[int, int] = {}
+        last: dict[int, int] = {}
+        for position, op in enumerate(self.ops):
+            for i in op.slots:
+                first.setdefault(i, position)
+                last[i] = position
+        slots: list[Slot] = []
+        size = dict.fromkeys(Region, 0)
+        placed: list[tuple[int, int, int, int]] = []  # offset, end, first op, last op
+        for i, name in enumerate(self.names):
+            region, rows, cols = self.shapes[name]
+            extent = rows * padded(cols)
+            if region < Region.BATCH:
+                offset = size[region]
+                size[region] += extent
+            else:
+                shared = region is Region.BATCH
+                begin = first.get(i, 0) if shared else 0
+                end = last.get(i, 0) if shared and name not in keep else len(self.ops)
+                offset = 0
+                for o, e, f, to in sorted(placed):
+                    if f <= end and begin <= to and offset < e and o < offset + extent:
+                        offset = e
+                placed.append((offset, offset + extent, begin, end))
+            slots.append(Slot(name, region, rows, cols, offset))
+        return tuple(slots), max((p[1] for p in placed), default=0)
+
+
+def saved_scale(layer: LayerSpec) -> float:
+    """Dropout scaled the saved output in place; the activation's derivative is wanted before that."""
+    return 1.0 if layer.activation.needs_preactivation else 1.0 - layer.dropout
