@@ -53,15 +53,17 @@ def test_every_kernel_compiles_and_spills_nothing(nvrtc: Nvrtc, architecture: st
     assert compiled.code[:4] == b"\x7fELF"
     assert set(compiled.names) == set(KERNELS)
     report = re.findall(
-        r"Function properties for (\S+)\n.*?(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads",
+        r"Function properties for (\S+)\n.*?(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads"
+        r"\n.*?Used (\d+) registers",
         compiled.log,
     )
-    spilled = [entry for entry in report if entry[1:] != ("0", "0", "0")]
+    spilled = [entry for entry in report if entry[1:4] != ("0", "0", "0")]
     assert not spilled
     assert {entry[0] for entry in report} >= set(compiled.names.values()), "the report speaks of every kernel"
-    registers = [int(n) for n in re.findall(r"Used (\d+) registers", compiled.log)]
-    # Blocks of 256 threads: two of them find room in a multiprocessor's 65536.
-    assert max(registers) <= 128
+    registers = {entry[0]: int(entry[4]) for entry in report}
+    for kernel, name in compiled.names.items():
+        # Blocks of 256 threads: two of them find room in a multiprocessor's 65536; of the 128 of large tiles three.
+        assert registers[name] <= (170 if kernel.startswith("gemm<Large") else 128), kernel
     assert "warning" not in compiled.log
 
 

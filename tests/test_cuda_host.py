@@ -14,8 +14,9 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from functools import partial
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -31,10 +32,10 @@ from narrows import backends, philox
 from narrows.backends import AUTO, Hyper, cuda, host_backend, resolve
 from narrows.backends.cuda import data as data_module
 from narrows.backends.cuda.data import CHUNK
-from narrows.backends.cuda.launches import Area, View, Writer
+from narrows.backends.cuda.launches import Area, View, Writer, tile_of
 from narrows.backends.cuda.lowering import LOWER, launches
 from narrows.backends.cuda.program import GRAPH_STEPS, Arena, Planned
-from narrows.backends.cuda.table import FUNCTORS, KERNELS, LAUNCH_DTYPE, STEP_DTYPE
+from narrows.backends.cuda.table import DOUBLE_TILES, FUNCTORS, KERNELS, LAUNCH_DTYPE, STEP_DTYPE
 from narrows.backends.reference import ACTIVATE, DERIVATIVE, ReferenceProgram
 from narrows.errors import BackendError
 from narrows.plan import Activation, Corruption, Loss, Mode, OpCode, Precision, Solver
@@ -186,7 +187,7 @@ class Bench:
         self.arrays.append(array)
         return array
 
-    def run(self, kernel: str, blocks: int, slots: Any, ints: Any, floats: Any, m: int) -> None:
+    def run(self, kernel: str, blocks: int, slots: Any, ints: Any, floats: Any, m: int, threads: int = 256) -> None:
         step = np.zeros(1, STEP_DTYPE)
         step["learning_rate"], step["momentum"], step["adam_rate"], step["adam_root"] = 0.1, -1, 0.2, 1.5
         operands = np.zeros((), LAUNCH_DTYPE)
@@ -196,24 +197,26 @@ class Bench:
                 to["ld"] = array.strides[0] // 8
         operands["ints"][: len(ints)], operands["floats"][: len(floats)] = ints, floats
         operands["step"], operands["m"], operands["learn"] = step.ctypes.data, m, 1
-        self.device.graph([Planned(kernel, blocks, 256, operands)], Precision.FLOAT64)()
+        self.device.graph([Planned(kernel, blocks, threads, operands)], Precision.FLOAT64)()
 
 
 @pytest.mark.parametrize("kernel", PRODUCTS)
-@pytest.mark.parametrize("size", [(1, 1, 1), (65, 33, 40), (70, 129, 17)], ids=str)
+@pytest.mark.parametrize("size", [(1, 1, 1), (65, 33, 40), (70, 129, 17), (9, 17, 300)], ids=str)
 def test_products_of_any_size(libraries: Any, kernel: str, size: tuple[int, int, int]) -> None:
-    tile, left, right, epilogue = kernel[len("gemm<") : -1].split(", ", 3)
-    rows, cols, depth = size
+    name, left, right, epilogue = kernel[len("gemm<") : -1].split(", ", 3)
+    tile, (rows, cols, depth) = DOUBLE_TILES[name], size
     rng, bench = np.random.default_rng(0), Bench(libraries)
-    A = bench.matrix(*((depth, rows) if left == "Turned" else (rows, depth)), rng)
+    given = rows - (left == "Extended")
+    A = bench.matrix(*((given, depth) if left == "Rows" else (depth, given)), rng)
     B = bench.matrix(*((cols, depth) if right == "Rows" else (depth, cols)), rng)
-    C = (A.T if left == "Turned" else A) @ (B.T if right == "Rows" else B)
+    L = A if left == "Rows" else A.T
+    C = (L if left != "Extended" else np.vstack([L, np.ones(depth)])) @ (B.T if right == "Rows" else B)
     new = partial(bench.matrix, rng=rng)
     out, other, row = new(rows, cols), new(rows, cols), new(1, cols)
-    height, width = (64, 64) if tile == "Large" else (16, 32)
-    blocks, name = -(-rows // height) * -(-cols // width), epilogue.split("<")[0]
-    run = partial(bench.run, kernel, blocks, m=5)
+    blocks, name = -(-rows // tile.rows) * -(-cols // tile.cols), epilogue.split("<")[0]
+    run = partial(bench.run, kernel, blocks, m=5, threads=tile.threads)
     act = NAMES.get(epilogue.split("<")[-1].rstrip(">"), Activation.LINEAR)
+    db, b, mb, vb = (new(1, cols) for _ in range(4)) if name == "WithBias" else (None,) * 4
     close = partial(np.testing.assert_allclose, rtol=1e-12, atol=1e-11)
     if name == "Activate":
         run((A, B, row, out, other), size, ())
@@ -222,6 +225,16 @@ def test_products_of_any_size(libraries: Any, kernel: str, size: tuple[int, int,
     elif name == "Slope":
         run((A, B, other, out), size, (0.7,))
         close(out, C * DERIVATIVE[act](0.7 * other))
+    elif epilogue == "WithBias<Store>":
+        before, sums = out.copy(), b.copy()
+        run((A, B, out, *(None,) * 4, b), (*size, 1, 0), (0.5,))
+        close(out[:-1], (before + 0.5 * C)[:-1])
+        close(b[0], C[-1])
+        run((A, B, out, *(None,) * 4, b), (*size, 0, 1), (1.0,))
+        close(out[:-1], C[:-1])
+        close(b[0], 2 * C[-1])
+        np.testing.assert_array_equal(out[-1], before[-1])
+        assert sums.shape == b.shape
     elif name == "Store":
         before = out.copy()
         run((A, B, out), (*size, 1), (0.5,))
@@ -239,21 +252,59 @@ def test_products_of_any_size(libraries: Any, kernel: str, size: tuple[int, int,
         run((A, B, HY, dW if rows > 1 else None, row), size, ())
         close(np.vstack([dW, row]), C - HY.T)
     else:
+        adam = "Adam" in epilogue
         second = new(rows, cols)
-        second[...] = np.abs(second)
+        for square in (second, *(() if vb is None else (vb,))):
+            square[...] = np.abs(square)
         W, m1, m2, before = out.copy(), other.copy(), second.copy(), new(rows, cols)
-        moments = (other, second) if act is not None and "Adam" in epilogue else (other, None)
-        run((A, B, before, out, *moments, row), (*size, 1), (0.9, 0.8, 1e-3, 0.3, 0.2, 0.5))
-        g = C + before + row * W + (0.3 * W + 0.2 * np.sign(W)) / 5
-        W *= 1 - 0.1 * 0.5
-        if "Adam" in epilogue:
+        last = [None if x is None else x.copy() for x in (db, b, mb, vb)]
+        moments = (other, second) if adam else (other, None)
+        sums = (db, b, mb, vb if adam else None)
+        run((A, B, before, out, *moments, row, *sums), (*size, 1), (0.9, 0.8, 1e-3, 0.3, 0.2, 0.5))
+
+        def stepped(W: Array, g: Array, m1: Array, m2: Array) -> tuple[Array, Array, Array]:
+            if not adam:
+                m1 = 0.9 * m1 - 0.1 * g
+                return W + m1, m1, m2
             m1, m2 = 0.9 * m1 + 0.1 * g, 0.8 * m2 + 0.2 * g * g
-            close(second, m2)
-            close(out, W - 0.2 * m1 / (np.sqrt(m2) * 1.5 + 1e-3))
-        else:
-            m1 = 0.9 * m1 - 0.1 * g
-            close(out, W + m1)
-        close(other, m1)
+            return W - 0.2 * m1 / (np.sqrt(m2) * 1.5 + 1e-3), m1, m2
+
+        g = C + before + row * W + (0.3 * W + 0.2 * np.sign(W)) / 5
+        expected = stepped(W * (1 - 0.1 * 0.5), g, m1, m2)
+        if name == "WithBias":
+            by_bias = stepped(last[1], C[-1:] + last[0], *last[2:])
+            for found, right_one in zip((b, mb, vb), by_bias, strict=True):
+                close(found, right_one)
+        within = slice(None, given)
+        for found, right_one in zip((out, other, second), expected, strict=True):
+            close(found[within], right_one[within])
+
+
+@pytest.mark.parametrize("size", [(70, 129, 17), (5, 33, 300), (130, 65, 64)], ids=str)
+def test_tiles_of_one_kind_have_the_same_bits(libraries: Any, size: tuple[int, int, int]) -> None:
+    """Deep ones whatever the number of rows; so a row's bits are its own."""
+    rows, cols, depth = size
+    rng, bench = np.random.default_rng(1), Bench(libraries)
+    A, B = bench.matrix(rows, depth, rng), bench.matrix(depth, cols, rng)
+
+    def bits(name: str, A: Array) -> Array:
+        out, tile = bench.matrix(A.shape[0], cols, rng), DOUBLE_TILES[name]
+        kernel, blocks = f"gemm<{name}, Rows, Turned, Store>", -(-A.shape[0] // tile.rows) * -(-cols // tile.cols)
+        bench.run(kernel, blocks, (A, B, out), (A.shape[0], cols, depth), (1.0,), 1, threads=tile.threads)
+        return out
+
+    whole = bits("Small", A)
+    for name in ("Medium", "Large"):
+        np.testing.assert_array_equal(bits(name, A), whole)
+    deep = bits("Deep", A)
+    for i in range(0, rows, 4):
+        np.testing.assert_array_equal(bits("Deep", A[i : i + 1])[0], deep[i])
+
+
+def test_the_bits_of_rows_do_not_hang_on_how_many_there_are() -> None:
+    for cols, depth in product((1, 30, 128, 256, 257, 1000), (1, 128, 129, 784, 5000)):
+        tiles = {tile_of((rows, cols, depth), of_batch=True) for rows in (1, 16, 128, 1000, 10**6)}
+        assert tiles == {"Deep"} or "Deep" not in tiles
 
 
 # --- the mathematics of single numbers --------------------------------------------------------------------------------
@@ -300,22 +351,40 @@ def elementwise(libraries: Any, kernel: str, given: Array) -> Array:
 
 @pytest.mark.parametrize("case", HOST_CASES[::3], ids=str)
 def test_operands_lie_inside_their_areas_and_temporaries_apart(case: Case) -> None:
-    arena = Arena(case.plan, 4)
+    arena = Arena(case.plan, Precision.FLOAT32)
     for mode in Mode:
-        for op in case.plan.ops:
-            if not op.modes & mode:
-                continue
-            w = Writer(case.plan, case.batch, mode)
-            LOWER[op.code](w, w.operands(op))
-            views = {view for launch in w.launches for view in launch.slots if view is not None}
-            for view in views:
+        for launch in launches(case.plan, case.batch, mode):
+            assert launch.blocks > 0
+            assert launch.threads % 32 == 0
+            for view in filter(None, launch.slots):
                 extent = (view.rows - 1) * view.ld + view.cols
                 assert view.offset >= 0
-                assert (view.offset + extent) * arena.itemsize <= arena.sizes[view.area], (op.code, view)
-            temporary = sorted(view for view in views if view.area is Area.TEMPORARY)
-            for one, two in pairwise(temporary):
-                assert one.offset + one.rows * one.ld <= two.offset
-            assert all(launch.blocks > 0 and launch.threads % 32 == 0 for launch in w.launches)
+                assert (view.offset + extent) * arena.itemsize <= arena.sizes[view.area], (launch.kernel, view)
+        for op in case.plan.ops:
+            if op.modes & mode:
+                w = Writer(case.plan, case.batch, mode)
+                LOWER[op.code](w, w.operands(op))
+                views = {view for launch in w.launches for view in filter(None, launch.slots)}
+                temporary = sorted(view for view in views if view.area is Area.TEMPORARY)
+                for one, two in pairwise(temporary):
+                    assert one.offset + one.rows * one.ld <= two.offset
+
+
+@pytest.mark.parametrize("solver", list(Solver), ids=lambda solver: solver.name)
+@pytest.mark.parametrize("tied", [False, True])
+def test_biases_take_no_launch_of_their_own(solver: Solver, tied: bool) -> None:
+    spec = network((33, 9, 33), solver=solver, alpha=0.1)
+    if tied:
+        spec = replace(spec, layers=(spec.layers[0], replace(spec.layers[1], tied_to=0)))
+    plan = Case(f"biases-{tied}", spec).plan
+    for mode in (Mode.TRAIN, Mode.GRADIENT):
+        kernels = [launch.kernel for launch in launches(plan, 300, mode)]
+        # A transposed weight's dz is the left factor, whose rows are those of the sum.
+        assert sum(kernel.startswith("colsum<") for kernel in kernels) == tied, kernels
+        assert sum("WithBias" in kernel for kernel in kernels) == 2 - tied
+        # The sums of a network in bfloat16 are of numbers that are not rounded.
+        kernels = [launch.kernel for launch in launches(plan, 300, mode, Precision.BFLOAT16)]
+        assert sum(kernel.startswith("colsum<") for kernel in kernels) == 2
 
 
 def test_a_graph_is_captured_once_for_each_number_of_rows(libraries: Any) -> None:

@@ -1,9 +1,9 @@
 // Matrix products, tile by tile: where their factors come from as operands, what becomes of each element as an
 // epilogue.
 //
-// Promises: an element is one chain of multiply-adds over k = 0, 1, 2, ... whatever the tile, so its bits depend on its
-// row and its column alone; ragged edges are filled with zeros. For layers up to some hundreds wide: large products
-// are better left to cuBLAS.
+// Promises: an element is one chain of multiply-adds over k = 0, 1, 2, ... in every tile but Deep, where it is eight,
+// cut by the depth alone and added in order: so its bits depend on its row and its column alone, and tiles of one kind
+// give the same bits. Ragged edges are filled with zeros. Large products are better left to cuBLAS, where it is found.
 //
 // Slots 0 and 1 are the factors, as stored; ints: rows, columns and depth of the product, two of the epilogue's, and
 // whether bfloat16 programs round the factors.
@@ -12,14 +12,29 @@
 
 #include "updates.cuh"
 
-// ROWS x COLS elements by THREADS threads, each EACH_ROW x EACH_COL; DEPTH of the sum at a time.
-template <int ROWS_, int COLS_, int DEPTH_, int EACH_ROW_, int EACH_COL_>
+// ROWS x COLS elements by THREADS threads, each EACH_ROW x EACH_COL of them; DEPTH of the sum at a time, of which each
+// of WAYS groups of threads takes its part.
+template <int ROWS_, int COLS_, int DEPTH_, int EACH_ROW_, int EACH_COL_, int WAYS_>
 struct Tile {
   static constexpr int ROWS = ROWS_, COLS = COLS_, DEPTH = DEPTH_, EACH_ROW = EACH_ROW_, EACH_COL = EACH_COL_;
-  static constexpr int DOWN = ROWS / EACH_ROW, ACROSS = COLS / EACH_COL, THREADS = DOWN * ACROSS;
+  static constexpr int WAYS = WAYS_, DOWN = ROWS / EACH_ROW, ACROSS = COLS / EACH_COL, GROUP = DOWN * ACROSS;
+  static constexpr int THREADS = GROUP * WAYS;
+  // Of a multiprocessor, whose registers are then 128 a thread, or 168 where it has many elements.
+  static constexpr int BLOCKS = (EACH_ROW * EACH_COL < 32 ? 512 : 384) / THREADS;
+  static_assert(ROWS % 8 == 0 && COLS % 8 == 0 && DEPTH % (8 * WAYS) == 0, "see Held");
 };
-typedef Tile<64, 64, 16, 4, 4> Large;
-typedef Tile<16, 32, 32, 1, 2> Small;
+// Theirs are the numbers of table.TILES.
+#ifdef NARROWS_DOUBLE
+typedef Tile<NARROWS_TILE_SMALL_DOUBLE> Small;
+typedef Tile<NARROWS_TILE_MEDIUM_DOUBLE> Medium;
+typedef Tile<NARROWS_TILE_LARGE_DOUBLE> Large;
+typedef Tile<NARROWS_TILE_DEEP_DOUBLE> Deep;
+#else
+typedef Tile<NARROWS_TILE_SMALL> Small;
+typedef Tile<NARROWS_TILE_MEDIUM> Medium;
+typedef Tile<NARROWS_TILE_LARGE> Large;
+typedef Tile<NARROWS_TILE_DEEP> Deep;
+#endif
 
 // A factor of a product: as it is, or rounded to bfloat16 (to nearest, ties to even; subnormals become zero).
 DEVICE real factor(const Op& op, real x) {
@@ -50,34 +65,33 @@ DEVICE real factor(const Op& op, real x) {
 // shared arrays of their own and call sync(); what fill leaves is read behind another sync(), and not written again
 // before one more. Slots `side`, and whatever the epilogue leaves, are the operand's.
 
-// `at(o, d)` by the thread that is to read it, whose neighbour reads the next d if ALONG, and else the next o.
+// `at(o, d)`, by the thread that is to read it. Side by side in a warp are eight d of four o if ALONG, whose rows are
+// parts of memory as long as it is read at once, and else as many o as there are. With a pitch that is four more than a
+// multiple of eight, the writes of a warp then fall on different banks.
 template <int OUTER, int DEPTH, int THREADS, bool ALONG>
 struct Held {
-  static constexpr int EACH = (OUTER * DEPTH + THREADS - 1) / THREADS;
+  static constexpr int EACH = OUTER * DEPTH / THREADS, RUN = ALONG ? 8 : 1, SIDE = THREADS / RUN;
+  static_assert(EACH * THREADS == OUTER * DEPTH && (SIDE % OUTER == 0 || OUTER % SIDE == 0), "a thread has its share");
   real held[EACH];
 
-  DEVICE static int outer(int l) { return ALONG ? l / DEPTH : l % OUTER; }
-  DEVICE static int deep(int l) { return ALONG ? l % DEPTH : l / OUTER; }
+  // Of element n of a thread's: a number of the thread, and a constant.
+  DEVICE static int outer(int n) { return thread() / RUN % OUTER + n * SIDE % OUTER; }
+  DEVICE static int deep(int n) { return thread() / RUN / OUTER * RUN + thread() % RUN + n * SIDE / OUTER * RUN; }
   template <class Fn>
   DEVICE void take(const Fn& at) {
     UNROLL
-    for (int n = 0; n < EACH; ++n) {
-      const int l = n * THREADS + thread();
-      if (EACH * THREADS == OUTER * DEPTH || l < OUTER * DEPTH) held[n] = at(outer(l), deep(l));
-    }
+    for (int n = 0; n < EACH; ++n) held[n] = at(outer(n), deep(n));
   }
   template <int PITCH, class Shared>
   DEVICE void put(Shared& shared) const {
     UNROLL
-    for (int n = 0; n < EACH; ++n) {
-      const int l = n * THREADS + thread();
-      if (EACH * THREADS == OUTER * DEPTH || l < OUTER * DEPTH) shared[deep(l) * PITCH + outer(l)] = held[n];
-    }
+    for (int n = 0; n < EACH; ++n) shared[deep(n) * PITCH + outer(n)] = held[n];
   }
 };
 
-// A matrix whose rows (TURNED: whose columns) are those of the result on the left, or its columns on the right.
-template <bool TURNED>
+// A matrix whose rows (TURNED: whose columns) are those of the result on the left, or its columns on the right; behind
+// them a row (column) of ones if it is EXTENDED, by which the result has the sums of the other factor.
+template <bool TURNED, bool EXTENDED>
 struct Dense {
   template <int OUTER, int DEPTH, int THREADS>
   struct Of : Held<OUTER, DEPTH, THREADS, !TURNED> {
@@ -85,11 +99,16 @@ struct Dense {
     const Matrix& x;
     const int outer, depth;
 
-    DEVICE Of(const Op& op, int side, int outer, int depth) : op(op), x(op.slots[side]), outer(outer), depth(depth) {}
+    DEVICE Of(const Op& op, int side, int outer, int depth)
+        : op(op), x(op.slots[side]), outer(outer - EXTENDED), depth(depth) {}
     DEVICE void load(int first, int k) {
+      const int ld = unknown(x.ld), high = outer - first, deep = depth - k;
+      const real* begin = x.data + (TURNED ? int64_t(k) * ld + first : int64_t(first) * ld + k);
       this->take([&](int o, int d) {
-        const bool inside = first + o < outer && k + d < depth;
-        return inside ? factor(op, TURNED ? x(k + d, first + o) : x(first + o, k + d)) : real(0);
+        if (o >= high || d >= deep) return real(EXTENDED && o == high && d < deep);
+        const int at = TURNED ? d * ld + o : o * ld + d;
+        REQUIRE(begin + at == (TURNED ? &x(k + d, first + o) : &x(first + o, k + d)));
+        return factor(op, begin[at]);
       });
     }
     template <int PITCH, class Shared>
@@ -98,20 +117,44 @@ struct Dense {
     }
   };
 };
-typedef Dense<false> Rows;
-typedef Dense<true> Turned;
+typedef Dense<false, false> Rows;
+typedef Dense<true, false> Turned;
+typedef Dense<true, true> Extended;
 
 // --- the product -----------------------------------------------------------------------------------------------------
 
+// N numbers in one or two reads of shared memory.
+template <int N>
+struct alignas(N * sizeof(real) < 16 ? N * sizeof(real) : 16) Run {
+  real at[N];
+};
+template <int N, class Shared>
+DEVICE Run<N> run(Shared& shared, int i) {
+  const real* first = &shared[i];
+  REQUIRE(&shared[i + N - 1] == first + N - 1 && size_t(first) % alignof(Run<N>) == 0);
+  return *reinterpret_cast<const Run<N>*>(first);
+}
+
+// A shared array from an element on.
+template <class Shared>
+struct From {
+  Shared& shared;
+  int first;
+
+  DEVICE real& operator[](int i) const { return shared[first + i]; }
+};
+
 template <class T, class Left, class Right, class Epilogue>
-KERNEL gemm(const Op op) {
-  constexpr int UP = T::ROWS + 1, WIDE = T::COLS + 1;  // one more, so that turned writes fall on different banks
-  SHARED(real, left, T::DEPTH * UP);
-  SHARED(real, right, T::DEPTH * WIDE);
+KERNEL_OF(T::THREADS, T::BLOCKS)
+gemm(const Op op) {
+  constexpr int UP = T::ROWS + 4, WIDE = T::COLS + 4, BUFFERS = T::WAYS == 1 ? 2 : 1;
+  constexpr bool APART = T::WAYS == 1;  // a thread's columns; else they are one run
+  SHARED(real, left, BUFFERS * T::DEPTH * UP);
+  SHARED(real, right, BUFFERS * T::DEPTH * WIDE);
   const int rows = op.ints[0], cols = op.ints[1], depth = op.ints[2];
   const int strips = (cols + T::COLS - 1) / T::COLS;
   const int row = block() / strips * T::ROWS, col = block() % strips * T::COLS;
-  const int down = thread() / T::ACROSS, across = thread() % T::ACROSS;
+  const int way = thread() / T::GROUP, down = thread() % T::GROUP / T::ACROSS, across = thread() % T::ACROSS;
   typename Left::template Of<T::ROWS, T::DEPTH, T::THREADS> of_left(op, 0, rows, depth);
   typename Right::template Of<T::COLS, T::DEPTH, T::THREADS> of_right(op, 1, cols, depth);
 
@@ -119,34 +162,61 @@ KERNEL gemm(const Op op) {
   of_left.load(row, 0);
   of_right.load(col, 0);
   for (int k = 0; k < depth; k += T::DEPTH) {
-    of_left.template fill<UP>(left);
-    of_right.template fill<WIDE>(right);
+    // Two buffers take turns: threads that are still at the one before are in nobody's way.
+    const int buffer = k / T::DEPTH % BUFFERS;
+    From<decltype(left)> up = {left, buffer * T::DEPTH * UP};
+    From<decltype(right)> wide = {right, buffer * T::DEPTH * WIDE};
+    of_left.template fill<UP>(up);
+    of_right.template fill<WIDE>(wide);
     sync();
     if (k + T::DEPTH < depth) {
       of_left.load(row, k + T::DEPTH);
       of_right.load(col, k + T::DEPTH);
     }
-    for (int d = 0; d < T::DEPTH; ++d) {
-      real a[T::EACH_ROW], b[T::EACH_COL];
+    UNROLL_BY_8
+    for (int n = 0; n < T::DEPTH / T::WAYS; ++n) {
+      const int d = way * (T::DEPTH / T::WAYS) + n;
+      const Run<T::EACH_ROW> a = run<T::EACH_ROW>(up, d * UP + down * T::EACH_ROW);
+      Run<T::EACH_COL> b;
+      if (!APART) b = run<T::EACH_COL>(wide, d * WIDE + across * T::EACH_COL);
       UNROLL
-      for (int i = 0; i < T::EACH_ROW; ++i) a[i] = left[d * UP + down + i * T::DOWN];
-      UNROLL
-      for (int j = 0; j < T::EACH_COL; ++j) b[j] = right[d * WIDE + across + j * T::ACROSS];
+      for (int j = 0; APART && j < T::EACH_COL; ++j) b.at[j] = wide[d * WIDE + across + j * T::ACROSS];
       UNROLL
       for (int i = 0; i < T::EACH_ROW; ++i) {
         UNROLL
-        for (int j = 0; j < T::EACH_COL; ++j) sum[i][j] += a[i] * b[j];
+        for (int j = 0; j < T::EACH_COL; ++j) sum[i][j] += a.at[i] * b.at[j];
       }
     }
-    sync();
+    if (BUFFERS == 1) sync();
   }
+
+  if (APART) {
+    UNROLL
+    for (int i = 0; i < T::EACH_ROW; ++i) {
+      UNROLL
+      for (int j = 0; j < T::EACH_COL; ++j) {
+        const int r = row + down * T::EACH_ROW + i, c = col + across + j * T::ACROSS;
+        if (r < rows && c < cols) Epilogue::apply(op, r, c, sum[i][j]);
+      }
+    }
+    return;
+  }
+  // The sums of all groups, one behind the other where the left factor was; a thread adds those of an element.
+  constexpr int TILE = T::ROWS * T::COLS;
+  static_assert(APART || T::WAYS * TILE <= T::DEPTH * UP, "room for the sums");
   UNROLL
   for (int i = 0; i < T::EACH_ROW; ++i) {
     UNROLL
-    for (int j = 0; j < T::EACH_COL; ++j) {
-      const int r = row + down + i * T::DOWN, c = col + across + j * T::ACROSS;
-      if (r < rows && c < cols) Epilogue::apply(op, r, c, sum[i][j]);
-    }
+    for (int j = 0; j < T::EACH_COL; ++j)
+      left[way * TILE + (down * T::EACH_ROW + i) * T::COLS + across * T::EACH_COL + j] = sum[i][j];
+  }
+  sync();
+  for (int l = thread(); l < TILE; l += T::THREADS) {
+    real total = left[l];
+    UNROLL
+    for (int w = 1; w < T::WAYS; ++w) total += left[w * TILE + l];
+    const int r = row + l / T::COLS, c = col + l % T::COLS;
+    if (r < rows && c < cols) Epilogue::apply(op, r, c, total);
   }
 }
 
@@ -177,5 +247,29 @@ struct Link {
   DEVICE static void apply(const Op& op, int i, int j, real d) {
     op.slots[3](i, j) = d;
     op.slots[4](i, j) = d * op.slots[2](i / op.ints[3], op.ints[4] + j);
+  }
+};
+
+// Of an Extended left factor: the last row is the gradient of the bias. Slots from 7 on: what the bias has of those of
+// the other epilogue from 2 on.
+template <class To>
+struct WithBias;
+
+// ints[4]: accumulate
+template <>
+struct WithBias<Store> {
+  DEVICE static void apply(const Op& op, int i, int j, real g) {
+    if (i + 1 < op.ints[0]) return Store::apply(op, i, j, g);
+    real& sum = op.slots[7](0, j);
+    sum = op.ints[4] ? sum + g : g;
+  }
+};
+template <class Rule>
+struct WithBias<Descend<Rule>> {
+  DEVICE static void apply(const Op& op, int i, int j, real g) {
+    if (i + 1 < op.ints[0]) return Descend<Rule>::apply(op, i, j, g);
+    const Matrix &db = op.slots[7], &b = op.slots[8], &m = op.slots[9], &v = op.slots[10];
+    if (db) g += db(0, j);
+    Rule::step(op, b(0, j), g, m(0, j), v ? &v(0, j) : nullptr);
   }
 };

@@ -5,8 +5,8 @@
 // Never: says anything of ops.
 //
 // Blocks are of one dimension, in whole warps; every thread of a block reaches every sync() and every lane of a warp
-// every shuffle. KERNEL is an entry, DEVICE a function of kernels, SHARED(T, name, N) an array of the block;
-// REQUIRE(condition) is checked on the host alone.
+// every shuffle. KERNEL is an entry (KERNEL_OF: one of which a multiprocessor is to hold some blocks), DEVICE a
+// function of kernels, SHARED(T, name, N) an array of the block; REQUIRE(condition) is checked on the host alone.
 
 #pragma once
 
@@ -25,14 +25,22 @@ typedef unsigned long long uint64_t;
 #define NARROWS_HD __device__ inline
 #define DEVICE __device__ inline
 #define KERNEL __global__ void
-#define SHARED(T, name, N) __shared__ T name[N]
+#define KERNEL_OF(threads, blocks) __global__ void __launch_bounds__(threads, blocks)
+#define SHARED(T, name, N) __shared__ __align__(16) T name[N]
 #define REQUIRE(condition)
 #define UNROLL _Pragma("unroll")
+#define UNROLL_BY_8 _Pragma("unroll 8")
 
 DEVICE int thread() { return int(threadIdx.x); }
 DEVICE int threads() { return int(blockDim.x); }
 DEVICE int block() { return int(blockIdx.x); }
 DEVICE void sync() { __syncthreads(); }
+// The same number, of which the compiler knows nothing: what is made of it inside a loop is not kept in registers from
+// before the loop.
+DEVICE int unknown(int number) {
+  asm volatile("" : "+r"(number));
+  return number;
+}
 template <class T>
 DEVICE T shuffle_xor(T value, int mask) {
   return __shfl_xor_sync(0xffffffffu, value, mask);

@@ -22,7 +22,9 @@
 #define NARROWS_HD inline
 #define DEVICE inline
 #define KERNEL void
+#define KERNEL_OF(threads, blocks) void
 #define UNROLL
+#define UNROLL_BY_8
 #define SHARED(T, name, N) static simt::Shared<T, (N)> name
 #define REQUIRE(condition) \
   if (!(condition)) simt::fail(__FILE__, __LINE__, #condition)
@@ -34,9 +36,8 @@ constexpr int GARBAGE = 0xff;
 
 [[noreturn]] inline void fail(const char* file, int line, const char* what);
 
-struct Poisoned {
-  virtual void poison() = 0;
-};
+// Blocks so far: what is in shared memory goes with its block.
+inline uint64_t blocks_begun = 0;
 
 struct Fiber {
   ucontext_t entry;
@@ -51,7 +52,6 @@ struct Machine {
   int block = 0, threads = 0, thread = 0;
   bool reversed = false;
   std::string error;
-  std::vector<Poisoned*> shared;
   std::vector<std::unique_ptr<Fiber>> fibers;
   Fiber* current = nullptr;
   jmp_buf scheduler;
@@ -137,7 +137,7 @@ struct Machine {
     warp_generation.assign(size_t(threads / 32), 0);
     exchanged.assign(size_t(threads) * 16, 0);
     for (auto& f : fibers) f->begun = false;
-    for (Poisoned* p : shared) p->poison();
+    ++blocks_begun;
     // A warp goes as far as it can before the next one: what it does too early then meets what the others do late.
     bool any = true;
     while (finished < threads && error.empty()) {
@@ -180,15 +180,16 @@ struct Machine {
 }
 
 template <class T, size_t N>
-struct Shared : Poisoned {
-  T data[N];
-  Shared() {
-    poison();
-    Machine::get().shared.push_back(this);
-  }
-  void poison() override { std::memset(static_cast<void*>(data), GARBAGE, sizeof data); }
+struct Shared {
+  alignas(16) T data[N];
+  uint64_t block = 0;
+
   T& operator[](int64_t i) {
     REQUIRE(i >= 0 && size_t(i) < N);
+    if (block != blocks_begun) {
+      block = blocks_begun;
+      std::memset(static_cast<void*>(data), GARBAGE, sizeof data);
+    }
     return data[i];
   }
 };
@@ -198,6 +199,7 @@ struct Shared : Poisoned {
 inline int thread() { return simt::Machine::get().thread; }
 inline int threads() { return simt::Machine::get().threads; }
 inline int block() { return simt::Machine::get().block; }
+inline int unknown(int number) { return number; }
 
 inline void sync() {
   simt::Machine& m = simt::Machine::get();

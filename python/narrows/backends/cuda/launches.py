@@ -17,9 +17,10 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 from ... import plan as p
-from ...plan import Mode, Op, Plan, Region
+from ...plan import Mode, Op, Plan, Precision, Region
+from .table import DOUBLE_TILES, TILES, Tile
 
-__all__ = ["ROWS", "TURNED", "Area", "Launch", "View", "Writer"]
+__all__ = ["EXTENDED", "ROWS", "TURNED", "Area", "Launch", "View", "Writer"]
 
 
 class Area(enum.IntEnum):
@@ -70,19 +71,48 @@ MOST_ELEMENTS = 2**31 - 2**16
 """Of a matrix whose elements have a thread each: what blocks can count."""
 GRAIN_ROWS, ONE_PASS = 64, 256
 """Rows of a partial sum over rows, and as many as one pass adds."""
-LARGE_PRODUCT = 16 * 64 * 64
-"""Elements of a product from which on its tiles are large: as many blocks as keep a small GPU busy."""
-TILES = {"Large": (64, 64), "Small": (16, 32)}
-ROWS, TURNED = "Rows", "Turned"
+MULTIPROCESSORS = 132
+"""That tiles are chosen for, wherever they run: those of an H100."""
+CLOCKS = {"Small": 6, "Medium": 12, "Large": 75}
+"""Of a multiprocessor, for what a block adds for one k: by the reads of shared memory, or by the multiply-adds."""
+LATENCY = 700
+"""Clocks from one slice of a sum to the next, at the least: the way to the L2 cache and back, and a barrier."""
+LONG, DEEP_COLS, DEEP_ELEMENTS = 128, 256, 2**18
+"""A sum longer than this is shared by the warps of a block, if the product has no more columns (or, where its rows are
+not the batch's, elements) than these."""
+ROWS, TURNED, EXTENDED = "Rows", "Turned", "Extended"
 """Matrices as operands of a product: whose rows, or whose columns, are the rows of the result on the left, or its
-columns on the right."""
+columns on the right; whose columns and a column of ones."""
+
+
+def tile_of(size: tuple[int, int, int], *, of_batch: bool) -> str:
+    """The tile by which a product is cut, by shapes alone. Deep has bits of its own: where rows are those `of_batch`,
+    their number has no say in it.
+
+    The others have the same bits: of these the one whose blocks, a wave for each multiprocessor at a time, take the
+    fewest clocks, of which a slice of the sum takes `LATENCY` at the least.
+    """
+    rows, cols, depth = size
+    if depth > LONG and (cols <= DEEP_COLS if of_batch else rows * cols <= DEEP_ELEMENTS):
+        return "Deep"
+
+    def clocks(name: str) -> int:
+        tile = TILES[name]
+        waves = -(-blocks_of(tile, rows, cols) // MULTIPROCESSORS)
+        return -(-depth // tile.depth) * max(waves * tile.depth * CLOCKS[name], LATENCY)
+
+    return min(CLOCKS, key=clocks)
+
+
+def blocks_of(tile: Tile, rows: int, cols: int) -> int:
+    return -(-rows // tile.rows) * -(-cols // tile.cols)
 
 
 class Writer:
     """The launches of a run over `m` rows while they are being written."""
 
-    def __init__(self, plan: Plan, m: int, mode: Mode) -> None:
-        self.plan, self.m = plan, m
+    def __init__(self, plan: Plan, m: int, mode: Mode, precision: Precision = Precision.FLOAT32) -> None:
+        self.plan, self.m, self.precision = plan, m, precision
         self.learns = bool(mode & p.LEARN)
         self.launches: list[Launch] = []
         self.most_used = 0
@@ -158,15 +188,15 @@ class Writer:
         *,
         rounds: bool = False,
     ) -> None:
-        """Of two operands (`ROWS`, `TURNED` or another class of csrc/cuda/gemm.cuh), as a rule the first two slots;
+        """Of two operands, classes of csrc/cuda/gemm.cuh (`ROWS`, `TURNED`, `EXTENDED` are the first two slots);
         `size` is rows, columns and depth. Programs in bfloat16 round the factors if the product `rounds` them."""
         rows, cols, _ = size
-        tile = "Large" if rows * cols >= LARGE_PRODUCT and min(rows, cols) > TILES["Small"][1] else "Small"
-        height, width = TILES[tile]
         left, right = operands
-        blocks = -(-rows // height) * -(-cols // width)
+        name = tile_of(size, of_batch=left not in (TURNED, EXTENDED))
+        tile = (DOUBLE_TILES if self.precision is Precision.FLOAT64 else TILES)[name]
         numbers = (*size, *ints, *(0,) * (2 - len(ints)), int(rounds))
-        self.launch(f"gemm<{tile}, {left}, {right}, {epilogue}>", blocks, THREADS, slots, numbers, floats)
+        kernel = f"gemm<{name}, {left}, {right}, {epilogue}>"
+        self.launch(kernel, blocks_of(tile, rows, cols), tile.threads, slots, numbers, floats)
 
     def column_sums(
         self,

@@ -7,14 +7,14 @@ Never: touches data or knows a device.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace as Operands
 from typing import Any, NamedTuple
 
 from ... import plan as p
-from ...plan import Activation, Corruption, Loss, Mode, OpCode, Plan, Units, padded
+from ...plan import Activation, Corruption, Loss, Mode, Op, OpCode, Plan, Precision, Units, padded
 from .. import BATCH, SHIFT
-from .launches import ROWS, TURNED, Area, Launch, View, Writer
+from .launches import EXTENDED, ROWS, TURNED, Area, Launch, View, Writer
 from .table import BOOL, FUNCTORS, RULES, loss_name
 
 __all__ = ["LOWER", "launches", "temporary_size"]
@@ -28,22 +28,51 @@ LOWER: dict[OpCode, Callable[[Writer, Any], None]] = {}
 """For each op, what writes its launches."""
 
 
-def launches(plan: Plan, m: int, mode: Mode) -> tuple[Launch, ...]:
+def launches(plan: Plan, m: int, mode: Mode, precision: Precision = Precision.FLOAT32) -> tuple[Launch, ...]:
     """The launches of a run over m rows, in the order they run."""
-    return tuple(_written(plan, m, mode).launches)
+    return tuple(_written(plan, m, mode, precision).launches)
 
 
-def temporary_size(plan: Plan) -> int:
+def temporary_size(plan: Plan, precision: Precision = Precision.FLOAT32) -> int:
     """Elements that the temporaries of any op take, for up to `plan.batch` rows."""
-    return max(_written(plan, plan.batch, mode).most_used for mode in Mode)
+    return max(_written(plan, plan.batch, mode, precision).most_used for mode in Mode)
 
 
-def _written(plan: Plan, m: int, mode: Mode) -> Writer:
-    w = Writer(plan, m, mode)
-    for op in plan.ops:
-        if op.modes & mode:
+def _written(plan: Plan, m: int, mode: Mode, precision: Precision) -> Writer:
+    w = Writer(plan, m, mode, precision)
+    ops = [op for op in plan.ops if op.modes & mode]
+    # The sums of bfloat16 programs round the factors of products, and nothing else.
+    biases = {} if precision is Precision.BFLOAT16 else _biases(ops)
+    for i, op in enumerate(ops):
+        if i in biases:
+            LOWER[op.code](w, with_bias(w.operands(op), w.operands(ops[biases[i]])))
+        elif i not in biases.values():
             LOWER[op.code](w, w.operands(op))
     return w
+
+
+def _biases(ops: Sequence[Op]) -> dict[int, int]:
+    """For weight gradients the op that sums the same dz over the rows for the bias: it takes one more row of the
+    product. What stands between the two touches neither dz nor the bias."""
+    sums_of = {OpCode.WGRAD: OpCode.COLSUM, OpCode.WGRAD_UPDATE: OpCode.COLSUM_UPDATE}
+    between = {OpCode.COLUMN_DECAY, OpCode.DECAY}
+    out = {}
+    for i, op in enumerate(ops):
+        if op.code in sums_of:
+            j = next((j for j in range(i + 1, len(ops)) if ops[j].code not in between), i)
+            dz, sums = op.slots[_slot(op, "dz")], ops[j]
+            plain = sums.code is sums_of[op.code] and sums.slots[_slot(sums, "x")] == dz
+            if plain and (sums.code is OpCode.COLSUM_UPDATE or not _scaled(sums)):
+                out[i] = j
+    return out
+
+
+def _slot(op: Op, name: str) -> int:
+    return p.SIGNATURES[op.code].slots.index(name)
+
+
+def _scaled(colsum: Op) -> bool:
+    return colsum.slots[_slot(colsum, "weight")] >= 0 or bool(colsum.ints[p.SIGNATURES[colsum.code].ints.index("mean")])
 
 
 def lowers(code: OpCode) -> Callable[[Callable[[Writer, Any], None]], Callable[[Writer, Any], None]]:
@@ -121,8 +150,26 @@ def loss(w: Writer, o: Operands) -> None:
 
 @lowers(OpCode.WGRAD)
 def wgrad(w: Writer, o: Operands) -> None:
-    to, size = stored(o.dW, o.accumulate), (o.dW.rows, o.dW.cols, w.m)
-    w.product(to.epilogue, size, (TURNED, TURNED), (o.x, o.dz, *to.slots), (to.flag,), to.floats, rounds=True)
+    to = stored(o.dW, o.accumulate)
+    weight_gradient(w, o, to, o.dW, lambda sums: stored(sums.out, sums.accumulate))
+
+
+def with_bias(o: Operands, sums: Operands) -> Operands:
+    """A weight gradient with the op that sums its dz."""
+    return Operands(**vars(o), sums=sums)
+
+
+def weight_gradient(w: Writer, o: Operands, to: Sink, W: View, bias: Callable[[Operands], Sink]) -> None:
+    """x' dz, and the sums of dz if the op comes `with_bias`, whose sink `bias` makes."""
+    sums = getattr(o, "sums", None)
+    if sums is None:
+        size, slots = (W.rows, W.cols, w.m), (o.x, o.dz, *to.slots)
+        w.product(to.epilogue, size, (TURNED, TURNED), slots, (to.flag,), to.floats, rounds=True)
+        return
+    last = bias(sums)
+    size = W.rows + 1, W.cols, w.m
+    slots = (o.x, o.dz, *to.slots, *(None,) * (5 - len(to.slots)), *last.slots)
+    w.product(f"WithBias<{to.epilogue}>", size, (EXTENDED, TURNED), slots, (to.flag, last.flag), to.floats, rounds=True)
 
 
 @lowers(OpCode.COLSUM)
@@ -337,9 +384,7 @@ def descent(w: Writer, o: Operands, prefix: str = "") -> Sink:
 
 @lowers(OpCode.WGRAD_UPDATE)
 def wgrad_update(w: Writer, o: Operands) -> None:
-    to = descent(w, o)
-    size = o.W.rows, o.W.cols, w.m
-    w.product(to.epilogue, size, (TURNED, TURNED), (o.x, o.dz, *to.slots), (to.flag,), to.floats, rounds=True)
+    weight_gradient(w, o, descent(w, o), o.W, lambda sums: descent(w, sums))
 
 
 @lowers(OpCode.COLSUM_UPDATE)

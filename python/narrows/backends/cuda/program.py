@@ -109,8 +109,8 @@ def control_dtype(batch: int) -> np.dtype[Any]:
 class Arena:
     """Where the areas of a program begin, in bytes from the start of its memory."""
 
-    def __init__(self, plan: Plan, itemsize: int, guard: int = 0) -> None:
-        self.itemsize = itemsize
+    def __init__(self, plan: Plan, precision: Precision, guard: int = 0) -> None:
+        self.itemsize = itemsize = precision.dtype.itemsize
         region = plan.parameter_size * itemsize
         self.sizes: dict[Area | str, int] = {
             Area.PARAMETER: region,
@@ -118,7 +118,7 @@ class Arena:
             Area.MOMENT1: region,
             Area.MOMENT2: region if plan.n_moments > 1 else 0,
             Area.WORK: plan.work_size * itemsize,
-            Area.TEMPORARY: temporary_size(plan) * itemsize,
+            Area.TEMPORARY: temporary_size(plan, precision) * itemsize,
             "step": STEP_DTYPE.itemsize,
             "control": control_dtype(plan.batch).itemsize,
             "kept": CHUNK * plan.slots[plan.index["terms"]].cols * itemsize,
@@ -168,7 +168,7 @@ class CudaProgram:
     def __init__(self, plan: Plan, precision: Precision, device: Device) -> None:
         self.plan, self.precision, self.device = plan, precision, device
         self.dtype = precision.dtype
-        self.arena = Arena(plan, self.dtype.itemsize, device.guard)
+        self.arena = Arena(plan, precision, device.guard)
         self._base = device.allocate(self.arena.size)
         self._graphs: dict[tuple[Mode, int, int], Callable[[], None]] = {}
         self._finite: Callable[[], None] | None = None
@@ -299,7 +299,7 @@ class CudaProgram:
             self.arena.control("kept", CHUNK, terms.cols),
         )
         begin, end = (Launch(kernel, 1, 32, slots) for kernel in ("begin_step", "end_step"))
-        return begin, *launches(self.plan, m, mode), end
+        return begin, *launches(self.plan, m, mode, self.precision), end
 
     def _planned(self, launch: Launch, mode: Mode, m: int) -> Planned:
         operands = np.zeros((), LAUNCH_DTYPE)

@@ -9,13 +9,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from itertools import product
+from typing import NamedTuple
 
 import numpy as np
 
 from ... import plan as p
 from ...plan import Activation, Loss, Precision, Solver
 
-__all__ = ["FUNCTORS", "KERNELS", "LAUNCH_DTYPE", "PRECISION_FLAGS", "RULES", "SOURCE_DTYPE", "STEP_DTYPE", "constants"]
+__all__ = [
+    "FUNCTORS",
+    "KERNELS",
+    "LAUNCH_DTYPE",
+    "PRECISION_FLAGS",
+    "RULES",
+    "SOURCE_DTYPE",
+    "STEP_DTYPE",
+    "Tile",
+    "constants",
+]
 
 MAX_MATRICES, MAX_INTEGERS, MAX_REALS = 12, 24, 8
 
@@ -63,16 +74,53 @@ SOURCE_DTYPE = np.dtype(
 """``Source``: dense rows without gaps, or CSR of 64-bit `indptr` and increasing columns."""
 
 
-def constants() -> dict[str, float]:
-    """What the kernels know of `plan`, and the sizes by which they check this module's layouts."""
+class Tile(NamedTuple):
+    """What a block makes of a product (``Tile`` of csrc/cuda/gemm.cuh)."""
+
+    rows: int
+    cols: int
+    depth: int
+    """Of the sum, at a time."""
+    each_row: int
+    each_col: int
+    """Elements of a thread."""
+    ways: int
+    """Groups of threads that share the depth."""
+
+    @property
+    def threads(self) -> int:
+        return self.rows // self.each_row * (self.cols // self.each_col) * self.ways
+
+
+TILES = {
+    "Small": Tile(16, 16, 32, 2, 2, 1),
+    "Medium": Tile(32, 32, 32, 4, 4, 1),
+    "Large": Tile(128, 64, 8, 8, 8, 1),
+    "Deep": Tile(8, 16, 256, 2, 2, 8),
+}
+"""By what products are cut. Deep is for long sums of few elements, which the others would walk on few multiprocessors;
+the others differ in nothing but size."""
+DOUBLE_TILES = TILES | {
+    "Medium": Tile(32, 32, 16, 4, 4, 1),
+    "Large": Tile(64, 64, 8, 8, 4, 1),
+    "Deep": Tile(8, 16, 128, 2, 2, 8),
+}
+"""In float64, whose numbers take twice the registers and the shared memory."""
+
+
+def constants() -> dict[str, float | str]:
+    """What the kernels know of `plan`, tiles, and the sizes by which they check this module's layouts."""
     names = (
         "CELL_ROWS", "DISPERSION_PACE", "DROPOUT_LIMIT", "GRAIN", "GRAM_GUARD", "LANES", "LOG_DISPERSION_LIMIT",
         "VARIANCE_FLOOR",
     )  # fmt: skip
     sizes = {"LAUNCH": LAUNCH_DTYPE, "STEP": STEP_DTYPE, "SOURCE": SOURCE_DTYPE}
-    return {f"NARROWS_{name}": getattr(p, name) for name in names} | {
-        f"NARROWS_{name}_SIZE": dtype.itemsize for name, dtype in sizes.items()
-    }
+    tiles = TILES | {f"{name}_DOUBLE": tile for name, tile in DOUBLE_TILES.items()}
+    return (
+        {f"NARROWS_{name}": getattr(p, name) for name in names}
+        | {f"NARROWS_{name}_SIZE": dtype.itemsize for name, dtype in sizes.items()}
+        | {f"NARROWS_TILE_{name.upper()}": ",".join(map(str, tile)) for name, tile in tiles.items()}
+    )
 
 
 PRECISION_FLAGS: Mapping[Precision, list[str]] = {
@@ -92,7 +140,6 @@ _ACTS = tuple(FUNCTORS.values())
 RULES = {Solver.SGD: "Sgd", Solver.ADAM: "Adam", Solver.ADAMW: "Adam"}
 _RULES = tuple(dict.fromkeys(RULES.values()))
 _DESCENTS = tuple(f"Descend<{rule}>" for rule in _RULES)
-_TILES = ("Large", "Small")
 BOOL = ("false", "true")
 
 
@@ -128,11 +175,12 @@ def _instances() -> Iterator[str]:
 
 def _products() -> Iterator[str]:
     """By tile, operands and epilogue."""
-    for tile in _TILES:
+    for tile in TILES:
         for right, act in product(("Rows", "Turned"), _ACTS):
             yield f"gemm<{tile}, Rows, {right}, Activate<{act}>>"
             yield f"gemm<{tile}, Rows, {right}, Slope<{act}>>"
         yield from (f"gemm<{tile}, Turned, Turned, {to}>" for to in ("Store", *_DESCENTS))
+        yield from (f"gemm<{tile}, Extended, Turned, WithBias<{to}>>" for to in ("Store", *_DESCENTS))
         yield f"gemm<{tile}, Rows, Turned, Store>"
         yield f"gemm<{tile}, Rows, Rows, Link>"
         yield f"gemm<{tile}, Rows, Rows, GramSlope>"
