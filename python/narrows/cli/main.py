@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from .._version import __version__
+from ..backends import AUTO, BACKENDS
 from ..errors import NarrowsError
 from .settings import (
     ESTIMATORS,
@@ -302,8 +303,8 @@ def _add_common(parser: argparse._ActionsContainer) -> None:
 
 def _add_backend(parser: argparse._ActionsContainer, default: str | None, shown: str) -> None:
     parser.add_argument(
-        "--backend", choices=("auto", "cpp", "numba", "reference"), default=default, metavar="NAME",
-        help=f"auto, cpp, numba or reference (default: {shown})",
+        "--backend", choices=("auto", *BACKENDS), default=default, metavar="NAME",
+        help=f"auto, {', '.join(BACKENDS[:-1])} or {BACKENDS[-1]} (default: {shown})",
     )  # fmt: skip
     parser.add_argument(
         "--threads", type=_integer(1), metavar="N",
@@ -348,7 +349,7 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--cases", metavar="NAME,NAME", help="which of the standard cases (default: all)")
     what.add_argument("--ops", metavar="CASE", help="time the ops inside the steps of one case (cpp only)")
-    _add_backend(parser, None, "each of cpp and numba that can run")
+    _add_backend(parser, None, f"each of {', '.join(AUTO)} that can run")
     parser.add_argument(
         "--seconds", type=_seconds, default=20.0, metavar="SEC", help="time for all timings together (default: 20)"
     )
