@@ -29,7 +29,10 @@ def largest_ops() -> Iterator[tuple[Case, int]]:
 
     for case in OP_CASES:
         for code in dict.fromkeys(op.code for op in case.plan.ops):
-            ops = [i for i, op in enumerate(case.plan.ops) if op.code is code]
+            # What only decodes takes rows of codes, of which training has none.
+            ops = [i for i, op in enumerate(case.plan.ops) if op.code is code and op.modes & (LEARN | Mode.RECONSTRUCT)]
+            if not ops:
+                continue
             yield case, max(ops, key=lambda i: work(case, case.plan.ops[i]))
 
 

@@ -480,6 +480,58 @@ def test_rows_outside_the_data_are_refused(libraries: Any) -> None:
             program.gradient(np.array(rows))
 
 
+CSR_CASE = next(c for c in SPARSE_CASES if c.name == "sparse-plain-3")
+
+
+@pytest.mark.parametrize(
+    ("indptr", "indices", "message"),
+    [
+        ([1, 1, 3], [1, 5, 6], "begin at 0"),
+        ([0, 2], [1, 5, 6], "a number more than rows"),
+        ([0, 3, 2], [1, 5, 6], "never decrease"),
+        ([0, 0, 9], [1, 5, 6], "past the 3 stored values"),
+        ([0, 0, 3], [1, 5, 23], "a column outside of the 23"),
+        ([0, 0, 3], [-1, 5, 6], "a column outside of the 23"),
+    ],
+)
+def test_damaged_sparse_rows_are_refused(libraries: Any, indptr: Any, indices: Any, message: str) -> None:
+    X = sp.csr_array((2, 23), dtype=np.float32)
+    X.data, X.indices, X.indptr = np.ones(3, np.float32), np.array(indices, np.int32), np.array(indptr, np.int32)
+    X.has_canonical_format = True
+    program = program_of(libraries, CSR_CASE)
+    with pytest.raises(ValueError, match=message):
+        program.bind(X)
+    program.close()
+    assert not program.device.memory
+
+
+def test_sources_that_do_not_fit_or_are_missing_are_refused(libraries: Any) -> None:
+    program = program_of(libraries, CSR_CASE)
+    with pytest.raises(ValueError, match="source 0 has 22 columns, the plan expects 23"):
+        program.bind(sp.csr_array((4, 22), dtype=np.float32))
+    with pytest.raises(ValueError, match="source 0 is not bound"):
+        program.gradient(np.arange(2))
+    spec = network((7, 4, 7), separate_target=True, weighted=True)
+    program = program_of(libraries, Case("wide", spec))
+    X = np.ones((5, 7), np.float32)
+    for bound, message in (
+        ((X[:, 1:], X, X[:, 0]), "source 0 has 6 columns, the plan expects 7"),
+        ((X, X[:, 1:], X[:, 0]), "source 1 has 6 columns, the plan expects 7"),
+        ((X, X, X), "source 2 has 7 columns, the plan expects 1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            program.bind(*bound)
+    program.bind(X, X)
+    with pytest.raises(ValueError, match="source 2 is not bound"):
+        program.train(np.arange(5), Hyper(0, 0, np.zeros(1)))
+    with pytest.raises(ValueError, match="source 1 is not bound, expected 5 rows"):
+        program.apply(X, Mode.SCORE)
+    with pytest.raises(ValueError, match="source 1 has 4 rows, expected 5 rows"):
+        program.apply(X, Mode.SCORE, X[1:])
+    with pytest.raises(ValueError, match="source 3 has 7 columns, the plan expects 4"):
+        program.apply(X, Mode.DECODE)
+
+
 def test_state_round_trip(libraries: Any) -> None:
     case = next(c for c in MODEL_CASES if c.name == "penalty-all")
     one, two = program_of(libraries, case), program_of(libraries, case)

@@ -1,7 +1,8 @@
 """Where the rows of a program lie: on the device from the start, or on the host, which hands them over chunk by chunk.
 
-Promises: what fits on the device is copied there once. Of what does not, the rows of a chunk of steps are gathered into
-pinned memory while the device is busy with the chunk before, and copied beside its launches; the bits are the same.
+Promises: what a kernel would follow out of an array is refused here: rows of other widths, damaged CSR. What fits on
+the device is copied there once. Of what does not, the rows of a chunk of steps are gathered into pinned memory while
+the device is busy with the chunk before, and copied beside its launches; the bits are the same.
 Never: changes what it was given, or knows what is done with it.
 """
 
@@ -14,8 +15,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ...plan import NetworkSpec
-from .. import SHIFT, sparse_rows, told_apart
+from ...plan import SIGNATURES, Mode, OpCode, Plan
+from .. import BATCH, SHIFT, sparse_rows, told_apart
 from .table import SOURCE_DTYPE
 
 if TYPE_CHECKING:
@@ -59,8 +60,53 @@ class Data(Protocol):
     def close(self) -> None: ...
 
 
-def data_on(device: Device, spec: NetworkSpec, dtype: np.dtype[Any], batch: int, sources: Mapping[int, Any]) -> Data:
-    """Sources by their numbers, absent ones None; on the device if they fit."""
+def wanted(plan: Plan, modes: Mode) -> dict[int, int]:
+    """The sources that ops of these modes take rows from, and how many columns each must have (any: 0)."""
+    found: dict[int, int] = {}
+    for op in plan.ops:
+        if not op.modes & modes:
+            continue
+        signature = SIGNATURES[op.code]
+        slots = {name: plan.slots[i] for name, i in zip(signature.slots, op.slots, strict=True) if i >= 0}
+        source = dict(zip(signature.ints, op.ints, strict=True)).get("source")
+        cols = 0
+        if op.code is OpCode.SHIFT:
+            source, cols = SHIFT, slots["out"].cols
+        elif op.code is OpCode.CONDITION:
+            source, cols = BATCH, 1
+        elif op.code in (OpCode.SPARSE_DENSE, OpCode.SPARSE_WGRAD, OpCode.SPARSE_WGRAD_UPDATE):
+            source, cols = X, slots["dW" if op.code is OpCode.SPARSE_WGRAD else "W"].rows
+        elif op.code is OpCode.GATHER:
+            cols = slots["out"].cols
+        elif op.code is OpCode.COUNTS:
+            cols = plan.spec.n_outputs
+        elif source is not None and "W" in slots:
+            cols = slots["W"].cols
+        if source is not None:
+            found[source] = max(cols, found.get(source, 0))
+    return found
+
+
+def check_csr(i: int, data: Any) -> None:
+    """Refuse what is no CSR; whether columns increase is `sparse_rows`' affair."""
+    indptr, indices = data.indptr, data.indices
+    if len(indptr) != data.shape[0] + 1 or indptr[0] != 0 or bool((indptr[1:] < indptr[:-1]).any()):
+        raise ValueError(f"CSR of source {i}: indptr must have a number more than rows, begin at 0 and never decrease")
+    if indptr[-1] > min(len(indices), len(data.data)):
+        raise ValueError(f"CSR of source {i}: indptr ends at {indptr[-1]}, past the {len(indices)} stored values")
+    if len(indices) and not (indices.min() >= 0 and indices.max() < data.shape[1]):
+        raise ValueError(f"CSR of source {i}: a column outside of the {data.shape[1]}")
+
+
+def data_on(device: Device, plan: Plan, dtype: np.dtype[Any], modes: Mode, sources: Mapping[int, Any]) -> Data:
+    """Sources for ops of these modes by their numbers, absent ones None; on the device if they fit.
+
+    Raises
+    ------
+    ValueError
+        A source has another width than the plan expects, or is damaged.
+    """
+    spec = plan.spec
     rows, shift = told_apart(spec, sources[X]) if sources.get(X) is not None else (None, None)
     given = {i: data for i, data in {**sources, X: rows, SHIFT: shift}.items() if data is not None}
     for i, data in given.items():
@@ -68,6 +114,13 @@ def data_on(device: Device, spec: NetworkSpec, dtype: np.dtype[Any], batch: int,
             given[i] = sparse_rows(data)
         elif data.ndim == 1:
             given[i] = data[:, None]
+    for i, cols in wanted(plan, modes).items():
+        if i not in given:
+            continue
+        if hasattr(given[i], "indptr"):
+            check_csr(i, given[i])
+        if cols and given[i].shape[1] != cols:
+            raise ValueError(f"source {i} has {given[i].shape[1]} columns, the plan expects {cols}")
     size, free = sum(stored_size(data, dtype) for data in given.values()), device.free_memory()
     if size <= RESIDENT_SHARE * free:
         return Resident(device, dtype, given)
@@ -76,7 +129,7 @@ def data_on(device: Device, spec: NetworkSpec, dtype: np.dtype[Any], batch: int,
         size / 2**20,
         free / 2**20,
     )
-    return Staged(device, dtype, batch, given)
+    return Staged(device, dtype, plan.batch, given)
 
 
 def stored_size(data: Any, dtype: np.dtype[Any]) -> int:

@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...plan import FROM_CODES, LEARN, Mode, OpCode, Plan, Precision, Slot
-from .. import BATCH, Hyper, State
-from .data import CHUNK, LATENT, N_SOURCES, TARGET, WEIGHT, Data, X, data_on
+from .. import BATCH, SHIFT, Hyper, State
+from .data import CHUNK, LATENT, N_SOURCES, TARGET, WEIGHT, Data, X, data_on, wanted
 from .launches import Area, Launch, View
 from .lowering import launches, temporary_size
 from .table import LAUNCH_DTYPE, SOURCE_DTYPE, STEP_DTYPE
@@ -269,15 +269,15 @@ class CudaProgram:
             self._data.close()
         self._data = None
 
-    def _data_of(self, sources: Mapping[int, Any]) -> Data:
-        return data_on(self.device, self.plan.spec, self.dtype, self.plan.batch, sources)
+    def _data_of(self, modes: Mode, sources: Mapping[int, Any]) -> Data:
+        return data_on(self.device, self.plan, self.dtype, modes, sources)
 
     def bind(self, X_: Any, target: Any = None, weight: Any = None, batch: Any = None) -> None:
         self._check_batches(batch)
         sources = {X: X_, TARGET: target, WEIGHT: weight, BATCH: batch}
         self._rows_of = {i: data.shape[0] for i, data in sources.items() if data is not None}
         self._unbind()
-        self._data = self._data_of(sources)
+        self._data = self._data_of(LEARN, sources)
 
     # --- runs -------------------------------------------------------------------------------------------------------
 
@@ -390,11 +390,15 @@ class CudaProgram:
 
     def _bound(self, rows: NDArray[np.int64]) -> Data:
         """The data that these rows are of."""
-        if self._data is None:
-            raise RuntimeError("no data are bound")
-        for i, n in self._rows_of.items():
+        for i in wanted(self.plan, LEARN):
+            if i == SHIFT:
+                continue  # there whenever X is
+            if self._data is None or i not in self._rows_of:
+                raise ValueError(f"source {i} is not bound")
+            n = self._rows_of[i]
             if len(rows) and not 0 <= rows.min() <= rows.max() < n:
                 raise IndexError(f"rows {rows.min()} to {rows.max()} are outside the {n} rows of source {i}")
+        assert self._data is not None  # a network learns from something
         return self._data
 
     def _alone(self) -> Alone:
@@ -445,10 +449,14 @@ class CudaProgram:
         if mode in FROM_CODES:
             # Without a target of its own the network judges by X, which of codes is the target.
             sources |= {X: None if self.plan.spec.separate_target else target, LATENT: X_}
+        for i in wanted(self.plan, mode):
+            if i != SHIFT and (sources.get(i) is None or sources[i].shape[0] != len(out)):
+                found = "is not bound" if sources.get(i) is None else f"has {sources[i].shape[0]} rows"
+                raise ValueError(f"source {i} {found}, expected {len(out)} rows")
         # Steps of inference are all alike.
         record = self._records(Hyper(0, 0, np.zeros(1)), np.zeros(-(-len(out) // self.plan.batch), np.int64))
         with self._alone():
-            data = self._data_of(sources)
+            data = self._data_of(mode, sources)
             try:
                 self._run(mode, data, np.arange(len(out)), record, out=out)
             finally:
