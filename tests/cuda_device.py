@@ -15,6 +15,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -135,6 +136,8 @@ class HostDevice:
         Whether what may be done later is done when it is waited for, and no earlier.
     memory_left : int
         What `free_memory` says.
+    blas : callable, optional
+        Makes what runs products of cuBLAS, of what allocates memory.
     """
 
     guard = 256
@@ -145,12 +148,14 @@ class HostDevice:
         reverse: bool = False,
         late: bool = False,
         memory_left: int = 2**40,
+        blas: Callable[[Callable[[int], int]], Any] | None = None,
     ) -> None:
         self.libraries, self.reverse, self.late, self.memory_left = libraries, reverse, late, memory_left
         self.memory: dict[int, Any] = {}
         self.to_do: list[Callable[[], None]] = []
         self.done = 0
         self.launched: set[str] = set()
+        self.blas = blas and blas(self.allocate)
         self.n_graphs = 0
 
     def allocate(self, size: int) -> int:
@@ -218,19 +223,29 @@ class HostDevice:
         return as_strided(memory, shape, (ld * memory.itemsize, memory.itemsize))
 
     def graph(self, planned: Sequence[Planned], precision: Precision) -> Callable[[], None]:
-        library = self.libraries(precision)
+        library = self.libraries(Precision.FLOAT32 if precision is Precision.TF32 else precision)
         table = np.zeros(len(planned), PLANNED)
         for row, launch in zip(table, planned, strict=True):
-            row["kernel"], row["blocks"], row["threads"] = INDEX[launch.kernel], launch.blocks, launch.threads
-            row["op"] = launch.operands
+            row["blocks"], row["threads"], row["op"] = launch.blocks, launch.threads, launch.operands
+            row["kernel"] = INDEX.get(launch.kernel, -1)
         self.launched |= {launch.kernel for launch in planned}
         self.n_graphs += 1
+        # Kernels between two calls of cuBLAS go together.
+        parts = [(is_blas, list(part)) for is_blas, part in groupby(table, lambda row: row["kernel"] < 0)]
 
         def run() -> None:
+            for is_blas, part in parts:
+                if is_blas:
+                    for row in part:
+                        self.blas.product(row["op"])
+                else:
+                    kernels(np.array(part, PLANNED))
+
+        def kernels(table: Any) -> None:
             error = ctypes.create_string_buffer(512)
             where = ctypes.c_void_p(table.ctypes.data)
             failed = library.run(where, len(table), int(self.reverse), error, len(error))
             if failed >= 0:
-                raise LaunchError(f"{planned[failed].kernel}: {error.value.decode()}")
+                raise LaunchError(f"{KERNELS[table[failed]['kernel']]}: {error.value.decode()}")
 
         return partial(self._do, run)

@@ -10,12 +10,13 @@ import pytest
 from cases import CASES, MODEL_CASES, OP_CASES, Case
 from cuda_device import check_agreement, program_on
 from narrows.backends import Hyper, cuda
-from narrows.backends.cuda import data
+from narrows.backends.cuda import data, launches
 from narrows.backends.cuda.device import CupyDevice
+from narrows.backends.cuda.lowering import wants_blas
 from narrows.backends.cuda.table import KERNELS
 from narrows.plan import Precision
 from oracle import SEED, STEP, away_from_kinks
-from test_backends import clear_cases, dtypes, inference
+from test_backends import assert_close, clear_cases, dtypes, inference, reference_of
 
 pytestmark = pytest.mark.gpu
 
@@ -26,7 +27,7 @@ def device() -> Any:
     if not found.ok:
         pytest.skip(found.reason)
     device = CupyDevice()
-    for precision in Precision:
+    for precision in (Precision.FLOAT32, Precision.FLOAT64, Precision.BFLOAT16):
         # At once: by the way, each new case would have the compiler read all the sources again.
         device._functions(KERNELS, precision)
     return device
@@ -57,7 +58,44 @@ def test_the_same_bits_from_run_to_run(device: Any, case: Case) -> None:
     assert bits(device, case) == bits(device, case)
 
 
+@pytest.fixture
+def eager(device: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every product is large enough for cuBLAS."""
+    if device.blas is None:
+        pytest.skip("without cuBLAS")
+    monkeypatch.setattr(launches, "BLAS_LEAST", 0)
+    monkeypatch.setattr(launches, "BLAS_SIDE", 1)
+
+
+@dtypes
+@pytest.mark.parametrize("case", MODEL_CASES[::3], ids=str)
+def test_products_by_cublas_agree_with_the_reference(device: Any, eager: None, case: Case, dtype: Any) -> None:
+    test_programs_agree_with_the_reference(device, case, dtype)
+
+
+@pytest.mark.parametrize("precision", [Precision.TF32, Precision.BFLOAT16], ids=["tf32", "bfloat16"])
+@pytest.mark.parametrize("case", [case for case in MODEL_CASES[::10] if "hessian" not in case.name], ids=str)
+def test_tensor_cores_round_the_factors_alone(device: Any, eager: None, case: Case, precision: Precision) -> None:
+    case = away_from_kinks(case)
+    program = program_on(device, case, precision)
+    rows = np.arange(min(case.batch, case.rows))
+    terms, gradient = program.gradient(rows, SEED, STEP)
+    expected_terms, expected = reference_of(case).gradient(rows, SEED, STEP)
+    np.testing.assert_allclose(terms, expected_terms, rtol=3e-2)
+    for name, g in expected.items():
+        assert_close(gradient[name], g, 3e-2, name)
+
+
 @pytest.mark.parametrize("case", MODEL_CASES[::8], ids=str)
+def test_cublas_gives_the_same_bits_from_run_to_run(device: Any, eager: None, case: Case) -> None:
+    assert bits(device, case) == bits(device, case)
+
+
+# What cuBLAS multiplies may depend on the size of the batch.
+OWN_CASES = [case for case in MODEL_CASES[::8] if not wants_blas(case.plan, Precision.FLOAT32)]
+
+
+@pytest.mark.parametrize("case", OWN_CASES, ids=str)
 def test_rows_do_not_depend_on_their_neighbours(device: Any, case: Case) -> None:
     data, single = case.data(np.float32), Case(case.name, case.spec, batch=1, rows=case.rows)
     for mode in inference:

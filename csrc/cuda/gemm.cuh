@@ -36,18 +36,28 @@ typedef Tile<NARROWS_TILE_LARGE> Large;
 typedef Tile<NARROWS_TILE_DEEP> Deep;
 #endif
 
-// A factor of a product: as it is, or rounded to bfloat16 (to nearest, ties to even; subnormals become zero).
-DEVICE real factor(const Op& op, real x) {
-  (void)op;
-#ifdef NARROWS_BFLOAT16
-  if (!op.ints[5] || x != x) return x;
+// x rounded to bfloat16 (to nearest, ties to even; subnormals become zero): its bits as a float's.
+DEVICE uint32_t bfloat16_bits(float x) {
   union {
     float number;
     uint32_t bits;
   } u;
   u.number = x;
+  if (x != x) return (u.bits & 0xffff0000u) | 0x00400000u;
   const bool subnormal = (u.bits & 0x7f800000u) == 0;
-  u.bits = subnormal ? u.bits & 0x80000000u : (u.bits + 0x7fffu + (u.bits >> 16 & 1u)) & 0xffff0000u;
+  return subnormal ? u.bits & 0x80000000u : (u.bits + 0x7fffu + (u.bits >> 16 & 1u)) & 0xffff0000u;
+}
+
+// A factor of a product: as it is, or rounded to bfloat16.
+DEVICE real factor(const Op& op, real x) {
+  (void)op;
+#ifdef NARROWS_BFLOAT16
+  if (!op.ints[5]) return x;
+  union {
+    uint32_t bits;
+    float number;
+  } u;
+  u.bits = bfloat16_bits(x);
   return u.number;
 #else
   return x;

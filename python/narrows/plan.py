@@ -124,12 +124,14 @@ class Solver(enum.IntEnum):
 
 class Precision(enum.IntEnum):
     """Of a program's arithmetic. BFLOAT16 is FLOAT32 with its matrix products in bfloat16: operands are rounded to 8
-    significant bits, sums, parameters and all else stay float32.
+    significant bits, sums, parameters and all else stay float32. TF32, of the CUDA backend alone, leaves it to the GPU
+    to round the operands of large products to 11.
     """
 
     FLOAT32 = 0
     FLOAT64 = 1
     BFLOAT16 = 2
+    TF32 = 3
 
     @classmethod
     def of(cls, name: Any) -> Precision:

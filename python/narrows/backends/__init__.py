@@ -276,9 +276,12 @@ def compile_plan(
     plan: Plan, backend: str, *, precision: Any = Precision.FLOAT32, n_threads: int | None = None
 ) -> Program:
     """Compile `plan` for the backend named `backend` (already resolved), in a precision that `Precision.of` knows."""
-    program: Program = _module(backend).compile(
-        plan, precision=Precision.of(precision), n_threads=thread_count(n_threads)
-    )
+    precision = Precision.of(precision)
+    if precision is Precision.TF32 and backend != "cuda":
+        raise BackendError(
+            f"precision='tf32' is of the cuda backend, and this is {backend}: take 'float32' or backend='cuda'"
+        )
+    program: Program = _module(backend).compile(plan, precision=precision, n_threads=thread_count(n_threads))
     return program
 
 

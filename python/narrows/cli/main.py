@@ -407,8 +407,8 @@ def _add_fit(parser: argparse.ArgumentParser, *, sweep: bool = False) -> None:
     add(
         training,
         "--precision",
-        "float32, float64, bfloat16",
-        choices=("float32", "float64", "bfloat16"),
+        "float32, float64, bfloat16; on a GPU also tf32",
+        choices=("float32", "float64", "bfloat16", "tf32"),
         metavar="NAME",
     )
     add(training, "--seed", "the same seed gives the same bits", type=_integer(0, 2**64), metavar="N")

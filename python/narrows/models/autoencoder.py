@@ -136,10 +136,11 @@ class Autoencoder(BaseAutoencoder):
         entropy. NumPy's global state is never used.
     verbose : int, default=0
         1 prints a line for each epoch.
-    precision : {"float32", "float64", "bfloat16"}, default="float32"
+    precision : {"float32", "float64", "bfloat16", "tf32"}, default="float32"
         Of the arithmetic; ``"bfloat16"`` is float32 with the factors of its matrix products rounded to bfloat16, about
-        half the time for wide layers on CPUs that multiply it (`narrows doctor` says which). Outputs have the dtype of
-        X all the same.
+        half the time for wide layers on CPUs that multiply it (`narrows doctor` says which); ``"tf32"``, of
+        ``backend="cuda"`` alone, lets cuBLAS round those of large products to 11 significant bits. Outputs have the
+        dtype of X all the same.
     backend : {"auto", "cpp", "numba", "reference"}, default="auto"
     n_threads : int, optional
         By default ``NARROWS_NUM_THREADS``, ``SLURM_CPUS_PER_TASK``, or what the process may use of the

@@ -239,7 +239,7 @@ class Network:
         Rows per step, in training and when applied.
     state : dict of ndarray
         Parameters and, where known, optimiser state: the network's own from here on.
-    precision : {"float32", "float64", "bfloat16"}
+    precision : {"float32", "float64", "bfloat16", "tf32"}
     requested : str
         The backend's name as given to the estimator.
     n_threads : int or None

@@ -210,7 +210,7 @@ CHECKS: Mapping[str, Check] = {
     "warm_start": boolean,
     "random_state": randomness,
     "verbose": verbosity,
-    "precision": choice(("float32", "float64", "bfloat16")),
+    "precision": choice(("float32", "float64", "bfloat16", "tf32")),
     "n_threads": threads,
     "beta": real("[0, inf)"),
     "kl_warmup": integer(0),

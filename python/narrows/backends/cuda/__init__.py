@@ -4,8 +4,8 @@ Promises: needs neither nvcc nor a compiler; a plan runs the same launches step 
 between them; `probe` says what is missing, and imports nothing where there is no GPU.
 Never: measured yet: it has run on no GPU; the tests compile its kernels for GPUs and run them on the host.
 
-Reading order: `table` (what Python and C++ agree on), `launches`, `lowering` (op by op), `program`, `nvrtc`, `device`,
-`layers`.
+Reading order: `table` (what Python and C++ agree on), `launches`, `lowering` (op by op), `program`, `nvrtc`, `blas`,
+`device`, `layers`.
 """
 
 from __future__ import annotations
@@ -86,7 +86,9 @@ def probe() -> Probe:
         return Probe(
             False, f"{name} has compute capability {capability[0]}.{capability[1]}: it must be {least} or newer"
         )
-    return Probe(True, f"{name}, CUDA {_version(driver)}")
+    from .blas import described
+
+    return Probe(True, f"{name}, CUDA {_version(driver)}, {described(driver // 1000)}")
 
 
 DEVICE_FILES = ("nvidiactl", "nvidia0", "dxg", "nvgpu", "nvhost-gpu")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
@@ -17,8 +18,11 @@ from numpy.typing import NDArray
 from ..._extras import require
 from ...errors import OutOfMemoryError
 from ...plan import Precision
+from .blas import Blas, load
+from .launches import BLAS
 from .nvrtc import flags, source
 from .program import Mark, Planned
+from .table import PRECISION_FLAGS
 
 __all__ = ["CupyDevice"]
 
@@ -47,7 +51,7 @@ class CupyDevice:
         self._cupy: Any = require("cupy", "cuda12", "the CUDA backend")
         self._device = self._cupy.cuda.Device(index)
         self._memory: dict[int, Any] = {}
-        self._kernels: dict[tuple[str, Precision], Any] = {}
+        self._kernels: dict[tuple[str, ...], Any] = {}
         self._eager = False
         with self._device:
             self._stream = self._cupy.cuda.Stream(non_blocking=True)
@@ -110,10 +114,12 @@ class CupyDevice:
 
     def graph(self, planned: Sequence[Planned], precision: Precision) -> Callable[[], None]:
         with self._device, self._stream:
-            functions = self._functions([launch.kernel for launch in planned], precision)
-            calls = [
-                (function, (launch.blocks,), (launch.threads,), (launch.operands,))
-                for function, launch in zip(functions, planned, strict=True)
+            functions = self._functions([launch.kernel for launch in planned if launch.kernel != BLAS], precision)
+            calls: list[tuple[Any, ...]] = [
+                (self.blas.product, launch.operands)
+                if launch.kernel == BLAS
+                else (functions[launch.kernel], (launch.blocks,), (launch.threads,), (launch.operands,))
+                for launch in planned
             ]
             captured = self._captured(calls)
 
@@ -138,14 +144,32 @@ class CupyDevice:
             return None
         return graph
 
-    def _functions(self, kernels: Sequence[str], precision: Precision) -> list[Any]:
-        new = [kernel for kernel in dict.fromkeys(kernels) if (kernel, precision) not in self._kernels]
+    @cached_property
+    def blas(self) -> Any:
+        """cuBLAS on our stream; None, and a warning once, if there is none."""
+        try:
+            with self._device:
+                driver = int(self._cupy.cuda.runtime.driverGetVersion())
+                return Blas(load(driver // 1000), self._stream.ptr, self.allocate)
+        except (OSError, RuntimeError) as error:
+            _warn_once(f"wide layers take longer than they need to, without cuBLAS: {error}")
+            return None
+
+    def _functions(self, kernels: Sequence[str], precision: Precision) -> dict[str, Any]:
+        # By what they are compiled with: tf32 has the kernels of float32.
+        of = tuple(PRECISION_FLAGS[precision])
+        new = [kernel for kernel in dict.fromkeys(kernels) if (kernel, *of) not in self._kernels]
         if new:
             module = self._cupy.RawModule(code=source(), options=tuple(flags(precision)), name_expressions=tuple(new))
             for kernel in new:
                 # Loaded now: a first call would load it, which cannot be captured.
-                self._kernels[kernel, precision] = module.get_function(kernel).kernel
-        return [self._kernels[kernel, precision] for kernel in kernels]
+                self._kernels[kernel, *of] = module.get_function(kernel).kernel
+        return {kernel: self._kernels[kernel, *of] for kernel in kernels}
+
+
+@cache
+def _warn_once(line: str) -> None:
+    log.warning(line)
 
 
 def _launch(calls: Sequence[tuple[Any, ...]]) -> None:

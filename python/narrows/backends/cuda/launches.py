@@ -20,7 +20,7 @@ from ... import plan as p
 from ...plan import Mode, Op, Plan, Precision, Region
 from .table import DOUBLE_TILES, TILES, Tile
 
-__all__ = ["EXTENDED", "ROWS", "TURNED", "Area", "Launch", "View", "Writer"]
+__all__ = ["BLAS", "EXTENDED", "ROWS", "TURNED", "Area", "Launch", "View", "Writer"]
 
 
 class Area(enum.IntEnum):
@@ -46,6 +46,13 @@ class View(NamedTuple):
     rows: int
     cols: int
     ld: int
+
+    def meets(self, other: View) -> bool:
+        """Whether they have memory in common, gaps between rows included."""
+        if self.area is not other.area:
+            return False
+        ends = [view.offset + (view.rows - 1) * view.ld + view.cols for view in (self, other)]
+        return self.offset < ends[1] and other.offset < ends[0]
 
     def part(self, offset: int, rows: int, cols: int, ld: int) -> View:
         """A matrix that lies in this one's elements from `offset` on."""
@@ -85,6 +92,21 @@ ROWS, TURNED, EXTENDED = "Rows", "Turned", "Extended"
 columns on the right; whose columns and a column of ones."""
 
 
+BLAS = "blas"
+"""In place of a kernel's name: a product by cuBLAS. Slots: both factors, in whichever order of rows and columns, and
+the product; ints: its rows, columns and depth, whether the left factor is `TURNED`, whether the right one is as `ROWS`,
+and a `Precision`; floats: a factor, and another for what the product's place has held."""
+BLAS_LEAST, BLAS_SIDE = 2**26, 32
+"""Multiply-adds from which on a product is given to cuBLAS, and the least of each of its sides. By count: on an H100
+that many take some 2 us at the full rate of float32 and twice to three times that in own kernels, and what cuBLAS asks
+for besides, a launch for the epilogue and another for bfloat16, as long. To be tuned by measurement."""
+
+
+def by_blas(size: tuple[int, int, int]) -> bool:
+    rows, cols, depth = size
+    return rows * cols * depth >= BLAS_LEAST and min(size) >= BLAS_SIDE
+
+
 def tile_of(size: tuple[int, int, int], *, of_batch: bool) -> str:
     """The tile by which a product is cut, by shapes alone. Deep has bits of its own: where rows are those `of_batch`,
     their number has no say in it.
@@ -109,10 +131,12 @@ def blocks_of(tile: Tile, rows: int, cols: int) -> int:
 
 
 class Writer:
-    """The launches of a run over `m` rows while they are being written."""
+    """The launches of a run over `m` rows while they are being written; with cuBLAS, if there is one."""
 
-    def __init__(self, plan: Plan, m: int, mode: Mode, precision: Precision = Precision.FLOAT32) -> None:
-        self.plan, self.m, self.precision = plan, m, precision
+    def __init__(
+        self, plan: Plan, m: int, mode: Mode, precision: Precision = Precision.FLOAT32, *, blas: bool = False
+    ) -> None:
+        self.plan, self.m, self.precision, self.blas = plan, m, precision, blas
         self.learns = bool(mode & p.LEARN)
         self.launches: list[Launch] = []
         self.most_used = 0
@@ -192,11 +216,47 @@ class Writer:
         `size` is rows, columns and depth. Programs in bfloat16 round the factors if the product `rounds` them."""
         rows, cols, _ = size
         left, right = operands
+        numbers = (*size, *ints, *(0,) * (2 - len(ints)), int(rounds))
+        if self.by_blas(size) and {left, right} <= {ROWS, TURNED}:
+            self._product_by_blas(epilogue, operands, slots, numbers, floats)
+            return
         name = tile_of(size, of_batch=left not in (TURNED, EXTENDED))
         tile = (DOUBLE_TILES if self.precision is Precision.FLOAT64 else TILES)[name]
-        numbers = (*size, *ints, *(0,) * (2 - len(ints)), int(rounds))
         kernel = f"gemm<{name}, {left}, {right}, {epilogue}>"
         self.launch(kernel, blocks_of(tile, rows, cols), tile.threads, slots, numbers, floats)
+
+    def by_blas(self, size: tuple[int, int, int]) -> bool:
+        return self.blas and by_blas(size)
+
+    def _product_by_blas(
+        self, epilogue: str, operands: tuple[str, str], slots: Slots, numbers: Sequence[int], floats: Sequence[float]
+    ) -> None:
+        rows, cols, _ = numbers[:3]
+        left, right, *others = slots
+        assert left is not None
+        assert right is not None
+        precision = self.precision if numbers[5] or self.precision is Precision.FLOAT64 else Precision.FLOAT32
+        if precision is Precision.BFLOAT16:
+            left, right = self._in_bfloat16(left, right)
+        layout = operands[0] == TURNED, operands[1] == ROWS
+        numbers_of_blas = (*numbers[:3], *map(int, layout), int(precision))
+        if epilogue == "Store":
+            (out,) = others
+            self.launch(BLAS, 0, 0, (left, right, out), numbers_of_blas, (floats[0], float(numbers[3])))
+            return
+        # Where the result is to be, if the epilogue reads nothing there.
+        out = slots[3] if epilogue.split("<")[0] in ("Activate", "Slope", "Link") else None
+        if out is None or any(view is not out and view is not None and view.meets(out) for view in others):
+            out = self.temporary(rows, p.padded(cols)).part(0, rows, cols, p.padded(cols))
+        self.launch(BLAS, 0, 0, (left, right, out), numbers_of_blas, (1.0, 0.0))
+        self.each(f"finish<{epilogue}>", (rows, cols), (out, None, *others), ints=numbers, floats=floats)
+
+    def _in_bfloat16(self, left: View, right: View) -> tuple[View, View]:
+        """Two to an element, rows at multiples of 16 bytes."""
+        halves = [self.temporary(x.rows, -(-x.cols // 8) * 4) for x in (left, right)]
+        pairs = sum(half.rows * half.cols for half in halves)
+        self.each("to_bfloat16", (1, pairs), (left, halves[0], right, halves[1]))
+        return halves[0], halves[1]
 
     def column_sums(
         self,

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from ... import plan as p
 from ...plan import Activation, Corruption, Loss, Mode, Op, OpCode, Plan, Precision, Units, padded
 from .. import BATCH, SHIFT
-from .launches import EXTENDED, ROWS, TURNED, Area, Launch, View, Writer
+from .launches import BLAS, EXTENDED, ROWS, TURNED, Area, Launch, View, Writer
 from .table import BOOL, FUNCTORS, RULES, loss_name
 
 __all__ = ["LOWER", "launches", "temporary_size"]
@@ -28,18 +28,26 @@ LOWER: dict[OpCode, Callable[[Writer, Any], None]] = {}
 """For each op, what writes its launches."""
 
 
-def launches(plan: Plan, m: int, mode: Mode, precision: Precision = Precision.FLOAT32) -> tuple[Launch, ...]:
-    """The launches of a run over m rows, in the order they run."""
-    return tuple(_written(plan, m, mode, precision).launches)
+def launches(
+    plan: Plan, m: int, mode: Mode, precision: Precision = Precision.FLOAT32, *, blas: bool = False
+) -> tuple[Launch, ...]:
+    """The launches of a run over m rows, in the order they run; with cuBLAS for large products, if there is one."""
+    return tuple(_written(plan, m, mode, precision, blas).launches)
 
 
-def temporary_size(plan: Plan, precision: Precision = Precision.FLOAT32) -> int:
+def temporary_size(plan: Plan, precision: Precision = Precision.FLOAT32, *, blas: bool = False) -> int:
     """Elements that the temporaries of any op take, for up to `plan.batch` rows."""
-    return max(_written(plan, plan.batch, mode, precision).most_used for mode in Mode)
+    return max(_written(plan, plan.batch, mode, precision, blas).most_used for mode in Mode)
 
 
-def _written(plan: Plan, m: int, mode: Mode, precision: Precision) -> Writer:
-    w = Writer(plan, m, mode, precision)
+def wants_blas(plan: Plan, precision: Precision) -> bool:
+    """Whether a product of the plan is large enough for cuBLAS."""
+    written = (launches(plan, plan.batch, mode, precision, blas=True) for mode in Mode)
+    return any(launch.kernel == BLAS for found in written for launch in found)
+
+
+def _written(plan: Plan, m: int, mode: Mode, precision: Precision, blas: bool) -> Writer:
+    w = Writer(plan, m, mode, precision, blas=blas)
     ops = [op for op in plan.ops if op.modes & mode]
     # The sums of bfloat16 programs round the factors of products, and nothing else.
     biases = {} if precision is Precision.BFLOAT16 else _biases(ops)
@@ -151,7 +159,7 @@ def loss(w: Writer, o: Operands) -> None:
 @lowers(OpCode.WGRAD)
 def wgrad(w: Writer, o: Operands) -> None:
     to = stored(o.dW, o.accumulate)
-    weight_gradient(w, o, to, o.dW, lambda sums: stored(sums.out, sums.accumulate))
+    weight_gradient(w, o, to, o.dW, lambda sums: stored(sums.out, sums.accumulate), colsum)
 
 
 def with_bias(o: Operands, sums: Operands) -> Operands:
@@ -159,12 +167,22 @@ def with_bias(o: Operands, sums: Operands) -> Operands:
     return Operands(**vars(o), sums=sums)
 
 
-def weight_gradient(w: Writer, o: Operands, to: Sink, W: View, bias: Callable[[Operands], Sink]) -> None:
-    """x' dz, and the sums of dz if the op comes `with_bias`, whose sink `bias` makes."""
-    sums = getattr(o, "sums", None)
-    if sums is None:
-        size, slots = (W.rows, W.cols, w.m), (o.x, o.dz, *to.slots)
+def weight_gradient(
+    w: Writer,
+    o: Operands,
+    to: Sink,
+    W: View,
+    bias: Callable[[Operands], Sink],
+    apart: Callable[[Writer, Operands], None],
+) -> None:
+    """x' dz, and the sums of dz if the op comes `with_bias`: in one product, where `bias` makes their sink, or `apart`
+    where cuBLAS has the product."""
+    sums, size = getattr(o, "sums", None), (W.rows, W.cols, w.m)
+    if sums is None or w.by_blas(size):
+        slots = o.x, o.dz, *to.slots
         w.product(to.epilogue, size, (TURNED, TURNED), slots, (to.flag,), to.floats, rounds=True)
+        if sums is not None:
+            apart(w, sums)
         return
     last = bias(sums)
     size = W.rows + 1, W.cols, w.m
@@ -384,7 +402,7 @@ def descent(w: Writer, o: Operands, prefix: str = "") -> Sink:
 
 @lowers(OpCode.WGRAD_UPDATE)
 def wgrad_update(w: Writer, o: Operands) -> None:
-    weight_gradient(w, o, descent(w, o), o.W, lambda sums: descent(w, sums))
+    weight_gradient(w, o, descent(w, o), o.W, lambda sums: descent(w, sums), colsum_update)
 
 
 @lowers(OpCode.COLSUM_UPDATE)

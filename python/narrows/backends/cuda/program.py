@@ -22,7 +22,7 @@ from ...plan import FROM_CODES, LEARN, Mode, OpCode, Plan, Precision, Slot
 from .. import BATCH, SHIFT, Hyper, State
 from .data import CHUNK, LATENT, N_SOURCES, TARGET, WEIGHT, Data, X, data_on, wanted
 from .launches import Area, Launch, View
-from .lowering import launches, temporary_size
+from .lowering import launches, temporary_size, wants_blas
 from .table import LAUNCH_DTYPE, SOURCE_DTYPE, STEP_DTYPE
 
 __all__ = ["Arena", "CudaProgram", "Device", "Mark", "Planned"]
@@ -59,6 +59,10 @@ class Device(Protocol):
 
     guard: int
     """Bytes to leave unused behind each area."""
+
+    @property
+    def blas(self) -> Any:
+        """What runs launches of `launches.BLAS`; None if large products are to be own kernels, too."""
 
     def allocate(self, size: int) -> int:
         """The address of `size` bytes, a multiple of `ALIGNMENT`; what they hold is not defined."""
@@ -109,7 +113,7 @@ def control_dtype(batch: int) -> np.dtype[Any]:
 class Arena:
     """Where the areas of a program begin, in bytes from the start of its memory."""
 
-    def __init__(self, plan: Plan, precision: Precision, guard: int = 0) -> None:
+    def __init__(self, plan: Plan, precision: Precision, guard: int = 0, *, blas: bool = False) -> None:
         self.itemsize = itemsize = precision.dtype.itemsize
         region = plan.parameter_size * itemsize
         self.sizes: dict[Area | str, int] = {
@@ -118,7 +122,7 @@ class Arena:
             Area.MOMENT1: region,
             Area.MOMENT2: region if plan.n_moments > 1 else 0,
             Area.WORK: plan.work_size * itemsize,
-            Area.TEMPORARY: temporary_size(plan, precision) * itemsize,
+            Area.TEMPORARY: temporary_size(plan, precision, blas=blas) * itemsize,
             "step": STEP_DTYPE.itemsize,
             "control": control_dtype(plan.batch).itemsize,
             "kept": CHUNK * plan.slots[plan.index["terms"]].cols * itemsize,
@@ -168,7 +172,8 @@ class CudaProgram:
     def __init__(self, plan: Plan, precision: Precision, device: Device) -> None:
         self.plan, self.precision, self.device = plan, precision, device
         self.dtype = precision.dtype
-        self.arena = Arena(plan, precision, device.guard)
+        self._blas = wants_blas(plan, precision) and device.blas is not None
+        self.arena = Arena(plan, precision, device.guard, blas=self._blas)
         self._base = device.allocate(self.arena.size)
         self._graphs: dict[tuple[Mode, int, int], Callable[[], None]] = {}
         self._finite: Callable[[], None] | None = None
@@ -299,7 +304,7 @@ class CudaProgram:
             self.arena.control("kept", CHUNK, terms.cols),
         )
         begin, end = (Launch(kernel, 1, 32, slots) for kernel in ("begin_step", "end_step"))
-        return begin, *launches(self.plan, m, mode, self.precision), end
+        return begin, *launches(self.plan, m, mode, self.precision, blas=self._blas), end
 
     def _planned(self, launch: Launch, mode: Mode, m: int) -> Planned:
         operands = np.zeros((), LAUNCH_DTYPE)

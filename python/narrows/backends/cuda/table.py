@@ -127,6 +127,7 @@ PRECISION_FLAGS: Mapping[Precision, list[str]] = {
     Precision.FLOAT32: [],
     Precision.FLOAT64: ["-DNARROWS_DOUBLE"],
     Precision.BFLOAT16: ["-DNARROWS_BFLOAT16"],
+    Precision.TF32: [],
 }
 """Of the compiler."""
 
@@ -155,7 +156,7 @@ def _instances() -> Iterator[str]:
         "jacobian_norm", "jacobian_seed", "jacobian_slopes", "latent_kl", "library", "log_normalize",
         "loss_multinomial", "maxpool_pick", "not_finite", "penalties", "probe_signs", "reduce", "row_gram", "sample",
         "share_rows", "shift", "shrink", "sqnorm", "squared_norm", "subtract", "tangent", "times_slopes",
-        "turn_weight", "weight_gram", "weight_gram_grains",
+        "to_bfloat16",        "turn_weight", "weight_gram", "weight_gram_grains",
     )  # fmt: skip
     yield from plain
     for kernel in (
@@ -184,6 +185,8 @@ def _products() -> Iterator[str]:
         yield f"gemm<{tile}, Rows, Turned, Store>"
         yield f"gemm<{tile}, Rows, Rows, Link>"
         yield f"gemm<{tile}, Rows, Rows, GramSlope>"
+    yield from (f"finish<{epilogue}<{act}>>" for epilogue in ("Activate", "Slope") for act in _ACTS)
+    yield from (f"finish<{to}>" for to in (*_DESCENTS, "Link", "GramSlope"))
 
 
 KERNELS: tuple[str, ...] = tuple(_instances())

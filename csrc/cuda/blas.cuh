@@ -1,0 +1,27 @@
+// What a product by cuBLAS leaves to do: factors rounded before, the epilogue behind.
+
+#pragma once
+
+#include "gemm.cuh"
+
+// The epilogue of a product that is there: product, -, and the slots of the epilogue; ints: rows and columns, and what
+// gemm has. It may lie where the epilogue leaves its result: an element is one thread's.
+template <class Epilogue>
+KERNEL finish(const Op op) {
+  const Matrix& product = op.slots[0];
+  each(op.ints[0], op.ints[1], [&](int i, int j) { Epilogue::apply(op, i, j, product(i, j)); });
+}
+
+// Two matrices in bfloat16: x, x rounded, y, y rounded. Two rounded numbers take the room of one as it was; odd rows
+// end with a zero.
+KERNEL to_bfloat16(const Op op) {
+  const int first = op.slots[1].rows * op.slots[1].cols;
+  each(1, first + op.slots[3].rows * op.slots[3].cols, [&](int, int at) {
+    const Matrix &x = op.slots[at < first ? 0 : 2], &to = op.slots[at < first ? 1 : 3];
+    if (at >= first) at -= first;
+    const int i = at / to.cols, j = at % to.cols;
+    const uint32_t low = 2 * j < x.cols ? bfloat16_bits(float(x(i, 2 * j))) >> 16 : 0;
+    const uint32_t high = 2 * j + 1 < x.cols ? bfloat16_bits(float(x(i, 2 * j + 1))) : 0;
+    reinterpret_cast<uint32_t&>(to(i, j)) = high | low;
+  });
+}
