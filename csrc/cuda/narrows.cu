@@ -1,7 +1,7 @@
 // All kernels. They are templates; backends/launches.py has the table of their instances.
 
-#include "checks.cuh"
 #include "blas.cuh"
+#include "checks.cuh"
 #include "contractive.cuh"
 #include "counts.cuh"
 #include "gemm.cuh"
