@@ -75,27 +75,57 @@ DEVICE real factor(const Op& op, real x) {
 // shared arrays of their own and call sync(); what fill leaves is read behind another sync(), and not written again
 // before one more. Slots `side`, and whatever the epilogue leaves, are the operand's.
 
-// `at(o, d)`, by the thread that is to read it. Side by side in a warp are eight d of four o if ALONG, whose rows are
-// parts of memory as long as it is read at once, and else as many o as there are. With a pitch that is four more than a
-// multiple of eight, the writes of a warp then fall on different banks.
+// N numbers in one or two reads of memory.
+template <int N>
+struct alignas(N * sizeof(real) < 16 ? N * sizeof(real) : 16) Run {
+  real at[N];
+};
+
+// A thread's part of a tile, in runs of four: along the depth if ALONG, of which two runs lie side by side in a warp
+// for each of 16 outer indices, or along the outer indices. With a pitch that is four more than a multiple of eight,
+// the writes of a warp then fall on different banks.
 template <int OUTER, int DEPTH, int THREADS, bool ALONG>
 struct Held {
-  static constexpr int EACH = OUTER * DEPTH / THREADS, RUN = ALONG ? 8 : 1, SIDE = THREADS / RUN;
-  static_assert(EACH * THREADS == OUTER * DEPTH && (SIDE % OUTER == 0 || OUTER % SIDE == 0), "a thread has its share");
-  real held[EACH];
+  static constexpr int EACH = OUTER * DEPTH / (4 * THREADS), PAIR = ALONG ? 2 : 1, SIDE = THREADS / PAIR;
+  static constexpr int ACROSS = ALONG ? OUTER : OUTER / 4;
+  static_assert(EACH * 4 * THREADS == OUTER * DEPTH && (SIDE % ACROSS == 0 || ACROSS % SIDE == 0), "all have as many");
+  Run<4> held[EACH];
 
-  // Of element n of a thread's: a number of the thread, and a constant.
-  DEVICE static int outer(int n) { return thread() / RUN % OUTER + n * SIDE % OUTER; }
-  DEVICE static int deep(int n) { return thread() / RUN / OUTER * RUN + thread() % RUN + n * SIDE / OUTER * RUN; }
+  // Where run n begins: a number of the thread, and a constant.
+  DEVICE static int outer(int n) { return (thread() / PAIR % ACROSS + n * SIDE % ACROSS) * (ALONG ? 1 : 4); }
+  DEVICE static int deep(int n) {
+    return (thread() / PAIR / ACROSS + n * SIDE / ACROSS) * (ALONG ? 8 : 1) + (ALONG ? thread() % 2 * 4 : 0);
+  }
+  // Each element by at(o, d).
   template <class Fn>
   DEVICE void take(const Fn& at) {
+    take_runs([&](int o, int d) {
+      Run<4> run;
+      UNROLL
+      for (int c = 0; c < 4; ++c) run.at[c] = ALONG ? at(o, d + c) : at(o + c, d);
+      return run;
+    });
+  }
+  // Each run by run_at(o, d).
+  template <class Fn>
+  DEVICE void take_runs(const Fn& run_at) {
     UNROLL
-    for (int n = 0; n < EACH; ++n) held[n] = at(outer(n), deep(n));
+    for (int n = 0; n < EACH; ++n) held[n] = run_at(outer(n), deep(n));
   }
   template <int PITCH, class Shared>
   DEVICE void put(Shared& shared) const {
+    static_assert(PITCH % 4 == 0, "runs are read and written at once");
     UNROLL
-    for (int n = 0; n < EACH; ++n) shared[deep(n) * PITCH + outer(n)] = held[n];
+    for (int n = 0; n < EACH; ++n) {
+      const int at = deep(n) * PITCH + outer(n);
+      if (ALONG) {
+        UNROLL
+        for (int c = 0; c < 4; ++c) shared[at + c * PITCH] = held[n].at[c];
+      } else {
+        REQUIRE(&shared[at + 3] == &shared[at] + 3);
+        *reinterpret_cast<Run<4>*>(&shared[at]) = held[n];
+      }
+    }
   }
 };
 
@@ -114,11 +144,26 @@ struct Dense {
     DEVICE void load(int first, int k) {
       const int ld = unknown(x.ld), high = outer - first, deep = depth - k;
       const real* begin = x.data + (TURNED ? int64_t(k) * ld + first : int64_t(first) * ld + k);
-      this->take([&](int o, int d) {
-        if (o >= high || d >= deep) return real(EXTENDED && o == high && d < deep);
+      const bool aligned = ld % 4 == 0 && size_t(x.data) % alignof(Run<4>) == 0;
+      this->take_runs([&](int o, int d) {
         const int at = TURNED ? d * ld + o : o * ld + d;
-        REQUIRE(begin + at == (TURNED ? &x(k + d, first + o) : &x(first + o, k + d)));
-        return factor(op, begin[at]);
+        Run<4> run;
+        if (aligned && o + (TURNED ? 3 : 0) < high && d + (TURNED ? 0 : 3) < deep) {
+          REQUIRE(begin + at + 3 == (TURNED ? &x(k + d, first + o + 3) : &x(first + o, k + d + 3)));
+          run = *reinterpret_cast<const Run<4>*>(begin + at);
+        } else {
+          UNROLL
+          for (int c = 0; c < 4; ++c) {
+            const int i = o + (TURNED ? c : 0), l = d + (TURNED ? 0 : c);
+            run.at[c] = real(EXTENDED && i == high && l < deep);
+            if (i >= high || l >= deep) continue;
+            REQUIRE(begin + at + c == (TURNED ? &x(k + l, first + i) : &x(first + i, k + l)));
+            run.at[c] = begin[at + c];
+          }
+        }
+        UNROLL
+        for (int c = 0; c < 4; ++c) run.at[c] = factor(op, run.at[c]);
+        return run;
       });
     }
     template <int PITCH, class Shared>
@@ -133,11 +178,6 @@ typedef Dense<true, true> Extended;
 
 // --- the product -----------------------------------------------------------------------------------------------------
 
-// N numbers in one or two reads of shared memory.
-template <int N>
-struct alignas(N * sizeof(real) < 16 ? N * sizeof(real) : 16) Run {
-  real at[N];
-};
 template <int N, class Shared>
 DEVICE Run<N> run(Shared& shared, int i) {
   const real* first = &shared[i];
