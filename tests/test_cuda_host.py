@@ -33,7 +33,7 @@ from narrows.backends import AUTO, Hyper, cuda, host_backend, resolve
 from narrows.backends.cuda import data as data_module
 from narrows.backends.cuda.data import CHUNK
 from narrows.backends.cuda.launches import Area, View, Writer, tile_of
-from narrows.backends.cuda.lowering import LOWER, launches
+from narrows.backends.cuda.lowering import LOWER, launches, working_sizes
 from narrows.backends.cuda.program import GRAPH_STEPS, Arena, Planned
 from narrows.backends.cuda.table import DOUBLE_TILES, FUNCTORS, KERNELS, LAUNCH_DTYPE, STEP_DTYPE
 from narrows.backends.reference import ACTIVATE, DERIVATIVE, ReferenceProgram
@@ -61,7 +61,34 @@ KL_CASES = tuple(
     for a in Activation
     if a is not Activation.SOFTMAX
 )
-HOST_CASES = (*CASES, *BIAS_CASES)
+WALK_CASES = tuple(
+    # On both sides of bands and parts of columns, of tiles and chunks of rows, and of strips of outputs
+    Case(
+        f"walk-{m}x{k}x{n}", network((k, n, k), sparse_input=True, gram_decoder=gram, solver=solver, weighted=gram),
+        batch=m, rows=m, density=density,
+    )
+    for gram in (False, True)
+    for m, k, n, density, solver in (
+        (63, 31, 33, 0.3, Solver.SGD), (65, 32, 32, 0.3, Solver.ADAM), (130, 33, 100, 0.2, Solver.SGD),
+        (260, 641, 3, 0.05, Solver.ADAM), (3, 1281, 66, 0.1, Solver.SGD), (7, 64, 130, 0.5, Solver.SGD),
+    )
+) + tuple(
+    # An odd number of rows, and a width from which on blocks have more threads
+    Case(
+        f"walk-counts-{m}x{n}-{link.name}-{'cell' if cell else 'gene'}",
+        network(
+            (n, 3, n), output=link, loss=loss, cell_dispersion=cell, weighted=cell, sparse_input=True, library=30.0,
+            log_normalize=True,
+        ),
+        batch=m, rows=2 * m, density=density,
+    )
+    for m, n, link, loss, cell, density in (
+        (3, 4128, Activation.SOFTMAX, Loss.NB, False, 0.05), (5, 97, Activation.EXP, Loss.NB, True, 0.5),
+        (33, 64, Activation.SOFTMAX, Loss.ZINB, False, 0.3), (2, 33, Activation.EXP, Loss.ZINB, False, 1.0),
+        (3, 65, Activation.SOFTMAX, Loss.ZINB, True, 0.3), (9, 40, Activation.EXP, Loss.POISSON, False, 0.3),
+    )
+)  # fmt: skip
+HOST_CASES = (*CASES, *BIAS_CASES, *WALK_CASES)
 
 
 # Means outside of (0, 1) are held inside by the dtype's own precision.
@@ -109,7 +136,9 @@ def test_bits_do_not_depend_on_the_order_of_threads(libraries: Any, case: Case) 
     assert bits(libraries, case) == bits(libraries, case, reverse=True)
 
 
-@pytest.mark.parametrize("case", [*MODEL_CASES[::6], *SHAPE_CASES[::3], *SPARSE_CASES[::3], *GRAM_CASES[::3]], ids=str)
+@pytest.mark.parametrize(
+    "case", [*MODEL_CASES[::6], *SHAPE_CASES[::3], *SPARSE_CASES[::3], *GRAM_CASES[::3], *WALK_CASES[::2]], ids=str
+)
 def test_rows_do_not_depend_on_their_neighbours(libraries: Any, case: Case) -> None:
     data, single = case.data(np.float32), Case(case.name, case.spec, batch=1, rows=case.rows)
     for mode in inference:
@@ -248,10 +277,6 @@ def test_products_of_any_size(libraries: Any, kernel: str, size: tuple[int, int,
         run((A, B, slopes, out, other), (*size, latents, 4), ())
         close(out, C)
         close(other, C * np.repeat(slopes[:, 4:], latents, axis=0)[:rows])
-    elif name == "GramSlope":
-        HY, dW = new(cols, rows), new(rows - 1, cols) if rows > 1 else np.empty((0, cols))
-        run((A, B, HY, dW if rows > 1 else None, row), size, ())
-        close(np.vstack([dW, row]), C - HY.T)
     else:
         adam = "Adam" in epilogue
         second = new(rows, cols)
@@ -386,6 +411,24 @@ def test_biases_take_no_launch_of_their_own(solver: Solver, tied: bool) -> None:
         # The sums of a network in bfloat16 are of numbers that are not rounded.
         kernels = [launch.kernel for launch in launches(plan, 300, mode, Precision.BFLOAT16)]
         assert sum(kernel.startswith("colsum<") for kernel in kernels) == 2
+
+
+GENES = (20000, 128, 32, 128, 20000)
+
+
+@pytest.mark.parametrize(
+    ("spec", "most", "part"),
+    [
+        (network(GENES, sparse_input=True, gram_decoder=True), 23, 0.35),
+        (network(GENES, sparse_input=True, loss=Loss.NB, output=Activation.SOFTMAX, log_normalize=True), 25, 0.65),
+    ],
+    ids=["mse", "nb"],
+)
+def test_steps_of_wide_sparse_rows(spec: Any, most: int, part: float) -> None:
+    """Launches of a step do not creep up, nor does what it needs besides the slots: a `part` of a dense batch."""
+    plan = Case("genes", spec, 512).plan
+    assert len(launches(plan, 512, Mode.TRAIN)) <= most
+    assert sum(working_sizes(plan).values()) <= part * 512 * 20000
 
 
 def test_a_graph_is_captured_once_for_each_number_of_rows(libraries: Any) -> None:

@@ -1,86 +1,138 @@
 // Likelihoods of counts: the loss of wide layers with its gradient, and no gamma function for zeros.
 //
-// Promises: counts are read where they lie, dense or CSR; a block has a row, whose bits depend on that row alone.
+// Promises: counts are read where they lie, dense or CSR; the bits of a row depend on that row alone; besides z no
+// array of rows x features is needed: what a softmax adds to a derivative is known once a row has been walked, and then
+// derivatives are formed anew, in place.
 
 #pragma once
 
 #include "rows.cuh"
+#include "sparse.cuh"
 
-// COUNTS: z, weight, library, log_dispersion, rowloss, by_mean (of a softmax: m x n, to lie between its two sweeps),
-// by_dispersion (of a parameter: m x n); ints: source, by_cell, features
-template <class L, bool SOFTMAX>
-KERNEL counts(const Op op) {
-  constexpr int MOST = 256;
-  SHARED(uint8_t, is_zero, MOST);
-  const Matrix &z = op.slots[0], &library = op.slots[2], &log_dispersion = op.slots[3];
-  const Matrix &by_mean = op.slots[5], &by_dispersion = op.slots[6];
-  const Source& source = op.sources[op.ints[0]];
-  const int i = block(), by_cell = op.ints[1], n = op.ints[2], at_zeta = (1 + by_cell) * n;
-  const int64_t row = op.row(i);
-  const real total = library(i, 0), share = row_share(op, op.slots[1], i);
-  // Means are factor * exp(logit - highest).
-  real highest = 0, sum = 1, factor = total / real(op.floats[0]);
-  if (SOFTMAX) sum = exponentials(z, i, n, highest), factor = total / sum;
-  const real log_factor = real(log_(double(factor))) - highest;
-  real loss = 0, slope = 0;
+// exp(tau), tau the logarithm of an inverse dispersion.
+DEVICE real inverse_dispersion(real tau) {
+  const real limit = real(LOG_DISPERSION_LIMIT);
+  return exp_(max_(-limit, min_(limit, tau)));
+}
 
-  // Of an element: y > 0, or zero.
-  const auto judge = [&](int j, real y) {
-    const real logit = z(i, j), mu = exp_(logit - highest) * factor;
-    real theta = 0, inverse = 0, zeta = 0;
+// What a block judges: GROUP rows.
+template <class L, bool SOFTMAX, bool BY_CELL>
+struct Judged {
+  static constexpr int GROUP = 2;
+  static constexpr bool BY_GENE = L::DISPERSED && !BY_CELL;
+  const Op& op;
+  const Matrix &z, &log_dispersion, &sums;
+  const MatrixOf<uint32_t> found;
+  const Source& source;
+  const int n, first, at_zeta;
+  // Means are factor * exp(logit - highest), or exp(logit + log_factor).
+  real highest[GROUP], factor[GROUP], log_factor[GROUP], share[GROUP], part[GROUP];
+
+  DEVICE explicit Judged(const Op& op)
+      : op(op),
+        z(op.slots[0]),
+        log_dispersion(op.slots[3]),
+        sums(op.slots[6]),
+        found(as<uint32_t>(op.slots[5])),
+        source(op.sources[op.ints[0]]),
+        n(op.ints[1]),
+        first(block() * GROUP),
+        at_zeta(BY_CELL ? 2 * n : n) {
+    UNROLL
+    for (int r = 0; r < GROUP; ++r) {
+      const int i = first + r;
+      if (i >= op.m) break;
+      share[r] = row_share(op, op.slots[1], i), highest[r] = 0;
+      factor[r] = op.slots[2](i, 0) / (SOFTMAX ? exponentials(z, i, n, highest[r]) : real(op.floats[0]));
+      log_factor[r] = real(log_(double(factor[r]))) - highest[r];
+    }
+  }
+
+  // The terms of an element, and exp(logit - highest). What a caller does not use is not computed.
+  DEVICE CountTerms<real> terms(int r, int j, real y, real& e) const {
+    const real logit = z(first + r, j);
+    e = exp_(logit - highest[r]);
+    const real mu = e * factor[r], zeta = L::DROPOUT ? z(first + r, at_zeta + j) : real(0);
+    real theta = 0, inverse = 0;
     if (L::DISPERSED) {
-      const real tau = by_cell ? z(i, n + j) : real(DISPERSION_PACE) * log_dispersion(0, j);
-      const real limit = real(LOG_DISPERSION_LIMIT);
-      theta = exp_(max_(-limit, min_(limit, tau)));
+      theta = inverse_dispersion(BY_CELL ? z(first + r, n + j) : real(DISPERSION_PACE) * log_dispersion(0, j));
       inverse = real(1) / theta;
     }
-    if (L::DROPOUT) zeta = z(i, at_zeta + j);
-    CountTerms<real> t = L::zero(mu, theta, inverse, zeta);
-    if (y != 0) t = L::count(y, mu, logit + log_factor, theta, zeta, t);
-    loss += t.loss;
-    slope += t.by_mean;
-    if (!op.learn) return;
-    if (SOFTMAX)
-      by_mean(i, j) = t.by_mean * share;
-    else
-      z(i, j) = t.by_mean * share;
-    if (L::DROPOUT) z(i, at_zeta + j) = t.by_dropout * share;
-    if (L::DISPERSED && by_cell) z(i, n + j) = t.by_dispersion * share;
-    if (L::DISPERSED && !by_cell && by_dispersion)
-      by_dispersion(i, j) = t.by_dispersion * (share * real(DISPERSION_PACE));
-  };
+    const CountTerms<real> zero = L::zero(mu, theta, inverse, zeta);
+    return y != 0 ? L::count(y, mu, logit + log_factor[r], theta, zeta, zero) : zero;
+  }
+  DEVICE void write(int r, int j, const CountTerms<real>& t, real e) const {
+    real d = t.by_mean * share[r];
+    // Back through the softmax p = e / sum: d_j - p_j sum_k d_k.
+    if (SOFTMAX) d -= e * part[r];
+    z(first + r, j) = d;
+    if (L::DROPOUT) z(first + r, at_zeta + j) = t.by_dropout * share[r];
+    if (BY_CELL) z(first + r, n + j) = t.by_dispersion * share[r];
+  }
 
-  // All zeros first, the threads side by side; then the counts, whose gamma functions would hold up a whole warp.
-  int64_t k = source.csr ? source.begin(row) : 0;
-  for (int first = 0; first < n; first += threads()) {
-    const int j = first + thread();
-    if (source.csr) {
-      is_zero[thread()] = 1;
-      sync();
-      const int64_t end = source.end(row);
-      for (k += thread(); k < end && source.column(k) < first + threads(); k += threads())
-        if (source.value(k) != 0) is_zero[source.column(k) - first] = 0;
-      k = source.first(row, first + threads());
-      sync();
-      if (j < n && is_zero[thread()]) judge(j, real(0));
-    } else if (j < n && source.dense(row, j) == 0) {
-      judge(j, real(0));
+  // Calls fn(r, j, y) for all elements: zeros first, the threads side by side, then the counts, whose gamma functions
+  // would hold up a whole warp. What it returns is added to `sums` if that `keeps` it.
+  template <class Fn>
+  DEVICE void visit(bool keeps, const Fn& fn) const {
+    each_column(n, [&](int j) {
+      real sum = 0;
+      UNROLL
+      for (int r = 0; r < GROUP; ++r) {
+        if (first + r >= op.m) break;
+        const bool none =
+            source.csr ? !(found(j / BAND, first + r) >> j % BAND & 1u) : source.dense(op.row(first + r), j) == 0;
+        if (none) sum += fn(r, j, real(0));
+      }
+      if (keeps) sums(block(), j) = sum;
+    });
+    UNROLL
+    for (int r = 0; r < GROUP; ++r) {
+      if (first + r >= op.m) break;
+      if (keeps) sync();  // a column may be another thread's now
+      const auto take = [&](int j, real y) {
+        if (y == 0) return;
+        const real more = fn(r, j, y);
+        if (keeps) sums(block(), j) += more;
+      };
+      const int64_t row = op.row(first + r), end = source.csr ? source.end(row) : 0;
+      if (source.csr)
+        for (int64_t k = source.begin(row) + thread(); k < end; k += threads()) take(source.column(k), source.value(k));
+      else
+        each_column(n, [&](int j) { take(j, source.dense(row, j)); });
     }
   }
-  if (source.csr) {
-    for (k = source.begin(row) + thread(); k < source.end(row); k += threads())
-      if (source.value(k) != 0) judge(source.column(k), source.value(k));
-  } else {
-    each_column(n, [&](int j) {
-      const real y = source.dense(row, j);
-      if (y != 0) judge(j, y);
-    });
+};
+
+// COUNTS: z, weight, library, log_dispersion, rowloss, found (see scan_rows; of CSR), and the derivatives by
+// log_dispersion, summed over the rows of a block; ints: source, features.
+template <class L, bool SOFTMAX, bool BY_CELL>
+KERNEL_OF(512, sizeof(real) == 4 ? 2 : 1) counts(const Op op) {
+  Judged<L, SOFTMAX, BY_CELL> of(op);
+  constexpr int GROUP = Judged<L, SOFTMAX, BY_CELL>::GROUP;
+  real loss[GROUP] = {}, slope[GROUP] = {};
+  of.visit(of.BY_GENE && of.sums, [&](int r, int j, real y) {
+    real e;
+    const CountTerms<real> t = of.terms(r, j, y, e);
+    loss[r] += t.loss;
+    slope[r] += t.by_mean;
+    if (!SOFTMAX && op.learn) of.write(r, j, t, e);
+    return t.by_dispersion * (of.share[r] * real(DISPERSION_PACE));
+  });
+  UNROLL
+  for (int r = 0; r < GROUP; ++r) {
+    const int i = of.first + r;
+    if (i >= op.m) break;
+    loss[r] = block_sum(loss[r]);
+    if (thread() == 0) op.slots[4](i, 0) = loss[r];
+    // share * sum_k d_k / the softmax's sum, which is library / factor.
+    const double d = block_sum(double(slope[r])), total = double(op.slots[2](i, 0));
+    of.part[r] = total > 0 ? real(d * double(of.share[r]) * double(of.factor[r]) / total) : real(0);
   }
-  loss = block_sum(loss);
-  if (thread() == 0) op.slots[4](i, 0) = loss;
   if (!op.learn || !SOFTMAX) return;
-  // Back through the softmax p = exp(z - highest) / sum: d_j - p_j sum_k d_k.
-  slope = block_sum(slope);
-  const real part = real(double(slope) * double(share) / double(sum));
-  each_column(n, [&](int j) { z(i, j) = by_mean(i, j) - exp_(z(i, j) - highest) * part; });
+  of.visit(false, [&](int r, int j, real y) {
+    real e;
+    const CountTerms<real> t = of.terms(r, j, y, e);
+    of.write(r, j, t, e);
+    return real(0);
+  });
 }

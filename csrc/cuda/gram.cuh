@@ -3,52 +3,78 @@
 // With V = [W; b] and g = [h 1], the loss of a row y is g Q g' - 2 g p' + |y|^2, where Q = V V' and p = y V'; by g it
 // is 2 (g Q - p), by V, summed over rows, G V - H' Y, where H has rows 2 s g, G = H' g, and s is the row's share.
 //
-// Promises: Q, G, p and the loss are summed in double (short sums of Q and p in the slots' type); a row whose loss is a
-// small part of |y|^2, where these sums cancel, is taken from its residuals. V' is there once more, turned, so that the
-// threads of a warp read side by side what belongs to one column.
+// Promises: Q, G, p and the loss are summed in double (short sums of Q, G and p in the slots' type); a row whose loss
+// is a small part of |y|^2, where these sums cancel, is taken from its residuals. The weight is read as it lies, and no
+// gradient of it is in memory unless it is asked for or the layer is wide.
 
 #pragma once
 
 #include "sparse.cuh"
 
-// Slots: W, b, and V' (features x inner + 1)
-KERNEL turn_weight(const Op op) {
-  SHARED(real, tile, 32 * 33);
-  const Matrix &W = op.slots[0], &b = op.slots[1], &turned = op.slots[2];
-  const int strips = (turned.cols + 31) / 32, c = block() / strips * 32, l = block() % strips * 32;
-  const int x = thread() % 32, y = thread() / 32, step = threads() / 32;
-  for (int i = y; i < 32; i += step)
-    if (l + i < turned.cols && c + x < W.cols) tile[i * 33 + x] = l + i < W.rows ? W(l + i, c + x) : b(0, c + x);
-  sync();
-  for (int i = y; i < 32; i += step)
-    if (c + i < W.cols && l + x < turned.cols) turned(c + i, l + x) = tile[x * 33 + i];
-}
+// Elements (i, j) of a symmetric matrix that are summed have j <= i.
+DEVICE int in_lower(int i, int j, int n) { return i < j ? j * n + i : i * n + j; }
 
-// The part of V V' that ints[0] columns of V make: V', and a row of sums in double for each such grain. Blocks of 256
-// threads, a tile of 16 x 16 each.
-KERNEL weight_gram_grains(const Op op) {
-  constexpr int SHORT = 128;
-  SHARED(real, upper, 32 * 17);
-  SHARED(real, lower, 32 * 17);
-  const Matrix& V = op.slots[0];
-  const MatrixOf<double> sums = wide(op.slots[1]);
-  const int n = V.cols, strips = (n + 15) / 16, tile = block() % (strips * strips), grain = block() / (strips * strips);
-  const int a = tile / strips * 16, b = tile % strips * 16, i = thread() / 16, j = thread() % 16;
-  const int first = grain * op.ints[0], end = first + op.ints[0] < V.rows ? first + op.ints[0] : V.rows;
-  double total = 0;
-  real sum = 0;
-  for (int c = first; c < end; c += 32) {
-    for (int l = thread(); l < 32 * 16; l += threads()) {
-      const int k = l / 16, x = l % 16;
-      upper[k * 17 + x] = c + k < end && a + x < n ? V(c + k, a + x) : real(0);
-      lower[k * 17 + x] = c + k < end && b + x < n ? V(c + k, b + x) : real(0);
+// The part of V V' that ints[0] columns of V make: W, b, and a row of sums in double for each such grain. Blocks of 256
+// threads, of each grain one for each tile of 64 x 64 in the lower triangle of W W', and one for what b makes.
+KERNEL_OF(256, sizeof(real) == 4 ? 3 : 2) weight_gram_grains(const Op op) {
+  constexpr int TILE = 64, DEPTH = 32, SHORT = 128, EACH = 4, DOWN = TILE / EACH, PITCH = TILE + 1;
+  SHARED(real, upper, DEPTH * PITCH);
+  SHARED(real, lower, DEPTH * PITCH);
+  const Matrix &W = op.slots[0], &b = op.slots[1];
+  const MatrixOf<double> sums = wide(op.slots[2]);
+  const int n = W.rows + 1, strips = (W.rows + TILE - 1) / TILE, tiles = strips * (strips + 1) / 2;
+  const int grain = block() / (tiles + 1), first = grain * op.ints[0];
+  const int end = first + op.ints[0] < W.cols ? first + op.ints[0] : W.cols;
+  int at = block() % (tiles + 1), down = 0;
+  if (at == tiles) {
+    for (int l = thread() / WARP; l < n; l += threads() / WARP) {
+      double sum = 0;
+      for (int c = first + thread() % WARP; c < end; c += WARP)
+        sum += double(b(0, c)) * double(l < W.rows ? W(l, c) : b(0, c));
+      sum = warp_sum(sum);
+      if (thread() % WARP == 0) sums(grain, W.rows * n + l) = sum;
+    }
+    return;
+  }
+  while (at > down) at -= ++down;
+  const int left = down * TILE, right = at * TILE, i = thread() / DOWN, j = thread() % DOWN;
+  double total[EACH][EACH] = {};
+  real sum[EACH][EACH] = {};
+  for (int c = first; c < end; c += DEPTH) {
+    for (int l = thread(); l < TILE * DEPTH; l += threads()) {
+      const int o = l / DEPTH, d = l % DEPTH;
+      const bool inside = c + d < end;
+      upper[d * PITCH + o] = inside && left + o < W.rows ? W(left + o, c + d) : real(0);
+      lower[d * PITCH + o] = inside && right + o < W.rows ? W(right + o, c + d) : real(0);
     }
     sync();
-    for (int k = 0; k < 32; ++k) sum += upper[k * 17 + i] * lower[k * 17 + j];
+    for (int d = 0; d < DEPTH; ++d) {
+      real u[EACH], v[EACH];
+      UNROLL
+      for (int e = 0; e < EACH; ++e) u[e] = upper[d * PITCH + i + e * DOWN], v[e] = lower[d * PITCH + j + e * DOWN];
+      UNROLL
+      for (int e = 0; e < EACH; ++e) {
+        UNROLL
+        for (int f = 0; f < EACH; ++f) sum[e][f] += u[e] * v[f];
+      }
+    }
     sync();
-    if ((c - first) / 32 % (SHORT / 32) == SHORT / 32 - 1) total += double(sum), sum = 0;
+    if ((c - first) / DEPTH % (SHORT / DEPTH) == SHORT / DEPTH - 1 || c + DEPTH >= end) {
+      UNROLL
+      for (int e = 0; e < EACH; ++e) {
+        UNROLL
+        for (int f = 0; f < EACH; ++f) total[e][f] += double(sum[e][f]), sum[e][f] = 0;
+      }
+    }
   }
-  if (a + i < n && b + j < n) sums(grain, (a + i) * n + b + j) = total + double(sum);
+  UNROLL
+  for (int e = 0; e < EACH; ++e) {
+    UNROLL
+    for (int f = 0; f < EACH; ++f) {
+      const int a = left + i + e * DOWN, o = right + j + f * DOWN;
+      if (a < W.rows && o <= a) sums(grain, a * n + o) = total[e][f];
+    }
+  }
 }
 
 // The sum of the grains, in two parts: sums, high, low
@@ -57,48 +83,41 @@ KERNEL weight_gram(const Op op) {
   const Matrix &high = op.slots[1], &low = op.slots[2];
   each(high.rows, high.cols, [&](int i, int j) {
     double sum = 0;
-    for (int g = 0; g < sums.rows; ++g) sum += sums(g, i * high.cols + j);
+    for (int g = 0; g < sums.rows; ++g) sum += sums(g, in_lower(i, j, high.cols));
     high(i, j) = real(sum);
     low(i, j) = real(sum - double(high(i, j)));
   });
 }
 
-// SPARSE_MSE: h, V', high, low, saved, weight, rowloss, out, and 2 (g Q - p) in double; ints: source; floats: scale.
-// A block has a row.
+// SPARSE_MSE: h, W, high, low, saved, weight, rowloss, out, 2 (g Q - p) in double, b, and the parts of y W'; ints:
+// source; floats: scale. A block has a row.
 template <class Act>
 KERNEL sparse_mse(const Op op) {
-  constexpr int MOST = 128, SHORT = 64;
-  SHARED(real, value, MOST);
-  SHARED(int, column, MOST);
+  constexpr int MOST = 256;
   SHARED(double, residual, MOST);
-  const Matrix &h = op.slots[0], &V = op.slots[1], &high = op.slots[2], &low = op.slots[3], &out = op.slots[7];
+  const Matrix &h = op.slots[0], &W = op.slots[1], &high = op.slots[2], &low = op.slots[3], &out = op.slots[7];
+  const Matrix &b = op.slots[9], &parts = op.slots[10];
   const MatrixOf<double> slope = wide(op.slots[8]);
   const Source& source = op.sources[op.ints[0]];
-  const int i = block(), n = V.cols;
+  const int i = block(), inner = W.rows, n = inner + 1;
   const int64_t row = op.row(i), begin = source.begin(row), end = source.end(row);
-  const auto g = [&](int l) { return l < h.cols ? h(i, l) : real(1); };
+  const auto g = [&](int l) { return l < inner ? h(i, l) : real(1); };
+  const auto V = [&](int l, int c) { return l < inner ? W(l, c) : b(0, c); };
 
-  double square = 0, loss = 0;
-  for (int64_t k = begin + thread(); k < end; k += threads())
-    square += double(source.value(k)) * double(source.value(k));
+  double square = 0, by_b = 0, loss = 0;
+  for (int64_t k = begin + thread(); k < end; k += threads()) {
+    const double y = double(source.value(k));
+    square += y * y;
+    by_b += y * double(b(0, source.column(k)));
+  }
   square = block_sum(square);
-  for (int first = 0; first < n; first += threads()) {
-    const int l = first + thread();
+  by_b = block_sum(by_b);
+  for (int l = thread(); l < n; l += threads()) {
     double p = 0, gQ = 0;
-    for (int64_t k = begin; k < end; k += threads()) {
-      if (k + thread() < end)
-        value[thread()] = source.value(k + thread()), column[thread()] = source.column(k + thread());
-      sync();
-      const int count = end - k < threads() ? int(end - k) : threads();
-      if (l < n)
-        for (int c = 0; c < count; c += SHORT) {
-          real sum = 0;
-          for (int at = c; at < count && at < c + SHORT; ++at) sum += value[at] * V(column[at], l);
-          p += double(sum);
-        }
-      sync();
-    }
-    if (l >= n) continue;
+    if (l == inner)
+      p = by_b;
+    else
+      for (int r = i; r < parts.rows; r += op.m) p += double(parts(r, l));
     for (int a = 0; a < n; ++a) gQ += double(g(a)) * (double(high(a, l)) + double(low(a, l)));
     loss += double(g(l)) * (gQ - 2 * p);
     slope(i, l) = 2 * (gQ - p);
@@ -108,24 +127,25 @@ KERNEL sparse_mse(const Op op) {
   if (loss < GRAM_GUARD * square) {  // all threads have the same sums
     loss = 0;
     for (int l = thread(); l < n; l += threads()) slope(i, l) = 0;
-    for (int first = 0; first < V.rows; first += threads()) {
+    for (int first = 0; first < W.cols; first += threads()) {
       const int c = first + thread();
       residual[thread()] = 0;
       sync();
-      for (int64_t k = source.first(row, first) + thread(); k < end && source.column(k) < first + threads();
-           k += threads())
-        residual[source.column(k) - first] = -double(source.value(k));
+      for (int64_t k = begin + thread(); k < end; k += threads()) {
+        const int at = source.column(k) - first;
+        if (at >= 0 && at < threads()) residual[at] = -double(source.value(k));
+      }
       sync();
-      if (c < V.rows) {
+      if (c < W.cols) {
         double sum = residual[thread()];
-        for (int l = 0; l < n; ++l) sum += double(g(l)) * double(V(c, l));
+        for (int l = 0; l < n; ++l) sum += double(g(l)) * double(V(l, c));
         residual[thread()] = sum;
         loss += sum * sum;
       }
       sync();
       for (int l = thread(); l < n; l += threads()) {
         double sum = 0;
-        for (int k = 0; k < threads() && first + k < V.rows; ++k) sum += residual[k] * double(V(first + k, l));
+        for (int k = 0; k < threads() && first + k < W.cols; ++k) sum += residual[k] * double(V(l, first + k));
         slope(i, l) += 2 * sum;
       }
       sync();
@@ -140,34 +160,151 @@ KERNEL sparse_mse(const Op op) {
   });
 }
 
-// The rows 2 s g: h, weight, H
-KERNEL gram_rows(const Op op) {
-  const Matrix &h = op.slots[0], &H = op.slots[2];
-  each(H.rows, H.cols,
-       [&](int i, int j) { H(i, j) = real(2) * row_share(op, op.slots[1], i) * (j < h.cols ? h(i, j) : real(1)); });
-}
-
-// ROW_GRAM: h, weight, out
+// ROW_GRAM: h, weight, out. Blocks of 256 threads, a tile of 32 x 32 each.
 KERNEL row_gram(const Op op) {
+  constexpr int TILE = 32, PITCH = TILE + 1, EACH = 4, WARPS = TILE / EACH;
+  SHARED(real, left, TILE * PITCH);
+  SHARED(real, right, TILE * PITCH);
   const Matrix &h = op.slots[0], &out = op.slots[2];
-  each(out.rows, out.cols, [&](int a, int b) {
-    double sum = 0;
-    for (int i = 0; i < h.rows; ++i) {
-      const double g = a < h.cols ? double(h(i, a)) : 1.0, other = b < h.cols ? double(h(i, b)) : 1.0;
-      sum += double(row_share(op, op.slots[1], i)) * g * other;
+  const int n = out.cols, strips = (n + TILE - 1) / TILE, a = block() / strips * TILE, b = block() % strips * TILE;
+  const int warp = thread() / WARP, lane = thread() % WARP;
+  const auto g = [&](int i, int l) { return l < h.cols ? h(i, l) : real(1); };
+  double total[EACH] = {};
+  for (int r = 0; r < op.m; r += TILE) {
+    for (int l = thread(); l < TILE * TILE; l += threads()) {
+      const int k = l / TILE, x = l % TILE;
+      const bool inside = r + k < op.m;
+      left[k * PITCH + x] =
+          inside && a + x < n ? real(2) * row_share(op, op.slots[1], r + k) * g(r + k, a + x) : real(0);
+      right[k * PITCH + x] = inside && b + x < n ? g(r + k, b + x) : real(0);
     }
-    out(a, b) = real(2 * sum);
-  });
+    sync();
+    real sum[EACH] = {};
+    for (int k = 0; k < TILE; ++k) {
+      const real y = right[k * PITCH + lane];
+      UNROLL
+      for (int e = 0; e < EACH; ++e) sum[e] += left[k * PITCH + warp + e * WARPS] * y;
+    }
+    UNROLL
+    for (int e = 0; e < EACH; ++e) total[e] += double(sum[e]);
+    sync();
+  }
+  UNROLL
+  for (int e = 0; e < EACH; ++e)
+    if (a + warp + e * WARPS < n && b + lane < n) out(a + warp + e * WARPS, b + lane) = real(total[e]);
 }
 
-// The epilogue of G V: slots from 2 on: V', (H' Y)', dW, db. Slot 1, the right factor, is V' itself.
-struct GramSlope {
-  DEVICE static void apply(const Op& op, int i, int j, real sum) {
-    const Matrix &HY = op.slots[2], &dW = op.slots[3], &db = op.slots[4];
-    const real g = sum - HY(j, i);
-    if (i < dW.rows)
-      dW(i, j) = g;
-    else
-      db(0, j) = g;
+// --- the gradient by V -----------------------------------------------------------------------------------------------
+// What becomes of it: slots from 3 on are W, two of `To`, b.
+
+// Kept: dW, db
+struct GramStore {
+  static constexpr bool IN_PLACE = false;
+  DEVICE static void weight(const Op& op, int l, int c, real g) { op.slots[4](l, c) = g; }
+  DEVICE static void bias(const Op& op, int c, real g) { op.slots[5](0, c) = g; }
+};
+
+// Used up: moment1, moment2, and behind b those of b
+template <class Rule>
+struct GramDescend {
+  static constexpr bool IN_PLACE = true;
+  DEVICE static void weight(const Op& op, int l, int c, real g) {
+    const Matrix &m = op.slots[4], &v = op.slots[5];
+    Descend<Rule>::element(op, op.slots[3](l, c), g, m(l, c), v ? &v(l, c) : nullptr);
+  }
+  DEVICE static void bias(const Op& op, int c, real g) {
+    const Matrix &b = op.slots[6], &m = op.slots[7], &v = op.slots[8];
+    Rule::step(op, b(0, c), g, m(0, c), v ? &v(0, c) : nullptr);
   }
 };
+
+// Four numbers that are read at once.
+struct alignas(4 * sizeof(real)) Quad {
+  real of[4];
+};
+
+// Calls fn(l, c) for rows `from` to `to` of a band, of which there are `cols` columns, neighbours side by side.
+template <class Fn>
+DEVICE void rows_of_band(int from, int to, int cols, const Fn& fn) {
+  for (int at = thread(); at < (to - from) * BAND; at += OUTER_THREADS)
+    if (at % BAND < cols) fn(from + at / BAND, at % BAND);
+}
+
+// G V - H' Y: h, G, weight of the rows, W, the slots of `To`, what is added to b (9), starts (10), and room for the
+// gradient of W (11) where it is updated in place and has more rows than a block takes at once; ints[0]: the source. A
+// block has a band of columns and all rows of V, so nobody else reads what it changes.
+template <int EACH, class To>
+KERNEL_OF(OUTER_THREADS, 2) sparse_mse_slopes(const Op op) {
+  constexpr int STRIP = WARP * EACH, ACROSS = BAND + 1, WARPS = OUTER_THREADS / WARP, DEPTH = WARP;
+  constexpr int FOR_ROWS = BAND * CHUNK_PITCH, FOR_STRIP = STRIP * ACROSS;
+  static_assert(COLUMNS == 4, "a warp's columns are a Quad");
+  SHARED(real, room, FOR_ROWS > FOR_STRIP ? FOR_ROWS : FOR_STRIP);
+  SHARED(Entry, list, WARPS * CHUNK);
+  SHARED(Quad, slice, DEPTH * WARPS);
+  SHARED(real, of_b, (WARPS + 1) * BAND);
+  const Matrix &h = op.slots[0], &G = op.slots[1], &W = op.slots[3], &b = op.slots[6], &shift = op.slots[9];
+  const Matrix& kept = op.slots[11];
+  const int inner = h.cols, first = block() * BAND, cols = min_(W.cols - first, BAND), warp = thread() / WARP,
+            lane = thread() % WARP;
+  const auto V = [&](int l, int c) { return l < inner ? W(l, c) : shift ? b(0, c) + shift(0, c) : b(0, c); };
+
+  for (int col = 0; col < inner; col += STRIP) {
+    real sum[COLUMNS][EACH] = {}, below[COLUMNS] = {}, last = 0;
+    band_sums<EACH>(
+        op, op.sources[op.ints[0]], as<int64_t>(op.slots[10]), block(), h, col, room, list,
+        [&](int i, int, real y) { return real(2) * row_share(op, op.slots[2], i) * y; },
+        [&](int g, real y) { below[g] += y; }, sum);
+    UNROLL
+    for (int g = 0; g < COLUMNS; ++g) {
+      below[g] = warp_sum(below[g]);
+      if (lane == 0) of_b[WARPS * BAND + warp * COLUMNS + g] = below[g];
+      UNROLL
+      for (int q = 0; q < EACH; ++q) sum[g][q] = -sum[g][q];
+    }
+    for (int a = 0; a <= inner; a += DEPTH) {
+      const int depth = inner + 1 - a < DEPTH ? inner + 1 - a : DEPTH;
+      for (int l = thread(); l < DEPTH * BAND; l += OUTER_THREADS) {
+        const int d = l / BAND, c = l % BAND;
+        slice[l / 4].of[l % 4] = d < depth && c < cols ? V(a + d, first + c) : real(0);
+      }
+      sync();
+      UNROLL_BY_2
+      for (int d = 0; d < depth; ++d) {
+        const Quad v = slice[d * WARPS + warp];
+        UNROLL
+        for (int q = 0; q < EACH; ++q) {
+          const real by = G(a + d, min_(col + q * WARP + lane, inner));
+          UNROLL
+          for (int g = 0; g < COLUMNS; ++g) sum[g][q] += v.of[g] * by;
+        }
+      }
+      // The row of b: a warp has every eighth of the products.
+      for (int d = warp; d < depth; d += WARPS) last += G(a + d, inner) * slice[d * WARPS + lane / 4].of[lane % 4];
+      sync();
+    }
+    of_b[warp * BAND + lane] = last;
+    // Turned, so that neighbours in memory go to neighbours among the threads.
+    UNROLL
+    for (int g = 0; g < COLUMNS; ++g) {
+      UNROLL
+      for (int q = 0; q < EACH; ++q) room[(q * WARP + lane) * ACROSS + warp * COLUMNS + g] = sum[g][q];
+    }
+    sync();
+    const bool at_once = !To::IN_PLACE || inner <= STRIP;
+    rows_of_band(col, min_(inner, col + STRIP), cols, [&](int l, int c) {
+      const real g = room[(l - col) * ACROSS + c];
+      if (at_once)
+        To::weight(op, l, first + c, g);
+      else
+        kept(l, first + c) = g;
+    });
+    sync();
+  }
+  if (To::IN_PLACE && inner > STRIP)
+    rows_of_band(0, inner, cols, [&](int l, int c) { To::weight(op, l, first + c, kept(l, first + c)); });
+  rows_of_band(inner, inner + 1, cols, [&](int, int c) {
+    real g = -of_b[WARPS * BAND + c];
+    for (int w = 0; w < WARPS; ++w) g += of_b[w * BAND + c];
+    To::bias(op, first + c, g);
+  });
+}

@@ -28,8 +28,12 @@ struct MatrixOf {
 };
 typedef MatrixOf<real> Matrix;
 
-// Numbers in double in memory that a launch has for itself.
-DEVICE MatrixOf<double> wide(const Matrix& m) { return {reinterpret_cast<double*>(m.data), m.rows, m.cols, m.ld, 0}; }
+// Numbers of another type in memory that launches have for themselves.
+template <class T>
+DEVICE MatrixOf<T> as(const Matrix& m) {
+  return {reinterpret_cast<T*>(m.data), m.rows, m.cols, m.ld, 0};
+}
+DEVICE MatrixOf<double> wide(const Matrix& m) { return as<double>(m); }
 
 // Data that rows are taken from: dense, or CSR whose columns increase.
 struct Source {
@@ -55,18 +59,6 @@ struct Source {
   DEVICE real value(int64_t k) const {
     REQUIRE(k >= 0 && k < stored);
     return data[k];
-  }
-  // The first stored element of a row from column j on.
-  DEVICE int64_t first(int64_t row, int j) const {
-    int64_t low = begin(row), high = end(row);
-    while (low < high) {
-      const int64_t middle = low + (high - low) / 2;
-      if (column(middle) < j)
-        low = middle + 1;
-      else
-        high = middle;
-    }
-    return low;
   }
 };
 

@@ -26,19 +26,6 @@ KERNEL gather(const Op op) {
     out(i, source.column(k)) = moved(source.value(k), source.column(k));
 }
 
-// LIBRARY: out
-KERNEL library(const Op op) {
-  const Source& source = op.sources[op.ints[0]];
-  const int64_t row = op.row(block());
-  double sum = 0;
-  if (source.csr)
-    for (int64_t k = source.begin(row) + thread(); k < source.end(row); k += threads()) sum += double(source.value(k));
-  else
-    each_column(source.cols, [&](int j) { sum += double(source.dense(row, j)); });
-  sum = block_sum(sum);
-  if (thread() == 0) op.slots[0](block(), 0) = real(sum);
-}
-
 // --- softmax ---------------------------------------------------------------------------------------------------------
 
 // The greatest of the first `cols` of row i of z, and the sum of exp(z - it).

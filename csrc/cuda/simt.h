@@ -5,8 +5,9 @@
 // Never: says anything of ops.
 //
 // Blocks are of one dimension, in whole warps; every thread of a block reaches every sync() and every lane of a warp
-// every shuffle. KERNEL is an entry (KERNEL_OF: one of which a multiprocessor is to hold some blocks), DEVICE a
-// function of kernels, SHARED(T, name, N) an array of the block; REQUIRE(condition) is checked on the host alone.
+// every shuffle, ballot and sync_warp(). KERNEL is an entry (KERNEL_OF: one of which a multiprocessor is to hold some
+// blocks), DEVICE a function of kernels, SHARED(T, name, N) an array of the block; REQUIRE(condition) is checked on the
+// host alone.
 
 #pragma once
 
@@ -30,6 +31,7 @@ typedef unsigned long long uint64_t;
 #define REQUIRE(condition)
 #define UNROLL _Pragma("unroll")
 #define UNROLL_BY_8 _Pragma("unroll 8")
+#define UNROLL_BY_2 _Pragma("unroll 2")
 
 DEVICE int thread() { return int(threadIdx.x); }
 DEVICE int threads() { return int(blockDim.x); }
@@ -45,6 +47,9 @@ template <class T>
 DEVICE T shuffle_xor(T value, int mask) {
   return __shfl_xor_sync(0xffffffffu, value, mask);
 }
+DEVICE uint32_t ballot(bool condition) { return __ballot_sync(0xffffffffu, condition); }
+DEVICE void sync_warp() { __syncwarp(); }
+DEVICE int ones(uint32_t bits) { return __popc(bits); }
 
 #else
 #include NARROWS_SIMT_HOST

@@ -1,13 +1,56 @@
-// Products with sparse rows, which are walked where they lie.
+// Products with sparse rows, which are walked where they lie, a band of 32 columns at a time.
 //
-// Promises: a sum leaves out the steps with a zero and keeps the order of the others; nothing is sorted or copied;
-// masking noise is drawn at the stored elements alone, from the counters of the dense op.
+// Promises: a sum leaves out the steps with a zero and keeps the order of the others; masking noise is drawn at the
+// stored elements alone, from the counters of the dense op. Once in a step it is noted where each row's stored elements
+// of each band begin, so that no product searches for them; what a band needs of a weight is read once for many rows.
 
 #pragma once
 
 #include "gemm.cuh"
 #include "noise.cuh"
 #include "values.cuh"
+
+// Columns that are taken together: those of a word's bits.
+constexpr int BAND = 32;
+
+// Once for a source and a step, for its rows in the batch: LIBRARY's out, `starts` (64-bit numbers, a column for each
+// row: where its stored elements of each band begin, and the end), `found` (a word for each band and row, a bit for
+// each column that is not zero); any of them may be absent, and of dense rows there is the first alone. A block has a
+// row.
+KERNEL scan_rows(const Op op) {
+  const Source& x = op.sources[op.ints[0]];
+  const Matrix& library = op.slots[0];
+  const MatrixOf<int64_t> starts = as<int64_t>(op.slots[1]);
+  const MatrixOf<uint32_t> found = as<uint32_t>(op.slots[2]);
+  const int i = block();
+  const int64_t row = op.row(i);
+  double sum = 0;
+  if (!x.csr) {
+    each_column(x.cols, [&](int j) { sum += double(x.dense(row, j)); });
+  } else {
+    const int64_t begin = x.begin(row), end = x.end(row);
+    for (int64_t k = begin + thread(); k < end; k += threads()) {
+      sum += double(x.value(k));
+      // Every band begins here that no element before does.
+      if (starts)
+        for (int b = k == begin ? 0 : x.column(k - 1) / BAND + 1; b <= x.column(k) / BAND; ++b) starts(b, i) = k;
+    }
+    if (starts)
+      for (int b = (begin == end ? 0 : x.column(end - 1) / BAND + 1) + thread(); b < starts.rows; b += threads())
+        starts(b, i) = end;
+    if (found) {
+      sync();
+      for (int b = thread(); b < found.rows; b += threads()) {
+        uint32_t bits = 0;
+        for (int64_t k = starts(b, i); k < starts(b + 1, i); ++k)
+          if (x.value(k) != 0) bits |= 1u << x.column(k) % BAND;
+        found(b, i) = bits;
+      }
+    }
+  }
+  sum = block_sum(sum);
+  if (library && thread() == 0) library(i, 0) = real(sum);
+}
 
 // A stored element of row i of the batch as the network sees it: floats[6] is the level of masking noise, floats[7] the
 // scale of counts, ints[5] the random stream; `library` holds the sums of the rows if they are to be normalised.
@@ -16,77 +59,180 @@ DEVICE real seen(const Op& op, const Matrix& library, int i, int column, real va
   if (op.floats[6] > 0 && op.learn) {
     uint32_t cells[4];
     draw_cells(op, op.ints[5], i, column / 4, cells);
-    if (cells[column % 4] < philox_threshold(op.floats[6])) value = 0;
+    const int w = column % 4;  // no index, which would put the cells into memory
+    const uint32_t cell = w == 0 ? cells[0] : w == 1 ? cells[1] : w == 2 ? cells[2] : cells[3];
+    if (cell < philox_threshold(op.floats[6])) value = 0;
   }
   return value;
 }
 
-// SPARSE_DENSE: W, library, the slots of Activate, and what the shift of the rows comes to, shift W. A block has a row
-// and as many outputs as it has threads.
+// --- rows times a weight ---------------------------------------------------------------------------------------------
+
+// X W, or X W' if ints[1], in parts of ints[2] columns of X each, which later launches add: W, library, starts and the
+// parts (those of a row are as many rows apart as the batch has). A block of 512 threads has a part for TILE rows and
+// 32 EACH outputs; a warp has some of the rows, and a lane every 32nd output.
+template <int EACH>
+KERNEL_OF(512, sizeof(real) == 4 ? 2 : 1) sparse_parts(const Op op) {
+  constexpr int TILE = 64, THREADS = 512, STRIP = WARP * EACH, PITCH = STRIP + 1;
+  constexpr int ROWS = sizeof(real) == 4 ? TILE : TILE / 2, SHARE = THREADS / ROWS, OF_WARP = ROWS / (THREADS / WARP);
+  SHARED(real, weight, BAND * PITCH);
+  SHARED(real, value, ROWS * BAND);
+  SHARED(uint8_t, column, ROWS* BAND);
+  SHARED(int, count, ROWS);
+  const Matrix &W = op.slots[0], &library = op.slots[1], &parts = op.slots[3];
+  const MatrixOf<int64_t> starts = as<int64_t>(op.slots[2]);
+  const Source& x = op.sources[op.ints[0]];
+  const bool turned = op.ints[1];
+  const int cols = parts.cols, n = turned ? W.cols : W.rows, tiles = (op.m + TILE - 1) / TILE;
+  const int part = block() / tiles % (parts.rows / op.m), first = part * op.ints[2];
+  const int end = first + op.ints[2] < n ? first + op.ints[2] : n, col = block() / tiles / (parts.rows / op.m) * STRIP;
+  const int warp = thread() / WARP, lane = thread() % WARP, slot = thread() / SHARE;
+
+  for (int half = 0; half < TILE; half += ROWS) {
+    const int top = block() % tiles * TILE + half, i = top + slot;
+    real sum[OF_WARP][EACH] = {};
+    int64_t begin = i < op.m ? starts(first / BAND, i) : 0;
+    for (int c = first; c < end; c += BAND) {
+      const int64_t stop = i < op.m ? starts(c / BAND + 1, i) : 0;
+      sync();
+      const auto fill = [&](int d, int o) {
+        const bool inside = c + d < n && col + o < cols;
+        weight[d * PITCH + o] = inside ? (turned ? W(col + o, c + d) : W(c + d, col + o)) : real(0);
+      };
+      UNROLL_BY_2
+      for (int l = thread(); l < BAND * STRIP; l += THREADS)
+        turned ? fill(l % BAND, l / BAND) : fill(l / STRIP, l % STRIP);
+      for (int64_t k = begin + thread() % SHARE; k < stop; k += SHARE) {
+        const int at = slot * BAND + int(k - begin), j = x.column(k);
+        column[at] = uint8_t(j - c);
+        value[at] = seen(op, library, i, j, x.value(k));
+      }
+      if (thread() % SHARE == 0) count[slot] = int(stop - begin);
+      begin = stop;
+      sync();
+      UNROLL
+      for (int r = 0; r < OF_WARP; ++r) {
+        const int from = (warp * OF_WARP + r) * BAND, found = count[warp * OF_WARP + r];
+        UNROLL_BY_2
+        for (int l = from; l < from + found; ++l) {
+          const real v = value[l];
+          const int at = column[l] * PITCH + lane;
+          UNROLL
+          for (int q = 0; q < EACH; ++q) sum[r][q] += v * weight[at + q * WARP];
+        }
+      }
+    }
+    UNROLL
+    for (int r = 0; r < OF_WARP; ++r) {
+      UNROLL
+      for (int q = 0; q < EACH; ++q) {
+        const int row = top + warp * OF_WARP + r, j = col + q * WARP + lane;
+        if (row < op.m && j < cols) parts(part * op.m + row, j) = sum[r][q];
+      }
+    }
+  }
+}
+
+// SPARSE_DENSE: the parts, what the shift of the rows comes to (shift W), and the slots of Activate
 template <class Act>
 KERNEL sparse_dense(const Op op) {
-  constexpr int MOST = 128;
-  SHARED(real, value, MOST);
-  SHARED(int, column, MOST);
-  const Matrix &W = op.slots[0], &library = op.slots[1];
-  const Source& x = op.sources[0];
-  const int strips = (W.cols + threads() - 1) / threads(), i = block() / strips;
-  const int j = block() % strips * threads() + thread();
-  const int64_t row = op.row(i), end = x.end(row);
-  real sum = 0;
-  for (int64_t k = x.begin(row); k < end; k += threads()) {
-    if (k + thread() < end) {
-      column[thread()] = x.column(k + thread());
-      value[thread()] = seen(op, library, i, column[thread()], x.value(k + thread()));
+  const Matrix &parts = op.slots[0], &moved = op.slots[1];
+  each(op.m, parts.cols, [&](int i, int j) {
+    real sum = 0;
+    for (int row = i; row < parts.rows; row += op.m) sum += parts(row, j);
+    Activate<Act>::apply(op, i, j, moved ? sum - moved(0, j) : sum);
+  });
+}
+
+// --- sums over rows, column by column --------------------------------------------------------------------------------
+
+// Of a band a warp has COLUMNS; rows are taken CHUNK at a time.
+constexpr int OUTER_THREADS = 256, COLUMNS = BAND / (OUTER_THREADS / WARP);
+constexpr int CHUNK = sizeof(real) == 4 ? 4 * WARP : WARP, CHUNK_PITCH = CHUNK + 1;
+
+// A value that is not zero, and the row of the batch it belongs to.
+struct Entry {
+  real value;
+  int row;
+};
+
+// Adds to sum[g][q] what column `COLUMNS * warp + g` of a band makes with column `col + 32 q + lane` of d: products
+// over the rows that have the column, in their order. `value(i, column, x)` is what is taken of a stored element, and
+// `beside(g, value)` gets those of each column, a row for each lane in turn. A block of OUTER_THREADS; `tile` has room
+// for a chunk of the band, `list` for CHUNK entries of each warp.
+template <int EACH, class Tile, class List, class Value, class Beside>
+DEVICE void band_sums(const Op& op, const Source& x, const MatrixOf<int64_t>& starts, int band, const Matrix& d,
+                      int col, Tile& tile, List& list, const Value& value, const Beside& beside,
+                      real (&sum)[COLUMNS][EACH]) {
+  constexpr int AHEAD = 4;  // loads on their way at once
+  const int warp = thread() / WARP, lane = thread() % WARP, mine = warp * CHUNK;
+  int column[EACH];
+  UNROLL
+  for (int q = 0; q < EACH; ++q) column[q] = min_(col + q * WARP + lane, d.cols - 1);  // what is too much is not kept
+  for (int r = 0; r < op.m; r += CHUNK) {
+    for (int l = thread(); l < BAND * CHUNK_PITCH; l += OUTER_THREADS) tile[l] = 0;
+    sync();
+    const int i = r + thread() % CHUNK;
+    if (i < op.m)
+      for (int64_t k = starts(band, i) + thread() / CHUNK; k < starts(band + 1, i); k += OUTER_THREADS / CHUNK)
+        tile[(x.column(k) - band * BAND) * CHUNK_PITCH + (i - r)] = value(i, x.column(k), x.value(k));
+    sync();
+    UNROLL
+    for (int g = 0; g < COLUMNS; ++g) {
+      int n = 0;
+      UNROLL
+      for (int w = 0; w < CHUNK; w += WARP) {
+        const real v = tile[(warp * COLUMNS + g) * CHUNK_PITCH + w + lane];
+        const uint32_t found = ballot(v != 0);
+        if (v != 0) list[mine + n + ones(found & ((1u << lane) - 1))] = {v, r + w + lane};
+        n += ones(found);
+        beside(g, v);
+      }
+      sync_warp();
+      for (int e = 0; e < n; e += AHEAD) {
+        real v[AHEAD], by[AHEAD][EACH];
+        UNROLL
+        for (int u = 0; u < AHEAD; ++u) {
+          const Entry entry = list[mine + min_(e + u, n - 1)];
+          v[u] = e + u < n ? entry.value : real(0);
+          UNROLL
+          for (int q = 0; q < EACH; ++q) by[u][q] = d(entry.row, column[q]);
+        }
+        UNROLL
+        for (int u = 0; u < AHEAD; ++u) {
+          UNROLL
+          for (int q = 0; q < EACH; ++q) sum[g][q] += v[u] * by[u][q];
+        }
+      }
+      sync_warp();
     }
     sync();
-    const int n = end - k < threads() ? int(end - k) : threads();
-    if (j < W.cols)
-      for (int l = 0; l < n; ++l) sum += value[l] * W(column[l], j);
-    sync();
   }
-  if (j < W.cols) Activate<Act>::apply(op, i, j, op.slots[5] ? sum - op.slots[5](0, j) : sum);
 }
 
 // The weight gradient of sparse rows, X' dz: dz, library, and the slots of the epilogue; ints[0]: columns of X,
 // ints[1]: the source. Behind the epilogue's, slots 7 and 8 are the shift of the rows and the sums of dz's columns,
-// whose product is what shifted rows have less. A block has BAND columns of X and as many of dz as it has threads, and
-// walks all rows of the batch.
-template <class Epilogue>
-KERNEL sparse_outer(const Op op) {
-  constexpr int BAND = 16, MOST = 128;
-  SHARED(real, sums, BAND * MOST);
-  SHARED(real, value, BAND * MOST);
-  SHARED(uint8_t, column, BAND* MOST);
-  SHARED(int, count, MOST);
+// whose product is what shifted rows have less, and slot 9 is `starts`. A block has a band of X and 32 EACH columns of
+// dz; blocks side by side read the same columns of dz.
+template <int EACH, class Epilogue>
+KERNEL_OF(OUTER_THREADS, sizeof(real) == 4 ? 3 : 2) sparse_outer(const Op op) {
+  SHARED(real, tile, BAND * CHUNK_PITCH);
+  SHARED(Entry, list, OUTER_THREADS / WARP * CHUNK);
   const Matrix &dz = op.slots[0], &library = op.slots[1];
-  const Source& x = op.sources[op.ints[1]];
-  const int strips = (dz.cols + threads() - 1) / threads(), first = block() / strips * BAND;
-  const int j = block() % strips * threads() + thread();
-  for (int c = 0; c < BAND; ++c) sums[c * MOST + thread()] = 0;
-  for (int r = 0; r < op.m; r += threads()) {
-    // A thread takes what a row has in the band.
-    if (r + thread() < op.m) {
-      const int64_t row = op.row(r + thread()), end = x.end(row);
-      int n = 0;
-      for (int64_t k = x.first(row, first); k < end && x.column(k) < first + BAND; ++k, ++n) {
-        value[thread() * BAND + n] = seen(op, library, r + thread(), x.column(k), x.value(k));
-        column[thread() * BAND + n] = uint8_t(x.column(k) - first);
-      }
-      count[thread()] = n;
+  const int bands = (op.ints[0] + BAND - 1) / BAND, band = block() % bands, col = block() / bands * WARP * EACH;
+  real sum[COLUMNS][EACH] = {};
+  band_sums<EACH>(
+      op, op.sources[op.ints[1]], as<int64_t>(op.slots[9]), band, dz, col, tile, list,
+      [&](int i, int column, real x) { return seen(op, library, i, column, x); }, [](int, real) {}, sum);
+  UNROLL
+  for (int g = 0; g < COLUMNS; ++g) {
+    const int c = band * BAND + thread() / WARP * COLUMNS + g;
+    if (c >= op.ints[0]) break;
+    UNROLL
+    for (int q = 0; q < EACH; ++q) {
+      const int j = col + q * WARP + thread() % WARP;
+      if (j < dz.cols)
+        Epilogue::apply(op, c, j, op.slots[7] ? sum[g][q] - op.slots[7](0, c) * op.slots[8](0, j) : sum[g][q]);
     }
-    sync();
-    if (j < dz.cols)
-      for (int i = 0; i < threads() && r + i < op.m; ++i) {
-        if (count[i] == 0) continue;
-        const real d = dz(r + i, j);
-        for (int l = i * BAND; l < i * BAND + count[i]; ++l) sums[column[l] * MOST + thread()] += value[l] * d;
-      }
-    sync();
   }
-  if (j < dz.cols)
-    for (int c = 0; c < BAND && first + c < op.ints[0]; ++c) {
-      const real less = op.slots[7] ? op.slots[7](0, first + c) * op.slots[8](0, j) : real(0);
-      Epilogue::apply(op, first + c, j, sums[c * MOST + thread()] - less);
-    }
 }

@@ -39,13 +39,17 @@ template <class Rule>
 struct Descend {
   DEVICE static void apply(const Op& op, int i, int j, real g) {
     const Matrix &dW = op.slots[2], &W = op.slots[3], &m = op.slots[4], &v = op.slots[5], &colrate = op.slots[6];
-    real w = W(i, j);
     if (dW) g += dW(i, j);
-    if (colrate) g += colrate(0, j) * w;
+    if (colrate) g += colrate(0, j) * W(i, j);
+    element(op, W(i, j), g, m(i, j), v ? &v(i, j) : nullptr);
+  }
+  // With what `floats` and `ints` say alone.
+  DEVICE static void element(const Op& op, real& W, real g, real& m, real* v) {
+    real w = W;
     if (op.ints[3]) g += decay_of(op, w, op.floats[3], op.floats[4]);
     if (op.floats[5] != 0) w *= real(1 - op.step->learning_rate * op.floats[5]);
-    Rule::step(op, w, g, m(i, j), v ? &v(i, j) : nullptr);
-    W(i, j) = w;
+    Rule::step(op, w, g, m, v);
+    W = w;
   }
 };
 
@@ -68,13 +72,6 @@ KERNEL update(const Op op) {
   each(1, W.cols, [&](int, int j) {
     Rule::step(op, W(0, j), g(0, j) * real(scale < 1 ? scale : 1), m(0, j), v ? &v(0, j) : nullptr);
   });
-}
-
-// A gradient that is there, used up: gradient, -, and the slots of Descend
-template <class Rule>
-KERNEL descend(const Op op) {
-  const Matrix& g = op.slots[0];
-  each(g.rows, g.cols, [&](int i, int j) { Descend<Rule>::apply(op, i, j, g(i, j)); });
 }
 
 // DECAY: dW, W

@@ -59,12 +59,6 @@ KERNEL copy(const Op op) {
   each(x.rows, x.cols, [&](int i, int j) { out(i, j) = x(i, j); });
 }
 
-// out = x + y
-KERNEL add(const Op op) {
-  const Matrix &out = op.slots[0], &x = op.slots[1], &y = op.slots[2];
-  each(out.rows, out.cols, [&](int i, int j) { out(i, j) = x(i, j) + y(i, j); });
-}
-
 // SHIFT: out, b; ints: the source of the shift
 KERNEL shift(const Op op) {
   const Matrix &out = op.slots[0], &b = op.slots[1];

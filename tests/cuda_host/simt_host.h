@@ -25,6 +25,7 @@
 #define KERNEL_OF(threads, blocks) void
 #define UNROLL
 #define UNROLL_BY_8
+#define UNROLL_BY_2
 #define SHARED(T, name, N) static simt::Shared<T, (N)> name
 #define REQUIRE(condition) \
   if (!(condition)) simt::fail(__FILE__, __LINE__, #condition)
@@ -208,8 +209,9 @@ inline void sync() {
   m.thread = self;
 }
 
-template <class T>
-inline T shuffle_xor(T value, int mask) {
+// What the lanes of a warp have given is read between two meetings of all of them.
+template <class T, class Fn>
+inline auto among_lanes(T value, const Fn& read) {
   simt::Machine& m = simt::Machine::get();
   const int self = m.thread;
   const size_t warp = size_t(self / 32);
@@ -220,10 +222,29 @@ inline T shuffle_xor(T value, int mask) {
   static_assert(sizeof(T) <= 16, "room for a value");
   std::memcpy(&m.exchanged[size_t(self) * 16], &value, sizeof value);
   meet();
-  std::memcpy(&value, &m.exchanged[size_t(self ^ mask) * 16], sizeof value);
+  const auto result = read(self, [&](int thread) {
+    std::memcpy(&value, &m.exchanged[size_t(thread) * 16], sizeof value);
+    return value;
+  });
   meet();
-  return value;
+  return result;
 }
+
+template <class T>
+inline T shuffle_xor(T value, int mask) {
+  return among_lanes(value, [&](int self, const auto& of) { return of(self ^ mask); });
+}
+
+inline uint32_t ballot(bool condition) {
+  return among_lanes(condition, [](int self, const auto& of) {
+    uint32_t bits = 0;
+    for (int lane = 0; lane < 32; ++lane) bits |= uint32_t(of(self / 32 * 32 + lane)) << lane;
+    return bits;
+  });
+}
+
+inline void sync_warp() { ballot(true); }
+inline int ones(uint32_t bits) { return __builtin_popcount(bits); }
 
 using std::exp;
 using std::expm1;

@@ -36,6 +36,8 @@ class Area(enum.IntEnum):
     """Of one op at a time."""
     CONTROL = 6
     """Steps, rows and terms."""
+    KEPT = 7
+    """What ops of a run make for later ones of the same run."""
 
 
 class View(NamedTuple):
@@ -141,7 +143,10 @@ class Writer:
         self.launches: list[Launch] = []
         self.most_used = 0
         """Elements that the temporaries of any op take."""
+        self.most_kept = 0
+        """Elements that are kept to the end of the run."""
         self._used = 0
+        self._kept: dict[str, View] = {}
 
     def operands(self, op: Op) -> SimpleNamespace:
         """Views, integers and numbers by the names of the op's signature."""
@@ -166,9 +171,17 @@ class Writer:
     def temporary(self, rows: int, cols: int, *, wide: bool = False) -> View:
         """A matrix for the op at hand, in double if it is to be `wide`."""
         view = View(Area.TEMPORARY, self._used, rows, cols, cols)
-        self._used += -(-rows * cols * (2 if wide else 1) // p.LANES) * p.LANES
+        self._used += room(view, wide)
         self.most_used = max(self.most_used, self._used)
         return view
+
+    def kept(self, name: str, rows: int, cols: int, *, wide: bool = False) -> tuple[View, bool]:
+        """A matrix for this op and later ones, likewise, and whether this one is the first that asks for it."""
+        new = name not in self._kept
+        if new:
+            self._kept[name] = View(Area.KEPT, self.most_kept, rows, cols, cols)
+            self.most_kept += room(self._kept[name], wide)
+        return self._kept[name], new
 
     def launch(
         self,
@@ -275,6 +288,11 @@ class Writer:
             x, weight = partial, None
         threads = min(THREADS, 32 * x.rows)
         self.launch(f"colsum<{finish}>", strips, threads, (x, weight, *slots), (0, 0, 0, *ints), floats)
+
+
+def room(view: View, wide: bool) -> int:
+    """Elements that a matrix without gaps takes, in double if it is `wide`."""
+    return -(-view.rows * view.cols * (2 if wide else 1) // p.LANES) * p.LANES
 
 
 def whole_warps(threads: int) -> int:

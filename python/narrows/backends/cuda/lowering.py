@@ -14,15 +14,11 @@ from typing import Any, NamedTuple
 from ... import plan as p
 from ...plan import Activation, Corruption, Loss, Mode, Op, OpCode, Plan, Precision, Units, padded
 from .. import BATCH, SHIFT
-from .launches import BLAS, EXTENDED, ROWS, TURNED, Area, Launch, View, Writer
+from . import sparse
+from .launches import BLAS, EXTENDED, ROWS, TURNED, Area, Launch, View, Writer, whole_warps
 from .table import BOOL, FUNCTORS, RULES, loss_name
 
-__all__ = ["LOWER", "launches", "temporary_size"]
-
-STRIP, BAND = 128, 16
-"""Outputs of a block of sparse products, at most, and columns of X of one of their gradients."""
-GRAM_COLUMNS = 1024
-"""Columns of a weight that one block adds to its Gram matrix."""
+__all__ = ["LOWER", "launches", "working_sizes"]
 
 LOWER: dict[OpCode, Callable[[Writer, Any], None]] = {}
 """For each op, what writes its launches."""
@@ -35,9 +31,10 @@ def launches(
     return tuple(_written(plan, m, mode, precision, blas).launches)
 
 
-def temporary_size(plan: Plan, precision: Precision = Precision.FLOAT32, *, blas: bool = False) -> int:
-    """Elements that the temporaries of any op take, for up to `plan.batch` rows."""
-    return max(_written(plan, plan.batch, mode, precision, blas).most_used for mode in Mode)
+def working_sizes(plan: Plan, precision: Precision = Precision.FLOAT32, *, blas: bool = False) -> dict[Area, int]:
+    """Elements that the temporaries of any op take, and what is kept through a run, for up to `plan.batch` rows."""
+    written = [_written(plan, plan.batch, mode, precision, blas) for mode in Mode]
+    return {Area.TEMPORARY: max(w.most_used for w in written), Area.KEPT: max(w.most_kept for w in written)}
 
 
 def wants_blas(plan: Plan, precision: Precision) -> bool:
@@ -384,20 +381,21 @@ def stored(out: View, accumulate: int = 0) -> Sink:
     return Sink("Store", (out,), accumulate, (1.0,))
 
 
-def descent(w: Writer, o: Operands, prefix: str = "") -> Sink:
+def descent(w: Writer, o: Operands) -> Sink:
     """It is used up by the parameter that `o` names W, or b; their penalties, which are of the weight as it was, are
     written at once."""
     given = vars(o)
     W, penalty = given.get("W"), given.get("penalty")
     decays = given.get("l2", 0.0), given.get("l1", 0.0), given.get("rate", 0.0)
     before, colrate = given.get("dW"), given.get("colrate")
-    if prefix or W is None:
+    if W is None:
         W, penalty, decays, before, colrate = o.b, None, (0.0, 0.0, 0.0), given.get("db"), None
     else:
         penalties(w, W, penalty, *decays[:2])
-    moments = given[f"{prefix}moment1"], given[f"{prefix}moment2"]
     floats = o.beta_1, o.beta_2, o.epsilon, *decays
-    return Sink(f"Descend<{RULES[o.solver]}>", (before, W, *moments, colrate), int(penalty is not None), floats)
+    return Sink(
+        f"Descend<{RULES[o.solver]}>", (before, W, o.moment1, o.moment2, colrate), int(penalty is not None), floats
+    )
 
 
 @lowers(OpCode.WGRAD_UPDATE)
@@ -442,7 +440,7 @@ def gaussian(w: Writer, o: Operands) -> None:
 
 @lowers(OpCode.LIBRARY)
 def library(w: Writer, o: Operands) -> None:
-    w.launch("library", w.m, 128, (o.out,), (o.source,))
+    sparse.places(w, o.source, o.out)
 
 
 @lowers(OpCode.LOG_NORMALIZE)
@@ -458,16 +456,10 @@ def means(w: Writer, o: Operands) -> None:
 
 @lowers(OpCode.COUNTS)
 def counts(w: Writer, o: Operands) -> None:
-    softmax = o.activation == Activation.SOFTMAX
     n = o.z.cols // (1 + o.by_cell + (o.loss == Loss.ZINB))
-    by_mean = w.temporary(w.m, n) if softmax and w.learns else None
-    by_dispersion = w.temporary(w.m, n) if o.partial is not None and w.learns else None
-    slots = o.z, o.weight, o.library, o.log_dispersion, o.rowloss, by_mean, by_dispersion
-    kernel = f"counts<{loss_name(Loss(o.loss))}, {BOOL[softmax]}>"
-    w.by_row(kernel, n, slots, ints=(o.source, o.by_cell, n), floats=(o.scale,))
-    if by_dispersion is not None:
-        grain, blocks = -(-w.m // o.partial.rows), -(-n // 32) * o.partial.rows
-        w.launch("colsum_grains", blocks, 256, (by_dispersion, None, o.partial), (grain,))
+    kind, slots = loss_name(Loss(o.loss)), (o.z, o.weight, o.library, o.log_dispersion, o.rowloss)
+    softmax, by_cell = o.activation == Activation.SOFTMAX, bool(o.by_cell)
+    sparse.counts(w, kind, slots, n, o.partial, softmax=softmax, by_cell=by_cell, source=o.source, scale=o.scale)
 
 
 # --- restricted Boltzmann machines ------------------------------------------------------------------------------------
@@ -533,102 +525,58 @@ def maxpool_dgrad(w: Writer, o: Operands) -> None:
 # --- sparse rows ------------------------------------------------------------------------------------------------------
 
 
-def strips_of(cols: int) -> tuple[int, int]:
-    """Threads of a block of a sparse product, and blocks side by side."""
-    threads = min(STRIP, -(-cols // 32) * 32)
-    return threads, -(-cols // threads)
+def noise(o: Operands) -> sparse.Noise:
+    return sparse.Noise(o.library, o.stream, o.level, o.scale)
 
 
 @lowers(OpCode.SPARSE_DENSE)
 def sparse_dense(w: Writer, o: Operands) -> None:
-    threads, strips = strips_of(o.W.cols)
     moved = None
     if o.shift is not None:
         moved = w.temporary(1, o.W.cols)
         w.column_sums("Store", o.W, o.shift.part(0, o.W.rows, 1, 1), (moved,), floats=(1.0,))
-    slots = o.W, o.library, o.b, o.out, o.pre, moved
-    noise = (0, 0, 0, 0, 0, o.stream), (0, 0, 0, 0, 0, 0, o.level, o.scale)
-    w.launch(f"sparse_dense<{act(o)}>", w.m * strips, threads, slots, *noise)
-
-
-def sparse_outer(w: Writer, to: Sink, dz: View, columns: int, o: Operands) -> None:
-    """The gradient of a weight, or what lies like one, by sparse rows of X, or of the source that `o` names."""
-    given = {"library": None, "shift": None, "source": 0, "stream": 0, "level": 0.0, "scale": 1.0} | vars(o)
-    sums = None
-    if given["shift"] is not None:
-        sums = w.temporary(1, dz.cols)
-        w.column_sums("Store", dz, None, (sums,), floats=(1.0,))
-    threads, strips = strips_of(dz.cols)
-    floats = (*to.floats, *(0.0,) * (6 - len(to.floats)), given["level"], given["scale"])
-    ints = columns, given["source"], 0, to.flag, 0, given["stream"]
-    slots = dz, given["library"], *to.slots, *(None,) * (5 - len(to.slots)), given["shift"], sums
-    w.launch(f"sparse_outer<{to.epilogue}>", -(-columns // BAND) * strips, threads, slots, ints, floats)
+    parts = sparse.parts(w, o.W, turned=False, source=0, noise=noise(o))
+    w.each(f"sparse_dense<{act(o)}>", (w.m, o.W.cols), (parts, moved, o.b, o.out, o.pre))
 
 
 @lowers(OpCode.SPARSE_WGRAD)
 def sparse_wgrad(w: Writer, o: Operands) -> None:
-    sparse_outer(w, stored(o.dW, o.accumulate), o.dz, o.dW.rows, o)
+    sparse.outer(w, stored(o.dW, o.accumulate), o.dz, o.dW.rows, shift=o.shift, noise=noise(o))
 
 
 @lowers(OpCode.SPARSE_WGRAD_UPDATE)
 def sparse_wgrad_update(w: Writer, o: Operands) -> None:
-    sparse_outer(w, descent(w, o), o.dz, o.W.rows, o)
+    sparse.outer(w, descent(w, o), o.dz, o.W.rows, shift=o.shift, noise=noise(o))
 
 
 # --- squared error against sparse rows --------------------------------------------------------------------------------
 
 
-def turned(w: Writer, W: View, b: View) -> View:
-    """V' of V = [W; b]."""
-    out = w.temporary(W.cols, W.rows + 1)
-    w.launch("turn_weight", -(-out.rows // 32) * -(-out.cols // 32), 256, (W, b, out))
-    return out
-
-
 @lowers(OpCode.WEIGHT_GRAM)
 def weight_gram(w: Writer, o: Operands) -> None:
-    V, tiles = turned(w, o.W, o.b), (-(-o.high.rows // 16)) ** 2
-    sums = w.temporary(-(-V.rows // GRAM_COLUMNS), o.high.rows**2, wide=True)
-    w.launch("weight_gram_grains", tiles * sums.rows, 256, (V, sums), (GRAM_COLUMNS,))
-    w.each("weight_gram", o.high, (sums, o.high, o.low))
+    sparse.weight_gram(w, o.W, o.b, o.high, o.low)
 
 
 @lowers(OpCode.SPARSE_MSE)
 def sparse_mse(w: Writer, o: Operands) -> None:
-    V, slope = turned(w, o.W, o.b), w.temporary(w.m, o.W.rows + 1, wide=True)
-    slots = o.h, V, o.high, o.low, o.saved, o.weight, o.rowloss, o.out, slope
-    w.launch(f"sparse_mse<{act(o)}>", w.m, strips_of(V.cols)[0], slots, (o.source,), (o.scale,))
+    parts, slope = sparse.parts(w, o.W, turned=True, source=o.source), w.temporary(w.m, o.high.cols, wide=True)
+    slots = o.h, o.W, o.high, o.low, o.saved, o.weight, o.rowloss, o.out, slope, o.b, parts
+    w.launch(f"sparse_mse<{act(o)}>", w.m, whole_warps(o.high.cols), slots, (o.source,), (o.scale,))
 
 
 @lowers(OpCode.ROW_GRAM)
 def row_gram(w: Writer, o: Operands) -> None:
-    w.each("row_gram", o.out, (o.h, o.weight, o.out))
-
-
-def gram_slopes(w: Writer, o: Operands, b: View, dW: View, db: View) -> None:
-    H = w.temporary(w.m, o.h.cols + 1)
-    w.each("gram_rows", H, (o.h, o.weight, H))
-    HY = w.temporary(o.W.cols, H.cols)
-    sparse_outer(w, stored(HY), H, o.W.cols, Operands(source=o.source))
-    size = H.cols, o.W.cols, H.cols
-    w.product("GramSlope", size, (ROWS, ROWS), (o.gram, turned(w, o.W, b), HY, dW, db))
+    sparse.row_gram(w, o.h, o.weight, o.out)
 
 
 @lowers(OpCode.SPARSE_MSE_WGRAD)
 def sparse_mse_wgrad(w: Writer, o: Operands) -> None:
-    gram_slopes(w, o, o.b, o.dW, o.db)
+    slots = o.h, o.gram, o.weight, o.W, o.dW, o.db, o.b, None, None
+    sparse.gram_slopes(w, "GramStore", slots, o.W, None, o.source)
 
 
 @lowers(OpCode.SPARSE_MSE_UPDATE)
 def sparse_mse_update(w: Writer, o: Operands) -> None:
-    # Not in the product's epilogue: its other tiles still read the weight.
-    dW, db = w.temporary(o.W.rows, o.W.cols), w.temporary(1, o.W.cols)
-    b = o.b
-    if o.shift is not None:
-        b = w.temporary(1, o.W.cols)
-        w.each("add", b, (b, o.b, o.shift))
-    gram_slopes(w, o, b, dW, db)
-    for g, prefix in ((dW, ""), (db, "b_")):
-        to = descent(w, o, prefix)
-        ints = 0, 0, 0, to.flag
-        w.each(f"descend<{RULES[o.solver]}>", g, (g, None, *to.slots), ints=ints, floats=to.floats)
+    to = descent(w, o)
+    slots = o.h, o.gram, o.weight, o.W, o.moment1, o.moment2, o.b, o.b_moment1, o.b_moment2
+    sparse.gram_slopes(w, f"GramDescend<{RULES[o.solver]}>", slots, o.W, o.shift, o.source, to.flag, to.floats)

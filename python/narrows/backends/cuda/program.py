@@ -22,7 +22,7 @@ from ...plan import FROM_CODES, LEARN, Mode, OpCode, Plan, Precision, Slot
 from .. import BATCH, SHIFT, Hyper, State
 from .data import CHUNK, LATENT, N_SOURCES, TARGET, WEIGHT, Data, X, data_on, wanted
 from .launches import Area, Launch, View
-from .lowering import launches, temporary_size, wants_blas
+from .lowering import launches, wants_blas, working_sizes
 from .table import LAUNCH_DTYPE, SOURCE_DTYPE, STEP_DTYPE
 
 __all__ = ["Arena", "CudaProgram", "Device", "Mark", "Planned"]
@@ -122,7 +122,7 @@ class Arena:
             Area.MOMENT1: region,
             Area.MOMENT2: region if plan.n_moments > 1 else 0,
             Area.WORK: plan.work_size * itemsize,
-            Area.TEMPORARY: temporary_size(plan, precision, blas=blas) * itemsize,
+            **{area: size * itemsize for area, size in working_sizes(plan, precision, blas=blas).items()},
             "step": STEP_DTYPE.itemsize,
             "control": control_dtype(plan.batch).itemsize,
             "kept": CHUNK * plan.slots[plan.index["terms"]].cols * itemsize,

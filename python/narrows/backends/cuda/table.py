@@ -150,13 +150,12 @@ def loss_name(loss: Loss) -> str:
 
 def _instances() -> Iterator[str]:
     plain = (
-        "activate_softmax", "add", "begin_step", "colsum_grains", "column_decay", "condition", "contrast",
-        "conv_wgrad", "copy", "corrupt_gaussian", "corrupt_masking", "corrupt_salt_and_pepper", "cotangent",
-        "decay", "draw_binary", "draw_normal", "dropout", "end_step", "fill", "gather", "gram_rows",
-        "jacobian_norm", "jacobian_seed", "jacobian_slopes", "latent_kl", "library", "log_normalize",
-        "loss_multinomial", "maxpool_pick", "not_finite", "penalties", "probe_signs", "reduce", "row_gram", "sample",
-        "share_rows", "shift", "shrink", "sqnorm", "squared_norm", "subtract", "tangent", "times_slopes",
-        "to_bfloat16",        "turn_weight", "weight_gram", "weight_gram_grains",
+        "activate_softmax", "begin_step", "colsum_grains", "column_decay", "condition", "contrast", "conv_wgrad",
+        "copy", "corrupt_gaussian", "corrupt_masking", "corrupt_salt_and_pepper", "cotangent", "decay", "draw_binary",
+        "draw_normal", "dropout", "end_step", "fill", "gather", "jacobian_norm", "jacobian_seed", "jacobian_slopes",
+        "latent_kl", "log_normalize", "loss_multinomial", "maxpool_pick", "not_finite", "penalties", "probe_signs",
+        "reduce", "row_gram", "sample", "scan_rows", "share_rows", "shift", "shrink", "sqnorm", "squared_norm",
+        "subtract", "tangent", "times_slopes", "to_bfloat16", "weight_gram", "weight_gram_grains",
     )  # fmt: skip
     yield from plain
     for kernel in (
@@ -168,10 +167,23 @@ def _instances() -> Iterator[str]:
     yield "loss<Logistic>"
     yield from (f"loss_softmax<{loss_name(loss)}>" for loss in (Loss.MSE, Loss.HUBER, Loss.BCE))
     yield from (f"means<{link}>" for link in BOOL)
-    yield from (f"counts<{loss_name(loss)}, {link}>" for loss in Loss if loss.of_counts for link in BOOL)
-    yield from (f"{kernel}<{rule}>" for kernel in ("update", "descend") for rule in _RULES)
-    yield from (f"{kernel}<{to}>" for kernel in ("colsum", "grain_sum", "sparse_outer") for to in ("Store", *_DESCENTS))
+    yield from (f"update<{rule}>" for rule in _RULES)
+    yield from (f"{kernel}<{to}>" for kernel in ("colsum", "grain_sum") for to in ("Store", *_DESCENTS))
     yield from _products()
+    yield from _sparse()
+
+
+def _sparse() -> Iterator[str]:
+    """By outputs of a lane; likelihoods by link, and by whether dispersions are of a cell or of a gene."""
+    for each in (1, 2, 4):
+        yield f"sparse_parts<{each}>"
+        yield from (f"sparse_outer<{each}, {to}>" for to in ("Store", *_DESCENTS))
+        slopes = "GramStore", *(f"GramDescend<{rule}>" for rule in _RULES)
+        yield from (f"sparse_mse_slopes<{each}, {to}>" for to in slopes)
+    for loss, softmax in product((loss for loss in Loss if loss.of_counts), BOOL):
+        yield f"counts<{loss_name(loss)}, {softmax}, false>"
+        if loss.dispersed:
+            yield f"counts<{loss_name(loss)}, {softmax}, true>"
 
 
 def _products() -> Iterator[str]:
@@ -184,9 +196,8 @@ def _products() -> Iterator[str]:
         yield from (f"gemm<{tile}, Extended, Turned, WithBias<{to}>>" for to in ("Store", *_DESCENTS))
         yield f"gemm<{tile}, Rows, Turned, Store>"
         yield f"gemm<{tile}, Rows, Rows, Link>"
-        yield f"gemm<{tile}, Rows, Rows, GramSlope>"
     yield from (f"finish<{epilogue}<{act}>>" for epilogue in ("Activate", "Slope") for act in _ACTS)
-    yield from (f"finish<{to}>" for to in (*_DESCENTS, "Link", "GramSlope"))
+    yield from (f"finish<{to}>" for to in (*_DESCENTS, "Link"))
 
 
 KERNELS: tuple[str, ...] = tuple(_instances())

@@ -1,0 +1,125 @@
+"""Launches of ops that walk sparse rows: products, squared error in Gram form, likelihoods of counts.
+
+Promises: what a product asks of the rows of a source, where each band of columns begins, is noted once in a run; no
+array of rows x features is made, nor the gradient of a weight that is used up at once.
+Never: knows the plan's ops; `lowering` reads their operands and says what becomes of a gradient.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from .launches import THREADS, View, Writer, whole_warps
+from .table import BOOL
+
+if TYPE_CHECKING:
+    from .lowering import Sink
+
+BAND = 32
+"""Columns that kernels take together."""
+TILE_ROWS, PART = 64, 640
+"""Rows and columns of X that a block of a product of sparse rows has; another launch adds a row's parts."""
+GRAM_TILE, GRAM_COLUMNS = 64, 256
+"""Edge of the tile of a weight's Gram matrix that a block has, and the columns of the weight that it adds there."""
+COUNT_GROUP = 2
+"""Rows of a block that judges counts."""
+WIDE_ROW = 4096
+"""Features from which on such a block has twice the threads."""
+
+
+class Noise(NamedTuple):
+    """What the network sees of stored elements: masked by `level` with random numbers of `stream`, and normalised to
+    `scale` if there are the sums of their rows."""
+
+    library: View | None = None
+    stream: int = 0
+    level: float = 0.0
+    scale: float = 1.0
+
+
+AS_STORED = Noise()
+
+
+def lanes_of(cols: int) -> tuple[int, int]:
+    """Outputs of each lane, of 1, 2 or 4, and strips of 32 lanes that outputs of a row make."""
+    each = 1 if cols <= 32 else 2 if cols <= 64 else 4
+    return each, -(-cols // (32 * each))
+
+
+def places(w: Writer, source: int, library: View | None = None) -> tuple[View, View | None]:
+    """Where the rows of a source have their bands and, for likelihoods, which elements are not zero; `library` gets
+    their sums."""
+    columns = w.plan.spec.n_outputs if source else w.plan.spec.n_features
+    starts, new = w.kept(f"starts{source}", -(-columns // BAND) + 1, w.m, wide=True)
+    found = w.kept(f"found{source}", starts.rows - 1, w.m)[0] if w.plan.spec.loss.of_counts else None
+    if new or library is not None:
+        w.launch("scan_rows", w.m, whole_warps(-(-columns // 64)), (library, starts, found), (source,))
+    return starts, found
+
+
+def parts(w: Writer, W: View, *, turned: bool, source: int, noise: Noise = AS_STORED) -> View:
+    """The sums that make the rows of a source times W, or W', PART columns each."""
+    starts, _ = places(w, source)
+    columns, cols = (W.cols, W.rows) if turned else (W.rows, W.cols)
+    out = w.temporary(-(-columns // PART) * w.m, cols)
+    each, strips = lanes_of(cols)
+    blocks = -(-w.m // TILE_ROWS) * (out.rows // w.m) * strips
+    ints, floats = (source, int(turned), PART, 0, 0, noise.stream), (0.0,) * 6 + (noise.level, noise.scale)
+    w.launch(f"sparse_parts<{each}>", blocks, 512, (W, noise.library, starts, out), ints, floats)
+    return out
+
+
+def outer(
+    w: Writer, to: Sink, dz: View, columns: int, *, source: int = 0, shift: View | None = None, noise: Noise = AS_STORED
+) -> None:
+    """The gradient of a weight, or what lies like one, by the rows of a source."""
+    starts, _ = places(w, source)
+    sums = None
+    if shift is not None:
+        sums = w.temporary(1, dz.cols)
+        w.column_sums("Store", dz, None, (sums,), floats=(1.0,))
+    each, strips = lanes_of(dz.cols)
+    floats = *to.floats, *(0.0,) * (6 - len(to.floats)), noise.level, noise.scale
+    slots = dz, noise.library, *to.slots, *(None,) * (5 - len(to.slots)), shift, sums, starts
+    ints = columns, source, 0, to.flag, 0, noise.stream
+    w.launch(f"sparse_outer<{each}, {to.epilogue}>", -(-columns // BAND) * strips, THREADS, slots, ints, floats)
+
+
+def weight_gram(w: Writer, W: View, b: View, high: View, low: View) -> None:
+    tiles = -(-W.rows // GRAM_TILE)
+    sums = w.temporary(-(-W.cols // GRAM_COLUMNS), high.rows**2, wide=True)
+    blocks = (tiles * (tiles + 1) // 2 + 1) * sums.rows
+    w.launch("weight_gram_grains", blocks, THREADS, (W, b, sums), (GRAM_COLUMNS,))
+    w.each("weight_gram", high, (sums, high, low))
+
+
+def row_gram(w: Writer, h: View, weight: View | None, out: View) -> None:
+    w.launch("row_gram", (-(-out.rows // 32)) ** 2, THREADS, (h, weight, out))
+
+
+def gram_slopes(
+    w: Writer, to: str, slots: tuple[View | None, ...], W: View, shift: View | None, source: int,
+    flag: int = 0, floats: tuple[float, ...] = (),
+) -> None:  # fmt: skip
+    """The gradient of a decoder in Gram form, by `to` of csrc/cuda/gram.cuh; `slots` are its first nine."""
+    starts, _ = places(w, source)
+    each, strips = lanes_of(W.rows)
+    kept = w.temporary(W.rows, W.cols) if strips > 1 and to != "GramStore" else None
+    kernel = f"sparse_mse_slopes<{each}, {to}>"
+    w.launch(kernel, -(-W.cols // BAND), THREADS, (*slots, shift, starts, kept), (source, 0, 0, flag), floats)
+
+
+def counts(
+    w: Writer, loss: str, slots: tuple[View | None, ...], n: int, partial: View | None,
+    *, softmax: bool, by_cell: bool, source: int, scale: float,
+) -> None:  # fmt: skip
+    """The likelihood of n features, `slots` being those of the kernel up to `found`, and the sums over rows of the
+    derivatives by their dispersions."""
+    groups = -(-w.m // COUNT_GROUP)
+    sums = w.temporary(groups, n) if partial is not None and w.learns else None
+    threads = 2 * THREADS if n >= WIDE_ROW else whole_warps(-(-n // 4))
+    kernel = f"counts<{loss}, {BOOL[softmax]}, {BOOL[by_cell]}>"
+    w.launch(kernel, groups, threads, (*slots, places(w, source)[1], sums), (source, n), (scale,))
+    if sums is not None and partial is not None:
+        grain, blocks = -(-groups // partial.rows), -(-n // 32) * partial.rows
+        w.launch("colsum_grains", blocks, THREADS, (sums, None, partial), (grain,))
