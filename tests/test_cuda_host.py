@@ -419,8 +419,8 @@ GENES = (20000, 128, 32, 128, 20000)
 @pytest.mark.parametrize(
     ("spec", "most", "part"),
     [
-        (network(GENES, sparse_input=True, gram_decoder=True), 23, 0.35),
-        (network(GENES, sparse_input=True, loss=Loss.NB, output=Activation.SOFTMAX, log_normalize=True), 25, 0.65),
+        (network(GENES, sparse_input=True, gram_decoder=True), 19, 0.35),
+        (network(GENES, sparse_input=True, loss=Loss.NB, output=Activation.SOFTMAX, log_normalize=True), 20, 0.65),
     ],
     ids=["mse", "nb"],
 )

@@ -106,7 +106,8 @@ struct Judged {
 // COUNTS: z, weight, library, log_dispersion, rowloss, found (see scan_rows; of CSR), and the derivatives by
 // log_dispersion, summed over the rows of a block; ints: source, features.
 template <class L, bool SOFTMAX, bool BY_CELL>
-KERNEL_OF(512, sizeof(real) == 4 ? 2 : 1) counts(const Op op) {
+KERNEL_OF(512, sizeof(real) == 4 ? 2 : 1)
+counts(const Op op) {
   Judged<L, SOFTMAX, BY_CELL> of(op);
   constexpr int GROUP = Judged<L, SOFTMAX, BY_CELL>::GROUP;
   real loss[GROUP] = {}, slope[GROUP] = {};

@@ -234,7 +234,8 @@ DEVICE void rows_of_band(int from, int to, int cols, const Fn& fn) {
 // gradient of W (11) where it is updated in place and has more rows than a block takes at once; ints[0]: the source. A
 // block has a band of columns and all rows of V, so nobody else reads what it changes.
 template <int EACH, class To>
-KERNEL_OF(OUTER_THREADS, 2) sparse_mse_slopes(const Op op) {
+KERNEL_OF(OUTER_THREADS, 2)
+sparse_mse_slopes(const Op op) {
   constexpr int STRIP = WARP * EACH, ACROSS = BAND + 1, WARPS = OUTER_THREADS / WARP, DEPTH = WARP;
   constexpr int FOR_ROWS = BAND * CHUNK_PITCH, FOR_STRIP = STRIP * ACROSS;
   static_assert(COLUMNS == 4, "a warp's columns are a Quad");

@@ -72,7 +72,8 @@ DEVICE real seen(const Op& op, const Matrix& library, int i, int column, real va
 // parts (those of a row are as many rows apart as the batch has). A block of 512 threads has a part for TILE rows and
 // 32 EACH outputs; a warp has some of the rows, and a lane every 32nd output.
 template <int EACH>
-KERNEL_OF(512, sizeof(real) == 4 ? 2 : 1) sparse_parts(const Op op) {
+KERNEL_OF(512, sizeof(real) == 4 ? 2 : 1)
+sparse_parts(const Op op) {
   constexpr int TILE = 64, THREADS = 512, STRIP = WARP * EACH, PITCH = STRIP + 1;
   constexpr int ROWS = sizeof(real) == 4 ? TILE : TILE / 2, SHARE = THREADS / ROWS, OF_WARP = ROWS / (THREADS / WARP);
   SHARED(real, weight, BAND * PITCH);
@@ -215,7 +216,8 @@ DEVICE void band_sums(const Op& op, const Source& x, const MatrixOf<int64_t>& st
 // whose product is what shifted rows have less, and slot 9 is `starts`. A block has a band of X and 32 EACH columns of
 // dz; blocks side by side read the same columns of dz.
 template <int EACH, class Epilogue>
-KERNEL_OF(OUTER_THREADS, sizeof(real) == 4 ? 3 : 2) sparse_outer(const Op op) {
+KERNEL_OF(OUTER_THREADS, sizeof(real) == 4 ? 3 : 2)
+sparse_outer(const Op op) {
   SHARED(real, tile, BAND * CHUNK_PITCH);
   SHARED(Entry, list, OUTER_THREADS / WARP * CHUNK);
   const Matrix &dz = op.slots[0], &library = op.slots[1];
