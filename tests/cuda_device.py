@@ -26,16 +26,14 @@ from numpy.lib.stride_tricks import as_strided
 from cases import Case
 from narrows.backends import Hyper
 from narrows.backends.cuda.program import ALIGNMENT, CudaProgram, Device, Planned
-from narrows.backends.cuda.table import KERNELS, LAUNCH_DTYPE, PRECISION_FLAGS, constants
+from narrows.backends.cuda.table import KERNELS, PRECISION_FLAGS, constants
 from narrows.plan import FROM_CODES, Mode, Precision
 from oracle import SEED, STEP
 from test_backends import assert_close, reference_of, tolerance
 
 HERE = Path(__file__).parent / "cuda_host"
 INDEX = {kernel: i for i, kernel in enumerate(KERNELS)}
-PLANNED = np.dtype(
-    [("kernel", "i4"), ("blocks", "i4"), ("threads", "i4"), ("unused", "i4"), ("op", LAUNCH_DTYPE)], align=True
-)
+PLANNED = np.dtype([("kernel", "i4"), ("blocks", "i4"), ("threads", "i4"), ("unused", "i4"), ("operands", "u8")])
 GARBAGE = 0xFF
 
 
@@ -226,20 +224,24 @@ class HostDevice:
         library = self.libraries(Precision.FLOAT32 if precision is Precision.TF32 else precision)
         table = np.zeros(len(planned), PLANNED)
         for row, launch in zip(table, planned, strict=True):
-            row["blocks"], row["threads"], row["op"] = launch.blocks, launch.threads, launch.operands
             row["kernel"] = INDEX.get(launch.kernel, -1)
+            row["blocks"], row["threads"] = launch.blocks, launch.threads
+            row["operands"] = launch.operands.ctypes.data
         self.launched |= {launch.kernel for launch in planned}
         self.n_graphs += 1
         # Kernels between two calls of cuBLAS go together.
-        parts = [(is_blas, list(part)) for is_blas, part in groupby(table, lambda row: row["kernel"] < 0)]
+        parts = [
+            (is_blas, list(part))
+            for is_blas, part in groupby(range(len(table)), lambda i: bool(table[i]["kernel"] < 0))
+        ]
 
         def run() -> None:
             for is_blas, part in parts:
                 if is_blas:
-                    for row in part:
-                        self.blas.product(row["op"])
+                    for i in part:
+                        self.blas.product(planned[i].operands)
                 else:
-                    kernels(np.array(part, PLANNED))
+                    kernels(table[part[0] : part[-1] + 1])
 
         def kernels(table: Any) -> None:
             error = ctypes.create_string_buffer(512)

@@ -34,7 +34,7 @@ from narrows.backends.cuda import data as data_module
 from narrows.backends.cuda.data import CHUNK
 from narrows.backends.cuda.launches import Area, View, Writer, tile_of
 from narrows.backends.cuda.lowering import LOWER, launches, working_sizes
-from narrows.backends.cuda.program import GRAPH_STEPS, Arena, Planned
+from narrows.backends.cuda.program import GRAPH_STEPS, Arena, CudaProgram, Planned
 from narrows.backends.cuda.table import DOUBLE_TILES, FUNCTORS, KERNELS, LAUNCH_DTYPE, STEP_DTYPE
 from narrows.backends.reference import ACTIVATE, DERIVATIVE, ReferenceProgram
 from narrows.errors import BackendError
@@ -112,12 +112,16 @@ def test_every_kernel_that_the_table_names_is_asked_for_or_tested_alone(librarie
         for case in (*HOST_CASES, *KL_CASES)
         for m in {1, case.batch}
         for mode in Mode
-        for launch in launches(case.plan, m, mode)
+        for launch in (
+            *launches(case.plan, m, mode),
+            *CudaProgram(case.plan, Precision.FLOAT32, HostDevice(libraries)).steps(mode, m),
+        )
     }
     assert asked <= set(KERNELS)
     # What is behind products of cuBLAS, test_cuda_blas asks for.
-    alone = {kernel for kernel in KERNELS if kernel.startswith(("gemm<", "finish<", "to_bfloat16"))}
-    assert set(KERNELS) - asked - alone <= {"begin_step", "end_step", "not_finite", "activate<Linear>"}
+    elsewhere = ("gemm<", "finish<", "to_bfloat16", "group<Gemm<", "stack<16>")
+    alone = {kernel for kernel in KERNELS if kernel.startswith(elsewhere)}
+    assert set(KERNELS) - asked - alone <= {"not_finite", "activate<Linear>"}
 
 
 def bits(libraries: Any, case: Case, *, reverse: bool = False) -> list[bytes]:

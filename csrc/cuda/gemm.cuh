@@ -49,10 +49,10 @@ DEVICE uint32_t bfloat16_bits(float x) {
 }
 
 // A factor of a product: as it is, or rounded to bfloat16.
-DEVICE real factor(const Op& op, real x) {
-  (void)op;
+DEVICE real rounded(bool rounds, real x) {
+  (void)rounds;
 #ifdef NARROWS_BFLOAT16
-  if (!op.ints[5]) return x;
+  if (!rounds) return x;
   union {
     uint32_t bits;
     float number;
@@ -63,6 +63,7 @@ DEVICE real factor(const Op& op, real x) {
   return x;
 #endif
 }
+DEVICE real factor(const Op& op, real x) { return rounded(op.ints[5], x); }
 
 // --- operands --------------------------------------------------------------------------------------------------------
 // A side of a product is `outer` rows of the result on the left, columns of it on the right, by the depth of the sum.
@@ -194,16 +195,16 @@ struct From {
   DEVICE real& operator[](int i) const { return shared[first + i]; }
 };
 
+// Tile `at` of them.
 template <class T, class Left, class Right, class Epilogue>
-KERNEL_OF(T::THREADS, T::BLOCKS)
-gemm(const Op op) {
+DEVICE void product(const Op& op, int at) {
   constexpr int UP = T::ROWS + 4, WIDE = T::COLS + 4, BUFFERS = T::WAYS == 1 ? 2 : 1;
   constexpr bool APART = T::WAYS == 1;  // a thread's columns; else they are one run
   SHARED(real, left, BUFFERS * T::DEPTH * UP);
   SHARED(real, right, BUFFERS * T::DEPTH * WIDE);
   const int rows = op.ints[0], cols = op.ints[1], depth = op.ints[2];
   const int strips = (cols + T::COLS - 1) / T::COLS;
-  const int row = block() / strips * T::ROWS, col = block() % strips * T::COLS;
+  const int row = at / strips * T::ROWS, col = at % strips * T::COLS;
   const int way = thread() / T::GROUP, down = thread() % T::GROUP / T::ACROSS, across = thread() % T::ACROSS;
   typename Left::template Of<T::ROWS, T::DEPTH, T::THREADS> of_left(op, 0, rows, depth);
   typename Right::template Of<T::COLS, T::DEPTH, T::THREADS> of_right(op, 1, cols, depth);
@@ -269,6 +270,19 @@ gemm(const Op op) {
     if (r < rows && c < cols) Epilogue::apply(op, r, c, total);
   }
 }
+
+template <class T, class Left, class Right, class Epilogue>
+KERNEL_OF(T::THREADS, T::BLOCKS)
+gemm(const Op op) {
+  product<T, Left, Right, Epilogue>(op, block());
+}
+
+// For `group`
+template <class T, class Left, class Right, class Epilogue>
+struct Gemm {
+  static constexpr int THREADS = T::THREADS, BLOCKS = T::BLOCKS;
+  DEVICE static void run(const Op& op, int at) { product<T, Left, Right, Epilogue>(op, at); }
+};
 
 // --- epilogues -------------------------------------------------------------------------------------------------------
 

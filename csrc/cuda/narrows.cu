@@ -10,5 +10,7 @@
 #include "noise.cuh"
 #include "rows.cuh"
 #include "sparse.cuh"
+#include "stack.cuh"
+#include "steps.cuh"
 #include "updates.cuh"
 #include "values.cuh"

@@ -86,22 +86,37 @@ struct Op {
   }
 };
 
+constexpr int MAX_MEMBERS = NARROWS_MAX_MEMBERS;
+
+// Several launches as one. The blocks of a member come behind those of the one before, up to ends[i]; what kinds[i]
+// says of it is the kernel's affair.
+struct Ops {
+  Op members[MAX_MEMBERS];
+  int ends[MAX_MEMBERS], kinds[MAX_MEMBERS];
+};
+
 static_assert(sizeof(Op) == NARROWS_LAUNCH_SIZE, "LAUNCH_DTYPE has another layout");
+static_assert(sizeof(Ops) == NARROWS_GROUP_SIZE, "GROUP_DTYPE has another layout");
 static_assert(sizeof(Step) == NARROWS_STEP_SIZE, "STEP_DTYPE has another layout");
 static_assert(sizeof(Source) == NARROWS_SOURCE_SIZE, "SOURCE_DTYPE has another layout");
 
-// d(mean weighted loss) / d(the loss of row i): what gradients of a row are multiplied with.
-DEVICE real row_share(const Op& op, const Matrix& weight, int i) {
+// d(mean weighted loss) / d(the loss of row i): what gradients of a row are multiplied with. `op` knows the rows.
+template <class Operands>
+DEVICE real row_share(const Operands& op, const Matrix& weight, int i) {
   const real share = real(1.0 / op.m);
   return weight ? share * weight(i, 0) : share;
 }
 
-// Calls fn(i, j) for the element of a matrix of `rows` x `cols` that is this thread's.
+// Calls fn(i, j) for the element of a matrix of `rows` x `cols` that is this thread's, in block `b` of its launch.
 template <class Fn>
-DEVICE void each(int rows, int cols, const Fn& fn) {
-  const int64_t at = int64_t(block()) * threads() + thread();
+DEVICE void each_of(int b, int rows, int cols, const Fn& fn) {
+  const int64_t at = int64_t(b) * threads() + thread();
   const int i = int(at / cols);
   if (i < rows) fn(i, int(at - int64_t(i) * cols));
+}
+template <class Fn>
+DEVICE void each(int rows, int cols, const Fn& fn) {
+  each_of(block(), rows, cols, fn);
 }
 
 // Calls fn(j) for the columns of a row that are this thread's, a block having the row.

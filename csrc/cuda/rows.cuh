@@ -5,16 +5,14 @@
 
 #pragma once
 
-#include "scalar.h"
+#include "steps.cuh"
 
 // --- data in ---------------------------------------------------------------------------------------------------------
 
-// GATHER: out, shift
-KERNEL gather(const Op op) {
+// GATHER: out, shift. A block has row i, which is row `row` of the data.
+DEVICE void gather_row(const Op& op, int i, int64_t row) {
   const Matrix &out = op.slots[0], &shift = op.slots[1];
   const Source& source = op.sources[op.ints[0]];
-  const int i = block();
-  const int64_t row = op.row(i);
   const auto moved = [&](real value, int j) { return shift ? value - shift(0, j) : value; };
   if (!source.csr) {
     each_column(out.cols, [&](int j) { out(i, j) = moved(source.dense(row, j), j); });
@@ -24,6 +22,17 @@ KERNEL gather(const Op op) {
   sync();
   for (int64_t k = source.begin(row) + thread(); k < source.end(row); k += threads())
     out(i, source.column(k)) = moved(source.value(k), source.column(k));
+}
+
+KERNEL gather(const Op op) { gather_row(op, block(), op.row(block())); }
+
+// The first launch of a step: members that begin it, and gather.
+KERNEL begin_gather(const GRID_CONSTANT Ops ops) {
+  const Op &begin = ops.members[0], &op = ops.members[1];
+  const Step* step = next_record(begin.slots[0], begin.slots[1]);
+  if (block() == 0) begin_terms(begin.slots[0], begin.slots[1], begin.slots[2], begin.step);
+  REQUIRE(block() < op.m);
+  gather_row(op, block(), step->rows[block()]);
 }
 
 // --- softmax ---------------------------------------------------------------------------------------------------------

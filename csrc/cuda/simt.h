@@ -6,8 +6,8 @@
 //
 // Blocks are of one dimension, in whole warps; every thread of a block reaches every sync() and every lane of a warp
 // every shuffle, ballot and sync_warp(). KERNEL is an entry (KERNEL_OF: one of which a multiprocessor is to hold some
-// blocks), DEVICE a function of kernels, SHARED(T, name, N) an array of the block; REQUIRE(condition) is checked on the
-// host alone.
+// blocks), DEVICE a function of kernels, SHARED(T, name, N) an array of the block, GRID_CONSTANT a parameter of a
+// kernel that is read where it lies; REQUIRE(condition) is checked on the host alone.
 
 #pragma once
 
@@ -32,6 +32,7 @@ typedef unsigned long long uint64_t;
 #define UNROLL _Pragma("unroll")
 #define UNROLL_BY_8 _Pragma("unroll 8")
 #define UNROLL_BY_2 _Pragma("unroll 2")
+#define GRID_CONSTANT __grid_constant__
 
 DEVICE int thread() { return int(threadIdx.x); }
 DEVICE int threads() { return int(blockDim.x); }

@@ -80,22 +80,30 @@ KERNEL decay(const Op op) {
   each(W.rows, W.cols, [&](int i, int j) { dW(i, j) += decay_of(op, W(i, j), op.floats[0], op.floats[1]); });
 }
 
+// Of launches that can be members of a `group`: blocks that a multiprocessor is to hold.
+struct Whole {
+  static constexpr int THREADS = 256, BLOCKS = 2;
+};
+
 // The penalties of a weight, by cells: W, penalty. A warp has a cell.
-KERNEL penalties(const Op op) {
-  const Matrix &W = op.slots[0], &penalty = op.slots[1];
-  const int at = block() * (threads() / WARP) + thread() / WARP, lane = thread() % WARP;
-  const int row = at / penalty.cols, col = at % penalty.cols;
-  const real l2 = real(op.floats[0] / op.m), l1 = real(op.floats[1] / op.m);
-  real sum = 0;
-  for (int i = lane / LANES; i < CELL_ROWS; i += WARP / LANES) {
-    const int r = row * CELL_ROWS + i, c = col * LANES + lane % LANES;
-    if (r >= W.rows || c >= W.cols) continue;
-    const real w = W(r, c);
-    sum += real(0.5) * l2 * w * w + l1 * abs_(w);
+struct Penalties : Whole {
+  DEVICE static void run(const Op& op, int b) {
+    const Matrix &W = op.slots[0], &penalty = op.slots[1];
+    const int at = b * (threads() / WARP) + thread() / WARP, lane = thread() % WARP;
+    const int row = at / penalty.cols, col = at % penalty.cols;
+    const real l2 = real(op.floats[0] / op.m), l1 = real(op.floats[1] / op.m);
+    real sum = 0;
+    for (int i = lane / LANES; i < CELL_ROWS; i += WARP / LANES) {
+      const int r = row * CELL_ROWS + i, c = col * LANES + lane % LANES;
+      if (r >= W.rows || c >= W.cols) continue;
+      const real w = W(r, c);
+      sum += real(0.5) * l2 * w * w + l1 * abs_(w);
+    }
+    sum = warp_sum(sum);
+    if (lane == 0 && row < penalty.rows) penalty(row, col) = sum;
   }
-  sum = warp_sum(sum);
-  if (lane == 0 && row < penalty.rows) penalty(row, col) = sum;
-}
+};
+KERNEL penalties(const Op op) { Penalties::run(op, block()); }
 
 // --- sums over rows --------------------------------------------------------------------------------------------------
 
@@ -129,25 +137,38 @@ KERNEL colsum_grains(const Op op) {
 
 // The last pass: x (or what the first pass has left), weight, and the slots of what becomes of the sums
 template <class Finish>
+struct ColSum : Whole {
+  DEVICE static void run(const Op& op, int b) {
+    const Matrix &x = op.slots[0], &weight = op.slots[1];
+    column_sums(
+        0, x.rows, b * WARP, x.cols, [&](int i, int j) { return weight ? x(i, j) * weight(i, 0) : x(i, j); },
+        [&](int j, real sum) { Finish::apply(op, 0, j, sum); });
+  }
+};
+template <class Finish>
 KERNEL colsum(const Op op) {
-  const Matrix &x = op.slots[0], &weight = op.slots[1];
-  column_sums(
-      0, x.rows, block() * WARP, x.cols, [&](int i, int j) { return weight ? x(i, j) * weight(i, 0) : x(i, j); },
-      [&](int j, real sum) { Finish::apply(op, 0, j, sum); });
+  ColSum<Finish>::run(op, block());
 }
 
 // GRAIN_SUM and GRAIN_UPDATE: partial, -, and the slots of what becomes of the sums, a matrix of ints[0] x ints[1] in
 // the columns of `partial` from ints[4] on, row by row, ints[5] apart. ints[2]: plan.GRAIN_SUM's form
 template <class Finish>
+struct GrainSum : Whole {
+  DEVICE static void run(const Op& op, int b) {
+    const Matrix& partial = op.slots[0];
+    each_of(b, op.ints[0], op.ints[1], [&](int i, int j) {
+      int r = i, c = j;
+      if (op.ints[2] == 1 || (op.ints[2] == 0 && i > j)) r = j, c = i;
+      real sum = 0;
+      UNROLL_BY_8
+      for (int g = 0; g < partial.rows; ++g) sum += partial(g, op.ints[4] + r * op.ints[5] + c);
+      Finish::apply(op, i, j, sum);
+    });
+  }
+};
+template <class Finish>
 KERNEL grain_sum(const Op op) {
-  const Matrix& partial = op.slots[0];
-  each(op.ints[0], op.ints[1], [&](int i, int j) {
-    int r = i, c = j;
-    if (op.ints[2] == 1 || (op.ints[2] == 0 && i > j)) r = j, c = i;
-    real sum = 0;
-    for (int g = 0; g < partial.rows; ++g) sum += partial(g, op.ints[4] + r * op.ints[5] + c);
-    Finish::apply(op, i, j, sum);
-  });
+  GrainSum<Finish>::run(op, block());
 }
 
 // The first half of CONTRACTIVE: saved, noisy, W, weight, colrate, penalty, norms; ints[0]: accumulate
@@ -173,17 +194,22 @@ KERNEL contractive_columns(const Op op) {
 
 // --- what a step reports ---------------------------------------------------------------------------------------------
 
-// REDUCE: x, weight, terms. One block.
-KERNEL reduce(const Op op) {
+// REDUCE: x, weight, the term; ints: 0, mean. One block, of which as many threads work as the smallest has, so that the
+// order of the sum is not the block's affair.
+DEVICE void reduce_term(const Op& op) {
+  constexpr int WORKING = 64;
   const Matrix &x = op.slots[0], &weight = op.slots[1], &terms = op.slots[2];
+  const int size = thread() < WORKING ? x.rows * x.cols : 0;
   double sum = 0;
-  for (int64_t at = thread(); at < int64_t(x.rows) * x.cols; at += threads()) {
-    const int i = int(at / x.cols);
-    sum += double(x(i, int(at % x.cols))) * (weight ? double(weight(i, 0)) : 1.0);
+  UNROLL_BY_8
+  for (int at = thread(); at < size; at += WORKING) {
+    const int i = at / x.cols;
+    sum += double(x(i, at - i * x.cols)) * (weight ? double(weight(i, 0)) : 1.0);
   }
   sum = block_sum(sum);
   if (thread() == 0) terms(0, op.ints[0]) += real(op.ints[1] ? sum / op.m : sum);
 }
+KERNEL reduce(const Op op) { reduce_term(op); }
 
 // SQNORM: gradient (one row), partial. A block has a grain.
 KERNEL sqnorm(const Op op) {
@@ -193,30 +219,4 @@ KERNEL sqnorm(const Op op) {
   for (int j = block() * GRAIN + thread(); j < end; j += threads()) sum += double(g(0, j)) * double(g(0, j));
   sum = block_sum(sum);
   if (thread() == 0) partial(0, block()) = real(sum);
-}
-
-// --- steps -----------------------------------------------------------------------------------------------------------
-// Slots: the records of the steps to come, the count of steps begun, terms, and the terms of all steps so far. The one
-// element of the count is an int; a record is as many elements of `real` as it needs.
-
-DEVICE int& steps_begun(const Op& op) { return *reinterpret_cast<int*>(&op.slots[1](0, 0)); }
-
-// The next record becomes that of the step, whose terms begin at zero. One block.
-KERNEL begin_step(const Op op) {
-  if (thread() == 0) {
-    const int words = int(sizeof(Step) / sizeof(real)), at = steps_begun(op);
-    const Matrix& records = op.slots[0];
-    real* current = reinterpret_cast<real*>(const_cast<Step*>(op.step));
-    for (int w = 0; w < words; ++w) current[w] = records(at, w);
-  }
-  const Matrix& terms = op.slots[2];
-  each_column(terms.cols, [&](int j) { terms(0, j) = 0; });
-}
-
-KERNEL end_step(const Op op) {
-  const Matrix &terms = op.slots[2], &kept = op.slots[3];
-  const int at = steps_begun(op);
-  each_column(terms.cols, [&](int j) { kept(at, j) = terms(0, j); });
-  sync();
-  if (thread() == 0) steps_begun(op) = at + 1;
 }

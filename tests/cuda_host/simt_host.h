@@ -26,6 +26,7 @@
 #define UNROLL
 #define UNROLL_BY_8
 #define UNROLL_BY_2
+#define GRID_CONSTANT
 #define SHARED(T, name, N) static simt::Shared<T, (N)> name
 #define REQUIRE(condition) \
   if (!(condition)) simt::fail(__FILE__, __LINE__, #condition)

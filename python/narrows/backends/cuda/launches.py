@@ -65,7 +65,8 @@ Slots = Sequence[View | None]
 
 
 class Launch(NamedTuple):
-    """A kernel, by its name in the table, over blocks of threads, and its operands; an absent matrix is None."""
+    """A kernel, by its name in the table, over blocks of threads, and its operands; an absent matrix is None. One that
+    stands for several has these as members (see `schedule`)."""
 
     kernel: str
     blocks: int
@@ -73,6 +74,7 @@ class Launch(NamedTuple):
     slots: tuple[View | None, ...] = ()
     ints: tuple[int, ...] = ()
     floats: tuple[float, ...] = ()
+    members: tuple[Launch, ...] = ()
 
 
 THREADS = 256

@@ -347,7 +347,7 @@ def cotangent(w: Writer, o: Operands) -> None:
 
 @lowers(OpCode.REDUCE)
 def reduce(w: Writer, o: Operands) -> None:
-    w.launch("reduce", 1, 256, (o.x, o.weight, o.terms), (o.index, o.mean))
+    w.launch("reduce", 1, 64, (o.x, o.weight, o.terms.part(o.index, 1, 1, 1)), (0, o.mean))
 
 
 @lowers(OpCode.SQNORM)

@@ -23,7 +23,8 @@ from .. import BATCH, SHIFT, Hyper, State
 from .data import CHUNK, LATENT, N_SOURCES, TARGET, WEIGHT, Data, X, data_on, wanted
 from .launches import Area, Launch, View
 from .lowering import launches, wants_blas, working_sizes
-from .table import LAUNCH_DTYPE, SOURCE_DTYPE, STEP_DTYPE
+from .schedule import Where, operands, schedule
+from .table import SOURCE_DTYPE, STEP_DTYPE
 
 __all__ = ["Arena", "CudaProgram", "Device", "Mark", "Planned"]
 
@@ -39,7 +40,7 @@ FINITE_BLOCKS, FINITE_THREADS = 256, 256
 
 
 class Planned(NamedTuple):
-    """A launch with its operands as the device takes them (one `LAUNCH_DTYPE`, of shape ())."""
+    """A launch with its operands as the device takes them, one structure of shape () (see `schedule.operands`)."""
 
     kernel: str
     blocks: int
@@ -304,19 +305,16 @@ class CudaProgram:
             self.arena.control("kept", CHUNK, terms.cols),
         )
         begin, end = (Launch(kernel, 1, 32, slots) for kernel in ("begin_step", "end_step"))
-        return begin, *launches(self.plan, m, mode, self.precision, blas=self._blas), end
+        own = launches(self.plan, m, mode, self.precision, blas=self._blas)
+        return schedule(own, begin, end)
 
     def _planned(self, launch: Launch, mode: Mode, m: int) -> Planned:
-        operands = np.zeros((), LAUNCH_DTYPE)
-        for to, view in zip(operands["slots"], launch.slots, strict=False):
-            if view is not None:
-                begin = view.offset * self.dtype.itemsize if view.area is Area.CONTROL else self.arena.offset(view)
-                to["data"], to["rows"], to["cols"], to["ld"] = self._base + begin, view.rows, view.cols, view.ld
-        operands["ints"][: len(launch.ints)] = launch.ints
-        operands["floats"][: len(launch.floats)] = launch.floats
-        operands["step"], operands["sources"] = self._at("step"), self._at("sources")
-        operands["m"], operands["learn"] = m, bool(mode & LEARN)
-        return Planned(launch.kernel, launch.blocks, launch.threads, operands)
+        where = Where(self._address, self._at("step"), self._at("sources"), m, bool(mode & LEARN))
+        return Planned(launch.kernel, launch.blocks, launch.threads, operands(launch, where))
+
+    def _address(self, view: View) -> int:
+        own = view.offset * self.dtype.itemsize if view.area is Area.CONTROL else self.arena.offset(view)
+        return self._base + own
 
     def _run(
         self,

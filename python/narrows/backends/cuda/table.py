@@ -18,11 +18,13 @@ from ...plan import Activation, Loss, Precision, Solver
 
 __all__ = [
     "FUNCTORS",
+    "GROUP_DTYPE",
     "KERNELS",
     "LAUNCH_DTYPE",
     "PRECISION_FLAGS",
     "RULES",
     "SOURCE_DTYPE",
+    "STACK_DTYPE",
     "STEP_DTYPE",
     "Tile",
     "constants",
@@ -73,6 +75,28 @@ SOURCE_DTYPE = np.dtype(
 )
 """``Source``: dense rows without gaps, or CSR of 64-bit `indptr` and increasing columns."""
 
+MOST_OPERANDS = 4096
+"""Bytes that a kernel can be handed."""
+MAX_MEMBERS = MOST_OPERANDS // (LAUNCH_DTYPE.itemsize + 8)
+GROUP_DTYPE = np.dtype(
+    [("members", LAUNCH_DTYPE, MAX_MEMBERS), ("ends", "i4", MAX_MEMBERS), ("kinds", "i4", MAX_MEMBERS)], align=True
+)
+"""``Ops`` of csrc/cuda/op.h: several launches as one."""
+STAGE_SLOTS, MAX_STAGES, STACK_WIDTH, STACK_THREADS = 5, 24, 128, 256
+STACK_ROWS = (4, 16)
+"""Rows that a block of a stack can have."""
+STAGE_DTYPE = np.dtype(
+    [("slots", _MATRIX, STAGE_SLOTS), *((name, "i4") for name in ("kind", "activation", "option", "flags")),
+     ("number", "f8")],
+    align=True,
+)  # fmt: skip
+STACK_DTYPE = np.dtype(
+    [("stages", STAGE_DTYPE, MAX_STAGES), ("step", "u8"), ("sources", "u8"), *((n, "i4") for n in ("n", "m", "learn")),
+     ("unused", "i4")],
+    align=True,
+)  # fmt: skip
+"""``Stack`` of csrc/cuda/stack.cuh: launches for narrow layers as stages of one."""
+
 
 class Tile(NamedTuple):
     """What a block makes of a product (``Tile`` of csrc/cuda/gemm.cuh)."""
@@ -114,10 +138,17 @@ def constants() -> dict[str, float | str]:
         "CELL_ROWS", "DISPERSION_PACE", "DROPOUT_LIMIT", "GRAIN", "GRAM_GUARD", "LANES", "LOG_DISPERSION_LIMIT",
         "VARIANCE_FLOOR",
     )  # fmt: skip
-    sizes = {"LAUNCH": LAUNCH_DTYPE, "STEP": STEP_DTYPE, "SOURCE": SOURCE_DTYPE}
+    sizes = {
+        "LAUNCH": LAUNCH_DTYPE, "STEP": STEP_DTYPE, "SOURCE": SOURCE_DTYPE, "GROUP": GROUP_DTYPE, "STACK": STACK_DTYPE,
+    }  # fmt: skip
+    most = {
+        "MAX_MEMBERS": MAX_MEMBERS, "MAX_STAGES": MAX_STAGES, "STACK_WIDTH": STACK_WIDTH,
+        "STACK_THREADS": STACK_THREADS,
+    }  # fmt: skip
     tiles = TILES | {f"{name}_DOUBLE": tile for name, tile in DOUBLE_TILES.items()}
     return (
         {f"NARROWS_{name}": getattr(p, name) for name in names}
+        | {f"NARROWS_{name}": value for name, value in most.items()}
         | {f"NARROWS_{name}_SIZE": dtype.itemsize for name, dtype in sizes.items()}
         | {f"NARROWS_TILE_{name.upper()}": ",".join(map(str, tile)) for name, tile in tiles.items()}
     )
@@ -171,6 +202,7 @@ def _instances() -> Iterator[str]:
     yield from (f"{kernel}<{to}>" for kernel in ("colsum", "grain_sum") for to in ("Store", *_DESCENTS))
     yield from _products()
     yield from _sparse()
+    yield from _several()
 
 
 def _sparse() -> Iterator[str]:
@@ -184,6 +216,18 @@ def _sparse() -> Iterator[str]:
         yield f"counts<{loss_name(loss)}, {softmax}, false>"
         if loss.dispersed:
             yield f"counts<{loss_name(loss)}, {softmax}, true>"
+
+
+def _several() -> Iterator[str]:
+    """Launches as one; see `schedule`."""
+    yield "begin_gather"
+    yield from (f"stack<{rows}>" for rows in STACK_ROWS)
+    yield from (f"group<{body}>" for body in ("Nothing", "Penalties"))
+    for to in ("Store", *_DESCENTS):
+        yield from (f"group<{body}<{to}>>" for body in ("ColSum", "GrainSum"))
+        for tile in TILES:
+            yield f"group<Gemm<{tile}, Turned, Turned, {to}>>"
+            yield f"group<Gemm<{tile}, Extended, Turned, WithBias<{to}>>>"
 
 
 def _products() -> Iterator[str]:

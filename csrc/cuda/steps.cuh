@@ -1,0 +1,67 @@
+// How a step begins and ends, and several launches as one.
+//
+// Promises: the first launch of a step reads the count of steps begun and the last one moves it on, so both can do
+// other work besides; the record of a step lies still from its second launch on.
+
+#pragma once
+
+#include "updates.cuh"
+
+// --- steps -----------------------------------------------------------------------------------------------------------
+// Slots: the records of the steps to come, the count of steps begun, terms, and the terms of all steps so far. The one
+// element of the count is an int; a record is as many elements of `real` as it needs.
+
+DEVICE int& steps_begun(const Matrix& count) { return *reinterpret_cast<int*>(&count(0, 0)); }
+
+// The record of the step that begins.
+DEVICE const Step* next_record(const Matrix& records, const Matrix& count) {
+  REQUIRE(records.cols * sizeof(real) == sizeof(Step));
+  return reinterpret_cast<const Step*>(&records(steps_begun(count), 0));
+}
+
+// It becomes that of the step, for the launches to come, whose terms begin at zero. By one block.
+DEVICE void begin_terms(const Matrix& records, const Matrix& count, const Matrix& terms, const Step* step) {
+  const int at = steps_begun(count);
+  real* current = reinterpret_cast<real*>(const_cast<Step*>(step));
+  each_column(records.cols, [&](int w) { current[w] = records(at, w); });
+  each_column(terms.cols, [&](int j) { terms(0, j) = 0; });
+}
+
+KERNEL begin_step(const Op op) { begin_terms(op.slots[0], op.slots[1], op.slots[2], op.step); }
+
+// By one block.
+DEVICE void end_terms(const Op& op) {
+  const Matrix &count = op.slots[1], &terms = op.slots[2], &kept = op.slots[3];
+  const int at = steps_begun(count);
+  each_column(terms.cols, [&](int j) { kept(at, j) = terms(0, j); });
+  sync();
+  if (thread() == 0) steps_begun(count) = at + 1;
+}
+
+KERNEL end_step(const Op op) { end_terms(op); }
+
+// --- several launches as one -----------------------------------------------------------------------------------------
+
+struct Nothing : Whole {
+  DEVICE static void run(const Op&, int) {}
+};
+
+// Members of Body, which do not touch what another writes: as many blocks as they would have alone (kind 0). Behind
+// them a block may end the step: REDUCE (kind 1) and end_step (kind 2), one after the other.
+template <class Body>
+KERNEL_OF(Body::THREADS, Body::BLOCKS)
+group(const GRID_CONSTANT Ops ops) {
+  int i = 0, first = 0;
+  while (block() >= ops.ends[i]) first = ops.ends[i++];
+  if (ops.kinds[i] == 0) {
+    Body::run(ops.members[i], block() - first);
+    return;
+  }
+  for (; i < MAX_MEMBERS && ops.kinds[i]; ++i) {
+    if (ops.kinds[i] == 1)
+      reduce_term(ops.members[i]);
+    else
+      end_terms(ops.members[i]);
+    sync();
+  }
+}

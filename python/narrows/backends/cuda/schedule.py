@@ -1,0 +1,296 @@
+"""Fewer launches than an op by itself takes: stacks, groups, and steps that begin and end in launches of others.
+
+Promises: memory holds what the launches of `lowering`, one after the other, leave there, bit for bit. A launch moves
+only past launches that write nothing it touches and touch nothing it writes; which memory a launch touches is known to
+the element, and where its kernel is not known here, it is taken to write all of it.
+Never: looks at the number of rows to decide on more than how many of them a block takes.
+
+A *stack* is a run of launches whose rows need no other rows, on layers up to `STACK_WIDTH` wide: a block has some rows
+from the first launch to the last (csrc/cuda/stack.cuh). A *group* is launches of one kernel that have nothing to do
+with each other, each with its own blocks (`group` of csrc/cuda/updates.cuh).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from itertools import accumulate, product
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...plan import Activation
+from .launches import THREADS, Area, Launch, View
+from .table import (
+    FUNCTORS,
+    GROUP_DTYPE,
+    KERNELS,
+    LAUNCH_DTYPE,
+    MAX_MEMBERS,
+    MAX_STAGES,
+    STACK_DTYPE,
+    STACK_ROWS,
+    STACK_THREADS,
+    STACK_WIDTH,
+)
+
+__all__ = ["Where", "operands", "schedule"]
+
+BEGIN, GATHER, DENSE, LOSS, DGRAD = range(5)
+LOADS, WEIGHT_TURNED, ROUNDS = 1, 2, 4
+"""Kinds and flags of a stage, as in csrc/cuda/stack.cuh."""
+BODIES = {"gemm": "Gemm", "colsum": "ColSum", "grain_sum": "GrainSum", "penalties": "Penalties"}
+"""What `group` calls the kernels that it can have members of."""
+ENDS = {"reduce": 1, "end_step": 2}
+"""Kinds of members that end a step."""
+READS = {"gather": {1}, "loss": {1, 2}, "penalties": {0}} | {
+    kernel: {0, 1} for kernel in ("gemm", "colsum", "colsum_grains", "grain_sum", "reduce", "conv_wgrad")
+}
+"""Slots that a kernel does not write."""
+ENDING = 64
+"""Threads of a block that ends a step, at the least."""
+FEW_BLOCKS = 264
+"""Blocks of a stack up to which they take few rows each: two for each multiprocessor of a large GPU."""
+
+
+def schedule(launches: Sequence[Launch], begin: Launch, end: Launch) -> tuple[Launch, ...]:
+    """The launches of a step, which `begin` has to precede and `end` to follow."""
+    rest, reduces = parted(launches)
+    return with_end(grouped(with_begin(stacked(rest), begin)), [*reduces, end])
+
+
+# --- what a launch touches --------------------------------------------------------------------------------------------
+
+
+class Touched(NamedTuple):
+    view: View
+    begin: int
+    end: int
+    written: bool
+
+    def meets(self, other: Touched) -> bool:
+        """Whether the order of both matters."""
+        apart = self.view.area != other.view.area or self.end <= other.begin or other.end <= self.begin
+        return not apart and (self.written or other.written)
+
+
+def touched(launch: Launch) -> list[Touched]:
+    """Temporaries, and what is kept through a step, may be of other types, so all of each count as one."""
+    if launch.members:
+        return [part for member in launch.members for part in touched(member)]
+    read = READS.get(launch.kernel.partition("<")[0], set())
+    found = []
+    for i, view in enumerate(launch.slots):
+        if view is None:
+            continue
+        begin, size = view.offset, (view.rows - 1) * view.ld + view.cols
+        whole = view.area in (Area.TEMPORARY, Area.KEPT)
+        found.append(Touched(view, 0 if whole else begin, 2**63 if whole else begin + size, i not in read))
+    return found
+
+
+def independent(one: Launch, other: Launch) -> bool:
+    return not any(a.meets(b) for a, b in product(touched(one), touched(other)))
+
+
+# --- stacks -----------------------------------------------------------------------------------------------------------
+
+_PRODUCT = re.compile(r"gemm<\w+, Rows, (Rows|Turned), (Activate|Slope)<(\w+)>>")
+_LOSS = re.compile(r"loss<(?:Linked<(Mse|Huber), (\w+)>|Logistic)>")
+_NUMBERS = {functor: int(activation) for activation, functor in FUNCTORS.items()} | {None: int(Activation.SIGMOID)}
+
+
+class Stage(NamedTuple):
+    """A launch as a stage: its numbers, and the rows that it begins with and leaves."""
+
+    launch: Launch
+    numbers: tuple[int, int, int, int]
+    needs: View | None
+    leaves: View | None
+
+
+def stage_of(launch: Launch) -> Stage | None:
+    """None if it cannot be one."""
+    slots = launch.slots
+    if launch.kernel == "gather" and slots[0] is not None and slots[0].cols <= STACK_WIDTH:
+        return Stage(launch, (GATHER, 0, launch.ints[0], 0), None, slots[0])
+    if (found := _PRODUCT.fullmatch(launch.kernel)) and max(launch.ints[1:3]) <= STACK_WIDTH:
+        right, epilogue, activation = found.groups()
+        flags = (WEIGHT_TURNED if right == "Rows" else 0) | (ROUNDS if launch.ints[5] else 0)
+        kind = DENSE if epilogue == "Activate" else DGRAD
+        return Stage(launch, (kind, _NUMBERS[activation], 0, flags), slots[0], slots[3])
+    if (found := _LOSS.fullmatch(launch.kernel)) and slots[0] is not None and slots[0].cols <= STACK_WIDTH:
+        loss, activation = found.groups()
+        return Stage(launch, (LOSS, _NUMBERS[activation], ("Mse", None, "Huber").index(loss), 0), slots[0], slots[0])
+    return None
+
+
+def by_rows(one: Launch, other: Launch) -> bool:
+    """Whether what both touch, if one writes it, is a matrix of whose rows each is one block's."""
+    meeting = (pair for pair in product(touched(one), touched(other)) if pair[0].meets(pair[1]))
+    return all((a.view.offset, a.view.ld, a.view.rows) == (b.view.offset, b.view.ld, b.view.rows) for a, b in meeting)
+
+
+def stacked(launches: Iterable[Launch]) -> list[Launch]:
+    out: list[Launch] = []
+    run: list[Stage] = []
+
+    def close() -> None:
+        out.extend([stack_of(run)] if len(run) > 1 else [stage.launch for stage in run])
+        run.clear()
+
+    for launch in launches:
+        stage = stage_of(launch)
+        # One stage more may be the beginning of the step.
+        if stage is None or len(run) == MAX_STAGES - 1 or not all(by_rows(s.launch, launch) for s in run):
+            close()
+        if stage is None:
+            out.append(launch)
+        else:
+            run.append(stage)
+    close()
+    return out
+
+
+def stack_of(run: Sequence[Stage]) -> Launch:
+    m = next(stage.leaves.rows for stage in run if stage.leaves is not None)
+    few, many = STACK_ROWS
+    rows = few if m <= few * FEW_BLOCKS else many
+    members, held = [], None
+    for stage in run:
+        kind, activation, option, flags = stage.numbers
+        loads = LOADS if stage.needs is not None and stage.needs != held else 0
+        held = stage.leaves
+        numbers = kind, activation, option, flags | loads
+        members.append(stage.launch._replace(ints=numbers, floats=stage.launch.floats[:1]))
+    return Launch(f"stack<{rows}>", -(-m // rows), STACK_THREADS, members=tuple(members))
+
+
+# --- beginning and end ------------------------------------------------------------------------------------------------
+
+
+def with_begin(launches: Sequence[Launch], begin: Launch) -> list[Launch]:
+    """The first launch begins the step, if it can."""
+    if not launches:
+        return [begin]
+    first, *rest = launches
+    if first.kernel.startswith("stack"):
+        opening = Launch("begin_step", 1, 32, begin.slots, (BEGIN, 0, 0, 0))
+        return [first._replace(members=(opening, *first.members)), *rest]
+    if first.kernel == "gather":
+        return [Launch("begin_gather", first.blocks, first.threads, members=(begin, first)), *rest]
+    return [begin, first, *rest]
+
+
+def parted(launches: Sequence[Launch]) -> tuple[list[Launch], list[Launch]]:
+    """Reductions to terms can end the step where nothing behind them touches what they do."""
+    rest: list[Launch] = []
+    ends: list[Launch] = []
+    for launch in reversed(launches):
+        last = launch.kernel == "reduce" and all(independent(launch, other) for other in rest)
+        (ends if last else rest).append(launch)
+    return rest[::-1], ends[::-1]
+
+
+def with_end(launches: Sequence[Launch], ends: Sequence[Launch]) -> tuple[Launch, ...]:
+    """The last launch ends the step, if it can, in one block more."""
+    spared = max(0, len(ends) - MAX_MEMBERS)
+    alone, ends = [*launches, *ends[:spared]], ends[spared:]
+    last = alone[-1]
+    members = last.members if last.kernel.startswith("group") else (last,)
+    fits = group_name(last) is not None and last.threads >= ENDING and len(members) + len(ends) <= MAX_MEMBERS
+    if fits and all(independent(a, b) for a, b in product(members, ends)):
+        return (*alone[:-1], group_of(members, ends))
+    if len(ends) == 1:
+        return (*alone, *ends)
+    return (*alone, Launch("group<Nothing>", 1, ENDING, members=tuple(ends)))
+
+
+# --- groups -----------------------------------------------------------------------------------------------------------
+
+_NAMES = frozenset(KERNELS)
+
+
+def group_name(launch: Launch) -> str | None:
+    """Of the kernel for several of this one's; its own if it is of that kind."""
+    if launch.kernel.startswith("group"):
+        return launch.kernel
+    name, _, rest = launch.kernel.partition("<")
+    grouped_as = f"group<{BODIES.get(name)}{'<' + rest if rest else ''}>"
+    return grouped_as if grouped_as in _NAMES else None
+
+
+def grouped(launches: Iterable[Launch]) -> list[Launch]:
+    together: list[list[Launch]] = []
+    for launch in map(whole, launches):
+        for group in reversed(together) if group_name(launch) else ():
+            if not all(independent(launch, other) for other in group):
+                together.append([launch])
+                break
+            if len(group) < MAX_MEMBERS and (group[0].kernel, group[0].threads) == (launch.kernel, launch.threads):
+                group.append(launch)
+                break
+        else:
+            together.append([launch])
+    return [group_of(group) if len(group) > 1 else group[0] for group in together]
+
+
+def whole(launch: Launch) -> Launch:
+    """With full blocks, where a thread has an element whatever its block."""
+    if launch.kernel.startswith("grain_sum"):
+        return launch._replace(threads=THREADS, blocks=-(-launch.blocks * launch.threads // THREADS))
+    return launch
+
+
+def group_of(members: Sequence[Launch], ends: Sequence[Launch] = ()) -> Launch:
+    blocks = sum(member.blocks for member in members) + bool(ends)
+    return Launch(str(group_name(members[0])), blocks, members[0].threads, members=(*members, *ends))
+
+
+# --- operands ---------------------------------------------------------------------------------------------------------
+
+
+class Where(NamedTuple):
+    """What launches are handed besides matrices and numbers of their own; addresses are of the device."""
+
+    address: Callable[[View], int]
+    step: int
+    sources: int
+    m: int
+    learn: bool
+
+
+def operands(launch: Launch, where: Where) -> NDArray[Any]:
+    """One structure, of shape (), as the kernel takes it."""
+    if launch.kernel.startswith("stack"):
+        stack = np.zeros((), STACK_DTYPE)
+        stack["n"], stack["m"], stack["learn"] = len(launch.members), where.m, where.learn
+        stack["step"], stack["sources"] = where.step, where.sources
+        for to, member in zip(stack["stages"], launch.members, strict=False):
+            _matrices(to["slots"], member, where)
+            to["kind"], to["activation"], to["option"], to["flags"] = member.ints
+            to["number"] = member.floats[0] if member.floats else 0.0
+        return stack
+    if launch.members:
+        group = np.zeros((), GROUP_DTYPE)
+        kinds = [ENDS.get(member.kernel, 0) for member in launch.members]
+        # Those that end a step share a block.
+        sizes = [member.blocks * (kind == 0) for member, kind in zip(launch.members, kinds, strict=True)]
+        ends = [end + (kind > 0) for end, kind in zip(accumulate(sizes), kinds, strict=True)]
+        for i, member in enumerate(launch.members):
+            group["members"][i] = operands(member, where)
+        group["ends"][: len(ends)], group["kinds"][: len(kinds)] = ends, kinds
+        return group
+    alone = np.zeros((), LAUNCH_DTYPE)
+    _matrices(alone["slots"], launch, where)
+    alone["ints"][: len(launch.ints)] = launch.ints
+    alone["floats"][: len(launch.floats)] = launch.floats
+    alone["step"], alone["sources"], alone["m"], alone["learn"] = where.step, where.sources, where.m, where.learn
+    return alone
+
+
+def _matrices(slots: NDArray[Any], launch: Launch, where: Where) -> None:
+    for to, view in zip(slots, launch.slots, strict=False):
+        if view is not None:
+            to["data"], to["rows"], to["cols"], to["ld"] = where.address(view), view.rows, view.cols, view.ld
