@@ -68,7 +68,7 @@ def library(path: Path, monkeypatch: pytest.MonkeyPatch) -> ctypes.CDLL:
 @pytest.fixture
 def eager(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every product is large enough."""
-    monkeypatch.setattr(rules, "BLAS_LEAST", 0)
+    monkeypatch.setattr(rules, "BLAS_LEAST", dict.fromkeys(Precision, 0))
     monkeypatch.setattr(rules, "BLAS_SIDE", 1)
 
 
@@ -137,7 +137,7 @@ def test_bfloat16_rounds_the_factors_that_own_kernels_round(
 ) -> None:
     rows = np.arange(min(case.batch, case.rows))
     own = program_on(HostDevice(libraries), case, Precision.BFLOAT16).gradient(rows, SEED, STEP)
-    monkeypatch.setattr(rules, "BLAS_LEAST", 0)
+    monkeypatch.setattr(rules, "BLAS_LEAST", dict.fromkeys(Precision, 0))
     monkeypatch.setattr(rules, "BLAS_SIDE", 1)
     blas = program_on(device_of(libraries, library), case, Precision.BFLOAT16).gradient(rows, SEED, STEP)
     np.testing.assert_allclose(blas[0], own[0], rtol=2e-3)
@@ -206,15 +206,22 @@ def test_what_is_where_the_product_is_to_be_is_read_before() -> None:
 
 
 def test_large_products_alone_are_for_cublas() -> None:
-    assert by_blas((256, 1000, 784))
-    assert not by_blas((256, 128, 784))
-    assert not by_blas((10**6, 8, 784)), "a product with a short side has nothing for cuBLAS"
+    for precision in Precision:
+        assert by_blas((256, 1000, 784), precision)
+        assert not by_blas((256, 128, 784), precision)
+        assert not by_blas((10**6, 8, 784), precision), "a product with a short side has nothing for cuBLAS"
+    assert by_blas((256, 500, 1000), Precision.TF32)
+    assert not by_blas((256, 500, 1000), Precision.FLOAT32), "own kernels are as fast in float32"
     assert wants_blas(Case("wide", WIDE, batch=256).plan, Precision.FLOAT32)
     assert not wants_blas(Case("small", network((784, 32, 784)), batch=256).plan, Precision.FLOAT32)
     found = launches(Case("wide", WIDE, batch=256).plan, 256, Mode.TRAIN, blas=True)
-    # Weight gradients with their bias apart, and epilogues behind
+    # Two layers forward, the one back, and two weights; each has its epilogue behind, which sums for the bias, too.
     assert [launch.kernel.split("<")[0] for launch in found].count(BLAS) == 5
+    assert sum(launch.kernel.startswith("finish") for launch in found) == 5
+    assert not any(launch.kernel.startswith("colsum") for launch in found)
     assert BLAS not in {launch.kernel for launch in launches(Case("wide", WIDE, batch=256).plan, 256, Mode.TRAIN)}
+    many = launches(Case("wide", WIDE, batch=4096).plan, 4096, Mode.TRAIN, blas=True)
+    assert any(launch.kernel.startswith("colsum") for launch in many), "many rows are summed in two passes"
 
 
 @pytest.mark.parametrize("backend", ["reference", "numba", "cpp"])

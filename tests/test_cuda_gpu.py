@@ -63,7 +63,7 @@ def eager(device: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every product is large enough for cuBLAS."""
     if device.blas is None:
         pytest.skip("without cuBLAS")
-    monkeypatch.setattr(launches, "BLAS_LEAST", 0)
+    monkeypatch.setattr(launches, "BLAS_LEAST", dict.fromkeys(Precision, 0))
     monkeypatch.setattr(launches, "BLAS_SIDE", 1)
 
 

@@ -12,6 +12,23 @@ KERNEL finish(const Op op) {
   each(op.ints[0], op.ints[1], [&](int i, int j) { Epilogue::apply(op, i, j, product(i, j)); });
 }
 
+// The same of a weight's gradient, and the gradient of the bias besides, by blocks of 256 threads: product, dz, and the
+// slots of WithBias; ints[0] is one more than the product has rows. The first blocks have 32 columns of dz each.
+template <class To>
+KERNEL finish_with_bias(const Op op) {
+  const Matrix &product = op.slots[0], &dz = op.slots[1];
+  const int rows = op.ints[0] - 1, cols = op.ints[1], strips = (cols + WARP - 1) / WARP;
+  if (block() < strips) {
+    column_sums(
+        0, dz.rows, block() * WARP, cols, [&](int i, int j) { return dz(i, j); },
+        [&](int j, real sum) { WithBias<To>::apply(op, rows, j, sum); });
+    return;
+  }
+  const int64_t at = int64_t(block() - strips) * threads() + thread();
+  const int i = int(at / cols), j = int(at - int64_t(i) * cols);
+  if (i < rows) WithBias<To>::apply(op, i, j, product(i, j));
+}
+
 // Two matrices in bfloat16: x, x rounded, y, y rounded. Two rounded numbers take the room of one as it was; odd rows
 // end with a zero.
 KERNEL to_bfloat16(const Op op) {

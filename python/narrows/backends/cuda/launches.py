@@ -100,15 +100,18 @@ BLAS = "blas"
 """In place of a kernel's name: a product by cuBLAS. Slots: both factors, in whichever order of rows and columns, and
 the product; ints: its rows, columns and depth, whether the left factor is `TURNED`, whether the right one is as `ROWS`,
 and a `Precision`; floats: a factor, and another for what the product's place has held."""
-BLAS_LEAST, BLAS_SIDE = 2**26, 32
+BLAS_LEAST = {Precision.FLOAT32: 2**27, Precision.TF32: 2**26, Precision.BFLOAT16: 2**27, Precision.FLOAT64: 2**26}
+BLAS_SIDE = 32
 """Multiply-adds from which on a product is given to cuBLAS, and the least of each of its sides. By count: on an H100
-that many take some 2 us at the full rate of float32 and twice to three times that in own kernels, and what cuBLAS asks
-for besides, a launch for the epilogue and another for bfloat16, as long. To be tuned by measurement."""
+2**26 take some 2 us at the full rate of float32 and twice that in own kernels, next to nothing in tensor cores, and as
+long as a launch, which the epilogue then needs; so does the rounding to bfloat16. To be tuned by measurement."""
+BIAS_ROWS = 2048
+"""As many as the launch behind a product by cuBLAS sums for a bias: a block has all rows of its columns."""
 
 
-def by_blas(size: tuple[int, int, int]) -> bool:
+def by_blas(size: tuple[int, int, int], precision: Precision) -> bool:
     rows, cols, depth = size
-    return rows * cols * depth >= BLAS_LEAST and min(size) >= BLAS_SIDE
+    return rows * cols * depth >= BLAS_LEAST[precision] and min(size) >= BLAS_SIDE
 
 
 def tile_of(size: tuple[int, int, int], *, of_batch: bool) -> str:
@@ -226,31 +229,44 @@ class Writer:
         floats: Sequence[float] = (),
         *,
         rounds: bool = False,
+        dz: View | None = None,
     ) -> None:
         """Of two operands, classes of csrc/cuda/gemm.cuh (`ROWS`, `TURNED`, `EXTENDED` are the first two slots);
-        `size` is rows, columns and depth. Programs in bfloat16 round the factors if the product `rounds` them."""
+        `size` is rows, columns and depth. Programs in bfloat16 round the factors if the product `rounds` them.
+        A product by cuBLAS with a bias says by `dz` what is to be summed."""
         rows, cols, _ = size
         left, right = operands
         numbers = (*size, *ints, *(0,) * (2 - len(ints)), int(rounds))
-        if self.by_blas(size) and {left, right} <= {ROWS, TURNED}:
-            self._product_by_blas(epilogue, operands, slots, numbers, floats)
+        if self.by_blas(size, rounds) and {left, right} <= {ROWS, TURNED}:
+            self._product_by_blas(epilogue, operands, slots, numbers, floats, dz)
             return
+        assert dz is None
         name = tile_of(size, of_batch=left not in (TURNED, EXTENDED))
         tile = (DOUBLE_TILES if self.precision is Precision.FLOAT64 else TILES)[name]
         kernel = f"gemm<{name}, {left}, {right}, {epilogue}>"
         self.launch(kernel, blocks_of(tile, rows, cols), tile.threads, slots, numbers, floats)
 
-    def by_blas(self, size: tuple[int, int, int]) -> bool:
-        return self.blas and by_blas(size)
+    def by_blas(self, size: tuple[int, int, int], rounds: bool) -> bool:
+        return self.blas and by_blas(size, self._precision(rounds))
+
+    def _precision(self, rounds: bool) -> Precision:
+        """That a product is in, if the program's `rounds` its factors, or if not."""
+        return self.precision if rounds or self.precision is Precision.FLOAT64 else Precision.FLOAT32
 
     def _product_by_blas(
-        self, epilogue: str, operands: tuple[str, str], slots: Slots, numbers: Sequence[int], floats: Sequence[float]
+        self,
+        epilogue: str,
+        operands: tuple[str, str],
+        slots: Slots,
+        numbers: Sequence[int],
+        floats: Sequence[float],
+        dz: View | None,
     ) -> None:
         rows, cols, _ = numbers[:3]
         left, right, *others = slots
         assert left is not None
         assert right is not None
-        precision = self.precision if numbers[5] or self.precision is Precision.FLOAT64 else Precision.FLOAT32
+        precision = self._precision(bool(numbers[5]))
         if precision is Precision.BFLOAT16:
             left, right = self._in_bfloat16(left, right)
         layout = operands[0] == TURNED, operands[1] == ROWS
@@ -264,7 +280,12 @@ class Writer:
         if out is None or any(view is not out and view is not None and view.meets(out) for view in others):
             out = self.temporary(rows, p.padded(cols)).part(0, rows, cols, p.padded(cols))
         self.launch(BLAS, 0, 0, (left, right, out), numbers_of_blas, (1.0, 0.0))
-        self.each(f"finish<{epilogue}>", (rows, cols), (out, None, *others), ints=numbers, floats=floats)
+        if dz is None:
+            self.each(f"finish<{epilogue}>", (rows, cols), (out, None, *others), ints=numbers, floats=floats)
+        else:
+            blocks = -(-cols // 32) + -(-rows * cols // THREADS)
+            ints = rows + 1, *numbers[1:]
+            self.launch(f"finish_with_bias<{epilogue}>", blocks, THREADS, (out, dz, *others), ints, floats)
 
     def _in_bfloat16(self, left: View, right: View) -> tuple[View, View]:
         """Two to an element, rows at multiples of 16 bytes."""

@@ -15,7 +15,7 @@ from ... import plan as p
 from ...plan import Activation, Corruption, Loss, Mode, Op, OpCode, Plan, Precision, Units, padded
 from .. import BATCH, SHIFT
 from . import sparse
-from .launches import BLAS, EXTENDED, ROWS, TURNED, Area, Launch, View, Writer, whole_warps
+from .launches import BIAS_ROWS, BLAS, EXTENDED, ROWS, TURNED, Area, Launch, View, Writer, whole_warps
 from .table import BOOL, FUNCTORS, RULES, loss_name
 
 __all__ = ["LOWER", "launches", "working_sizes"]
@@ -46,8 +46,7 @@ def wants_blas(plan: Plan, precision: Precision) -> bool:
 def _written(plan: Plan, m: int, mode: Mode, precision: Precision, blas: bool) -> Writer:
     w = Writer(plan, m, mode, precision, blas=blas)
     ops = [op for op in plan.ops if op.modes & mode]
-    # The sums of bfloat16 programs round the factors of products, and nothing else.
-    biases = {} if precision is Precision.BFLOAT16 else _biases(ops)
+    biases = _biases(ops)
     for i, op in enumerate(ops):
         if i in biases:
             LOWER[op.code](w, with_bias(w.operands(op), w.operands(ops[biases[i]])))
@@ -172,19 +171,25 @@ def weight_gradient(
     bias: Callable[[Operands], Sink],
     apart: Callable[[Writer, Operands], None],
 ) -> None:
-    """x' dz, and the sums of dz if the op comes `with_bias`: in one product, where `bias` makes their sink, or `apart`
-    where cuBLAS has the product."""
+    """x' dz, and the sums of dz if the op comes `with_bias`: with the product, where `bias` makes their sink, or
+    `apart`, where that would take long or round them."""
     sums, size = getattr(o, "sums", None), (W.rows, W.cols, w.m)
-    if sums is None or w.by_blas(size):
+    blas = w.by_blas(size, rounds=True)
+    together = to.epilogue != "Store" and w.m <= BIAS_ROWS if blas else w.precision is not Precision.BFLOAT16
+    if sums is None or not together:
         slots = o.x, o.dz, *to.slots
         w.product(to.epilogue, size, (TURNED, TURNED), slots, (to.flag,), to.floats, rounds=True)
         if sums is not None:
             apart(w, sums)
         return
     last = bias(sums)
-    size = W.rows + 1, W.cols, w.m
-    slots = (o.x, o.dz, *to.slots, *(None,) * (5 - len(to.slots)), *last.slots)
-    w.product(f"WithBias<{to.epilogue}>", size, (EXTENDED, TURNED), slots, (to.flag, last.flag), to.floats, rounds=True)
+    slots = o.x, o.dz, *to.slots, *(None,) * (5 - len(to.slots)), *last.slots
+    flags = to.flag, last.flag
+    if blas:
+        w.product(to.epilogue, size, (TURNED, TURNED), slots, flags, to.floats, rounds=True, dz=o.dz)
+    else:
+        size = W.rows + 1, W.cols, w.m
+        w.product(f"WithBias<{to.epilogue}>", size, (EXTENDED, TURNED), slots, flags, to.floats, rounds=True)
 
 
 @lowers(OpCode.COLSUM)

@@ -242,6 +242,7 @@ def _products() -> Iterator[str]:
         yield f"gemm<{tile}, Rows, Rows, Link>"
     yield from (f"finish<{epilogue}<{act}>>" for epilogue in ("Activate", "Slope") for act in _ACTS)
     yield from (f"finish<{to}>" for to in (*_DESCENTS, "Link"))
+    yield from (f"finish_with_bias<{to}>" for to in _DESCENTS)
 
 
 KERNELS: tuple[str, ...] = tuple(_instances())
