@@ -11,15 +11,20 @@
 
 #include "sparse.cuh"
 
+// Four numbers that are read at once.
+struct alignas(4 * sizeof(real)) Quad {
+  real of[4];
+};
+
 // Elements (i, j) of a symmetric matrix that are summed have j <= i.
 DEVICE int in_lower(int i, int j, int n) { return i < j ? j * n + i : i * n + j; }
 
 // The part of V V' that ints[0] columns of V make: W, b, and a row of sums in double for each such grain. Blocks of 256
 // threads, of each grain one for each tile of 64 x 64 in the lower triangle of W W', and one for what b makes.
 KERNEL_OF(256, sizeof(real) == 4 ? 3 : 2) weight_gram_grains(const Op op) {
-  constexpr int TILE = 64, DEPTH = 32, SHORT = 128, EACH = 4, DOWN = TILE / EACH, PITCH = TILE + 1;
-  SHARED(real, upper, DEPTH * PITCH);
-  SHARED(real, lower, DEPTH * PITCH);
+  constexpr int TILE = 64, DEPTH = 32, SHORT = 128, EACH = 4, DOWN = TILE / EACH, PITCH = DOWN + 1;
+  SHARED(Quad, upper, DEPTH * PITCH);
+  SHARED(Quad, lower, DEPTH * PITCH);
   const Matrix &W = op.slots[0], &b = op.slots[1];
   const MatrixOf<double> sums = wide(op.slots[2]);
   const int n = W.rows + 1, strips = (W.rows + TILE - 1) / TILE, tiles = strips * (strips + 1) / 2;
@@ -42,20 +47,19 @@ KERNEL_OF(256, sizeof(real) == 4 ? 3 : 2) weight_gram_grains(const Op op) {
   real sum[EACH][EACH] = {};
   for (int c = first; c < end; c += DEPTH) {
     for (int l = thread(); l < TILE * DEPTH; l += threads()) {
-      const int o = l / DEPTH, d = l % DEPTH;
+      // A warp has 4 rows of 8 columns: whole sectors of memory, and different banks.
+      const int d = l % 8 + l / WARP % 4 * 8, o = l / 8 % 4 + l / (4 * WARP) * 4;
       const bool inside = c + d < end;
-      upper[d * PITCH + o] = inside && left + o < W.rows ? W(left + o, c + d) : real(0);
-      lower[d * PITCH + o] = inside && right + o < W.rows ? W(right + o, c + d) : real(0);
+      upper[d * PITCH + o / 4].of[o % 4] = inside && left + o < W.rows ? W(left + o, c + d) : real(0);
+      lower[d * PITCH + o / 4].of[o % 4] = inside && right + o < W.rows ? W(right + o, c + d) : real(0);
     }
     sync();
     for (int d = 0; d < DEPTH; ++d) {
-      real u[EACH], v[EACH];
-      UNROLL
-      for (int e = 0; e < EACH; ++e) u[e] = upper[d * PITCH + i + e * DOWN], v[e] = lower[d * PITCH + j + e * DOWN];
+      const Quad u = upper[d * PITCH + i], v = lower[d * PITCH + j];
       UNROLL
       for (int e = 0; e < EACH; ++e) {
         UNROLL
-        for (int f = 0; f < EACH; ++f) sum[e][f] += u[e] * v[f];
+        for (int f = 0; f < EACH; ++f) sum[e][f] += u.of[e] * v.of[f];
       }
     }
     sync();
@@ -71,7 +75,7 @@ KERNEL_OF(256, sizeof(real) == 4 ? 3 : 2) weight_gram_grains(const Op op) {
   for (int e = 0; e < EACH; ++e) {
     UNROLL
     for (int f = 0; f < EACH; ++f) {
-      const int a = left + i + e * DOWN, o = right + j + f * DOWN;
+      const int a = left + i * EACH + e, o = right + j * EACH + f;
       if (a < W.rows && o <= a) sums(grain, a * n + o) = total[e][f];
     }
   }
@@ -218,14 +222,10 @@ struct GramDescend {
   }
 };
 
-// Four numbers that are read at once.
-struct alignas(4 * sizeof(real)) Quad {
-  real of[4];
-};
-
 // Calls fn(l, c) for rows `from` to `to` of a band, of which there are `cols` columns, neighbours side by side.
 template <class Fn>
 DEVICE void rows_of_band(int from, int to, int cols, const Fn& fn) {
+  UNROLL_BY_2
   for (int at = thread(); at < (to - from) * BAND; at += OUTER_THREADS)
     if (at % BAND < cols) fn(from + at / BAND, at % BAND);
 }
@@ -234,7 +234,7 @@ DEVICE void rows_of_band(int from, int to, int cols, const Fn& fn) {
 // gradient of W (11) where it is updated in place and has more rows than a block takes at once; ints[0]: the source. A
 // block has a band of columns and all rows of V, so nobody else reads what it changes.
 template <int EACH, class To>
-KERNEL_OF(OUTER_THREADS, 2)
+KERNEL_OF(OUTER_THREADS, sizeof(real) == 4 ? 3 : 2)
 sparse_mse_slopes(const Op op) {
   constexpr int STRIP = WARP * EACH, ACROSS = BAND + 1, WARPS = OUTER_THREADS / WARP, DEPTH = WARP;
   constexpr int FOR_ROWS = BAND * CHUNK_PITCH, FOR_STRIP = STRIP * ACROSS;
@@ -250,15 +250,19 @@ sparse_mse_slopes(const Op op) {
   const auto V = [&](int l, int c) { return l < inner ? W(l, c) : shift ? b(0, c) + shift(0, c) : b(0, c); };
 
   for (int col = 0; col < inner; col += STRIP) {
-    real sum[COLUMNS][EACH] = {}, below[COLUMNS] = {}, last = 0;
+    real sum[COLUMNS][EACH] = {}, last = 0;
+    of_b[WARPS * BAND + warp * COLUMNS + lane % COLUMNS] = 0;
+    sync_warp();
     band_sums<EACH>(
         op, op.sources[op.ints[0]], as<int64_t>(op.slots[10]), block(), h, col, room, list,
         [&](int i, int, real y) { return real(2) * row_share(op, op.slots[2], i) * y; },
-        [&](int g, real y) { below[g] += y; }, sum);
+        [&](int g, real ys) {
+          ys = warp_sum(ys);
+          if (lane == 0) of_b[WARPS * BAND + warp * COLUMNS + g] += ys;
+        },
+        sum);
     UNROLL
     for (int g = 0; g < COLUMNS; ++g) {
-      below[g] = warp_sum(below[g]);
-      if (lane == 0) of_b[WARPS * BAND + warp * COLUMNS + g] = below[g];
       UNROLL
       for (int q = 0; q < EACH; ++q) sum[g][q] = -sum[g][q];
     }
@@ -274,7 +278,8 @@ sparse_mse_slopes(const Op op) {
         const Quad v = slice[d * WARPS + warp];
         UNROLL
         for (int q = 0; q < EACH; ++q) {
-          const real by = G(a + d, min_(col + q * WARP + lane, inner));
+          const int l = col + q * WARP + lane;
+          const real by = l < inner ? G(a + d, l) : real(0);
           UNROLL
           for (int g = 0; g < COLUMNS; ++g) sum[g][q] += v.of[g] * by;
         }

@@ -89,39 +89,60 @@ sparse_parts(const Op op) {
   const int end = first + op.ints[2] < n ? first + op.ints[2] : n, col = block() / tiles / (parts.rows / op.m) * STRIP;
   const int warp = thread() / WARP, lane = thread() % WARP, slot = thread() / SHARE;
 
+  // What the next band has, on its way while this one is multiplied: of the weight, and of a row the first element that
+  // is this thread's. Neighbours read along a row of W, and then of others `step` apart.
+  constexpr int HELD = BAND * STRIP / THREADS;
+  const int wide = turned ? BAND : STRIP, down = thread() / wide, across = thread() % wide, step = THREADS / wide;
+  const int at = turned ? across * PITCH + down : down * PITCH + across, at_step = turned ? step : step * PITCH;
+  real held[HELD], ahead = 0;
+  int after = 0;
+  const auto load = [&](int c) {
+    const int row = (turned ? col : c) + down, column = (turned ? c : col) + across;
+    UNROLL
+    for (int e = 0; e < HELD; ++e)
+      held[e] = row + e * step < W.rows && column < W.cols ? W(row + e * step, column) : real(0);
+  };
+
   for (int half = 0; half < TILE; half += ROWS) {
-    const int top = block() % tiles * TILE + half, i = top + slot;
+    const int top = block() % tiles * TILE + half, i = top + slot, mine = thread() % SHARE;
+    const int64_t last = i < op.m ? starts((end + BAND - 1) / BAND, i) : 0;
     real sum[OF_WARP][EACH] = {};
-    int64_t begin = i < op.m ? starts(first / BAND, i) : 0;
+    int64_t begin = i < op.m ? starts(first / BAND, i) : 0, stop = i < op.m ? starts(first / BAND + 1, i) : 0;
+    const auto element = [&] {
+      if (begin + mine < last) after = x.column(begin + mine), ahead = x.value(begin + mine);
+    };
+    load(first);
+    element();
     for (int c = first; c < end; c += BAND) {
-      const int64_t stop = i < op.m ? starts(c / BAND + 1, i) : 0;
-      sync();
-      const auto fill = [&](int d, int o) {
-        const bool inside = c + d < n && col + o < cols;
-        weight[d * PITCH + o] = inside ? (turned ? W(col + o, c + d) : W(c + d, col + o)) : real(0);
+      UNROLL
+      for (int e = 0; e < HELD; ++e) weight[at + e * at_step] = held[e];
+      const auto put = [&](int64_t k, int j, real y) {
+        const int to = slot * BAND + int(k - begin);
+        column[to] = uint8_t(j - c);
+        value[to] = seen(op, library, i, j, y);
       };
-      UNROLL_BY_2
-      for (int l = thread(); l < BAND * STRIP; l += THREADS)
-        turned ? fill(l % BAND, l / BAND) : fill(l / STRIP, l % STRIP);
-      for (int64_t k = begin + thread() % SHARE; k < stop; k += SHARE) {
-        const int at = slot * BAND + int(k - begin), j = x.column(k);
-        column[at] = uint8_t(j - c);
-        value[at] = seen(op, library, i, j, x.value(k));
-      }
-      if (thread() % SHARE == 0) count[slot] = int(stop - begin);
-      begin = stop;
+      if (begin + mine < stop) put(begin + mine, after, ahead);
+      for (int64_t k = begin + mine + SHARE; k < stop; k += SHARE) put(k, x.column(k), x.value(k));
+      if (mine == 0) count[slot] = int(stop - begin);
       sync();
+      if (c + BAND < end) {
+        begin = stop;
+        if (i < op.m) stop = starts(c / BAND + 2, i);
+        load(c + BAND);
+        element();
+      }
       UNROLL
       for (int r = 0; r < OF_WARP; ++r) {
         const int from = (warp * OF_WARP + r) * BAND, found = count[warp * OF_WARP + r];
         UNROLL_BY_2
         for (int l = from; l < from + found; ++l) {
           const real v = value[l];
-          const int at = column[l] * PITCH + lane;
+          const int from_weight = column[l] * PITCH + lane;
           UNROLL
-          for (int q = 0; q < EACH; ++q) sum[r][q] += v * weight[at + q * WARP];
+          for (int q = 0; q < EACH; ++q) sum[r][q] += v * weight[from_weight + q * WARP];
         }
       }
+      sync();
     }
     UNROLL
     for (int r = 0; r < OF_WARP; ++r) {
@@ -158,18 +179,18 @@ struct Entry {
 };
 
 // Adds to sum[g][q] what column `COLUMNS * warp + g` of a band makes with column `col + 32 q + lane` of d: products
-// over the rows that have the column, in their order. `value(i, column, x)` is what is taken of a stored element, and
-// `beside(g, value)` gets those of each column, a row for each lane in turn. A block of OUTER_THREADS; `tile` has room
-// for a chunk of the band, `list` for CHUNK entries of each warp.
+// over the rows that have the column, in their order. `value(i, column, x)` is what is taken of a stored element;
+// `beside(g, sum)` is called by whole warps for each chunk of rows, with the values of a lane's rows added up. A block
+// of OUTER_THREADS; `tile` has room for a chunk of the band, `list` for CHUNK entries of each warp.
 template <int EACH, class Tile, class List, class Value, class Beside>
 DEVICE void band_sums(const Op& op, const Source& x, const MatrixOf<int64_t>& starts, int band, const Matrix& d,
                       int col, Tile& tile, List& list, const Value& value, const Beside& beside,
                       real (&sum)[COLUMNS][EACH]) {
   constexpr int AHEAD = 4;  // loads on their way at once
   const int warp = thread() / WARP, lane = thread() % WARP, mine = warp * CHUNK;
-  int column[EACH];
+  bool inside[EACH];
   UNROLL
-  for (int q = 0; q < EACH; ++q) column[q] = min_(col + q * WARP + lane, d.cols - 1);  // what is too much is not kept
+  for (int q = 0; q < EACH; ++q) inside[q] = col + q * WARP + lane < d.cols;
   for (int r = 0; r < op.m; r += CHUNK) {
     for (int l = thread(); l < BAND * CHUNK_PITCH; l += OUTER_THREADS) tile[l] = 0;
     sync();
@@ -181,14 +202,16 @@ DEVICE void band_sums(const Op& op, const Source& x, const MatrixOf<int64_t>& st
     UNROLL
     for (int g = 0; g < COLUMNS; ++g) {
       int n = 0;
+      real total = 0;
       UNROLL
       for (int w = 0; w < CHUNK; w += WARP) {
         const real v = tile[(warp * COLUMNS + g) * CHUNK_PITCH + w + lane];
         const uint32_t found = ballot(v != 0);
         if (v != 0) list[mine + n + ones(found & ((1u << lane) - 1))] = {v, r + w + lane};
         n += ones(found);
-        beside(g, v);
+        total += v;
       }
+      beside(g, total);
       sync_warp();
       for (int e = 0; e < n; e += AHEAD) {
         real v[AHEAD], by[AHEAD][EACH];
@@ -197,7 +220,7 @@ DEVICE void band_sums(const Op& op, const Source& x, const MatrixOf<int64_t>& st
           const Entry entry = list[mine + min_(e + u, n - 1)];
           v[u] = e + u < n ? entry.value : real(0);
           UNROLL
-          for (int q = 0; q < EACH; ++q) by[u][q] = d(entry.row, column[q]);
+          for (int q = 0; q < EACH; ++q) by[u][q] = inside[q] ? d(entry.row, col + q * WARP + lane) : real(0);
         }
         UNROLL
         for (int u = 0; u < AHEAD; ++u) {
