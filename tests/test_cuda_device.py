@@ -5,10 +5,9 @@ Nothing of a GPU is shown here; that the names exist in CuPy is looked up where 
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import importlib.util
 import logging
+import operator
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,141 +15,21 @@ import numpy as np
 import pytest
 
 from cases import Case, network
-from cuda_device import HostDevice
+from fake_cupy import FUNCTIONS, METHODS, NAMES, FakeCupy
 from narrows.backends import Hyper
 from narrows.backends.cuda import data
-from narrows.backends.cuda import device as module
 from narrows.backends.cuda.device import CupyDevice
-from narrows.backends.cuda.nvrtc import digest
-from narrows.backends.cuda.program import CudaProgram, Planned
-from narrows.backends.cuda.table import KERNELS, LAUNCH_DTYPE
+from narrows.backends.cuda.program import CudaProgram
+from narrows.backends.cuda.table import LAUNCH_DTYPE
 from narrows.errors import MissingExtraError, OutOfMemoryError
 from narrows.plan import Activation, Loss, Mode, Precision
 from test_backends import assert_close, reference_of, tolerance
-
-
-class FakeCupy:
-    """CuPy's names over a `HostDevice`; `calls` has what was asked of it."""
-
-    def __init__(self, libraries: Any, capacity: int = 2**30, captures: bool = True) -> None:
-        self.host, self.calls, self.left, self.captures = HostDevice(libraries), [], capacity, captures
-        self.capturing: list[Planned] | None = None
-        self.n_streams = 0
-        self.cuda = self
-        self.memory = self
-        self.runtime = self
-        self.OutOfMemoryError = type("OutOfMemoryError", (MemoryError,), {})
-        self.memcpyHostToDevice, self.memcpyDeviceToHost = 1, 2
-
-    # cupy.cuda
-    def Device(self, index: int) -> Any:
-        outer = self
-
-        class Device(contextlib.nullcontext):
-            mem_info = property(lambda _: (outer.left, 2**30))
-
-            def __str__(self) -> str:
-                return f"<CUDA Device {index}>"
-
-        return Device()
-
-    def Stream(self, non_blocking: bool) -> Any:
-        outer = self
-
-        class Stream(contextlib.nullcontext):
-            def __init__(self) -> None:
-                super().__init__()
-                outer.n_streams += 1
-                self.ptr = 6 + outer.n_streams
-
-            def record(self) -> Any:
-                return SimpleNamespace(synchronize=lambda: None, stream=self.ptr)
-
-            def wait_event(self, event: Any) -> None:
-                outer.calls.append(("wait", self.ptr, event.stream))
-
-            def synchronize(self) -> None:
-                assert outer.capturing is None, "waiting while capturing"
-
-            def begin_capture(self) -> None:
-                if not outer.captures:
-                    raise RuntimeError("cudaErrorStreamCaptureUnsupported")
-                outer.calls.append("capture")
-                outer.capturing = []
-
-            def end_capture(self) -> Any:
-                taken, outer.capturing = outer.capturing, None
-                run = outer.host.graph(taken, outer.precision)
-
-                class Graph:
-                    def launch(self, stream: Any) -> None:
-                        assert stream.ptr == 7
-                        outer.calls.append("graph")
-                        run()
-
-                return Graph()
-
-        assert non_blocking
-        return Stream()
-
-    def alloc(self, size: int) -> Any:
-        if size > self.left:
-            raise self.OutOfMemoryError
-        address = self.host.allocate(size)
-        outer = self
-
-        class Pointer(int):
-            ptr = address
-
-            def __del__(self) -> None:
-                outer.host.free(address)
-
-        return Pointer(address)
-
-    def memcpyAsync(self, to: int, origin: int, size: int, kind: int, stream: int) -> None:
-        assert stream in (7, 8)
-        assert self.capturing is None, "a copy while capturing"
-        self.host._inside(to if kind == self.memcpyHostToDevice else origin, size)
-        ctypes.memmove(to, origin, size)
-
-    def alloc_pinned_memory(self, size: int) -> Any:
-        return bytearray(size)
-
-    # cupy
-    def get_default_memory_pool(self) -> Any:
-        return SimpleNamespace(free_bytes=lambda: 0)
-
-    def RawModule(self, code: str, options: tuple[str, ...], name_expressions: tuple[str, ...]) -> Any:
-        assert "#include" in code
-        assert f"-DNARROWS_SOURCES=0x{digest()}" in options
-        assert set(name_expressions) <= set(KERNELS)
-        self.calls.append(("module", name_expressions))
-        double = "-DNARROWS_DOUBLE" in options
-        self.precision = Precision.FLOAT64 if double else Precision.FLOAT32
-
-        def get_function(name: str) -> Any:
-            def call(grid: Any, block: Any, arguments: Any) -> None:
-                (operands,) = arguments
-                assert isinstance(operands, np.ndarray)
-                assert operands.shape == ()
-                planned = Planned(name, *grid, *block, operands)
-                if self.capturing is None:
-                    self.calls.append("launch")
-                    self.host.graph([planned], self.precision)()
-                else:
-                    self.capturing.append(planned)
-
-            kernel = type("RawKernel", (), {"kernel": staticmethod(call)})
-            return kernel()
-
-        return type("Module", (), {"get_function": staticmethod(get_function)})()
-
 
 CASE = Case("device", network((33, 9, 33), loss=Loss.BCE, output=Activation.SIGMOID, alpha=0.1), batch=8, rows=21)
 
 
 def program_on(fake: FakeCupy, monkeypatch: pytest.MonkeyPatch) -> CudaProgram:
-    monkeypatch.setattr(module, "require", lambda *_: fake)
+    fake.install(monkeypatch)
     program = CudaProgram(CASE.plan, Precision.FLOAT32, CupyDevice())
     program.load(CASE.state())
     program.bind(*CASE.data(np.float32))
@@ -205,7 +84,10 @@ def test_without_graphs_it_says_so_once(
 
 
 def test_too_little_memory_is_one_clear_line(libraries: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(OutOfMemoryError, match=r"MiB do not fit on <CUDA Device 0>, which has .* take a smaller batch"):
+    with pytest.raises(
+        OutOfMemoryError,
+        match=r"network and its batches take .* MiB, which GPU 0 has not got: .* take a smaller batch_size",
+    ):
         program_on(FakeCupy(libraries, capacity=1000), monkeypatch)
 
 
@@ -217,21 +99,13 @@ def test_without_cupy_the_extra_is_named() -> None:
 
 def test_the_names_exist_in_cupy() -> None:
     cupy = pytest.importorskip("cupy", reason="CuPy is not installed")
-    for owner, names in (
-        (cupy.cuda.Stream, ("begin_capture", "end_capture", "synchronize", "record", "wait_event")),
-        (cupy.cuda.Event, ("synchronize",)),
-        (cupy.cuda, ("alloc", "alloc_pinned_memory")),
-        (cupy, ("get_default_memory_pool",)),
-        (cupy.cuda.Graph, ("launch",)),
-        (cupy.cuda.Device, ("mem_info",)),
-        (cupy.cuda.runtime, ("memcpyAsync", "memcpyHostToDevice", "memcpyDeviceToHost", "driverGetVersion")),
-        (cupy.cuda.runtime, ("getDeviceCount", "getDeviceProperties")),
-        (cupy.cuda.memory, ("OutOfMemoryError",)),
-        (cupy.RawModule, ("get_function",)),
-        (cupy.RawKernel, ("kernel",)),
-    ):
+    for path, names in NAMES.items():
+        owner = operator.attrgetter(path)(cupy) if path else cupy
         for name in names:
-            assert hasattr(owner, name), f"{owner.__name__}.{name}"
+            assert hasattr(owner, name), f"cupy.{path}.{name}"
+    for name in (*METHODS, *FUNCTIONS):
+        owner = cupy.ndarray if name in METHODS else cupy
+        assert hasattr(owner, name), f"{owner.__name__}.{name}"
 
 
 def test_cupy_takes_operands_by_value() -> None:

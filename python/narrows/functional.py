@@ -1,7 +1,8 @@
 """Single fused layers and the contractive penalty, for libraries that bring their own model.
 
 Promises: no copy of a layer's operand that is already float32 or float64, whatever its strides (dA, A and Z with
-contiguous rows); results in the namespace of X; the same bits for any number of threads on the native backend.
+contiguous rows); results in the namespace of X; the same bits for any number of threads on the native backend. Arrays
+of a GPU are worked on by that GPU, in the order of CuPy's current stream there; those of the CPU never are.
 Never: keeps an operand or a result (but memory to work in, of the last penalties' shapes); changes an input.
 """
 
@@ -18,7 +19,17 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .backends import Program, compile_plan, host_backend, layer_backend, thread_count, usable_cpus
+from .arrays import gpu_array, holder
+from .backends import (
+    Program,
+    compile_plan,
+    gpu_layers,
+    host_backend,
+    layer_backend,
+    resolve,
+    thread_count,
+    usable_cpus,
+)
 from .plan import ACTIVATIONS, Activation, LayerSpec, NetworkSpec
 
 __all__ = ["DenseGrads", "Penalty", "contractive_penalty", "dense", "dense_backward"]
@@ -73,7 +84,8 @@ def dense(
     Parameters
     ----------
     X : array-like or CSR, shape (n, k)
-        NumPy array or anything with ``__dlpack__``, any strides; SciPy CSR.
+        NumPy array or anything with ``__dlpack__``, any strides; SciPy CSR. Or all operands are on one GPU: arrays of
+        CuPy's and what DLPack makes such, CSR of CuPy's.
     W : array-like, shape (k, m)
         C- or F-order alike.
     b : array-like, shape (m,), optional
@@ -84,7 +96,7 @@ def dense(
     Z : ndarray, shape (n, m), optional
         Where to write the pre-activation too, which `dense_backward` needs for gelu and silu.
     n_threads : int, optional
-        By default what :func:`narrows.show_config` reports.
+        Of the CPU; by default what :func:`narrows.show_config` reports.
 
     Returns
     -------
@@ -94,25 +106,39 @@ def dense(
     Raises
     ------
     ValueError
-        Shapes that do not fit, an unknown activation, or an `out` that does not fit.
+        Shapes that do not fit, an unknown activation, or an `out` that does not fit; operands on two GPUs.
+    TypeError
+        Operands on a GPU and on the CPU.
     """
     act = elementwise(activation)
-    x, w, dtype = _operands(X, W)
+    if type(X) is not np.ndarray or type(W) is not np.ndarray:
+        gpu = holder(X=X, W=W, b=b, out=out, Z=Z)
+        if gpu is not None:
+            with gpu:
+                return _dense(act, X, W, b, out, Z, None, on_gpu=True)
+    return _dense(act, X, W, b, out, Z, n_threads)
+
+
+def _dense(
+    act: Activation, X: Any, W: Any, b: Any, out: Any, Z: Any, n_threads: int | None, on_gpu: bool = False
+) -> Any:
+    x, w, dtype = _operands(X, W, on_gpu)
     (n, inner), (k, m) = x.shape, w.shape
     if inner != k:
         raise ValueError(f"X has {inner} columns but W has {k} rows")
     bias = None
     if b is not None:
-        bias = b if _ready(b) and b.dtype is dtype and b.ndim == 1 else _cast(_operand(b, "b", ndim=1), dtype)
+        bias = b if _ready(b) and b.dtype is dtype and b.ndim == 1 else _cast(_operand(b, "b", 1, on_gpu), dtype)
         if not bias.flags.c_contiguous:
             bias = bias.copy()
         if len(bias) != m:
             raise ValueError(f"b has {len(bias)} elements but W has {m} columns")
     _expect(n * m * dtype.itemsize)
-    result = np.empty((n, m), dtype) if out is None else _output(out, (n, m), dtype, "out")
+    result = _empty((n, m), dtype, on_gpu) if out is None else _output(out, (n, m), dtype, "out", on_gpu)
     if Z is not None:
-        _output(Z, (n, m), dtype, "Z")
-    layer_backend().dense_layer(x, w, bias, act, result, Z, _threads(n_threads, n * k * m))
+        _output(Z, (n, m), dtype, "Z", on_gpu)
+    backend = gpu_layers() if on_gpu else layer_backend()
+    backend.dense_layer(x, w, bias, act, result, Z, _threads(n_threads, n * k * m))
     if out is not None:
         return out
     return result if x is X else _like(X, result)
@@ -150,6 +176,7 @@ def dense_backward(
     out : DenseGrads or tuple (dX, dW, db), optional
         Where to write; None in it for what is not needed or is to be a new array. As `out` of :func:`dense`.
     n_threads : int, optional
+        Of the CPU.
 
     Returns
     -------
@@ -159,7 +186,9 @@ def dense_backward(
     Raises
     ------
     ValueError
-        Shapes that do not fit, an unknown activation, a missing Z, or an `out` that does not fit.
+        Shapes that do not fit, an unknown activation, a missing Z, or an `out` that does not fit; operands on two GPUs.
+    TypeError
+        Operands on a GPU and on the CPU.
     """
     act = elementwise(activation)
     if need is not _GRADIENTS:
@@ -169,25 +198,46 @@ def dense_backward(
     from_z = activation in _FROM_Z
     if from_z and Z is None:
         raise ValueError(f"activation={activation!r} needs the pre-activation: pass Z, as written by dense(..., Z=Z)")
-    x, w, dtype = _operands(X, W)
+    saved_name, saved = ("Z", Z) if from_z else ("A", A)
+    if type(X) is not np.ndarray or type(W) is not np.ndarray:
+        gpu = holder(X=X, W=W, dA=dA, **{saved_name: saved})
+        if gpu is not None:
+            with gpu:
+                return _dense_backward(act, dA, X, W, saved_name, saved, need, out, None, on_gpu=True)
+    return _dense_backward(act, dA, X, W, saved_name, saved, need, out, n_threads)
+
+
+def _dense_backward(
+    act: Activation,
+    dA: Any,
+    X: Any,
+    W: Any,
+    saved_name: str,
+    saved: Any,
+    need: tuple[str, ...],
+    out: Any,
+    n_threads: int | None,
+    on_gpu: bool = False,
+) -> DenseGrads:
+    x, w, dtype = _operands(X, W, on_gpu)
     (n, inner), (k, m) = x.shape, w.shape
     if inner != k:
         raise ValueError(f"X has {inner} columns but W has {k} rows")
-    saved_name, saved = ("Z", Z) if from_z else ("A", A)
-    d, s = _same(dA, "dA", dtype), _same(saved, saved_name, dtype)
+    d, s = _same(dA, "dA", dtype, on_gpu), _same(saved, saved_name, dtype, on_gpu)
     if d.shape != (n, m) or s.shape != (n, m):
         name, shape = ("dA", d.shape) if d.shape != (n, m) else (saved_name, s.shape)
         raise ValueError(f"{name} has shape {shape}, expected {(n, m)} from X and W")
-    given = _NEW if out is None else _outputs(out, need, ((n, k), (k, m), (m,)), dtype)
+    given = _NEW if out is None else _outputs(out, need, ((n, k), (k, m), (m,)), dtype, on_gpu)
     _expect((n * k + k * m) * dtype.itemsize)
     dX, dW, db = given
     if dX is None and "X" in need:
-        dX = np.empty((n, k), dtype)
+        dX = _empty((n, k), dtype, on_gpu)
     if dW is None and "W" in need:
-        dW = np.empty((k, m), dtype)
+        dW = _empty((k, m), dtype, on_gpu)
     if db is None and "b" in need:
-        db = np.empty(m, dtype)
-    layer_backend().dense_backward_layer(d, x, w, s, act, dX, dW, db, _threads(n_threads, 2 * n * k * m))
+        db = _empty((m,), dtype, on_gpu)
+    backend = gpu_layers() if on_gpu else layer_backend()
+    backend.dense_backward_layer(d, x, w, s, act, dX, dW, db, _threads(n_threads, 2 * n * k * m))
     if x is X:
         return DenseGrads(dX, dW, db)
     return DenseGrads(*(r if r is g else _like(X, r) for r, g in zip((dX, dW, db), given, strict=True)))
@@ -244,6 +294,7 @@ def contractive_penalty(
     grads : bool
         False leaves the gradients out.
     n_threads : int, optional
+        Of the CPU.
 
     Returns
     -------
@@ -254,10 +305,11 @@ def contractive_penalty(
     Raises
     ------
     ValueError
-        Shapes that do not fit, an unknown activation or method, or more layers than the exact penalty takes.
+        Shapes that do not fit, an unknown activation or method, or more layers than the exact penalty takes; operands
+        on two GPUs.
+    TypeError
+        Operands on a GPU and on the CPU.
     """
-    from .initial import draw_seed
-
     if method not in ("exact", "hutchinson"):
         raise ValueError(f"method={method!r} must be 'exact' or 'hutchinson'")
     if n_probes < 1:
@@ -267,10 +319,33 @@ def contractive_penalty(
         raise ValueError(
             f"{len(weights)} weights, {len(biases)} biases and {len(names)} activations: one for each layer"
         )
-    x = _operand(X, "X")
+    gpu = holder(
+        X=X,
+        **{f"weights[{i}]": w for i, w in enumerate(weights)},
+        **{f"biases[{i}]": b for i, b in enumerate(biases)},
+    )
+    with gpu or contextlib.nullcontext():
+        return _penalty(X, weights, biases, names, method, n_probes, random_state, grads, n_threads, gpu is not None)
+
+
+def _penalty(
+    X: Any,
+    weights: Sequence[Any],
+    biases: Sequence[Any],
+    names: Sequence[str],
+    method: str,
+    n_probes: int,
+    random_state: Any,
+    grads: bool,
+    n_threads: int | None,
+    on_gpu: bool,
+) -> Penalty:
+    from .initial import draw_seed
+
+    x = _operand(X, "X", 2, on_gpu)
     if x.shape[0] < 1:
         raise ValueError("X has no rows, whose penalties could be averaged")
-    W = [_operand(w, f"weights[{i}]") for i, w in enumerate(weights)]
+    W = [_operand(w, f"weights[{i}]", 2, on_gpu) for i, w in enumerate(weights)]
     dtype = _FLOAT64 if any(a.dtype.char == "d" for a in (x, *W)) else _FLOAT32
     state: dict[str, NDArray[Any]] = {}
     widths = [x.shape[1], *(w.shape[1] for w in W)]
@@ -279,7 +354,7 @@ def contractive_penalty(
             before = "X" if i == 0 else f"weights[{i - 1}]"
             raise ValueError(f"weights[{i}] has {w.shape[0]} rows but {before} has {widths[i]} columns")
     for i, (w, b) in enumerate(zip(W, biases, strict=True)):
-        bias = np.zeros(widths[i + 1]) if b is None else _operand(b, f"biases[{i}]", ndim=1)
+        bias = np.zeros(widths[i + 1]) if b is None else _operand(b, f"biases[{i}]", 1, on_gpu)
         if len(bias) != widths[i + 1]:
             raise ValueError(f"biases[{i}] has {len(bias)} elements but weights[{i}] has {widths[i + 1]} columns")
         state |= {f"W{i}": w, f"b{i}": bias}
@@ -292,12 +367,13 @@ def contractive_penalty(
     parts = -(-n // PENALTY_ROWS)
     value = 0.0
     total: dict[str, NDArray[Any]] = {}
-    with _penalty_program(spec, -(-n // parts), grads, dtype, thread_count(n_threads)) as program:
+    with _penalty_program(spec, -(-n // parts), grads, dtype, thread_count(n_threads), on_gpu) as program:
         program.load(state)
         program.bind(_cast(x, dtype))
         for part in range(parts):
             rows = np.arange(n * part // parts, n * (part + 1) // parts)
-            terms, gradient = program.gradient(rows, seed, part)
+            # Where the arrays are, the gradients are wanted.
+            terms, gradient = program.gradient(rows, seed, part, **({"there": True} if on_gpu else {}))
             value += float(terms[0]) * (len(rows) / n)
             for name, g in gradient.items() if grads else ():
                 if parts > 1:
@@ -312,16 +388,18 @@ def contractive_penalty(
 
 @contextlib.contextmanager
 def _penalty_program(
-    spec: NetworkSpec, batch: int, grads: bool, dtype: np.dtype[Any], n_threads: int
-) -> Iterator[Program]:
+    spec: NetworkSpec, batch: int, grads: bool, dtype: np.dtype[Any], n_threads: int, on_gpu: bool
+) -> Iterator[Any]:
     """A program for `contractive_penalty`: one that an earlier call has left, or a new one.
 
     To make one takes longer than to run it, most of it for memory that is touched for the first time.
     """
     from .lowering import lower_penalty
 
-    backend = host_backend()
-    key = (spec, batch, grads, dtype, n_threads, backend)
+    backend = resolve("cuda") if on_gpu else host_backend()
+    # Of a GPU, the current one.
+    place = gpu_layers().current() if on_gpu else None
+    key = (spec, batch, grads, dtype, n_threads, backend, place)
     with _spare_lock:
         program = _spare.pop(key, None)
     if program is None:
@@ -358,14 +436,16 @@ def elementwise(name: str) -> Activation:
     return act
 
 
-def _operand(value: Any, name: str, ndim: int = 2) -> Any:
-    """`value` as an ndarray or CSR, without a copy where there is one in it."""
+def _operand(value: Any, name: str, ndim: int = 2, on_gpu: bool = False) -> Any:
+    """`value` as an ndarray or CSR, or that of CuPy, without a copy where there is one in it."""
     if isinstance(value, np.ndarray):
         array = value
     elif hasattr(value, "indptr"):
         if getattr(value, "format", None) != "csr" or name != "X":
             raise TypeError(f"{name}: only X may be sparse, and only CSR; got {type(value).__name__}")
         return value
+    elif on_gpu:
+        array = gpu_array(value, name)
     elif hasattr(value, "__dlpack__"):
         try:
             array = np.from_dlpack(value)
@@ -388,17 +468,17 @@ def _ready(value: Any) -> bool:
     return (dtype is _FLOAT32 or dtype is _FLOAT64) and value.flags.aligned
 
 
-def _operands(X: Any, W: Any) -> tuple[Any, NDArray[Any], np.dtype[Any]]:
+def _operands(X: Any, W: Any, on_gpu: bool) -> tuple[Any, NDArray[Any], np.dtype[Any]]:
     """X and W as matrices of their common dtype."""
     if _ready(X) and _ready(W) and X.dtype is W.dtype and X.ndim == W.ndim == 2:
         return X, W, X.dtype
-    x, w = _operand(X, "X"), _operand(W, "W")
+    x, w = _operand(X, "X", 2, on_gpu), _operand(W, "W", 2, on_gpu)
     dtype = _FLOAT64 if "d" in (x.dtype.char, w.dtype.char) else _FLOAT32
     return _cast(x, dtype), _cast(w, dtype), dtype
 
 
-def _same(value: Any, name: str, dtype: np.dtype[Any]) -> Any:
-    return value if _ready(value) and value.dtype is dtype else _cast(_operand(value, name), dtype)
+def _same(value: Any, name: str, dtype: np.dtype[Any], on_gpu: bool) -> Any:
+    return value if _ready(value) and value.dtype is dtype else _cast(_operand(value, name, 2, on_gpu), dtype)
 
 
 def _cast(array: Any, dtype: np.dtype[Any]) -> Any:
@@ -410,20 +490,25 @@ def _cast(array: Any, dtype: np.dtype[Any]) -> Any:
     return array
 
 
-def _output(array: Any, shape: tuple[int, ...], dtype: np.dtype[Any], name: str) -> NDArray[Any]:
+def _empty(shape: tuple[int, ...], dtype: np.dtype[Any], on_gpu: bool) -> Any:
+    return gpu_layers().empty(shape, dtype) if on_gpu else np.empty(shape, dtype)
+
+
+def _output(array: Any, shape: tuple[int, ...], dtype: np.dtype[Any], name: str, on_gpu: bool) -> Any:
+    known = isinstance(array, gpu_layers().array_type() if on_gpu else np.ndarray)
     if (
-        not isinstance(array, np.ndarray)
+        not known
         or array.shape != shape
         or array.dtype != dtype
-        or not array.flags.writeable
+        or not getattr(array.flags, "writeable", True)
         or (shape[-1] > 1 and array.strides[-1] != dtype.itemsize)
     ):
-        found = f"{array.dtype} of shape {array.shape}" if isinstance(array, np.ndarray) else type(array).__name__
+        found = f"{array.dtype} of shape {array.shape}" if known else type(array).__name__
         raise ValueError(f"{name} must be a writable {dtype} array of shape {shape} with contiguous rows, got {found}")
     return array
 
 
-def _outputs(out: Any, need: tuple[str, ...], shapes: Any, dtype: np.dtype[Any]) -> DenseGrads:
+def _outputs(out: Any, need: tuple[str, ...], shapes: Any, dtype: np.dtype[Any], on_gpu: bool) -> DenseGrads:
     """The gradients that the caller has a place for."""
     if not isinstance(out, tuple) or len(out) != 3:
         raise ValueError("out must be a tuple (dX, dW, db), with None for what is not given")
@@ -431,15 +516,15 @@ def _outputs(out: Any, need: tuple[str, ...], shapes: Any, dtype: np.dtype[Any])
         if array is not None:
             if name not in need:
                 raise ValueError(f"out has d{name}, but need={need!r} does not name {name!r}")
-            _output(array, shape, dtype, f"d{name}")
+            _output(array, shape, dtype, f"d{name}", on_gpu)
     return DenseGrads(*out)
 
 
 def _like(X: Any, result: NDArray[Any]) -> Any:
     """`result` in the namespace of X."""
-    if isinstance(X, np.ndarray) or hasattr(X, "indptr") or not hasattr(X, "__dlpack__"):
+    if type(X) is type(result) or hasattr(X, "indptr") or not hasattr(X, "__dlpack__"):
         return result
     namespace = (
         X.__array_namespace__() if hasattr(X, "__array_namespace__") else sys.modules[type(X).__module__.split(".")[0]]
     )
-    return namespace.from_dlpack(result)
+    return namespace.from_dlpack(result) if hasattr(namespace, "from_dlpack") else result

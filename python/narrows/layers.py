@@ -1,7 +1,7 @@
 """Dense layers with parameters, for libraries that write their own training loop.
 
 Promises: forward and backward are `functional.dense` and `functional.dense_backward`; parameters and gradients are
-plain NumPy arrays that the caller may update in place.
+plain arrays of NumPy's, or of CuPy's, that the caller may update in place.
 Never: updates a parameter itself.
 """
 
@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import functional
+from ._extras import require
 from .initial import draw_seed, initial_weight
 from .plan import ACTIVATIONS
 
@@ -32,6 +33,8 @@ class Dense:
         For the first weights: He uniform before rectifiers, Glorot uniform otherwise; biases start at zero.
     dtype : dtype
         float32 or float64.
+    device : {"cpu", "cuda"}
+        Where the parameters lie, and with them the work: in NumPy's arrays, or in CuPy's on its current GPU.
 
     Attributes
     ----------
@@ -49,7 +52,10 @@ class Dense:
         *,
         random_state: Any = None,
         dtype: Any = np.float32,
+        device: str = "cpu",
     ) -> None:
+        if device not in ("cpu", "cuda"):
+            raise ValueError(f"device={device!r} must be 'cpu' or 'cuda'")
         act = functional.elementwise(activation)
         for name, value in (("in_features", in_features), ("out_features", out_features)):
             if int(value) != value or value < 1:
@@ -62,6 +68,9 @@ class Dense:
             "W": weight.astype(dtype),
             "b": np.zeros(self.out_features, dtype),
         }
+        if device == "cuda":
+            cupy = require("cupy", "cuda12", "a layer on a GPU")
+            self.params = {name: cupy.asarray(array) for name, array in self.params.items()}
         self.grads: dict[str, Any] = {}
         self._saved: tuple[Any, Any, Any] | None = None
 
@@ -69,7 +78,8 @@ class Dense:
         """The layer's output; X and what the derivative needs are kept for :meth:`backward`."""
         Z = None
         if ACTIVATIONS[self.activation].needs_preactivation:
-            Z = np.empty((X.shape[0], self.out_features), self._dtype(X))
+            shape = X.shape[0], self.out_features
+            Z = np.empty_like(self.params["W"], self._dtype(X), order="C", shape=shape)
         A = functional.dense(X, self.params["W"], self.params["b"], self.activation, Z=Z)
         self._saved = (X, A, Z)
         return A

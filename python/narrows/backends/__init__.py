@@ -21,6 +21,8 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from .._extras import require
+from ..arrays import on_gpu
 from ..errors import BackendError
 from ..plan import Mode, NetworkSpec, OpCode, Plan, Precision
 from ..shifted import Shifted
@@ -143,9 +145,11 @@ class Program(Protocol):
 
 def sparse_rows(X: Any) -> Any:
     """X as a plan with a sparse input takes it: CSR of increasing columns, itself if it is that."""
-    import scipy.sparse as sp
-
     if getattr(X, "format", None) != "csr":
+        if on_gpu(X):
+            return require("cupyx.scipy.sparse", "cuda12", "sparse rows on a GPU").csr_matrix(X)
+        import scipy.sparse as sp
+
         return sp.csr_array(X)
     if not X.has_canonical_format:
         X = X.copy()
@@ -270,6 +274,12 @@ def host_backend() -> str:
 def layer_backend() -> Any:
     """The module whose `dense_layer` and `dense_backward_layer` serve the layers of `narrows.functional` on a CPU."""
     return _module(host_backend())
+
+
+@cache
+def gpu_layers() -> Any:
+    """The module that serves them where the operands are on a GPU; it makes their results, too."""
+    return _module("cuda.layers")
 
 
 def compile_plan(

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..arrays import to_host
 from ..errors import DataError
 from .source import Source
 
@@ -23,7 +24,7 @@ def check_finite(block: Any, row_offset: Rows = 0, source: Source | str = "X", *
 
     Parameters
     ----------
-    block : ndarray or SciPy CSR of shape (n_rows, n_columns)
+    block : ndarray or SciPy CSR of shape (n_rows, n_columns), or CuPy's
         Any numeric dtype; integers always pass.
     row_offset : int or ndarray of shape (n_rows,)
         The number of the block's first row in the data set, or the number of each of its rows.
@@ -116,20 +117,22 @@ def check_within(
 
 
 def _stored(block: Any) -> npt.NDArray[Any]:
-    return np.asarray(block.data if hasattr(block, "indptr") else block)
+    values: npt.NDArray[Any] = block.data if hasattr(block, "indptr") else block
+    return values
 
 
 def _first(block: Any, bad: npt.NDArray[np.bool_]) -> tuple[int, int, Any]:
     """Row, column and value of the first True of `bad`, in row order and then column order."""
+    at = int(bad.argmax())
     if hasattr(block, "indptr"):
-        at = int(np.argmax(bad))
-        row = int(np.searchsorted(block.indptr, at, side="right")) - 1
-        inside = np.arange(at, int(block.indptr[row + 1]))  # indices of a row may be unsorted
-        inside = inside[bad[inside]]
-        at = int(inside[np.argmin(block.indices[inside])])
-        return row, int(block.indices[at]), block.data[at]
-    row, column = divmod(int(np.argmax(bad)), bad.shape[1])
-    return row, column, np.asarray(block)[row, column]
+        indptr = to_host(block.indptr)
+        row = int(np.searchsorted(indptr, at, side="right")) - 1
+        inside = slice(at, int(indptr[row + 1]))  # indices of a row may be unsorted
+        columns, found = to_host(block.indices[inside]), np.flatnonzero(to_host(bad[inside]))
+        at = int(found[columns[found].argmin()])
+        return row, int(columns[at]), block.data[inside][at].item()
+    row, column = divmod(at, bad.shape[1])
+    return row, column, block[row, column].item()
 
 
 def _place(

@@ -18,6 +18,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
+from ..arrays import on_gpu
 from ..errors import DataError
 
 __all__ = ["ArraySource", "Source"]
@@ -423,10 +424,10 @@ def _plain_array(X: Any, name: str) -> tuple[Any, Any, Any]:
             obs_names = np.asarray([str(label) for label in index])
         pandas_sparse = index is not None and all(hasattr(dtype, "fill_value") for dtype in X.dtypes)
         X = X.sparse.to_coo() if pandas_sparse and len(X.columns) else X.to_numpy()
+    if on_gpu(X):
+        raise DataError(f"{name}: the data are on a GPU; pass cupy.asnumpy({name}), or an estimator the array itself")
     if _is_sparse(X):
         return X, obs_names, var_names
-    if hasattr(X, "__cuda_array_interface__"):
-        raise DataError(f"{name}: the data are on a GPU; copy them to the host or use backend='cuda'")
     if isinstance(X, np.ma.MaskedArray) and np.ma.is_masked(X):
         raise DataError(f"{name}: a masked array with masked values; fill them first")
     try:

@@ -19,6 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils.validation import check_is_fitted
 
+from ..arrays import rows_of, to_host
 from ..backends import Program, State, compile_plan, resolve
 from ..initial import draw_seed
 from ..lowering import lower
@@ -45,6 +46,7 @@ from .inputs import (
     scoring_table,
     training_table,
     validation_table,
+    wants_frames,
 )
 from .network import Network, begin_counts, build_spec, dense_layers, initial_state
 from .parameters import COUNT_LOSSES, check_parameters, plain_parameters
@@ -164,7 +166,8 @@ class BaseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         Parameters
         ----------
         X : array, CSR / CSC, data frame or Source of shape (n_samples, n_features)
-            A source that does not fit into `block_bytes` is trained on block by block.
+            A source that does not fit into `block_bytes` is trained on block by block. CuPy's arrays and CSR, and what
+            DLPack makes CuPy's, are trained on where they lie, by the backend "cuda".
         y : array, CSR, frame or Source of shape (n_samples, n_outputs), optional
             What to reconstruct, if not X itself: clean rows for noisy ones, fine ones for coarse ones. Such
             pairs bring their own noise: `corruption` is then not applied. One-dimensional y (class labels) is
@@ -297,7 +300,7 @@ class BaseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
     ) -> None:
         """Run a trainer over `rows` of `table` and take what it leaves, also when it fails."""
         if table.weight is not None:
-            total = float(table.weight[rows].sum())
+            total = float(rows_of(table.weight, rows).sum())
             if total <= 0:
                 raise ValueError("sample_weight is zero for every row that would be trained on")
             table = dataclasses.replace(table, weight=table.weight * (len(rows) / total))
@@ -488,10 +491,13 @@ class BaseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         Returns
         -------
         ndarray of shape (n_samples, n_components)
-            Of X's dtype if that is float32 or float64, else float32.
+            Of X's dtype if that is float32 or float64, else float32. A CuPy array for X on a GPU, as from all methods
+            that return rows, or as many numbers as X has columns.
         """
         check_is_fitted(self)
-        return self._apply(encoding_table(self, X), Mode.ENCODE)
+        codes = self._apply(encoding_table(self, X), Mode.ENCODE)
+        # A frame, which set_output may ask for, is of the CPU.
+        return to_host(codes) if wants_frames(self) else codes
 
     def inverse_transform(self, Z: Any, *, batch: Any = None) -> NDArray[Any]:
         """Decode latent codes.
@@ -556,7 +562,7 @@ class BaseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         X, y, batch
             As for `score_samples`.
         """
-        return float(np.mean(self.score_samples(X, y, batch=batch), dtype=np.float64))
+        return float(self.score_samples(X, y, batch=batch).mean(dtype=np.float64))
 
     def feature_errors(self, X: Any, y: Any = None, *, batch: Any = None) -> NDArray[np.float64]:
         """Mean squared error of the reconstruction of each feature.
@@ -572,12 +578,13 @@ class BaseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         """
         check_is_fitted(self)
         table = scoring_table(self, X, y, batch)
-        total = np.zeros(self._network.spec.n_outputs)
+        total: Any = 0.0
         for part in table.blocks(self._block_rows()):
             wanted = part.X if part.target is None else part.target
             rebuilt = self._network.apply(part.X, Mode.RECONSTRUCT, batch=part.batch).astype(np.float64)
-            total += ((rebuilt - dense(wanted)) ** 2).sum(axis=0)
-        return total / table.n_rows
+            total = total + ((rebuilt - dense(wanted)) ** 2).sum(axis=0)
+        mean: NDArray[np.float64] = total / table.n_rows
+        return mean
 
     def latent_sensitivity(self, X: Any, *, batch: Any = None) -> NDArray[np.float64]:
         """How much each latent moves each feature.
@@ -599,7 +606,7 @@ class BaseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         table, spec = rebuilding_table(self, X, batch), self._network.spec
         total = np.zeros((spec.n_components, spec.n_outputs))
         for part in table.blocks(self._block_rows()):
-            codes = self._network.apply(part.X, Mode.ENCODE)
+            codes = to_host(self._network.apply(part.X, Mode.ENCODE))
             total += absolute_jacobian(spec, self.coefs_, self.intercepts_, codes, part.batch)
         return total / table.n_rows
 

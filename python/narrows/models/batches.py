@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..arrays import to_host
 from ..errors import DataError
 
 __all__ = ["declared_batches", "numbers", "read_labels"]
@@ -44,7 +45,7 @@ def read_labels(batch: Any, n_rows: int, name: str = "batch") -> NDArray[Any]:
     DataError
         A label is missing, or is neither a string nor a whole number (of 64 bits) as the first one is.
     """
-    values = np.asarray(batch)
+    values = np.asarray(to_host(batch))
     if values.shape not in ((), (n_rows,)):
         raise ValueError(f"{name} has shape {values.shape}, X has {n_rows} rows: ({n_rows},) is needed, or one label")
     if values.dtype.kind in "iu" and (values.dtype != np.uint64 or values.max(initial=0) <= _LARGEST):

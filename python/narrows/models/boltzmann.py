@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.utils.validation import check_is_fitted
 
 from .. import functional, philox
+from ..arrays import beside, on_gpu
 from ..initial import draw_seed
 from ..plan import Activation, Loss, Mode
 from ..shifted import Shifted
@@ -301,6 +302,8 @@ class RBM(Autoencoder):
         W, (b, c) = self.coefs_[0], self.intercepts_
         if X.dtype != W.dtype:
             X = X.astype(W.dtype)
+        if on_gpu(X):
+            W, b, c = (beside(array, X, array.dtype) for array in (W, b, c))
         binary = up.activation is Activation.SIGMOID
         terms = functional.dense(X, W, b, "softplus" if binary else "linear", n_threads=self.n_threads)
         hidden = terms if binary else terms * terms / 2

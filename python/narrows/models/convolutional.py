@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.utils.validation import check_is_fitted
 
+from ..arrays import gpu_array, on_gpu
 from ..images import Convolution, Image
 from ..plan import ACTIVATIONS, LayerSpec
 from .autoencoder import Autoencoder
@@ -160,7 +161,7 @@ class ConvAutoencoder(Autoencoder):
         wanted = tuple(int(n) for n in self.image_shape)
         if tuple(shape[1:]) != wanted:
             raise ValueError(f"{name} has images of shape {tuple(shape[1:])}, not image_shape={wanted}")
-        return np.reshape(X, (shape[0], math.prod(wanted)))
+        return np.reshape(gpu_array(X, name) if on_gpu(X) else X, (shape[0], math.prod(wanted)))
 
     def _layers(self, n_features: int, n_outputs: int) -> tuple[tuple[LayerSpec, ...], int]:
         shape = _image(self.image_shape, n_features)

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ..arrays import copying, on_gpu, rows_of, to_host
 from ..backends import Program
 from ..data.checks import check_counts, check_finite, check_within
 from ..data.source import ArraySource, Source
@@ -95,7 +96,7 @@ class Table:
 
     Attributes
     ----------
-    X : ndarray, CSR, Source or Shifted of shape (n_rows, n_features)
+    X : ndarray, CSR, Source or Shifted of shape (n_rows, n_features); arrays and CSR may be CuPy's, and then all are
     target : the same, of shape (n_rows, n_outputs), or None
         None if the input is its own target.
     weight : ndarray of float64, shape (n_rows,), or None
@@ -153,13 +154,13 @@ class Table:
         return Rows(
             self._read(self.X, 0, rows),
             None if self.target is None else self._read(self.target, 1, rows),
-            None if self.weight is None else self.weight[rows],
+            None if self.weight is None else rows_of(self.weight, rows),
             None if self.batch is None else self.batch[rows],
         )
 
     def _read(self, part: Any, i: int, rows: slice | NDArray[np.int64]) -> Any:
         if not isinstance(part, Source):
-            return part[rows]
+            return rows_of(part, rows)
         block = part.read_stored(rows) if self.implicit and i == 0 else part.read_rows(rows)
         first = (rows.start or 0) if isinstance(rows, slice) else rows
         # A source has this name unless it was given another.
@@ -172,7 +173,8 @@ class Table:
         """Raise for the first value in memory that has no meaning; that all are finite is known."""
         for i, (name, part) in enumerate((("X", self.X), ("y", self.target))):
             if part is not None and not isinstance(part, Source):
-                check_values(part, self.meant[i], 0, name, columns=self.columns[i])
+                with copying():
+                    check_values(part, self.meant[i], 0, name, columns=self.columns[i])
 
     def blocks(self, block_rows: int, rows: NDArray[np.int64] | None = None) -> Iterator[Rows]:
         """`read` of all rows, or of the sorted `rows`, in order, some at a time; those of a source are read ahead."""
@@ -197,7 +199,15 @@ class Table:
 
 
 def _sums(X: Any, axis: int) -> NDArray[np.float64]:
-    return np.asarray(X.sum(axis=axis, dtype=np.float64)).reshape(-1)
+    """On the host. They are of whole numbers, which float64 adds without a rounding, so in any order."""
+    if not (on_gpu(X) and is_sparse(X)):
+        return np.asarray(to_host(X.sum(axis=axis, dtype=np.float64))).reshape(-1)
+    indptr, values = to_host(X.indptr), X.data.astype(np.float64)
+    if axis == 1:
+        ends: NDArray[np.float64] = np.append(0.0, to_host(values.cumsum()))[indptr]
+        return np.diff(ends)
+    columns: NDArray[np.float64] = to_host(np.bincount(X.indices, weights=values, minlength=X.shape[1]))
+    return columns
 
 
 def _row_bytes(X: Any, implicit: bool) -> int:
@@ -396,5 +406,5 @@ def fingerprint(table: Table) -> dict[str, Any]:
             continue
         found[name] = {"shape": tuple(int(n) for n in part.shape), "dtype": np.dtype(part.dtype).name}
         if not isinstance(part, Source):
-            found[name]["sha256"] = ArraySource(part if part.ndim == 2 else part[:, None]).sha256()
+            found[name]["sha256"] = ArraySource(to_host(part if part.ndim == 2 else part[:, None])).sha256()
     return found

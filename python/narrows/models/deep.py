@@ -6,12 +6,14 @@ made block by block otherwise; no codes are held but those that the layer at han
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..arrays import on_gpu, rows_of
 from ..backends import State
 from ..data.source import Source
 from ..errors import DivergenceError
@@ -129,7 +131,8 @@ class DeepAutoencoder(Autoencoder):
             )
             try:
                 layer._train(
-                    below.loaded(block_bytes),
+                    # On a GPU they stay, whatever a block may have of the host's memory.
+                    below.loaded(sys.maxsize if on_gpu(table.X) else block_bytes),
                     chosen,
                     options,
                     again=False,
@@ -221,12 +224,15 @@ class _Codes(Source):
         return self._take(np.arange(start, stop))
 
     def _take(self, index: NDArray[np.int64]) -> Any:
-        out = np.empty((len(index), self.shape[1]), self.dtype)
+        shape = len(index), self.shape[1]
+        out: Any = np.empty(shape, self.dtype)
         for first in range(0, len(index), self._step):
             rows = self._rows[index[first : first + self._step]]
-            block = self._X.read_stored(rows) if isinstance(self._X, Source) else self._X[rows]
+            block = self._X.read_stored(rows) if isinstance(self._X, Source) else rows_of(self._X, rows)
             for network in self._layers:
                 block = network.apply(block, Mode.ENCODE)
+            if first == 0 and on_gpu(block):
+                out = np.empty_like(block, shape=shape)
             out[first : first + len(rows)] = block
         return out
 

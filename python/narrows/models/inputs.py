@@ -1,9 +1,9 @@
 """What the methods of an estimator are given, checked and made a `Table`.
 
-Promises: arrays come out finite, in float32 or float64, CSR canonical; widths and feature names are those of
-the fit, and values have a meaning for the loss; labels of batches come out as numbers; a source is checked for
-its shape and names here, for its values as it is read. The caller's objects are never changed; the estimator only
-where `reset` says so, and then as scikit-learn does it.
+Promises: arrays come out finite, in float32 or float64, CSR canonical; those of a GPU come out as CuPy's, and do not
+leave it; widths and feature names are those of the fit, and values have a meaning for the loss; labels of batches come
+out as numbers; a source is checked for its shape and names here, for its values as it is read. The caller's objects are
+never changed; the estimator only where `reset` says so, and then as scikit-learn does it.
 """
 
 from __future__ import annotations
@@ -13,9 +13,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from sklearn import get_config
 from sklearn.utils import check_array
 from sklearn.utils.validation import validate_data
 
+from ..arrays import beside, check_together, copying, gpu_array, on_gpu
+from ..backends import resolve
 from ..data.checks import check_finite
 from ..data.source import Source, float_dtype
 from ..plan import Loss
@@ -33,6 +36,7 @@ __all__ = [
     "scoring_table",
     "training_table",
     "validation_table",
+    "wants_frames",
 ]
 
 
@@ -41,6 +45,12 @@ def check_X(estimator: Any, X: Any, *, reset: bool, min_samples: int = 1) -> Any
     if isinstance(X, Shifted) and not reset and X.shape[1] == estimator.n_features_in_:
         return X
     X = estimator._rows(X)
+    if on_gpu(X):
+        X = _gpu_rows(X, "X", min_samples)
+        _check_backend(estimator, "X", X, trains=reset)
+        validate_data(estimator, X, reset=reset, skip_check_array=True)
+        check_finite(X)
+        return X
     if not isinstance(X, Source):
         X = _plain(
             validate_data(
@@ -83,7 +93,11 @@ def check_X(estimator: Any, X: Any, *, reset: bool, min_samples: int = 1) -> Any
 
 def check_codes(estimator: Any, Z: Any) -> Any:
     """Z as a finite float array or a Source of as many columns as there are latents."""
-    if not isinstance(Z, Source):
+    if on_gpu(Z):
+        Z = _gpu_rows(Z, "Z")
+        _check_backend(estimator, "Z", Z)
+        check_finite(Z, source="Z")
+    elif not isinstance(Z, Source):
         Z = _plain(check_array(Z, dtype="numeric", ensure_all_finite=False, input_name="Z"))
         check_finite(Z, source="Z")
     if Z.shape[1] != estimator._network.spec.n_components:
@@ -109,7 +123,7 @@ def training_table(
     X = check_X(estimator, X, reset=reset, min_samples=min_samples)
     n_rows = int(X.shape[0])
     target, columns = _read_target(estimator, y, n_rows)
-    weight = _read_weight(sample_weight, n_rows)
+    weight = _read_weight(sample_weight, X)
     if reset:
         estimator.__dict__.pop("batches_", None)
         if batch is not None:
@@ -128,6 +142,7 @@ def make_table(
     columns: Any = None,
 ) -> Table:
     """Rows for an estimator to train on, checked; `columns` are names of the target's."""
+    check_together(X, X if target is None else target, "y")
     loss = Loss[estimator.loss.upper()]
     meant = loss if target is None else estimator._encodes(loss, separate_target=True)
     table = Table(X, target, weight, batch, (meant, loss), (_names(estimator), columns))
@@ -141,6 +156,7 @@ def validation_table(estimator: Any, X_val: Any, table: Table) -> Table:
         raise ValueError(f"X_val has {len(X_val)} parts, not X_val and y_val, or these and batch_val")
     X, y, batch = (*X_val, None)[:3] if isinstance(X_val, tuple) else (X_val, None, None)
     X = check_X(estimator, X, reset=False)
+    check_together(table.X, X, "X_val")
     target, columns = _read_target(estimator, y, int(X.shape[0]))
     if (target is None) != (table.target is None):
         raise ValueError("X_val must be a pair (X_val, y_val) if, and only if, fit has a y to reconstruct")
@@ -203,6 +219,7 @@ def scoring_table(estimator: Any, X: Any, y: Any, batch: Any) -> Table:
         )
     if target is not None and target.shape[1] != spec.n_outputs:
         raise ValueError(f"y has {target.shape[1]} columns, the reconstruction has {spec.n_outputs}")
+    check_together(X, X if target is None else target, "y")
     meant = spec.loss if target is None else estimator._encodes(spec.loss, separate_target=not spec.log_normalize)
     known = read_batch(estimator, batch, int(X.shape[0]))
     table = Table(X, target, None, known, (meant, spec.loss), (_names(estimator), columns))
@@ -224,7 +241,10 @@ def _read_target(estimator: Any, y: Any, n_rows: int) -> tuple[Any, Any]:
     if len(shape) == 1:
         return None, None
     columns = getattr(y, "columns", None)
-    if not isinstance(y, Source):
+    if on_gpu(y):
+        y = _gpu_rows(y, "y")
+        check_finite(y, source="y")
+    elif not isinstance(y, Source):
         y = _plain(check_array(y, accept_sparse="csr", dtype="numeric", ensure_all_finite=False, input_name="y"))
         check_finite(y, source="y", columns=columns)
     if y.shape[0] != n_rows:
@@ -232,21 +252,59 @@ def _read_target(estimator: Any, y: Any, n_rows: int) -> tuple[Any, Any]:
     return y, columns
 
 
-def _read_weight(sample_weight: ArrayLike | None, n_rows: int) -> NDArray[np.float64] | None:
+def _read_weight(sample_weight: Any, X: Any) -> NDArray[np.float64] | None:
+    """Weights of the rows of X, beside which they come to lie."""
     if sample_weight is None:
         return None
-    weight = np.array(sample_weight, dtype=np.float64)
+    n_rows = int(X.shape[0])
+    weight: NDArray[np.float64] = beside(sample_weight, X, np.float64)
     if weight.shape != (n_rows,):
         raise ValueError(f"sample_weight has shape {weight.shape}, X has {n_rows} rows: ({n_rows},) is needed")
-    if not (np.isfinite(weight) & (weight >= 0)).all():
-        at = int(np.argmin(np.isfinite(weight) & (weight >= 0)))
-        raise ValueError(f"sample_weight: {weight[at]:g} at row {at} is negative or not finite")
+    usable = np.isfinite(weight) & (weight >= 0)
+    if not usable.all():
+        at = int(usable.argmin())
+        raise ValueError(f"sample_weight: {float(weight[at]):g} at row {at} is negative or not finite")
     return weight
+
+
+def wants_frames(estimator: Any) -> bool:
+    """Whether `set_output`, or scikit-learn's configuration, makes `transform` return data frames."""
+    chosen = getattr(estimator, "_sklearn_output_config", {}).get("transform", get_config()["transform_output"])
+    return bool(chosen != "default")
+
+
+def _gpu_rows(X: Any, name: str, min_samples: int = 1) -> Any:
+    """What is on a GPU, as `_plain` leaves it; said as scikit-learn says it of other arrays."""
+    X = gpu_array(X, name)
+    if X.ndim != 2:
+        raise ValueError(f"{name}: expected 2D array, got {X.ndim}D array instead: shape {tuple(X.shape)}")
+    if X.dtype.kind not in "biuf":
+        raise ValueError(f"{name}: numbers expected, got dtype {X.dtype}")
+    for n, least, what in ((X.shape[0], min_samples, "sample(s)"), (X.shape[1], 1, "feature(s)")):
+        if n < least:
+            raise ValueError(
+                f"Found array with {n} {what} (shape={tuple(X.shape)}) while a minimum of {least} is required."
+            )
+    with copying():
+        return _plain(X)
+
+
+def _check_backend(estimator: Any, name: str, X: Any, *, trains: bool = False) -> None:
+    """Refuse rows on a GPU for an estimator whose network is not on one."""
+    network = None if trains else vars(estimator).get("_network")
+    backend = resolve(estimator.backend, announce=False) if network is None else network.backend
+    if backend != "cuda":
+        raise TypeError(
+            f"{name} is on a GPU and {type(estimator).__name__} runs on backend={backend!r}: pass "
+            f"cupy.asnumpy({name}), or fit with backend='cuda'"
+        )
 
 
 def _plain(X: Any) -> Any:
     """An array or CSR as the backends take it: float32 or float64 in native byte order, CSR canonical."""
-    X = X.astype(float_dtype(X.dtype), copy=False)
+    dtype = float_dtype(X.dtype)
+    if X.dtype != dtype or not X.dtype.isnative:
+        X = X.astype(dtype)
     if is_sparse(X) and not X.has_canonical_format:
         X = X.copy()
         X.sum_duplicates()

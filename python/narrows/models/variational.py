@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.utils.validation import check_is_fitted
 
 from .. import philox
+from ..arrays import beside, on_gpu, to_host
 from ..initial import draw_seed
 from ..plan import DROPOUT_LIMIT, LOG_DISPERSION_LIMIT, VARIANCE_FLOOR, Loss, Mode, NetworkSpec
 from ..shifted import stored_rows
@@ -157,9 +158,9 @@ class VariationalAutoencoder(Autoencoder):
         integer(1)("n_samples", n_samples)
 
         def bound(posterior: _Posterior, density: Callable[[Array], Array], seed: int) -> Array:
-            total = np.zeros(len(posterior.mean))
+            total: Any = 0.0
             for draw in range(n_samples):
-                total += density(posterior.draw(seed, draw)[0])
+                total = total + density(posterior.draw(seed, draw)[0])
             averaged: Array = total / n_samples - posterior.divergence()
             return averaged
 
@@ -191,7 +192,8 @@ class VariationalAutoencoder(Autoencoder):
 
         def weighted(posterior: _Posterior, density: Callable[[Array], Array], seed: int) -> Array:
             # A running sum of exponentials, scaled by the greatest so far.
-            top, total = np.full(len(posterior.mean), -np.inf), np.zeros(len(posterior.mean))
+            total = np.zeros_like(posterior.mean[:, 0])
+            top = total - np.inf
             for draw in range(n_importance):
                 z, log_ratio = posterior.draw(seed, draw)
                 value = density(z) + log_ratio
@@ -358,6 +360,8 @@ class _Posterior:
     def draw(self, seed: int, number: int) -> tuple[Array, NDArray[np.float64]]:
         """Codes, and the logarithms of p(z) / q(z|x) there."""
         e = philox.keyed_normal(seed, number, self.keys, self.mean.shape[1])
+        if on_gpu(self.mean):
+            e = beside(e, self.mean, np.float64)
         z = self.mean + self.deviation * e
         return z.astype(self.dtype), (e * e + self.log_variance - z * z).sum(axis=1) / 2
 
@@ -372,7 +376,9 @@ def row_keys(X: Any) -> NDArray[np.uint64]:
     X = stored_rows(X)
     halves = philox.words(0, 0, 0, 2, X.shape[1]).astype(np.uint64)
     factors = (halves[0] << np.uint64(32) | halves[1]) | np.uint64(1)
-    if is_sparse(X):
+    if on_gpu(X):
+        keys = to_host(_gpu_keys(X, factors))
+    elif is_sparse(X):
         bits = type(X)((_bits(X.data), X.indices, X.indptr), X.shape)
         keys = bits @ factors
     else:
@@ -384,6 +390,16 @@ def row_keys(X: Any) -> NDArray[np.uint64]:
     return mixed
 
 
+def _gpu_keys(X: Any, factors: NDArray[np.uint64]) -> Any:
+    """The sums of `row_keys` for rows on a GPU, where no product of matrices is of integers."""
+    factors = beside(factors, X, np.uint64)
+    if not is_sparse(X):
+        step = max(1, (1 << 24) // X.shape[1])
+        return np.concatenate([(_bits(X[i : i + step]) * factors).sum(axis=1) for i in range(0, X.shape[0], step)])
+    sums = np.concatenate([np.zeros_like(factors[:1]), (_bits(X.data) * factors[X.indices]).cumsum()])
+    return sums[X.indptr[1:]] - sums[X.indptr[:-1]]
+
+
 def _bits(values: Array) -> NDArray[np.uint64]:
     """The float32 bits of values, with one zero only."""
-    return (np.ascontiguousarray(values, np.float32) + np.float32(0)).view(np.uint32).astype(np.uint64)
+    return (values.astype(np.float32, copy=False) + np.float32(0)).view(np.uint32).astype(np.uint64)

@@ -1,20 +1,22 @@
 """Where the rows of a program lie: on the device from the start, or on the host, which hands them over chunk by chunk.
 
-Promises: what a kernel would follow out of an array is refused here: rows of other widths, damaged CSR. What fits on
-the device is copied there once. Of what does not, the rows of a chunk of steps are gathered into pinned memory while
-the device is busy with the chunk before, and copied beside its launches; the bits are the same.
+Promises: what a kernel would follow out of an array is refused here: rows of other widths, damaged CSR. What lies on
+the device already is used where it lies; what fits there is copied once. Of what does not, the rows of a chunk of steps
+are gathered into pinned memory while the device is busy with the chunk before, and copied beside its launches; the bits
+are the same.
 Never: changes what it was given, or knows what is done with it.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ...arrays import on_gpu
 from ...plan import SIGNATURES, Mode, OpCode, Plan
 from .. import BATCH, SHIFT, sparse_rows, told_apart
 from .table import SOURCE_DTYPE
@@ -121,8 +123,10 @@ def data_on(device: Device, plan: Plan, dtype: np.dtype[Any], modes: Mode, sourc
             check_csr(i, given[i])
         if cols and given[i].shape[1] != cols:
             raise ValueError(f"source {i} has {given[i].shape[1]} columns, the plan expects {cols}")
-    size, free = sum(stored_size(data, dtype) for data in given.values()), device.free_memory()
-    if size <= RESIDENT_SHARE * free:
+    there = [on_gpu(data) for data in given.values()]
+    size = sum(stored_size(data, dtype) for data, lies in zip(given.values(), there, strict=True) if not lies)
+    free = device.free_memory()
+    if any(there) or size <= RESIDENT_SHARE * free:
         return Resident(device, dtype, given)
     log.info(
         "data of %.0f MiB stay on the host and are handed over batch by batch: the device has %.0f MiB free",
@@ -139,15 +143,19 @@ def stored_size(data: Any, dtype: np.dtype[Any]) -> int:
     return int(data.size) * dtype.itemsize
 
 
-def laid_out(data: Any, dtype: np.dtype[Any]) -> tuple[dict[str, Array], Array]:
+def laid_out(
+    data: Any, dtype: np.dtype[Any], contiguous: Callable[..., Any] = np.ascontiguousarray
+) -> tuple[dict[str, Array], Array]:
     """The arrays of a source by their names in `SOURCE_DTYPE`, and its entry but for their addresses."""
     entry = np.zeros((), SOURCE_DTYPE)
     entry["rows"], entry["cols"] = data.shape
-    if not hasattr(data, "indptr"):
-        return {"data": np.ascontiguousarray(data, dtype)}, entry
-    entry["stored"], entry["csr"] = len(data.data), 1
-    types = {"data": dtype, "indptr": np.dtype(np.int64), "indices": np.dtype(np.int32)}
-    return {name: np.ascontiguousarray(getattr(data, name), to) for name, to in types.items()}, entry
+    types = {"data": dtype}
+    parts = {"data": data}
+    if hasattr(data, "indptr"):
+        entry["stored"], entry["csr"] = len(data.data), 1
+        types |= {"indptr": np.dtype(np.int64), "indices": np.dtype(np.int32)}
+        parts = {name: getattr(data, name) for name in types}
+    return {name: contiguous(part, types[name]) for name, part in parts.items()}, entry
 
 
 class Resident:
@@ -158,19 +166,31 @@ class Resident:
     def __init__(self, device: Device, dtype: np.dtype[Any], sources: Mapping[int, Any]) -> None:
         self._device = device
         self._addresses: list[int] = []
+        self._kept: list[Any] = []
+        """Arrays of others on the device."""
         self.table = np.zeros(N_SOURCES, SOURCE_DTYPE)
         try:
             for i, data in sources.items():
-                arrays, self.table[i] = laid_out(data, dtype)
+                there = on_gpu(data)
+                arrays, self.table[i] = laid_out(data, dtype, *([device.contiguous] if there else []))
                 for name, array in arrays.items():
-                    # Something, even where nothing is stored.
-                    address = device.allocate(max(array.nbytes, 1))
-                    self._addresses.append(address)
-                    device.upload(address, array)
-                    self.table[i][name] = address
+                    self.table[i][name] = self._lent(array) if there else self._copied(array)
         except BaseException:
             self.close()
             raise
+        if self._kept:
+            device.follow()
+
+    def _copied(self, array: Array) -> int:
+        # Something, even where nothing is stored.
+        address = self._device.allocate(max(array.nbytes, 1), "the data")
+        self._addresses.append(address)
+        self._device.upload(address, array)
+        return address
+
+    def _lent(self, array: Any) -> int:
+        self._kept.append(array)
+        return self._device.address(array)
 
     def take(self, rows: NDArray[np.int64], turn: int) -> Taken:
         return Taken(self.table, rows)
@@ -178,7 +198,7 @@ class Resident:
     def close(self) -> None:
         for address in self._addresses:
             self._device.free(address)
-        self._addresses = []
+        self._addresses, self._kept = [], []
 
 
 class Staged:

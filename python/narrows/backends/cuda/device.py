@@ -3,12 +3,18 @@
 Promises: streams of its own, so that nothing here waits for another library's work; kernels are compiled once for a
 device and kept in CuPy's cache on disk, whose key has the digest of their sources; a list of launches becomes a graph.
 Never: touches CuPy's current stream or device outside of a call. It has run on no GPU; the tests run it over a fake.
+
+Arrays of the caller's are in the order of the caller's stream, CuPy's current one: before one is read or written, an
+event recorded there is waited for by the stream here (`follow`), not by the host. What it is converted to, and results,
+are allocated on the caller's stream. A program gives results back when the event behind the last of its own chunks has
+come, so whatever the caller does next, on any stream, comes after; the device is never waited for as a whole.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache, cached_property
 from typing import Any
 
@@ -28,6 +34,13 @@ __all__ = ["CupyDevice"]
 
 log = logging.getLogger("narrows")
 
+WAYS_OUT = {
+    "the data": "free some of it, or train on them from the CPU's memory, from which a part at a time is taken",
+    "the results": "free some of it, or ask for fewer rows at a time",
+    "": "take a smaller batch_size, or free some of it",
+}
+"""What to do if there is no room, by what it was for."""
+
 
 class CupyMark:
     def __init__(self, event: Any) -> None:
@@ -41,34 +54,40 @@ class CupyDevice:
     """
     Parameters
     ----------
-    index : int
-        Of the device, as CUDA counts them.
+    index : int, optional
+        Of the device, as CUDA counts them; CuPy's current one by default.
     """
 
     guard = 0
 
-    def __init__(self, index: int = 0) -> None:
+    def __init__(self, index: int | None = None) -> None:
         self._cupy: Any = require("cupy", "cuda12", "the CUDA backend")
         self._device = self._cupy.cuda.Device(index)
+        self.index = int(self._device.id)
         self._memory: dict[int, Any] = {}
-        self._kernels: dict[tuple[str, ...], Any] = {}
         self._eager = False
         with self._device:
             self._stream = self._cupy.cuda.Stream(non_blocking=True)
             self._copies = self._cupy.cuda.Stream(non_blocking=True)
 
-    def allocate(self, size: int) -> int:
-        with self._device, self._stream:
+    def allocate(self, size: int, what: str = "the network and its batches") -> int:
+        with self._room(size, what), self._stream:
+            memory = self._cupy.cuda.alloc(size)
+        self._memory[int(memory.ptr)] = memory
+        return int(memory.ptr)
+
+    @contextlib.contextmanager
+    def _room(self, size: int, what: str) -> Iterator[None]:
+        """On this device, on which there may be no room for so many bytes."""
+        with self._device:
             try:
-                memory = self._cupy.cuda.alloc(size)
+                yield
             except self._cupy.cuda.memory.OutOfMemoryError as error:
                 free, total = self._device.mem_info
                 raise OutOfMemoryError(
-                    f"{size / 2**20:.0f} MiB do not fit on {self._device}, which has {free / 2**20:.0f} of "
-                    f"{total / 2**20:.0f} MiB left; take a smaller batch_size"
+                    f"{what} take {size / 2**20:.3g} MiB, which GPU {self.index} has not got: {free / 2**20:.0f} of "
+                    f"{total / 2**20:.0f} MiB are free; {WAYS_OUT.get(what, WAYS_OUT[''])}"
                 ) from error
-        self._memory[int(memory.ptr)] = memory
-        return int(memory.ptr)
 
     def free(self, address: int) -> None:
         # The pool hands it out again on this stream alone, so nothing that still runs can lose it.
@@ -114,18 +133,12 @@ class CupyDevice:
 
     def graph(self, planned: Sequence[Planned], precision: Precision) -> Callable[[], None]:
         with self._device, self._stream:
-            functions = self._functions([launch.kernel for launch in planned if launch.kernel != BLAS], precision)
-            calls: list[tuple[Any, ...]] = [
-                (self.blas.product, launch.operands)
-                if launch.kernel == BLAS
-                else (functions[launch.kernel], (launch.blocks,), (launch.threads,), (launch.operands,))
-                for launch in planned
-            ]
+            calls = calls_of(self._cupy, planned, precision, lambda operands: self.blas.product(operands))
             captured = self._captured(calls)
 
         def run() -> None:
             with self._device, self._stream:
-                _launch(calls) if captured is None else captured.launch(self._stream)
+                launch(calls) if captured is None else captured.launch(self._stream)
 
         return run
 
@@ -134,7 +147,7 @@ class CupyDevice:
         try:
             self._stream.begin_capture()
             try:
-                _launch(calls)
+                launch(calls)
             finally:
                 graph = self._stream.end_capture()
         except Exception as error:
@@ -155,16 +168,41 @@ class CupyDevice:
             _warn_once(f"wide layers take longer than they need to, without cuBLAS: {error}")
             return None
 
-    def _functions(self, kernels: Sequence[str], precision: Precision) -> dict[str, Any]:
-        # By what they are compiled with: tf32 has the kernels of float32.
-        of = tuple(PRECISION_FLAGS[precision])
-        new = [kernel for kernel in dict.fromkeys(kernels) if (kernel, *of) not in self._kernels]
-        if new:
-            module = self._cupy.RawModule(code=source(), options=tuple(flags(precision)), name_expressions=tuple(new))
-            for kernel in new:
-                # Loaded now: a first call would load it, which cannot be captured.
-                self._kernels[kernel, *of] = module.get_function(kernel).kernel
-        return {kernel: self._kernels[kernel, *of] for kernel in kernels}
+    def contiguous(self, array: Any, dtype: np.dtype[Any]) -> Any:
+        self.address(array)
+        with self._room(array.size * dtype.itemsize, "the data"):
+            return self._cupy.ascontiguousarray(array, dtype)
+
+    def address(self, array: Any) -> int:
+        if (own := int(array.device.id)) != self.index:
+            raise ValueError(
+                f"an array is on GPU {own} and the network on GPU {self.index}: move it there, by cupy.asarray(array) "
+                f"inside `with cupy.cuda.Device({self.index}):`"
+            )
+        return int(array.data.ptr)
+
+    def empty(self, shape: tuple[int, int], dtype: np.dtype[Any]) -> Any:
+        with self._room(shape[0] * shape[1] * dtype.itemsize, "the results"):
+            return self._cupy.empty(shape, dtype)
+
+    def store(self, array: Any, address: int, ld: int) -> None:
+        size = array.dtype.itemsize
+        self._copy_rows((int(array.data.ptr), array.strides[0]), (address, ld * size), array)
+
+    def fill(self, address: int, ld: int, array: Any) -> None:
+        size = array.dtype.itemsize
+        self._copy_rows((address, ld * size), (int(array.data.ptr), array.strides[0]), array)
+
+    def _copy_rows(self, to: tuple[int, int], origin: tuple[int, int], like: Any) -> None:
+        """From one address to another, with the bytes from row to row; rows as in a matrix `like` them."""
+        runtime, (rows, cols) = self._cupy.cuda.runtime, like.shape
+        width, kind = cols * like.dtype.itemsize, runtime.memcpyDeviceToDevice
+        with self._device:
+            runtime.memcpy2DAsync(*to, *origin, width, rows, kind, self._stream.ptr)
+
+    def follow(self) -> None:
+        with self._device:
+            self._stream.wait_event(self._cupy.cuda.get_current_stream().record())
 
 
 @cache
@@ -172,6 +210,34 @@ def _warn_once(line: str) -> None:
     log.warning(line)
 
 
-def _launch(calls: Sequence[tuple[Any, ...]]) -> None:
+@cache
+def _kernels(cupy: Any, index: int) -> dict[tuple[str, ...], Any]:
+    """Those that a device has, for all programs of this process, by name and what they are compiled with: tf32 has the
+    kernels of float32."""
+    return {}
+
+
+def calls_of(
+    cupy: Any, planned: Sequence[Planned], precision: Precision, product: Callable[[Any], None] | None = None
+) -> list[tuple[Any, ...]]:
+    """Launches on the current device as calls, whose kernels are compiled and loaded; those of cuBLAS are a `product`'s
+    to run."""
+    known, of = _kernels(cupy, int(cupy.cuda.Device().id)), tuple(PRECISION_FLAGS[precision])
+    wanted = dict.fromkeys(call.kernel for call in planned if call.kernel != BLAS)
+    if new := [kernel for kernel in wanted if (kernel, *of) not in known]:
+        module = cupy.RawModule(code=source(), options=tuple(flags(precision)), name_expressions=tuple(new))
+        for kernel in new:
+            # Loaded now: a first call would load it, which cannot be captured.
+            known[kernel, *of] = module.get_function(kernel).kernel
+    return [
+        (product, call.operands)
+        if call.kernel == BLAS
+        else (known[call.kernel, *of], (call.blocks,), (call.threads,), (call.operands,))
+        for call in planned
+    ]
+
+
+def launch(calls: Sequence[tuple[Any, ...]]) -> None:
+    """Have them run on the current stream."""
     for function, *arguments in calls:
         function(*arguments)

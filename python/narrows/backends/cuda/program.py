@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from ...arrays import on_gpu
 from ...plan import FROM_CODES, LEARN, Mode, OpCode, Plan, Precision, Slot
 from .. import BATCH, SHIFT, Hyper, State
 from .data import CHUNK, LATENT, N_SOURCES, TARGET, WEIGHT, Data, X, data_on, wanted
@@ -26,7 +27,7 @@ from .lowering import launches, wants_blas, working_sizes
 from .schedule import Where, operands, schedule
 from .table import SOURCE_DTYPE, STEP_DTYPE
 
-__all__ = ["Arena", "CudaProgram", "Device", "Mark", "Planned"]
+__all__ = ["Arena", "CudaProgram", "Device", "Mark", "Planned", "planned"]
 
 Array = NDArray[Any]
 
@@ -48,6 +49,10 @@ class Planned(NamedTuple):
     operands: Array
 
 
+def planned(launch: Launch, where: Where) -> Planned:
+    return Planned(launch.kernel, launch.blocks, launch.threads, operands(launch, where))
+
+
 class Mark(Protocol):
     """A place in the order of a device's work."""
 
@@ -65,8 +70,9 @@ class Device(Protocol):
     def blas(self) -> Any:
         """What runs launches of `launches.BLAS`; None if large products are to be own kernels, too."""
 
-    def allocate(self, size: int) -> int:
-        """The address of `size` bytes, a multiple of `ALIGNMENT`; what they hold is not defined."""
+    def allocate(self, size: int, what: str = ...) -> int:
+        """The address of `size` bytes, a multiple of `ALIGNMENT`; what they hold is not defined. `what` is to lie
+        there, for the message if they are not to be had."""
 
     def free(self, address: int) -> None: ...
 
@@ -95,6 +101,26 @@ class Device(Protocol):
 
     def graph(self, planned: Sequence[Planned], precision: Precision) -> Callable[[], None]:
         """What runs these launches, one after the other, as often as it is called."""
+
+    # Of arrays that lie on the device, but are others':
+
+    def contiguous(self, array: Any, dtype: np.dtype[Any]) -> Any:
+        """Such an array without gaps and of this type, itself if it is that."""
+
+    def address(self, array: Any) -> int:
+        """Where it lies."""
+
+    def empty(self, shape: tuple[int, int], dtype: np.dtype[Any]) -> Any:
+        """A new one for the caller, to be written after `follow`."""
+
+    def store(self, array: Any, address: int, ld: int) -> None:
+        """Have the rows of a matrix overwritten with those at an address, `ld` elements apart."""
+
+    def fill(self, address: int, ld: int, array: Any) -> None:
+        """The other way round."""
+
+    def follow(self) -> None:
+        """Have what comes run after all that the caller has asked of the device."""
 
 
 @cache
@@ -218,9 +244,17 @@ class CudaProgram:
         for prefix, area in self._regions():
             region = np.zeros(self.plan.parameter_size, self.dtype)
             for slot in self.plan.parameters:
-                if (name := prefix + slot.name) in state or not prefix:
+                name = prefix + slot.name
+                if (name in state or not prefix) and not on_gpu(state[name]):
                     of(region, slot)[...] = np.reshape(state[name], (slot.rows, slot.cols))
             self._put(area, region)
+            for slot in self.plan.parameters:
+                if on_gpu(given := state.get(prefix + slot.name)):
+                    array = self.device.contiguous(given, self.dtype).reshape(slot.rows, slot.cols)
+                    self.device.follow()
+                    self.device.fill(self._at(area) + slot.offset * self.dtype.itemsize, slot.ld, array)
+                    # It may be the caller's, who is free to change it.
+                    self.device.mark().wait()
 
     def state(self, *, optimiser: bool = True) -> State:
         regions = {prefix: self._region(area) for prefix, area in self._regions(optimiser)}
@@ -290,8 +324,8 @@ class CudaProgram:
     def _graph(self, mode: Mode, m: int, steps: int = 1) -> Callable[[], None]:
         """What runs the launches of so many steps of m rows; captured when first asked for."""
         if (mode, m, steps) not in self._graphs:
-            planned = [self._planned(launch, mode, m) for launch in self.steps(mode, m)]
-            self._graphs[mode, m, steps] = self.device.graph(planned * steps, self.precision)
+            of_step = [self._planned(launch, mode, m) for launch in self.steps(mode, m)]
+            self._graphs[mode, m, steps] = self.device.graph(of_step * steps, self.precision)
         return self._graphs[mode, m, steps]
 
     def steps(self, mode: Mode, m: int) -> tuple[Launch, ...]:
@@ -310,11 +344,11 @@ class CudaProgram:
 
     def _planned(self, launch: Launch, mode: Mode, m: int) -> Planned:
         where = Where(self._address, self._at("step"), self._at("sources"), m, bool(mode & LEARN))
-        return Planned(launch.kernel, launch.blocks, launch.threads, operands(launch, where))
+        return planned(launch, where)
 
     def _address(self, view: View) -> int:
-        own = view.offset * self.dtype.itemsize if view.area is Area.CONTROL else self.arena.offset(view)
-        return self._base + own
+        in_arena = view.offset * self.dtype.itemsize if view.area is Area.CONTROL else self.arena.offset(view)
+        return self._base + in_arena
 
     def _run(
         self,
@@ -329,7 +363,7 @@ class CudaProgram:
         batch, most = self.plan.batch, data.most_steps
         terms = np.empty((len(records), len(self.plan.terms)))
         done = 0
-        if out is not None:
+        if isinstance(out, np.ndarray):
             result = self.plan.slots[self.plan.outputs[mode]]
             most = max(1, min(most, RESULT_BYTES // (batch * result.ld * self.dtype.itemsize)))
         try:
@@ -373,19 +407,22 @@ class CudaProgram:
                 at += together
         else:
             result = self.plan.slots[self.plan.outputs[mode]]
-            of_row = result.ld * self.dtype.itemsize
-            if len(turn.results) < (last - first) * of_row:
+            of_row, there = result.ld * self.dtype.itemsize, not isinstance(out, np.ndarray)
+            if not there and len(turn.results) < (last - first) * of_row:
                 turn.results = self.device.pinned((last - first) * of_row)
             for begin in range(first, last, batch):
                 m = min(batch, last - begin)
                 self._graph(mode, m)()
-                part = turn.results[(begin - first) * of_row :][: m * of_row]
-                self.device.fetch(self._at(Area.WORK) + result.offset * self.dtype.itemsize, part)
+                address = self._at(Area.WORK) + result.offset * self.dtype.itemsize
+                if there:
+                    self.device.store(out[begin : begin + m], address, result.ld)
+                else:
+                    self.device.fetch(address, turn.results[(begin - first) * of_row :][: m * of_row])
         self.device.fetch(self._at("kept"), turn.kept[:n].reshape(-1).view(np.uint8))
 
         def take() -> None:
             terms[steps] = turn.kept[:n, : terms.shape[1]]
-            if out is not None:
+            if isinstance(out, np.ndarray):
                 results = turn.results[: (last - first) * of_row].view(self.dtype).reshape(-1, result.ld)
                 out[first:last] = results[:, : result.cols]
 
@@ -425,12 +462,23 @@ class CudaProgram:
         records["adam_root"] = 1 / np.sqrt(1 - spec.beta_2**t)
         return records
 
-    def gradient(self, rows: NDArray[np.int64], seed: int = 0, step: int = 0) -> tuple[NDArray[np.float64], State]:
+    def gradient(
+        self, rows: NDArray[np.int64], seed: int = 0, step: int = 0, *, there: bool = False
+    ) -> tuple[NDArray[np.float64], State]:
+        """See `Program.gradient`; gradients stay `there`, on the device, if they are wanted so."""
         data, record = self._bound(rows), self._records(Hyper(seed, step, np.zeros(1)), np.arange(1))
         with self._alone():
             terms = self._run(Mode.GRADIENT, data, rows, record)
-            region = self._region(Area.GRADIENT)
-        return terms[0], {slot.name: of(region, slot).copy() for slot in self.plan.learned}
+            if not there:
+                region = self._region(Area.GRADIENT)
+                return terms[0], {slot.name: of(region, slot).copy() for slot in self.plan.learned}
+            arrays = {slot.name: self.device.empty((slot.rows, slot.cols), self.dtype) for slot in self.plan.learned}
+            self.device.follow()
+            for slot in self.plan.learned:
+                address = self._at(Area.GRADIENT) + slot.offset * self.dtype.itemsize
+                self.device.store(arrays[slot.name], address, slot.ld)
+            self.device.mark().wait()
+        return terms[0], arrays
 
     def _check_batches(self, batch: Any) -> None:
         """Refuse what is no number of a batch."""
@@ -445,8 +493,9 @@ class CudaProgram:
         self._check_batches(batch)
         if batch is None and any(op.code is OpCode.CONDITION and op.modes & mode for op in self.plan.ops):
             raise ValueError(f"{(mode.name or '').lower()} of a network with batches needs the batch of each row")
-        out = np.empty((X_.shape[0], self.plan.slots[self.plan.outputs[mode]].cols), self.dtype)
-        if not len(out):
+        shape, there = (X_.shape[0], self.plan.slots[self.plan.outputs[mode]].cols), on_gpu(X_)
+        out = self.device.empty(shape, self.dtype) if there else np.empty(shape, self.dtype)
+        if not shape[0]:
             return out
         sources = {X: X_, TARGET: target if self.plan.spec.separate_target else None, BATCH: batch}
         if mode in FROM_CODES:
@@ -457,11 +506,11 @@ class CudaProgram:
                 found = "is not bound" if sources.get(i) is None else f"has {sources[i].shape[0]} rows"
                 raise ValueError(f"source {i} {found}, expected {len(out)} rows")
         # Steps of inference are all alike.
-        record = self._records(Hyper(0, 0, np.zeros(1)), np.zeros(-(-len(out) // self.plan.batch), np.int64))
+        record = self._records(Hyper(0, 0, np.zeros(1)), np.zeros(-(-shape[0] // self.plan.batch), np.int64))
         with self._alone():
             data = self._data_of(mode, sources)
             try:
-                self._run(mode, data, np.arange(len(out)), record, out=out)
+                self._run(mode, data, np.arange(shape[0]), record, out=out)
             finally:
                 data.close()
         return out
