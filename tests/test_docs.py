@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from narrows.backends import probe
+
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -69,8 +71,14 @@ PAGES = [page for page in sorted((ROOT / "docs").glob("*.md")) if "```python" in
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
-def test_examples_of_pages_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_examples_of_pages_run(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
     """One after the other, as a reader would; what a comment says is asserted in the page itself."""
+    if page.name == "gpu.md" and not probe("cuda").ok:
+        from fake_cupy import FakeCupy
+
+        FakeCupy(request.getfixturevalue("libraries")).install(monkeypatch)
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
     for example in re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL):

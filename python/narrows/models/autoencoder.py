@@ -141,10 +141,11 @@ class Autoencoder(BaseAutoencoder):
         half the time for wide layers on CPUs that multiply it (`narrows doctor` says which); ``"tf32"``, of
         ``backend="cuda"`` alone, lets cuBLAS round those of large products to 11 significant bits. Outputs have the
         dtype of X all the same.
-    backend : {"auto", "cpp", "numba", "reference"}, default="auto"
+    backend : {"auto", "cuda", "cpp", "numba", "reference"}, default="auto"
+        ``"auto"`` takes an NVIDIA GPU if one can be used, see ``docs/gpu.md``.
     n_threads : int, optional
         By default ``NARROWS_NUM_THREADS``, ``SLURM_CPUS_PER_TASK``, or what the process may use of the
-        machine.
+        machine. Of the CPU: a GPU does not heed it.
 
     Attributes
     ----------
