@@ -18,6 +18,7 @@ from cuda_arrays import CHECKS, ESTIMATORS, elementwise, ids, same, small
 from estimator_cases import low_rank
 from fake_cupy import Csr, FakeCupy
 from narrows import functional
+from narrows.backends.cuda import launches, layers
 from narrows.backends.cuda.device import CupyDevice
 from narrows.errors import BackendError, DataError, OutOfMemoryError
 from narrows.plan import Mode
@@ -71,6 +72,20 @@ def test_rows_do_not_leave_the_gpu(cupy: Any, kind: str) -> None:
     moved = [call for call in cupy.calls if call[0] in ("down", "up") and call[1] != np.dtype(np.int64)]
     assert moved == []
     assert max(call[1] for call in cupy.calls if call[0] == "memcpy") < X.nbytes
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("tile", list(launches.CLOCKS))
+def test_layers_are_cut_by_the_tiles_of_their_type(
+    cupy: Any, monkeypatch: pytest.MonkeyPatch, tile: str, dtype: Any
+) -> None:
+    monkeypatch.setattr(launches, "CLOCKS", {tile: 1})
+    rng = np.random.default_rng(0)
+    X, W = rng.normal(size=(201, 20)).astype(dtype), rng.normal(size=(20, 70)).astype(dtype)
+    layers._forward.cache_clear()
+    A = functional.dense(cupy.asarray(X), cupy.asarray(W)).get()
+    layers._forward.cache_clear()
+    np.testing.assert_allclose(A, X.astype(np.float64) @ W, rtol=1e-4, atol=1e-5)
 
 
 def test_work_follows_the_stream_of_the_caller(cupy: Any, monkeypatch: pytest.MonkeyPatch) -> None:

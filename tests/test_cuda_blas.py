@@ -191,7 +191,7 @@ def test_a_product_of_any_layout(libraries: Any, library: Any, left_turned: bool
 
 def test_what_is_where_the_product_is_to_be_is_read_before() -> None:
     """A result may take the place of what its epilogue reads: then the product lies elsewhere."""
-    writer = rules.Writer(Case("own", WIDE, batch=256).plan, 256, Mode.TRAIN, blas=True)
+    writer = rules.Writer(Case("own", WIDE, batch=256).plan, 256, Mode.TRAIN, Precision.FLOAT32, blas=True)
     x, W = View(Area.WORK, 0, 256, 1000, 1008), View(Area.PARAMETER, 0, 784, 1000, 1008)
     saved, out = (View(Area.WORK, offset, 256, 784, 784) for offset in (300000, 600000))
     writer.product("Slope<Relu>", (256, 784, 1000), ("Rows", "Rows"), (x, W, saved, out), floats=(1.0,))

@@ -392,7 +392,7 @@ def test_operands_lie_inside_their_areas_and_temporaries_apart(case: Case) -> No
                 assert (view.offset + extent) * arena.itemsize <= arena.sizes[view.area], (launch.kernel, view)
         for op in case.plan.ops:
             if op.modes & mode:
-                w = Writer(case.plan, case.batch, mode)
+                w = Writer(case.plan, case.batch, mode, Precision.FLOAT32)
                 LOWER[op.code](w, w.operands(op))
                 views = {view for launch in w.launches for view in filter(None, launch.slots)}
                 temporary = sorted(view for view in views if view.area is Area.TEMPORARY)

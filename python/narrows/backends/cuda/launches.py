@@ -140,9 +140,7 @@ def blocks_of(tile: Tile, rows: int, cols: int) -> int:
 class Writer:
     """The launches of a run over `m` rows while they are being written; with cuBLAS, if there is one."""
 
-    def __init__(
-        self, plan: Plan, m: int, mode: Mode, precision: Precision = Precision.FLOAT32, *, blas: bool = False
-    ) -> None:
+    def __init__(self, plan: Plan, m: int, mode: Mode, precision: Precision, *, blas: bool = False) -> None:
         self.plan, self.m, self.precision, self.blas = plan, m, precision, blas
         self.learns = bool(mode & p.LEARN)
         self.launches: list[Launch] = []

@@ -39,8 +39,11 @@ class Shape(NamedTuple):
 
 
 class Layer(NamedTuple):
-    """What the launches of a layer depend on: its activation, and the shapes of its operands, absent ones None."""
+    """What the launches of a layer depend on: its type, its activation, and the shapes of its operands, absent ones
+    None.
+    """
 
+    precision: Precision
     activation: Activation
     X: Shape | None
     """None for sparse rows."""
@@ -72,6 +75,7 @@ def dense_layer(X: Any, W: Any, b: Any, activation: int, out: Any, Z: Any, n_thr
     x, w = None if sparse else _matrix(X), _matrix(W, turned=not sparse)
     places = {Operand.X: x, Operand.W: w, Operand.B: _row(b), Operand.OUT: _matrix(out), Operand.Z: _matrix(Z)}
     layer = Layer(
+        Precision.of(out.dtype),
         Activation(activation),
         _shape(x),
         int(X.shape[1]),
@@ -116,7 +120,8 @@ def dense_backward_layer(
         Operand.DB: _row(db),
     }
     of = (Operand.DA, Operand.SAVED, Operand.DX, Operand.DW, Operand.DB)
-    layer = Layer(Activation(activation), _shape(x), int(X.shape[1]), _shape(w), tuple(_shape(places[i]) for i in of))
+    shapes = tuple(_shape(places[i]) for i in of)
+    layer = Layer(Precision.of(dA.dtype), Activation(activation), _shape(x), int(X.shape[1]), _shape(w), shapes)
     _run(_backward(layer), places, X if sparse else None, dA)
 
 
@@ -157,7 +162,7 @@ def _lower(w: Writer, code: OpCode, **operands: Any) -> None:
 def _written(layer: Layer, m: int, write: Callable[[Writer], None]) -> Written:
     # There is no plan to look operands up in: they are views already. Sparse rows ask one for their width.
     plan: Any = SimpleNamespace(spec=SimpleNamespace(n_features=layer.columns, loss=Loss.MSE))
-    w = Writer(plan, m, Mode.GRADIENT)
+    w = Writer(plan, m, Mode.GRADIENT, layer.precision)
     write(w)
     return Written(tuple(w.launches), {Area.TEMPORARY: w.most_used, Area.KEPT: w.most_kept})
 
