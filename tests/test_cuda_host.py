@@ -87,6 +87,10 @@ WALK_CASES = tuple(
         (33, 64, Activation.SOFTMAX, Loss.ZINB, False, 0.3), (2, 33, Activation.EXP, Loss.ZINB, False, 1.0),
         (3, 65, Activation.SOFTMAX, Loss.ZINB, True, 0.3), (9, 40, Activation.EXP, Loss.POISSON, False, 0.3),
     )
+) + (
+    Case(
+        "walk-shifted", network((70, 100, 70), sparse_input=True, shifted=True, solver=Solver.SGD), batch=7, rows=9,
+    ),
 )  # fmt: skip
 HOST_CASES = (*CASES, *BIAS_CASES, *WALK_CASES)
 
@@ -423,8 +427,8 @@ GENES = (20000, 128, 32, 128, 20000)
 @pytest.mark.parametrize(
     ("spec", "most", "part"),
     [
-        (network(GENES, sparse_input=True, gram_decoder=True), 19, 0.35),
-        (network(GENES, sparse_input=True, loss=Loss.NB, output=Activation.SOFTMAX, log_normalize=True), 20, 0.65),
+        (network(GENES, sparse_input=True, gram_decoder=True), 17, 0.35),
+        (network(GENES, sparse_input=True, loss=Loss.NB, output=Activation.SOFTMAX, log_normalize=True), 18, 0.65),
     ],
     ids=["mse", "nb"],
 )

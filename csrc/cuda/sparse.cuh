@@ -234,30 +234,59 @@ DEVICE void band_sums(const Op& op, const Source& x, const MatrixOf<int64_t>& st
   }
 }
 
-// The weight gradient of sparse rows, X' dz: dz, library, and the slots of the epilogue; ints[0]: columns of X,
-// ints[1]: the source. Behind the epilogue's, slots 7 and 8 are the shift of the rows and the sums of dz's columns,
-// whose product is what shifted rows have less, and slot 9 is `starts`. A block has a band of X and 32 EACH columns of
-// dz; blocks side by side read the same columns of dz.
+template <class Epilogue>
+constexpr int WITH_BIAS = 0;
+template <class To>
+constexpr int WITH_BIAS<WithBias<To>> = 1;
+
+// The weight gradient of sparse rows, X' dz: dz, library, and the slots of the epilogue; ints[0]: columns of X (and one
+// more WithBias, for which some blocks add the rows of dz), ints[1]: the source. Behind the epilogue's, without bias,
+// slots 7 and 8 are the shift of the rows and the sums of dz's columns, whose product is what shifted rows have less;
+// slot 11 is `starts`. A block has a band of X and 32 EACH columns of dz; blocks side by side read the same columns.
 template <int EACH, class Epilogue>
 KERNEL_OF(OUTER_THREADS, sizeof(real) == 4 ? 3 : 2)
 sparse_outer(const Op op) {
+  constexpr int STRIP = WARP * EACH, WARPS = OUTER_THREADS / WARP, BIAS = WITH_BIAS<Epilogue>;
   SHARED(real, tile, BAND * CHUNK_PITCH);
-  SHARED(Entry, list, OUTER_THREADS / WARP * CHUNK);
+  SHARED(Entry, list, WARPS * CHUNK);
   const Matrix &dz = op.slots[0], &library = op.slots[1];
-  const int bands = (op.ints[0] + BAND - 1) / BAND, band = block() % bands, col = block() / bands * WARP * EACH;
+  const int columns = op.ints[0] - BIAS, blocks = (columns + BAND - 1) / BAND + BIAS;
+  const int band = block() % blocks - BIAS, col = block() / blocks * STRIP;
+  const int warp = thread() / WARP, lane = thread() % WARP;
+  if (band < 0) {
+    static_assert(WARPS * STRIP <= BAND * CHUNK_PITCH, "room for the sums of the warps");
+    real sum[EACH] = {};
+    for (int i = warp; i < op.m; i += WARPS) {
+      UNROLL
+      for (int q = 0; q < EACH; ++q) {
+        const int j = col + q * WARP + lane;
+        sum[q] += j < dz.cols ? dz(i, j) : real(0);
+      }
+    }
+    UNROLL
+    for (int q = 0; q < EACH; ++q) tile[warp * STRIP + q * WARP + lane] = sum[q];
+    sync();
+    for (int l = thread(); l < min_(STRIP, dz.cols - col); l += OUTER_THREADS) {
+      real total = tile[l];
+      for (int w = 1; w < WARPS; ++w) total += tile[w * STRIP + l];
+      Epilogue::apply(op, columns, col + l, total);
+    }
+    return;
+  }
   real sum[COLUMNS][EACH] = {};
   band_sums<EACH>(
-      op, op.sources[op.ints[1]], as<int64_t>(op.slots[9]), band, dz, col, tile, list,
+      op, op.sources[op.ints[1]], as<int64_t>(op.slots[11]), band, dz, col, tile, list,
       [&](int i, int column, real x) { return seen(op, library, i, column, x); }, [](int, real) {}, sum);
+  const Matrix& shift = op.slots[7];
   UNROLL
   for (int g = 0; g < COLUMNS; ++g) {
-    const int c = band * BAND + thread() / WARP * COLUMNS + g;
-    if (c >= op.ints[0]) break;
+    const int c = band * BAND + warp * COLUMNS + g;
+    if (c >= columns) break;
     UNROLL
     for (int q = 0; q < EACH; ++q) {
-      const int j = col + q * WARP + thread() % WARP;
+      const int j = col + q * WARP + lane;
       if (j < dz.cols)
-        Epilogue::apply(op, c, j, op.slots[7] ? sum[g][q] - op.slots[7](0, c) * op.slots[8](0, j) : sum[g][q]);
+        Epilogue::apply(op, c, j, !BIAS && shift ? sum[g][q] - shift(0, c) * op.slots[8](0, j) : sum[g][q]);
     }
   }
 }

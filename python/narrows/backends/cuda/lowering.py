@@ -58,7 +58,12 @@ def _written(plan: Plan, m: int, mode: Mode, precision: Precision, blas: bool) -
 def _biases(ops: Sequence[Op]) -> dict[int, int]:
     """For weight gradients the op that sums the same dz over the rows for the bias: it takes one more row of the
     product. What stands between the two touches neither dz nor the bias."""
-    sums_of = {OpCode.WGRAD: OpCode.COLSUM, OpCode.WGRAD_UPDATE: OpCode.COLSUM_UPDATE}
+    sums_of = {
+        OpCode.WGRAD: OpCode.COLSUM,
+        OpCode.WGRAD_UPDATE: OpCode.COLSUM_UPDATE,
+        OpCode.SPARSE_WGRAD: OpCode.COLSUM,
+        OpCode.SPARSE_WGRAD_UPDATE: OpCode.COLSUM_UPDATE,
+    }
     between = {OpCode.COLUMN_DECAY, OpCode.DECAY}
     out = {}
     for i, op in enumerate(ops):
@@ -66,6 +71,8 @@ def _biases(ops: Sequence[Op]) -> dict[int, int]:
             j = next((j for j in range(i + 1, len(ops)) if ops[j].code not in between), i)
             dz, sums = op.slots[_slot(op, "dz")], ops[j]
             plain = sums.code is sums_of[op.code] and sums.slots[_slot(sums, "x")] == dz
+            # Shifted rows need the sums themselves.
+            plain = plain and ("shift" not in p.SIGNATURES[op.code].slots or op.slots[_slot(op, "shift")] < 0)
             if plain and (sums.code is OpCode.COLSUM_UPDATE or not _scaled(sums)):
                 out[i] = j
     return out
@@ -546,12 +553,16 @@ def sparse_dense(w: Writer, o: Operands) -> None:
 
 @lowers(OpCode.SPARSE_WGRAD)
 def sparse_wgrad(w: Writer, o: Operands) -> None:
-    sparse.outer(w, stored(o.dW, o.accumulate), o.dz, o.dW.rows, shift=o.shift, noise=noise(o))
+    sums = getattr(o, "sums", None)
+    bias = None if sums is None else stored(sums.out, sums.accumulate)
+    sparse.outer(w, stored(o.dW, o.accumulate), o.dz, o.dW.rows, bias=bias, shift=o.shift, noise=noise(o))
 
 
 @lowers(OpCode.SPARSE_WGRAD_UPDATE)
 def sparse_wgrad_update(w: Writer, o: Operands) -> None:
-    sparse.outer(w, descent(w, o), o.dz, o.W.rows, shift=o.shift, noise=noise(o))
+    sums, to = getattr(o, "sums", None), descent(w, o)
+    bias = None if sums is None else descent(w, sums)
+    sparse.outer(w, to, o.dz, o.W.rows, bias=bias, shift=o.shift, noise=noise(o))
 
 
 # --- squared error against sparse rows --------------------------------------------------------------------------------

@@ -70,19 +70,26 @@ def parts(w: Writer, W: View, *, turned: bool, source: int, noise: Noise = AS_ST
 
 
 def outer(
-    w: Writer, to: Sink, dz: View, columns: int, *, source: int = 0, shift: View | None = None, noise: Noise = AS_STORED
-) -> None:
-    """The gradient of a weight, or what lies like one, by the rows of a source."""
+    w: Writer, to: Sink, dz: View, columns: int, *, source: int = 0, bias: Sink | None = None,
+    shift: View | None = None, noise: Noise = AS_STORED,
+) -> None:  # fmt: skip
+    """The gradient of a weight by the rows of a source, and the sums of dz for its `bias` if they are not shifted."""
     starts, _ = places(w, source)
-    sums = None
+    sums, (each, strips) = None, lanes_of(dz.cols)
     if shift is not None:
         sums = w.temporary(1, dz.cols)
         w.column_sums("Store", dz, None, (sums,), floats=(1.0,))
-    each, strips = lanes_of(dz.cols)
     floats = *to.floats, *(0.0,) * (6 - len(to.floats)), noise.level, noise.scale
-    slots = dz, noise.library, *to.slots, *(None,) * (5 - len(to.slots)), shift, sums, starts
-    ints = columns, source, 0, to.flag, 0, noise.stream
-    w.launch(f"sparse_outer<{each}, {to.epilogue}>", -(-columns // BAND) * strips, THREADS, slots, ints, floats)
+    last = (shift, sums) if bias is None else bias.slots[:4]  # biases have no rates of columns
+    slots = dz, noise.library, *filled(to.slots, 5), *filled(last, 4), starts
+    rows, flag, epilogue = columns + (bias is not None), bias.flag if bias else 0, to.epilogue
+    kernel = f"sparse_outer<{each}, {f'WithBias<{epilogue}>' if bias else epilogue}>"
+    blocks = (-(-columns // BAND) + (bias is not None)) * strips
+    w.launch(kernel, blocks, THREADS, slots, (rows, source, 0, to.flag, flag, noise.stream), floats)
+
+
+def filled(slots: tuple[View | None, ...], n: int) -> tuple[View | None, ...]:
+    return *slots, *(None,) * (n - len(slots))
 
 
 def weight_gram(w: Writer, W: View, b: View, high: View, low: View) -> None:

@@ -209,7 +209,8 @@ def _sparse() -> Iterator[str]:
     """By outputs of a lane; likelihoods by link, and by whether dispersions are of a cell or of a gene."""
     for each in (1, 2, 4):
         yield f"sparse_parts<{each}>"
-        yield from (f"sparse_outer<{each}, {to}>" for to in ("Store", *_DESCENTS))
+        for to in ("Store", *_DESCENTS):
+            yield from (f"sparse_outer<{each}, {to}>", f"sparse_outer<{each}, WithBias<{to}>>")
         slopes = "GramStore", *(f"GramDescend<{rule}>" for rule in _RULES)
         yield from (f"sparse_mse_slopes<{each}, {to}>" for to in slopes)
     for loss, softmax in product((loss for loss in Loss if loss.of_counts), BOOL):
