@@ -123,7 +123,7 @@ def test_every_kernel_that_the_table_names_is_asked_for_or_tested_alone(librarie
     }
     assert asked <= set(KERNELS)
     # What is behind products of cuBLAS, test_cuda_blas asks for.
-    elsewhere = ("gemm<", "finish", "to_bfloat16", "group<Gemm<", "stack<16>")
+    elsewhere = ("gemm<", "finish", "to_bfloat16", "group<Gemm<", "stack<16>", "conv")
     alone = {kernel for kernel in KERNELS if kernel.startswith(elsewhere)}
     assert set(KERNELS) - asked - alone <= {"not_finite", "activate<Linear>"}
 

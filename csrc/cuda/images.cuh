@@ -1,11 +1,11 @@
 // Convolutions and poolings, as sums over what an element is joined to.
 //
 // Promises: names are those of plan.GEOMETRY, whose numbers are ints 4 to 19; an element (ky, kx) of the kernel joins
-// the narrow pixel y to the wide pixel stride * y + ky - pad. A thread has an element of the result.
+// the narrow pixel y to the wide pixel stride * y + ky - pad. No patch of an image is ever written out.
 
 #pragma once
 
-#include "scalar.h"
+#include "updates.cuh"
 
 struct Axis {
   int size, out, kernel, stride, pad, up;
@@ -31,22 +31,30 @@ struct Geometry {
   }
   // The pixel of x that an element of the kernel joins to one of the output, along an axis; -1 outside.
   DEVICE int joined(const Axis& a, int out, int k) const {
-    if (transposed) {
-      const int far = out + a.pad - k;
-      return far >= 0 && far % a.stride == 0 && far / a.stride < a.size ? far / a.stride : -1;
-    }
+    if (transposed) return quotient(out + a.pad - k, a.stride, a.size);
     const int at = out * a.stride + k - a.pad;
-    return at >= 0 && at < a.size * a.up ? at / a.up : -1;
+    return at >= 0 && at < a.size * a.up ? copied(at, a.up) : -1;
   }
   // The pixel of the output that it joins to copy `copy` of a pixel of x.
   DEVICE int joined_out(const Axis& a, int at, int copy, int k) const {
-    if (transposed) {
-      const int out = at * a.stride + k - a.pad;
-      return out >= 0 && out < a.out ? out : -1;
-    }
-    const int far = at * a.up + copy + a.pad - k;
-    return far >= 0 && far % a.stride == 0 && far / a.stride < a.out ? far / a.stride : -1;
+    if (!transposed) return quotient(at * a.up + copy + a.pad - k, a.stride, a.out);
+    const int out = at * a.stride + k - a.pad;
+    return out >= 0 && out < a.out ? out : -1;
   }
+  // far / stride where that is a whole number below `end`, else -1. Strides of one and two need no division.
+  DEVICE static int quotient(int far, int stride, int end) {
+    if (far < 0) return -1;
+    int at = far;
+    if (stride == 2) {
+      if (far & 1) return -1;
+      at = far >> 1;
+    } else if (stride != 1) {
+      at = far / stride;
+      if (at * stride != far) return -1;
+    }
+    return at < end ? at : -1;
+  }
+  DEVICE static int copied(int at, int up) { return up == 1 ? at : up == 2 ? at >> 1 : at / up; }
 };
 
 // Where a column of a row of images lies: row and column of the pixel, and channel.
@@ -59,76 +67,238 @@ struct Pixel {
   }
 };
 
-// CONVOLVE: x, W, b, out, pre
-template <class Act>
-KERNEL convolve(const Op op) {
-  const Matrix &x = op.slots[0], &W = op.slots[1], &b = op.slots[2], &out = op.slots[3], &pre = op.slots[4];
+// --- convolutions as products ----------------------------------------------------------------------------------------
+// Rows of the product are pixels of all images, its columns filters (channels on the way back), its depth what a pixel
+// is joined to. A thread has a pixel and EACH columns, so what it reads of an image serves as many multiply-adds; a
+// block's weights go through shared memory. The sum of an element is one chain, in an order that the shapes alone
+// decide.
+
+constexpr int CONV_THREADS = 128, CONV_DEPTH = 128;
+
+// What a block of a convolution has, of `pixels` to an image and `columns`.
+template <int EACH>
+struct Patch {
+  static_assert(CONV_THREADS <= CONV_DEPTH, "sums find room where the weights were");
+  int first, i, pixel;  // column, row of the batch, pixel of the image
+  bool alive;
+  real sum[EACH] = {};
+
+  DEVICE Patch(const Op& op, int pixels, int columns) {
+    const int strips = (columns + EACH - 1) / EACH, at = block() / strips * CONV_THREADS + thread();
+    first = block() % strips * EACH;
+    i = at / pixels;
+    pixel = at - i * pixels;
+    alive = i < op.m;
+  }
+  // The weights from depth k on, weight(k, column).
+  template <class Shared, class Fn>
+  DEVICE int load(Shared& weights, int k, int depth, int columns, const Fn& weight) const {
+    const int n = depth - k < CONV_DEPTH ? depth - k : CONV_DEPTH;
+    sync();
+    for (int l = thread(); l < n * EACH; l += CONV_THREADS) {
+      const int column = first + l % EACH;
+      weights[l] = column < columns ? weight(k + l / EACH, column) : real(0);
+    }
+    sync();
+    return n;
+  }
+  // Adds n products, of the columns of row i of x from j on, `step` apart, with the weights from k on.
+  template <class Shared>
+  DEVICE void add(const Matrix& x, int j, int step, Shared& weights, int k, int n) {
+    UNROLL_BY_8
+    for (int l = 0; l < n; ++l) {
+      const real value = x(i, j + l * step);
+      UNROLL
+      for (int e = 0; e < EACH; ++e) sum[e] += value * weights[(k + l) * EACH + e];
+    }
+  }
+  // Leaves the sums in shared memory, each where `kept` finds it.
+  template <class Shared>
+  DEVICE void keep(Shared& shared) const {
+    sync();
+    UNROLL
+    for (int e = 0; e < EACH; ++e) shared[e * CONV_THREADS + thread()] = sum[e];
+  }
+  template <class Shared>
+  DEVICE static real kept(Shared& shared, int e) {
+    return shared[e * CONV_THREADS + thread()];
+  }
+};
+
+// CONVOLVE: x, W, b, out, pre; ints[0]: activation
+template <int EACH, class Shared>
+struct Convolved {
+  const Op& op;
+  const Geometry& g;
+  const Patch<EACH>& patch;
+  const int row, col;
+  Shared& sums;
+
+  template <class Act>
+  DEVICE void as() const {
+    const Matrix &b = op.slots[2], &out = op.slots[3], &pre = op.slots[4];
+    for (int e = 0; e < EACH && patch.first + e < g.filters; ++e) {
+      const int f = patch.first + e, j = g.at_out(row, col, f);
+      real z = patch.kept(sums, e);
+      if (b) z += b(0, f);
+      if (pre) pre(patch.i, j) = z;
+      out(patch.i, j) = Act::value(z);
+    }
+  }
+};
+
+template <int EACH>
+KERNEL_OF(CONV_THREADS, 4)
+convolve(const Op op) {
+  SHARED(real, weights, CONV_DEPTH * EACH);
+  const Matrix &x = op.slots[0], &W = op.slots[1];
   const Geometry g(op.ints + 4);
-  each(out.rows, out.cols, [&](int i, int j) {
-    const Pixel p(j, g.y.out, g.x.out, g.filters, g.out_last);
-    real z = 0;
-    for (int ky = 0; ky < g.y.kernel; ++ky) {
-      const int row = g.joined(g.y, p.row, ky);
-      for (int kx = 0; row >= 0 && kx < g.x.kernel; ++kx) {
-        const int col = g.joined(g.x, p.col, kx);
-        for (int c = 0; col >= 0 && c < g.channels; ++c)
-          z += x(i, g.at_x(row, col, c)) * W((ky * g.x.kernel + kx) * g.channels + c, p.channel);
+  Patch<EACH> patch(op, g.y.out * g.x.out, g.filters);
+  const int row = patch.pixel / g.x.out, col = patch.pixel % g.x.out;
+  const int depth = g.y.kernel * g.x.kernel * g.channels, step = g.x_last ? 1 : g.y.size * g.x.size;
+  int ky = 0, kx = 0, c = 0;
+  for (int k = 0; k < depth; k += CONV_DEPTH) {
+    const int n = patch.load(weights, k, depth, g.filters, [&](int at, int f) { return W(at, f); });
+    for (int l = 0; l < n;) {
+      // As many channels as are left of a pixel, or of the slice.
+      const int run = g.channels - c < n - l ? g.channels - c : n - l;
+      const int from_row = g.joined(g.y, row, ky), from_col = g.joined(g.x, col, kx);
+      if (patch.alive && from_row >= 0 && from_col >= 0)
+        patch.add(x, g.at_x(from_row, from_col, c), step, weights, l, run);
+      l += run, c += run;
+      if (c == g.channels) {
+        c = 0;
+        if (++kx == g.x.kernel) kx = 0, ++ky;
       }
     }
-    if (b) z += b(0, p.channel);
-    if (pre) pre(i, j) = z;
-    out(i, j) = Act::value(z);
-  });
+  }
+  patch.keep(weights);
+  if (patch.alive) with_activation(op.ints[0], Convolved<EACH, decltype(weights)>{op, g, patch, row, col, weights});
 }
 
-// CONV_DGRAD: dz, W, saved, out; floats: scale
-template <class Act>
-KERNEL conv_dgrad(const Op op) {
-  const Matrix &dz = op.slots[0], &W = op.slots[1], &saved = op.slots[2], &out = op.slots[3];
+// CONV_DGRAD: dz, W, saved, out; floats: scale; ints[0]: activation
+template <int EACH, class Shared>
+struct Descended {
+  const Op& op;
+  const Geometry& g;
+  const Patch<EACH>& patch;
+  const int row, col;
+  Shared& sums;
+
+  template <class Act>
+  DEVICE void as() const {
+    for (int e = 0; e < EACH && patch.first + e < g.channels; ++e) {
+      const int j = g.at_x(row, col, patch.first + e);
+      op.slots[3](patch.i, j) = patch.kept(sums, e) * Act::slope(op.slots[2](patch.i, j) * real(op.floats[0]));
+    }
+  }
+};
+
+template <int EACH>
+KERNEL_OF(CONV_THREADS, 4)
+conv_dgrad(const Op op) {
+  SHARED(real, weights, CONV_DEPTH * EACH);
+  const Matrix &dz = op.slots[0], &W = op.slots[1];
   const Geometry g(op.ints + 4);
-  each(out.rows, out.cols, [&](int i, int j) {
-    const Pixel p(j, g.y.size, g.x.size, g.channels, g.x_last);
-    real d = 0;
-    for (int ky = 0; ky < g.y.kernel * g.y.up; ++ky) {
-      const int row = g.joined_out(g.y, p.row, ky % g.y.up, ky / g.y.up);
-      for (int kx = 0; row >= 0 && kx < g.x.kernel * g.x.up; ++kx) {
-        const int col = g.joined_out(g.x, p.col, kx % g.x.up, kx / g.x.up);
-        const int weight = (ky / g.y.up * g.x.kernel + kx / g.x.up) * g.channels + p.channel;
-        for (int f = 0; col >= 0 && f < g.filters; ++f) d += dz(i, g.at_out(row, col, f)) * W(weight, f);
+  Patch<EACH> patch(op, g.y.size * g.x.size, g.channels);
+  const int row = patch.pixel / g.x.size, col = patch.pixel % g.x.size;
+  const int depth = g.y.kernel * g.x.kernel * g.filters, step = g.out_last ? 1 : g.y.out * g.x.out;
+  int ky = 0, kx = 0, f = 0;
+  for (int k = 0; k < depth; k += CONV_DEPTH) {
+    const int n = patch.load(weights, k, depth, g.channels,
+                             [&](int at, int c) { return W(at / g.filters * g.channels + c, at % g.filters); });
+    for (int l = 0; l < n;) {
+      const int run = g.filters - f < n - l ? g.filters - f : n - l;
+      // An upsampled pixel has copies.
+      for (int copy = 0; copy < g.y.up * g.x.up; ++copy) {
+        const int to_row = g.joined_out(g.y, row, copy / g.x.up, ky);
+        const int to_col = g.joined_out(g.x, col, copy % g.x.up, kx);
+        if (patch.alive && to_row >= 0 && to_col >= 0)
+          patch.add(dz, g.at_out(to_row, to_col, f), step, weights, l, run);
+      }
+      l += run, f += run;
+      if (f == g.filters) {
+        f = 0;
+        if (++kx == g.x.kernel) kx = 0, ++ky;
       }
     }
-    out(i, j) = d * Act::slope(saved(i, j) * real(op.floats[0]));
-  });
+  }
+  patch.keep(weights);
+  if (patch.alive) with_activation(op.ints[0], Descended<EACH, decltype(weights)>{op, g, patch, row, col, weights});
+}
+
+// Each lane has the sum over the warp of the element of its number: lanes HALF apart exchange half of what they have.
+template <int HALF>
+DEVICE real scattered_sum(real (&values)[WARP]) {
+  const bool upper = thread() & HALF;
+  UNROLL
+  for (int a = 0; a < HALF; ++a) {
+    const real mine = upper ? values[a + HALF] : values[a], others = upper ? values[a] : values[a + HALF];
+    values[a] = mine + shuffle_xor(others, HALF);
+  }
+  if constexpr (HALF > 1)
+    return scattered_sum<HALF / 2>(values);
+  else
+    return values[0];
 }
 
 // CONV_WGRAD: x, dz, partial; ints: bias, accumulate, elements from one row of the weight to the next in `partial`. A
-// warp has an element of a grain's partial sums, and its lanes share the rows and pixels.
-KERNEL conv_wgrad(const Op op) {
-  const Matrix &x = op.slots[0], &dz = op.slots[1], &partial = op.slots[2];
-  const Geometry g(op.ints + 4);
-  const int weights = g.y.kernel * g.x.kernel * g.channels, elements = (weights + op.ints[0]) * g.filters;
-  const int at = block() * (threads() / WARP) + thread() / WARP, lane = thread() % WARP;
-  const int grain = at / elements, element = at % elements, weight = element / g.filters, f = element % g.filters;
-  const int c = weight % g.channels, kx = weight / g.channels % g.x.kernel, ky = weight / g.channels / g.x.kernel;
-  real sum = 0;
-  if (grain < partial.rows) {
+// block has WEIGHTS rows of the weight by FILTERS of it, in one grain; its threads share rows and pixels. The row
+// behind the weight's is the bias's.
+template <int WEIGHTS, int FILTERS>
+struct ConvWgrad {
+  static constexpr int THREADS = CONV_THREADS, BLOCKS = 4;
+  static_assert(WEIGHTS * FILTERS == WARP, "a lane has an element in the end");
+
+  DEVICE static void run(const Op& op, int b) {
+    SHARED(real, of_warp, CONV_THREADS);
+    const Matrix &x = op.slots[0], &dz = op.slots[1], &partial = op.slots[2];
+    const Geometry g(op.ints + 4);
+    const int weights = g.y.kernel * g.x.kernel * g.channels, rows = weights + op.ints[0];
+    const int across = (g.filters + FILTERS - 1) / FILTERS, down = (rows + WEIGHTS - 1) / WEIGHTS;
+    const int grain = b / (across * down), weight = b / across % down * WEIGHTS, filter = b % across * FILTERS;
+    const int c = weight % g.channels, tap = weight / g.channels;
     const int first = int(int64_t(op.m) * grain / partial.rows), end = int(int64_t(op.m) * (grain + 1) / partial.rows);
     const int pixels = g.y.out * g.x.out;
-    for (int l = lane; l < (end - first) * pixels; l += WARP) {
-      const int i = first + l / pixels, row = l % pixels / g.x.out, col = l % pixels % g.x.out;
-      const real d = dz(i, g.at_out(row, col, f));
-      if (weight == weights) {
-        sum += d;
-        continue;
+    real sum[WARP] = {};
+    int i = first + thread() / pixels, pixel = thread() % pixels;
+    while (i < end) {
+      const int row = pixel / g.x.out, col = pixel % g.x.out;
+      real d[FILTERS];
+      UNROLL
+      for (int e = 0; e < FILTERS; ++e) d[e] = filter + e < g.filters ? dz(i, g.at_out(row, col, filter + e)) : real(0);
+      int ky = tap / g.x.kernel, kx = tap % g.x.kernel, channel = c;
+      int from_row = g.joined(g.y, row, ky), from_col = g.joined(g.x, col, kx);
+      UNROLL
+      for (int a = 0; a < WEIGHTS; ++a) {
+        if (a % 8 == 0) in_turn();
+        real value = real(weight + a == weights);
+        if (weight + a < weights && from_row >= 0 && from_col >= 0) value = x(i, g.at_x(from_row, from_col, channel));
+        UNROLL
+        for (int e = 0; e < FILTERS; ++e) sum[a * FILTERS + e] += value * d[e];
+        if (++channel < g.channels) continue;
+        channel = 0;
+        if (++kx == g.x.kernel) kx = 0, from_row = g.joined(g.y, row, ++ky);
+        from_col = g.joined(g.x, col, kx);
       }
-      const int from_row = g.joined(g.y, row, ky), from_col = g.joined(g.x, col, kx);
-      if (from_row >= 0 && from_col >= 0) sum += x(i, g.at_x(from_row, from_col, c)) * d;
+      pixel += CONV_THREADS;
+      while (pixel >= pixels) pixel -= pixels, ++i;
     }
+    const int lane = thread() % WARP, w = weight + lane / FILTERS, f = filter + lane % FILTERS;
+    of_warp[thread()] = scattered_sum<WARP / 2>(sum);
+    sync();
+    if (thread() >= WARP || w >= rows || f >= g.filters) return;
+    real total = of_warp[lane];
+    UNROLL
+    for (int l = 1; l < CONV_THREADS / WARP; ++l) total += of_warp[l * WARP + lane];
+    real& to = partial(grain, w * op.ints[2] + f);
+    to = op.ints[1] && w < weights ? to + total : total;
   }
-  sum = warp_sum(sum);
-  if (lane || grain >= partial.rows) return;
-  real& to = partial(grain, weight * op.ints[2] + f);
-  to = op.ints[1] && weight < weights ? to + sum : sum;
+};
+template <int WEIGHTS, int FILTERS>
+KERNEL_OF(CONV_THREADS, 4)
+conv_wgrad(const Op op) {
+  ConvWgrad<WEIGHTS, FILTERS>::run(op, block());
 }
 
 // --- pooling ---------------------------------------------------------------------------------------------------------

@@ -109,3 +109,30 @@ constexpr int CELL_ROWS = NARROWS_CELL_ROWS, LANES = NARROWS_LANES, GRAIN = NARR
 // clang-format off
 #include "../counts.h"
 // clang-format on
+
+// Calls fn.as<A>(), A being the activation with a number of plan.Activation.
+template <class Fn>
+DEVICE void with_activation(int number, const Fn& fn) {
+  switch (number) {
+    case 1:
+      return fn.template as<Relu>();
+    case 2:
+      return fn.template as<LeakyRelu>();
+    case 3:
+      return fn.template as<Elu>();
+    case 4:
+      return fn.template as<Gelu>();
+    case 5:
+      return fn.template as<Silu>();
+    case 6:
+      return fn.template as<Sigmoid>();
+    case 7:
+      return fn.template as<Tanh>();
+    case 8:
+      return fn.template as<Softplus>();
+    case 9:
+      return fn.template as<Exp>();
+    default:
+      return fn.template as<Linear>();
+  }
+}

@@ -44,6 +44,8 @@ DEVICE int unknown(int number) {
   asm volatile("" : "+r"(number));
   return number;
 }
+// What is read behind it is not read before it, into registers that are wanted for other things.
+DEVICE void in_turn() { asm volatile("" ::: "memory"); }
 template <class T>
 DEVICE T shuffle_xor(T value, int mask) {
   return __shfl_xor_sync(0xffffffffu, value, mask);

@@ -40,33 +40,6 @@ struct Stack {
 
 static_assert(sizeof(Stack) == NARROWS_STACK_SIZE, "STACK_DTYPE has another layout");
 
-// Calls fn.as<A>(), A being the activation with a number of plan.Activation.
-template <class Fn>
-DEVICE void with_activation(int number, const Fn& fn) {
-  switch (number) {
-    case 1:
-      return fn.template as<Relu>();
-    case 2:
-      return fn.template as<LeakyRelu>();
-    case 3:
-      return fn.template as<Elu>();
-    case 4:
-      return fn.template as<Gelu>();
-    case 5:
-      return fn.template as<Silu>();
-    case 6:
-      return fn.template as<Sigmoid>();
-    case 7:
-      return fn.template as<Tanh>();
-    case 8:
-      return fn.template as<Softplus>();
-    case 9:
-      return fn.template as<Exp>();
-    default:
-      return fn.template as<Linear>();
-  }
-}
-
 // A slice of a stage's weight: on its way in registers, then element (k + d, j) of the product in shared[d * PITCH +
 // j].
 struct Slice {

@@ -201,6 +201,7 @@ struct Shared {
 inline int thread() { return simt::Machine::get().thread; }
 inline int threads() { return simt::Machine::get().threads; }
 inline int block() { return simt::Machine::get().block; }
+inline void in_turn() {}
 inline int unknown(int number) { return number; }
 
 inline void sync() {

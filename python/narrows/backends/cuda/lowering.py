@@ -15,10 +15,13 @@ from ... import plan as p
 from ...plan import Activation, Corruption, Loss, Mode, Op, OpCode, Plan, Precision, Units, padded
 from .. import BATCH, SHIFT
 from . import sparse
-from .launches import BIAS_ROWS, BLAS, EXTENDED, ROWS, TURNED, Area, Launch, View, Writer, whole_warps
-from .table import BOOL, FUNCTORS, RULES, loss_name
+from .launches import BIAS_ROWS, BLAS, EXTENDED, MULTIPROCESSORS, ROWS, TURNED, Area, Launch, View, Writer, whole_warps
+from .table import BOOL, CONV_COLUMNS, CONV_TILES, FUNCTORS, RULES, loss_name
 
 __all__ = ["LOWER", "launches", "working_sizes"]
+
+CONV_THREADS, CONV_OVERHEAD = 128, 3
+"""Threads of a block of a convolution, and what a step of its sum costs besides its columns."""
 
 LOWER: dict[OpCode, Callable[[Writer, Any], None]] = {}
 """For each op, what writes its launches."""
@@ -501,22 +504,38 @@ def geometry(o: Operands, names: tuple[str, ...], *before: int) -> tuple[int, ..
     return (*before, *(0,) * (4 - len(before)), *(getattr(o, name) for name in names))
 
 
+def columns_of(w: Writer, pixels: int, columns: int) -> tuple[int, int]:
+    """Columns that a thread of a convolution has, of which its bits know nothing, and blocks: as a multiprocessor takes
+    the fewest steps, four blocks at a time, a step costing its columns and `CONV_OVERHEAD`."""
+
+    def blocks(each: int) -> int:
+        return -(-w.m * pixels // CONV_THREADS) * -(-columns // each)
+
+    each = min(CONV_COLUMNS, key=lambda n: -(-blocks(n) // (4 * MULTIPROCESSORS)) * (n + CONV_OVERHEAD))
+    return each, blocks(each)
+
+
 @lowers(OpCode.CONVOLVE)
 def convolve(w: Writer, o: Operands) -> None:
-    w.each(f"convolve<{act(o)}>", o.out, (o.x, o.W, o.b, o.out, o.pre), ints=geometry(o, p.GEOMETRY))
+    each, blocks = columns_of(w, o.out_h * o.out_w, o.filters)
+    slots = o.x, o.W, o.b, o.out, o.pre
+    w.launch(f"convolve<{each}>", blocks, CONV_THREADS, slots, geometry(o, p.GEOMETRY, o.activation))
 
 
 @lowers(OpCode.CONV_DGRAD)
 def conv_dgrad(w: Writer, o: Operands) -> None:
-    slots = o.dz, o.W, o.saved, o.out
-    w.each(f"conv_dgrad<{act(o)}>", o.out, slots, ints=geometry(o, p.GEOMETRY), floats=(o.scale,))
+    each, blocks = columns_of(w, o.h * o.w, o.c)
+    slots, ints = (o.dz, o.W, o.saved, o.out), geometry(o, p.GEOMETRY, o.activation)
+    w.launch(f"conv_dgrad<{each}>", blocks, CONV_THREADS, slots, ints, (o.scale,))
 
 
 @lowers(OpCode.CONV_WGRAD)
 def conv_wgrad(w: Writer, o: Operands) -> None:
-    elements = (o.ky * o.kx * o.c + o.bias) * o.filters * o.partial.rows
+    weights, filters = CONV_TILES[0 if o.filters > 3 else 1]
+    tiles = -(-(o.ky * o.kx * o.c + o.bias) // weights) * -(-o.filters // filters)
     ints = geometry(o, p.GEOMETRY, o.bias, o.accumulate, padded(o.filters))
-    w.by_warp("conv_wgrad", elements, (o.x, o.dz, o.partial), ints=ints)
+    kernel = f"conv_wgrad<{weights}, {filters}>"
+    w.launch(kernel, tiles * o.partial.rows, CONV_THREADS, (o.x, o.dz, o.partial), ints)
 
 
 @lowers(OpCode.MAXPOOL)

@@ -40,7 +40,13 @@ __all__ = ["Where", "operands", "schedule"]
 BEGIN, GATHER, DENSE, LOSS, DGRAD = range(5)
 LOADS, WEIGHT_TURNED, ROUNDS = 1, 2, 4
 """Kinds and flags of a stage, as in csrc/cuda/stack.cuh."""
-BODIES = {"gemm": "Gemm", "colsum": "ColSum", "grain_sum": "GrainSum", "penalties": "Penalties"}
+BODIES = {
+    "gemm": "Gemm",
+    "colsum": "ColSum",
+    "grain_sum": "GrainSum",
+    "penalties": "Penalties",
+    "conv_wgrad": "ConvWgrad",
+}
 """What `group` calls the kernels that it can have members of."""
 ENDS = {"reduce": 1, "end_step": 2}
 """Kinds of members that end a step."""

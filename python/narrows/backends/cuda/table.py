@@ -97,6 +97,11 @@ STACK_DTYPE = np.dtype(
 )  # fmt: skip
 """``Stack`` of csrc/cuda/stack.cuh: launches for narrow layers as stages of one."""
 
+CONV_COLUMNS = (16, 8, 4, 1)
+"""Filters (channels on the way back) that a thread of a convolution can have."""
+CONV_TILES = ((4, 8), (32, 1))
+"""Rows and columns of a weight that a block of its gradient can have."""
+
 
 class Tile(NamedTuple):
     """What a block makes of a product (``Tile`` of csrc/cuda/gemm.cuh)."""
@@ -181,7 +186,7 @@ def loss_name(loss: Loss) -> str:
 
 def _instances() -> Iterator[str]:
     plain = (
-        "activate_softmax", "begin_step", "colsum_grains", "column_decay", "condition", "contrast", "conv_wgrad",
+        "activate_softmax", "begin_step", "colsum_grains", "column_decay", "condition", "contrast",
         "copy", "corrupt_gaussian", "corrupt_masking", "corrupt_salt_and_pepper", "cotangent", "decay", "draw_binary",
         "draw_normal", "dropout", "end_step", "fill", "gather", "jacobian_norm", "jacobian_seed", "jacobian_slopes",
         "latent_kl", "log_normalize", "loss_multinomial", "maxpool_pick", "not_finite", "penalties", "probe_signs",
@@ -190,10 +195,12 @@ def _instances() -> Iterator[str]:
     )  # fmt: skip
     yield from plain
     for kernel in (
-        "activate", "activity_l1", "contractive_columns", "contractive_rows", "conv_dgrad", "convolve", "curves",
+        "activate", "activity_l1", "contractive_columns", "contractive_rows", "curves",
         "gaussian", "kl_sparsity", "maxpool_dgrad", "slopes", "sparse_dense", "sparse_mse",
     ):  # fmt: skip
         yield from (f"{kernel}<{act}>" for act in _ACTS)
+    yield from (f"{kernel}<{columns}>" for kernel in ("convolve", "conv_dgrad") for columns in CONV_COLUMNS)
+    yield from (f"conv_wgrad<{weights}, {filters}>" for weights, filters in CONV_TILES)
     yield from (f"loss<Linked<{loss_name(loss)}, {act}>>" for loss in (Loss.MSE, Loss.HUBER) for act in _ACTS)
     yield "loss<Logistic>"
     yield from (f"loss_softmax<{loss_name(loss)}>" for loss in (Loss.MSE, Loss.HUBER, Loss.BCE))
@@ -224,6 +231,7 @@ def _several() -> Iterator[str]:
     yield "begin_gather"
     yield from (f"stack<{rows}>" for rows in STACK_ROWS)
     yield from (f"group<{body}>" for body in ("Nothing", "Penalties"))
+    yield from (f"group<ConvWgrad<{weights}, {filters}>>" for weights, filters in CONV_TILES)
     for to in ("Store", *_DESCENTS):
         yield from (f"group<{body}<{to}>>" for body in ("ColSum", "GrainSum"))
         for tile in TILES:
