@@ -156,7 +156,7 @@ class HostDevice:
         self.blas = blas and blas(self.allocate)
         self.n_graphs = 0
 
-    def allocate(self, size: int) -> int:
+    def allocate(self, size: int, what: str = "") -> int:
         memory = np.full(size + self.guard + ALIGNMENT, GARBAGE, np.uint8)
         address = -(-memory.ctypes.data // ALIGNMENT) * ALIGNMENT
         self.memory[address] = memory[address - memory.ctypes.data :][: size + self.guard], memory, size

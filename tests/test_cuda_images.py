@@ -82,7 +82,7 @@ def test_bits_do_not_depend_on_what_a_thread_has(libraries: Any, case: Case) -> 
 def test_the_work_of_a_thread_follows_from_the_shapes() -> None:
     """Many pixels: many columns each, so that an image is read seldom; few: one each, on many multiprocessors."""
     plan = Case("one", images((8, 8, 1), conv(16), conv(1), latent=1)).plan
-    few, many = Writer(plan, 1, Mode.TRAIN), Writer(plan, 4096, Mode.TRAIN)
+    few, many = (Writer(plan, rows, Mode.TRAIN, Precision.FLOAT32) for rows in (1, 4096))
     assert lowering.columns_of(few, 64, 16) == (1, 16)
     assert lowering.columns_of(many, 28 * 28, 16)[0] == 16
     assert lowering.columns_of(many, 28 * 28, 1)[0] == 1
