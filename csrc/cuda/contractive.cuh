@@ -1,9 +1,55 @@
-// What JACOBIAN needs besides matrix products: chains of derivatives have `ints[0]` rows, one for each latent, for a
-// row of the batch.
+// The contractive penalty: of one layer in closed form, and of several what JACOBIAN needs besides matrix products.
 
 #pragma once
 
-#include "scalar.h"
+#include "updates.cuh"
+
+// --- one layer -------------------------------------------------------------------------------------------------------
+
+// Columns of a block: few, so that the rows of a layer have many threads.
+constexpr int CONTRACTED = NARROWS_CONTRACTED;
+
+// The sums over rows of CONTRACTIVE: saved, noisy, W, weight, colrate, norms, sums; ints[0]: accumulate. Of two blocks
+// with the same columns one has the squared norms of those of W, the other the weighted squares of slopes.
+template <class Act>
+KERNEL contractive_columns(const Op op) {
+  const Matrix &saved = op.slots[0], &noisy = op.slots[1], &W = op.slots[2], &colrate = op.slots[4];
+  const int first = block() / 2 * CONTRACTED;
+  if (block() % 2 == 0)
+    column_sums<CONTRACTED>(
+        0, W.rows, first, W.cols, [&](int i, int j) { return W(i, j) * W(i, j); },
+        [&](int j, real sum) { op.slots[5](0, j) = sum; });
+  else
+    column_sums<CONTRACTED>(
+        0, saved.rows, first, W.cols,
+        [&](int i, int j) {
+          real slope = Act::slope(saved(i, j));
+          if (noisy) slope -= Act::slope(noisy(i, j));
+          return real(op.floats[0]) * row_share(op, op.slots[3], i) * slope * slope;
+        },
+        [&](int j, real sum) {
+          op.slots[6](0, j) = sum;
+          colrate(0, j) = (op.ints[0] ? colrate(0, j) : real(0)) + real(2) * sum;
+        });
+}
+
+// The rest: dz, saved, weight, norms, noisy, dnoisy, sums, penalty. The threads of the first row leave the penalties.
+template <class Act>
+KERNEL contractive_rows(const Op op) {
+  const Matrix &dz = op.slots[0], &saved = op.slots[1], &norms = op.slots[3], &noisy = op.slots[4];
+  each(dz.rows, dz.cols, [&](int i, int j) {
+    if (i == 0) op.slots[7](0, j) = norms(0, j) * op.slots[6](0, j);
+    const real share = real(op.floats[0]) * row_share(op, op.slots[2], i);
+    real slope = Act::slope(saved(i, j));
+    if (noisy) slope -= Act::slope(noisy(i, j));
+    const real by_slope = real(2) * share * norms(0, j) * slope, by_pre = by_slope * Act::curve(saved(i, j));
+    dz(i, j) = op.ints[0] ? dz(i, j) + by_pre : by_pre;
+    if (noisy) op.slots[5](i, j) = -by_slope * Act::curve(noisy(i, j));
+  });
+}
+
+// --- several ---------------------------------------------------------------------------------------------------------
+// Chains of derivatives have `ints[0]` rows, one for each latent, for a row of the batch.
 
 // The derivatives of the latents by their pre-activations: slopes, out; ints[1]: first column of the last slopes
 KERNEL jacobian_seed(const Op op) {

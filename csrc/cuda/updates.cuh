@@ -107,19 +107,21 @@ KERNEL penalties(const Op op) { Penalties::run(op, block()); }
 
 // --- sums over rows --------------------------------------------------------------------------------------------------
 
-// A block has 32 columns and its share of the rows, a warp a part of that. Calls done(j, sum) once for each column. For
-// one call in each place: every place has its own instance, with shared memory of its own.
-template <class Value, class Done>
+// A block has COLS columns and its share of the rows, of which every COLS threads take a part. Calls done(j, sum) once
+// for each column. For one call in each place: every place has its own instance, with shared memory of its own.
+template <int COLS = WARP, class Value, class Done>
 DEVICE void column_sums(int first_row, int end_row, int first_col, int cols, const Value& value, const Done& done) {
   SHARED(real, part, 32 * WARP);
-  const int j = first_col + thread() % WARP, w = thread() / WARP, warps = threads() / WARP;
+  const int j = first_col + thread() % COLS, w = thread() / COLS, ways = threads() / COLS;
   real sum = 0;
-  if (j < cols)
-    for (int i = first_row + w; i < end_row; i += warps) sum += value(i, j);
+  if (j < cols) {
+    UNROLL_BY_8
+    for (int i = first_row + w; i < end_row; i += ways) sum += value(i, j);
+  }
   part[thread()] = sum;
   sync();
   if (w == 0 && j < cols) {
-    for (int k = 1; k < warps; ++k) sum += part[k * WARP + thread()];
+    for (int k = 1; k < ways; ++k) sum += part[k * COLS + thread()];
     done(j, sum);
   }
 }
@@ -169,27 +171,6 @@ struct GrainSum : Whole {
 template <class Finish>
 KERNEL grain_sum(const Op op) {
   GrainSum<Finish>::run(op, block());
-}
-
-// The first half of CONTRACTIVE: saved, noisy, W, weight, colrate, penalty, norms; ints[0]: accumulate
-template <class Act>
-KERNEL contractive_columns(const Op op) {
-  const Matrix &saved = op.slots[0], &noisy = op.slots[1], &W = op.slots[2], &colrate = op.slots[4];
-  const int first = block() * WARP;
-  column_sums(
-      0, W.rows, first, W.cols, [&](int i, int j) { return W(i, j) * W(i, j); },
-      [&](int j, real sum) { op.slots[6](0, j) = sum; });
-  column_sums(
-      0, saved.rows, first, W.cols,
-      [&](int i, int j) {
-        real slope = Act::slope(saved(i, j));
-        if (noisy) slope -= Act::slope(noisy(i, j));
-        return real(op.floats[0]) * row_share(op, op.slots[3], i) * slope * slope;
-      },
-      [&](int j, real sum) {
-        op.slots[5](0, j) = op.slots[6](0, j) * sum;
-        colrate(0, j) = (op.ints[0] ? colrate(0, j) : real(0)) + real(2) * sum;
-      });
 }
 
 // --- what a step reports ---------------------------------------------------------------------------------------------

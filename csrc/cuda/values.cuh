@@ -116,17 +116,3 @@ KERNEL kl_sparsity(const Op op) {
     dz(i, j) += strength * row_share(op, op.slots[2], i) * (slope * Act::slope(saved(i, j)));
   });
 }
-
-// The second half of CONTRACTIVE: dz, saved, weight, norms of the columns of W, noisy, dnoisy
-template <class Act>
-KERNEL contractive_rows(const Op op) {
-  const Matrix &dz = op.slots[0], &saved = op.slots[1], &norms = op.slots[3], &noisy = op.slots[4];
-  each(dz.rows, dz.cols, [&](int i, int j) {
-    const real share = real(op.floats[0]) * row_share(op, op.slots[2], i);
-    real slope = Act::slope(saved(i, j));
-    if (noisy) slope -= Act::slope(noisy(i, j));
-    const real by_slope = real(2) * share * norms(0, j) * slope, by_pre = by_slope * Act::curve(saved(i, j));
-    dz(i, j) = op.ints[0] ? dz(i, j) + by_pre : by_pre;
-    if (noisy) op.slots[5](i, j) = -by_slope * Act::curve(noisy(i, j));
-  });
-}

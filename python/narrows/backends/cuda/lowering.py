@@ -15,8 +15,21 @@ from ... import plan as p
 from ...plan import Activation, Corruption, Loss, Mode, Op, OpCode, Plan, Precision, Units, padded
 from .. import BATCH, SHIFT
 from . import sparse
-from .launches import BIAS_ROWS, BLAS, EXTENDED, MULTIPROCESSORS, ROWS, TURNED, Area, Launch, View, Writer, whole_warps
-from .table import BOOL, CONV_COLUMNS, CONV_TILES, FUNCTORS, RULES, loss_name
+from .launches import (
+    BIAS_ROWS,
+    BLAS,
+    EXTENDED,
+    MULTIPROCESSORS,
+    ROWS,
+    THREADS,
+    TURNED,
+    Area,
+    Launch,
+    View,
+    Writer,
+    whole_warps,
+)
+from .table import BOOL, CONTRACTED, CONV_COLUMNS, CONV_TILES, FUNCTORS, RULES, loss_name
 
 __all__ = ["LOWER", "launches", "working_sizes"]
 
@@ -242,11 +255,11 @@ def penalties(w: Writer, W: View, penalty: View | None, l2: float, l1: float) ->
 
 @lowers(OpCode.CONTRACTIVE)
 def contractive(w: Writer, o: Operands) -> None:
-    norms = w.temporary(1, o.W.cols)
-    slots = o.saved, o.noisy, o.W, o.weight, o.colrate, o.penalty, norms
-    kernel = f"contractive_columns<{act(o)}>"
-    w.launch(kernel, -(-o.W.cols // 32), 256, slots, (o.accumulate_colrate,), (o.strength,))
-    by_row = o.dz, o.saved, o.weight, norms, o.noisy, o.dnoisy
+    norms, sums = w.temporary(1, o.W.cols), w.temporary(1, o.W.cols)
+    slots = o.saved, o.noisy, o.W, o.weight, o.colrate, norms, sums
+    blocks = 2 * -(-o.W.cols // CONTRACTED)
+    w.launch(f"contractive_columns<{act(o)}>", blocks, THREADS, slots, (o.accumulate_colrate,), (o.strength,))
+    by_row = o.dz, o.saved, o.weight, norms, o.noisy, o.dnoisy, sums, o.penalty
     w.each(f"contractive_rows<{act(o)}>", o.dz, by_row, ints=(o.accumulate_dz,), floats=(o.strength,))
 
 

@@ -7,7 +7,7 @@ Never: looks at the number of rows to decide on more than how many of them a blo
 
 A *stack* is a run of launches whose rows need no other rows, on layers up to `STACK_WIDTH` wide: a block has some rows
 from the first launch to the last (csrc/cuda/stack.cuh). A *group* is launches of one kernel that have nothing to do
-with each other, each with its own blocks (`group` of csrc/cuda/updates.cuh).
+with each other, each with its own blocks (`group` of csrc/cuda/steps.cuh).
 """
 
 from __future__ import annotations

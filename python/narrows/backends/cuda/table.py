@@ -99,6 +99,8 @@ STACK_DTYPE = np.dtype(
 
 CONV_COLUMNS = (16, 8, 4, 1)
 """Filters (channels on the way back) that a thread of a convolution can have."""
+CONTRACTED = 8
+"""Columns of a layer that a block of its contractive penalty has."""
 CONV_TILES = ((4, 8), (32, 1))
 """Rows and columns of a weight that a block of its gradient can have."""
 
@@ -148,7 +150,7 @@ def constants() -> dict[str, float | str]:
     }  # fmt: skip
     most = {
         "MAX_MEMBERS": MAX_MEMBERS, "MAX_STAGES": MAX_STAGES, "STACK_WIDTH": STACK_WIDTH,
-        "STACK_THREADS": STACK_THREADS,
+        "STACK_THREADS": STACK_THREADS, "CONTRACTED": CONTRACTED,
     }  # fmt: skip
     tiles = TILES | {f"{name}_DOUBLE": tile for name, tile in DOUBLE_TILES.items()}
     return (
