@@ -300,6 +300,16 @@ def check_layer_layouts(cupy: Any, csr: Any) -> None:
         if size[0]:
             db = functional.dense_backward(up(dA), up(X), up(W), found, "relu").db
             np.testing.assert_allclose(db.get(), (dA * (found.get() > 0)).sum(axis=0), rtol=1e-4, atol=1e-5)
+    # Tiles of every size, of which those of float64 are others
+    for size in ((70, 300, 20), (130, 90, 200), (9, 260, 300)):
+        for dtype, relative in ((np.float32, 1e-4), (np.float64, 1e-12)):
+            big, W64, _, d64 = operands(dtype, *size)
+            np.testing.assert_allclose(
+                functional.dense(up(big), up(W64)).get(), big @ W64, rtol=relative, atol=relative
+            )
+            grads = functional.dense_backward(up(d64), up(big), up(W64), up(d64))
+            for one, other in zip(grads, (d64 @ W64.T, big.T @ d64, d64.sum(axis=0)), strict=True):
+                np.testing.assert_allclose(one.get(), other, rtol=relative, atol=relative)
     # Mixed types, and integers
     assert functional.dense(up(X.astype(np.int32)), up(W)).dtype == np.float32
     assert functional.dense(up(X), up(W.astype(np.float64))).dtype == np.float64

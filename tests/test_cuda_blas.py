@@ -19,7 +19,7 @@ import pytest
 
 from cases import CASES, MODEL_CASES, Case, network
 from cuda_device import HERE, HostDevice, check_agreement, compiler, program_on
-from narrows import Autoencoder
+from narrows import Autoencoder, functional
 from narrows.backends import compile_plan, cuda
 from narrows.backends.cuda import blas as module
 from narrows.backends.cuda import device as device_module
@@ -295,6 +295,39 @@ def test_products_are_called_while_a_graph_is_captured(
     program.gradient(np.arange(8))
     assert calls
     assert all(calls)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_layers_of_arrays_of_the_gpu_call_it_on_the_current_stream(
+    libraries: Any, library: Any, eager: None, monkeypatch: pytest.MonkeyPatch, dtype: Any
+) -> None:
+    """Turned or not; without a graph."""
+    monkeypatch.setattr(device_module, "load", lambda driver: library)
+    library.fake_memory(None, ctypes.c_size_t(-1))
+    fake = FakeCupy(libraries).install(monkeypatch)
+    streams, products = [], []
+    made, product = Blas.__init__, Blas.product
+
+    def make(self: Blas, library: Any, stream: int, allocate: Any) -> None:
+        streams.append(stream)
+        made(self, library, stream, allocate)
+
+    monkeypatch.setattr(Blas, "__init__", make)
+    monkeypatch.setattr(Blas, "product", lambda self, o: (products.append(o), product(self, o)))
+    rng = np.random.default_rng(0)
+    X, W, b, dA = (rng.normal(size=size).astype(dtype) for size in ((9, 7), (7, 5), (5,), (9, 5)))
+    stream = fake.cuda.Stream()
+    with stream:
+        for w in (fake.asarray(W), fake.asarray(np.ascontiguousarray(W.T)).T):
+            A = functional.dense(fake.asarray(X), w, fake.asarray(b), "tanh")
+            np.testing.assert_allclose(A.get(), np.tanh(X @ W + b), rtol=1e-5, atol=1e-5)
+            grads = functional.dense_backward(fake.asarray(dA), fake.asarray(X), w, A, "tanh")
+            expected = functional.dense_backward(dA, X, W, A.get(), "tanh")
+            for one, other in zip(grads, expected, strict=True):
+                np.testing.assert_allclose(one.get(), other, rtol=1e-4, atol=1e-5)
+    assert streams == [stream.ptr]
+    assert len(products) == 2 * 3
+    assert fake.capturing is None
 
 
 @pytest.mark.parametrize("missing", ["library", "handle"])

@@ -160,13 +160,8 @@ class CupyDevice:
     @cached_property
     def blas(self) -> Any:
         """cuBLAS on our stream; None, and a warning once, if there is none."""
-        try:
-            with self._device:
-                driver = int(self._cupy.cuda.runtime.driverGetVersion())
-                return Blas(load(driver // 1000), self._stream.ptr, self.allocate)
-        except (OSError, RuntimeError) as error:
-            _warn_once(f"wide layers take longer than they need to, without cuBLAS: {error}")
-            return None
+        with self._device:
+            return blas_on(self._cupy, self._stream.ptr, self.allocate)
 
     def contiguous(self, array: Any, dtype: np.dtype[Any]) -> Any:
         self.address(array)
@@ -208,6 +203,15 @@ class CupyDevice:
 @cache
 def _warn_once(line: str) -> None:
     log.warning(line)
+
+
+def blas_on(cupy: Any, stream: int, allocate: Callable[[int], int]) -> Blas | None:
+    """cuBLAS on a stream of the current device; None, and a warning once, if there is none."""
+    try:
+        return Blas(load(int(cupy.cuda.runtime.driverGetVersion()) // 1000), stream, allocate)
+    except (OSError, RuntimeError) as error:
+        _warn_once(f"wide layers take longer than they need to, without cuBLAS: {error}")
+        return None
 
 
 @cache

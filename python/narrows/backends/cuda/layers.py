@@ -19,8 +19,8 @@ from ..._extras import require
 from ...plan import Activation, Loss, Mode, OpCode, Precision
 from .. import sparse_rows
 from .data import N_SOURCES, check_csr, laid_out
-from .device import calls_of, launch
-from .launches import Area, Launch, View, Writer
+from .device import blas_on, calls_of, launch
+from .launches import Area, Launch, View, Writer, by_blas
 from .lowering import LOWER
 from .program import planned
 from .schedule import Where
@@ -52,6 +52,8 @@ class Layer(NamedTuple):
     W: Shape
     of: tuple[Shape | None, ...]
     """Of `dense_layer`: b, out, Z; of `dense_backward_layer`: dA, saved, dX, dW, db."""
+    blas: bool
+    """Whether large products are cuBLAS's."""
 
 
 class Written(NamedTuple):
@@ -81,8 +83,9 @@ def dense_layer(X: Any, W: Any, b: Any, activation: int, out: Any, Z: Any, n_thr
         int(X.shape[1]),
         _shape(w),
         tuple(_shape(places[i]) for i in (Operand.B, Operand.OUT, Operand.Z)),
+        (blas := _blas((*X.shape, W.shape[1]), out.dtype)) is not None,
     )
-    _run(_forward(layer), places, X if sparse else None, out)
+    _run(_forward(layer), places, X if sparse else None, out, blas)
 
 
 @lru_cache(maxsize=256)
@@ -120,9 +123,10 @@ def dense_backward_layer(
         Operand.DB: _row(db),
     }
     of = (Operand.DA, Operand.SAVED, Operand.DX, Operand.DW, Operand.DB)
-    shapes = tuple(_shape(places[i]) for i in of)
-    layer = Layer(Precision.of(dA.dtype), Activation(activation), _shape(x), int(X.shape[1]), _shape(w), shapes)
-    _run(_backward(layer), places, X if sparse else None, dA)
+    shapes, blas = tuple(_shape(places[i]) for i in of), _blas((*X.shape, W.shape[1]), dA.dtype)
+    of_x = _shape(x), int(X.shape[1])
+    layer = Layer(Precision.of(dA.dtype), Activation(activation), *of_x, _shape(w), shapes, blas is not None)
+    _run(_backward(layer), places, X if sparse else None, dA, blas)
 
 
 @lru_cache(maxsize=256)
@@ -162,7 +166,7 @@ def _lower(w: Writer, code: OpCode, **operands: Any) -> None:
 def _written(layer: Layer, m: int, write: Callable[[Writer], None]) -> Written:
     # There is no plan to look operands up in: they are views already. Sparse rows ask one for their width.
     plan: Any = SimpleNamespace(spec=SimpleNamespace(n_features=layer.columns, loss=Loss.MSE))
-    w = Writer(plan, m, Mode.GRADIENT, layer.precision)
+    w = Writer(plan, m, Mode.GRADIENT, layer.precision, blas=layer.blas)
     write(w)
     return Written(tuple(w.launches), {Area.TEMPORARY: w.most_used, Area.KEPT: w.most_kept})
 
@@ -267,13 +271,32 @@ def _view(at: int, shape: Shape | None) -> Any:
 # --- runs -------------------------------------------------------------------------------------------------------------
 
 
-def _run(written: Written, places: dict[int, Any], X: Any, like: Any) -> None:
+def _blas(size: tuple[int, int, int], dtype: np.dtype[Any]) -> Any:
+    """cuBLAS on the current stream, if a product of this size, in whichever order, is one for it."""
+    if not by_blas(size, Precision.of(dtype)):
+        return None
+    cupy = _cupy()
+    return _blas_on(cupy, current(), int(cupy.cuda.get_current_stream().ptr))[0]
+
+
+@lru_cache(maxsize=4)
+def _blas_on(cupy: Any, device: int, stream: int) -> tuple[Any, list[Any]]:
+    """It, and the memory that it works in."""
+    kept: list[Any] = []
+
+    def allocate(size: int) -> int:
+        kept.append(cupy.cuda.alloc(size))
+        return int(kept[-1].ptr)
+
+    return blas_on(cupy, stream, allocate), kept
+
+
+def _run(written: Written, places: dict[int, Any], X: Any, like: Any, blas: Any) -> None:
     """Launch on the current stream; X are the sparse rows that launches look up, if they do."""
     launches, sizes = written
     if not launches or not len(like):
         return
     cupy, dtype = _cupy(), like.dtype
-    precision = Precision.of(dtype)
     # Freed when this returns, and handed out again on this stream alone.
     working: dict[int, Any] = {area: cupy.empty(max(size, 1), dtype) for area, size in sizes.items()}
     bases = {at: int(array.data.ptr) for at, array in (places | working).items() if array is not None}
@@ -283,7 +306,7 @@ def _run(written: Written, places: dict[int, Any], X: Any, like: Any) -> None:
         return bases[view.area] + view.offset * int(dtype.itemsize)
 
     calls = [planned(one, Where(address, step, sources, len(like), True)) for one in launches]
-    launch(calls_of(cupy, calls, precision))
+    launch(calls_of(cupy, calls, Precision.of(dtype), blas and blas.product))
     del working, kept
 
 
