@@ -26,6 +26,7 @@ from narrows.plan import (
     Loss,
     NetworkSpec,
     Plan,
+    Precision,
     Solver,
 )
 from narrows.shifted import Shifted
@@ -34,6 +35,8 @@ Array = NDArray[Any]
 
 EDGES = (1, 5, 6, 7, 15, 16, 17, 31, 33, 47, 48, 49, 63, 64, 65)
 """Sizes on both sides of vector, register-tile and panel borders."""
+
+CPU_PRECISIONS = tuple(precision for precision in Precision if precision is not Precision.TF32)
 
 
 class Data(NamedTuple):

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
-from cases import Case, boltzmann, network
+from cases import CPU_PRECISIONS, Case, boltzmann, network
 from guards import LAYOUTS, OUTPUTS, POISON, VECTORS, Array, Guarded
 from narrows import _core, functional
 from narrows.backends import BATCH, Hyper
@@ -192,7 +192,7 @@ SEED, STEP = 2**63 + 5, 3
 
 
 def program_cases() -> Iterator[tuple[int, int, int, Precision]]:
-    yield from itertools.product(FEATURES, HIDDEN, BATCHES, Precision)
+    yield from itertools.product(FEATURES, HIDDEN, BATCHES, CPU_PRECISIONS)
 
 
 def random_spec(rng: np.random.Generator, k: int, n: int, m: int) -> NetworkSpec:
@@ -291,7 +291,7 @@ def run_program(rng: np.random.Generator, k: int, n: int, m: int, precision: Pre
 
 
 def image_cases() -> Iterator[tuple[int, int, int, Precision]]:
-    yield from itertools.product((1, 2, 3, 6, 8), (1, 7, 8, 15, 16, 17, 33, 66), (1, 5, 6, 13, 24), Precision)
+    yield from itertools.product((1, 2, 3, 6, 8), (1, 7, 8, 15, 16, 17, 33, 66), (1, 5, 6, 13, 24), CPU_PRECISIONS)
 
 
 def random_images(rng: np.random.Generator, height: int, width: int) -> NetworkSpec:

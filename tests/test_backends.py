@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from cases import (
     BATCH_CASES,
     CASES,
+    CPU_PRECISIONS,
     GRAM_CASES,
     MODEL_CASES,
     OP_CASES,
@@ -660,7 +661,7 @@ def test_cpp_bits_of_a_layer_larger_than_an_image_of_it(cpp: str, dtype: Any) ->
         assert bits(case, dtype=dtype, simulate_threads=n) == expected, f"{n} simulated threads"
 
 
-@pytest.mark.parametrize("precision", Precision, ids=str)
+@pytest.mark.parametrize("precision", CPU_PRECISIONS, ids=str)
 def test_cpp_cuts_are_tuned_without_a_bit(cpp: str, precision: Precision) -> None:
     from narrows.backends import cpp as module
 

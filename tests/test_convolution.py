@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy.signal import correlate
 
 import narrows
-from cases import Case, conv, convolutional, images
+from cases import CPU_PRECISIONS, Case, conv, convolutional, images
 from estimator_cases import BACKEND, SMALL, same_rows
 from narrows import ConvAutoencoder
 from narrows.backends import Hyper, compile_plan
@@ -168,7 +168,7 @@ def test_probes_estimate_the_squared_jacobian(backend: str, name: str) -> None:
     assert abs(drawn.mean() - exact) <= 5 * error
 
 
-@pytest.mark.parametrize("dtype", Precision, ids=str)
+@pytest.mark.parametrize("dtype", CPU_PRECISIONS, ids=str)
 @pytest.mark.parametrize("name", ["pool", "stride", "all", "contractive", "contractive-pool"])
 def test_bits_for_any_simulated_team(cpp: str, name: str, dtype: Precision) -> None:
     from test_backends import bits as computed
