@@ -80,6 +80,23 @@ def check_all_that_fit_takes(cupy: Any, csr: Any) -> None:
     np.testing.assert_allclose(there.feature_errors(up(X), up(y)).get(), here.feature_errors(X, y), rtol=1e-6)
 
 
+def check_training_curves(cupy: Any, csr: Any) -> None:
+    """Losses of ten epochs, of the data and of what is held out, within 0.1 % of the float64 reference's."""
+    X = low_rank()
+    counts = np.random.default_rng(0).poisson(np.exp(np.abs(X))).astype(np.float32)
+    for estimator, data in (
+        (small(max_iter=10, early_stopping=True), X),
+        (small(max_iter=10, loss="bce", corruption="masking", corruption_level=0.2), 1 / (1 + np.exp(-X))),
+        (VariationalAutoencoder(3, hidden_layer_sizes=8, batch_size=64, max_iter=10, random_state=0), X),
+        (CountAutoencoder(3, hidden_layer_sizes=8, batch_size=64, max_iter=10, random_state=0), counts),
+    ):
+        found, exact = (clone(estimator).set_params(backend=name).fit(data) for name in ("cuda", "reference"))
+        assert found.history_.keys() == exact.history_.keys()
+        for name in {"loss", "val_loss"} & exact.history_.keys():
+            assert len(found.history_[name]) == 10
+            np.testing.assert_allclose(found.history_[name], exact.history_[name], rtol=1e-3, err_msg=str(estimator))
+
+
 def check_partial_fit(cupy: Any, csr: Any) -> None:
     X, up = low_rank().astype(np.float64), cupy.asarray
     labels = np.arange(len(X)) % 3
@@ -412,6 +429,7 @@ def check_layer_objects(cupy: Any, csr: Any) -> None:
 
 
 CHECKS = [
+    check_training_curves,
     check_all_that_fit_takes,
     check_partial_fit,
     check_layouts,
