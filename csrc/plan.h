@@ -10,22 +10,11 @@
 #include <string>
 #include <vector>
 
+#include "activations.h"
+
 namespace narrows {
 
 using index_t = int64_t;
-
-// X(NAME, functor)
-#define NARROWS_ACTIVATIONS(X) \
-  X(LINEAR, Linear)            \
-  X(RELU, Relu)                \
-  X(LEAKY_RELU, LeakyRelu)     \
-  X(ELU, Elu)                  \
-  X(GELU, Gelu)                \
-  X(SILU, Silu)                \
-  X(SIGMOID, Sigmoid)          \
-  X(TANH, Tanh)                \
-  X(SOFTPLUS, Softplus)        \
-  X(EXP, Exp)
 
 // SOFTMAX couples the elements of a row, so it is an output link and not an elementwise functor.
 enum Activation : int {

@@ -5,6 +5,7 @@
 
 #pragma once
 
+#include "../activations.h"
 #include "op.h"
 
 template <class V>
@@ -110,29 +111,20 @@ constexpr int CELL_ROWS = NARROWS_CELL_ROWS, LANES = NARROWS_LANES, GRAIN = NARR
 #include "../counts.h"
 // clang-format on
 
+enum ActivationNumber : int {
+#define X(name, functor) ACT_##name,
+  NARROWS_ACTIVATIONS(X)
+#undef X
+};
+
 // Calls fn.as<A>(), A being the activation with a number of plan.Activation.
 template <class Fn>
 DEVICE void with_activation(int number, const Fn& fn) {
   switch (number) {
-    case 1:
-      return fn.template as<Relu>();
-    case 2:
-      return fn.template as<LeakyRelu>();
-    case 3:
-      return fn.template as<Elu>();
-    case 4:
-      return fn.template as<Gelu>();
-    case 5:
-      return fn.template as<Silu>();
-    case 6:
-      return fn.template as<Sigmoid>();
-    case 7:
-      return fn.template as<Tanh>();
-    case 8:
-      return fn.template as<Softplus>();
-    case 9:
-      return fn.template as<Exp>();
-    default:
-      return fn.template as<Linear>();
+#define X(name, functor) \
+  case ACT_##name:       \
+    return fn.template as<functor>();
+    NARROWS_ACTIVATIONS(X)
+#undef X
   }
 }

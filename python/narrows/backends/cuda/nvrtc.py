@@ -35,7 +35,8 @@ def source() -> str:
 def digest() -> str:
     """Of all that kernels are made of: caches of compiled code look at the one file that includes the others."""
     folder = source_folder()
-    files = sorted([*(folder / "cuda").iterdir(), *(folder / name for name in ("counts.h", "functors.h", "philox.h"))])
+    shared = ("activations.h", "counts.h", "functors.h", "philox.h")
+    files = sorted([*(folder / "cuda").iterdir(), *(folder / name for name in shared)])
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
 
 

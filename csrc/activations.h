@@ -1,0 +1,18 @@
+// The elementwise activations, in the order of their numbers in python/narrows/plan.py.
+//
+// Promises: the one list of them in C++; nothing but a macro, so CUDA's compiler takes it, too.
+
+#pragma once
+
+// X(NAME, functor)
+#define NARROWS_ACTIVATIONS(X) \
+  X(LINEAR, Linear)            \
+  X(RELU, Relu)                \
+  X(LEAKY_RELU, LeakyRelu)     \
+  X(ELU, Elu)                  \
+  X(GELU, Gelu)                \
+  X(SILU, Silu)                \
+  X(SIGMOID, Sigmoid)          \
+  X(TANH, Tanh)                \
+  X(SOFTPLUS, Softplus)        \
+  X(EXP, Exp)
