@@ -21,6 +21,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pytest
 from numpy.lib.stride_tricks import as_strided
 
 from cases import Case
@@ -35,6 +36,11 @@ HERE = Path(__file__).parent / "cuda_host"
 INDEX = {kernel: i for i, kernel in enumerate(KERNELS)}
 PLANNED = np.dtype([("kernel", "i4"), ("blocks", "i4"), ("threads", "i4"), ("unused", "i4"), ("operands", "u8")])
 GARBAGE = 0xFF
+
+
+def thinned(cases: Sequence[Any], step: int) -> list[Any]:
+    """Cases of a test, of which every `step`-th is run at each commit, and the others are nightly."""
+    return [case if i % step == 0 else pytest.param(case, marks=pytest.mark.slow) for i, case in enumerate(cases)]
 
 
 def compiler() -> str:

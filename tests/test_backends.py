@@ -53,7 +53,7 @@ inference = (Mode.ENCODE, Mode.RECONSTRUCT, Mode.SCORE)
 
 def program_of(backend: str, case: Case, dtype: Any = np.float32, **bound: Any) -> Any:
     program = compile_plan(case.plan, backend, precision=dtype, n_threads=2)
-    assert type(program).__module__ == f"narrows.backends.{backend}", "another backend ran"
+    assert type(program).__module__.split(".")[2] == backend, "another backend ran"
     program.load(case.state(dtype))
     data = case.data(dtype)
     program.bind(bound.get("X", data.X), bound.get("target", data.target), data.weight, data.batch)
@@ -634,7 +634,7 @@ def test_cpp_bits_do_not_depend_on_threads(cpp: str, case: Case) -> None:
         assert bits(case, simulate_threads=n) == expected, f"{n} simulated threads"
 
 
-@pytest.mark.parametrize("dtype", Precision, ids=str)
+@pytest.mark.parametrize("dtype", CPU_PRECISIONS, ids=str)
 def test_cpp_bits_for_any_simulated_team(cpp: str, dtype: Any) -> None:
     # The input gradient of a layer of 150 is computed in either of two ways, by the rows of a thread.
     spec = network(
@@ -652,7 +652,7 @@ def test_cpp_bits_for_any_simulated_team(cpp: str, dtype: Any) -> None:
         assert bits(case, dtype=dtype, simulate_threads=n) == expected, f"{n} simulated threads"
 
 
-@pytest.mark.parametrize("dtype", Precision, ids=str)
+@pytest.mark.parametrize("dtype", CPU_PRECISIONS, ids=str)
 def test_cpp_bits_of_a_layer_larger_than_an_image_of_it(cpp: str, dtype: Any) -> None:
     """An input gradient that is turned where one thread has the rows, and is not where five share them."""
     case = Case("wide", network((900, 300, 17, 300, 900), Activation.GELU), batch=70, rows=150)

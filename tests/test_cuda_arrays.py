@@ -15,6 +15,7 @@ import scipy.sparse as sp
 
 import cuda_arrays
 from cuda_arrays import CHECKS, ESTIMATORS, elementwise, ids, same, small
+from cuda_device import thinned
 from estimator_cases import low_rank
 from fake_cupy import Csr, FakeCupy
 from narrows import functional
@@ -31,7 +32,7 @@ def cupy(libraries: Any, monkeypatch: pytest.MonkeyPatch) -> FakeCupy:
 
 
 @pytest.mark.parametrize("kind", ["dense", "csr"])
-@pytest.mark.parametrize("estimator", ESTIMATORS, ids=ids)
+@pytest.mark.parametrize("estimator", thinned(ESTIMATORS, 3), ids=ids)
 def test_estimators_take_and_return_arrays_of_the_gpu(cupy: Any, estimator: Any, kind: str) -> None:
     cuda_arrays.check_estimator(cupy, Csr, estimator, kind)
 

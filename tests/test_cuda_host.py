@@ -27,7 +27,7 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from cases import CASES, GRAM_CASES, MODEL_CASES, SHAPE_CASES, SPARSE_CASES, Case, network
-from cuda_device import HostDevice, LaunchError, build, check_agreement, program_on
+from cuda_device import HostDevice, LaunchError, build, check_agreement, program_on, thinned
 from narrows import backends, philox
 from narrows.backends import AUTO, Hyper, cuda, host_backend, resolve
 from narrows.backends.cuda import data as data_module
@@ -102,7 +102,7 @@ def test_sparsity_behind_any_activation(libraries: Any, case: Case) -> None:
 
 
 @dtypes
-@pytest.mark.parametrize("case", HOST_CASES, ids=str)
+@pytest.mark.parametrize("case", thinned(HOST_CASES, 2), ids=str)
 def test_programs_agree_with_the_reference(libraries: Any, case: Case, dtype: Any) -> None:
     case = away_from_kinks(case)
     program = program_of(libraries, case, dtype)
@@ -139,7 +139,7 @@ def bits(libraries: Any, case: Case, *, reverse: bool = False) -> list[bytes]:
     return [np.ascontiguousarray(part).tobytes() for part in parts]
 
 
-@pytest.mark.parametrize("case", HOST_CASES[::2], ids=str)
+@pytest.mark.parametrize("case", thinned(HOST_CASES[1::2], 2), ids=str)
 def test_bits_do_not_depend_on_the_order_of_threads(libraries: Any, case: Case) -> None:
     assert bits(libraries, case) == bits(libraries, case, reverse=True)
 
@@ -238,7 +238,7 @@ class Bench:
         self.device.graph([Planned(kernel, blocks, threads, operands)], Precision.FLOAT64)()
 
 
-@pytest.mark.parametrize("kernel", PRODUCTS)
+@pytest.mark.parametrize("kernel", thinned(PRODUCTS, 3))
 @pytest.mark.parametrize("size", [(1, 1, 1), (65, 33, 40), (70, 129, 17), (9, 17, 300)], ids=str)
 def test_products_of_any_size(libraries: Any, kernel: str, size: tuple[int, int, int]) -> None:
     name, left, right, epilogue = kernel[len("gemm<") : -1].split(", ", 3)
@@ -383,7 +383,7 @@ def elementwise(libraries: Any, kernel: str, given: Array) -> Array:
 # --- lowering ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("case", HOST_CASES[::3], ids=str)
+@pytest.mark.parametrize("case", thinned(HOST_CASES[::3], 2), ids=str)
 def test_operands_lie_inside_their_areas_and_temporaries_apart(case: Case) -> None:
     arena = Arena(case.plan, Precision.FLOAT32)
     for mode in Mode:

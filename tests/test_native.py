@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cases import GRAM_CASES, SHIFTED_CASES, SPARSE_CASES, Case, network
+from cases import CPU_PRECISIONS, GRAM_CASES, SHIFTED_CASES, SPARSE_CASES, Case, network
 from narrows.backends import BATCH, SHIFT, Hyper, probe
 from narrows.backends.reference import ReferenceProgram
 from narrows.images import Convolution
@@ -387,7 +387,7 @@ def test_a_slot_without_room_for_a_batch_is_refused(width: int) -> None:
 
 
 @every_plan
-@pytest.mark.parametrize("dtype", Precision, ids=str)
+@pytest.mark.parametrize("dtype", CPU_PRECISIONS, ids=str)
 def test_no_stray_write(dtype: Precision, make: Callable[[], Plan]) -> None:
     """Every element of the arena that belongs to no slot still holds its poison after training and inference."""
     plan = make()
