@@ -27,7 +27,7 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from cases import CASES, GRAM_CASES, MODEL_CASES, SHAPE_CASES, SPARSE_CASES, Case, network
-from cuda_device import HostDevice, LaunchError, build, check_agreement, program_on, thinned
+from cuda_device import HostDevice, LaunchError, build, check_agreement, compiler, program_on, thinned
 from narrows import backends, philox
 from narrows.backends import AUTO, Hyper, cuda, host_backend, resolve
 from narrows.backends.cuda import data as data_module
@@ -774,10 +774,21 @@ def test_auto_takes_the_gpu_first(monkeypatch: pytest.MonkeyPatch) -> None:
     assert host_backend.__wrapped__() in AUTO[1:]
 
 
+def build_driver(folder: Path, answer: int) -> str:
+    """A library with the driver's first function."""
+    source, library = folder / f"driver{answer}.c", folder / f"driver{answer}.so"
+    source.write_text(f"int cuInit(unsigned flags) {{ (void)flags; return {answer}; }}\n")
+    subprocess.run([compiler(), "-shared", "-fPIC", "-x", "c", str(source), "-o", str(library)], check=True)
+    return str(library)
+
+
 def test_looking_for_a_gpu_imports_nothing_and_takes_no_time(tmp_path: Path) -> None:
-    assert not cuda.has_gpu(str(tmp_path))
+    assert not cuda.has_gpu(str(tmp_path), "no such driver")
+    for answer in (100, 0):  # no device; success
+        library = build_driver(tmp_path, answer)
+        assert cuda.has_gpu(str(tmp_path / "none"), library) == (answer == 0)
     (tmp_path / "nvidiactl").touch()
-    assert cuda.has_gpu(str(tmp_path))
+    assert cuda.has_gpu(str(tmp_path), "no such driver")
     if cuda.has_gpu():
         pytest.skip("this machine has a GPU")
     code = """
