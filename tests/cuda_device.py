@@ -26,7 +26,8 @@ from numpy.lib.stride_tricks import as_strided
 
 from cases import Case
 from narrows.backends import Hyper
-from narrows.backends.cuda.program import ALIGNMENT, CudaProgram, Device, Planned
+from narrows.backends.cuda.data import ALIGNMENT
+from narrows.backends.cuda.program import CudaProgram, Device, Planned
 from narrows.backends.cuda.table import KERNELS, PRECISION_FLAGS, constants
 from narrows.plan import FROM_CODES, Mode, Precision
 from oracle import SEED, STEP

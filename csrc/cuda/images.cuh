@@ -112,6 +112,27 @@ struct Patch {
       for (int e = 0; e < EACH; ++e) sum[e] += value * weights[(k + l) * EACH + e];
     }
   }
+  // Calls visit(ky, kx, c, l, n) for the depth in its order, of which each element of the kernel has `inner`: n of them
+  // from c on, whose weights are the n from l on of those that are there.
+  template <class Shared, class Weight, class Visit>
+  DEVICE void walk(Shared& weights, const Geometry& g, int inner, int columns, const Weight& weight,
+                   const Visit& visit) const {
+    const int depth = g.y.kernel * g.x.kernel * inner;
+    int ky = 0, kx = 0, c = 0;
+    for (int k = 0; k < depth; k += CONV_DEPTH) {
+      const int n = load(weights, k, depth, columns, weight);
+      for (int l = 0; l < n;) {
+        // As many as are left of an element, or of what is there.
+        const int run = inner - c < n - l ? inner - c : n - l;
+        visit(ky, kx, c, l, run);
+        l += run, c += run;
+        if (c == inner) {
+          c = 0;
+          if (++kx == g.x.kernel) kx = 0, ++ky;
+        }
+      }
+    }
+  }
   // Leaves the sums in shared memory, each where `kept` finds it.
   template <class Shared>
   DEVICE void keep(Shared& shared) const {
@@ -155,23 +176,14 @@ convolve(const Op op) {
   const Geometry g(op.ints + 4);
   Patch<EACH> patch(op, g.y.out * g.x.out, g.filters);
   const int row = patch.pixel / g.x.out, col = patch.pixel % g.x.out;
-  const int depth = g.y.kernel * g.x.kernel * g.channels, step = g.x_last ? 1 : g.y.size * g.x.size;
-  int ky = 0, kx = 0, c = 0;
-  for (int k = 0; k < depth; k += CONV_DEPTH) {
-    const int n = patch.load(weights, k, depth, g.filters, [&](int at, int f) { return W(at, f); });
-    for (int l = 0; l < n;) {
-      // As many channels as are left of a pixel, or of the slice.
-      const int run = g.channels - c < n - l ? g.channels - c : n - l;
-      const int from_row = g.joined(g.y, row, ky), from_col = g.joined(g.x, col, kx);
-      if (patch.alive && from_row >= 0 && from_col >= 0)
-        patch.add(x, g.at_x(from_row, from_col, c), step, weights, l, run);
-      l += run, c += run;
-      if (c == g.channels) {
-        c = 0;
-        if (++kx == g.x.kernel) kx = 0, ++ky;
-      }
-    }
-  }
+  const int step = g.x_last ? 1 : g.y.size * g.x.size;
+  patch.walk(
+      weights, g, g.channels, g.filters, [&](int at, int f) { return W(at, f); },
+      [&](int ky, int kx, int c, int l, int run) {
+        const int from_row = g.joined(g.y, row, ky), from_col = g.joined(g.x, col, kx);
+        if (patch.alive && from_row >= 0 && from_col >= 0)
+          patch.add(x, g.at_x(from_row, from_col, c), step, weights, l, run);
+      });
   patch.keep(weights);
   if (patch.alive) with_activation(op.ints[0], Convolved<EACH, decltype(weights)>{op, g, patch, row, col, weights});
 }
@@ -202,27 +214,19 @@ conv_dgrad(const Op op) {
   const Geometry g(op.ints + 4);
   Patch<EACH> patch(op, g.y.size * g.x.size, g.channels);
   const int row = patch.pixel / g.x.size, col = patch.pixel % g.x.size;
-  const int depth = g.y.kernel * g.x.kernel * g.filters, step = g.out_last ? 1 : g.y.out * g.x.out;
-  int ky = 0, kx = 0, f = 0;
-  for (int k = 0; k < depth; k += CONV_DEPTH) {
-    const int n = patch.load(weights, k, depth, g.channels,
-                             [&](int at, int c) { return W(at / g.filters * g.channels + c, at % g.filters); });
-    for (int l = 0; l < n;) {
-      const int run = g.filters - f < n - l ? g.filters - f : n - l;
-      // An upsampled pixel has copies.
-      for (int copy = 0; copy < g.y.up * g.x.up; ++copy) {
-        const int to_row = g.joined_out(g.y, row, copy / g.x.up, ky);
-        const int to_col = g.joined_out(g.x, col, copy % g.x.up, kx);
-        if (patch.alive && to_row >= 0 && to_col >= 0)
-          patch.add(dz, g.at_out(to_row, to_col, f), step, weights, l, run);
-      }
-      l += run, f += run;
-      if (f == g.filters) {
-        f = 0;
-        if (++kx == g.x.kernel) kx = 0, ++ky;
-      }
-    }
-  }
+  const int step = g.out_last ? 1 : g.y.out * g.x.out;
+  patch.walk(
+      weights, g, g.filters, g.channels,
+      [&](int at, int c) { return W(at / g.filters * g.channels + c, at % g.filters); },
+      [&](int ky, int kx, int f, int l, int run) {
+        // An upsampled pixel has copies.
+        for (int copy = 0; copy < g.y.up * g.x.up; ++copy) {
+          const int to_row = g.joined_out(g.y, row, copy / g.x.up, ky);
+          const int to_col = g.joined_out(g.x, col, copy % g.x.up, kx);
+          if (patch.alive && to_row >= 0 && to_col >= 0)
+            patch.add(dz, g.at_out(to_row, to_col, f), step, weights, l, run);
+        }
+      });
   patch.keep(weights);
   if (patch.alive) with_activation(op.ints[0], Descended<EACH, decltype(weights)>{op, g, patch, row, col, weights});
 }

@@ -38,6 +38,7 @@ RESIDENT_SHARE = 0.8
 STAGED_BYTES = 64 * 2**20
 """Aim for what a chunk of steps brings along from the host: two such lie on either side."""
 ALIGNMENT = 256
+"""Bytes, of which addresses of a device's memory are multiples."""
 
 log = logging.getLogger("narrows")
 

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from ...arrays import on_gpu
 from ...plan import FROM_CODES, LEARN, Mode, OpCode, Plan, Precision, Slot
 from .. import BATCH, SHIFT, Hyper, State
-from .data import CHUNK, LATENT, N_SOURCES, TARGET, WEIGHT, Data, X, data_on, wanted
+from .data import ALIGNMENT, CHUNK, LATENT, N_SOURCES, TARGET, WEIGHT, Data, X, data_on, wanted
 from .launches import Area, Launch, View
 from .lowering import launches, wants_blas, working_sizes
 from .schedule import Where, operands, schedule
@@ -31,7 +31,6 @@ __all__ = ["Arena", "CudaProgram", "Device", "Mark", "Planned", "planned"]
 
 Array = NDArray[Any]
 
-ALIGNMENT = 256
 GRAPH_STEPS = 8
 """Steps of training in a graph, where as many of the same size come one after the other: a launch of a graph takes the
 host longer than the device takes for a step of a small network."""
@@ -266,30 +265,18 @@ class CudaProgram:
     def finite(self) -> bool:
         regions = [area for _, area in self._regions()]
         if self._finite is None:
-            self._finite = self.device.graph(
-                [
-                    self._planned(
-                        Launch(
-                            "not_finite",
-                            FINITE_BLOCKS,
-                            FINITE_THREADS,
-                            (
-                                View(area, 0, 1, self.plan.parameter_size, self.plan.parameter_size),
-                                self.arena.control("finite", 3, FINITE_BLOCKS),
-                            ),
-                            (i,),
-                        ),
-                        Mode.TRAIN,
-                        1,
-                    )
-                    for i, area in enumerate(regions)
-                ],
-                self.precision,
-            )
+            looks = [self._not_finite(i, area) for i, area in enumerate(regions)]
+            self._finite = self.device.graph(looks, self.precision)
         self._finite()
         found = np.empty((3, FINITE_BLOCKS), self.dtype)
         self.device.download(self._at("finite"), found)
         return not found[: len(regions)].any()
+
+    def _not_finite(self, i: int, area: Area) -> Planned:
+        """What notes in row i of "finite" which blocks have met a number in `area` that is not."""
+        size = self.plan.parameter_size
+        slots = View(area, 0, 1, size, size), self.arena.control("finite", 3, FINITE_BLOCKS)
+        return self._planned(Launch("not_finite", FINITE_BLOCKS, FINITE_THREADS, slots, (i,)), Mode.TRAIN, 1)
 
     def hand_over(self) -> State:
         state = self.state()

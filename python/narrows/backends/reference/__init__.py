@@ -17,7 +17,7 @@ import numpy as np
 
 from ...plan import Activation, OpCode, Plan, Precision
 from .. import Probe
-from . import boltzmann, contractive, counts, dense, gram, images, sparse, updates, variational  # noqa: F401
+from . import boltzmann, contractive, counts, dense, gram, images, sparse, updates, variational  # noqa: F401 (they enter their ops in OPS)
 from .activations import ACTIVATE, CURVATURE, DERIVATIVE, LEAK
 from .program import ReferenceProgram
 from .run import OPS, Array, Run, bfloat16
