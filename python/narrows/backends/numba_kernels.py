@@ -249,6 +249,16 @@ def gather_csr(indptr: Any, indices: Any, data: Any, rows: Any, out: Any) -> Non
             out[i, indices[k]] += data[k]
 
 
+@_kernel(_EXACT)
+def segments(of: Any, first: Any, begins: Any, out: Any) -> None:
+    """Segment i of `out`, from begins[i] to begins[i + 1], is what `of` has from first[i] on."""
+    for i in range(first.size):
+        # With signed numbers each index would be asked whether it counts from the end, and loops not be vectorised.
+        at, to, n = np.uint64(first[i]), np.uint64(begins[i]), np.uint64(begins[i + 1] - begins[i])
+        for k in range(n):
+            out[to + k] = of[at + k]
+
+
 # --- random numbers -----------------------------------------------------------------------------------------
 
 

@@ -202,6 +202,50 @@ class Resident:
         self._addresses, self._kept = [], []
 
 
+class Picked(NamedTuple):
+    """An array of some rows of a source: how large it is, and what writes it where it is wanted."""
+
+    size: int
+    dtype: np.dtype[Any]
+    put: Callable[[Array], object]
+
+    @property
+    def nbytes(self) -> int:
+        return self.size * self.dtype.itemsize
+
+
+def dense_rows(data: Array, rows: NDArray[np.int64], dtype: np.dtype[Any]) -> dict[str, Picked]:
+    shape = len(rows), data.shape[1]
+
+    def put(out: Array) -> None:
+        out = out.reshape(shape)
+        if data.dtype == dtype:
+            data.take(rows, axis=0, out=out, mode="clip")  # they are inside; "raise" would have them copied twice
+        else:
+            out[...] = data[rows]
+
+    return {"data": Picked(shape[0] * shape[1], dtype, put)}
+
+
+def csr_rows(data: Any, rows: NDArray[np.int64], dtype: np.dtype[Any]) -> dict[str, Picked]:
+    """SciPy would copy what is stored three times, and with 64-bit indices, which large matrices have, slowly."""
+    # Numba takes its time to be imported, and only data that stay on the host want it.
+    from ..numba_kernels import segments
+
+    first = data.indptr[rows]
+    begins = np.zeros(len(rows) + 1, np.int64)
+    np.cumsum(data.indptr[rows + 1] - first, out=begins[1:])
+
+    def put(of: Array) -> Callable[[Array], object]:
+        return lambda out: segments(of, first, begins, out)
+
+    return {
+        "data": Picked(int(begins[-1]), dtype, put(data.data)),
+        "indptr": Picked(len(begins), begins.dtype, lambda out: np.copyto(out, begins)),
+        "indices": Picked(int(begins[-1]), np.dtype(np.int32), put(data.indices)),
+    }
+
+
 class Staged:
     """Sources on the host, but for the shift of rows."""
 
@@ -214,21 +258,25 @@ class Staged:
         self._stages = (Stage(device), Stage(device))
 
     def take(self, rows: NDArray[np.int64], turn: int) -> Taken:
-        table, arrays = self._shift.table.copy(), []
-        size = 0
+        table, size = self._shift.table.copy(), 0
+        picked: list[tuple[int, Picked]] = []
         for i, data in self._sources.items():
-            parts, table[i] = laid_out(data[rows], self._dtype)
-            for name, array in parts.items():
+            pick = csr_rows if hasattr(data, "indptr") else dense_rows
+            parts = pick(data, rows, self._dtype)
+            table[i]["rows"], table[i]["cols"] = len(rows), data.shape[1]
+            if "indptr" in parts:
+                table[i]["stored"], table[i]["csr"] = parts["data"].size, 1
+            for name, part in parts.items():
                 table[i][name] = size
-                arrays.append((size, array))
-                size += -(-max(array.nbytes, 1) // ALIGNMENT) * ALIGNMENT
+                picked.append((size, part))
+                size += -(-max(part.nbytes, 1) // ALIGNMENT) * ALIGNMENT
         stage = self._stages[turn]
         stage.fit(size)
         for i in self._sources:
             for name in ("data", "indptr", "indices") if table[i]["csr"] else ("data",):
                 table[i][name] += np.uint64(stage.address)
-        for begin, array in arrays:
-            stage.pinned[begin : begin + array.nbytes] = array.reshape(-1).view(np.uint8)
+        for begin, part in picked:
+            part.put(stage.pinned[begin : begin + part.nbytes].view(part.dtype))
         self._device.send_ahead(stage.address, stage.pinned[:size])
         return Taken(table, np.arange(len(rows)))
 
