@@ -38,8 +38,9 @@ from narrows import (
     VariationalAutoencoder,
     philox,
 )
+from narrows.backends import probe
 from narrows.data import ArraySource
-from narrows.errors import ModelFileError
+from narrows.errors import BackendError, ModelFileError
 from narrows.initial import STREAM, initial_weight
 from narrows.models.data import even_batch, shuffled, split_rows
 from narrows.models.network import initial_state
@@ -372,6 +373,34 @@ def test_round_trips(estimator: Any, X: np.ndarray, tmp_path: Path) -> None:
             assert getattr(twin, name) == getattr(ae, name)
         twin.partial_fit(X)
         assert not (twin.transform(X) == ae.transform(X)).all()
+
+
+def test_a_model_runs_on_the_machine_it_is_loaded_on(X: np.ndarray, tmp_path: Path) -> None:
+    """Whatever was there where it was fitted."""
+    ae = small(backend="numba").fit(X)
+    codes = ae.transform(X)
+    ae.set_params(backend="cuda", precision="tf32").save(tmp_path / "m")
+    twin = narrows.load(tmp_path / "m")
+    if not probe("cuda").ok:
+        with pytest.raises(BackendError, match="backend='cuda' cannot run here"):
+            twin.transform(X)
+    twin.set_params(backend="reference", n_threads=1)
+    assert twin.backend_ == "reference"
+    np.testing.assert_allclose(twin.transform(X), codes, rtol=1e-5, atol=1e-6)
+    twin.set_params(backend="numba", n_threads=2)
+    assert twin.backend_ == "numba"
+    assert twin.transform(X).tobytes() == codes.tobytes(), "tf32 is of a GPU's products alone"
+
+
+@pytest.mark.parametrize("params", [{"activation": "tanh"}, {"hidden_layer_sizes": (9,)}, {"loss": "huber"}], ids=str)
+def test_a_network_that_was_not_trained_cannot_be_saved(params: dict[str, Any], X: np.ndarray, tmp_path: Path) -> None:
+    ae = small().fit(X)
+    ae.set_params(learning_rate_init=0.5, alpha=1.0, dropout=0.1, max_iter=1).save(tmp_path / "m")
+    before = {name: ae.get_params()[name] for name in params}
+    with pytest.raises(ValueError, match="set after the fit"):
+        ae.set_params(**params).save(tmp_path / "m")
+    ae.set_params(**before).save(tmp_path / "m")
+    assert narrows.load(tmp_path / "m").transform(X).tobytes() == ae.transform(X).tobytes()
 
 
 def test_saved_generator_is_a_seed_no_more(X: np.ndarray, tmp_path: Path) -> None:

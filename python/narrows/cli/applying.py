@@ -149,10 +149,7 @@ def open_model(path: Path, backend: str | None = None, threads: int | None = Non
         path = path / "model.safetensors"
     estimator = narrows.load(path)
     # Threads and backend belong to the machine a model runs on, not to the one it was trained on.
-    network = estimator._network
-    network.n_threads = threads
-    network.requested = network.requested if backend is None else backend
-    return estimator
+    return estimator.set_params(n_threads=threads, **({} if backend is None else {"backend": backend}))
 
 
 @contextlib.contextmanager

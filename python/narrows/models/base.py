@@ -113,6 +113,31 @@ class BaseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
     def __sklearn_is_fitted__(self) -> bool:
         return "_network" in vars(self)
 
+    def set_params(self, **params: Any) -> Self:
+        """Set parameters of the estimator.
+
+        Those of a fitted network are as trained, whatever is set, but for `backend` and `n_threads`, which belong to
+        the machine: it runs on them from now on.
+
+        Parameters
+        ----------
+        **params
+            By name.
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        ValueError
+            There is no such parameter.
+        """
+        super().set_params(**params)
+        if self.__sklearn_is_fitted__():
+            self._network.run_on(self.backend, self.n_threads)
+        return self
+
     # --- fitted attributes that are views of the network ----------------------------------------------------
 
     def _fitted_network(self) -> Network:
@@ -665,6 +690,8 @@ class BaseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         ------
         OutputError
             The file cannot be written.
+        ValueError
+            Parameters that the network depends on were set after the fit.
         """
         check_is_fitted(self)
         write_model(self, path)

@@ -15,6 +15,7 @@ import numpy as np
 
 from ..errors import ModelFileError
 from ..persistence import load_tensors, save_tensors
+from ..plan import NetworkSpec
 from .network import Network, build_spec
 from .parameters import check_parameters, plain_parameters
 
@@ -26,6 +27,7 @@ _NUMBERS = {"n_features_in_": int, "n_iter_": int, "loss_": float, "best_loss_":
 def write_model(estimator: Any, path: str | os.PathLike[str]) -> None:
     """Write a fitted estimator; see `BaseAutoencoder.save`."""
     network = estimator._network
+    _check_as_trained(estimator)
     names = getattr(estimator, "feature_names_in_", None)
     fitted = {name: kind(getattr(estimator, name)) for name, kind in _NUMBERS.items()}
     meta = {
@@ -47,6 +49,32 @@ def write_model(estimator: Any, path: str | os.PathLike[str]) -> None:
         "metadata": estimator.metadata_,
     }
     save_tensors(path, network.parameters, meta, kind="model")
+
+
+def _check_as_trained(estimator: Any) -> None:
+    """Refuse parameters that make another function of the network than the one that was trained.
+
+    Raises
+    ------
+    ValueError
+        They were set after the fit.
+    """
+    check_parameters(estimator)
+    spec = estimator._network.spec
+    like = "n_outputs", "corruption_range", "separate_target", "weighted", "library", "n_batches"
+    trained = {name: getattr(spec, name) for name in like}
+    given = build_spec(estimator, estimator.n_features_in_, **trained, target_density=0.0)
+    if _function(given) != _function(spec):
+        raise ValueError(
+            "parameters that were set after the fit make another network of it: fit again, or set them back"
+        )
+
+
+def _function(spec: NetworkSpec) -> tuple[Any, ...]:
+    """What codes, reconstructions and losses depend on besides the weights."""
+    layers = tuple(dataclasses.replace(layer, dropout=0.0) for layer in spec.layers)
+    names = "latent", "loss", "huber_delta", "variational", "cell_dispersion", "log_normalize"
+    return layers, *(getattr(spec, name) for name in names)
 
 
 def read_model(path: str | os.PathLike[str], classes: Mapping[str, type[Any]]) -> Any:
@@ -86,17 +114,15 @@ def _restored(tensors: Mapping[str, Any], meta: Mapping[str, Any], classes: Mapp
         raise ModelFileError(f"library is {library!r}")
     # Models of before these had neither.
     gram, batches = bool(shape.get("gram_decoder", False)), _batches(shape.get("batches"))
-    spec = build_spec(
-        estimator,
-        fitted["n_features_in_"],
-        shape["n_outputs"],
-        corruption_range=(float(low), float(high)),
-        separate_target=bool(shape["separate_target"]),
-        weighted=bool(shape["weighted"]),
-        library=library,
-        target_density=0.0,
-        n_batches=0 if batches is None else len(batches),
-    )
+    trained = {
+        "n_outputs": shape["n_outputs"],
+        "corruption_range": (float(low), float(high)),
+        "separate_target": bool(shape["separate_target"]),
+        "weighted": bool(shape["weighted"]),
+        "library": library,
+        "n_batches": 0 if batches is None else len(batches),
+    }
+    spec = build_spec(estimator, fitted["n_features_in_"], **trained, target_density=0.0)
     if gram and not spec.takes_gram_decoder:
         raise ModelFileError("gram_decoder is set for a network that cannot have one")
     spec = dataclasses.replace(spec, gram_decoder=gram)

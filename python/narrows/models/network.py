@@ -241,7 +241,7 @@ class Network:
         Parameters and, where known, optimiser state: the network's own from here on.
     precision : {"float32", "float64", "bfloat16", "tf32"}
     requested : str
-        The backend's name as given to the estimator.
+        The backend's name as given to the estimator, or to `run_on`.
     n_threads : int or None
     """
 
@@ -262,6 +262,12 @@ class Network:
         self.requested = requested
         self.n_threads = n_threads
         self._forget()
+
+    def run_on(self, requested: str, n_threads: int | None) -> None:
+        """From now on run on this backend, with so many threads."""
+        if (requested, n_threads) != (self.requested, self.n_threads):
+            self.requested, self.n_threads = requested, n_threads
+            self._forget()
 
     def _forget(self) -> None:
         self._lock = threading.Lock()
@@ -341,7 +347,8 @@ class Network:
                 program = compile_plan(
                     lower(dataclasses.replace(spec, sparse_input=sparse, gram_decoder=gram), self.batch),
                     self.backend,
-                    precision=self.precision,
+                    # Without tensor cores nothing need be rounded for them: a model of a GPU runs on any machine.
+                    precision="float32" if self.precision == "tf32" and self.backend != "cuda" else self.precision,
                     n_threads=self.n_threads,
                 )
                 program.load(self.parameters)
