@@ -67,7 +67,6 @@ def render(
         "turns. All train the same network from the same weights on the same batches, in order, with Adam, data in "
         "memory; the losses of each are checked against a float64 reference.",
         *(f"\n{name} is left out: it is not installed." for name in report["missing"]),
-        *(f"\n{name} is left out: {reason}." for name, reason in report["left_out"].items()),
         *_steps(report),
         *_variants(report),
         *_fits(report),

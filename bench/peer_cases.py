@@ -205,6 +205,7 @@ CASES = (
     # At a higher rate so deep a network starts chaotically: losses then differ by how a library rounds.
     Case("hinton", _HINTON, 256, "bce", 1.25, 1e-4),
     Case("hinton-bf16", _HINTON, 256, "bce", 1.7, 1e-4, "bfloat16"),
+    Case("hinton-tf32", _HINTON, 256, "bce", 1, 1e-4, "tf32"),
     Case("tabular", (30, 16, 8, 16, 30), 128, "mse", 12, gpu_target=1.5),
     # A batch of dense rows, as others train on, is larger than the caches: a few stand for many.
     SparseCase("genomics-mse", _GENES, 512, "mse", 6, 1e-4, steps=4, gpu_target=2),

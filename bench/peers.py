@@ -21,7 +21,6 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import importlib.util
-import inspect
 import json
 import statistics
 from contextlib import ExitStack
@@ -33,7 +32,7 @@ import page
 from contenders import ON_GPU, TAKING_PART
 from harness import DEVICES, RESULTS, Worker, device, interleaved, lock, prepare, script, spread, store
 from narrows import __version__
-from narrows.backends import compile_plan, probe, resolve
+from narrows.backends import probe, resolve
 from narrows.benchmark import machine
 from narrows.errors import BackendError
 from peer_cases import CASES, FIT_ROWS, OVERALL_TARGET, Case, check_losses, reference_losses
@@ -56,11 +55,9 @@ def versions() -> dict[str, str]:
     return {module: importlib.metadata.version(owners[module][0]) for module in modules}
 
 
-def left_out(case: Case) -> str | None:
-    """Why a case cannot be run, if so."""
-    if case.precision != "float32" and "precision" not in inspect.signature(compile_plan).parameters:
-        return f"narrows has no {case.precision} yet"
-    return None
+def cases(device: str) -> list[Case]:
+    """Those of a device: tf32 is of a GPU's products."""
+    return [case for case in CASES if case.precision != "tf32" or device == "cuda"]
 
 
 def measure(case: Case, threads: int, rounds: int) -> dict[str, Any]:
@@ -133,7 +130,7 @@ def describe(case: Case) -> dict[str, Any]:
 
 def overall(cases: dict[str, Any]) -> dict[str, Any]:
     """Geometric means of the ratios to the fastest peer over the dense networks: in its usual ways, and in all."""
-    dense = [case.name for case in CASES if type(case) is Case]
+    dense = [case.name for case in cases(device()) if type(case) is Case]
     compared = [cases[name] for name in dense if name in cases and cases[name]["fastest"]]
     means = {
         mean: statistics.geometric_mean(case[ratio][case[fastest]]["median"] for case in compared) if compared else None
@@ -160,7 +157,6 @@ def say(name: str, result: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    choices = [*(case.name for case in CASES), MEMORY]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", help="by default all, on a GPU without memory")
     parser.add_argument("--device", choices=DEVICES, default=DEVICES[0])
@@ -174,6 +170,7 @@ def main() -> None:
         page.write()
         return
     out = options.out or OUTS[options.device]
+    choices = [*(case.name for case in cases(options.device)), MEMORY]
     if options.device == "cuda":
         # What a process takes of the host's memory says nothing there.
         choices.remove(MEMORY)
@@ -197,21 +194,15 @@ def main() -> None:
     }
     for peer in header["missing"]:
         print(f"{peer} is not installed and is left out")
-    report: dict[str, Any] = header | {"left_out": {}, "cases": {}, "memory": {}}
+    report: dict[str, Any] = header | {"cases": {}, "memory": {}}
     if wanted != choices and out.exists():
         stored = json.loads(out.read_text())
         if {key: stored.get(key) for key in header} != header:
             parser.error(f"{out} holds another machine, other versions or threads: give --out, or all cases")
         report = stored
     measured = {"date": date.today().isoformat(), "rounds": options.rounds}
-    for case in CASES:
+    for case in cases(options.device):
         if case.name not in wanted:
-            continue
-        report["left_out"].pop(case.name, None)
-        report["cases"].pop(case.name, None)
-        if reason := left_out(case):
-            report["left_out"][case.name] = reason
-            print(f"{case.name} is left out: {reason}")
             continue
         with lock(options.lock):
             result = measure(case, options.threads, options.rounds)
