@@ -18,7 +18,7 @@ from cuda_arrays import CHECKS, ESTIMATORS, elementwise, ids, same, small
 from cuda_device import thinned
 from estimator_cases import low_rank
 from fake_cupy import Csr, FakeCupy
-from narrows import functional
+from narrows import functional, scanpy
 from narrows.backends.cuda import launches, layers
 from narrows.backends.cuda.device import CupyDevice
 from narrows.errors import BackendError, DataError, OutOfMemoryError
@@ -55,6 +55,20 @@ def test_penalties(cupy: Any, dtype: Any) -> None:
 
 def test_checkpoints(cupy: Any, tmp_path: Path) -> None:
     cuda_arrays.check_checkpoints(cupy, Csr, tmp_path / "run")
+
+
+@pytest.mark.parametrize("kind", ["dense", "csr"])
+def test_cells_of_a_gpu_are_copied_to_the_cpu(cupy: Any, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    anndata = pytest.importorskip("anndata")
+    counts = np.random.default_rng(0).poisson(0.7, (40, 12)).astype(np.float32)
+    adata = anndata.AnnData(sp.csr_matrix(counts) if kind == "csr" else counts)
+    settings = {"n_components": 2, "hidden_layer_sizes": (8,), "max_iter": 3, "backend": "numba"}
+    expected = scanpy.autoencoder(adata, copy=True, **settings)
+    there = Csr(adata.X) if kind == "csr" else cupy.asarray(adata.X)
+    monkeypatch.setattr(anndata.AnnData, "X", property(lambda self: there))
+    scanpy.autoencoder(adata, **settings)
+    assert type(adata.obsm["X_ae"]) is np.ndarray
+    assert (adata.obsm["X_ae"] == expected.obsm["X_ae"]).all()
 
 
 @pytest.mark.parametrize("kind", ["dense", "csr"])

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from . import models
 from ._version import __version__
+from .arrays import to_host
 from .cli.settings import ESTIMATORS
 from .data import ArraySource, Source
 from .errors import DataError
@@ -57,7 +58,8 @@ def autoencoder(
     Parameters
     ----------
     adata : AnnData of shape (n_obs, n_vars)
-        Cells by genes, in memory or backed.
+        Cells by genes, in memory or backed. Of what is on a GPU a copy in the CPU's memory is used, in which it is
+        normalised; results are NumPy's.
     n_components : int
         Width of the latent layer.
     estimator : str
@@ -212,14 +214,14 @@ def _mask(adata: AnnData, mask_var: str | NDArray[np.bool_]) -> Genes:
 
 def _source(adata: AnnData, layer: str | None, obsm: str | None, genes: Genes) -> Source:
     if obsm is not None:
-        return ArraySource(_entry(adata.obsm, obsm, "obsm"), name=f"obsm[{obsm!r}]")
+        return ArraySource(to_host(_entry(adata.obsm, obsm, "obsm")), name=f"obsm[{obsm!r}]")
     name = "X" if layer is None else f"layers[{layer!r}]"
     matrix = adata.X if layer is None else _entry(adata.layers, layer, "layers")
     if matrix is None:
         raise DataError("this AnnData has no X: name the layer to use")
     if hasattr(matrix, "file") or hasattr(matrix, "group"):  # of h5py, or sparse on disk
         return _BackedSource(matrix, genes, adata, name)
-    rows = ArraySource(matrix, name=name)
+    rows = ArraySource(to_host(matrix), name=name)
     names = np.asarray(adata.var_names)
     if genes is None:
         return ArraySource(rows.array, var_names=names, name=name)
