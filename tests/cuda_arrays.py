@@ -408,6 +408,11 @@ def check_penalty(cupy: Any, csr: Any, dtype: Any) -> None:
                 assert one.shape == other.shape
                 np.testing.assert_allclose(one.get(), other, rtol=relative, atol=relative * np.abs(other).max())
     assert functional.contractive_penalty(up(X), [up(W)], [None], "tanh", grads=False).dW is None
+    # A weight of one row, which lies anywhere from the next
+    expected = functional.contractive_penalty(X[:, :1], [W[:1]], [b], "tanh")
+    for name, one in placed(cupy, W[:1]).items():
+        found = functional.contractive_penalty(up(X[:, :1]), [one], [up(b)], "tanh")
+        np.testing.assert_allclose(found.value, expected.value, rtol=relative, err_msg=name)
 
 
 def check_layer_objects(cupy: Any, csr: Any) -> None:

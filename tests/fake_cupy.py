@@ -1,8 +1,9 @@
 """CuPy's names over a `HostDevice`: arrays in its memory, streams and events that note what is done in which order.
 
-Promises: refuses what CuPy refuses (an array of NumPy's beside one of its own, or its own where NumPy wants one; an
-array of a device that is not the current one); a program that reads an array before it has waited for the stream that
-wrote it, or gives one back before it is written, fails; a byte written behind an array is found when it is freed.
+Promises: refuses what CuPy and CUDA refuse (an array of NumPy's beside one of its own, or its own where NumPy wants
+one; an array of a device that is not the current one; addresses that are numbers of NumPy's; rows that are wider than
+the way from one to the next); a program that reads an array before it has waited for the stream that wrote it, or gives
+one back before it is written, fails; a byte written behind an array is found when it is freed.
 Never: counts as CuPy: that its names exist there is looked up in `NAMES`, where CuPy is installed.
 """
 
@@ -407,6 +408,7 @@ class FakeCupy:
         stream.asked += 1
 
     def memcpy(self, to: int, origin: int, size: int, kind: int, stream: int) -> None:
+        assert type(to) is type(origin) is int, "CuPy takes no other integers for addresses"
         assert self.capturing is None, "a copy while capturing"
         self.calls.append(("memcpy", size))
         self.host._inside(to if kind == 1 else origin, size)
@@ -415,7 +417,9 @@ class FakeCupy:
     def memcpy_2d(
         self, to: int, to_pitch: int, origin: int, pitch: int, width: int, height: int, kind: int, stream: int
     ) -> None:
+        assert type(to) is type(origin) is int, "CuPy takes no other integers for addresses"
         assert kind == 3
+        assert width <= min(to_pitch, pitch), "cudaErrorInvalidPitchValue"
         for i in range(height):
             for address in (to + i * to_pitch, origin + i * pitch):
                 self.host._inside(address, width)

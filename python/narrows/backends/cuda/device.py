@@ -181,19 +181,18 @@ class CupyDevice:
             return self._cupy.empty(shape, dtype)
 
     def store(self, array: Any, address: int, ld: int) -> None:
-        size = array.dtype.itemsize
-        self._copy_rows((int(array.data.ptr), array.strides[0]), (address, ld * size), array)
+        self._copy_rows(array, address, ld, into=True)
 
     def fill(self, address: int, ld: int, array: Any) -> None:
-        size = array.dtype.itemsize
-        self._copy_rows((address, ld * size), (int(array.data.ptr), array.strides[0]), array)
+        self._copy_rows(array, address, ld, into=False)
 
-    def _copy_rows(self, to: tuple[int, int], origin: tuple[int, int], like: Any) -> None:
-        """From one address to another, with the bytes from row to row; rows as in a matrix `like` them."""
-        runtime, (rows, cols) = self._cupy.cuda.runtime, like.shape
-        width, kind = cols * like.dtype.itemsize, runtime.memcpyDeviceToDevice
+    def _copy_rows(self, array: Any, address: int, ld: int, *, into: bool) -> None:
+        """Into an array or out of it, which has no gaps; by its strides one row may be anywhere from the next."""
+        runtime, (rows, cols), size = self._cupy.cuda.runtime, array.shape, array.dtype.itemsize
+        outside, inside = (address, ld * size), (int(array.data.ptr), cols * size)
+        to, origin = (inside, outside) if into else (outside, inside)
         with self._device:
-            runtime.memcpy2DAsync(*to, *origin, width, rows, kind, self._stream.ptr)
+            runtime.memcpy2DAsync(*to, *origin, cols * size, rows, runtime.memcpyDeviceToDevice, self._stream.ptr)
 
     def follow(self) -> None:
         with self._device:

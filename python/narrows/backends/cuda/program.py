@@ -113,7 +113,7 @@ class Device(Protocol):
         """A new one for the caller, to be written after `follow`."""
 
     def store(self, array: Any, address: int, ld: int) -> None:
-        """Have the rows of a matrix overwritten with those at an address, `ld` elements apart."""
+        """Have the rows of a matrix without gaps overwritten with those at an address, `ld` elements apart."""
 
     def fill(self, address: int, ld: int, array: Any) -> None:
         """The other way round."""
