@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import sys
 import weakref
 from types import SimpleNamespace
@@ -483,6 +484,7 @@ class FakeCupy:
                     self.runs_on(self.current)
                     self.host.graph([planned], precision)()
                 else:
+                    assert not gc.isenabled(), "what is collected while capturing may wait for the device"
                     self.capturing.append(planned)
 
             return SimpleNamespace(kernel=call)

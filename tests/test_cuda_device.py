@@ -5,6 +5,7 @@ Nothing of a GPU is shown here; that the names exist in CuPy is looked up where 
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import logging
 import operator
@@ -54,6 +55,7 @@ def test_steps_are_graphs_captured_once(libraries: Any, monkeypatch: pytest.Monk
     check_training(program)
     # Eight rows and five, in training and in encoding
     assert fake.calls.count("capture") == 4
+    assert gc.isenabled()
     assert fake.calls.count("graph") == 2 * 3 + 3
     assert "launch" not in fake.calls
     compiled = [kernel for call in fake.calls if call[0] == "module" for kernel in call[1]]

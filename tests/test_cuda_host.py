@@ -509,7 +509,11 @@ def test_chunks_follow_one_another_without_waiting(libraries: Any, monkeypatch: 
     assert more[:-1] == [2 * one] * 3
 
 
-def test_a_run_that_ends_early_leaves_nothing_behind(libraries: Any) -> None:
+@pytest.mark.parametrize("where", ["between chunks", "in a chunk"])
+def test_a_run_that_ends_early_leaves_nothing_behind(
+    libraries: Any, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """What the device still has to do would read what the next run changes, or what has been freed."""
     case = Case("chunks", network((7, 4, 7)), batch=4, rows=20)
     device = HostDevice(libraries, late=True)
     program, n = program_on(device, case), 3 * CHUNK
@@ -518,8 +522,11 @@ def test_a_run_that_ends_early_leaves_nothing_behind(libraries: Any) -> None:
         raise KeyboardInterrupt
 
     hyper = Hyper(9, 5, np.full(n, 1e-3))
-    with pytest.raises(KeyboardInterrupt):
-        program.train(np.arange(4 * n) % 20, hyper, interrupt)
+    with monkeypatch.context() as during:
+        if where == "in a chunk":
+            during.setattr(device, "fetch", lambda address, pinned: interrupt())
+        with pytest.raises(KeyboardInterrupt):
+            program.train(np.arange(4 * n) % 20, hyper, interrupt)
     assert not device.to_do
     assert len(program.train(np.arange(4 * n) % 20, hyper)) == n
     assert program.apply(np.empty((0, 7), np.float32), Mode.ENCODE).shape == (0, 4)

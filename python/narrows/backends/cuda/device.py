@@ -13,6 +13,7 @@ come, so whatever the caller does next, on any stream, comes after; the device i
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache, cached_property
@@ -145,11 +146,12 @@ class CupyDevice:
     def _captured(self, calls: Sequence[tuple[Any, ...]]) -> Any:
         """A graph of these calls; None, and a warning once, if they cannot be captured."""
         try:
-            self._stream.begin_capture()
-            try:
-                launch(calls)
-            finally:
-                graph = self._stream.end_capture()
+            with _uncollected():
+                self._stream.begin_capture()
+                try:
+                    launch(calls)
+                finally:
+                    graph = self._stream.end_capture()
         except Exception as error:
             if not self._eager:
                 log.warning("launches run one by one and not as a graph: %s: %s", type(error).__name__, error)
@@ -197,6 +199,19 @@ class CupyDevice:
     def follow(self) -> None:
         with self._device:
             self._stream.wait_event(self._cupy.cuda.get_current_stream().record())
+
+
+@contextlib.contextmanager
+def _uncollected() -> Iterator[None]:
+    """Without the collector of cycles: a handle of cuBLAS that it came upon would wait for the device, which ends a
+    capture."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 @cache

@@ -8,6 +8,7 @@ Never: knows whose device it is. `Device` is what it needs of one: CuPy's, or a 
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -365,6 +366,11 @@ class CudaProgram:
                 done = end
                 if poll is not None and poll():
                     break
+        except BaseException:
+            # Of a chunk that was cut short there is no mark, and what it reads is about to be changed and freed.
+            with contextlib.suppress(Exception):  # what broke off says more
+                self.device.mark().wait()
+            raise
         finally:
             for turn in self._turns:
                 turn.settle()
