@@ -41,8 +41,9 @@ NAMES = {
     "cuda.memory": ("OutOfMemoryError",),
     "cuda.runtime": (
         "driverGetVersion", "getDevice", "getDeviceCount", "getDeviceProperties", "memcpy2DAsync", "memcpyAsync",
-        "memcpyDeviceToDevice", "memcpyDeviceToHost", "memcpyHostToDevice",
+        "memcpyDeviceToDevice", "memcpyDeviceToHost", "memcpyHostToDevice", "runtimeGetVersion",
     ),
+    "cuda.nvrtc": ("getVersion",),
     "RawModule": ("get_function",),
     "RawKernel": ("kernel",),
 }  # fmt: skip
@@ -320,6 +321,7 @@ class FakeCupy:
     """
 
     __spec__: Any = SimpleNamespace()
+    __version__ = "14.2.0"
     ndarray = Array
 
     def __init__(self, libraries: Any, capacity: int = 2**30, captures: bool = True, devices: int = 2) -> None:
@@ -345,6 +347,7 @@ class FakeCupy:
             memcpyAsync=self.memcpy,
             memcpy2DAsync=self.memcpy_2d,
             driverGetVersion=lambda: 12090,
+            runtimeGetVersion=lambda: 12090,
             getDeviceCount=lambda: devices,
             getDevice=lambda: self.device,
             getDeviceProperties=lambda _: {"name": b"Fake", "major": 9, "minor": 0},
@@ -356,6 +359,7 @@ class FakeCupy:
             alloc_pinned_memory=bytearray,
             get_current_stream=lambda: self.current,
             memory=memory,
+            nvrtc=SimpleNamespace(getVersion=lambda: (12, 9)),
             runtime=runtime,
         )
 

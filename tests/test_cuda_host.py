@@ -677,15 +677,21 @@ def test_views_are_parts_of_an_area() -> None:
 class Runtime:
     """What `probe` asks of CuPy's runtime."""
 
-    def __init__(self, driver: int, devices: int = 1, capability: tuple[int, int] = (9, 0)) -> None:
-        self.driver, self.devices, self.capability = driver, devices, capability
+    def __init__(
+        self, driver: int, devices: int = 1, capability: tuple[int, int] = (9, 0), cupy: str = "14.2.0"
+    ) -> None:
+        self.driver, self.devices, self.capability, self.cupy = driver, devices, capability, cupy
 
     def driverGetVersion(self) -> int:
         return self.driver
 
+    def runtimeGetVersion(self) -> int:
+        return 12090
+
     def getDeviceCount(self) -> int:
         if self.devices < 0:
-            raise RuntimeError("cudaErrorNoDevice: no CUDA-capable device is detected")
+            error = ("NoDevice: no CUDA-capable device is detected", "InitializationError: initialization error")
+            raise RuntimeError(f"cudaError{error[self.devices + 1]}")
         return self.devices
 
     def getDevice(self) -> int:
@@ -695,6 +701,12 @@ class Runtime:
         assert device == self.devices - 1
         return {"name": b"GPU", "major": self.capability[0], "minor": self.capability[1]}
 
+    def getVersion(self) -> tuple[int, int]:
+        """Of NVRTC, which is not here if there are more than two devices."""
+        if self.devices > 2:
+            raise RuntimeError('Failure finding "libnvrtc.so.12"')
+        return 12, 9
+
 
 @pytest.mark.parametrize(
     ("runtime", "reason"),
@@ -703,7 +715,11 @@ class Runtime:
         (Runtime(0), "no NVIDIA driver"),
         (Runtime(11080), r"the NVIDIA driver is of CUDA 11\.8: install one of CUDA 12\.0 or newer"),
         (Runtime(12040, 0), "no NVIDIA GPU"),
-        (Runtime(12040, -1), "no usable NVIDIA GPU: RuntimeError: cudaErrorNoDevice"),
+        (Runtime(12040, -1), r"no usable NVIDIA GPU: RuntimeError: cudaErrorNoDevice: [\w -]+$"),
+        (Runtime(12040, -2), "no usable NVIDIA GPU: .* a process forked from one that uses CUDA .* by spawn"),
+        (Runtime(13000, 3), r"NVRTC, .* does not load: pip install 'narrows\[cuda12\]'.* Failure finding"),
+        (Runtime(13000, cupy="14.1.1"), r"CuPy 14\.1\.1 is too old, it must be 14\.2 or newer: pip install"),
+        (Runtime(13000, cupy="13.6.0"), "CuPy 13.6.0 is too old"),
         (Runtime(12040, 1, (7, 0)), r"GPU has compute capability 7\.0: it must be 7\.5 or newer"),
     ],
     ids=str,
@@ -714,6 +730,16 @@ def test_what_is_missing_is_said(monkeypatch: pytest.MonkeyPatch, runtime: Any, 
     assert not found.ok
     assert not found.absent
     assert re.match(reason, found.reason)
+
+
+def test_a_driver_older_than_cupy_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    runtime = Runtime(12040)
+    monkeypatch.setattr(runtime, "runtimeGetVersion", lambda: 13020)
+    with_cupy(monkeypatch, runtime)
+    assert re.match(
+        r"the NVIDIA driver is of CUDA 12\.4 and CuPy of CUDA 13: install a newer driver, or have CuPy for CUDA 12, ",
+        cuda.probe().reason,
+    )
 
 
 def test_a_gpu_that_is_new_enough(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -818,7 +844,9 @@ print((time.perf_counter() - begin) / 10, "cupy" in sys.modules, "narrows.backen
 def with_cupy(monkeypatch: pytest.MonkeyPatch, runtime: Any, *, gpu: bool = True) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setattr(cuda, "has_gpu", lambda: gpu)
-    cupy = None if runtime is None else SimpleNamespace(cuda=SimpleNamespace(runtime=runtime))
+    cupy = None
+    if runtime is not None:
+        cupy = SimpleNamespace(__version__=runtime.cupy, cuda=SimpleNamespace(runtime=runtime, nvrtc=runtime))
     monkeypatch.setattr(cuda, "find_spec", lambda name: cupy)
     found = importlib.import_module
     monkeypatch.setattr(importlib, "import_module", lambda name, *of: cupy if name == "cupy" else found(name, *of))

@@ -13,6 +13,7 @@ from __future__ import annotations
 import ctypes
 import importlib
 import os
+import re
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
@@ -27,6 +28,9 @@ __all__ = ["compile", "own_ops", "probe"]
 LEAST_DRIVER = 12000
 """CUDA 12.0, the first driver that runs what the CuPy packages bring."""
 LEAST_CAPABILITY = (7, 5)
+LEAST_CUPY = (14, 2)
+"""The first CuPy that keeps compiled templates: 14.1 found those that a typedef names no more, and with others each
+process compiles all anew."""
 EXTRA = "pip install 'narrows[cuda12]', or 'narrows[cuda13]' for CUDA 13"
 
 
@@ -53,21 +57,24 @@ def probe() -> Probe:
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
     if hidden is not None and hidden.strip() in ("", "-1", "NoDevFiles"):
         return Probe(False, f"CUDA_VISIBLE_DEVICES={hidden!r} hides every GPU", absent=True)
-    gpu, cupy = has_gpu(), find_spec("cupy") is not None
+    gpu, found_cupy = has_gpu(), find_spec("cupy") is not None
     if not gpu:
-        return Probe(False, "no NVIDIA GPU, or no driver for it", absent=not cupy)
-    if not cupy:
+        return Probe(False, "no NVIDIA GPU, or no driver for it", absent=not found_cupy)
+    if not found_cupy:
         return Probe(False, f"CuPy is missing: {EXTRA}")
     from .nvrtc import source_folder
 
     if not (source_folder() / "cuda" / "narrows.cu").is_file():
         return Probe(False, f"the package was installed without its kernels: {source_folder()} has none")
     try:
-        runtime = importlib.import_module("cupy").cuda.runtime
+        cupy = importlib.import_module("cupy")
+        runtime, version = cupy.cuda.runtime, str(cupy.__version__)
     except Exception as error:
         return Probe(False, f"CuPy does not import ({_line(error)}): {EXTRA}")
+    if tuple(int(part) for part in re.findall(r"\d+", version)[:2]) < LEAST_CUPY:
+        return Probe(False, f"CuPy {version} is too old, it must be {'.'.join(map(str, LEAST_CUPY))} or newer: {EXTRA}")
     try:
-        driver = int(runtime.driverGetVersion())
+        driver, built = int(runtime.driverGetVersion()), int(runtime.runtimeGetVersion())
         if driver == 0:
             return Probe(False, "no NVIDIA driver: install one, or in a container make it visible (--gpus all, --nv)")
         if driver < LEAST_DRIVER:
@@ -75,17 +82,29 @@ def probe() -> Probe:
             return Probe(
                 False, f"the NVIDIA driver is of CUDA {_version(driver)}: install one of CUDA {least} or newer"
             )
+        if driver // 1000 < built // 1000:
+            return Probe(
+                False,
+                f"the NVIDIA driver is of CUDA {_version(driver)} and CuPy of CUDA {built // 1000}: install a newer "
+                f"driver, or have CuPy for CUDA {driver // 1000}, {EXTRA}",
+            )
         if runtime.getDeviceCount() == 0:
             return Probe(False, "no NVIDIA GPU")
         found = runtime.getDeviceProperties(runtime.getDevice())
     except Exception as error:
-        return Probe(False, f"no usable NVIDIA GPU: {_line(error)}")
+        why = _line(error)
+        forked = "; a process forked from one that uses CUDA cannot use it: start it by spawn"
+        return Probe(False, f"no usable NVIDIA GPU: {why}{forked if 'InitializationError' in why else ''}")
     name, capability = found["name"].decode(), (found["major"], found["minor"])
     if capability < LEAST_CAPABILITY:
         least = ".".join(map(str, LEAST_CAPABILITY))
         return Probe(
             False, f"{name} has compute capability {capability[0]}.{capability[1]}: it must be {least} or newer"
         )
+    try:
+        cupy.cuda.nvrtc.getVersion()
+    except Exception as error:
+        return Probe(False, f"NVRTC, which compiles the kernels, does not load: {EXTRA} ({_line(error)})")
     from .blas import described
 
     return Probe(True, f"{name}, CUDA {_version(driver)}, {described(driver // 1000)}")
