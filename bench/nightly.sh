@@ -87,8 +87,10 @@ gpu() {
     exit 1
   fi
   local tool
-  for tool in memcheck racecheck synccheck initcheck; do
-    compute-sanitizer --tool "$tool" --error-exitcode 1 --target-processes all \
+  # Rows are copied to the host with the gaps between them, which nobody writes; kernels may not read these.
+  for tool in memcheck racecheck synccheck "initcheck --check-api-memory-access no"; do
+    # shellcheck disable=SC2086
+    compute-sanitizer --tool $tool --error-exitcode 1 --target-processes all \
       python3 -m pytest -q -m gpu tests/test_cuda_gpu.py -k sanitized
   done
 }

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import logging
+import multiprocessing
+import os
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +19,29 @@ import cuda_arrays
 from cases import CASES, MODEL_CASES, OP_CASES, Case
 from cuda_arrays import CHECKS, ESTIMATORS, elementwise, ids
 from cuda_device import check_agreement, program_on
+from narrows import functional
 from narrows.backends import Hyper, cuda
 from narrows.backends.cuda import data, launches
 from narrows.backends.cuda.device import CupyDevice, calls_of
 from narrows.backends.cuda.lowering import wants_blas
 from narrows.backends.cuda.program import Planned
 from narrows.backends.cuda.table import KERNELS
-from narrows.plan import Precision
+from narrows.backends.reference import ACTIVATE
+from narrows.plan import ACTIVATIONS, Precision
 from oracle import SEED, STEP, away_from_kinks
 from test_backends import assert_close, clear_cases, dtypes, inference, reference_of
 
 pytestmark = pytest.mark.gpu
+
+
+PARTS = 8
+"""Of the kernels of a precision, each of which a process compiles."""
+
+
+def compile_part(precision: Precision, part: int) -> None:
+    device = CupyDevice()
+    with device._device:
+        calls_of(device._cupy, [Planned(kernel, 1, 1, np.empty(0)) for kernel in KERNELS[part::PARTS]], precision)
 
 
 @pytest.fixture(scope="module")
@@ -32,12 +49,14 @@ def device() -> Any:
     found = cuda.probe()
     if not found.ok:
         pytest.skip(found.reason)
-    device = CupyDevice()
-    for precision in (Precision.FLOAT32, Precision.FLOAT64, Precision.BFLOAT16):
-        # At once: by the way, each new case would have the compiler read all the sources again.
-        with device._device:
-            calls_of(device._cupy, [Planned(kernel, 1, 1, np.empty(0)) for kernel in KERNELS], precision)
-    return device
+    # At once: by the way, each new case would have the compiler read all the sources again. And side by side: all of
+    # them take one process minutes. CuPy keeps on disk what the others have compiled.
+    parts = list(product((Precision.FLOAT32, Precision.FLOAT64, Precision.BFLOAT16), range(PARTS)))
+    with ProcessPoolExecutor(min(PARTS, os.cpu_count() or 1), multiprocessing.get_context("spawn")) as pool:
+        list(pool.map(compile_part, *zip(*parts, strict=True)))
+    for part in parts:
+        compile_part(*part)
+    return CupyDevice()
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +76,19 @@ def test_programs_agree_with_the_reference(device: Any, case: Case, dtype: Any) 
     program = program_on(device, case, dtype)
     check_agreement(program, case, dtype)
     program.close()
+
+
+@pytest.mark.parametrize("products", ["own", "cuBLAS"])
+def test_launches_are_captured(
+    device: Any, products: str, request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture
+) -> None:
+    """They would run one by one with the same results."""
+    if products == "cuBLAS":
+        request.getfixturevalue("eager")
+    with caplog.at_level(logging.WARNING, "narrows"):
+        # Of its own, whose handle has multiplied nothing yet.
+        bits(CupyDevice(), MODEL_CASES[0])
+    assert caplog.records == []
 
 
 def bits(device: Any, case: Case) -> list[bytes]:
@@ -127,7 +159,9 @@ def test_ops_run_sanitized(case: Case) -> None:
     found = cuda.probe()
     if not found.ok:
         pytest.skip(found.reason)
-    assert all(bits(CupyDevice(), case))
+    # Without CuPy's pool, in whose memory nothing is out of bounds.
+    with importlib.import_module("cupy").cuda.using_allocator(None):
+        assert all(bits(CupyDevice(), case))
 
 
 @pytest.mark.parametrize("case", [*MODEL_CASES[::8], *OP_CASES], ids=str)
@@ -155,6 +189,24 @@ def test_arrays(cupy: Any, csr: Any, check: Callable[..., None]) -> None:
 @pytest.mark.parametrize("activation", elementwise)
 def test_layers(cupy: Any, csr: Any, activation: str, dtype: Any) -> None:
     cuda_arrays.check_dense(cupy, csr, activation, dtype)
+
+
+@pytest.mark.parametrize("activation", elementwise)
+def test_activations_over_all_numbers(cupy: Any, activation: str) -> None:
+    """As the GPU's compiler has it, in float32: within 8 units of the last place, or of the least normal number, below
+    which there is zero."""
+    z = np.concatenate([np.geomspace(1e-44, 3e38, 3000), np.linspace(0.001, 120, 6001), [0.0]]).astype(np.float32)
+    z = np.concatenate([z, -z, np.array([np.nan, np.inf, -np.inf], np.float32)])
+    found = functional.dense(cupy.asarray(z[:, None]), cupy.ones((1, 1), np.float32), activation=activation).get()[:, 0]
+    with np.errstate(all="ignore"):
+        exact = ACTIVATE[ACTIVATIONS[activation]](z.astype(np.float64))
+        rounded = exact.astype(np.float32)
+        finite = np.isfinite(rounded)
+        units = np.maximum(np.spacing(np.abs(rounded[finite])), np.finfo(np.float32).tiny / 8).astype(np.float64)
+        error = np.abs(found[finite].astype(np.float64) - exact[finite]) / units
+    assert (error <= 8).all(), (z[finite][error.argmax()], error.max())
+    np.testing.assert_array_equal(found[np.isinf(rounded)], rounded[np.isinf(rounded)])
+    assert np.isnan(found[np.isnan(z)]).all()
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
