@@ -38,6 +38,7 @@ NAMES = {
     "cuda.Event": ("synchronize",),
     "cuda.Graph": ("launch",),
     "cuda.Stream": ("begin_capture", "end_capture", "record", "synchronize", "wait_event"),
+    "cuda.compiler": ("CompileException",),
     "cuda.memory": ("OutOfMemoryError",),
     "cuda.runtime": (
         "driverGetVersion", "getDevice", "getDeviceCount", "getDeviceProperties", "memcpy2DAsync", "memcpyAsync",
@@ -336,6 +337,8 @@ class FakeCupy:
         """What the next launches must come after, by stream and number."""
         self.lent: weakref.WeakValueDictionary[int, Memory] = weakref.WeakValueDictionary()
         self.precision = Precision.FLOAT32
+        self.log: str | None = None
+        """Of a compiler that fails."""
         Array.fake = self
         memory = SimpleNamespace(
             OutOfMemoryError=type("OutOfMemoryError", (MemoryError,), {"__module__": "cupy.cuda.memory"})
@@ -357,6 +360,7 @@ class FakeCupy:
             Stream=self.Stream,
             alloc=self.memory_of,
             alloc_pinned_memory=bytearray,
+            compiler=SimpleNamespace(CompileException=type("CompileException", (Exception,), {})),
             get_current_stream=lambda: self.current,
             memory=memory,
             nvrtc=SimpleNamespace(getVersion=lambda: (12, 9)),
@@ -477,6 +481,9 @@ class FakeCupy:
         precision = Precision.FLOAT64 if "-DNARROWS_DOUBLE" in options else Precision.FLOAT32
 
         def get_function(name: str) -> Any:
+            if self.log is not None:
+                raise self.cuda.compiler.CompileException(self.log)
+
             def call(grid: Any, block: Any, arguments: Any) -> None:
                 (operands,) = arguments
                 assert isinstance(operands, np.ndarray)

@@ -5,8 +5,10 @@ Nothing of a GPU is shown here; that the names exist in CuPy is looked up where 
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import importlib.util
+import inspect
 import logging
 import operator
 from types import SimpleNamespace
@@ -18,11 +20,12 @@ import pytest
 from cases import Case, network
 from fake_cupy import FUNCTIONS, METHODS, NAMES, FakeCupy
 from narrows.backends import Hyper
-from narrows.backends.cuda import data
+from narrows.backends.cuda import data, device
 from narrows.backends.cuda.device import CupyDevice
+from narrows.backends.cuda.nvrtc import CUPYS
 from narrows.backends.cuda.program import CudaProgram
 from narrows.backends.cuda.table import LAUNCH_DTYPE
-from narrows.errors import MissingExtraError, OutOfMemoryError
+from narrows.errors import BackendError, MissingExtraError, OutOfMemoryError
 from narrows.plan import Activation, Loss, Mode, Precision
 from test_backends import assert_close, reference_of, tolerance
 
@@ -93,6 +96,16 @@ def test_too_little_memory_is_one_clear_line(libraries: Any, monkeypatch: pytest
         program_on(FakeCupy(libraries, capacity=1000), monkeypatch)
 
 
+def test_a_compiler_that_fails_is_one_line(libraries: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = FakeCupy(libraries)
+    program = program_on(fake, monkeypatch)
+    fake.log = "nvrtc: error: failed to open libnvrtc-builtins.so.13.0.\n  Make sure that it is installed.\n"
+    line = r"NVRTC does not compile the CUDA kernels: nvrtc: error: .*13\.0\. Make sure that it is installed\.$"
+    device._kernels.cache_clear()
+    with pytest.raises(BackendError, match=line):
+        program.train(np.arange(21), Hyper(1, 0, np.full(3, 1e-3)))
+
+
 @pytest.mark.skipif(importlib.util.find_spec("cupy") is not None, reason="CuPy is installed")
 def test_without_cupy_the_extra_is_named() -> None:
     with pytest.raises(MissingExtraError, match=r"narrows\[cuda12\]"):
@@ -110,6 +123,35 @@ def test_the_names_exist_in_cupy() -> None:
         assert hasattr(owner, name), f"{owner.__name__}.{name}"
 
 
+def test_cupy_compiles_with_the_flags_that_the_tests_compile_with() -> None:
+    cupy = pytest.importorskip("cupy", reason="CuPy is not installed")
+    source = inspect.getsource(cupy.cuda.compiler)
+    for flag in CUPYS:
+        assert f"'{flag}'" in source
+
+
+def test_cupy_takes_plain_integers_where_it_is_given_some() -> None:
+    """Without a GPU calls fail for want of a driver, after they have taken their arguments."""
+    cupy = pytest.importorskip("cupy", reason="CuPy is not installed")
+    if cupy.is_available():
+        pytest.skip("with a GPU, tests/test_cuda_gpu.py makes such calls")
+    runtime = cupy.cuda.runtime
+    for call, *arguments in (
+        (runtime.memcpyAsync, 2**40, 2**40, 8, runtime.memcpyHostToDevice, 7),
+        (runtime.memcpy2DAsync, 2**40, 16, 2**40, 16, 8, 2, runtime.memcpyDeviceToDevice, 7),
+        (cupy.cuda.alloc, 8),
+        (cupy.cuda.alloc_pinned_memory, 8),
+        (cupy.empty, (3, 2), np.dtype(np.float32)),
+    ):
+        with pytest.raises(runtime.CUDARuntimeError):
+            call(*arguments)
+    with pytest.raises(TypeError):
+        runtime.memcpyAsync(np.uint64(2**40), 2**40, 8, runtime.memcpyHostToDevice, 7)
+    assert runtime.driverGetVersion() == 0
+    # What a capture is asked for: one that lets memory be allocated beside it.
+    assert "streamCaptureModeRelaxed" in cupy.cuda.Stream.begin_capture.__doc__
+
+
 def test_cupy_takes_operands_by_value() -> None:
     """A function of no kernel fails for want of a driver, after it has taken its arguments."""
     cupy = pytest.importorskip("cupy", reason="CuPy is not installed")
@@ -119,5 +161,11 @@ def test_cupy_takes_operands_by_value() -> None:
     stream = SimpleNamespace(ptr=0)
     with pytest.raises(TypeError, match="Unsupported type"):
         function((1,), (1,), (object(),), 0, stream)
+    operands = np.zeros((), LAUNCH_DTYPE)
     with pytest.raises(cupy.cuda.runtime.CUDARuntimeError):
-        function((1,), (1,), (np.zeros((), LAUNCH_DTYPE),), 0, stream)
+        function((1,), (1,), (operands,), 0, stream)
+    # Where a kernel reads them: behind the head of an object of Cython's there are its functions and the address.
+    taken = cupy.cuda.function.CNumpyArray(operands)
+    words = (ctypes.c_size_t * 4).from_address(id(taken))
+    assert operands.ctypes.data in words
+    del taken

@@ -1,7 +1,7 @@
 // The mathematics that functors.h and counts.h ask for, of single numbers.
 //
-// Promises: float32 is accurate to a few ulp over all numbers, subnormals included, if the functions of CUDA (or the C
-// library) are; nothing is rounded to double and back in float32.
+// Promises: float32 is accurate to a few ulp over all numbers, if the functions of CUDA (or the C library) are, though
+// CuPy has subnormal numbers be zero on GPUs; nothing is rounded to double and back in float32.
 
 #pragma once
 

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..._extras import require
-from ...errors import OutOfMemoryError
+from ...errors import BackendError, OutOfMemoryError
 from ...plan import Precision
 from .blas import Blas, load
 from .launches import BLAS
@@ -244,9 +244,14 @@ def calls_of(
     wanted = dict.fromkeys(call.kernel for call in planned if call.kernel != BLAS)
     if new := [kernel for kernel in wanted if (kernel, *of) not in known]:
         module = cupy.RawModule(code=source(), options=tuple(flags(precision)), name_expressions=tuple(new))
-        for kernel in new:
-            # Loaded now: a first call would load it, which cannot be captured.
-            known[kernel, *of] = module.get_function(kernel).kernel
+        try:
+            for kernel in new:
+                # Loaded now: a first call would load it, which cannot be captured.
+                known[kernel, *of] = module.get_function(kernel).kernel
+        except cupy.cuda.compiler.CompileException as error:
+            raise BackendError(
+                f"NVRTC does not compile the CUDA kernels: {' '.join(str(error).split())[:500]}"
+            ) from None
     return [
         (product, call.operands)
         if call.kernel == BLAS

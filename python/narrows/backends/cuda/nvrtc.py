@@ -1,7 +1,7 @@
 """Compiling kernels at run time, by NVRTC, which needs neither nvcc nor a GPU.
 
 Promises: what is compiled is `table.KERNELS`, or some of them, from the sources that the package ships; the same flags
-wherever it is done; a failure says what the compiler said.
+wherever it is done, those of CuPy included; a failure says what the compiler said.
 Never: loads what it has compiled.
 """
 
@@ -47,6 +47,10 @@ def flags(precision: Precision) -> list[str]:
     # Products and sums are fused where that is one rounding less; all else is as IEEE 754 has it. Pragmas that are the
     # host compiler's are no concern of this one's.
     return ["-std=c++17", f"-I{folder / 'cuda'}", "-diag-suppress=161", *defines, *PRECISION_FLAGS[precision]]
+
+
+CUPYS = ["-ftz=true", "--device-as-default-execution-space"]
+"""What CuPy has the compiler do besides, whatever it is asked for: subnormal numbers of float32 are zero."""
 
 
 class Compiled(NamedTuple):
@@ -97,7 +101,7 @@ class Nvrtc:
         try:
             for kernel in kernels:
                 self._call("nvrtcAddNameExpression", program, kernel.encode())
-            options = [f"-arch={architecture}", "--ptxas-options=-v", *flags(precision)]
+            options = [f"-arch={architecture}", "--ptxas-options=-v", *flags(precision), *CUPYS]
             array = (ctypes.c_char_p * len(options))(*(option.encode() for option in options))
             try:
                 self._call("nvrtcCompileProgram", program, len(options), array)
