@@ -233,7 +233,9 @@ class _Torch:
             return value
 
         compiled = torch.compile(step, fullgraph=True, dynamic=False, **options)
-        return torch.no_grad()(self.epochs(compiled))
+        # As in `with_optimizer`
+        kept = (lambda x: compiled(x).clone()) if self.device == "cuda" else compiled
+        return torch.no_grad()(self.epochs(kept))
 
 
 _TUNED = {"options": {"max_autotune": True, "cpp_wrapper": True}}
@@ -317,7 +319,8 @@ def jax(case: Case, threads: int) -> Variants:
                     for x in singles:
                         carry, value = one(carry, x)
                         values.append(value)
-                losses.append(np.mean(values).item())
+                # Together: of a GPU they would come one by one.
+                losses.append(np.mean(jax.device_get(values)).item())
             return losses
 
         return train

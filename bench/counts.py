@@ -90,14 +90,14 @@ def narrows_steps(case: Case, threads: int) -> Callable[[int], float]:
     program = compile_plan(lower(spec, case.batch), BACKEND[device()], n_threads=threads)
     program.load(state)
     program.bind(X)
-    rows, done = np.arange(len(X.indptr) - 1), 0
+    rows, done = np.arange(len(X.indptr) - 1).reshape(BATCHES, case.batch), 0
 
     def run(steps: int) -> float:
         nonlocal done
-        for _ in range(steps):
-            batch = rows[done % BATCHES * case.batch :][: case.batch]
-            terms = program.train(batch, Hyper(0, done, np.array([RATE])))
-            done += 1
+        # In one call, as of a fit: PyTorch's steps do not wait for one another either.
+        batches = rows[np.arange(done, done + steps) % BATCHES].reshape(-1)
+        terms = program.train(batches, Hyper(0, done, np.full(steps, RATE)))
+        done += steps
         return float(terms[-1, 0])
 
     return run

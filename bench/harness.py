@@ -22,7 +22,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import date
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from pathlib import Path
 from typing import Any, Protocol, Self
 
@@ -62,6 +62,8 @@ def prepare(threads: int, device: str = DEVICES[0]) -> None:
     if device == "cuda":
         # Libraries that are stopped keep what they have of the GPU's memory, which must not be all of it.
         environment |= {"NARROWS_BACKEND": "cuda", "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+        # It would take the CPU with a warning, where it cannot have the GPU.
+        environment["JAX_PLATFORMS"] = "cuda"
     else:
         # Compiling in a pool of processes would leave them waiting beside the timing.
         environment |= {"CUDA_VISIBLE_DEVICES": "", "JAX_PLATFORMS": "cpu", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
@@ -220,6 +222,20 @@ def prepared(parser: argparse.ArgumentParser) -> argparse.Namespace:
     return options
 
 
+def of_gpu() -> dict[str, dict[str, str]]:
+    """What else belongs to a result on a GPU: its names, the driver's version and CuPy's."""
+    if device() != "cuda":
+        return {}
+    asked = ("name", "driver_version", "memory.total", "clocks.max.sm")
+    command = ["nvidia-smi", f"--query-gpu={','.join(asked)}", "--format=csv,noheader"]
+    try:
+        out = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout
+        found = dict(zip(asked, out.splitlines()[0].split(", "), strict=True))
+    except (OSError, subprocess.SubprocessError, ValueError, IndexError):
+        found = {}  # some containers have a GPU and not its tools
+    return {"gpu": found | {"cupy": version(packages_distributions()["cupy"][0])}}
+
+
 def about(options: argparse.Namespace, *packages: str) -> dict[str, Any]:
     """What stands above every result: when, where, with how many threads and rounds, and of which versions."""
     from narrows import __version__
@@ -227,7 +243,7 @@ def about(options: argparse.Namespace, *packages: str) -> dict[str, Any]:
 
     named = {name: getattr(options, name) for name in ("threads", "rounds") if hasattr(options, name)}
     versions = {"narrows": __version__} | {name: version(name) for name in packages} if packages else {}
-    return {"date": date.today().isoformat(), "machine": machine()} | named | versions
+    return {"date": date.today().isoformat(), "machine": machine()} | named | versions | of_gpu()
 
 
 def store(report: dict[str, Any], path: Path) -> None:

@@ -30,7 +30,7 @@ from typing import Any
 
 import page
 from contenders import ON_GPU, TAKING_PART
-from harness import DEVICES, RESULTS, Worker, device, interleaved, lock, prepare, script, spread, store
+from harness import DEVICES, RESULTS, Worker, device, interleaved, lock, of_gpu, prepare, script, spread, store
 from narrows import __version__
 from narrows.backends import probe, resolve
 from narrows.benchmark import machine
@@ -191,6 +191,7 @@ def main() -> None:
         "backend": probe(resolve("auto"))._asdict() | {"name": resolve("auto")},
         "versions": versions(),
         "missing": [peer for peer in MODULES if not installed(peer)],
+        **of_gpu(),
     }
     for peer in header["missing"]:
         print(f"{peer} is not installed and is left out")
