@@ -56,6 +56,7 @@ def models() -> tuple[CountAutoencoder, VariationalAutoencoder]:
 
 IN_X = r"X: {} in row 43, column 4 is not a count"
 IN_Y = r"y: {} in row 43, column 4 is not a count"
+IN_X_VAL, IN_Y_VAL = IN_X.replace("X", "X_val", 1), IN_Y.replace("y", "y_val", 1)
 NAMED = r"matrix: {} in row 43 \(cell43\), column 4 \(gene4\) is not a count"
 STREAM = {"block_bytes": 1500}
 """Less than the rows that are held out, and than half of the rows."""
@@ -79,9 +80,9 @@ FITS: dict[str, tuple[str, Callable[[Any, Any], Any]]] = {
     ),
     "y of other rows": (IN_Y, lambda good, bad: Autoencoder(3, loss="nb", **TINY).fit(good - 0.5, bad)),
     "X with y": (IN_X, lambda good, bad: CountAutoencoder(3, **TINY).fit(bad, good)),
-    "X_val": (IN_X, lambda good, bad: CountAutoencoder(3, **TINY).fit(good, X_val=bad)),
-    "X of a pair": (IN_X, lambda good, bad: CountAutoencoder(3, **TINY).fit(good, good, X_val=(bad, good))),
-    "y of a pair": (IN_Y, lambda good, bad: CountAutoencoder(3, **TINY).fit(good, good, X_val=(good, bad))),
+    "X_val": (IN_X_VAL, lambda good, bad: CountAutoencoder(3, **TINY).fit(good, X_val=bad)),
+    "X of a pair": (IN_X_VAL, lambda good, bad: CountAutoencoder(3, **TINY).fit(good, good, X_val=(bad, good))),
+    "y of a pair": (IN_Y_VAL, lambda good, bad: CountAutoencoder(3, **TINY).fit(good, good, X_val=(good, bad))),
     "source": (NAMED, lambda good, bad: CountAutoencoder(3, **TINY).fit(source(bad))),
     "stream": (NAMED, lambda good, bad: CountAutoencoder(3, **TINY).fit(source(bad), **STREAM)),
     "stream y": (NAMED, lambda good, bad: CountAutoencoder(3, **TINY).fit(source(good), source(bad), **STREAM)),

@@ -14,6 +14,7 @@ from sklearn.exceptions import NotFittedError
 
 from estimator_cases import BACKEND, ESTIMATORS, fitting, ids, low_rank, same_rows, small
 from narrows import RBM, CountAutoencoder
+from narrows.backends import probe
 from narrows.data import ArraySource
 
 
@@ -218,7 +219,18 @@ BAD_DATA: list[tuple[str, Callable[[np.ndarray], Any], str]] = [
         lambda X: small().fit(ArraySource(_with(X, 170, 3, np.nan)), block_bytes=2000),
         "NaN in row 170, column 3",
     ),
-    ("val nan", lambda X: small().fit(X, X_val=_with(X, 7, 3, np.nan)), "NaN in row 7, column 3"),
+    ("val nan", lambda X: small().fit(X, X_val=_with(X, 7, 3, np.nan)), "^X_val: NaN in row 7, column 3"),
+    (
+        "val source nan",
+        lambda X: small().fit(X, X_val=ArraySource(_with(X, 7, 3, np.nan))),
+        "^X_val: NaN in row 7, column 3",
+    ),
+    ("val bce", lambda X: small(loss="bce").fit(X, X_val=_with(X, 9, 2, 1.5)), "^X_val: 1.5 in row 9, column 2"),
+    ("val target", lambda X: small().fit(X, X, X_val=(X, _with(X, 7, 3, np.inf))), "^y_val: inf in row 7"),
+    ("val target rows", lambda X: small().fit(X, X, X_val=(X, X[:5])), "^y_val has 5 rows, X_val has 200"),
+    ("masked", lambda X: small().fit(np.ma.masked_less(X, 0.5)), "^X: a masked array with masked values"),
+    ("masked target", lambda X: small().fit(X, np.ma.masked_less(X, 0.5)), "^y: a masked array"),
+    ("masked codes", lambda X: small().fit(X).inverse_transform(np.ma.masked_less(X[:, :3], 0.5)), "^Z: a masked"),
     ("bce", lambda X: small(loss="bce").fit(_with(X, 9, 2, 1.5)), r"1.5 in row 9, column 2; loss='bce'"),
     (
         "sparse bce",
@@ -250,7 +262,7 @@ BAD_DATA: list[tuple[str, Callable[[np.ndarray], Any], str]] = [
         "X has 5 features, but Autoencoder is expecting 12",
     ),
     ("codes", lambda X: small().fit(X).inverse_transform(X), "Z has 12 columns, but Autoencoder has 3"),
-    ("val width", lambda X: small().fit(X, X_val=X[:, :5]), "X has 5 features"),
+    ("val width", lambda X: small().fit(X, X_val=X[:, :5]), "^X_val: X has 5 features"),
     ("val pair", lambda X: small().fit(X, X, X_val=X), r"X_val must be a pair"),
     (
         "score width",
@@ -265,6 +277,58 @@ def test_bad_data(call: Callable[[np.ndarray], Any], message: str, X: np.ndarray
     with pytest.raises(ValueError, match=message) as raised:
         call(X)
     assert "\n" not in str(raised.value)
+
+
+def _damaged(indices: tuple[int, int] | None = None, indptr: tuple[int, int] | None = None) -> sp.csr_array:
+    """A CSR of 200 x 12, one number of which is another."""
+    csr = sp.random_array((200, 12), density=0.3, format="csr", dtype=np.float32, rng=np.random.default_rng(0))
+    for part, change in ((csr.indices, indices), (csr.indptr, indptr)):
+        if change is not None:
+            part[change[0]] = change[1]
+    return csr
+
+
+DAMAGED = [
+    ("column", lambda: _damaged(indices=(5, 1 << 28)), "X: row 0 has column index 268435456, outside 0..11"),
+    ("negative column", lambda: _damaged(indices=(5, -1 << 28)), "X: row 0 has column index -268435456, outside 0..11"),
+    ("falling", lambda: _damaged(indptr=(100, 5)), "X: indptr decreases at row 99"),
+    ("start", lambda: _damaged(indptr=(0, 1)), "X: indptr runs 1..720, 720 values are stored"),
+]
+
+
+@pytest.mark.parametrize("backend", ["cpp", "numba", "reference"])
+@pytest.mark.parametrize(("make", "message"), [d[1:] for d in DAMAGED], ids=[d[0] for d in DAMAGED])
+def test_damaged_csr_is_refused_before_it_is_walked(make: Callable[[], Any], message: str, backend: str) -> None:
+    if not probe(backend).ok:
+        pytest.skip(f"no {backend}")
+    ae = small(backend=backend, max_iter=1)
+    with pytest.raises(ValueError, match=message):
+        ae.fit(make())
+    ae.fit(_damaged())
+    with pytest.raises(ValueError, match=message):
+        ae.transform(make())
+    with pytest.raises(ValueError, match=message.replace("X", "y", 1)):
+        ae.score(_damaged(), make())
+
+
+def test_room_behind_the_stored_values_is_not_read() -> None:
+    csr = _damaged()
+    roomy = sp.csr_array((200, 12), dtype=np.float32)
+    roomy.indptr = csr.indptr
+    roomy.indices = np.append(csr.indices, np.full(9, 1 << 28, csr.indices.dtype))
+    roomy.data = np.append(csr.data, np.full(9, np.nan, np.float32))
+    assert (small().fit(roomy).transform(roomy) == small().fit(csr).transform(csr)).all()
+    assert len(roomy.data) == len(csr.data) + 9
+
+
+def test_containers_that_are_no_rows_name_what_to_pass(X: np.ndarray, tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match=r"X is a path: pass narrows.data.open\(X\)"):
+        small().fit(str(tmp_path / "cells.h5ad"))
+    with pytest.raises(TypeError, match="X_val is a path"):
+        small().fit(X, X_val=tmp_path)
+    anndata = pytest.importorskip("anndata")
+    with pytest.raises(TypeError, match="X is an AnnData: pass its X"):
+        small().fit(anndata.AnnData(X))
 
 
 def test_a_failed_fit_leaves_the_earlier_one(X: np.ndarray) -> None:

@@ -214,6 +214,13 @@ def test_results_come_in_the_namespace_of_x() -> None:
     np.testing.assert_array_equal(result.array, X @ W)
 
 
+def csr(X: np.ndarray, at: int, column: int) -> sp.csr_array:
+    """X as CSR, one of whose columns is another."""
+    found = sp.csr_array(X)
+    found.indices[at] = column
+    return found
+
+
 @pytest.mark.parametrize(
     ("call", "exception", "message"),
     [
@@ -226,7 +233,19 @@ def test_results_come_in_the_namespace_of_x() -> None:
         (lambda X, W: functional.dense(X, W, n_threads=0), ValueError, "n_threads=0"),
         (lambda X, W: functional.dense(X, sp.csr_array(W)), TypeError, "only X may be sparse"),
         (lambda X, W: functional.dense(sp.csc_array(X), W), TypeError, "only CSR"),
+        (lambda X, W: functional.dense(sp.coo_array(X), W), TypeError, "only CSR; got coo_array"),
+        (lambda X, W: functional.dense(csr(X, 0, 1 << 28), W), ValueError, "X: row 0 has column index 268435456"),
+        (lambda X, W: functional.dense(csr(X, 4, -3), W), ValueError, "X: row 1 has column index -3"),
+        (lambda X, W: functional.dense_backward(X @ W, csr(X, 0, 9), W, X @ W), ValueError, "column index 9"),
+        (
+            lambda X, W: functional.contractive_penalty(csr(X, 0, 9), [W], [None], "tanh"),
+            ValueError,
+            "X: row 0 has column index 9, outside 0..2",
+        ),
+        (lambda X, W: functional.dense(np.ma.masked_less(X, 2), W), ValueError, "X: a masked array"),
+        (lambda X, W: functional.dense(X, W, np.ma.masked_less(W[0], 2)), ValueError, "b: a masked array"),
         (lambda X, W: functional.dense(X.astype(complex), W), TypeError, "complex128"),
+        (lambda X, W: functional.dense(sp.csr_array(X.astype(complex)), W), TypeError, "complex128"),
         (lambda X, W: functional.dense(X.astype(object), W), TypeError, "object"),
         (lambda X, W: functional.dense_backward(X, X, W, X), ValueError, "dA has shape"),
         (lambda X, W: functional.dense_backward(X @ W, X, W, X @ W, "gelu"), ValueError, "pass Z"),
@@ -243,6 +262,7 @@ def test_results_come_in_the_namespace_of_x() -> None:
             "dW must be a writable float64 array of shape",
         ),
         (lambda X, W: layers.Dense(0, 3), ValueError, "in_features=0"),
+        (lambda X, W: layers.Dense(2, 3, dtype=int), ValueError, "must be float32 or float64"),
         (lambda X, W: layers.Dense(3, 3).backward(X), RuntimeError, "needs a forward"),
     ],
 )
@@ -268,6 +288,14 @@ def test_sequential_trains() -> None:
             for name in params:
                 params[name] -= 0.05 * grads[name]
     assert losses[-1] < 0.05 * losses[0]
+
+
+@pytest.mark.parametrize("activation", ["tanh", "gelu"])
+def test_layers_take_lists_as_dense_does(activation: str) -> None:
+    X = np.arange(6.0).reshape(2, 3)
+    given, listed = (layers.Dense(3, 2, activation, random_state=0, dtype=np.float64) for _ in range(2))
+    np.testing.assert_array_equal(listed.forward(X.tolist()), given.forward(X))
+    np.testing.assert_array_equal(listed.backward(np.ones((2, 2))), given.backward(np.ones((2, 2))))
 
 
 def test_layers_are_public_and_seeded() -> None:

@@ -440,10 +440,16 @@ def _operand(value: Any, name: str, ndim: int = 2, on_gpu: bool = False) -> Any:
     """`value` as an ndarray or CSR, or that of CuPy, without a copy where there is one in it."""
     if isinstance(value, np.ndarray):
         array = value
-    elif hasattr(value, "indptr"):
+        if isinstance(value, np.ma.MaskedArray):
+            from .data.source import check_unmasked
+
+            check_unmasked(value, name)
+    elif hasattr(value, "tocsr"):
         if getattr(value, "format", None) != "csr" or name != "X":
             raise TypeError(f"{name}: only X may be sparse, and only CSR; got {type(value).__name__}")
-        return value
+        if on_gpu:
+            return value
+        array = value
     elif on_gpu:
         array = gpu_array(value, name)
     elif hasattr(value, "__dlpack__"):
@@ -457,6 +463,10 @@ def _operand(value: Any, name: str, ndim: int = 2, on_gpu: bool = False) -> Any:
         raise ValueError(f"{name} has {array.ndim} dimensions, expected {ndim}")
     if array.dtype.kind not in "fiub":
         raise TypeError(f"{name} has dtype {array.dtype}, expected numbers")
+    if hasattr(array, "indptr"):
+        from .data.source import check_csr
+
+        check_csr(array)
     return array
 
 

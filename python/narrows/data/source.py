@@ -65,12 +65,7 @@ def canonical_csr(
     """
     from scipy import sparse
 
-    if indices.dtype.kind not in "iu":
-        raise DataError(f"{where}: column indices are {indices.dtype}, not integers")
-    if len(indices) and (int(indices.min()) < 0 or int(indices.max()) >= n_columns):
-        at = int(np.flatnonzero((indices < 0) | (indices >= n_columns))[0])
-        row = int(np.searchsorted(indptr, at, side="right")) - 1 + row_offset
-        raise DataError(f"{where}: row {row} has column index {indices[at]}, outside 0..{n_columns - 1}")
+    _check_indices(indices, indptr, n_columns, where, row_offset)
     small = max(n_columns, len(indices)) <= np.iinfo(np.int32).max
     index_dtype = np.int32 if small else np.int64
     block = sparse.csr_array(
@@ -99,6 +94,35 @@ def check_indptr(indptr: npt.NDArray[Any], n_rows: int, n_data: int, n_indices: 
         raise DataError(f"{where}: indptr decreases at row {falls[0]}")
     if int(indptr[0]) != 0 or int(indptr[-1]) != n_data:
         raise DataError(f"{where}: indptr runs {indptr[0]}..{indptr[-1]}, {n_data} values are stored")
+
+
+def _check_indices(
+    indices: npt.NDArray[Any], indptr: npt.NDArray[Any], n_columns: int, where: str, row_offset: int = 0
+) -> None:
+    """Raise `DataError` for the first column index of CSR that is none; `indptr` must be right."""
+    if indices.dtype.kind not in "iu":
+        raise DataError(f"{where}: column indices are {indices.dtype}, not integers")
+    if len(indices) and (int(indices.min()) < 0 or int(indices.max()) >= n_columns):
+        at = int(np.flatnonzero((indices < 0) | (indices >= n_columns))[0])
+        row = int(np.searchsorted(indptr, at, side="right")) - 1 + row_offset
+        raise DataError(f"{where}: row {row} has column index {indices[at]}, outside 0..{n_columns - 1}")
+
+
+def check_csr(X: Any, where: str = "X") -> None:
+    """Raise `DataError` unless the parts of a SciPy CSR describe rows of its shape.
+
+    SciPy's own routines walk them without a look, and out of bounds where they are wrong. Room behind the values in
+    use, which `prune` would take away, is nothing wrong.
+    """
+    used = min(int(X.indptr[-1]), len(X.data), len(X.indices))
+    check_indptr(X.indptr, X.shape[0], used, used, where)
+    _check_indices(X.indices[:used], X.indptr, X.shape[1], where)
+
+
+def check_unmasked(X: Any, where: str = "X") -> None:
+    """Raise `DataError` for a masked array of which something is masked: what is behind the mask would be taken."""
+    if isinstance(X, np.ma.MaskedArray) and np.ma.is_masked(X):
+        raise DataError(f"{where}: a masked array with masked values; fill them first")
 
 
 class Source(ABC):
@@ -364,8 +388,7 @@ class ArraySource(Source):
                 data = data.astype(float_dtype(data.dtype))
             # A view on the same buffers, so that nothing below changes an attribute of the caller's object.
             array = sparse.csr_array((data, array.indices, array.indptr), shape=array.shape, copy=False)
-            if nnz and (int(array.indices.min()) < 0 or int(array.indices.max()) >= array.shape[1]):
-                canonical_csr(array.data, array.indices, array.indptr, array.shape[1], where=name)
+            _check_indices(array.indices, array.indptr, array.shape[1], name)
         self.array = array
         super().__init__(
             array.shape,
@@ -428,8 +451,7 @@ def _plain_array(X: Any, name: str) -> tuple[Any, Any, Any]:
         raise DataError(f"{name}: the data are on a GPU; pass cupy.asnumpy({name}), or an estimator the array itself")
     if _is_sparse(X):
         return X, obs_names, var_names
-    if isinstance(X, np.ma.MaskedArray) and np.ma.is_masked(X):
-        raise DataError(f"{name}: a masked array with masked values; fill them first")
+    check_unmasked(X, name)
     try:
         array = np.asanyarray(X)
         if array.dtype.kind == "O":

@@ -109,6 +109,8 @@ class Table:
     implicit : bool
         Whether rows of X from a source that has a shift come as `Shifted`; those of the target never do, nor what is
         meant to be of counts.
+    names : pair of str
+        What messages call X and the target.
     """
 
     X: Any
@@ -118,6 +120,7 @@ class Table:
     meant: tuple[Loss, Loss] = (Loss.MSE, Loss.MSE)
     columns: tuple[Any, Any] = (None, None)
     implicit: bool = True
+    names: tuple[str, str] = ("X", "y")
     _totals: Totals | None = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -164,14 +167,14 @@ class Table:
         block = part.read_stored(rows) if self.implicit and i == 0 else part.read_rows(rows)
         first = (rows.start or 0) if isinstance(rows, slice) else rows
         # A source has this name unless it was given another.
-        called = {"columns": self.columns[i], "name": "y" if i and part.name == "X" else None}
+        called = {"columns": self.columns[i], "name": self.names[i] if part.name == "X" else None}
         check_finite(stored_rows(block), first, part, **called)
         check_values(block, self.meant[i], first, part, **called)
         return block
 
     def check(self) -> None:
         """Raise for the first value in memory that has no meaning; that all are finite is known."""
-        for i, (name, part) in enumerate((("X", self.X), ("y", self.target))):
+        for i, (name, part) in enumerate(zip(self.names, (self.X, self.target), strict=True)):
             if part is not None and not isinstance(part, Source):
                 with copying():
                     check_values(part, self.meant[i], 0, name, columns=self.columns[i])

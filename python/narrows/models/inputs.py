@@ -8,7 +8,10 @@ never changed; the estimator only where `reset` says so, and then as scikit-lear
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import os
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -20,7 +23,7 @@ from sklearn.utils.validation import validate_data
 from ..arrays import beside, check_together, copying, gpu_array, on_gpu
 from ..backends import resolve
 from ..data.checks import check_finite
-from ..data.source import Source, float_dtype
+from ..data.source import Source, check_csr, check_unmasked, float_dtype
 from ..plan import Loss
 from ..shifted import Shifted
 from .batches import declared_batches, numbers, read_labels
@@ -40,20 +43,25 @@ __all__ = [
 ]
 
 
-def check_X(estimator: Any, X: Any, *, reset: bool, min_samples: int = 1) -> Any:
-    """X as a finite float array, a canonical CSR of floats, or a Source; rows that were read as Shifted stay so."""
+def check_X(estimator: Any, X: Any, *, reset: bool, min_samples: int = 1, name: str = "X") -> Any:
+    """X as a finite float array, a canonical CSR of floats, or a Source; rows that were read as Shifted stay so.
+
+    Messages call it `name`.
+    """
     if isinstance(X, Shifted) and not reset and X.shape[1] == estimator.n_features_in_:
         return X
-    X = estimator._rows(X)
+    X = estimator._rows(X, name)
     if on_gpu(X):
-        X = _gpu_rows(X, "X", min_samples)
-        _check_backend(estimator, "X", X, trains=reset)
-        validate_data(estimator, X, reset=reset, skip_check_array=True)
-        check_finite(X)
+        X = _gpu_rows(X, name, min_samples)
+        _check_backend(estimator, name, X, trains=reset)
+        with _calling(name):
+            validate_data(estimator, X, reset=reset, skip_check_array=True)
+        check_finite(X, source=name)
         return X
     if not isinstance(X, Source):
-        X = _plain(
-            validate_data(
+        _check_kind(X, name)
+        with _calling(name):
+            X = validate_data(
                 estimator,
                 X,
                 reset=reset,
@@ -62,9 +70,14 @@ def check_X(estimator: Any, X: Any, *, reset: bool, min_samples: int = 1) -> Any
                 ensure_all_finite=False,
                 ensure_min_samples=min_samples,
             )
-        )
-        check_finite(X, columns=_names(estimator))
+        X = _plain(X, name)
+        check_finite(X, source=name, columns=_names(estimator))
         return X
+    with _calling(name):
+        return _checked_source(estimator, X, reset, min_samples)
+
+
+def _checked_source(estimator: Any, X: Source, reset: bool, min_samples: int) -> Source:
     name = type(estimator).__name__
     if X.shape[0] < min_samples:
         raise ValueError(
@@ -91,6 +104,18 @@ def check_X(estimator: Any, X: Any, *, reset: bool, min_samples: int = 1) -> Any
     return X
 
 
+@contextlib.contextmanager
+def _calling(name: str) -> Iterator[None]:
+    """Say of messages about X that they are about `name`, where it has another."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        if name == "X":
+            raise
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(f"{name}: {error}") from None
+
+
 def check_codes(estimator: Any, Z: Any) -> Any:
     """Z as a finite float array or a Source of as many columns as there are latents."""
     if on_gpu(Z):
@@ -98,7 +123,8 @@ def check_codes(estimator: Any, Z: Any) -> Any:
         _check_backend(estimator, "Z", Z)
         check_finite(Z, source="Z")
     elif not isinstance(Z, Source):
-        Z = _plain(check_array(Z, dtype="numeric", ensure_all_finite=False, input_name="Z"))
+        _check_kind(Z, "Z")
+        Z = _plain(check_array(Z, dtype="numeric", ensure_all_finite=False, input_name="Z"), "Z")
         check_finite(Z, source="Z")
     if Z.shape[1] != estimator._network.spec.n_components:
         expected = estimator._network.spec.n_components
@@ -140,12 +166,13 @@ def make_table(
     weight: NDArray[np.float64] | None,
     batch: NDArray[np.float32] | None = None,
     columns: Any = None,
+    names: tuple[str, str] = ("X", "y"),
 ) -> Table:
-    """Rows for an estimator to train on, checked; `columns` are names of the target's."""
-    check_together(X, X if target is None else target, "y")
+    """Rows for an estimator to train on, checked; `columns` are names of the target's, `names` those of X and it."""
+    check_together(X, X if target is None else target, names[1])
     loss = Loss[estimator.loss.upper()]
     meant = loss if target is None else estimator._encodes(loss, separate_target=True)
-    table = Table(X, target, weight, batch, (meant, loss), (_names(estimator), columns))
+    table = Table(X, target, weight, batch, (meant, loss), (_names(estimator), columns), names=names)
     table.check()
     return table
 
@@ -155,9 +182,9 @@ def validation_table(estimator: Any, X_val: Any, table: Table) -> Table:
     if isinstance(X_val, tuple) and len(X_val) not in (2, 3):
         raise ValueError(f"X_val has {len(X_val)} parts, not X_val and y_val, or these and batch_val")
     X, y, batch = (*X_val, None)[:3] if isinstance(X_val, tuple) else (X_val, None, None)
-    X = check_X(estimator, X, reset=False)
+    X = check_X(estimator, X, reset=False, name="X_val")
     check_together(table.X, X, "X_val")
-    target, columns = _read_target(estimator, y, int(X.shape[0]))
+    target, columns = _read_target(estimator, y, int(X.shape[0]), ("X_val", "y_val"))
     if (target is None) != (table.target is None):
         raise ValueError("X_val must be a pair (X_val, y_val) if, and only if, fit has a y to reconstruct")
     if target is not None and target.shape[1] != table.target.shape[1]:
@@ -169,7 +196,8 @@ def validation_table(estimator: Any, X_val: Any, table: Table) -> Table:
         )
     told = read_batch(estimator, batch, int(X.shape[0]), "batch_val")
     # A shift of its own the network has only if that of the training data has made it take one.
-    return dataclasses.replace(make_table(estimator, X, target, None, told, columns), implicit=table.shifted)
+    found = make_table(estimator, X, target, None, told, columns, ("X_val", "y_val"))
+    return dataclasses.replace(found, implicit=table.shifted)
 
 
 def encoding_table(estimator: Any, X: Any) -> Table:
@@ -232,23 +260,28 @@ def _names(estimator: Any) -> Any:
     return getattr(estimator, "feature_names_in_", None)
 
 
-def _read_target(estimator: Any, y: Any, n_rows: int) -> tuple[Any, Any]:
-    """The target that y is, or None for no y or labels, and the names of its columns, if a frame has them."""
+def _read_target(estimator: Any, y: Any, n_rows: int, names: tuple[str, str] = ("X", "y")) -> tuple[Any, Any]:
+    """The target that y is, or None for no y or labels, and the names of its columns, if a frame has them; `names` are
+    what messages call X and it.
+    """
     if y is None:
         return None, None
-    y = estimator._rows(y, "y")
+    name = names[1]
+    y = estimator._rows(y, name)
     shape = y.shape if hasattr(y, "shape") else np.asarray(y).shape
     if len(shape) == 1:
         return None, None
     columns = getattr(y, "columns", None)
     if on_gpu(y):
-        y = _gpu_rows(y, "y")
-        check_finite(y, source="y")
+        y = _gpu_rows(y, name)
+        check_finite(y, source=name)
     elif not isinstance(y, Source):
-        y = _plain(check_array(y, accept_sparse="csr", dtype="numeric", ensure_all_finite=False, input_name="y"))
-        check_finite(y, source="y", columns=columns)
+        _check_kind(y, name)
+        y = check_array(y, accept_sparse="csr", dtype="numeric", ensure_all_finite=False, input_name=name)
+        y = _plain(y, name)
+        check_finite(y, source=name, columns=columns)
     if y.shape[0] != n_rows:
-        raise ValueError(f"y has {y.shape[0]} rows, X has {n_rows}")
+        raise ValueError(f"{name} has {y.shape[0]} rows, {names[0]} has {n_rows}")
     return y, columns
 
 
@@ -286,7 +319,7 @@ def _gpu_rows(X: Any, name: str, min_samples: int = 1) -> Any:
                 f"Found array with {n} {what} (shape={tuple(X.shape)}) while a minimum of {least} is required."
             )
     with copying():
-        return _plain(X)
+        return _plain(X, name)
 
 
 def _check_backend(estimator: Any, name: str, X: Any, *, trains: bool = False) -> None:
@@ -300,9 +333,26 @@ def _check_backend(estimator: Any, name: str, X: Any, *, trains: bool = False) -
         )
 
 
-def _plain(X: Any) -> Any:
+def _check_kind(X: Any, name: str) -> None:
+    """Refuse what scikit-learn would misread, and say what to pass."""
+    if isinstance(X, str | os.PathLike):
+        raise TypeError(f"{name} is a path: pass narrows.data.open({name})")
+    if hasattr(X, "obs_names") and hasattr(X, "var_names") and hasattr(X, "X"):
+        raise TypeError(
+            f"{name} is an AnnData: pass its X, or narrows.data.as_source of it (of its file if it is backed), or fit "
+            "by narrows.scanpy.autoencoder"
+        )
+    check_unmasked(X, name)
+
+
+def _plain(X: Any, name: str) -> Any:
     """An array or CSR as the backends take it: float32 or float64 in native byte order, CSR canonical."""
     dtype = float_dtype(X.dtype)
+    if is_sparse(X) and not on_gpu(X):
+        check_csr(X, name)
+        if len(X.data) > X.indptr[-1]:
+            X = X.copy()
+            X.prune()
     if X.dtype != dtype or not X.dtype.isnative:
         X = X.astype(dtype)
     if is_sparse(X) and not X.has_canonical_format:
