@@ -57,6 +57,8 @@ class Dense:
         if device not in ("cpu", "cuda"):
             raise ValueError(f"device={device!r} must be 'cpu' or 'cuda'")
         act = functional.elementwise(activation)
+        if np.dtype(dtype) not in (np.float32, np.float64):
+            raise ValueError(f"dtype={dtype!r} must be float32 or float64")
         for name, value in (("in_features", in_features), ("out_features", out_features)):
             if int(value) != value or value < 1:
                 raise ValueError(f"{name}={value!r} must be a positive integer")
@@ -77,6 +79,8 @@ class Dense:
     def forward(self, X: Any) -> Any:
         """The layer's output; X and what the derivative needs are kept for :meth:`backward`."""
         Z = None
+        if isinstance(X, list | tuple):
+            X = np.asarray(X)
         if ACTIVATIONS[self.activation].needs_preactivation:
             shape = X.shape[0], self.out_features
             Z = np.empty_like(self.params["W"], self._dtype(X), order="C", shape=shape)
