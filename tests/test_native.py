@@ -494,8 +494,17 @@ for n in NOISE_WIDTHS:
             assert result.returncode == 0, f"{name}: {result.stderr}"
 
 
-def test_unknown_isa_is_an_error() -> None:
-    result = run_python("from narrows.backends import resolve; resolve('cpp')", NARROWS_ISA="sse9")
+@pytest.mark.parametrize(
+    "code",
+    [
+        "from narrows.backends import resolve; resolve('cpp')",
+        "from narrows.backends import resolve; resolve('auto')",
+        "import narrows; narrows.functional.dense([[1.0]], [[1.0]])",
+    ],
+    ids=["cpp", "auto", "layer"],
+)
+def test_unknown_isa_is_an_error(code: str) -> None:
+    result = run_python(code, NARROWS_ISA="sse9")
     assert result.returncode != 0
     assert "NARROWS_ISA='sse9' is not an instruction set; choose from" in result.stderr
 

@@ -61,6 +61,8 @@ class Probe(NamedTuple):
     reason: str
     absent: bool = False
     """Whether it cannot because this machine has not got what it is for, which nobody need be told."""
+    denied: bool = False
+    """Whether it cannot because of what the environment asks of it, for which no other stands in."""
 
 
 @dataclass(frozen=True)
@@ -257,6 +259,8 @@ def _first(names: Sequence[str], announce: bool) -> str:
                 _announced.add(note)
                 log.log(level, note)
             return name
+        if found.denied:
+            raise BackendError(f"backend {name} cannot run here: {found.reason}")
         skipped.append(f"{name} ({found.reason})")
         if not found.absent:
             level = logging.WARNING

@@ -33,8 +33,8 @@ def probe() -> Probe:
         return Probe(False, f"the extension cannot be loaded ({error})")
     try:
         return Probe(True, f"{_core.isa()}, {_core.build_info()['threads']}")
-    except (ValueError, RuntimeError) as error:
-        return Probe(False, str(error))
+    except (ValueError, RuntimeError) as error:  # of what NARROWS_ISA says
+        return Probe(False, str(error), denied=True)
 
 
 def isa() -> str:
