@@ -617,6 +617,27 @@ except MemoryError:
 
 
 @linux_only
+def test_threads_that_cannot_be_started_are_done_without() -> None:
+    """Where there is no memory for their stacks a step runs on those there are, to the same bits; nothing ends here."""
+    code = f"""
+import resource, sys, numpy as np
+sys.path[:0] = {[str(Path(__file__).parent)]!r}
+from test_native import Hyper, rich_plan, started
+def bits(program):
+    program.train(np.arange(2000), Hyper(1, 0, np.full(8, 1e-3)))
+    return [a.tobytes() for a in program.state().values()]
+one = bits(started(rich_plan(256), n_rows=2000, n_threads=1, tune=False))
+many = started(rich_plan(256), n_rows=2000, n_threads=128, tune=False)
+pages = int(open("/proc/self/statm").read().split()[0])
+resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + (24 << 20),) * 2)
+print("same" if bits(many) == one else "other")
+"""
+    result = run_python(code)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == "same\n"
+
+
+@linux_only
 def test_import_is_a_good_citizen() -> None:
     """Importing starts no thread, takes no signal, draws no random number and leaves the rounding mode alone."""
     code = """

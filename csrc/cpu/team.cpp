@@ -29,9 +29,43 @@ void Barrier::spin(int generation) const {
 
 #include <omp.h>
 
+#include <algorithm>
+#include <vector>
+
 namespace narrows {
 
+namespace {
+
+std::atomic<int> forks{0};
+
+// How many threads can be had at once, up to n, this one included. libgomp ends the process where it cannot start one,
+// for want of memory for a stack or by a limit, so it is tried before: threads like its own, all there at once.
+int startable(int n) {
+  std::atomic<bool> done{false};
+  std::vector<pthread_t> threads(size_t(n - 1));
+  int started = 0;
+  const auto wait = [](void* flag) -> void* {
+    while (!static_cast<std::atomic<bool>*>(flag)->load(std::memory_order_acquire)) sched_yield();
+    return nullptr;
+  };
+  while (started < n - 1 && pthread_create(&threads[size_t(started)], nullptr, wait, &done) == 0) ++started;
+  done.store(true, std::memory_order_release);
+  for (int i = 0; i < started; ++i) pthread_join(threads[size_t(i)], nullptr);
+  return started + 1;
+}
+
+// Each thread that launches has a pool of its own in the runtime, which grows to the largest team asked for.
+int available(int n) {
+  thread_local int asked = 1, found = 1, generation = 0;
+  if (const int now = forks.load(std::memory_order_relaxed); generation != now) asked = found = 1, generation = now;
+  if (n > asked) asked = n, found = startable(n);
+  return std::min(n, found);
+}
+
+}  // namespace
+
 void launch(int n, TeamFn fn, void* data) {
+  if (n > 1) n = available(n);
   if (n <= 1) return fn(data, 0, 1);
 #pragma omp parallel num_threads(n)
   fn(data, omp_get_thread_num(), omp_get_num_threads());
@@ -44,7 +78,7 @@ const char* team_kind() { return "openmp"; }
 void install_fork_handler() {
   pthread_atfork(
       [] {
-        if (!omp_in_parallel()) omp_pause_resource_all(omp_pause_hard);
+        if (!omp_in_parallel()) omp_pause_resource_all(omp_pause_hard), ++forks;
       },
       nullptr, nullptr);
 }
