@@ -184,6 +184,29 @@ def test_round_trip(model):
     assert meta["layers"] == (8, (4,))
 
 
+def test_other_programs_read_it(model):
+    from safetensors.numpy import load_file
+
+    assert_same(load_file(model), META)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits of memory are Linux's here")
+def test_saving_needs_no_room_for_a_copy(tmp_path):
+    """Memory is shortest just when the checkpoint of a run that is stopped for it is written."""
+    code = (
+        "import resource, sys, numpy as np\nfrom narrows.persistence import load_tensors, save_tensors\n"
+        "save_tensors(sys.argv[1], {'W': np.zeros(3)}, {}, kind='model'); load_tensors(sys.argv[1], kind='model')\n"
+        "tensors = {f'W{i}': np.full(4_000_000, i, np.float32) for i in range(8)}\n"
+        "pages = int(open('/proc/self/statm').read().split()[0])\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + (32 << 20),) * 2)\n"
+        "save_tensors(sys.argv[1], tensors, {}, kind='model')\n"
+    )
+    path = tmp_path / "model.safetensors"
+    subprocess.run([sys.executable, "-c", code, str(path)], check=True, timeout=120)
+    tensors, _ = load_tensors(path, kind="model")
+    assert [array[-1] for _, array in sorted(tensors.items())] == list(range(8))
+
+
 def test_same_content_gives_the_same_bytes(tmp_path, model):
     save_tensors(tmp_path / "again", dict(reversed(TENSORS.items())), dict(META), kind="model")
     assert (tmp_path / "again").read_bytes() == model.read_bytes()

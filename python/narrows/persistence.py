@@ -32,9 +32,10 @@ __all__ = ["FORMAT", "atomic_write", "load_tensors", "save_tensors"]
 
 FORMAT = 1
 _HEADER_LIMIT = 32 << 20  # bytes; a header names tensors and holds settings and feature names, never data
-_DTYPES = frozenset(
-    ["bool", "float16", "float32", "float64"] + [f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)]
-)
+_DTYPES = {"bool": "BOOL", "float16": "F16", "float32": "F32", "float64": "F64"} | {
+    f"{sign}int{bits}": f"{sign or 'i'}{bits}".upper() for sign in ("", "u") for bits in (8, 16, 32, 64)
+}
+"""What safetensors calls NumPy's dtypes."""
 # JSON has neither of these; each is written as an object with one of the keys, which meta itself may not use.
 _FLOAT, _TUPLE = "__float__", "__tuple__"
 
@@ -133,8 +134,6 @@ def save_tensors(
     OutputError
         If the file cannot be written.
     """
-    from safetensors.numpy import save
-
     arrays: dict[str, npt.NDArray[Any]] = {}
     for name, tensor in tensors.items():
         if not isinstance(name, str) or name == "__metadata__":
@@ -142,14 +141,31 @@ def save_tensors(
         array = np.asarray(tensor)
         if array.dtype.name not in _DTYPES:
             raise TypeError(f"tensor {name!r} has dtype {array.dtype}, which a model file cannot hold")
-        # safetensors writes the buffer as it lies in memory, so the layout has to be made plain first.
         arrays[name] = np.asarray(array, dtype=array.dtype.newbyteorder("="), order="C")
     envelope = {"format": FORMAT, "kind": kind, "version": __version__, "meta": _encode(dict(meta), "meta")}
     envelope["sha256"] = _digest(envelope, arrays)
-    content = save(arrays, metadata={"narrows": _json(envelope)})
-    if int.from_bytes(content[:8], "little") > _HEADER_LIMIT:
+    parts = _serialized(arrays, _json(envelope))
+    if len(parts[1]) > _HEADER_LIMIT:
         raise TypeError(f"meta is too large: names and settings may take {_HEADER_LIMIT >> 20} MiB")
-    atomic_write(path, content)
+    atomic_write(path, lambda stream: stream.writelines(parts))
+
+
+def _serialized(arrays: Mapping[str, npt.NDArray[Any]], settings: str) -> list[bytes | memoryview]:
+    """A safetensors file in parts: length of the header, header, and the arrays' own memory, widest numbers first.
+
+    safetensors writes such a file from two copies of all arrays, and where there is no room for them it ends the thread
+    in Rust, by what is no `Exception`: a checkpoint is wanted most when memory is short.
+    """
+    header: dict[str, Any] = {"__metadata__": {"narrows": settings}}
+    data: list[memoryview] = []
+    end = 0
+    for name, array in sorted(arrays.items(), key=lambda item: (-item[1].itemsize, item[0])):
+        begin, end = end, end + array.nbytes
+        header[name] = {"dtype": _DTYPES[array.dtype.name], "shape": array.shape, "data_offsets": [begin, end]}
+        data.append(array.astype(array.dtype.newbyteorder("<"), copy=False).reshape(-1).view(np.uint8).data)
+    text = _json(header).encode()
+    text += b" " * (-len(text) % 8)  # the numbers begin at a multiple of their width
+    return [len(text).to_bytes(8, "little"), text, *data]
 
 
 def load_tensors(path: str | os.PathLike[str], *, kind: str) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:
@@ -234,7 +250,9 @@ def _tensors(content: bytes, shown: str) -> dict[str, npt.NDArray[Any]]:
     from safetensors.numpy import load
 
     try:
-        return {name: np.array(view, order="C", copy=True) for name, view in load(content).items()}
+        views = load(content)
+        # One after the other: what is not copied yet is all that there is twice.
+        return {name: np.array(views.pop(name), order="C", copy=True) for name in list(views)}
     except MemoryError:
         raise
     except Exception as error:  # whatever the parser of another project makes of hostile bytes
