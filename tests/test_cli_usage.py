@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 import narrows as nw
 from cli_runs import SMALL, metrics, narrows, table
+from narrows.backends import probe
 from narrows.cli import rundir, tables
 from narrows.cli.settings import FitSettings, parse_setting, parse_size
 
@@ -104,6 +105,13 @@ def test_unexpected_errors_are_exit_1(npy, tmp_path, monkeypatch, line):
     monkeypatch.undo()
     assert narrows("fit", npy, "--out", tmp_path / "o", *SMALL) == 0  # training is not repeated, the rest is
     assert metrics(tmp_path / "o")["status"] == "finished"
+
+
+@pytest.mark.skipif(probe("cuda").ok, reason="a GPU has tf32")
+def test_a_precision_of_another_backend_is_refused_before_anything_is_written(npy, tmp_path, line):
+    assert narrows("fit", npy, "--out", tmp_path / "o", "--precision", "tf32", *SMALL) == 6
+    assert "precision='tf32' is of the cuda backend" in line()
+    assert not (tmp_path / "o").exists()
 
 
 def test_environment_of_threads_and_backend(npy, tmp_path, monkeypatch, line):

@@ -290,13 +290,19 @@ def compile_plan(
     plan: Plan, backend: str, *, precision: Any = Precision.FLOAT32, n_threads: int | None = None
 ) -> Program:
     """Compile `plan` for the backend named `backend` (already resolved), in a precision that `Precision.of` knows."""
-    precision = Precision.of(precision)
-    if precision is Precision.TF32 and backend != "cuda":
+    precision = check_precision(precision, backend)
+    program: Program = _module(backend).compile(plan, precision=precision, n_threads=thread_count(n_threads))
+    return program
+
+
+def check_precision(precision: Any, backend: str) -> Precision:
+    """A precision that `Precision.of` knows, if the (resolved) backend has it, else a BackendError."""
+    found = Precision.of(precision)
+    if found is Precision.TF32 and backend != "cuda":
         raise BackendError(
             f"precision='tf32' is of the cuda backend, and this is {backend}: take 'float32' or backend='cuda'"
         )
-    program: Program = _module(backend).compile(plan, precision=precision, n_threads=thread_count(n_threads))
-    return program
+    return found
 
 
 def thread_count(n_threads: int | None = None) -> int:

@@ -24,7 +24,7 @@ import numpy.typing as npt
 
 from .. import data
 from .._version import __version__
-from ..backends import resolve, thread_choice
+from ..backends import check_precision, resolve, thread_choice
 from ..data import Source
 from ..errors import DataError, DivergenceError, MissingExtraError, ResumeError
 from ..models.data import Table
@@ -101,7 +101,8 @@ class Input:
         """Look at the machine, then open and read the data once; NumPy's own threads are held to the job's."""
         try:
             threads, threads_from = thread_choice(settings.threads)
-            resolve(settings.backend, announce=False)  # A wrong file is told in one line.
+            # A wrong file is told in one line.
+            check_precision(settings.precision, resolve(settings.backend, announce=False))
         except ValueError as error:  # an environment variable
             raise UsageError(str(error)) from None
         with (

@@ -107,7 +107,7 @@ def _explain(error: Exception) -> tuple[str, int]:
     if isinstance(error, OSError):
         return text or type(error).__name__, 3
     if isinstance(error, MemoryError):
-        return f"out of memory ({text or 'an allocation failed'}): lower --max-memory or --batch-size", 6
+        return f"out of memory ({text or 'an allocation failed'}): set or lower --max-memory, --hidden, --batch-size", 6
     if isinstance(error, ValueError):  # what estimators and readers say of data
         return text, 3
     return f"{type(error).__name__}: {text} (unexpected: run again with --debug and report it)", 1
