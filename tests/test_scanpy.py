@@ -242,6 +242,36 @@ def test_what_cannot_be_done_leaves_the_object_whole(params: dict[str, Any], err
     assert added(before, adata) == {}
 
 
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"random_state": np.random.default_rng(0)},
+        {"random_state": np.random.RandomState(0), "alpha": np.float32(0.1)},
+        {"estimator": "conv", "image_shape": (4, 5, 1), "filters": (2, 2), "kernel_size": (3, (3, 1)), "strides": 1},
+        {
+            "estimator": "conv",
+            "image_shape": [4, 5, 1],
+            "filters": (2, 2),
+            "kernel_size": ((3, 1), (1, 3)),
+            "strides": 1,
+        },
+    ],
+    ids=["generator", "scalars", "mixed", "pairs"],
+)
+def test_whatever_the_parameters_are_they_can_be_stored(params: dict[str, Any], tmp_path: Path) -> None:
+    adata = cells()
+    narrows.scanpy.autoencoder(adata, **(FIT | params))
+    adata.write_h5ad(tmp_path / "cells.h5ad")
+    stored = ad.read_h5ad(tmp_path / "cells.h5ad").uns["ae"]["params"]
+    assert stored["n_components"] == 3
+    assert "random_state" not in stored or isinstance(stored["random_state"], int | np.integer)
+
+
+def test_what_is_no_anndata_is_said() -> None:
+    with pytest.raises(TypeError, match="adata is a ndarray, not an AnnData"):
+        narrows.scanpy.autoencoder(np.ones((5, 3)), **FIT)
+
+
 def test_without_x() -> None:
     with pytest.raises(DataError, match="no X"):
         narrows.scanpy.autoencoder(ad.AnnData(obs=cells().obs), **FIT)

@@ -19,7 +19,7 @@ from .cli.settings import ESTIMATORS
 from .data import ArraySource, Source
 from .errors import DataError
 from .models.batches import read_labels
-from .models.parameters import check_parameters
+from .models.parameters import check_parameters, plain_parameters
 from .normalize import NormalizedSource, Normalizer
 
 if TYPE_CHECKING:
@@ -117,7 +117,11 @@ def autoencoder(
         There is no such layer, entry of obsm, or column of var or obs.
     ValueError
         A parameter or the data do not fit; the message says which.
+    TypeError
+        This is no AnnData.
     """
+    if not hasattr(adata, "obsm"):
+        raise TypeError(f"adata is a {type(adata).__name__}, not an AnnData: narrows.Autoencoder takes arrays")
     model = _build(estimator, {"n_components": n_components, "random_state": random_state} | params)
     if obsm is not None and (layer is not None or mask_var is not None or layers):
         raise ValueError("obsm is used instead of genes: it goes with neither layer, mask_var nor layers=True")
@@ -141,7 +145,7 @@ def autoencoder(
                 "mask_var": mask_var if isinstance(mask_var, str) else None,
                 "normalize": normalizer.resolved_,
                 "batch_key": batch_key,
-                **model.get_params(),
+                **plain_parameters(model),
             }
         ),
         "history": {name: np.asarray(values, dtype=np.float64) for name, values in model.history_.items()},
@@ -282,9 +286,15 @@ def _among_all(values: NDArray[Any], genes: Genes, n_vars: int, rest: float) -> 
 
 
 def _plain(params: Mapping[str, Any]) -> dict[str, Any]:
-    """Parameters in a form that .h5ad files hold; those that are None are left out."""
+    """Plain parameters in a form that .h5ad files hold; those that are None are left out."""
     return {
-        name: np.asarray(value) if isinstance(value, tuple | list) else value
+        name: _stored(value) if isinstance(value, tuple) else value
         for name, value in params.items()
         if value is not None
     }
+
+
+def _stored(value: tuple[Any, ...]) -> Any:
+    """An array, or text for what is none: numbers beside pairs of them."""
+    mixed = len({isinstance(item, tuple) for item in value}) > 1
+    return repr(value) if mixed else np.asarray(value)
