@@ -14,6 +14,7 @@ import ctypes
 import importlib
 import os
 import re
+from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
@@ -28,9 +29,9 @@ __all__ = ["compile", "own_ops", "probe"]
 LEAST_DRIVER = 12000
 """CUDA 12.0, the first driver that runs what the CuPy packages bring."""
 LEAST_CAPABILITY = (7, 5)
-LEAST_CUPY = (14, 2)
-"""The first CuPy that keeps compiled templates: 14.1 found those that a typedef names no more, and with others each
-process compiles all anew."""
+LEAST_CUPY = (13, 0)
+KEEPING_CUPY = (14, 2)
+"""The first CuPy that keeps compiled templates on disk: with others each process compiles anew what it runs."""
 EXTRA = "pip install 'narrows[cuda12]', or 'narrows[cuda13]' for CUDA 13"
 
 
@@ -71,8 +72,9 @@ def probe() -> Probe:
         runtime, version = cupy.cuda.runtime, str(cupy.__version__)
     except Exception as error:
         return Probe(False, f"CuPy does not import ({_line(error)}): {EXTRA}")
-    if tuple(int(part) for part in re.findall(r"\d+", version)[:2]) < LEAST_CUPY:
-        return Probe(False, f"CuPy {version} is too old, it must be {'.'.join(map(str, LEAST_CUPY))} or newer: {EXTRA}")
+    numbers = tuple(int(part) for part in re.findall(r"\d+", version)[:2])
+    if numbers < LEAST_CUPY:
+        return Probe(False, f"CuPy {version} is too old, it must be {_dotted(LEAST_CUPY)} or newer: {EXTRA}")
     try:
         driver, built = int(runtime.driverGetVersion()), int(runtime.runtimeGetVersion())
         if driver == 0:
@@ -97,17 +99,18 @@ def probe() -> Probe:
         return Probe(False, f"no usable NVIDIA GPU: {why}{forked if 'InitializationError' in why else ''}")
     name, capability = found["name"].decode(), (found["major"], found["minor"])
     if capability < LEAST_CAPABILITY:
-        least = ".".join(map(str, LEAST_CAPABILITY))
-        return Probe(
-            False, f"{name} has compute capability {capability[0]}.{capability[1]}: it must be {least} or newer"
-        )
+        own, least = _dotted(capability), _dotted(LEAST_CAPABILITY)
+        return Probe(False, f"{name} has compute capability {own}: it must be {least} or newer")
     try:
         cupy.cuda.nvrtc.getVersion()
     except Exception as error:
         return Probe(False, f"NVRTC, which compiles the kernels, does not load: {EXTRA} ({_line(error)})")
     from .blas import described
 
-    return Probe(True, f"{name}, CUDA {_version(driver)}, {described(driver // 1000)}")
+    said = f"{name}, CUDA {_version(driver)}, {described(driver // 1000)}"
+    if numbers < KEEPING_CUPY:
+        said += f"; CuPy {version} compiles the kernels in each process, {_dotted(KEEPING_CUPY)} keeps them"
+    return Probe(True, said)
 
 
 DEVICE_FILES = ("nvidiactl", "nvidia0", "dxg", "nvgpu", "nvhost-gpu")
@@ -132,6 +135,10 @@ def has_gpu(dev: str = "/dev", driver: str = "libcuda.so.1") -> bool:
 def _line(error: Exception) -> str:
     """What an error says, in one line."""
     return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+
+
+def _dotted(version: Sequence[int]) -> str:
+    return ".".join(map(str, version))
 
 
 def _version(number: int) -> str:
