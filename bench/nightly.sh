@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# Proofs too long for every commit: sanitizers, an installation without a compiler, the slow tests.
+# Proofs too long for every commit: sanitizers, an installation without a compiler, the slow tests, tests of the tests.
 #
-# Usage: bench/nightly.sh [symbols|address|thread|fallback|cuda|gpu|slow ...]; without arguments, all of them but `gpu`, which
-# takes a GPU, CuPy and compute-sanitizer. Needs python3, g++ and the package's test extra in the environment of `python3`.
+# Usage: bench/nightly.sh [symbols|address|thread|fallback|cuda|gpu|slow|mutants ...]; without arguments, all of them but
+# `gpu`, which takes a GPU, CuPy and compute-sanitizer. Needs python3, g++ and the package's test extra in the environment
+# of `python3`.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 scratch=$(mktemp -d)
@@ -99,7 +100,11 @@ slow() {
   python3 -m pytest -q -m slow
 }
 
-for proof in "${@:-symbols address thread fallback cuda slow}"; do
+mutants() {
+  python3 bench/mutants.py
+}
+
+for proof in "${@:-symbols address thread fallback cuda slow mutants}"; do
   for name in $proof; do
     echo "== $name"
     "$name"

@@ -67,6 +67,18 @@ print([(c.name, c.widths, c.batch, c.loss) for c in CASES if type(c) is Case and
     assert theirs == standard
 
 
+def test_faults_to_plant_fit() -> None:
+    """Each is still one place of the file it names, and its tests are there."""
+    from mutants import MUTANTS
+
+    assert len({mutant.name for mutant in MUTANTS}) == len(MUTANTS)
+    for mutant in MUTANTS:
+        assert (ROOT / mutant.file).read_text(encoding="utf-8").count(mutant.text) == 1, mutant.name
+        assert mutant.fault != mutant.text
+        for name in mutant.tests.partition(" -")[0].split():
+            assert (ROOT / name).is_file(), (mutant.name, name)
+
+
 def test_the_experiment_on_invariance_runs_and_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a hundred small images of two kinds, which any of its classifiers tells apart."""
     import invariance

@@ -113,6 +113,23 @@ def test_resume_is_exact_wherever_it_stopped(variant: str, blocks: bool, X: np.n
 
 
 @pytest.mark.usefixtures("short_chunks")
+def test_resume_past_the_best_epoch(X: np.ndarray, tmp_path: Path) -> None:
+    """Whose parameters are the result, whatever came behind it."""
+    noise = np.random.default_rng(5).random((40, 12)).astype(np.float32)
+    params = {"max_iter": 40, "n_iter_no_change": 3, "learning_rate_init": 0.03}
+    whole = small(**params).fit(X, X_val=noise)
+    best, steps = int(np.argmin(whole.history_["val_loss"])) + 1, whole._step // whole.n_iter_
+    assert best < whole.n_iter_
+    for stop_after in range(best * steps, whole._step, 3):
+        path, polls = tmp_path / f"{stop_after}.ckpt", itertools.count()
+        stop = Checkpoint(path, stop=lambda polls=polls, k=stop_after: "tired" if next(polls) >= k else None)
+        with pytest.raises(Interrupted):
+            small(**params).fit(X, X_val=noise, checkpoint=stop)
+        resumed = small(**params).fit(X, X_val=noise, checkpoint=Checkpoint(path, resume="require"))
+        assert comparable(resumed) == comparable(whole)
+
+
+@pytest.mark.usefixtures("short_chunks")
 def test_resume_step_by_step(X: np.ndarray, tmp_path: Path) -> None:
     """Stopped again and again after a step or two, a run still ends where it would have."""
     path = tmp_path / "c"
