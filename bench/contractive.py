@@ -91,7 +91,7 @@ def step_way(contractive: float, threads: int) -> Callable[[int], object]:
     """Training steps of 784-256-784, sigmoid, Adam."""
     from narrows.backends import Hyper, compile_plan
     from narrows.lowering import lower
-    from narrows.plan import Activation, LayerSpec, Loss, NetworkSpec
+    from narrows.spec import Activation, LayerSpec, Loss, NetworkSpec
 
     X, W, _ = operands((784, 256, 784))
     layers = tuple(LayerSpec(*w.shape, Activation.SIGMOID) for w in W)

@@ -64,7 +64,7 @@ def counts(batch: int) -> Any:
 def network(loss: str, X: Any) -> Any:
     """The specification and first parameters."""
     from narrows.models.network import initial_state
-    from narrows.plan import Activation, LayerSpec, Loss, NetworkSpec
+    from narrows.spec import Activation, LayerSpec, Loss, NetworkSpec
 
     kind = Loss[loss.upper()]
     activations = [Activation.RELU] * 3 + [Activation.SOFTMAX if kind.of_counts else Activation.LINEAR]
@@ -108,7 +108,7 @@ def torch_steps(case: Case, compiled: bool, threads: int) -> Callable[[int], flo
     from torch import nn
     from torch.nn.functional import softplus
 
-    from narrows.plan import DISPERSION_PACE
+    from narrows.ops import DISPERSION_PACE
 
     torch.set_num_threads(threads)
     loss, batch = case.loss, case.batch

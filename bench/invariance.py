@@ -25,7 +25,8 @@ from narrows import Autoencoder
 from narrows.backends import Hyper, compile_plan, resolve
 from narrows.functional import contractive_penalty
 from narrows.lowering import lower
-from narrows.plan import Activation, LayerSpec, Loss, Mode, NetworkSpec
+from narrows.plan import Mode
+from narrows.spec import Activation, LayerSpec, Loss, NetworkSpec
 from precision import Split
 
 Floats = NDArray[np.float32]

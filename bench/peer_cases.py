@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from narrows.plan import Activation, LayerSpec, NetworkSpec, Plan
+    from narrows.plan import Plan
+    from narrows.spec import Activation, LayerSpec, NetworkSpec
 
 BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-8
 """Of Adam, in every library."""
@@ -61,7 +62,7 @@ class Case:
     @property
     def layers(self) -> list[tuple[int, int, Activation]]:
         """Inputs, outputs and activation of each layer."""
-        from narrows.plan import Activation
+        from narrows.spec import Activation
 
         output = Activation.SIGMOID if self.loss == "bce" else Activation.LINEAR
         hidden = [Activation.RELU] * (len(self.widths) - 2)
@@ -80,7 +81,7 @@ class Case:
 
     @property
     def spec(self) -> NetworkSpec:
-        from narrows.plan import LayerSpec, Loss, NetworkSpec
+        from narrows.spec import LayerSpec, Loss, NetworkSpec
 
         layers = tuple(LayerSpec(*layer) for layer in self.layers)
         return NetworkSpec(layers, len(layers) // 2, loss=Loss[self.loss.upper()])
@@ -176,7 +177,7 @@ class ImageCase(Case):
     @property
     def spec(self) -> NetworkSpec:
         from narrows.images import Convolution
-        from narrows.plan import Activation, LayerSpec, Loss, NetworkSpec
+        from narrows.spec import Activation, LayerSpec, Loss, NetworkSpec
 
         layers: list[LayerSpec] = []
         shape: tuple[int, int, int] = (28, 28, 1)

@@ -1,4 +1,4 @@
-// The elementwise activations, in the order of their numbers in python/narrows/plan.py.
+// The elementwise activations, in the order of their numbers in python/narrows/spec.py.
 //
 // Promises: the one list of them in C++; nothing but a macro, so CUDA's compiler takes it, too.
 

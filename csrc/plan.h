@@ -1,7 +1,7 @@
 // The plan as native backends see it: enumerations, descriptors, limits, validation.
 //
-// Promises: the numbers here are those of python/narrows/plan.py (a test compares the names); a table that passes
-// validate() can be run without another check of a shape or an index.
+// Promises: the numbers here are those of python/narrows/{spec,ops,plan}.py (a test compares the names); a table that
+// passes validate() can be run without another check of a shape or an index.
 // Never: trusts its input; allocates in proportion to a number it has not checked.
 
 #pragma once
@@ -67,7 +67,7 @@ enum Source : int { SOURCE_X, SOURCE_TARGET, SOURCE_WEIGHT, SOURCE_LATENT, SOURC
 // (cut by shape alone), thread 0 does it all, or in a way of the op's own.
 enum Share : int { SHARE_ROWS, SHARE_TILES, SHARE_FIRST, SHARE_ALL };
 
-// X(NAME, slots, integers, floats, slots read, slots written, share), in the order of plan.SIGNATURES; the sets of
+// X(NAME, slots, integers, floats, slots read, slots written, share), in the order of ops.SIGNATURES; the sets of
 // slots are bit masks. SHARE_ROWS is of the batch slots, SHARE_TILES and SHARE_FIRST of those written.
 #define NARROWS_OPS(X)                                                    \
   X(GATHER, 2, 1, 0, 0b01, 0b10, SHARE_ROWS)                              \
@@ -146,7 +146,7 @@ constexpr index_t GRAIN = 4096;                                  // elements of 
 constexpr double GRAM_GUARD = 1e-3;  // part of |y|^2 below which a row's loss is taken from its residuals
 constexpr int JACOBIAN_LAYERS = 4;   // of an encoder, at most
 
-// As plan.padded(): whole cache lines, whole pairs of them in wide rows, and these not on the same sets of a cache.
+// As ops.padded(): whole cache lines, whole pairs of them in wide rows, and these not on the same sets of a cache.
 inline index_t padded(index_t cols) {
   const index_t lines = (cols + LANES - 1) / LANES * LANES;
   if (lines < SAME_SETS) return lines;

@@ -18,18 +18,10 @@ from numpy.typing import NDArray
 
 from narrows.images import Convolution
 from narrows.lowering import lower
-from narrows.plan import (
-    DISPERSION_PACE,
-    Activation,
-    Corruption,
-    LayerSpec,
-    Loss,
-    NetworkSpec,
-    Plan,
-    Precision,
-    Solver,
-)
+from narrows.ops import DISPERSION_PACE
+from narrows.plan import Plan
 from narrows.shifted import Shifted
+from narrows.spec import Activation, Corruption, LayerSpec, Loss, NetworkSpec, Precision, Solver
 
 Array = NDArray[Any]
 

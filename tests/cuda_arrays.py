@@ -17,7 +17,7 @@ from estimator_cases import fitting, low_rank
 from narrows import Autoencoder, ConvAutoencoder, CountAutoencoder, VariationalAutoencoder, functional, layers
 from narrows.backends.reference import ACTIVATE
 from narrows.errors import DataError
-from narrows.plan import ACTIVATIONS, Activation
+from narrows.spec import ACTIVATIONS, Activation
 from narrows.training import Checkpoint
 
 ESTIMATORS = [clone(e).set_params(max_iter=2, backend="cuda", n_threads=None, batch_size=64) for e in ALL]

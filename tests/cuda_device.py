@@ -29,7 +29,8 @@ from narrows.backends import Hyper
 from narrows.backends.cuda.data import ALIGNMENT
 from narrows.backends.cuda.program import CudaProgram, Device, Planned
 from narrows.backends.cuda.table import KERNELS, PRECISION_FLAGS, constants
-from narrows.plan import FROM_CODES, Mode, Precision
+from narrows.plan import FROM_CODES, Mode
+from narrows.spec import Precision
 from oracle import SEED, STEP
 from test_backends import assert_close, reference_of, tolerance
 

@@ -29,19 +29,9 @@ from narrows.backends import BATCH, Hyper
 from narrows.backends.cpp import _APPLY, _LATENT, _TARGET, _X, CppProgram
 from narrows.backends.reference import ACTIVATE, DERIVATIVE, ReferenceProgram
 from narrows.images import Convolution
-from narrows.plan import (
-    FROM_CODES,
-    Activation,
-    Corruption,
-    LayerSpec,
-    Loss,
-    Mode,
-    NetworkSpec,
-    Precision,
-    Region,
-    Solver,
-)
+from narrows.plan import FROM_CODES, Mode, Region
 from narrows.shifted import Shifted
+from narrows.spec import Activation, Corruption, LayerSpec, Loss, NetworkSpec, Precision, Solver
 from test_backends import tolerance
 
 MR, PACK_DEPTH = 6, 512

@@ -26,7 +26,7 @@ from narrows.backends import cuda
 from narrows.backends.cuda.nvrtc import digest
 from narrows.backends.cuda.program import Planned
 from narrows.backends.cuda.table import KERNELS
-from narrows.plan import Precision
+from narrows.spec import Precision
 
 NAMES = {
     "": (

@@ -15,8 +15,9 @@ from scipy import special, stats
 from cases import Case
 from narrows import philox
 from narrows.images import Convolution
-from narrows.plan import DISPERSION_PACE, Activation, Corruption, Loss, NetworkSpec, Solver
+from narrows.ops import DISPERSION_PACE
 from narrows.shifted import dense
+from narrows.spec import Activation, Corruption, Loss, NetworkSpec, Solver
 
 Array = NDArray[Any]
 SEED, STEP = 2**63 + 12345, 3

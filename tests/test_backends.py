@@ -37,7 +37,9 @@ from narrows.backends import AUTO, BACKENDS, Hyper, compile_plan, probe, probe_a
 from narrows.backends.reference import ReferenceProgram
 from narrows.errors import BackendError
 from narrows.lowering import lower
-from narrows.plan import Activation, Corruption, Loss, Mode, OpCode, Precision, Solver
+from narrows.ops import OpCode
+from narrows.plan import Mode
+from narrows.spec import Activation, Corruption, Loss, Precision, Solver
 from oracle import SEED, STEP, away_from_kinks
 
 Array = NDArray[Any]

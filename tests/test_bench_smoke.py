@@ -15,7 +15,7 @@ import pytest
 
 from cases import OP_CASES
 from narrows.benchmark import CASES
-from narrows.plan import OpCode
+from narrows.ops import OpCode
 
 ROOT = Path(__file__).parent.parent
 FEW = "tabular or table or images or narrows-16"

@@ -21,7 +21,8 @@ from cases import CASES, Case, network
 from narrows.backends import Hyper, compile_plan
 from narrows.backends.reference import ReferenceProgram, bfloat16
 from narrows.lowering import lower
-from narrows.plan import Activation, Mode, NetworkSpec, Precision
+from narrows.plan import Mode
+from narrows.spec import Activation, NetworkSpec, Precision
 from oracle import SEED, STEP, away_from_kinks
 from precision import CASES as FITS
 from precision import OUT, PRECISIONS, compare, run

@@ -16,7 +16,8 @@ from narrows import philox
 from narrows.backends import Hyper, compile_plan
 from narrows.backends.reference import ReferenceProgram
 from narrows.lowering import lower
-from narrows.plan import Activation, Corruption, LayerSpec, Mode, Solver
+from narrows.plan import Mode
+from narrows.spec import Activation, Corruption, LayerSpec, Solver
 from oracle import SEED, STEP
 
 Array = NDArray[Any]
@@ -160,7 +161,7 @@ def test_momentum_is_per_step(backend: str) -> None:
 @pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=["f32", "f64"])
 def test_any_number_of_threads_gives_the_same_bits(cpp: str, case: Case, dtype: Any) -> None:
     from narrows.backends.cpp import CppProgram
-    from narrows.plan import Precision
+    from narrows.spec import Precision
 
     rows, data = np.tile(np.arange(case.rows), 3), case.data(dtype)
     found = []

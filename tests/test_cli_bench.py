@@ -19,7 +19,8 @@ from cli_runs import narrows
 from narrows import benchmark
 from narrows.backends import AUTO, Probe, probe, usable_cpus
 from narrows.benchmark import CASES, prepared
-from narrows.plan import Mode, OpCode, op_flops
+from narrows.ops import OpCode
+from narrows.plan import Mode, op_flops
 
 QUICK = ("--seconds", "0", "--threads", "1")
 ABLE = [name for name in AUTO if probe(name).ok]

@@ -22,7 +22,8 @@ from narrows import Autoencoder, ContractiveAutoencoder, functional
 from narrows.backends import Hyper, compile_plan
 from narrows.backends.reference import CURVATURE, DERIVATIVE
 from narrows.lowering import lower, lower_penalty
-from narrows.plan import Activation, LayerSpec, NetworkSpec, OpCode
+from narrows.ops import OpCode
+from narrows.spec import Activation, LayerSpec, NetworkSpec
 from oracle import ACTIVATION, SLOPE
 
 Array = NDArray[Any]

@@ -21,7 +21,8 @@ from narrows.backends import Hyper, compile_plan
 from narrows.data import ArraySource
 from narrows.images import Convolution
 from narrows.lowering import lower
-from narrows.plan import Activation, LayerSpec, Mode, Precision, Solver
+from narrows.plan import Mode
+from narrows.spec import Activation, LayerSpec, Precision, Solver
 from oracle import SEED, STEP, forward, jacobian
 
 Array = NDArray[Any]

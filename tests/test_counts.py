@@ -20,7 +20,9 @@ from narrows import Autoencoder, CountAutoencoder, VariationalAutoencoder, cli
 from narrows.backends import compile_plan
 from narrows.data import ArraySource
 from narrows.lowering import lower
-from narrows.plan import DISPERSION_PACE, LOG_DISPERSION_LIMIT, Activation, LayerSpec, Loss, Mode, NetworkSpec
+from narrows.ops import DISPERSION_PACE, LOG_DISPERSION_LIMIT
+from narrows.plan import Mode
+from narrows.spec import Activation, LayerSpec, Loss, NetworkSpec
 
 KINDS = [
     ("poisson", "gene"),

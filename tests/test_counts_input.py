@@ -24,7 +24,7 @@ from narrows.data import open as open_data
 from narrows.errors import DataError
 from narrows.lowering import lower
 from narrows.models.network import initial_state
-from narrows.plan import Activation, LayerSpec, Loss, NetworkSpec
+from narrows.spec import Activation, LayerSpec, Loss, NetworkSpec
 
 CELLS, GENES = [f"cell{i}" for i in range(60)], [f"gene{j}" for j in range(30)]
 BAD = (43, 4)

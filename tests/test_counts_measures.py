@@ -17,7 +17,7 @@ from narrows import cli
 from narrows.cli.counts import Baseline, measure
 from narrows.data import ArraySource
 from narrows.models.data import split_rows
-from narrows.plan import Loss
+from narrows.spec import Loss
 
 
 @pytest.fixture(scope="module")

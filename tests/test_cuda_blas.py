@@ -31,7 +31,9 @@ from narrows.backends.cuda.lowering import launches, wants_blas
 from narrows.backends.cuda.program import CudaProgram
 from narrows.backends.cuda.table import LAUNCH_DTYPE
 from narrows.errors import BackendError
-from narrows.plan import Mode, OpCode, Precision
+from narrows.ops import OpCode
+from narrows.plan import Mode
+from narrows.spec import Precision
 from oracle import SEED, STEP, away_from_kinks
 from test_backends import assert_close, dtypes, reference_of
 from test_cuda_device import FakeCupy

@@ -14,7 +14,7 @@ import pytest
 
 from narrows.backends.cuda.nvrtc import Nvrtc, source_folder
 from narrows.backends.cuda.table import KERNELS
-from narrows.plan import Precision
+from narrows.spec import Precision
 
 ARCHITECTURES = ("sm_75", "sm_80", "sm_90")
 

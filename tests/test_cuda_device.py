@@ -26,7 +26,8 @@ from narrows.backends.cuda.nvrtc import CUPYS
 from narrows.backends.cuda.program import CudaProgram
 from narrows.backends.cuda.table import LAUNCH_DTYPE
 from narrows.errors import BackendError, MissingExtraError, OutOfMemoryError
-from narrows.plan import Activation, Loss, Mode, Precision
+from narrows.plan import Mode
+from narrows.spec import Activation, Loss, Precision
 from test_backends import assert_close, reference_of, tolerance
 
 CASE = Case("device", network((33, 9, 33), loss=Loss.BCE, output=Activation.SIGMOID, alpha=0.1), batch=8, rows=21)

@@ -27,7 +27,7 @@ from narrows.backends.cuda.lowering import wants_blas
 from narrows.backends.cuda.program import Planned
 from narrows.backends.cuda.table import KERNELS
 from narrows.backends.reference import ACTIVATE
-from narrows.plan import ACTIVATIONS, Precision
+from narrows.spec import ACTIVATIONS, Precision
 from oracle import SEED, STEP, away_from_kinks
 from test_backends import assert_close, clear_cases, dtypes, inference, reference_of
 

@@ -38,7 +38,9 @@ from narrows.backends.cuda.program import GRAPH_STEPS, Arena, CudaProgram, Plann
 from narrows.backends.cuda.table import DOUBLE_TILES, FUNCTORS, KERNELS, LAUNCH_DTYPE, STEP_DTYPE
 from narrows.backends.reference import ACTIVATE, DERIVATIVE, ReferenceProgram
 from narrows.errors import BackendError
-from narrows.plan import Activation, Corruption, Loss, Mode, OpCode, Precision, Solver
+from narrows.ops import OpCode
+from narrows.plan import Mode
+from narrows.spec import Activation, Corruption, Loss, Precision, Solver
 from oracle import SEED, STEP, away_from_kinks
 from test_backends import assert_close, dtypes, inference, reference_of
 

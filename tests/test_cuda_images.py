@@ -14,7 +14,8 @@ from narrows.backends import Hyper
 from narrows.backends.cuda import lowering
 from narrows.backends.cuda.launches import Writer
 from narrows.backends.cuda.table import CONV_COLUMNS
-from narrows.plan import Activation, Mode, Precision
+from narrows.plan import Mode
+from narrows.spec import Activation, Precision
 from oracle import SEED, STEP, away_from_kinks
 from test_backends import dtypes
 

@@ -26,7 +26,8 @@ from narrows.backends.cuda.lowering import launches
 from narrows.backends.cuda.program import CudaProgram
 from narrows.backends.cuda.schedule import by_rows, grouped, independent, schedule, touched
 from narrows.backends.cuda.table import KERNELS, MAX_STAGES
-from narrows.plan import Activation, Corruption, Loss, Mode, Precision, Solver
+from narrows.plan import Mode
+from narrows.spec import Activation, Corruption, Loss, Precision, Solver
 from oracle import SEED, STEP
 from test_backends import inference
 

@@ -96,7 +96,7 @@ from guards import Guarded
 from narrows.backends.cpp import CppProgram
 from narrows.lowering import lower
 from test_native import small_spec
-from narrows.plan import Precision
+from narrows.spec import Precision
 small = CppProgram(lower(small_spec(), 8), Precision.FLOAT32, 1)
 print("ready", flush=True)
 """

@@ -45,7 +45,8 @@ from narrows.initial import STREAM, initial_weight
 from narrows.models.data import even_batch, shuffled, split_rows
 from narrows.models.network import initial_state
 from narrows.persistence import load_tensors, save_tensors
-from narrows.plan import ACTIVATIONS, Mode
+from narrows.plan import Mode
+from narrows.spec import ACTIVATIONS
 
 
 @pytest.fixture(scope="module")

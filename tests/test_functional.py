@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import narrows
 from narrows import functional, layers
 from narrows.backends.reference import ACTIVATE, DERIVATIVE
-from narrows.plan import Activation
+from narrows.spec import Activation
 
 ELEMENTWISE = [a for a in Activation if a is not Activation.SOFTMAX]
 LIPSCHITZ = {Activation.EXP: None, Activation.GELU: 1.13, Activation.SILU: 1.1}

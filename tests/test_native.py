@@ -25,22 +25,9 @@ from narrows.backends import BATCH, SHIFT, Hyper, probe
 from narrows.backends.reference import ReferenceProgram
 from narrows.images import Convolution
 from narrows.lowering import lower
-from narrows.plan import (
-    ACTIVATIONS,
-    LOSSES,
-    SIGNATURES,
-    Activation,
-    Corruption,
-    LayerSpec,
-    Loss,
-    Mode,
-    NetworkSpec,
-    OpCode,
-    Plan,
-    Precision,
-    Region,
-    Solver,
-)
+from narrows.ops import SIGNATURES, OpCode
+from narrows.plan import Mode, Plan, Region
+from narrows.spec import ACTIVATIONS, LOSSES, Activation, Corruption, LayerSpec, Loss, NetworkSpec, Precision, Solver
 
 if not probe("cpp").ok:
     pytest.skip(f"no native backend: {probe('cpp').reason}", allow_module_level=True)
@@ -604,7 +591,7 @@ import resource, numpy as np
 from narrows.backends.cpp import CppProgram
 from narrows.backends.reference import ReferenceProgram
 from narrows.lowering import lower
-from narrows.plan import Activation, LayerSpec, NetworkSpec, Precision
+from narrows.spec import Activation, LayerSpec, NetworkSpec, Precision
 resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))
 wide = NetworkSpec((LayerSpec(2**16, 2**17, Activation.LINEAR), LayerSpec(2**17, 2**16, Activation.LINEAR)), 1)
 try:

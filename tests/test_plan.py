@@ -16,24 +16,9 @@ from cases import CASES, GRAM_CASES, MODEL_CASES, Case, network, specs
 from narrows.backends import Hyper
 from narrows.backends.reference import ReferenceProgram
 from narrows.lowering import lower
-from narrows.plan import (
-    LANES,
-    SAME_SETS,
-    SIGNATURES,
-    Activation,
-    Corruption,
-    LayerSpec,
-    Loss,
-    Mode,
-    NetworkSpec,
-    Op,
-    OpCode,
-    Plan,
-    Region,
-    Slot,
-    Solver,
-    Units,
-)
+from narrows.ops import LANES, SAME_SETS, SIGNATURES, OpCode, Units
+from narrows.plan import Mode, Op, Plan, Region, Slot
+from narrows.spec import Activation, Corruption, LayerSpec, Loss, NetworkSpec, Solver
 
 LEARN = Mode.GRADIENT | Mode.TRAIN
 LAYERS = (OpCode.DENSE, OpCode.CONVOLVE, OpCode.MAXPOOL, OpCode.SPARSE_DENSE, OpCode.CONDITION)

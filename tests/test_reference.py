@@ -14,7 +14,8 @@ from cases import BATCH_CASES, GRAM_CASES, MODEL_CASES, SHIFTED_CASES, SPARSE_CA
 from narrows.backends import Hyper
 from narrows.backends.reference import ReferenceProgram
 from narrows.lowering import lower
-from narrows.plan import Activation, LayerSpec, Loss, Mode, NetworkSpec, Solver
+from narrows.plan import Mode
+from narrows.spec import Activation, LayerSpec, Loss, NetworkSpec, Solver
 from oracle import SEED, STEP, away_from_kinks, forward
 
 Array = NDArray[Any]

@@ -14,7 +14,8 @@ from narrows import philox
 from narrows.backends import Hyper, compile_plan
 from narrows.backends.reference import ReferenceProgram
 from narrows.lowering import lower
-from narrows.plan import Activation, LayerSpec, Loss, Mode, NetworkSpec, Solver
+from narrows.plan import Mode
+from narrows.spec import Activation, LayerSpec, Loss, NetworkSpec, Solver
 from oracle import ACTIVATION, SEED, STEP, log_probability, row_loss
 
 Array = NDArray[Any]

@@ -20,7 +20,7 @@ from narrows.lowering import lower
 from narrows.models import base
 from narrows.models.data import split_rows
 from narrows.models.variational import row_keys
-from narrows.plan import Activation, LayerSpec, NetworkSpec
+from narrows.spec import Activation, LayerSpec, NetworkSpec
 from narrows.training import Callback, Checkpoint, Progress
 
 Array = NDArray[Any]

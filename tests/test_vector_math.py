@@ -15,7 +15,7 @@ if not probe("cpp").ok:
     pytest.skip(f"no native backend: {probe('cpp').reason}", allow_module_level=True)
 
 from narrows import _core
-from narrows.plan import Activation
+from narrows.spec import Activation
 from ulp import FUNCTIONS, OUT, Function, Measured, instruction_sets, special_bits, sweep
 
 by_function = pytest.mark.parametrize("function", FUNCTIONS, ids=lambda f: f.key)

@@ -1,5 +1,5 @@
 // Restricted Boltzmann machines: draws of units given their means, and the contrast of the two phases.
-// Included inside the namespace of an instruction set; operands in the order of plan.SIGNATURES.
+// Included inside the namespace of an instruction set; operands in the order of ops.SIGNATURES.
 
 // Calls fn(mean, cells) for each vector of the means, and stores what it gives.
 template <class T, class Fn>

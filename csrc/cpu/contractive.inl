@@ -1,6 +1,6 @@
 // The contractive penalty: the squared Frobenius norm of the encoder's Jacobian, exact, and its gradient.
 //
-// Promises: formulas and operands of python/narrows/plan.py; products in the program's own type, also where those of
+// Promises: formulas and operands of python/narrows/ops.py; products in the program's own type, also where those of
 // the layers are in bfloat16; sums over the rows of the batch by grains of rows, cut by shapes and added in order.
 // Included inside the namespace of an instruction set.
 

@@ -2,7 +2,7 @@
 //
 // Promises: counts are read where they lie, dense or CSR, with the same bits for both; what a zero costs needs one
 // logarithm and no gamma function, which the counts above zero alone are worth; a row's temporaries stay in cache.
-// Included inside the namespace of an instruction set; operands in the order of plan.SIGNATURES.
+// Included inside the namespace of an instruction set; operands in the order of ops.SIGNATURES.
 
 // Calls fn(column, value) for the stored values of a row of CSR, or all of a dense one.
 template <class In, class Fn>

@@ -1,5 +1,5 @@
 // Data in, dense layers forward and backward.
-// Included inside the namespace of an instruction set; operands in the order of plan.SIGNATURES.
+// Included inside the namespace of an instruction set; operands in the order of ops.SIGNATURES.
 
 template <class T>
 inline index_t rows_of(const Args<T>& args, const Context<T>& ctx, int i) {

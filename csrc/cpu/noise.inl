@@ -2,7 +2,7 @@
 //
 // Promises: an element's word is the one philox.h gives its row and column, whatever the vectors and threads; what is
 // dropped, set or kept is the same on every instruction set. Whole vectors are written, so padding gets noise too.
-// Included inside the namespace of an instruction set; operands in the order of plan.SIGNATURES.
+// Included inside the namespace of an instruction set; operands in the order of ops.SIGNATURES.
 
 // The same word of several blocks, in the low halves of the lanes.
 typedef uint64_t vw __attribute__((vector_size(NARROWS_VECTOR_BYTES)));

@@ -5,7 +5,7 @@
 // dense ops for finite weights; counts are normalised as LOG_NORMALIZE does; masking noise falls on the elements that
 // CORRUPT would mask. Rows less a shift s are those that are stored with s W taken from their product, and s (x) (1 dz)
 // from the gradient's. Products stay in the type of the slots under bfloat16. Included inside the namespace of an
-// instruction set; operands in the order of plan.SIGNATURES.
+// instruction set; operands in the order of ops.SIGNATURES.
 //
 // Both products walk X by blocks of columns, all rows of a thread for each block, so that the block of the weight (or
 // of its gradient) stays in cache and each row waits at its next nonzero. Rows of the result, or of dZ, are held in

@@ -7,7 +7,7 @@
 // loss is a small part of |y|^2, where these sums cancel, is taken from its residuals; y is walked where it lies;
 // sums are cut by shapes alone, so the bits do not depend on threads or on the other rows. Products stay in the type of
 // the slots under bfloat16. Included inside the namespace of an instruction set; operands in the order of
-// plan.SIGNATURES.
+// ops.SIGNATURES.
 
 // Terms from which on a sum in the slots' type is added in double: of p, and of Q.
 constexpr index_t SHORT_SUM = 64, GRAM_DEPTH = 128;

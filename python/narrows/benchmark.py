@@ -19,21 +19,9 @@ from numpy.typing import NDArray
 
 from .backends import Hyper, Program, compile_plan, own_ops, probe, resolve, thread_count, usable_cpus
 from .lowering import lower
-from .plan import (
-    PRODUCTS,
-    SIGNATURES,
-    Activation,
-    LayerSpec,
-    Loss,
-    Mode,
-    NetworkSpec,
-    Op,
-    OpCode,
-    Plan,
-    Region,
-    op_flops,
-    product_size,
-)
+from .ops import SIGNATURES, OpCode
+from .plan import PRODUCTS, Mode, Op, Plan, Region, op_flops, product_size
+from .spec import Activation, LayerSpec, Loss, NetworkSpec
 
 __all__ = ["CASES", "Case", "OpTiming", "StepTiming", "machine", "prepared", "profile_ops", "time_steps"]
 

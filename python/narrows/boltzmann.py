@@ -20,7 +20,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .plan import LEARN, Activation, LayerSpec, Loss, Mode, NetworkSpec, OpCode, Units
+from .ops import OpCode, Units
+from .plan import LEARN, Mode
+from .spec import Activation, LayerSpec, Loss, NetworkSpec
 
 if TYPE_CHECKING:
     from .oplist import OpList

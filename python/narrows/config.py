@@ -54,7 +54,7 @@ def show_config() -> Config:
     from ._version import __version__
     from .backends import own_ops, probe_all, resolve, thread_choice
     from .errors import BackendError
-    from .plan import OpCode
+    from .ops import OpCode
 
     config = Config(narrows=__version__, python=platform.python_version(), platform=platform.platform())
     config["packages"] = {name: _version(name) for name in _CORE}

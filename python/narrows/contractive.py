@@ -19,18 +19,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from .plan import (
-    JACOBIAN_LAYERS,
-    LEARN,
-    Activation,
-    Corruption,
-    NetworkSpec,
-    OpCode,
-    Region,
-    jacobian_segments,
-    padded,
-    segments,
-)
+from .ops import JACOBIAN_LAYERS, OpCode, jacobian_segments, padded, segments
+from .plan import LEARN, Region
+from .spec import Activation, Corruption, NetworkSpec
 
 if TYPE_CHECKING:
     from .convolution import Convolutions

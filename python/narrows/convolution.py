@@ -15,18 +15,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from .contractive import grains
-from .plan import (
-    GEOMETRY,
-    LEARN,
-    POOLING,
-    Activation,
-    LayerSpec,
-    Mode,
-    NetworkSpec,
-    OpCode,
-    Region,
-    padded,
-)
+from .ops import GEOMETRY, POOLING, OpCode, padded
+from .plan import LEARN, Mode, Region
+from .spec import Activation, LayerSpec, NetworkSpec
 
 if TYPE_CHECKING:
     from .oplist import OpList

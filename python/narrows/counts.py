@@ -17,7 +17,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from .contractive import grains
-from .plan import Activation, Mode, NetworkSpec, OpCode, Region, padded
+from .ops import OpCode, padded
+from .plan import Mode, Region
+from .spec import Activation, NetworkSpec
 
 if TYPE_CHECKING:
     from .oplist import OpList

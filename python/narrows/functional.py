@@ -30,7 +30,7 @@ from .backends import (
     thread_count,
     usable_cpus,
 )
-from .plan import ACTIVATIONS, Activation, LayerSpec, NetworkSpec
+from .spec import ACTIVATIONS, Activation, LayerSpec, NetworkSpec
 
 __all__ = ["DenseGrads", "Penalty", "contractive_penalty", "dense", "dense_backward"]
 
@@ -90,7 +90,7 @@ def dense(
         C- or F-order alike.
     b : array-like, shape (m,), optional
     activation : str
-        An elementwise activation, see :data:`narrows.plan.ACTIVATIONS`.
+        An elementwise activation, see :data:`narrows.spec.ACTIVATIONS`.
     out : ndarray, shape (n, m), optional
         Where to write; C-contiguous rows, of the result's dtype, in memory that no operand has a part in.
     Z : ndarray, shape (n, m), optional
@@ -283,7 +283,7 @@ def contractive_penalty(
         Of the encoder's layers, from the input on.
     biases : sequence of array-like, shape (n_out,) each, or None
     activations : str or sequence of str
-        One for all layers, or one for each; elementwise, see :data:`narrows.plan.ACTIVATIONS`.
+        One for all layers, or one for each; elementwise, see :data:`narrows.spec.ACTIVATIONS`.
     method : {"exact", "hutchinson"}
         Exact, for up to four layers; or the unbiased estimate ``mean over v of |J'v|**2`` with random signs v. One
         layer has a closed form, which is taken in either case.

@@ -13,7 +13,9 @@ from dataclasses import dataclass, field
 from .contractive import Contraction, Reduction
 from .convolution import Convolutions
 from .oplist import OpList
-from .plan import CELL_ROWS, GRAIN, LANES, LEARN, Mode, NetworkSpec, OpCode, Region, Solver, padded
+from .ops import CELL_ROWS, GRAIN, LANES, OpCode, padded
+from .plan import LEARN, Mode, Region
+from .spec import NetworkSpec, Solver
 
 __all__ = ["Gradients", "SparseInput", "parameters", "reduce", "rule"]
 

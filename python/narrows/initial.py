@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import philox
-from .plan import Activation
+from .spec import Activation
 
 __all__ = ["draw_seed", "initial_coupling", "initial_weight"]
 

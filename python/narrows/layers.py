@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from . import functional
 from ._extras import require
 from .initial import draw_seed, initial_weight
-from .plan import ACTIVATIONS
+from .spec import ACTIVATIONS
 
 __all__ = ["Dense", "Sequential"]
 

@@ -15,7 +15,9 @@ from .convolution import Convolutions, check_convolutions, outward
 from .counts import Counts, check_counts
 from .gradients import Gradients, SparseInput, parameters, reduce, rule
 from .oplist import OpList, saved_scale
-from .plan import FORWARD, LEARN, Activation, Loss, Mode, NetworkSpec, OpCode, Plan, Region
+from .ops import OpCode
+from .plan import FORWARD, LEARN, Mode, Plan, Region
+from .spec import Activation, Loss, NetworkSpec
 
 __all__ = ["lower", "lower_penalty"]
 

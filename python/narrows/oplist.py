@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from .convolution import outward
-from .plan import LEARN, SIGNATURES, Activation, Corruption, LayerSpec, Mode, Op, OpCode, Region, Slot, padded
+from .ops import SIGNATURES, OpCode, padded
+from .plan import LEARN, Mode, Op, Region, Slot
+from .spec import Activation, Corruption, LayerSpec
 
 __all__ = ["OpList", "saved_scale"]
 

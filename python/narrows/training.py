@@ -28,8 +28,8 @@ from numpy.typing import NDArray
 from .backends import Hyper, Program, State
 from .checkpoint import Checkpoint, SavedRun, TrainingState
 from .errors import DivergenceError
-from .plan import Loss
 from .readahead import read_ahead
+from .spec import Loss
 
 __all__ = [
     "Block",

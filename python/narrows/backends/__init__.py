@@ -24,8 +24,10 @@ from numpy.typing import NDArray
 from .._extras import require
 from ..arrays import on_gpu
 from ..errors import BackendError
-from ..plan import Mode, NetworkSpec, OpCode, Plan, Precision
+from ..ops import OpCode
+from ..plan import Mode, Plan
 from ..shifted import Shifted
+from ..spec import NetworkSpec, Precision
 
 __all__ = [
     "AUTO",

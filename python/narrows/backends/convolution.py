@@ -1,6 +1,6 @@
 """Convolutions and poolings of whole batches as their formulas, in NumPy.
 
-Promises: works in the dtype it is handed; names follow `plan.GEOMETRY`.
+Promises: works in the dtype it is handed; names follow `ops.GEOMETRY`.
 Never: knows of plans.
 
 A convolution and its adjoint relate a wide image to a narrow one: element (ky, kx) of the kernel joins the narrow pixel
@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..images import Convolution
-from ..plan import GEOMETRY
+from ..ops import GEOMETRY
 
 __all__ = ["Images", "greatest", "pixels", "windows"]
 
@@ -37,7 +37,7 @@ class Images:
     Parameters
     ----------
     **values : int
-        By the names of `plan.GEOMETRY`.
+        By the names of `ops.GEOMETRY`.
     """
 
     def __init__(self, **values: int) -> None:

@@ -15,7 +15,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..plan import FROM_CODES, Mode, OpCode, Plan, Precision
+from ..ops import OpCode
+from ..plan import FROM_CODES, Mode, Plan
+from ..spec import Precision
 from . import BATCH, SHIFT, Hyper, Probe, State, all_finite, copies, sparse_rows, told_apart
 
 __all__ = ["CppProgram", "compile", "isa", "native_bfloat16", "own_ops", "probe", "probe_machine"]

@@ -20,23 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import ThreadpoolController
 
-from ..plan import (
-    CELL_ROWS,
-    DISPERSION_PACE,
-    GRAIN,
-    LANES,
-    LEARN,
-    VARIANCE_FLOOR,
-    Activation,
-    Corruption,
-    Loss,
-    Mode,
-    OpCode,
-    Plan,
-    Precision,
-    Region,
-    Units,
-)
+from ..ops import CELL_ROWS, DISPERSION_PACE, GRAIN, LANES, VARIANCE_FLOOR, OpCode, Units
+from ..plan import LEARN, Mode, Plan, Region
+from ..spec import Activation, Corruption, Loss, Precision
 from . import Hyper, Probe, State, numba_counts, numba_kernels, sparse_rows
 from .convolution import OUT_LAST, Images, pixels
 from .reference import OPS, Array, ReferenceProgram, Run, dense_backward_layer, dense_layer

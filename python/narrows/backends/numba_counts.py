@@ -17,7 +17,8 @@ import numpy as np
 from numba import types
 from numba.extending import overload
 
-from ..plan import DROPOUT_LIMIT, LOG_DISPERSION_LIMIT, Loss
+from ..ops import DROPOUT_LIMIT, LOG_DISPERSION_LIMIT
+from ..spec import Loss
 from .numba_kernels import _ONE, _SUMS, _constants, _exp, _expm1, _inline, _Kernel, _kernel, _log1p01
 
 __all__ = ["count_rows"]

@@ -20,7 +20,7 @@ import numpy as np
 from numba import types
 from numba.extending import overload
 
-from ..plan import Activation, Loss
+from ..spec import Activation, Loss
 from .reference import LEAK
 
 # --- jit ----------------------------------------------------------------------------------------------------

@@ -30,9 +30,9 @@ from ..models.batches import read_labels
 from ..models.data import check_values
 from ..models.inputs import read_batch
 from ..normalize import NormalizedSource, Normalizer
-from ..plan import Loss
 from ..readahead import read_ahead
 from ..shifted import Shifted, stored_rows
+from ..spec import Loss
 from .resources import apply_bytes, blas_threads
 from .settings import UsageError
 from .tables import check_output, write_table

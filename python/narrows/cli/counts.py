@@ -21,7 +21,9 @@ from ..lowering import lower
 from ..models.data import Table
 from ..models.network import FIRST_DISPERSION, dispersions
 from ..normalize import row_blocks
-from ..plan import DISPERSION_PACE, LOG_DISPERSION_LIMIT, Activation, LayerSpec, Loss, Mode, NetworkSpec
+from ..ops import DISPERSION_PACE, LOG_DISPERSION_LIMIT
+from ..plan import Mode
+from ..spec import Activation, LayerSpec, Loss, NetworkSpec
 from .applying import with_names
 from .evaluation import sample_rows
 from .resources import APPLY_BYTES

@@ -25,7 +25,7 @@ from ..lowering import lower
 from ..models.data import BLOCK_BYTES, Table, density, split_rows
 from ..models.network import build_spec
 from ..normalize import NormalizedSource
-from ..plan import NetworkSpec, Precision
+from ..spec import NetworkSpec, Precision
 from . import evaluation
 from .settings import FitSettings, show_size
 

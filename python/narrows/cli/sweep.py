@@ -22,7 +22,7 @@ from typing import Any, ClassVar
 from .._version import __version__
 from ..errors import DataError, MissingExtraError, NarrowsError, ResumeError
 from ..normalize import NormalizedSource
-from ..plan import Loss
+from ..spec import Loss
 from ..training import Callback
 from . import counts, evaluation, report
 from .jobs import Input, Stop, fit_opened

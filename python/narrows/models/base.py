@@ -23,8 +23,9 @@ from ..arrays import rows_of, to_host
 from ..backends import Program, State, compile_plan, resolve
 from ..initial import draw_seed
 from ..lowering import lower
-from ..plan import Corruption, LayerSpec, Loss, Mode, NetworkSpec, Plan, Precision
+from ..plan import Mode, Plan
 from ..shifted import dense
+from ..spec import Corruption, LayerSpec, Loss, NetworkSpec, Precision
 from ..training import Callback, Checkpoint, EpochPrinter, Options, SavedRun, Trainer, TrainingState
 from .data import (
     BLOCK_BYTES,

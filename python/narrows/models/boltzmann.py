@@ -16,8 +16,9 @@ from sklearn.utils.validation import check_is_fitted
 from .. import functional, philox
 from ..arrays import beside, on_gpu
 from ..initial import draw_seed
-from ..plan import Activation, Loss, Mode
+from ..plan import Mode
 from ..shifted import Shifted
+from ..spec import Activation, Loss
 from ..training import Callback, Checkpoint
 from .autoencoder import Autoencoder
 from .data import BLOCK_BYTES, is_sparse

@@ -16,7 +16,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from ..arrays import gpu_array, on_gpu
 from ..images import Convolution, Image
-from ..plan import ACTIVATIONS, LayerSpec
+from ..spec import ACTIVATIONS, LayerSpec
 from .autoencoder import Autoencoder
 from .parameters import decoder_sizes, hidden_sizes, output_activation, pairs_by_layer
 from .preset import preset

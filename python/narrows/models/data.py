@@ -20,9 +20,9 @@ from ..arrays import copying, on_gpu, rows_of, to_host
 from ..backends import Program
 from ..data.checks import check_counts, check_finite, check_within
 from ..data.source import ArraySource, Source
-from ..plan import Loss, NetworkSpec
 from ..readahead import read_ahead
 from ..shifted import Shifted, stored_rows
+from ..spec import Loss, NetworkSpec
 from ..training import Block
 
 __all__ = [

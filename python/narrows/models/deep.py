@@ -17,7 +17,8 @@ from ..arrays import on_gpu, rows_of
 from ..backends import State
 from ..data.source import Source
 from ..errors import DivergenceError
-from ..plan import ACTIVATIONS, Activation, Mode, NetworkSpec
+from ..plan import Mode
+from ..spec import ACTIVATIONS, Activation, NetworkSpec
 from ..training import Callback, Interrupted, Options, Progress
 from .autoencoder import Autoencoder
 from .boltzmann import RBM

@@ -15,7 +15,7 @@ import numpy as np
 
 from ..errors import ModelFileError
 from ..persistence import load_tensors, save_tensors
-from ..plan import NetworkSpec
+from ..spec import NetworkSpec
 from .network import Network, build_spec
 from .parameters import check_parameters, plain_parameters
 

@@ -24,8 +24,8 @@ from ..arrays import beside, check_together, copying, gpu_array, on_gpu
 from ..backends import resolve
 from ..data.checks import check_finite
 from ..data.source import Source, check_csr, check_unmasked, float_dtype
-from ..plan import Loss
 from ..shifted import Shifted
+from ..spec import Loss
 from .batches import declared_batches, numbers, read_labels
 from .data import Table, is_sparse
 

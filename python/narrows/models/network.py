@@ -20,20 +20,10 @@ from numpy.typing import NDArray
 from ..backends import Program, State, compile_plan, resolve
 from ..initial import initial_coupling, initial_weight
 from ..lowering import lower
-from ..plan import (
-    ACTIVATIONS,
-    DISPERSION_PACE,
-    FROM_CODES,
-    LOG_DISPERSION_LIMIT,
-    Activation,
-    LayerSpec,
-    Loss,
-    Mode,
-    NetworkSpec,
-    Plan,
-    Solver,
-)
+from ..ops import DISPERSION_PACE, LOG_DISPERSION_LIMIT
+from ..plan import FROM_CODES, Mode, Plan
 from ..shifted import Shifted, stored_rows
+from ..spec import ACTIVATIONS, Activation, LayerSpec, Loss, NetworkSpec, Solver
 from .data import Totals, is_sparse
 from .parameters import CORRUPTIONS, check_takes_batches, decoder_sizes, hidden_sizes, output_activation
 

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from ..images import PADDINGS
-from ..plan import ACTIVATIONS, JACOBIAN_LAYERS, Activation, Corruption, Loss
+from ..ops import JACOBIAN_LAYERS
+from ..spec import ACTIVATIONS, Activation, Corruption, Loss
 
 __all__ = [
     "check_parameters",

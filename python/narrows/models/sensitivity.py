@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ..backends.convolution import Images
 from ..backends.reference import ACTIVATE, DERIVATIVE
-from ..plan import Activation, LayerSpec, NetworkSpec
+from ..spec import Activation, LayerSpec, NetworkSpec
 
 __all__ = ["absolute_jacobian"]
 

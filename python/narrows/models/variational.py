@@ -17,8 +17,10 @@ from sklearn.utils.validation import check_is_fitted
 from .. import philox
 from ..arrays import beside, on_gpu, to_host
 from ..initial import draw_seed
-from ..plan import DROPOUT_LIMIT, LOG_DISPERSION_LIMIT, VARIANCE_FLOOR, Loss, Mode, NetworkSpec
+from ..ops import DROPOUT_LIMIT, LOG_DISPERSION_LIMIT, VARIANCE_FLOOR
+from ..plan import Mode
 from ..shifted import stored_rows
+from ..spec import Loss, NetworkSpec
 from .autoencoder import Autoencoder
 from .data import is_sparse
 from .inputs import read_batch, scoring_table

@@ -18,7 +18,9 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from ...plan import OpCode, Plan, Precision
+from ...ops import OpCode
+from ...plan import Plan
+from ...spec import Precision
 from .. import Probe
 
 if TYPE_CHECKING:

@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...arrays import on_gpu
-from ...plan import SIGNATURES, Mode, OpCode, Plan
+from ...ops import SIGNATURES, OpCode
+from ...plan import Mode, Plan
 from .. import BATCH, SHIFT, sparse_rows, told_apart
 from .table import SOURCE_DTYPE
 

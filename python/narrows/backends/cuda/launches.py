@@ -17,7 +17,8 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 from ... import plan as p
-from ...plan import Mode, Op, Plan, Precision, Region
+from ...plan import Mode, Op, Plan, Region
+from ...spec import Precision
 from .table import DOUBLE_TILES, TILES, Tile
 
 __all__ = ["BLAS", "EXTENDED", "ROWS", "TURNED", "Area", "Launch", "View", "Writer"]

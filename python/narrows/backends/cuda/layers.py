@@ -16,7 +16,9 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 
 from ..._extras import require
-from ...plan import Activation, Loss, Mode, OpCode, Precision
+from ...ops import OpCode
+from ...plan import Mode
+from ...spec import Activation, Loss, Precision
 from .. import sparse_rows
 from .data import N_SOURCES, check_csr, laid_out
 from .device import blas_on, calls_of, launch

@@ -12,7 +12,9 @@ from types import SimpleNamespace as Operands
 from typing import Any, NamedTuple
 
 from ... import plan as p
-from ...plan import Activation, Corruption, Loss, Mode, Op, OpCode, Plan, Precision, Units, padded
+from ...ops import OpCode, Units, padded
+from ...plan import Mode, Op, Plan
+from ...spec import Activation, Corruption, Loss, Precision
 from .. import BATCH, SHIFT
 from . import sparse
 from .launches import (

@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-from ...plan import Precision
+from ...spec import Precision
 from .table import PRECISION_FLAGS, constants
 
 __all__ = ["Compiled", "Nvrtc", "digest", "flags", "source", "source_folder"]

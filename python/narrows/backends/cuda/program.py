@@ -20,7 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...arrays import on_gpu
-from ...plan import FROM_CODES, LEARN, Mode, OpCode, Plan, Precision, Slot
+from ...ops import OpCode
+from ...plan import FROM_CODES, LEARN, Mode, Plan, Slot
+from ...spec import Precision
 from .. import BATCH, SHIFT, Hyper, State
 from .data import ALIGNMENT, CHUNK, LATENT, N_SOURCES, TARGET, WEIGHT, Data, X, data_on, wanted
 from .launches import Area, Launch, View

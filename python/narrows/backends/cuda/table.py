@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ... import plan as p
-from ...plan import Activation, Loss, Precision, Solver
+from ...spec import Activation, Loss, Precision, Solver
 
 __all__ = [
     "FUNCTORS",

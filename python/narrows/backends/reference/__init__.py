@@ -5,7 +5,7 @@ backends are right when they agree with this one.
 Never: chosen by ``backend="auto"``; fast.
 
 The ops are written over a dtype and the arrays they are handed, so the generic ops of other array backends are these.
-Names follow `plan.SIGNATURES`; ``m`` is the number of rows of the batch at hand. A module has a family of ops; reading
+Names follow `ops.SIGNATURES`; ``m`` is the number of rows of the batch at hand. A module has a family of ops; reading
 order: `run` (what an op is given), `activations`, `dense`, then any, and `program` (a plan run op by op).
 """
 
@@ -15,7 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from ...plan import Activation, OpCode, Plan, Precision
+from ...ops import OpCode
+from ...plan import Plan
+from ...spec import Activation, Precision
 from .. import Probe
 from . import boltzmann, contractive, counts, dense, gram, images, sparse, updates, variational  # noqa: F401 (they enter their ops in OPS)
 from .activations import ACTIVATE, CURVATURE, DERIVATIVE, LEAK

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from ...plan import Activation
+from ...spec import Activation
 from .run import Array
 
 LEAK = 0.01

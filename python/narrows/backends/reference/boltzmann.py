@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ... import philox
-from ...plan import OpCode, Units
+from ...ops import OpCode, Units
 from .run import Array, Run, op
 
 

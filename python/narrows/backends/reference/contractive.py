@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from ... import philox
-from ...plan import Activation, OpCode, jacobian_segments, padded, segments
+from ...ops import OpCode, jacobian_segments, padded, segments
+from ...spec import Activation
 from .activations import CURVATURE, DERIVATIVE
 from .run import Array, Run, grain_total, op, row_share
 

@@ -6,7 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from ...plan import DISPERSION_PACE, DROPOUT_LIMIT, LEARN, LOG_DISPERSION_LIMIT, Activation, Loss, OpCode
+from ...ops import DISPERSION_PACE, DROPOUT_LIMIT, LOG_DISPERSION_LIMIT, OpCode
+from ...plan import LEARN
+from ...spec import Activation, Loss
 from .activations import ACTIVATE, sigmoid, softmax
 from .dense import picked
 from .run import Array, Run, op

@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 
 from ... import philox
-from ...plan import CELL_ROWS, LANES, Activation, Corruption, Loss, Mode, OpCode
+from ...ops import CELL_ROWS, LANES, OpCode
+from ...plan import Mode
+from ...spec import Activation, Corruption, Loss
 from .. import BATCH, SHIFT
 from .activations import ACTIVATE, DERIVATIVE, sigmoid
 from .run import Array, Run, op

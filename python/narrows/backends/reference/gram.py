@@ -6,7 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from ...plan import GRAM_GUARD, LEARN, Activation, OpCode
+from ...ops import GRAM_GUARD, OpCode
+from ...plan import LEARN
+from ...spec import Activation
 from .activations import DERIVATIVE
 from .run import Array, Run, op, row_share
 from .updates import decayed_step, step_rule

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from ...plan import Activation, OpCode, padded
+from ...ops import OpCode, padded
+from ...spec import Activation
 from ..convolution import OUT_LAST, Images, greatest, pixels, windows
 from .activations import ACTIVATE, DERIVATIVE
 from .run import Array, Run, op

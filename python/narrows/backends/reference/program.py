@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...plan import FROM_CODES, SIGNATURES, Mode, Op, OpCode, Plan, Region, Slot
+from ...ops import SIGNATURES, OpCode
+from ...plan import FROM_CODES, Mode, Op, Plan, Region, Slot
 from .. import BATCH, SHIFT, Hyper, State, all_finite, copies, sparse_rows, told_apart
 from .run import OPS, Array, Run
 

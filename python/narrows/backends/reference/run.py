@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...plan import Mode, OpCode, Region, padded
+from ...ops import OpCode, padded
+from ...plan import Mode, Region
 
 Array = NDArray[Any]
 Function = Callable[..., None]

@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 
 from ... import philox
-from ...plan import LEARN, Activation, OpCode
+from ...ops import OpCode
+from ...plan import LEARN
+from ...spec import Activation
 from .activations import ACTIVATE
 from .counts import size_factors
 from .run import Array, Run, op

@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from ... import philox
-from ...plan import LEARN, VARIANCE_FLOOR, Activation, OpCode
+from ...ops import VARIANCE_FLOOR, OpCode
+from ...plan import LEARN
+from ...spec import Activation
 from .activations import ACTIVATE, DERIVATIVE
 from .run import Array, Run, op
 
