@@ -1,6 +1,6 @@
 // Convolutions and poolings, as sums over what an element is joined to.
 //
-// Promises: names are those of plan.GEOMETRY, whose numbers are ints 4 to 19; an element (ky, kx) of the kernel joins
+// Promises: names are those of ops.GEOMETRY, whose numbers are ints 4 to 19; an element (ky, kx) of the kernel joins
 // the narrow pixel y to the wide pixel stride * y + ky - pad. No patch of an image is ever written out.
 
 #pragma once
@@ -306,7 +306,7 @@ conv_wgrad(const Op op) {
 }
 
 // --- pooling ---------------------------------------------------------------------------------------------------------
-// ints from 4 on: plan.POOLING. The input has one channel after the other.
+// ints from 4 on: ops.POOLING. The input has one channel after the other.
 
 struct Pool {
   int height, width, channels, down, across, last;

@@ -98,7 +98,7 @@ DEVICE V sign_(V a) {
   return V(a > V(0)) - V(a < V(0));
 }
 
-// Those of plan.py.
+// Those of ops.py.
 constexpr double DROPOUT_LIMIT = NARROWS_DROPOUT_LIMIT, LOG_DISPERSION_LIMIT = NARROWS_LOG_DISPERSION_LIMIT;
 constexpr double DISPERSION_PACE = NARROWS_DISPERSION_PACE;
 constexpr double VARIANCE_FLOOR = NARROWS_VARIANCE_FLOOR, GRAM_GUARD = NARROWS_GRAM_GUARD;
@@ -117,7 +117,7 @@ enum ActivationNumber : int {
 #undef X
 };
 
-// Calls fn.as<A>(), A being the activation with a number of plan.Activation.
+// Calls fn.as<A>(), A being the activation with a number of spec.Activation.
 template <class Fn>
 DEVICE void with_activation(int number, const Fn& fn) {
   switch (number) {

@@ -153,7 +153,7 @@ KERNEL colsum(const Op op) {
 }
 
 // GRAIN_SUM and GRAIN_UPDATE: partial, -, and the slots of what becomes of the sums, a matrix of ints[0] x ints[1] in
-// the columns of `partial` from ints[4] on, row by row, ints[5] apart. ints[2]: plan.GRAIN_SUM's form
+// the columns of `partial` from ints[4] on, row by row, ints[5] apart. ints[2]: ops.GRAIN_SUM's form
 template <class Finish>
 struct GrainSum : Whole {
   DEVICE static void run(const Op& op, int b) {

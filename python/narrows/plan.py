@@ -22,28 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .images import Convolution
-from .ops import CELL_ROWS as CELL_ROWS
-from .ops import DISPERSION_PACE as DISPERSION_PACE
-from .ops import DROPOUT_LIMIT as DROPOUT_LIMIT
-from .ops import GEOMETRY as GEOMETRY
-from .ops import GRAIN as GRAIN
-from .ops import GRAM_GUARD as GRAM_GUARD
-from .ops import LANES as LANES
-from .ops import LOG_DISPERSION_LIMIT as LOG_DISPERSION_LIMIT
-from .ops import POOLING as POOLING
-from .ops import SIGNATURES as SIGNATURES
-from .ops import VARIANCE_FLOOR as VARIANCE_FLOOR
-from .ops import OpCode as OpCode
-from .ops import Units as Units
-from .ops import jacobian_segments as jacobian_segments
-from .ops import padded as padded
-from .ops import segments as segments
-from .spec import Activation as Activation
-from .spec import Corruption as Corruption
-from .spec import Loss as Loss
+from .ops import GEOMETRY, SIGNATURES, OpCode, padded
 from .spec import NetworkSpec
-from .spec import Precision as Precision
-from .spec import Solver as Solver
 
 __all__ = [
     "FORWARD",

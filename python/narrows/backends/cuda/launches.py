@@ -16,8 +16,8 @@ from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
-from ... import plan as p
-from ...plan import Mode, Op, Plan, Region
+from ... import ops as p
+from ...plan import LEARN, Mode, Op, Plan, Region
 from ...spec import Precision
 from .table import DOUBLE_TILES, TILES, Tile
 
@@ -143,7 +143,7 @@ class Writer:
 
     def __init__(self, plan: Plan, m: int, mode: Mode, precision: Precision, *, blas: bool = False) -> None:
         self.plan, self.m, self.precision, self.blas = plan, m, precision, blas
-        self.learns = bool(mode & p.LEARN)
+        self.learns = bool(mode & LEARN)
         self.launches: list[Launch] = []
         self.most_used = 0
         """Elements that the temporaries of any op take."""

@@ -1,6 +1,6 @@
 """Each op of a plan as launches: what the kernels of ``csrc/cuda`` are given, op by op.
 
-Promises: an op of `plan.SIGNATURES` has one function here, which reads its operands by the names of its signature and
+Promises: an op of `ops.SIGNATURES` has one function here, which reads its operands by the names of its signature and
 names the slots, integers and numbers of its kernels in their order (see the comments there).
 Never: touches data or knows a device.
 """
@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from types import SimpleNamespace as Operands
 from typing import Any, NamedTuple
 
-from ... import plan as p
+from ... import ops as p
 from ...ops import OpCode, Units, padded
 from ...plan import Mode, Op, Plan
 from ...spec import Activation, Corruption, Loss, Precision

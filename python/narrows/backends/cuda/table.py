@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ... import plan as p
+from ... import ops as p
 from ...spec import Activation, Loss, Precision, Solver
 
 __all__ = [
@@ -140,7 +140,7 @@ DOUBLE_TILES = TILES | {
 
 
 def constants() -> dict[str, float | str]:
-    """What the kernels know of `plan`, tiles, and the sizes by which they check this module's layouts."""
+    """What the kernels know of `ops`, tiles, and the sizes by which they check this module's layouts."""
     names = (
         "CELL_ROWS", "DISPERSION_PACE", "DROPOUT_LIMIT", "GRAIN", "GRAM_GUARD", "LANES", "LOG_DISPERSION_LIMIT",
         "VARIANCE_FLOOR",
