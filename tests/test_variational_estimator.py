@@ -17,7 +17,7 @@ from narrows import VariationalAutoencoder, philox
 from narrows.backends import compile_plan
 from narrows.data import ArraySource
 from narrows.lowering import lower
-from narrows.models import base
+from narrows.models import fitting
 from narrows.models.data import split_rows
 from narrows.models.variational import row_keys
 from narrows.spec import Activation, LayerSpec, NetworkSpec
@@ -200,7 +200,7 @@ class Recorder:
             program.train = recorded
             return program
 
-        monkeypatch.setattr(base, "compile_plan", compiled)
+        monkeypatch.setattr(fitting, "compile_plan", compiled)
 
 
 def test_the_divergence_warms_up_step_by_step(X: Array, monkeypatch: pytest.MonkeyPatch) -> None:

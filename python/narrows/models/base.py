@@ -1,17 +1,16 @@
 """What every autoencoder estimator does: fit, apply, score, save; scikit-learn's conventions kept.
 
-Promises: an estimator is fitted or it is not: whatever interrupts a fit, it holds either what it held before
-or the parameters of a whole epoch. Inputs are never changed. Global random state is never touched. Never:
-arithmetic on data beyond averages; programs do that.
+Promises: inputs are never changed, nor is global random state. A fit is whole or has not been (see `fitting`).
+Never: arithmetic on data beyond averages; programs do that.
+
+Reading order: `BaseAutoencoder`; `inputs` (what a method is given), `fitting` (how it is trained on), `network` (what
+is held then), `files`.
 """
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
-import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -19,26 +18,15 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils.validation import check_is_fitted
 
-from ..arrays import rows_of, to_host
-from ..backends import Program, State, compile_plan, resolve
-from ..initial import draw_seed
-from ..lowering import lower
+from ..arrays import to_host
+from ..backends import State
 from ..plan import Mode, Plan
 from ..shifted import dense
 from ..spec import Corruption, LayerSpec, Loss, NetworkSpec, Precision
-from ..training import Callback, Checkpoint, EpochPrinter, Options, SavedRun, Trainer, TrainingState
-from .data import (
-    BLOCK_BYTES,
-    Table,
-    TrainingFeed,
-    density,
-    even_batch,
-    fingerprint,
-    split_rows,
-    validator,
-    value_range,
-)
+from ..training import Callback, Checkpoint, Options
+from .data import BLOCK_BYTES, Table, split_rows, validator
 from .files import write_model
+from .fitting import identity_of, seed_of, train, whole
 from .inputs import (
     check_codes,
     encoding_table,
@@ -49,15 +37,10 @@ from .inputs import (
     validation_table,
     wants_frames,
 )
-from .network import Network, begin_counts, build_spec, dense_layers, initial_state
-from .parameters import COUNT_LOSSES, check_parameters, plain_parameters
+from .network import Network, begin_counts, dense_layers, initial_state
+from .parameters import COUNT_LOSSES, check_parameters
 
 __all__ = ["BaseAutoencoder"]
-
-log = logging.getLogger("narrows")
-
-_NOT_IDENTITY = ("n_threads", "verbose", "random_state", "backend")
-"""Parameters that may change between parts of a run; the seed and the backend used are compared instead."""
 
 
 class BaseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # type: ignore[misc]
@@ -228,7 +211,7 @@ class BaseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         ResumeError
             The checkpoint belongs to another run, or is required and absent.
         """
-        with self._whole():
+        with whole(self):
             check_parameters(self)
             again = bool(self.warm_start) and self.__sklearn_is_fitted__()
             held_out = bool(self.early_stopping) and X_val is None
@@ -238,9 +221,9 @@ class BaseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
             identity: dict[str, Any] = {}
             saved = None
             if checkpoint is not None:
-                identity = self._identity(table, held, checkpoint, block_bytes)
+                identity = identity_of(self, table, held, checkpoint, block_bytes)
                 saved = checkpoint.read()
-            seed = self._seed if again else self._seed_of(saved)
+            seed = self._seed if again else seed_of(self, saved)
             if saved is not None:
                 saved.check(identity | {"seed": seed})
             identity["seed"] = seed
@@ -264,7 +247,8 @@ class BaseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
                 tol=float(self.tol),
                 **self._first_epochs(),
             )
-            self._train(
+            train(
+                self,
                 table,
                 rows,
                 options,
@@ -295,157 +279,19 @@ class BaseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         -------
         self
         """
-        with self._whole():
+        with whole(self):
             check_parameters(self)
             again = self.__sklearn_is_fitted__()
             table = training_table(self, X, y, sample_weight, batch, reset=not again, declared=True)
             table = table.loaded(BLOCK_BYTES)
             options = Options(
                 max_iter=1,
-                seed=self._seed if again else self._seed_of(None),
+                seed=self._seed if again else seed_of(self, None),
                 learning_rate_init=float(self.learning_rate_init),
                 **self._first_epochs(),
             )
-            self._train(table, np.arange(table.n_rows), options, again=again, shuffle=self.shuffle)
+            train(self, table, np.arange(table.n_rows), options, again=again, shuffle=self.shuffle)
         return self
-
-    def _train(
-        self,
-        table: Table,
-        rows: NDArray[np.int64],
-        options: Options,
-        *,
-        again: bool,
-        shuffle: bool | str,
-        validate: Callable[[Program], float] | None = None,
-        callbacks: Sequence[Callback] = (),
-        checkpoint: Checkpoint | None = None,
-        identity: dict[str, Any] | None = None,
-        saved: SavedRun | None = None,
-        block_bytes: int = BLOCK_BYTES,
-    ) -> None:
-        """Run a trainer over `rows` of `table` and take what it leaves, also when it fails."""
-        if table.weight is not None:
-            total = float(rows_of(table.weight, rows).sum())
-            if total <= 0:
-                raise ValueError("sample_weight is zero for every row that would be trained on")
-            table = dataclasses.replace(table, weight=table.weight * (len(rows) / total))
-        spec = self._spec(table, rows, block_bytes, again)
-        batch = even_batch(len(rows), int(self.batch_size))
-        if saved is not None:
-            start, state = saved.state, saved.network
-        elif again:
-            parameters = self._network.parameters
-            state = dict(self._network.state) if self._network.spec.solver is spec.solver else parameters
-            # An optimiser that starts afresh counts its steps anew, by which it corrects its averages.
-            step = self._step if state.keys() != parameters.keys() else 0
-            start = TrainingState(
-                epoch=self.n_iter_, first_epoch=self.n_iter_, step=step, first_step=step, history=self.history_
-            )
-        else:
-            stop = None if checkpoint is None else checkpoint.stop
-            start, state = TrainingState(), self._first_state(spec, table, rows, options.seed, block_bytes, stop)
-        feed = TrainingFeed(table, rows, batch, options.seed, shuffle, block_bytes)
-        program = compile_plan(
-            lower(spec, batch), resolve(self.backend), precision=self.precision, n_threads=self.n_threads
-        )
-        trainer = Trainer(
-            program,
-            feed,
-            options,
-            state=start,
-            validate=validate,
-            callbacks=[*([EpochPrinter()] if self.verbose else []), *callbacks],
-            checkpoint=checkpoint,
-            identity=identity,
-        )
-        program.load(state)
-        state.clear()  # The program has it now. A saved run, which holds it too, is not read again.
-        try:
-            trainer.run()
-        finally:
-            trained = trainer.finish()
-            if trained is not None:
-                self._adopt(trainer, trained, spec, batch, again)
-
-    def _adopt(self, trainer: Trainer, trained: State, spec: NetworkSpec, batch: int, again: bool) -> None:
-        s = trainer.state
-        self._network = Network(
-            spec,
-            batch,
-            trained,
-            precision=self.precision,
-            requested=self.backend,
-            n_threads=self.n_threads,
-        )
-        self._seed = trainer.options.seed
-        self._step = s.step
-        self.n_iter_ = s.epoch
-        self.history_ = {name: list(values) for name, values in s.history.items()}
-        self.loss_ = s.history["loss"][-1]
-        self.best_loss_ = s.best_loss
-        if not again:
-            self.metadata_ = {}
-
-    @contextlib.contextmanager
-    def _whole(self) -> Iterator[None]:
-        """Put the estimator back as it was if the body fails before it has trained a network."""
-        before = dict(vars(self))
-        try:
-            yield
-        except BaseException:
-            if vars(self).get("_network") is before.get("_network"):
-                self.__dict__.clear()
-                self.__dict__.update(before)
-            raise
-
-    def _spec(self, table: Table, rows: NDArray[np.int64], block_bytes: int, again: bool) -> NetworkSpec:
-        n_features = int(table.X.shape[1])
-        n_outputs = n_features if table.target is None else int(table.target.shape[1])
-        low_high = (0.0, 1.0)
-        if self._corruption() is Corruption.SALT_AND_PEPPER and table.target is None:
-            known = again and self._network.spec.corruption is Corruption.SALT_AND_PEPPER
-            low_high = self._network.spec.corruption_range if known else value_range(table, rows, block_bytes)
-        library = 1.0
-        if Loss[self.loss.upper()].of_counts:
-            library = self._network.spec.library if again else self._library(table, rows, block_bytes)
-        spec = build_spec(
-            self,
-            n_features,
-            n_outputs,
-            corruption_range=low_high,
-            separate_target=table.target is not None,
-            weighted=table.weight is not None,
-            density=density(table.X),
-            shifted=table.shifted,
-            library=library,
-            target_density=density(table.X) if table.target is None else density(table.target, implicit=False),
-            batch=even_batch(len(rows), int(self.batch_size)),
-            n_batches=0 if table.batch is None else len(self.batches_),
-        )
-        if again:
-            shapes = [_shape(layer) for layer in spec.layers]
-            fitted = [_shape(layer) for layer in self._network.spec.layers]
-            if shapes != fitted or spec.latent != self._network.spec.latent:
-                raise ValueError(
-                    f"layers of shapes {[s[:2] for s in shapes]} cannot go on from "
-                    f"{[s[:2] for s in fitted]}; "
-                    "fit with warm_start=False to start afresh"
-                )
-            if spec.n_chains != self._network.spec.n_chains:
-                raise ValueError(
-                    f"{spec.n_chains} persistent chains cannot go on from {self._network.spec.n_chains}: keep "
-                    "batch_size and persistent, or fit with warm_start=False to start afresh"
-                )
-        return spec
-
-    def _library(self, table: Table, rows: NDArray[np.int64], block_bytes: int) -> float:
-        """The sum of a row of counts whose size factor is 1; says how many rows and columns hold nothing."""
-        totals = table.totals(rows, block_bytes)
-        for name, sums in (("rows", totals.rows), ("features", totals.columns)):
-            if empty := int((sums == 0).sum()):
-                log.warning("%d of %d %s to train on have no counts", empty, len(sums), name)
-        return totals.library
 
     def _first_epochs(self) -> dict[str, Any]:
         """What is otherwise in the first epochs of a network: fields of `training.Options`."""
@@ -484,26 +330,6 @@ class BaseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
     def _corruption(self) -> Corruption | None:
         name = getattr(self, "corruption", None)
         return None if name is None else Corruption[name.upper()]
-
-    def _seed_of(self, saved: SavedRun | None) -> int:
-        if saved is not None and self.random_state is None:
-            return int(saved.identity["seed"])
-        return draw_seed(self.random_state)
-
-    def _identity(self, table: Table, held: Table | None, checkpoint: Checkpoint, block_bytes: int) -> dict[str, Any]:
-        params = {n: v for n, v in plain_parameters(self).items() if n not in _NOT_IDENTITY}
-        streamed = not table.in_memory and table.loaded(block_bytes) is table
-        return {
-            **checkpoint.identity,
-            "estimator": type(self).__name__,
-            "params": params,
-            "backend": resolve(self.backend),
-            "data": fingerprint(table),
-            "validation": None if held is None else fingerprint(held),
-            "block_bytes": block_bytes if streamed else None,
-            "batches": None if table.batch is None else self.batches_.tolist(),
-            "continued": self._step if self.warm_start and self.__sklearn_is_fitted__() else 0,
-        }
 
     # --- applying -------------------------------------------------------------------------------------------
 
@@ -696,8 +522,3 @@ class BaseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         """
         check_is_fitted(self)
         write_model(self, path)
-
-
-def _shape(layer: LayerSpec) -> tuple[Any, ...]:
-    """What must stay for training to go on."""
-    return layer.n_in, layer.n_out, layer.tied_to, layer.convolution

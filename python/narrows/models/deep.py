@@ -23,6 +23,7 @@ from ..training import Callback, Interrupted, Options, Progress
 from .autoencoder import Autoencoder
 from .boltzmann import RBM
 from .data import Table
+from .fitting import train
 from .inputs import make_table
 from .network import Network
 from .parameters import UNITS, hidden_sizes, pretrained_activations
@@ -131,7 +132,8 @@ class DeepAutoencoder(Autoencoder):
                 **layer._first_epochs(),
             )
             try:
-                layer._train(
+                train(
+                    layer,
                     # On a GPU they stay, whatever a block may have of the host's memory.
                     below.loaded(sys.maxsize if on_gpu(table.X) else block_bytes),
                     chosen,
