@@ -12,10 +12,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from cases import OP_CASES, Case
 from narrows.backends import Hyper, compile_plan, own_ops
 from narrows.benchmark import op_flops
 from narrows.plan import LEARN, Mode, Op, Plan
+from networks import Case
+from op_cases import OP_CASES
 
 STEPS = 20
 

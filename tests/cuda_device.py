@@ -24,13 +24,13 @@ import numpy as np
 import pytest
 from numpy.lib.stride_tricks import as_strided
 
-from cases import Case
 from narrows.backends import Hyper
 from narrows.backends.cuda.data import ALIGNMENT
 from narrows.backends.cuda.program import CudaProgram, Device, Planned
 from narrows.backends.cuda.table import KERNELS, PRECISION_FLAGS, constants
 from narrows.plan import FROM_CODES, Mode
 from narrows.spec import Precision
+from networks import Case
 from oracle import SEED, STEP
 from test_backends import assert_close, reference_of, tolerance
 

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
-from cases import CPU_PRECISIONS, Case, boltzmann, network
+from cases import CPU_PRECISIONS
 from guards import LAYOUTS, OUTPUTS, POISON, VECTORS, Array, Guarded
 from narrows import _core, functional
 from narrows.backends import BATCH, Hyper
@@ -32,6 +32,7 @@ from narrows.images import Convolution
 from narrows.plan import FROM_CODES, Mode, Region
 from narrows.shifted import Shifted
 from narrows.spec import Activation, Corruption, LayerSpec, Loss, NetworkSpec, Precision, Solver
+from networks import Case, boltzmann, network
 from test_backends import tolerance
 
 MR, PACK_DEPTH = 6, 512

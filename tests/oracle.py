@@ -12,12 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special, stats
 
-from cases import Case
 from narrows import philox
 from narrows.images import Convolution
 from narrows.ops import DISPERSION_PACE
 from narrows.shifted import dense
 from narrows.spec import Activation, Corruption, Loss, NetworkSpec, Solver
+from networks import Case
 
 Array = NDArray[Any]
 SEED, STEP = 2**63 + 12345, 3

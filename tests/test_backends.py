@@ -19,19 +19,7 @@ import pytest
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
-from cases import (
-    BATCH_CASES,
-    CASES,
-    CPU_PRECISIONS,
-    GRAM_CASES,
-    MODEL_CASES,
-    OP_CASES,
-    SHAPE_CASES,
-    SHIFTED_CASES,
-    SPARSE_CASES,
-    Case,
-    network,
-)
+from cases import BATCH_CASES, CASES, CPU_PRECISIONS, GRAM_CASES, MODEL_CASES, SHAPE_CASES, SHIFTED_CASES, SPARSE_CASES
 from narrows import philox
 from narrows.backends import AUTO, BACKENDS, Hyper, compile_plan, probe, probe_all, resolve
 from narrows.backends.reference import ReferenceProgram
@@ -40,6 +28,8 @@ from narrows.lowering import lower
 from narrows.ops import OpCode
 from narrows.plan import Mode
 from narrows.spec import Activation, Corruption, Loss, Precision, Solver
+from networks import Case, network
+from op_cases import OP_CASES
 from oracle import SEED, STEP, away_from_kinks
 
 Array = NDArray[Any]

@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cases import OP_CASES
 from narrows.benchmark import CASES
 from narrows.ops import OpCode
+from op_cases import OP_CASES
 
 ROOT = Path(__file__).parent.parent
 FEW = "tabular or table or images or narrows-16"

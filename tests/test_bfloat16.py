@@ -17,12 +17,13 @@ import pytest
 from numpy.typing import NDArray
 
 import narrows
-from cases import CASES, Case, network
+from cases import CASES
 from narrows.backends import Hyper, compile_plan
 from narrows.backends.reference import ReferenceProgram, bfloat16
 from narrows.lowering import lower
 from narrows.plan import Mode
 from narrows.spec import Activation, NetworkSpec, Precision
+from networks import Case, network
 from oracle import SEED, STEP, away_from_kinks
 from precision import CASES as FITS
 from precision import OUT, PRECISIONS, compare, run

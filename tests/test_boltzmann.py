@@ -11,13 +11,14 @@ from numpy.typing import NDArray
 from scipy import stats
 from scipy.special import expit, logsumexp, softmax
 
-from cases import BOLTZMANN_CASES, Case, boltzmann
+from cases import BOLTZMANN_CASES
 from narrows import philox
 from narrows.backends import Hyper, compile_plan
 from narrows.backends.reference import ReferenceProgram
 from narrows.lowering import lower
 from narrows.plan import Mode
 from narrows.spec import Activation, Corruption, LayerSpec, Solver
+from networks import Case, boltzmann
 from oracle import SEED, STEP
 
 Array = NDArray[Any]

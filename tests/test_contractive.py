@@ -16,7 +16,6 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 from scipy import special
 
-from cases import ELEMENTWISE, network
 from estimator_cases import SMALL, low_rank
 from narrows import Autoencoder, ContractiveAutoencoder, functional
 from narrows.backends import Hyper, compile_plan
@@ -24,6 +23,7 @@ from narrows.backends.reference import CURVATURE, DERIVATIVE
 from narrows.lowering import lower, lower_penalty
 from narrows.ops import OpCode
 from narrows.spec import Activation, LayerSpec, NetworkSpec
+from networks import ELEMENTWISE, network
 from oracle import ACTIVATION, SLOPE
 
 Array = NDArray[Any]

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy.signal import correlate
 
 import narrows
-from cases import CPU_PRECISIONS, Case, conv, convolutional, images
+from cases import CPU_PRECISIONS, convolutional
 from estimator_cases import BACKEND, SMALL, same_rows
 from narrows import ConvAutoencoder
 from narrows.backends import Hyper, compile_plan
@@ -23,6 +23,7 @@ from narrows.images import Convolution
 from narrows.lowering import lower
 from narrows.plan import Mode
 from narrows.spec import Activation, LayerSpec, Precision, Solver
+from networks import Case, conv, images
 from oracle import SEED, STEP, forward, jacobian
 
 Array = NDArray[Any]

@@ -14,7 +14,6 @@ import scipy.sparse as sp
 from scipy import special, stats
 
 import narrows
-from cases import Case, network
 from estimator_cases import BACKEND, SMALL, same_rows
 from narrows import Autoencoder, CountAutoencoder, VariationalAutoencoder, cli
 from narrows.backends import compile_plan
@@ -23,6 +22,7 @@ from narrows.lowering import lower
 from narrows.ops import DISPERSION_PACE, LOG_DISPERSION_LIMIT
 from narrows.plan import Mode
 from narrows.spec import Activation, LayerSpec, Loss, NetworkSpec
+from networks import Case, network
 
 KINDS = [
     ("poisson", "gene"),

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cases import CASES, MODEL_CASES, Case, network
+from cases import CASES, MODEL_CASES
 from cuda_device import HERE, HostDevice, check_agreement, compiler, program_on
 from narrows import Autoencoder, functional
 from narrows.backends import compile_plan, cuda
@@ -34,6 +34,7 @@ from narrows.errors import BackendError
 from narrows.ops import OpCode
 from narrows.plan import Mode
 from narrows.spec import Precision
+from networks import Case, network
 from oracle import SEED, STEP, away_from_kinks
 from test_backends import assert_close, dtypes, reference_of
 from test_cuda_device import FakeCupy

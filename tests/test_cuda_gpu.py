@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import cuda_arrays
-from cases import CASES, MODEL_CASES, OP_CASES, Case
+from cases import CASES, MODEL_CASES
 from cuda_arrays import CHECKS, ESTIMATORS, elementwise, ids
 from cuda_device import check_agreement, program_on
 from narrows import functional
@@ -28,6 +28,8 @@ from narrows.backends.cuda.program import Planned
 from narrows.backends.cuda.table import KERNELS
 from narrows.backends.reference import ACTIVATE
 from narrows.spec import ACTIVATIONS, Precision
+from networks import Case
+from op_cases import OP_CASES
 from oracle import SEED, STEP, away_from_kinks
 from test_backends import assert_close, clear_cases, dtypes, inference, reference_of
 

@@ -26,7 +26,7 @@ import pytest
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
-from cases import CASES, GRAM_CASES, MODEL_CASES, SHAPE_CASES, SPARSE_CASES, Case, network
+from cases import CASES, GRAM_CASES, MODEL_CASES, SHAPE_CASES, SPARSE_CASES
 from cuda_device import HostDevice, LaunchError, build, check_agreement, compiler, program_on, thinned
 from narrows import backends, philox
 from narrows.backends import AUTO, Hyper, Probe, cuda, host_backend, resolve
@@ -41,6 +41,7 @@ from narrows.errors import BackendError
 from narrows.ops import OpCode
 from narrows.plan import Mode
 from narrows.spec import Activation, Corruption, Loss, Precision, Solver
+from networks import Case, network
 from oracle import SEED, STEP, away_from_kinks
 from test_backends import assert_close, dtypes, inference, reference_of
 

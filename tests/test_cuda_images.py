@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cases import CASES, CONVOLUTIONS, Case, conv, images
+from cases import CASES, CONVOLUTIONS
 from cuda_device import HostDevice, check_agreement, program_on
 from narrows.backends import Hyper
 from narrows.backends.cuda import lowering
@@ -16,6 +16,7 @@ from narrows.backends.cuda.launches import Writer
 from narrows.backends.cuda.table import CONV_COLUMNS
 from narrows.plan import Mode
 from narrows.spec import Activation, Precision
+from networks import Case, conv, images
 from oracle import SEED, STEP, away_from_kinks
 from test_backends import dtypes
 

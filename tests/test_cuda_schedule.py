@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
-from cases import CASES, ELEMENTWISE, MODEL_CASES, Case, network
+from cases import CASES, MODEL_CASES
 from cuda_device import HostDevice, program_on, thinned
 from narrows.backends import Hyper
 from narrows.backends.cuda import program as programs
@@ -28,6 +28,7 @@ from narrows.backends.cuda.schedule import by_rows, grouped, independent, schedu
 from narrows.backends.cuda.table import KERNELS, MAX_STAGES
 from narrows.plan import Mode
 from narrows.spec import Activation, Corruption, Loss, Precision, Solver
+from networks import ELEMENTWISE, Case, network
 from oracle import SEED, STEP
 from test_backends import inference
 

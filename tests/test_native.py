@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cases import CPU_PRECISIONS, GRAM_CASES, SHIFTED_CASES, SPARSE_CASES, Case, network
+from cases import CPU_PRECISIONS, GRAM_CASES, SHIFTED_CASES, SPARSE_CASES
 from narrows.backends import BATCH, SHIFT, Hyper, probe
 from narrows.backends.reference import ReferenceProgram
 from narrows.images import Convolution
@@ -28,6 +28,7 @@ from narrows.lowering import lower
 from narrows.ops import SIGNATURES, OpCode
 from narrows.plan import Mode, Plan, Region
 from narrows.spec import ACTIVATIONS, LOSSES, Activation, Corruption, LayerSpec, Loss, NetworkSpec, Precision, Solver
+from networks import Case, network
 
 if not probe("cpp").ok:
     pytest.skip(f"no native backend: {probe('cpp').reason}", allow_module_level=True)

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cases import Case, network
 from narrows.backends import Hyper, compile_plan
 from narrows.plan import Mode
+from networks import Case, network
 
 
 @pytest.mark.parametrize("error", [RuntimeError, OSError])

@@ -12,13 +12,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cases import CASES, GRAM_CASES, MODEL_CASES, Case, network, specs
+from cases import CASES, GRAM_CASES, MODEL_CASES
 from narrows.backends import Hyper
 from narrows.backends.reference import ReferenceProgram
 from narrows.lowering import lower
 from narrows.ops import LANES, SAME_SETS, SIGNATURES, OpCode, Units
 from narrows.plan import Mode, Op, Plan, Region, Slot
 from narrows.spec import Activation, Corruption, LayerSpec, Loss, NetworkSpec, Solver
+from networks import Case, network, specs
 
 LEARN = Mode.GRADIENT | Mode.TRAIN
 LAYERS = (OpCode.DENSE, OpCode.CONVOLVE, OpCode.MAXPOOL, OpCode.SPARSE_DENSE, OpCode.CONDITION)

@@ -10,12 +10,13 @@ import pytest
 from numpy.typing import NDArray
 from sklearn.neural_network import MLPRegressor
 
-from cases import BATCH_CASES, GRAM_CASES, MODEL_CASES, SHIFTED_CASES, SPARSE_CASES, Case, network
+from cases import BATCH_CASES, GRAM_CASES, MODEL_CASES, SHIFTED_CASES, SPARSE_CASES
 from narrows.backends import Hyper
 from narrows.backends.reference import ReferenceProgram
 from narrows.lowering import lower
 from narrows.plan import Mode
 from narrows.spec import Activation, LayerSpec, Loss, NetworkSpec, Solver
+from networks import Case, network
 from oracle import SEED, STEP, away_from_kinks, forward
 
 Array = NDArray[Any]

@@ -9,13 +9,14 @@ import pytest
 from numpy.typing import NDArray
 from scipy import stats
 
-from cases import BATCH_CASES, MODEL_CASES, Case, network
+from cases import BATCH_CASES, MODEL_CASES
 from narrows import philox
 from narrows.backends import Hyper, compile_plan
 from narrows.backends.reference import ReferenceProgram
 from narrows.lowering import lower
 from narrows.plan import Mode
 from narrows.spec import Activation, LayerSpec, Loss, NetworkSpec, Solver
+from networks import Case, network
 from oracle import ACTIVATION, SEED, STEP, log_probability, row_loss
 
 Array = NDArray[Any]
