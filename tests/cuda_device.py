@@ -24,6 +24,7 @@ import numpy as np
 import pytest
 from numpy.lib.stride_tricks import as_strided
 
+from agreement import assert_close, reference_of, tolerance
 from narrows.backends import Hyper
 from narrows.backends.cuda.data import ALIGNMENT
 from narrows.backends.cuda.program import CudaProgram, Device, Planned
@@ -32,7 +33,6 @@ from narrows.plan import FROM_CODES, Mode
 from narrows.spec import Precision
 from networks import Case
 from oracle import SEED, STEP
-from test_backends import assert_close, reference_of, tolerance
 
 HERE = Path(__file__).parent / "cuda_host"
 INDEX = {kernel: i for i, kernel in enumerate(KERNELS)}
@@ -90,7 +90,7 @@ def program_on(device: Device, case: Case, dtype: Any = np.float32, **bound: Any
 
 
 def check_agreement(program: CudaProgram, case: Case, dtype: Any) -> None:
-    """Gradients, a few steps and all modes of inference, within the bounds of `test_backends`."""
+    """Gradients, a few steps and all modes of inference, within the bounds of `agreement`."""
     reference, relative = reference_of(case), tolerance(case, dtype)
     rows = np.arange(min(case.batch, case.rows))[::-1].copy()
     terms, gradient = program.gradient(rows, SEED, STEP)

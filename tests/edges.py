@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
+from agreement import tolerance
 from cases import CPU_PRECISIONS
 from guards import LAYOUTS, OUTPUTS, POISON, VECTORS, Array, Guarded
 from narrows import _core, functional
@@ -33,7 +34,6 @@ from narrows.plan import FROM_CODES, Mode, Region
 from narrows.shifted import Shifted
 from narrows.spec import Activation, Corruption, LayerSpec, Loss, NetworkSpec, Precision, Solver
 from networks import Case, boltzmann, network
-from test_backends import tolerance
 
 MR, PACK_DEPTH = 6, 512
 ROWS = (1, MR - 1, MR, MR + 1, 2 * MR + 1)

@@ -173,7 +173,7 @@ def test_probes_estimate_the_squared_jacobian(backend: str, name: str) -> None:
 @pytest.mark.parametrize("dtype", CPU_PRECISIONS, ids=str)
 @pytest.mark.parametrize("name", ["pool", "stride", "all", "contractive", "contractive-pool"])
 def test_bits_for_any_simulated_team(cpp: str, name: str, dtype: Precision) -> None:
-    from test_backends import bits as computed
+    from test_bits import bits as computed
 
     case = Case("team", convolutional(name), batch=70, rows=150)
     expected = computed(case, dtype=dtype)

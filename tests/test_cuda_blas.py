@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from agreement import assert_close, dtypes, reference_of
 from cases import CASES, MODEL_CASES
 from cuda_device import HERE, HostDevice, check_agreement, compiler, program_on
 from narrows import Autoencoder, functional
@@ -36,7 +37,6 @@ from narrows.plan import Mode
 from narrows.spec import Precision
 from networks import Case, network
 from oracle import SEED, STEP, away_from_kinks
-from test_backends import assert_close, dtypes, reference_of
 from test_cuda_device import FakeCupy
 
 # Of CAE+H the penalty is a difference of what is rounded.

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from agreement import assert_close, reference_of, tolerance
 from fake_cupy import FUNCTIONS, METHODS, NAMES, FakeCupy
 from narrows.backends import Hyper
 from narrows.backends.cuda import data, device
@@ -28,7 +29,6 @@ from narrows.errors import BackendError, MissingExtraError, OutOfMemoryError
 from narrows.plan import Mode
 from narrows.spec import Activation, Loss, Precision
 from networks import Case, network
-from test_backends import assert_close, reference_of, tolerance
 
 CASE = Case("device", network((33, 9, 33), loss=Loss.BCE, output=Activation.SIGMOID, alpha=0.1), batch=8, rows=21)
 

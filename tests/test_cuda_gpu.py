@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 import cuda_arrays
+from agreement import assert_close, clear_cases, dtypes, inference, reference_of
 from cases import CASES, MODEL_CASES
 from cuda_arrays import CHECKS, ESTIMATORS, elementwise, ids
 from cuda_device import check_agreement, program_on
@@ -31,7 +32,6 @@ from narrows.spec import ACTIVATIONS, Precision
 from networks import Case
 from op_cases import OP_CASES
 from oracle import SEED, STEP, away_from_kinks
-from test_backends import assert_close, clear_cases, dtypes, inference, reference_of
 
 pytestmark = pytest.mark.gpu
 

@@ -2,7 +2,7 @@
 
 `cuda_device.HostDevice` runs the very kernels with threads as fibers and every access checked, so these are proofs of
 indices, barriers, formulas and lowering; of nothing that a GPU's compiler or memory does. Bounds are those of
-`test_backends`.
+`agreement`.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ import pytest
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
+from agreement import assert_close, dtypes, inference, reference_of
 from cases import CASES, GRAM_CASES, MODEL_CASES, SHAPE_CASES, SPARSE_CASES
 from cuda_device import HostDevice, LaunchError, build, check_agreement, compiler, program_on, thinned
 from narrows import backends, philox
@@ -43,7 +44,6 @@ from narrows.plan import Mode
 from narrows.spec import Activation, Corruption, Loss, Precision, Solver
 from networks import Case, network
 from oracle import SEED, STEP, away_from_kinks
-from test_backends import assert_close, dtypes, inference, reference_of
 
 Array = NDArray[Any]
 

@@ -1,5 +1,5 @@
 """Convolutions of the CUDA backend: whatever a thread has of a product, the bits are the same, and those of other tiles
-are within the bounds of `test_backends`."""
+are within the bounds of `agreement`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from agreement import dtypes
 from cases import CASES, CONVOLUTIONS
 from cuda_device import HostDevice, check_agreement, program_on
 from narrows.backends import Hyper
@@ -18,7 +19,6 @@ from narrows.plan import Mode
 from narrows.spec import Activation, Precision
 from networks import Case, conv, images
 from oracle import SEED, STEP, away_from_kinks
-from test_backends import dtypes
 
 # Weights of several slices both ways, which end within the channels of a pixel, and copies of pixels.
 LONG_CASES = (

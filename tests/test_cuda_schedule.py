@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
+from agreement import inference
 from cases import CASES, MODEL_CASES
 from cuda_device import HostDevice, program_on, thinned
 from narrows.backends import Hyper
@@ -30,7 +31,6 @@ from narrows.plan import Mode
 from narrows.spec import Activation, Corruption, Loss, Precision, Solver
 from networks import ELEMENTWISE, Case, network
 from oracle import SEED, STEP
-from test_backends import inference
 
 _DEEP = (9, *(8, 7) * 7)
 STACK_CASES = (
