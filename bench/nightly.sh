@@ -23,7 +23,7 @@ sanitized() {
   cp "$scratch/build-$name"/_core* "$scratch/$name/narrows/"
 }
 
-native_tests="tests/test_native.py tests/test_functional.py tests/test_backends.py tests/test_programs.py tests/test_bits.py tests/test_edges.py tests/test_convolution.py tests/test_boltzmann.py tests/test_contractive.py tests/test_counts.py tests/test_shifted.py tests/test_batches.py"
+native_tests="tests/test_native.py tests/test_native_plans.py tests/test_native_sparse.py tests/test_functional.py tests/test_backends.py tests/test_programs.py tests/test_bits.py tests/test_edges.py tests/test_convolution.py tests/test_boltzmann.py tests/test_contractive.py tests/test_counts.py tests/test_shifted.py tests/test_batches.py"
 
 # An inline function compiled with an instruction set's flags must carry its namespace: the linker keeps one copy of a
 # weak symbol, and another's could be the one that this CPU cannot run.

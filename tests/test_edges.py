@@ -95,8 +95,8 @@ import numpy as np
 from guards import Guarded
 from narrows.backends.cpp import CppProgram
 from narrows.lowering import lower
-from test_native import small_spec
 from narrows.spec import Precision
+from native_plans import small_spec
 small = CppProgram(lower(small_spec(), 8), Precision.FLOAT32, 1)
 print("ready", flush=True)
 """
