@@ -77,7 +77,8 @@ cuda() (
   python3 -m pip install -q --no-deps --target "$scratch/cuda" cupy-cuda12x cuda-pathfinder
   export PYTHONPATH="$scratch/cuda${PYTHONPATH:+:$PYTHONPATH}"
   python3 -c "import cupy, nvidia.cuda_nvrtc"
-  python3 -m pytest -q -rs tests/test_cuda_compile.py tests/test_cuda_device.py tests/test_cuda_host.py tests/test_cuda_blas.py
+  python3 -m pytest -q -rs tests/test_cuda_compile.py tests/test_cuda_device.py tests/test_cuda_host.py tests/test_cuda_kernels.py \
+    tests/test_cuda_program.py tests/test_cuda_probe.py tests/test_cuda_blas.py
 )
 
 # What only a GPU can show. A test that is skipped for want of one is a failure here.

@@ -259,3 +259,8 @@ class HostDevice:
                 raise LaunchError(f"{KERNELS[table[failed]['kernel']]}: {error.value.decode()}")
 
         return partial(self._do, run)
+
+
+def on_host(libraries: Any, case: Case, dtype: Any = np.float32, *, reverse: bool = False, **bound: Any) -> CudaProgram:
+    """`program_on` a device of the host's."""
+    return program_on(HostDevice(libraries, reverse), case, dtype, **bound)
