@@ -76,6 +76,16 @@ def test_what_is_missing_is_said(monkeypatch: pytest.MonkeyPatch, runtime: Any, 
     assert re.match(reason, found.reason)
 
 
+def test_headers_that_are_missing_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_cupy(monkeypatch, Runtime(12090))
+    found, where = importlib.import_module, ["/usr/include"]
+    pathfinder = SimpleNamespace(find_nvidia_header_directory=lambda name: where[0])
+    monkeypatch.setattr(importlib, "import_module", lambda n, *of: pathfinder if "pathfinder" in n else found(n, *of))
+    assert cuda.probe().ok
+    where[0] = None
+    assert cuda.probe() == Probe(False, f"CUDA's headers are missing, which CuPy needs: {cuda.EXTRA}")
+
+
 def test_a_driver_older_than_cupy_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     runtime = Runtime(12040)
     monkeypatch.setattr(runtime, "runtimeGetVersion", lambda: 13020)

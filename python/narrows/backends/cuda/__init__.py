@@ -10,13 +10,14 @@ Reading order: `table` (what Python and C++ agree on), `launches`, `lowering` (o
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import importlib
 import os
 import re
 from collections.abc import Sequence
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ...ops import OpCode
 from ...plan import Plan
@@ -103,10 +104,8 @@ def probe() -> Probe:
     if capability < LEAST_CAPABILITY:
         own, least = _dotted(capability), _dotted(LEAST_CAPABILITY)
         return Probe(False, f"{name} has compute capability {own}: it must be {least} or newer")
-    try:
-        cupy.cuda.nvrtc.getVersion()
-    except Exception as error:
-        return Probe(False, f"NVRTC, which compiles the kernels, does not load: {EXTRA} ({_line(error)})")
+    if lacking := _lacking(cupy):
+        return Probe(False, lacking)
     from .blas import described
 
     said = f"{name}, CUDA {_version(driver)}, {described(driver // 1000)}"
@@ -132,6 +131,18 @@ def has_gpu(dev: str = "/dev", driver: str = "libcuda.so.1") -> bool:
         return bool(library.cuInit(0) == 0)
     except (OSError, AttributeError):
         return False
+
+
+def _lacking(cupy: Any) -> str:
+    """What of CUDA's compiler at run time is not there, without which CuPy compiles nothing; empty if all is."""
+    try:
+        cupy.cuda.nvrtc.getVersion()
+    except Exception as error:
+        return f"NVRTC, which compiles the kernels, does not load: {EXTRA} ({_line(error)})"
+    with contextlib.suppress(ImportError, AttributeError):  # CuPy of other packagers may find them without it
+        if importlib.import_module("cuda.pathfinder").find_nvidia_header_directory("cudart") is None:
+            return f"CUDA's headers are missing, which CuPy needs: {EXTRA}"
+    return ""
 
 
 def _line(error: Exception) -> str:
