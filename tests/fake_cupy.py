@@ -61,7 +61,7 @@ FUNCTIONS = ("bincount", "concatenate", "empty_like", "reshape", "split", "zeros
 
 class Stream(contextlib.AbstractContextManager["Stream"]):
     def __init__(self, fake: FakeCupy, number: int) -> None:
-        self.fake, self.ptr = fake, number
+        self.fake, self.ptr, self.device = fake, number, fake.device
         self.asked = 0
         """Of the stream so far."""
         self.seen: dict[int, int] = {}
@@ -69,6 +69,9 @@ class Stream(contextlib.AbstractContextManager["Stream"]):
         self.n_entered: list[Stream] = []
 
     def __enter__(self) -> Stream:
+        assert self.ptr == 0 or self.device == self.fake.device, (
+            "The device that the stream is created on does not match"
+        )
         self.n_entered.append(self.fake.current)
         self.fake.current = self
         return self
