@@ -223,7 +223,7 @@ def prepared(parser: argparse.ArgumentParser) -> argparse.Namespace:
 
 
 def of_gpu() -> dict[str, dict[str, str]]:
-    """What else belongs to a result on a GPU: its names, the driver's version and CuPy's."""
+    """What else belongs to a result on a GPU: its name, the driver's version and CuPy's."""
     if device() != "cuda":
         return {}
     asked = ("name", "driver_version", "memory.total", "clocks.max.sm")
@@ -233,7 +233,9 @@ def of_gpu() -> dict[str, dict[str, str]]:
         found = dict(zip(asked, out.splitlines()[0].split(", "), strict=True))
     except (OSError, subprocess.SubprocessError, ValueError, IndexError):
         found = {}  # some containers have a GPU and not its tools
-    return {"gpu": found | {"cupy": version(packages_distributions()["cupy"][0])}}
+    for name in packages_distributions().get("cupy", [])[:1]:
+        found["cupy"] = version(name)
+    return {"gpu": found}
 
 
 def about(options: argparse.Namespace, *packages: str) -> dict[str, Any]:
