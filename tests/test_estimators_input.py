@@ -228,6 +228,31 @@ BAD_DATA: list[tuple[str, Callable[[np.ndarray], Any], str]] = [
     ("val bce", lambda X: small(loss="bce").fit(X, X_val=_with(X, 9, 2, 1.5)), "^X_val: 1.5 in row 9, column 2"),
     ("val target", lambda X: small().fit(X, X, X_val=(X, _with(X, 7, 3, np.inf))), "^y_val: inf in row 7"),
     ("val target rows", lambda X: small().fit(X, X, X_val=(X, X[:5])), "^y_val has 5 rows, X_val has 200"),
+    (
+        "beyond float32",
+        lambda X: small().fit(_with(X.astype(float), 7, 3, -1e39)),
+        r"^X: -1e\+39 in row 7, column 3; too large for float32: scale",
+    ),
+    (
+        "sparse beyond float32",
+        lambda X: small().fit(X).transform(sp.csr_array(_with(X.astype(float), 7, 3, 1e300))),
+        r"^X: 1e\+300 in row 7, column 3; too large",
+    ),
+    (
+        "later block beyond float32",
+        lambda X: small().fit(ArraySource(_with(X.astype(float), 170, 3, 1e300)), block_bytes=2000),
+        r"^X: 1e\+300 in row 170, column 3; too large",
+    ),
+    (
+        "codes beyond float32",
+        lambda X: small().fit(X).inverse_transform(np.full((2, 3), 1e39)),
+        r"^Z: 1e\+39 in row 0, column 0; too large",
+    ),
+    (
+        "scored beyond float32",
+        lambda X: small().fit(X).score(X, _with(X.astype(float), 7, 3, 1e39)),
+        r"^y: 1e\+39 in row 7, column 3; too large",
+    ),
     ("masked", lambda X: small().fit(np.ma.masked_less(X, 0.5)), "^X: a masked array with masked values"),
     ("masked target", lambda X: small().fit(X, np.ma.masked_less(X, 0.5)), "^y: a masked array"),
     ("masked codes", lambda X: small().fit(X).inverse_transform(np.ma.masked_less(X[:, :3], 0.5)), "^Z: a masked"),
@@ -309,6 +334,12 @@ def test_damaged_csr_is_refused_before_it_is_walked(make: Callable[[], Any], mes
         ae.transform(make())
     with pytest.raises(ValueError, match=message.replace("X", "y", 1)):
         ae.score(_damaged(), make())
+
+
+@pytest.mark.parametrize("wrap", [np.asarray, sp.csr_array, ArraySource])
+def test_float64_takes_what_float32_cannot_hold(wrap: Callable[[np.ndarray], Any], X: np.ndarray) -> None:
+    D = wrap(_with(X.astype(float), 7, 3, 1e39))
+    assert np.isfinite(small(precision="float64", max_iter=1).fit(D).transform(D)).all()
 
 
 def test_room_behind_the_stored_values_is_not_read() -> None:

@@ -14,7 +14,7 @@ from ..arrays import to_host
 from ..errors import DataError
 from .source import Source
 
-__all__ = ["check_counts", "check_finite", "check_within"]
+__all__ = ["check_counts", "check_finite", "check_representable", "check_within"]
 
 Rows = int | npt.NDArray[np.integer[Any]]
 
@@ -114,6 +114,36 @@ def check_within(
         return
     row, column, value = _first(block, (values < low) | (values > high))
     raise DataError(f"{_place(row, column, f'{value:.9g}', row_offset, source, **called)}; {needed}")
+
+
+def check_representable(
+    block: Any, dtype: npt.DTypeLike, row_offset: Rows = 0, source: Source | str = "X", **called: Any
+) -> None:
+    """Raise for the first value of a block, of finite ones, that is infinite in `dtype`.
+
+    Parameters
+    ----------
+    block, row_offset, source, columns, name
+        As for `check_finite`.
+    dtype : dtype
+        float32 or float64.
+
+    Raises
+    ------
+    DataError
+        Also a ``ValueError``. Names row and column, counted from 0, and the value.
+    """
+    values = _stored(block)
+    if values.dtype.kind != "f" or values.dtype.itemsize <= np.dtype(dtype).itemsize or values.size == 0:
+        return
+    largest = float(np.finfo(dtype).max)
+    if isinstance(values, np.ndarray):
+        # The sum of squares is below that of the largest only if every value is; it needs one pass and no temporary.
+        axes = "ij"[: values.ndim]
+        if np.einsum(f"{axes},{axes}->", values, values) < largest**2:
+            return
+    needed = f"too large for {np.dtype(dtype).name}: scale the data, or set precision='float64'"
+    check_within(block, -largest, largest, needed, row_offset, source, **called)
 
 
 def _stored(block: Any) -> npt.NDArray[Any]:

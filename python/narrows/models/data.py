@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from ..arrays import copying, on_gpu, rows_of, to_host
 from ..backends import Program
-from ..data.checks import check_counts, check_finite, check_within
+from ..data.checks import check_counts, check_finite, check_representable, check_within
 from ..data.source import ArraySource, Source
 from ..readahead import read_ahead
 from ..shifted import Shifted, stored_rows
@@ -111,6 +111,8 @@ class Table:
         meant to be of counts.
     names : pair of str
         What messages call X and the target.
+    dtype : dtype
+        That of the network, which must be able to hold the values.
     """
 
     X: Any
@@ -121,6 +123,7 @@ class Table:
     columns: tuple[Any, Any] = (None, None)
     implicit: bool = True
     names: tuple[str, str] = ("X", "y")
+    dtype: Any = np.float64
     _totals: Totals | None = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -169,6 +172,7 @@ class Table:
         # A source has this name unless it was given another.
         called = {"columns": self.columns[i], "name": self.names[i] if part.name == "X" else None}
         check_finite(stored_rows(block), first, part, **called)
+        check_representable(stored_rows(block), self.dtype, first, part, **called)
         check_values(block, self.meant[i], first, part, **called)
         return block
 
@@ -177,6 +181,7 @@ class Table:
         for i, (name, part) in enumerate(zip(self.names, (self.X, self.target), strict=True)):
             if part is not None and not isinstance(part, Source):
                 with copying():
+                    check_representable(stored_rows(part), self.dtype, 0, name, columns=self.columns[i])
                     check_values(part, self.meant[i], 0, name, columns=self.columns[i])
 
     def blocks(self, block_rows: int, rows: NDArray[np.int64] | None = None) -> Iterator[Rows]:

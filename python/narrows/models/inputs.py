@@ -22,10 +22,10 @@ from sklearn.utils.validation import validate_data
 
 from ..arrays import beside, check_together, copying, gpu_array, on_gpu
 from ..backends import resolve
-from ..data.checks import check_finite
+from ..data.checks import check_finite, check_representable
 from ..data.source import Source, check_csr, check_unmasked, float_dtype
 from ..shifted import Shifted
-from ..spec import Loss
+from ..spec import Loss, Precision
 from .batches import declared_batches, numbers, read_labels
 from .data import Table, is_sparse
 
@@ -126,6 +126,7 @@ def check_codes(estimator: Any, Z: Any) -> Any:
         _check_kind(Z, "Z")
         Z = _plain(check_array(Z, dtype="numeric", ensure_all_finite=False, input_name="Z"), "Z")
         check_finite(Z, source="Z")
+        check_representable(Z, estimator._network.dtype, source="Z")
     if Z.shape[1] != estimator._network.spec.n_components:
         expected = estimator._network.spec.n_components
         raise ValueError(f"Z has {Z.shape[1]} columns, but {type(estimator).__name__} has {expected} components")
@@ -172,7 +173,8 @@ def make_table(
     check_together(X, X if target is None else target, names[1])
     loss = Loss[estimator.loss.upper()]
     meant = loss if target is None else estimator._encodes(loss, separate_target=True)
-    table = Table(X, target, weight, batch, (meant, loss), (_names(estimator), columns), names=names)
+    dtype = Precision.of(estimator.precision).dtype
+    table = Table(X, target, weight, batch, (meant, loss), (_names(estimator), columns), names=names, dtype=dtype)
     table.check()
     return table
 
@@ -204,7 +206,7 @@ def encoding_table(estimator: Any, X: Any) -> Table:
     """Rows to encode."""
     X, spec = check_X(estimator, X, reset=False), estimator._network.spec
     meant = estimator._encodes(spec.loss, separate_target=not spec.log_normalize)
-    table = Table(X, meant=(meant, spec.loss), columns=(_names(estimator), None))
+    table = Table(X, meant=(meant, spec.loss), columns=(_names(estimator), None), dtype=estimator._network.dtype)
     table.check()
     return table
 
@@ -250,7 +252,9 @@ def scoring_table(estimator: Any, X: Any, y: Any, batch: Any) -> Table:
     check_together(X, X if target is None else target, "y")
     meant = spec.loss if target is None else estimator._encodes(spec.loss, separate_target=not spec.log_normalize)
     known = read_batch(estimator, batch, int(X.shape[0]))
-    table = Table(X, target, None, known, (meant, spec.loss), (_names(estimator), columns))
+    table = Table(
+        X, target, None, known, (meant, spec.loss), (_names(estimator), columns), dtype=estimator._network.dtype
+    )
     table.check()
     return table
 

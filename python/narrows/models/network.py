@@ -23,7 +23,7 @@ from ..lowering import lower
 from ..ops import DISPERSION_PACE, LOG_DISPERSION_LIMIT
 from ..plan import FROM_CODES, Mode, Plan
 from ..shifted import Shifted, stored_rows
-from ..spec import ACTIVATIONS, Activation, LayerSpec, Loss, NetworkSpec, Solver
+from ..spec import ACTIVATIONS, Activation, LayerSpec, Loss, NetworkSpec, Precision, Solver
 from .data import Totals, is_sparse
 from .parameters import CORRUPTIONS, check_takes_batches, decoder_sizes, hidden_sizes, output_activation
 
@@ -286,6 +286,11 @@ class Network:
         if self._backend is None:
             self._backend = resolve(self.requested)
         return self._backend
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """In which it holds its parameters and activations."""
+        return Precision.of(self.precision).dtype
 
     @property
     def plan(self) -> Plan:
