@@ -11,10 +11,12 @@ import pytest
 import scipy.sparse as sp
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn import config_context
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MinMaxScaler, StandardScaler
+from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import narrows as nw
 from narrows.data import ArraySource
@@ -160,7 +162,7 @@ def test_state_survives_json_bit_for_bit(kind):
     again = Normalizer.from_dict(json.loads(json.dumps(fitted.to_dict(), allow_nan=False)))
     assert np.array_equal(again.transform(X), fitted.transform(X))
     assert again.describe() == fitted.describe()
-    with pytest.raises(DataError, match="29 features"):
+    with pytest.raises(ValueError, match="29 features"):
         again.transform(X[:, :29])
 
 
@@ -228,3 +230,53 @@ def test_row_blocks_cover_every_row_once(n, d):
     assert blocks[0].start == 0
     assert blocks[-1].stop == n
     assert all(a.stop == b.start and a.stop > a.start for a, b in pairwise(blocks))
+
+
+# --- scikit-learn -----------------------------------------------------------------------------------------
+
+
+@parametrize_with_checks([Normalizer(kind) for kind in ("standard", "minmax", "none")])
+def test_it_is_an_estimator(estimator, check):
+    check(estimator)
+
+
+def test_columns_of_a_frame_keep_their_order():
+    frame = pandas.DataFrame(reals(), columns=list("abcdefg"))
+    fitted = Normalizer("standard").fit(frame)
+    assert np.array_equal(fitted.transform(frame), Normalizer("standard").fit_transform(frame.to_numpy()))
+    with pytest.raises(ValueError, match="feature names should match"):
+        fitted.transform(frame[frame.columns[::-1]])
+    back = fitted.inverse_transform(pandas.DataFrame(fitted.transform(frame)))
+    np.testing.assert_allclose(back, frame, rtol=1e-4, atol=1e-5)
+
+
+def test_pipelines_know_its_features_and_make_frames():
+    frame = pandas.DataFrame(reals(), columns=list("abcdefg"))
+    pipe = make_pipeline(Normalizer("minmax"), nw.Autoencoder(2, loss="bce", max_iter=1, random_state=0))
+    plain = pipe.fit(frame).transform(frame)
+    assert pipe.n_features_in_ == 7
+    assert list(pipe[:-1].get_feature_names_out()) == list(frame.columns)
+    codes = clone(pipe).set_output(transform="pandas").fit_transform(frame)
+    assert list(codes.columns) == ["autoencoder0", "autoencoder1"]
+    assert np.array_equal(codes, plain)
+
+
+def test_frames_asked_of_all_transformers_are_not_what_a_source_reads():
+    source = ArraySource(reals())
+    with config_context(transform_output="pandas"):
+        table = NormalizedSource(source, Normalizer("standard").fit(source))
+        assert isinstance(table.read_rows(slice(0, 5)), np.ndarray)
+
+
+@pytest.mark.parametrize(
+    ("X", "message"),
+    [
+        (np.ma.masked_less(np.ones((4, 7)), 2), "masked"),
+        (np.full((4, 7), np.nan), "NaN in row 0, column 0"),
+        (np.ones(7), "Expected 2D array"),
+    ],
+    ids=["masked", "nan", "1-d"],
+)
+def test_rows_to_transform_are_checked(X, message):
+    with pytest.raises(ValueError, match=message):
+        Normalizer("standard").fit(reals()).transform(X)

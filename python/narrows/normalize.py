@@ -19,10 +19,11 @@ from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
-from sklearn.base import BaseEstimator, TransformerMixin
-from sklearn.utils.validation import check_is_fitted
+from sklearn.base import BaseEstimator, OneToOneFeatureMixin, TransformerMixin
+from sklearn.utils.validation import check_is_fitted, validate_data
 
 from .data import ArraySource, Source, check_counts, check_finite
+from .data.source import check_unmasked
 from .errors import DataError
 from .shifted import Shifted
 
@@ -112,7 +113,7 @@ def _canonical(block: Any) -> Any:
     return block
 
 
-class Normalizer(TransformerMixin, BaseEstimator):  # type: ignore[misc]
+class Normalizer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):  # type: ignore[misc]
     """A scaling of rows or columns that is learned from data, can be undone, and is stored in a model file.
 
     It goes before an autoencoder in a scikit-learn pipeline, and learns from a source without loading it; the command
@@ -138,7 +139,9 @@ class Normalizer(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         The kind that ``auto`` came to; `kind` otherwise.
     reason_ : str
         One clause that says why.
-    n_features_ : int
+    n_features_, n_features_in_ : int
+    feature_names_in_ : ndarray of str
+        Where a frame was learned from: another is then taken with these columns alone, in this order.
     n_empty_rows_ : int or None
         Rows that sum to zero (None where no pass was needed). They stay zero under ``log1p``.
     n_empty_features_ : int or None
@@ -152,6 +155,12 @@ class Normalizer(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         self.loss = loss
         self.target_sum = target_sum
 
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.sparse = True
+        tags.transformer_tags.preserves_dtype = ["float64", "float32"]
+        return tags
+
     def _check(self) -> None:
         if self.kind not in KINDS:
             raise ValueError(f"normalize must be one of {', '.join(KINDS)}, got {self.kind!r}")
@@ -159,7 +168,7 @@ class Normalizer(TransformerMixin, BaseEstimator):  # type: ignore[misc]
             raise ValueError(f"target_sum must be positive and finite, got {self.target_sum!r}")
 
     def _start(self, n_features: int) -> None:
-        self.n_features_ = n_features
+        self.n_features_ = self.n_features_in_ = n_features
         self.target_sum_ = self.target_sum
         self.n_empty_rows_: int | None = None
         self.n_empty_features_: int | None = None
@@ -184,10 +193,8 @@ class Normalizer(TransformerMixin, BaseEstimator):  # type: ignore[misc]
             A value is NaN or infinite, or negative where ``log1p`` was asked for; row and column are named.
         """
         self._check()
-        source = X if isinstance(X, Source) else ArraySource(X)
+        source = self._read(X, reset=True)
         n_rows, n_features = source.shape
-        if n_rows == 0 or n_features == 0:
-            raise DataError(f"{source.name} is empty: {n_rows} rows, {n_features} columns")
         self._start(n_features)
         auto, loss = self.kind == "auto", self.loss
         if self.kind == "none" or (auto and loss in COUNT_LOSSES):
@@ -275,9 +282,39 @@ class Normalizer(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         -------
         ndarray or CSR of shape (n, n_features)
             float64 for float64 input, float32 otherwise.
+
+        Raises
+        ------
+        ValueError
+            Another width or other names than those of `fit`.
+        DataError
+            No table of numbers, or a negative value under ``log1p``.
         """
-        if not isinstance(block, np.ndarray) and getattr(block, "format", None) != "csr":
-            block = ArraySource(block).read_rows(slice(None))
+        check_is_fitted(self, "resolved_")
+        given = self._read(block, reset=False)
+        found = given.read_rows(slice(None))
+        check_finite(found, 0, given)
+        return self._normalized(found, rows, source)
+
+    def _read(self, X: Any, *, reset: bool) -> Source:
+        """X as a source, checked as scikit-learn checks what it is given; names and width are learned if `reset`."""
+        if isinstance(X, Source):
+            if reset:
+                self.__dict__.pop("feature_names_in_", None)
+            return X
+        check_unmasked(X)
+        of_cells = hasattr(X, "obs_names")  # AnnData, which only a source reads
+        X = validate_data(
+            self,
+            X,
+            reset=reset,
+            skip_check_array=of_cells,
+            **({} if of_cells else {"accept_sparse": "csr", "dtype": "numeric", "ensure_all_finite": False}),
+        )
+        return ArraySource(X, var_names=getattr(self, "feature_names_in_", None))
+
+    def _normalized(self, block: Any, rows: np.ndarray | None, source: Source | None) -> Any:
+        """`transform` of an array or CSR, whose columns are known to be the right ones, whatever `set_output` says."""
         self._check_width(block.shape[1])
         dtype = block.dtype if block.dtype in (np.float32, np.float64) else np.dtype(np.float32)
         if self.resolved_ == "none":
@@ -335,6 +372,9 @@ class Normalizer(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         ``standard`` and ``minmax`` come back on the original scale. ``log1p`` gives ``exp(x) - 1``: values
         scaled to `target_sum` per row, since the row's own total is not known.
         """
+        check_is_fitted(self, "resolved_")
+        if type(block) is not np.ndarray or block.ndim != 2:
+            block = ArraySource(block).read_rows(slice(None))
         self._check_width(block.shape[1])
         if self.resolved_ == "none":
             return block
@@ -461,7 +501,7 @@ class NormalizedSource(Source):
         return self._normalize(self.source.read_rows(index), index)
 
     def _normalize(self, block: Any, rows: np.ndarray) -> Any:
-        out = self.normalizer.transform(block, rows=rows, source=self.source)
+        out = self.normalizer._normalized(block, rows, self.source)
         _release(self.source)
         return out
 
