@@ -362,6 +362,23 @@ def test_containers_that_are_no_rows_name_what_to_pass(X: np.ndarray, tmp_path: 
         small().fit(anndata.AnnData(X))
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"checkpoint": "last.safetensors"}, "checkpoint='last.safetensors' must be a narrows.training.Checkpoint"),
+        ({"callbacks": [print]}, "callbacks: .* must be a narrows.training.Callback"),
+    ],
+    ids=["checkpoint", "callback"],
+)
+def test_what_is_no_checkpoint_or_callback_is_told_before_training(
+    given: dict[str, Any], message: str, X: np.ndarray
+) -> None:
+    ae = small()
+    with pytest.raises(TypeError, match=message):
+        ae.fit(X, **given)
+    assert not hasattr(ae, "n_iter_")
+
+
 def test_a_failed_fit_leaves_the_earlier_one(X: np.ndarray) -> None:
     ae = small().fit(X)
     before = ae.transform(X)

@@ -213,6 +213,11 @@ class BaseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         """
         with whole(self):
             check_parameters(self)
+            if not isinstance(checkpoint, Checkpoint | None):
+                raise TypeError(f"checkpoint={checkpoint!r} must be a narrows.training.Checkpoint, of a path")
+            for callback in callbacks:
+                if not (hasattr(callback, "on_batch") and hasattr(callback, "on_epoch_end")):
+                    raise TypeError(f"callbacks: {callback!r} must be a narrows.training.Callback")
             again = bool(self.warm_start) and self.__sklearn_is_fitted__()
             held_out = bool(self.early_stopping) and X_val is None
             min_samples = 2 if held_out else 1
