@@ -106,6 +106,14 @@ def test_sizes_are_added_and_finished_ones_left_alone(npy, tmp_path, capsys):
     assert narrows(*args[:-1], "--components", "6,4,2") == 0
     assert "finished already" in capsys.readouterr().err
     assert {p: p.stat().st_mtime_ns for p in out.rglob("*")} == whole
+    model = out / "components-4" / "model.safetensors"
+    lost = model.read_bytes()
+    model.unlink()
+    assert narrows(*args, "--components", "2,4,6") == 0
+    assert model.read_bytes() == lost
+    assert {p: p.stat().st_mtime_ns for p in (out / "components-6").iterdir()} == {
+        p: at for p, at in whole.items() if p.parent == out / "components-6"
+    }
     assert narrows(*args, "--components", "2", "--resume", "never") == 0
     assert [p.name for p in out.glob("components-*")] == ["components-2"]
     assert metrics(out / "components-2")["status"] == "finished"

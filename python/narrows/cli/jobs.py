@@ -153,6 +153,9 @@ def fit_opened(
     run.claim()
     if not known:
         run.clear()
+    elif run.succeeded:
+        log.warning("%s was finished, but %s is gone: it is made again", run.path, ", ".join(run.missing))
+        (run / "_SUCCESS").unlink()
     facts = {
         "version": __version__,
         "input_sha256": digest,

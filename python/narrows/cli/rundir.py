@@ -43,6 +43,10 @@ class RunDir:
         "latent.h5ad", "latent.npy", "latent_obs_names.txt",
     )  # fmt: skip
     """Files that a run replaces."""
+    needed: ClassVar[tuple[tuple[str, ...], ...]] = (
+        ("model.safetensors",), ("latent.h5ad", "latent.npy"), ("metrics.json",), ("history.jsonl",),
+    )  # fmt: skip
+    """One of each is there when a run has ended."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -55,13 +59,23 @@ class RunDir:
         return self.path / "checkpoints" / "last.safetensors"
 
     @property
-    def finished(self) -> bool:
+    def succeeded(self) -> bool:
         return (self / "_SUCCESS").exists()
+
+    @property
+    def finished(self) -> bool:
+        """Whether a run has ended here, and all that it is for is still there."""
+        return self.succeeded and not self.missing
+
+    @property
+    def missing(self) -> list[str]:
+        """What a run that has ended must have left, and is not there."""
+        return [" or ".join(names) for names in self.needed if not any((self / name).is_file() for name in names)]
 
     @property
     def begun(self) -> bool:
         """Whether there is something that could be lost."""
-        return self.finished or self.checkpoint.exists() or (self / "model.safetensors").exists()
+        return self.succeeded or self.checkpoint.exists() or (self / "model.safetensors").exists()
 
     @property
     def _mark(self) -> str:

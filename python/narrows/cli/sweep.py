@@ -47,16 +47,22 @@ class SweepDir(RunDir):
 
     command: ClassVar[str] = "sweep"
     made: ClassVar[tuple[str, ...]] = ("_SUCCESS", "sweep.json", "report.html")
+    needed: ClassVar[tuple[tuple[str, ...], ...]] = (("sweep.json",),)
 
     @property
     def begun(self) -> bool:
-        return self.finished or any(True for _ in self._folders())
+        return self.succeeded or any(True for _ in self._folders())
 
     def folder(self, size: int) -> Path:
         return self / f"{_FOLDER}{size}"
 
     def _folders(self) -> Iterator[Path]:
         return (p for p in self.path.glob(f"{_FOLDER}*") if p.name.removeprefix(_FOLDER).isdigit())
+
+    def holds(self, sizes: Sequence[int]) -> bool:
+        """Whether a sweep that has ended was of these sizes, and their fits are still there."""
+        found = [row["n_components"] for row in read(self.path)["sizes"]]
+        return found == list(sizes) and all(RunDir(self.folder(size)).finished for size in sizes)
 
     def _subfolders(self) -> None:
         pass
@@ -108,7 +114,7 @@ def sweep(
         known = settings.resume != "never" and run.check_same(identity)
         if settings.resume == "require" and not known:
             raise ResumeError(f"--out {run.path} holds no sweep to resume: use --resume auto to start one")
-        if known and run.finished and [row["n_components"] for row in read(run.path)["sizes"]] == sizes:
+        if known and run.finished and run.holds(sizes):
             log.info("%s is finished already: nothing to do (--resume never starts afresh)", run.path)
             return
         table = given.normalized(whole, estimators[0].loss)
