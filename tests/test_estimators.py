@@ -22,6 +22,7 @@ from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
+from sklearn.utils.validation import has_fit_parameter
 
 import narrows
 from estimator_cases import BACKEND, ESTIMATORS, SMALL, fitting, ids, low_rank, same_rows, small
@@ -70,6 +71,13 @@ def expected_failures(estimator: Any) -> dict[str, str]:
 @parametrize_with_checks(ESTIMATORS, expected_failed_checks=expected_failures)
 def test_scikit_learn_contract(estimator: Any, check: Callable[[Any], None]) -> None:
     check(estimator)
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS, ids=ids)
+def test_weights_can_be_routed(estimator: Any) -> None:
+    """Searches and pipelines look for the parameter by its name in the signature."""
+    assert has_fit_parameter(estimator, "sample_weight")
+    assert has_fit_parameter(estimator, "X_val")
 
 
 # --- targets, weights, going on -----------------------------------------------------------------------------

@@ -77,7 +77,18 @@ class Dense:
         self._saved: tuple[Any, Any, Any] | None = None
 
     def forward(self, X: Any) -> Any:
-        """The layer's output; X and what the derivative needs are kept for :meth:`backward`."""
+        """The layer's output; X and what the derivative needs are kept for :meth:`backward`.
+
+        Parameters
+        ----------
+        X : array-like or CSR, shape (n, in_features)
+            As for `functional.dense`.
+
+        Returns
+        -------
+        array, shape (n, out_features)
+            float64 if X or the weights are, else float32; in X's namespace.
+        """
         Z = None
         if isinstance(X, list | tuple):
             X = np.asarray(X)
@@ -89,7 +100,22 @@ class Dense:
         return A
 
     def backward(self, dA: Any) -> Any:
-        """Fill `grads` and return the gradient by the last :meth:`forward`'s X."""
+        """Fill `grads` and return the gradient by the last :meth:`forward`'s X.
+
+        Parameters
+        ----------
+        dA : array-like, shape (n, out_features)
+            Gradient of the loss by the output.
+
+        Returns
+        -------
+        array, shape (n, in_features)
+
+        Raises
+        ------
+        RuntimeError
+            There was no :meth:`forward`.
+        """
         if self._saved is None:
             raise RuntimeError("backward() needs a forward() before it")
         X, A, Z = self._saved
@@ -126,11 +152,13 @@ class Sequential:
         return [layer.grads for layer in self.layers]
 
     def forward(self, X: Any) -> Any:
+        """The last layer's output, shape (n, out_features) of that layer; X as for :meth:`Dense.forward`."""
         for layer in self.layers:
             X = layer.forward(X)
         return X
 
     def backward(self, dA: Any) -> Any:
+        """Fill the layers' `grads` from the gradient by the last one's output, and return that by X."""
         for layer in reversed(self.layers):
             dA = layer.backward(dA)
         return dA

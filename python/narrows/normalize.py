@@ -371,6 +371,15 @@ class Normalizer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):  # type
 
         ``standard`` and ``minmax`` come back on the original scale. ``log1p`` gives ``exp(x) - 1``: values
         scaled to `target_sum` per row, since the row's own total is not known.
+
+        Parameters
+        ----------
+        block : array or data frame of shape (n, n_features)
+
+        Returns
+        -------
+        ndarray of shape (n, n_features)
+            Of the block's dtype if that is float32 or float64.
         """
         check_is_fitted(self, "resolved_")
         if type(block) is not np.ndarray or block.ndim != 2:

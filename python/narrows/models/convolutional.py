@@ -8,10 +8,10 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from sklearn.utils.validation import check_is_fitted
 
 from ..arrays import gpu_array, on_gpu
@@ -102,10 +102,10 @@ class ConvAutoencoder(Autoencoder):
 
     Notes
     -----
-    X and y of every method are arrays of flattened images (n_samples, n_features), sparse ones and sources included, or
-    arrays (n_samples, height, width, channels), for signals (n_samples, length, channels). `transform` gives codes of
-    two dimensions, `reconstruct` has the shape of its X, `inverse_transform` gives flattened images. With
-    ``precision="bfloat16"`` the products of dense layers are in bfloat16; convolutions stay in float32.
+    X, y and X_val of every method are arrays of flattened images (n_samples, n_features), sparse ones and sources
+    included, or arrays (n_samples, height, width, channels), for signals (n_samples, length, channels). `transform`
+    gives codes of two dimensions, `reconstruct` has the shape of its X, `inverse_transform` gives flattened images.
+    With ``precision="bfloat16"`` the products of dense layers are in bfloat16; convolutions stay in float32.
     """
 
     image_shape: Any
@@ -117,6 +117,7 @@ class ConvAutoencoder(Autoencoder):
 
     @property
     def latent_shape_(self) -> tuple[int, ...]:
+        """Height, width and channels of a convolutional code (of a signal's the height is 1), or its one dimension."""
         spec = self._fitted_network().spec
         code = spec.layers[spec.latent - 1].convolution
         return (spec.n_components,) if code is None else code.out_shape
@@ -141,14 +142,6 @@ class ConvAutoencoder(Autoencoder):
         shape: tuple[int, ...] = getattr(X, "shape", ())
         rows = super().reconstruct(X, batch=batch)
         return rows.reshape(shape) if len(shape) > 2 else rows
-
-    def fit(self, X: Any, y: Any = None, **options: Any) -> Self:
-        """Train the autoencoder: see `Autoencoder.fit`; X, y and X_val may be images."""
-        return super().fit(X, y, **options)
-
-    def partial_fit(self, X: Any, y: Any = None, sample_weight: ArrayLike | None = None, *, batch: Any = None) -> Self:
-        """Train for one pass over some images: see `Autoencoder.partial_fit`."""
-        return super().partial_fit(X, y, sample_weight, batch=batch)
 
     def _rows(self, X: Any, name: str = "X") -> Any:
         """Images as flat rows."""
