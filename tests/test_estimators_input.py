@@ -190,6 +190,7 @@ BAD_PARAMETERS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"precision": "float16"}, ValueError, "precision='float16' must be one of float32, float64"),
     ({"backend": "abacus"}, ValueError, "backend='abacus' is not a backend"),
     ({"n_threads": 0}, ValueError, "n_threads=0"),
+    ({"n_threads": 10**12}, ValueError, "n_threads=1000000000000 must be a positive integer of at most 4096"),
 ]
 
 

@@ -231,6 +231,11 @@ def csr(X: np.ndarray, at: int, column: int) -> sp.csr_array:
         (lambda X, W: functional.dense(X, W, activation="softmax"), ValueError, "not an elementwise"),
         (lambda X, W: functional.dense(X, W, out=np.ones((2, 5))), ValueError, "out must be a writable"),
         (lambda X, W: functional.dense(X, W, n_threads=0), ValueError, "n_threads=0"),
+        (
+            lambda X, W: functional.dense(np.ones((999, 999)), np.ones((999, 999)), n_threads=2**40),
+            ValueError,
+            "at most 4096",
+        ),
         (lambda X, W: functional.dense(X, sp.csr_array(W)), TypeError, "only X may be sparse"),
         (lambda X, W: functional.dense(sp.csc_array(X), W), TypeError, "only CSR"),
         (lambda X, W: functional.dense(sp.coo_array(X), W), TypeError, "only CSR; got coo_array"),

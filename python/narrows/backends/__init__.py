@@ -53,6 +53,9 @@ AUTO = ("cuda", "cpp", "numba")
 """Order of preference for ``backend="auto"``."""
 BACKENDS = (*AUTO, "reference")
 
+MOST_THREADS = 4096
+"""That the native backend takes, and so all."""
+
 log = logging.getLogger("narrows")
 
 
@@ -317,13 +320,13 @@ def thread_count(n_threads: int | None = None) -> int:
 def thread_choice(n_threads: int | None = None) -> tuple[int, str]:
     """`thread_count` and where the number comes from."""
     if n_threads is not None:
-        if isinstance(n_threads, bool) or int(n_threads) != n_threads or n_threads < 1:
-            raise ValueError(f"n_threads={n_threads!r} must be a positive integer or None")
+        if isinstance(n_threads, bool) or int(n_threads) != n_threads or not 1 <= n_threads <= MOST_THREADS:
+            raise ValueError(f"n_threads={n_threads!r} must be a positive integer of at most {MOST_THREADS}, or None")
         return int(n_threads), "n_threads"
     for variable in ("NARROWS_NUM_THREADS", "SLURM_CPUS_PER_TASK"):
         if value := os.environ.get(variable):
-            if not value.isdecimal() or int(value) < 1:
-                raise ValueError(f"{variable}={value!r} must be a positive integer")
+            if not value.isdecimal() or not 1 <= int(value) <= MOST_THREADS:
+                raise ValueError(f"{variable}={value!r} must be a positive integer of at most {MOST_THREADS}")
             return int(value), variable
     return usable_cpus()
 
