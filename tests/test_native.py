@@ -275,7 +275,8 @@ def test_threads_that_cannot_be_started_are_done_without() -> None:
     code = f"""
 import resource, sys, numpy as np
 sys.path[:0] = {[str(Path(__file__).parent)]!r}
-from test_native import Hyper, rich_plan, started
+from narrows.backends import Hyper
+from native_plans import rich_plan, started
 def bits(program):
     program.train(np.arange(2000), Hyper(1, 0, np.full(8, 1e-3)))
     return [a.tobytes() for a in program.state().values()]
