@@ -269,6 +269,27 @@ except MemoryError:
     assert result.stdout.strip() == "MemoryError", result.stderr
 
 
+def test_limits_of_openmp_are_obeyed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By these joblib, scikit-learn and threadpoolctl keep what runs side by side from taking each other's cores."""
+    from threadpoolctl import threadpool_limits
+
+    from narrows.backends import thread_choice, usable_cpus
+
+    if _core.build_info()["threads"] != "openmp":
+        pytest.skip("threads that OpenMP does not know")
+    for variable in ("NARROWS_NUM_THREADS", "SLURM_CPUS_PER_TASK"):
+        monkeypatch.delenv(variable, raising=False)
+    before = usable_cpus()
+    with threadpool_limits(limits=1, user_api="openmp"):
+        assert usable_cpus()[0] == 1
+        assert thread_choice(3) == (3, "n_threads")
+    assert usable_cpus() == before
+    code = "from narrows.backends import thread_choice; print(*thread_choice())"
+    assert run_python(code, OMP_NUM_THREADS=str(before[0] + 1)).stdout.split()[0] == str(before[0])
+    assert run_python(code, OMP_NUM_THREADS="1").stdout.split()[0] == "1"
+    assert run_python(code, OMP_NUM_THREADS="1", NARROWS_NUM_THREADS="2").stdout == "2 NARROWS_NUM_THREADS\n"
+
+
 @linux_only
 def test_threads_that_cannot_be_started_are_done_without() -> None:
     """Where there is no memory for their stacks a step runs on those there are, to the same bits; nothing ends here."""

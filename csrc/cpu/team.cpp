@@ -71,6 +71,8 @@ void launch(int n, TeamFn fn, void* data) {
   fn(data, omp_get_thread_num(), omp_get_num_threads());
 }
 
+int thread_limit() { return omp_get_max_threads(); }
+
 const char* team_kind() { return "openmp"; }
 
 // A pool's threads do not survive fork, but the runtime's record of them does, and the child would wait for them for
@@ -117,6 +119,8 @@ void launch(int n, TeamFn fn, void* data) {
   body(0);
   for (std::thread& t : threads) t.join();
 }
+
+int thread_limit() { return 0; }
 
 const char* team_kind() { return "std::thread"; }
 

@@ -41,6 +41,10 @@ void launch(int n, const Fn& fn) {
   launch(n, [](void* data, int tid, int nt) { (*static_cast<const Fn*>(data))(tid, nt); }, const_cast<Fn*>(&fn));
 }
 
+// Threads that the runtime would take by itself in the calling thread: OMP_NUM_THREADS, or what threadpoolctl has set.
+// 0 if it has no such limit.
+int thread_limit();
+
 // "openmp" or "std::thread".
 const char* team_kind();
 

@@ -332,12 +332,28 @@ def thread_choice(n_threads: int | None = None) -> tuple[int, str]:
 
 
 def usable_cpus() -> tuple[int, str]:
-    """What this process may use of the machine, and what says so: the affinity mask or the cgroup's quota."""
+    """What this process may use of the machine, and what says so: the affinity mask, the cgroup's quota, or OpenMP's
+    limit, by which joblib, threadpoolctl and ``OMP_NUM_THREADS`` keep processes from taking each other's cores.
+    """
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = _cgroup_cpus()
-    if quota is not None and quota < allowed:
-        return quota, "cgroup quota"
-    return allowed, "affinity mask"
+    found = allowed, "affinity mask"
+    for limit, source in ((_cgroup_cpus(), "cgroup quota"), (_openmp_limit()(), "OpenMP limit")):
+        if limit and limit < found[0]:
+            found = limit, source
+    return found
+
+
+@cache
+def _openmp_limit() -> Callable[[], int]:
+    """A function that gives the threads that OpenMP would take by itself in the calling thread, 0 for no limit."""
+    try:
+        from .. import _core
+    except ImportError:
+        first = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+        number = int(first) if first.isascii() and first.isdecimal() else 0
+        return lambda: number
+    limit: Callable[[], int] = _core.thread_limit
+    return limit
 
 
 @cache

@@ -145,7 +145,8 @@ class Autoencoder(BaseAutoencoder):
         ``"auto"`` takes an NVIDIA GPU if one can be used, see ``docs/gpu.md``.
     n_threads : int, optional
         By default ``NARROWS_NUM_THREADS``, ``SLURM_CPUS_PER_TASK``, or what the process may use of the
-        machine. Of the CPU: a GPU does not heed it.
+        machine: fewer in the workers of joblib, and where threadpoolctl or ``OMP_NUM_THREADS`` limits OpenMP. Of the
+        CPU: a GPU does not heed it.
 
     Attributes
     ----------
