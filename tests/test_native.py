@@ -273,6 +273,7 @@ def test_limits_of_openmp_are_obeyed(monkeypatch: pytest.MonkeyPatch) -> None:
     """By these joblib, scikit-learn and threadpoolctl keep what runs side by side from taking each other's cores."""
     from threadpoolctl import threadpool_limits
 
+    from narrows import _core
     from narrows.backends import thread_choice, usable_cpus
 
     if _core.build_info()["threads"] != "openmp":
