@@ -138,10 +138,14 @@ CSR_CASE = next(c for c in SPARSE_CASES if c.name == "sparse-plain-3")
         ([0, 0, 3], [-1, 5, 6], "a column outside of the 23"),
     ],
 )
-def test_damaged_sparse_rows_are_refused(libraries: Any, indptr: Any, indices: Any, message: str) -> None:
+@pytest.mark.parametrize("sorted_", [True, False], ids=["sorted", "to sort"])
+def test_damaged_sparse_rows_are_refused(
+    libraries: Any, indptr: Any, indices: Any, message: str, sorted_: bool
+) -> None:
     X = sp.csr_array((2, 23), dtype=np.float32)
     X.data, X.indices, X.indptr = np.ones(3, np.float32), np.array(indices, np.int32), np.array(indptr, np.int32)
-    X.has_canonical_format = True
+    if sorted_:
+        X.has_canonical_format = True
     program = on_host(libraries, CSR_CASE)
     with pytest.raises(ValueError, match=message):
         program.bind(X)

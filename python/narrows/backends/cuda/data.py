@@ -96,9 +96,10 @@ def check_csr(i: int, data: Any) -> None:
     indptr, indices = data.indptr, data.indices
     if len(indptr) != data.shape[0] + 1 or indptr[0] != 0 or bool((indptr[1:] < indptr[:-1]).any()):
         raise ValueError(f"CSR of source {i}: indptr must have a number more than rows, begin at 0 and never decrease")
-    if indptr[-1] > min(len(indices), len(data.data)):
-        raise ValueError(f"CSR of source {i}: indptr ends at {indptr[-1]}, past the {len(indices)} stored values")
-    if len(indices) and not (indices.min() >= 0 and indices.max() < data.shape[1]):
+    if (used := int(indptr[-1])) > min(len(indices), len(data.data)):
+        raise ValueError(f"CSR of source {i}: indptr ends at {used}, past the {len(indices)} stored values")
+    indices = indices[:used]
+    if used and not (indices.min() >= 0 and indices.max() < data.shape[1]):
         raise ValueError(f"CSR of source {i}: a column outside of the {data.shape[1]}")
 
 
@@ -114,16 +115,14 @@ def data_on(device: Device, plan: Plan, dtype: np.dtype[Any], modes: Mode, sourc
     rows, shift = told_apart(spec, sources[X]) if sources.get(X) is not None else (None, None)
     given = {i: data for i, data in {**sources, X: rows, SHIFT: shift}.items() if data is not None}
     for i, data in given.items():
+        if getattr(data, "format", "") == "csr":
+            check_csr(i, data)  # SciPy walks it without a look
         if hasattr(data, "indptr") or i in spec.sparse_sources:
             given[i] = sparse_rows(data)
         elif data.ndim == 1:
             given[i] = data[:, None]
     for i, cols in wanted(plan, modes).items():
-        if i not in given:
-            continue
-        if hasattr(given[i], "indptr"):
-            check_csr(i, given[i])
-        if cols and given[i].shape[1] != cols:
+        if i in given and cols and given[i].shape[1] != cols:
             raise ValueError(f"source {i} has {given[i].shape[1]} columns, the plan expects {cols}")
     there = [on_gpu(data) for data in given.values()]
     size = sum(stored_size(data, dtype) for data, lies in zip(given.values(), there, strict=True) if not lies)
