@@ -3,10 +3,13 @@
 A whole model is held to one unit of rounding for each term on its longest chain of sums (`tolerance`), relative to the
 largest element of each array: a layer's error passes through the next multiplied by weights and slopes of about 1, so
 errors add up; the largest element stands for |X||W|, which cancellation may leave far above the result.
+
+What the reference computes of a case is kept: every backend and precision is held to the same numbers.
 """
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -14,11 +17,12 @@ import pytest
 from numpy.typing import NDArray
 
 from cases import CASES
-from narrows.backends import compile_plan
+from narrows.backends import Hyper, compile_plan
 from narrows.backends.reference import ReferenceProgram
-from narrows.plan import Mode
+from narrows.plan import FROM_CODES, Mode
 from networks import Case
 from op_cases import OP_CASES
+from oracle import SEED, STEP
 
 Array = NDArray[Any]
 
@@ -46,6 +50,44 @@ def reference_of(case: Case) -> ReferenceProgram:
     program.load(case.state())
     program.bind(*case.data())
     return program
+
+
+def first_rows(case: Case) -> Array:
+    """What gradients are taken of: the first batch, backwards."""
+    return np.arange(min(case.batch, case.rows))[::-1].copy()
+
+
+@cache
+def expected_gradient(case: Case) -> tuple[Array, dict[str, Array]]:
+    """Terms and gradients of `first_rows`."""
+    return reference_of(case).gradient(first_rows(case), SEED, STEP)
+
+
+def epoch(case: Case) -> tuple[Array, Hyper]:
+    """A few steps: all rows once, in another order."""
+    rates = np.linspace(2e-3, 1e-3, -(-case.rows // case.batch))
+    return np.random.default_rng(1).permutation(case.rows), Hyper(SEED, STEP, rates)
+
+
+@cache
+def expected_epoch(case: Case) -> tuple[Array, dict[str, Array]]:
+    """Terms of the steps of `epoch`, and the parameters behind it."""
+    program = reference_of(case)
+    return program.train(*epoch(case)), program.state(optimiser=False)
+
+
+@cache
+def expected_outputs(case: Case, *, trained: bool = False) -> dict[Mode, Array]:
+    """Of every mode of inference, before or behind `epoch`; those that take codes have the reference's."""
+    program, data = reference_of(case), case.data()
+    if trained:
+        program.load(expected_epoch(case)[1])
+    from_rows = set(case.plan.outputs) - set(FROM_CODES)
+    outputs = {mode: program.apply(data.X, mode, data.target, data.batch) for mode in from_rows}
+    target = data.X if data.target is None else data.target
+    for mode in set(case.plan.outputs) & set(FROM_CODES):
+        outputs[mode] = program.apply(outputs[Mode.ENCODE], mode, target, data.batch)
+    return outputs
 
 
 def tolerance(case: Case, dtype: Any) -> float:

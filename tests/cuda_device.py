@@ -24,8 +24,15 @@ import numpy as np
 import pytest
 from numpy.lib.stride_tricks import as_strided
 
-from agreement import assert_close, reference_of, tolerance
-from narrows.backends import Hyper
+from agreement import (
+    assert_close,
+    epoch,
+    expected_epoch,
+    expected_gradient,
+    expected_outputs,
+    first_rows,
+    tolerance,
+)
 from narrows.backends.cuda.data import ALIGNMENT
 from narrows.backends.cuda.program import CudaProgram, Device, Planned
 from narrows.backends.cuda.table import KERNELS, PRECISION_FLAGS, constants
@@ -91,10 +98,9 @@ def program_on(device: Device, case: Case, dtype: Any = np.float32, **bound: Any
 
 def check_agreement(program: CudaProgram, case: Case, dtype: Any) -> None:
     """Gradients, a few steps and all modes of inference, within the bounds of `agreement`."""
-    reference, relative = reference_of(case), tolerance(case, dtype)
-    rows = np.arange(min(case.batch, case.rows))[::-1].copy()
-    terms, gradient = program.gradient(rows, SEED, STEP)
-    expected_terms, expected = reference.gradient(rows, SEED, STEP)
+    relative = tolerance(case, dtype)
+    terms, gradient = program.gradient(first_rows(case), SEED, STEP)
+    expected_terms, expected = expected_gradient(case)
     np.testing.assert_allclose(terms, expected_terms, rtol=relative)
     assert set(gradient) == set(expected)
     largest = max(float(np.abs(g).max()) for g in expected.values())
@@ -106,25 +112,17 @@ def check_agreement(program: CudaProgram, case: Case, dtype: Any) -> None:
         scale = 2.0 if name == "log_dispersion" else scale
         assert_close(gradient[name], g, relative * max(scale, 1.0), f"d{name}")
 
-    rows = np.random.default_rng(1).permutation(case.rows)
-    hyper = Hyper(SEED, STEP, np.linspace(2e-3, 1e-3, -(-case.rows // case.batch)))
-    np.testing.assert_allclose(program.train(rows, hyper), reference.train(rows, hyper), rtol=relative)
+    expected_terms, expected = expected_epoch(case)
+    np.testing.assert_allclose(program.train(*epoch(case)), expected_terms, rtol=relative)
     state = program.state()
-    for name, value in reference.state().items():
-        if "." not in name:
-            assert_close(state[name], value, relative, name)
+    for name, value in expected.items():
+        assert_close(state[name], value, relative, name)
 
-    data, exact = case.data(dtype), case.data()
-    for mode in set(case.plan.outputs) - set(FROM_CODES):
-        expected_values = reference.apply(exact.X, mode, exact.target, exact.batch)
-        assert_close(program.apply(data.X, mode, data.target, data.batch), expected_values, relative, str(mode))
-    codes = reference.apply(exact.X, Mode.ENCODE)
-    judged = (data.X, exact.X) if exact.target is None else (data.target, exact.target)
-    for mode in set(case.plan.outputs) & set(FROM_CODES):
-        expected_values = reference.apply(codes, mode, judged[1], exact.batch)
-        assert_close(
-            program.apply(codes.astype(dtype), mode, judged[0], data.batch), expected_values, relative, str(mode)
-        )
+    data, outputs = case.data(dtype), expected_outputs(case, trained=True)
+    codes, judged = outputs[Mode.ENCODE].astype(dtype), data.X if data.target is None else data.target
+    for mode, value in outputs.items():
+        X, target = (codes, judged) if mode in FROM_CODES else (data.X, data.target)
+        assert_close(program.apply(X, mode, target, data.batch), value, relative, str(mode))
 
 
 class LaunchError(RuntimeError):

@@ -6,6 +6,7 @@ Shares no code with the backends, apart from the random numbers, which have test
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -282,6 +283,7 @@ def kink_distance(case: Case) -> float:
     return float(min(distances, default=np.inf))
 
 
+@cache
 def away_from_kinks(case: Case, distance: float = 1e-4) -> Case:
     """The case with numbers that keep its first batch clear of kinks; large ones want activations without any."""
     for _ in range(200):

@@ -18,6 +18,11 @@ from agreement import (
     assert_close,
     clear_cases,
     dtypes,
+    epoch,
+    expected_epoch,
+    expected_gradient,
+    expected_outputs,
+    first_rows,
     inference,
     program_of,
     reference_of,
@@ -49,30 +54,21 @@ def dense_bound(x: Array, W: Array, b: Array, dtype: Any) -> Array:
 @dtypes
 @all_cases
 def test_inference_agrees(backend: str, case: Case, dtype: Any) -> None:
-    program, reference, data = program_of(backend, case, dtype), reference_of(case), case.data(dtype)
-    exact = case.data()
+    program, data, expected = program_of(backend, case, dtype), case.data(dtype), expected_outputs(case)
     for mode in inference:
-        expected = reference.apply(exact.X, mode, exact.target, exact.batch)
         actual = program.apply(data.X, mode, data.target, data.batch)
         assert actual.dtype == (np.float64 if backend == "reference" else dtype)
-        assert_close(actual, expected, tolerance(case, dtype), mode.name or "")
-    codes = reference.apply(exact.X, Mode.ENCODE)
-    assert_close(
-        program.apply(codes.astype(dtype), Mode.DECODE, batch=data.batch),
-        reference.apply(codes, Mode.DECODE, batch=exact.batch),
-        tolerance(case, dtype),
-        "DECODE",
-    )
+        assert_close(actual, expected[mode], tolerance(case, dtype), mode.name or "")
+    actual = program.apply(expected[Mode.ENCODE].astype(dtype), Mode.DECODE, batch=data.batch)
+    assert_close(actual, expected[Mode.DECODE], tolerance(case, dtype), "DECODE")
 
 
 @dtypes
 @trained_cases
 def test_terms_and_gradients_agree(backend: str, case: Case, dtype: Any) -> None:
     case = away_from_kinks(case)
-    program, reference = program_of(backend, case, dtype), reference_of(case)
-    rows = np.arange(min(case.batch, case.rows))[::-1].copy()
-    terms, gradient = program.gradient(rows, SEED, STEP)
-    expected_terms, expected = reference.gradient(rows, SEED, STEP)
+    terms, gradient = program_of(backend, case, dtype).gradient(first_rows(case), SEED, STEP)
+    expected_terms, expected = expected_gradient(case)
     np.testing.assert_allclose(terms, expected_terms, rtol=tolerance(case, dtype))
     assert set(gradient) == set(expected)
     largest = max(float(np.abs(g).max()) for g in expected.values())
@@ -86,16 +82,14 @@ def test_terms_and_gradients_agree(backend: str, case: Case, dtype: Any) -> None
 @trained_cases
 def test_a_few_steps_agree(backend: str, case: Case, dtype: Any) -> None:
     case = away_from_kinks(case)
-    program, reference = program_of(backend, case, dtype), reference_of(case)
-    rows = np.random.default_rng(1).permutation(case.rows)
-    hyper = Hyper(SEED, STEP, np.linspace(2e-3, 1e-3, -(-case.rows // case.batch)))
-    terms, expected_terms = program.train(rows, hyper), reference.train(rows, hyper)
-    assert terms.shape == (len(hyper.learning_rate), len(case.plan.terms))
+    program = program_of(backend, case, dtype)
+    terms = program.train(*epoch(case))
+    expected_terms, expected = expected_epoch(case)
+    assert terms.shape == (-(-case.rows // case.batch), len(case.plan.terms))
     np.testing.assert_allclose(terms, expected_terms, rtol=tolerance(case, dtype))
     state = program.state()
-    for name, value in reference.state().items():
-        if "." not in name:
-            assert_close(state[name], value, tolerance(case, dtype), name)
+    for name, value in expected.items():
+        assert_close(state[name], value, tolerance(case, dtype), name)
 
 
 @pytest.mark.parametrize("case", SHAPE_CASES, ids=str)
