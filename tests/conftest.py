@@ -1,7 +1,12 @@
-"""Fixtures shared by the tests: the backends that can run here, files to read, the error of a command."""
+"""Fixtures shared by the tests: the backends that can run here, files to read, the error of a command.
+
+The whole suite (``pytest`` without paths) runs in a process for each CPU, at most eight, if there is pytest-xdist and
+no GPU, whose memory they would share. Files and folders by name run in one process, as everything does with ``-n 0``.
+"""
 
 from __future__ import annotations
 
+import os
 import signal
 from functools import cache, partial
 from pathlib import Path
@@ -14,6 +19,23 @@ from cli_runs import table
 from data_files import FORMATS
 from narrows import backends
 from narrows.backends import BACKENDS, probe
+
+# Threads that spin while they wait for work take the CPU from those that have some: OpenMP has several pools, Numba's
+# and scikit-learn's among them. None is there yet.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """Have the whole suite run by workers."""
+    option = config.option
+    whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS and not option.collectonly
+    asked = getattr(option, "numprocesses", 0) is not None or option.dist != "no"
+    # A worker is told neither, and would have workers of its own.
+    if whole and not asked and "PYTEST_XDIST_WORKER" not in os.environ and not probe("cuda").ok:
+        # Neighbours share what is compiled and cached, hence long runs of tests for a worker, and no scattered ones.
+        option.numprocesses, option.dist, option.maxprocesses = "auto", "worksteal", option.maxprocesses or 8
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
 @pytest.fixture(params=BACKENDS)
@@ -83,4 +105,8 @@ def libraries(tmp_path_factory: pytest.TempPathFactory) -> Any:
         compiler()
     except FileNotFoundError as error:
         pytest.skip(str(error))
-    return cache(partial(build, "host.cpp", tmp_path_factory.mktemp("cuda_host")))
+    # The workers of a run have folders side by side.
+    folder = tmp_path_factory.getbasetemp()
+    folder = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "cuda_host"
+    folder.mkdir(exist_ok=True)
+    return cache(partial(build, "host.cpp", folder))

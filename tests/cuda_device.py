@@ -69,12 +69,23 @@ def compiler() -> str:
 
 
 def build(source: str, folder: Path, precision: Precision) -> ctypes.CDLL:
-    """Compile a file of ``cuda_host``; all kernels take some ten seconds."""
-    (folder / "kernels.inc").write_text("".join(f"call<{kernel}>,\n" for kernel in KERNELS))
+    """A file of ``cuda_host``, compiled by the first who asks for it in a folder; all kernels take some ten seconds."""
+    import fcntl
+
     library = folder / f"{source}-{precision.name}.so"
+    with library.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not library.exists():
+            _compile(source, library, precision)
+    return ctypes.CDLL(str(library))
+
+
+def _compile(source: str, library: Path, precision: Precision) -> None:
+    kernels = library.with_suffix(".inc")
+    kernels.write_text("".join(f"call<{kernel}>,\n" for kernel in KERNELS))
     defines = constants() | {
         "NARROWS_SIMT_HOST": f'"{HERE / "simt_host.h"}"',
-        "NARROWS_KERNELS": f'"{folder / "kernels.inc"}"',
+        "NARROWS_KERNELS": f'"{kernels}"',
     }
     flags = [f"-D{name}={value}" for name, value in defines.items()] + PRECISION_FLAGS[precision]
     # Hidden, or the linker would take another library's shared arrays for this one's.
@@ -82,8 +93,9 @@ def build(source: str, folder: Path, precision: Precision) -> ctypes.CDLL:
     # Some distributions have jumps checked, which takes one from fiber to fiber for a mistake.
     flags += ["-U_FORTIFY_SOURCE"]
     command = [compiler(), *flags]
-    subprocess.run([*command, str(HERE / source), "-o", str(library)], check=True)
-    return ctypes.CDLL(str(library))
+    unfinished = library.with_suffix(".part")
+    subprocess.run([*command, str(HERE / source), "-o", str(unfinished)], check=True)
+    unfinished.rename(library)
 
 
 def program_on(device: Device, case: Case, dtype: Any = np.float32, **bound: Any) -> CudaProgram:
