@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -9,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -155,6 +157,27 @@ def test_foreign_or_unwritable_output_is_refused_untouched(npy, tmp_path, line):
     line()
     assert narrows("fit", npy, "--out", "/proc/narrows", *SMALL) == 3
     line()
+
+
+@pytest.mark.parametrize("locks", [True, False], ids=["with locks", "without"])
+def test_one_run_at_a_time_writes(locks, npy, tmp_path, line, monkeypatch):
+    """Where the file system has locks; they go with the run, and leave no file."""
+    args = ["fit", npy, "--out", tmp_path / "o", *SMALL]
+    assert narrows(*args) == 0
+    if not locks:
+        monkeypatch.setattr("fcntl.flock", Mock(side_effect=OSError(errno.ENOLCK, "No locks available")))
+    with rundir.RunDir(tmp_path / "o").claimed():
+        assert narrows(*args, "--resume", "never") == (3 if locks else 0)
+        assert not locks or "is being written by another run: wait for it to end" in line()
+        assert (tmp_path / "o" / "_SUCCESS").exists()
+    assert narrows(*args, "--resume", "never") == 0
+    assert not [p for p in (tmp_path / "o").rglob("*") if "lock" in p.name]
+
+
+def test_a_run_that_is_killed_before_it_writes_its_settings_can_begin_again(npy, tmp_path):
+    with rundir.RunDir(tmp_path / "o").claimed():
+        pass
+    assert narrows("fit", npy, "--out", tmp_path / "o", *SMALL) == 0
 
 
 def test_dry_run_writes_nothing(tmp_path, capsys):

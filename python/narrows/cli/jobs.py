@@ -150,19 +150,12 @@ def fit_opened(
     if settings.dry_run:
         print(plan_text(settings, estimator, table, budget, f"{given.n_threads} ({given.threads_from})"))
         return
-    run.claim()
-    if not known:
-        run.clear()
-    elif run.succeeded:
-        log.warning("%s was finished, but %s is gone: it is made again", run.path, ", ".join(run.missing))
-        (run / "_SUCCESS").unlink()
     facts = {
         "version": __version__,
         "input_sha256": digest,
         "n_rows": table.shape[0],
         "n_features": table.shape[1],
     }
-    run.write_config(settings.stored() | {"run": facts})
     metrics: dict[str, Any] = {
         "status": "running",
         "exit_reason": None,
@@ -189,7 +182,13 @@ def fit_opened(
         "started": datetime.datetime.fromtimestamp(started, datetime.UTC).isoformat(timespec="seconds"),
         "argv": list(argv),
     }
-    with _logged(run):
+    with run.claimed(), _logged(run):
+        if not known:
+            run.clear()
+        elif run.succeeded:
+            log.warning("%s was finished, but %s is gone: it is made again", run.path, ", ".join(run.missing))
+            (run / "_SUCCESS").unlink()
+        run.write_config(settings.stored() | {"run": facts})
         log.debug("narrows %s: %s", __version__, " ".join(argv))
         log.info("%s: %d rows x %d features, normalised: %s", settings.data, *table.shape, table.describe())
         try:

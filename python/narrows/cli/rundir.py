@@ -2,6 +2,7 @@
 
 - A folder is taken only if it is missing, empty, or was made by an earlier run of the same command; anything else is
   refused before a byte is written.
+- One run at a time writes to it: others are refused, on file systems that have locks.
 - ``_SUCCESS`` is the last file of a run and the first to go when one starts again: with it, all is there.
 - ``config.toml`` holds the settings and the digest of the input; two runs are the same if those agree.
 - Every file is replaced atomically, except ``run.log`` and ``history.jsonl``, which grow by whole lines.
@@ -9,6 +10,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
@@ -16,7 +18,7 @@ import os
 import shutil
 import tempfile
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, TextIO
 
@@ -27,6 +29,8 @@ from ..training import Callback, Progress
 
 __all__ = ["HistoryWriter", "RunDir", "to_toml"]
 
+log = logging.getLogger("narrows")
+
 
 class RunDir:
     """The output folder of one fit.
@@ -34,7 +38,7 @@ class RunDir:
     Parameters
     ----------
     path : Path
-        Created, with its parents, by `claim`.
+        Created, with its parents, by `claimed`.
     """
 
     command: ClassVar[str] = "fit"
@@ -109,16 +113,24 @@ class RunDir:
                 continue
         return False
 
-    def claim(self) -> None:
-        """Create the folder and prove that files can be made in it."""
+    @contextlib.contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Create the folder, prove that files can be made in it, and keep other runs out of it meanwhile.
+
+        Raises
+        ------
+        OutputError
+            It belongs to something else, cannot be written, or another run is at it.
+        """
         self.inspect()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._subfolders()
             with tempfile.TemporaryFile(dir=self.path):
                 pass
         except OSError as error:
             raise OutputError(f"--out {self.path} cannot be written: {error.strerror or error}") from None
+        with _alone_in(self.path):
+            yield
 
     def _subfolders(self) -> None:
         self.checkpoint.parent.mkdir(exist_ok=True)
@@ -165,11 +177,11 @@ class RunDir:
         for name in self.made:
             (self / name).unlink(missing_ok=True)
         shutil.rmtree(self.checkpoint.parent, ignore_errors=True)
-        self._subfolders()
 
     def write_config(self, settings: Mapping[str, Any]) -> None:
         head = f"{self._mark} the settings of this run; `narrows {self.command} --config` of this file repeats it\n\n"
         atomic_write(self / "config.toml", (head + to_toml(settings)).encode())
+        self._subfolders()  # behind what says whose the folder is
 
     def write_json(self, name: str, value: Any) -> None:
         """Strict JSON: NaN and infinity become null."""
@@ -201,6 +213,29 @@ class RunDir:
     def size(self) -> int:
         """Bytes of all files in the folder."""
         return sum(p.stat().st_size for p in self.path.rglob("*") if p.is_file())
+
+
+@contextlib.contextmanager
+def _alone_in(path: Path) -> Iterator[None]:
+    """Hold a lock on a folder, which the system lets go however the process ends."""
+    if os.name == "nt":
+        yield
+        return
+    import fcntl
+
+    folder = os.open(path, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise OutputError(
+                f"--out {path} is being written by another run: wait for it to end, or give another folder"
+            ) from None
+        except OSError as error:  # some file systems have no locks, or none of folders
+            log.debug("%s cannot be locked: %s", path, error)
+        yield
+    finally:
+        os.close(folder)
 
 
 class HistoryWriter(Callback):

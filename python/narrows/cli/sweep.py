@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import logging
@@ -108,7 +109,7 @@ def sweep(
     run = SweepDir(Path(whole.out))
     run.inspect()
     started = time.time()
-    with Input.open(whole) as given:
+    with Input.open(whole) as given, contextlib.ExitStack() as held:
         identity = whole.identity() | {"run.input_sha256": given.digest}
         del identity["components"]
         known = settings.resume != "never" and run.check_same(identity)
@@ -121,7 +122,7 @@ def sweep(
         # All sizes must fit, and not only those that come first.
         room = [Budget.of(each, table, settings.max_memory).block_bytes for each in estimators][-1]
         if not settings.dry_run:
-            run.claim()
+            held.enter_context(run.claimed())
             if not known:
                 run.clear()
             (run / "_SUCCESS").unlink(missing_ok=True)
