@@ -4,18 +4,23 @@ that it reads are those of the plan.
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import time
 from collections.abc import Callable
+from functools import cache
 
 import numpy as np
 import pytest
 
+from cases import CASES
 from narrows.backends import BATCH, SHIFT, Hyper
 from narrows.backends.cpp import CppProgram
 from narrows.ops import SIGNATURES, OpCode
-from narrows.plan import Mode, Plan
+from narrows.plan import Mode, Plan, Region, Slot
 from narrows.spec import ACTIVATIONS, LOSSES, Activation, Loss, Precision
 from native_plans import batches_plan, every_plan, rich_plan, started
+from networks import Case, network
 
 pytestmark = pytest.mark.usefixtures("cpp")
 
@@ -126,6 +131,95 @@ def test_shapes_are_checked_op_by_op(make: Callable[[], Plan]) -> None:
             ops["slots"][position, i] = len(plan.slots)
             with pytest.raises(ValueError, match=rf"op {position} \({op.code.name}\).*operand {i}"):
                 compile_tables(plan, plan.slot_table(), ops)
+
+
+SQUARE = Case("square", network((9, 9, 9, 9), hidden=Activation.GELU, output=Activation.GELU))
+"""Whose slots have one shape."""
+
+
+@cache
+def each_form() -> list[tuple[Plan, int]]:
+    """A plan and a position in it for each form of an op: the operands that are there, and its integers."""
+    forms = {}
+    for plan in (case.plan for case in (*CASES, SQUARE)):
+        for position, op in enumerate(plan.ops):
+            there = tuple(slot >= 0 for slot in op.slots)
+            forms.setdefault((op.code, there, op.ints, plan is SQUARE.plan), (plan, position))
+    return list(forms.values())
+
+
+ANY_SHAPE = {
+    OpCode.CONDITION: {"out", "z"},
+    OpCode.CONTRACTIVE: {"W"},
+    OpCode.CORRUPT: {"x"},
+    OpCode.COTANGENT: {"slopes", "dslopes"},
+    OpCode.COUNTS: {"z"},
+    OpCode.CURVES: {"dslopes"},
+    OpCode.DRAW: {"mean"},
+    OpCode.DROPOUT: {"x"},
+    OpCode.GATHER: {"out"},
+    OpCode.GRAIN_SUM: {"partial", "out"},
+    OpCode.GRAIN_UPDATE: {"partial"},
+    OpCode.GRAM: {"W"},
+    OpCode.KEEP: {"out"},
+    OpCode.LINK: {"z"},
+    OpCode.LOG_NORMALIZE: {"x"},
+    OpCode.MEANS: {"z", "out"},
+    OpCode.PROBE: {"out"},
+    OpCode.REDUCE: {"x", "terms"},
+    OpCode.SHIFT: {"out"},
+    OpCode.SHRINK: {"W"},
+    OpCode.SLOPES: {"saved", "out"},
+    OpCode.SPARSE_DENSE: {"W"},
+    OpCode.SPARSE_WGRAD: {"dW"},
+    OpCode.SQUARED_NORM: {"x"},
+    OpCode.TANGENT: {"slopes"},
+}
+"""Operands that may have another shape: nothing else says which, or they have room for more than is used."""
+MAY_BE_ONE = {(OpCode.LOSS, "rowloss", "weight"), (OpCode.ACTIVITY_L1, "rowpenalty", "weight")}
+"""Operands of which a row is read before it is written, by one thread."""
+
+
+def test_operands_of_another_shape_are_refused() -> None:
+    def shape(slot: Slot) -> tuple[bool, int, int]:
+        of_batch = slot.region is Region.BATCH
+        return of_batch, 0 if of_batch else slot.rows, slot.cols
+
+    accepted = set()
+    for plan, position in each_form():
+        op, others = plan.ops[position], {shape(slot): j for j, slot in enumerate(plan.slots)}
+        for i, name in enumerate(SIGNATURES[op.code].slots):
+            for found, j in others.items():
+                if op.slots[i] < 0 or found == shape(plan.slots[op.slots[i]]):
+                    continue
+                ops = plan.op_table()
+                ops["slots"][position, i] = j
+                with contextlib.suppress(ValueError):
+                    compile_tables(plan, plan.slot_table(), ops)
+                    accepted.add((op.code, name))
+    assert accepted <= {(code, name) for code, names in ANY_SHAPE.items() for name in names}
+
+
+def test_what_is_written_is_no_other_operand() -> None:
+    accepted, tried = set(), set()
+    for plan, position in each_form():
+        op = plan.ops[position]
+        signature = SIGNATURES[op.code]
+        for i, j in itertools.permutations(range(len(op.slots)), 2):
+            one, other = signature.slots[i], signature.slots[j]
+            a, b = (None if op.slots[k] < 0 else plan.slots[op.slots[k]] for k in (i, j))
+            if a is None or b is None or a is b or not {one, other} & set(signature.writes):
+                continue
+            if (a.region, a.rows, a.cols) != (b.region, b.rows, b.cols):
+                continue
+            ops = plan.op_table()
+            ops["slots"][position, i] = op.slots[j]
+            tried.add((op.code, *sorted((one, other))))
+            with contextlib.suppress(ValueError):
+                compile_tables(plan, plan.slot_table(), ops)
+                accepted.add((op.code, *sorted((one, other))))
+    assert accepted <= MAY_BE_ONE
+    assert len(tried) > 50
 
 
 def test_bad_bindings_and_rows() -> None:
