@@ -180,6 +180,21 @@ def test_a_run_that_is_killed_before_it_writes_its_settings_can_begin_again(npy,
     assert narrows("fit", npy, "--out", tmp_path / "o", *SMALL) == 0
 
 
+def test_what_another_run_has_finished_meanwhile_stays(npy, tmp_path, line, monkeypatch):
+    """Between the look at the folder and the lock on it."""
+    args, claimed = ["fit", npy, "--out", tmp_path / "o", *SMALL], rundir.RunDir.claimed
+
+    def late(run):
+        monkeypatch.setattr(rundir.RunDir, "claimed", claimed)
+        assert narrows(*args) == 0
+        return claimed(run)
+
+    monkeypatch.setattr(rundir.RunDir, "claimed", late)
+    assert narrows(*args, "--set", "alpha=0.5") == 5
+    assert "set.alpha (unset there, 0.5 here)" in line()
+    assert (tmp_path / "o" / "_SUCCESS").exists()
+
+
 def test_dry_run_writes_nothing(tmp_path, capsys):
     assert narrows("fit", "pbmc4k", "--out", tmp_path / "o", "--dry-run", "--hidden", "64", "--components", "10") == 0
     out = capsys.readouterr().out

@@ -4,7 +4,6 @@ that it reads are those of the plan.
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import time
 from collections.abc import Callable
@@ -180,6 +179,17 @@ MAY_BE_ONE = {(OpCode.LOSS, "rowloss", "weight"), (OpCode.ACTIVITY_L1, "rowpenal
 """Operands of which a row is read before it is written, by one thread."""
 
 
+def takes(plan: Plan, position: int, operand: int, slot: int) -> bool:
+    """Whether the plan is accepted with another slot in place of an operand."""
+    ops = plan.op_table()
+    ops["slots"][position, operand] = slot
+    try:
+        compile_tables(plan, plan.slot_table(), ops)
+    except ValueError:
+        return False
+    return True
+
+
 def test_operands_of_another_shape_are_refused() -> None:
     def shape(slot: Slot) -> tuple[bool, int, int]:
         of_batch = slot.region is Region.BATCH
@@ -190,12 +200,8 @@ def test_operands_of_another_shape_are_refused() -> None:
         op, others = plan.ops[position], {shape(slot): j for j, slot in enumerate(plan.slots)}
         for i, name in enumerate(SIGNATURES[op.code].slots):
             for found, j in others.items():
-                if op.slots[i] < 0 or found == shape(plan.slots[op.slots[i]]):
-                    continue
-                ops = plan.op_table()
-                ops["slots"][position, i] = j
-                with contextlib.suppress(ValueError):
-                    compile_tables(plan, plan.slot_table(), ops)
+                other = op.slots[i] >= 0 and found != shape(plan.slots[op.slots[i]])
+                if other and takes(plan, position, i, j):
                     accepted.add((op.code, name))
     assert accepted <= {(code, name) for code, names in ANY_SHAPE.items() for name in names}
 
@@ -212,11 +218,8 @@ def test_what_is_written_is_no_other_operand() -> None:
                 continue
             if (a.region, a.rows, a.cols) != (b.region, b.rows, b.cols):
                 continue
-            ops = plan.op_table()
-            ops["slots"][position, i] = op.slots[j]
             tried.add((op.code, *sorted((one, other))))
-            with contextlib.suppress(ValueError):
-                compile_tables(plan, plan.slot_table(), ops)
+            if takes(plan, position, i, op.slots[j]):
                 accepted.add((op.code, *sorted((one, other))))
     assert accepted <= MAY_BE_ONE
     assert len(tried) > 50

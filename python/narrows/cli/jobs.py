@@ -183,6 +183,11 @@ def fit_opened(
         "argv": list(argv),
     }
     with run.claimed(), _logged(run):
+        # Another run may have ended here since it was looked at.
+        known = settings.resume != "never" and run.check_same(identity)
+        if known and run.finished:
+            log.info("%s is finished already: nothing to do (--resume never starts afresh)", run.path)
+            return
         if not known:
             run.clear()
         elif run.succeeded:

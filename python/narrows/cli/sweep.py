@@ -123,7 +123,8 @@ def sweep(
         room = [Budget.of(each, table, settings.max_memory).block_bytes for each in estimators][-1]
         if not settings.dry_run:
             held.enter_context(run.claimed())
-            if not known:
+            # Another sweep may have ended here since it was looked at.
+            if settings.resume == "never" or not run.check_same(identity):
                 run.clear()
             (run / "_SUCCESS").unlink(missing_ok=True)
             facts = {"version": __version__, "input_sha256": given.digest}

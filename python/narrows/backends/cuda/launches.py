@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
-from ... import ops as p
+from ...ops import LANES, SIGNATURES, padded
 from ...plan import LEARN, Mode, Op, Plan, Region
 from ...spec import Precision
 from .table import DOUBLE_TILES, TILES, Tile
@@ -154,7 +154,7 @@ class Writer:
 
     def operands(self, op: Op) -> SimpleNamespace:
         """Views, integers and numbers by the names of the op's signature."""
-        signature = p.SIGNATURES[op.code]
+        signature = SIGNATURES[op.code]
         views = zip(signature.slots, map(self.view, op.slots), strict=True)
         numbers = zip((*signature.ints, *signature.floats), (*op.ints, *op.floats), strict=True)
         self._used = 0
@@ -277,7 +277,7 @@ class Writer:
         # Where the result is to be, if the epilogue reads nothing there.
         out = slots[3] if epilogue.split("<")[0] in ("Activate", "Slope", "Link") else None
         if out is None or any(view is not out and view is not None and view.meets(out) for view in others):
-            out = self.temporary(rows, p.padded(cols)).part(0, rows, cols, p.padded(cols))
+            out = self.temporary(rows, padded(cols)).part(0, rows, cols, padded(cols))
         self.launch(BLAS, 0, 0, (left, right, out), numbers_of_blas, (1.0, 0.0))
         if dz is None:
             self.each(f"finish<{epilogue}>", (rows, cols), (out, None, *others), ints=numbers, floats=floats)
@@ -314,7 +314,7 @@ class Writer:
 
 def room(view: View, wide: bool) -> int:
     """Elements that a matrix without gaps takes, in double if it is `wide`."""
-    return -(-view.rows * view.cols * (2 if wide else 1) // p.LANES) * p.LANES
+    return -(-view.rows * view.cols * (2 if wide else 1) // LANES) * LANES
 
 
 def whole_warps(threads: int) -> int:

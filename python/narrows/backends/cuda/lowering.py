@@ -11,8 +11,7 @@ from collections.abc import Callable, Sequence
 from types import SimpleNamespace as Operands
 from typing import Any, NamedTuple
 
-from ... import ops as p
-from ...ops import OpCode, Units, padded
+from ...ops import GEOMETRY, POOLING, SIGNATURES, OpCode, Units, jacobian_segments, padded, segments
 from ...plan import Mode, Op, Plan
 from ...spec import Activation, Corruption, Loss, Precision
 from .. import BATCH, SHIFT
@@ -90,18 +89,18 @@ def _biases(ops: Sequence[Op]) -> dict[int, int]:
             dz, sums = op.slots[_slot(op, "dz")], ops[j]
             plain = sums.code is sums_of[op.code] and sums.slots[_slot(sums, "x")] == dz
             # Shifted rows need the sums themselves.
-            plain = plain and ("shift" not in p.SIGNATURES[op.code].slots or op.slots[_slot(op, "shift")] < 0)
+            plain = plain and ("shift" not in SIGNATURES[op.code].slots or op.slots[_slot(op, "shift")] < 0)
             if plain and (sums.code is OpCode.COLSUM_UPDATE or not _scaled(sums)):
                 out[i] = j
     return out
 
 
 def _slot(op: Op, name: str) -> int:
-    return p.SIGNATURES[op.code].slots.index(name)
+    return SIGNATURES[op.code].slots.index(name)
 
 
 def _scaled(colsum: Op) -> bool:
-    return colsum.slots[_slot(colsum, "weight")] >= 0 or bool(colsum.ints[p.SIGNATURES[colsum.code].ints.index("mean")])
+    return colsum.slots[_slot(colsum, "weight")] >= 0 or bool(colsum.ints[SIGNATURES[colsum.code].ints.index("mean")])
 
 
 def lowers(code: OpCode) -> Callable[[Callable[[Writer, Any], None]], Callable[[Writer, Any], None]]:
@@ -285,7 +284,7 @@ def jacobian(w: Writer, o: Operands) -> None:
     # Chains of derivatives have a row for each latent of each row of the batch.
     weights = [W for W in (o.W2, o.W3, o.W4) if W is not None]
     widths = [o.gram.rows, *(W.cols for W in weights)]
-    columns, parts = p.segments(widths), p.jacobian_segments(widths)
+    columns, parts = segments(widths), jacobian_segments(widths)
     latents, last = widths[-1], len(widths) - 1
     rows = w.m * latents
     passes = [(o.slopes, o.dslopes, 2.0)]
@@ -534,13 +533,13 @@ def columns_of(w: Writer, pixels: int, columns: int) -> tuple[int, int]:
 def convolve(w: Writer, o: Operands) -> None:
     each, blocks = columns_of(w, o.out_h * o.out_w, o.filters)
     slots = o.x, o.W, o.b, o.out, o.pre
-    w.launch(f"convolve<{each}>", blocks, CONV_THREADS, slots, geometry(o, p.GEOMETRY, o.activation))
+    w.launch(f"convolve<{each}>", blocks, CONV_THREADS, slots, geometry(o, GEOMETRY, o.activation))
 
 
 @lowers(OpCode.CONV_DGRAD)
 def conv_dgrad(w: Writer, o: Operands) -> None:
     each, blocks = columns_of(w, o.h * o.w, o.c)
-    slots, ints = (o.dz, o.W, o.saved, o.out), geometry(o, p.GEOMETRY, o.activation)
+    slots, ints = (o.dz, o.W, o.saved, o.out), geometry(o, GEOMETRY, o.activation)
     w.launch(f"conv_dgrad<{each}>", blocks, CONV_THREADS, slots, ints, (o.scale,))
 
 
@@ -548,24 +547,24 @@ def conv_dgrad(w: Writer, o: Operands) -> None:
 def conv_wgrad(w: Writer, o: Operands) -> None:
     weights, filters = CONV_TILES[0 if o.filters > 3 else 1]
     tiles = -(-(o.ky * o.kx * o.c + o.bias) // weights) * -(-o.filters // filters)
-    ints = geometry(o, p.GEOMETRY, o.bias, o.accumulate, padded(o.filters))
+    ints = geometry(o, GEOMETRY, o.bias, o.accumulate, padded(o.filters))
     kernel = f"conv_wgrad<{weights}, {filters}>"
     w.launch(kernel, tiles * o.partial.rows, CONV_THREADS, (o.x, o.dz, o.partial), ints)
 
 
 @lowers(OpCode.MAXPOOL)
 def maxpool(w: Writer, o: Operands) -> None:
-    w.each("maxpool_pick", o.out, (o.x, o.x, o.out), ints=geometry(o, p.POOLING))
+    w.each("maxpool_pick", o.out, (o.x, o.x, o.out), ints=geometry(o, POOLING))
 
 
 @lowers(OpCode.MAXPOOL_PICK)
 def maxpool_pick(w: Writer, o: Operands) -> None:
-    w.each("maxpool_pick", o.out, (o.y, o.x, o.out), ints=geometry(o, p.POOLING))
+    w.each("maxpool_pick", o.out, (o.y, o.x, o.out), ints=geometry(o, POOLING))
 
 
 @lowers(OpCode.MAXPOOL_DGRAD)
 def maxpool_dgrad(w: Writer, o: Operands) -> None:
-    w.each(f"maxpool_dgrad<{act(o)}>", o.out, (o.dout, o.x, o.saved, o.out), ints=geometry(o, p.POOLING))
+    w.each(f"maxpool_dgrad<{act(o)}>", o.out, (o.dout, o.x, o.saved, o.out), ints=geometry(o, POOLING))
 
 
 # --- sparse rows ------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ... import ops as p
+from ... import ops
 from ...spec import Activation, Loss, Precision, Solver
 
 __all__ = [
@@ -154,7 +154,7 @@ def constants() -> dict[str, float | str]:
     }  # fmt: skip
     tiles = TILES | {f"{name}_DOUBLE": tile for name, tile in DOUBLE_TILES.items()}
     return (
-        {f"NARROWS_{name}": getattr(p, name) for name in names}
+        {f"NARROWS_{name}": getattr(ops, name) for name in names}
         | {f"NARROWS_{name}": value for name, value in most.items()}
         | {f"NARROWS_{name}_SIZE": dtype.itemsize for name, dtype in sizes.items()}
         | {f"NARROWS_TILE_{name.upper()}": ",".join(map(str, tile)) for name, tile in tiles.items()}
