@@ -32,10 +32,10 @@ import narrows
 import reproduction_page
 from harness import lock
 from narrows.benchmark import machine
-from narrows.cli.evaluation import knn_accuracy
 from narrows.data import ArraySource
+from narrows.data.normalize import Normalizer
 from narrows.datasets import load_digits, load_pbmc4k
-from narrows.normalize import Normalizer
+from narrows.evaluation.baselines import knn_accuracy
 from page import RESULTS, ROOT
 from precision import Split, mnist
 

@@ -40,7 +40,8 @@ def functions(report: dict[str, Any]) -> list[str]:
         "",
         "The largest error of each function over every float32 in its domain, subnormal numbers and infinities "
         "included, against float64, in ulp: units of the gap between float32 numbers at the true value (2**-149 below "
-        "2**-126). `tests/test_vector_math.py` asserts the bound on a sample, and on all with `pytest -m slow`.",
+        "2**-126). `tests/backends/test_vector_math.py` asserts the bound on a sample, and on all with "
+        "`pytest -m slow`.",
         "",
         "- AVX2 and AVX-512 give the same bits for every number: an element's result does not depend on the width of "
         "the vector or on its neighbours. The baseline of x86-64 has no fused multiply-add, so its bits may differ.",

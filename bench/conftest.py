@@ -9,7 +9,7 @@ import pytest
 
 from narrows.backends import AUTO, probe
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "support"))
 
 
 @pytest.fixture(params=AUTO)

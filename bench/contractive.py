@@ -90,8 +90,8 @@ def torch_way(case: str, way: str) -> Run:
 def step_way(contractive: float, threads: int) -> Callable[[int], object]:
     """Training steps of 784-256-784, sigmoid, Adam."""
     from narrows.backends import Hyper, compile_plan
-    from narrows.lowering import lower
-    from narrows.spec import Activation, LayerSpec, Loss, NetworkSpec
+    from narrows.plan.lowering import lower
+    from narrows.plan.spec import Activation, LayerSpec, Loss, NetworkSpec
 
     X, W, _ = operands((784, 256, 784))
     layers = tuple(LayerSpec(*w.shape, Activation.SIGMOID) for w in W)

@@ -63,8 +63,8 @@ def counts(batch: int) -> Any:
 
 def network(loss: str, X: Any) -> Any:
     """The specification and first parameters."""
-    from narrows.models.network import initial_state
-    from narrows.spec import Activation, LayerSpec, Loss, NetworkSpec
+    from narrows.fitting.network import initial_state
+    from narrows.plan.spec import Activation, LayerSpec, Loss, NetworkSpec
 
     kind = Loss[loss.upper()]
     activations = [Activation.RELU] * 3 + [Activation.SOFTMAX if kind.of_counts else Activation.LINEAR]
@@ -80,7 +80,7 @@ def network(loss: str, X: Any) -> Any:
 
 def narrows_steps(case: Case, threads: int) -> Callable[[int], float]:
     from narrows.backends import Hyper, compile_plan
-    from narrows.lowering import lower
+    from narrows.plan.lowering import lower
 
     X = counts(case.batch)
     if case.loss == "mse":
@@ -108,7 +108,7 @@ def torch_steps(case: Case, compiled: bool, threads: int) -> Callable[[int], flo
     from torch import nn
     from torch.nn.functional import softplus
 
-    from narrows.ops import DISPERSION_PACE
+    from narrows.plan.ops import DISPERSION_PACE
 
     torch.set_num_threads(threads)
     loss, batch = case.loss, case.batch
@@ -190,7 +190,7 @@ class Contender:
         # In every process: what the libraries take by themselves is of no interest.
         import torch  # noqa: F401
 
-        import narrows.models.network  # noqa: F401
+        import narrows.fitting.network  # noqa: F401
 
         on_gpu = device() == "cuda"
         chosen, before = CASES[case], 0 if on_gpu else status("VmRSS")

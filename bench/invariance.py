@@ -24,9 +24,9 @@ from sklearn.linear_model import LogisticRegression
 from narrows import Autoencoder
 from narrows.backends import Hyper, compile_plan, resolve
 from narrows.functional import contractive_penalty
-from narrows.lowering import lower
-from narrows.plan import Mode
-from narrows.spec import Activation, LayerSpec, Loss, NetworkSpec
+from narrows.plan.lowering import lower
+from narrows.plan.plan import Mode
+from narrows.plan.spec import Activation, LayerSpec, Loss, NetworkSpec
 from precision import Split
 
 Floats = NDArray[np.float32]

@@ -23,17 +23,16 @@ sanitized() {
   cp "$scratch/build-$name"/_core* "$scratch/$name/narrows/"
 }
 
-native_tests="tests/test_native.py tests/test_native_plans.py tests/test_native_sparse.py tests/test_functional.py tests/test_backends.py tests/test_programs.py tests/test_bits.py tests/test_edges.py tests/test_convolution.py tests/test_boltzmann.py tests/test_contractive.py tests/test_counts.py tests/test_shifted.py tests/test_batches.py"
+native_tests="tests/backends/test_native.py tests/backends/test_native_plans.py tests/backends/test_native_sparse.py tests/backends/test_functional.py tests/backends/test_backends.py tests/backends/test_programs.py tests/backends/test_bits.py tests/backends/test_edges.py tests/backends/test_convolution.py tests/backends/test_boltzmann.py tests/backends/test_contractive.py tests/backends/test_counts.py tests/models/test_shifted.py tests/models/test_batches.py"
 
 # An inline function compiled with an instruction set's flags must carry its namespace: the linker keeps one copy of a
 # weak symbol, and another's could be the one that this CPU cannot run.
 symbols() {
   sanitized symbols ""
   local object name found
-  for object in $(find "$scratch/build-symbols" -name 'table_*.o'); do
+  for object in $(find "$scratch/build-symbols" -path '*/tables/*.o'); do
     name=$(basename "$object" .cpp.o)
-    name=${name#table_}
-    found=$(nm -C --defined-only "$object" | grep -c " [WVu] .*narrows::$name::" || true)
+      found=$(nm -C --defined-only "$object" | grep -c " [WVu] .*narrows::$name::" || true)
     if [ "$found" = 0 ]; then
       echo "$name: no weak symbol of its own: has the layout changed?"
       exit 1
@@ -59,7 +58,7 @@ thread() {
   # gcc 12 crashes in its vectoriser of straight-line code on what the sanitizer makes of the AVX-512 kernels.
   sanitized thread "-fsanitize=thread -fno-tree-slp-vectorize" -DNARROWS_OPENMP=OFF
   LD_PRELOAD="$(g++ -print-file-name=libtsan.so)" TSAN_OPTIONS="halt_on_error=1 ignore_noninstrumented_modules=1" \
-    PYTHONPATH="$scratch/thread" python3 -m pytest -q -p no:cacheprovider tests/test_native.py tests/test_edges.py \
+    PYTHONPATH="$scratch/thread" python3 -m pytest -q -p no:cacheprovider tests/backends/test_native.py tests/backends/test_edges.py \
     -k "two_programs or program_in_two or isa_is_chosen or stray or tile_edges or several_tiles"
 }
 
@@ -77,8 +76,8 @@ cuda() (
   python3 -m pip install -q --no-deps --target "$scratch/cuda" cupy-cuda12x cuda-pathfinder
   export PYTHONPATH="$scratch/cuda${PYTHONPATH:+:$PYTHONPATH}"
   python3 -c "import cupy, nvidia.cuda_nvrtc"
-  python3 -m pytest -q -rs tests/test_cuda_compile.py tests/test_cuda_device.py tests/test_cuda_host.py tests/test_cuda_kernels.py \
-    tests/test_cuda_program.py tests/test_cuda_probe.py tests/test_cuda_blas.py
+  python3 -m pytest -q -rs tests/cuda/test_compile.py tests/cuda/test_device.py tests/cuda/test_host.py tests/cuda/test_kernels.py \
+    tests/cuda/test_program.py tests/cuda/test_probe.py tests/cuda/test_blas.py
 )
 
 # What only a GPU can show. A test that is skipped for want of one is a failure here.
@@ -93,7 +92,7 @@ gpu() {
   for tool in memcheck racecheck synccheck "initcheck --check-api-memory-access no"; do
     # shellcheck disable=SC2086
     compute-sanitizer --tool $tool --error-exitcode 1 --target-processes all \
-      python3 -m pytest -q -m gpu tests/test_cuda_gpu.py -k sanitized
+      python3 -m pytest -q -m gpu tests/cuda/test_gpu.py -k sanitized
   done
 }
 

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from narrows.plan import Plan
-    from narrows.spec import Activation, LayerSpec, NetworkSpec
+    from narrows.plan.plan import Plan
+    from narrows.plan.spec import Activation, LayerSpec, NetworkSpec
 
 BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-8
 """Of Adam, in every library."""
@@ -62,7 +62,7 @@ class Case:
     @property
     def layers(self) -> list[tuple[int, int, Activation]]:
         """Inputs, outputs and activation of each layer."""
-        from narrows.spec import Activation
+        from narrows.plan.spec import Activation
 
         output = Activation.SIGMOID if self.loss == "bce" else Activation.LINEAR
         hidden = [Activation.RELU] * (len(self.widths) - 2)
@@ -81,19 +81,19 @@ class Case:
 
     @property
     def spec(self) -> NetworkSpec:
-        from narrows.spec import LayerSpec, Loss, NetworkSpec
+        from narrows.plan.spec import LayerSpec, Loss, NetworkSpec
 
         layers = tuple(LayerSpec(*layer) for layer in self.layers)
         return NetworkSpec(layers, len(layers) // 2, loss=Loss[self.loss.upper()])
 
     def plan(self) -> Plan:
-        from narrows.lowering import lower
+        from narrows.plan.lowering import lower
 
         return lower(self.spec, self.batch)
 
     def parameters(self) -> dict[str, FloatArray]:
         """First parameters by slot name, as `narrows.Autoencoder` draws them."""
-        from narrows.models.network import initial_state
+        from narrows.fitting.network import initial_state
 
         return initial_state(self.spec, SEED, np.float32)
 
@@ -176,8 +176,8 @@ class ImageCase(Case):
 
     @property
     def spec(self) -> NetworkSpec:
-        from narrows.images import Convolution
-        from narrows.spec import Activation, LayerSpec, Loss, NetworkSpec
+        from narrows.plan.geometry import Convolution
+        from narrows.plan.spec import Activation, LayerSpec, Loss, NetworkSpec
 
         layers: list[LayerSpec] = []
         shape: tuple[int, int, int] = (28, 28, 1)

@@ -32,8 +32,8 @@ import narrows
 from harness import lock
 from narrows.benchmark import machine
 from narrows.data import ArraySource
+from narrows.data.normalize import Normalizer
 from narrows.datasets import load_pbmc4k
-from narrows.normalize import Normalizer
 from page import RESULTS, ROOT
 
 OUT = RESULTS / "precision.json"

@@ -14,7 +14,7 @@ import pytest
 
 from narrows.backends import Hyper, compile_plan, own_ops
 from narrows.benchmark import op_flops
-from narrows.plan import LEARN, Mode, Op, Plan
+from narrows.plan.plan import LEARN, Mode, Op, Plan
 from networks import Case
 from op_cases import OP_CASES
 

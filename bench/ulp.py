@@ -31,7 +31,7 @@ from scipy import special
 import accuracy_page
 from narrows import __version__, _core
 from narrows.benchmark import machine
-from narrows.ops import LOG_DISPERSION_LIMIT
+from narrows.plan.ops import LOG_DISPERSION_LIMIT
 from page import RESULTS
 
 Array = NDArray[np.float64]

@@ -8,7 +8,7 @@
 
 #include <cstddef>
 
-#include "../plan.h"
+#include "plan/plan.h"
 
 namespace narrows {
 

@@ -1,10 +1,10 @@
-#include "probe.h"
+#include "cpu/probe.h"
 
 #include <algorithm>
 #include <chrono>
 #include <vector>
 
-#include "team.h"
+#include "cpu/team.h"
 
 namespace narrows {
 

@@ -5,7 +5,7 @@
 
 #pragma once
 
-#include "isa.h"
+#include "cpu/isa.h"
 
 namespace narrows {
 

@@ -1,4 +1,4 @@
-#include "program.h"
+#include "cpu/program.h"
 
 #include <sys/mman.h>
 #include <unistd.h>
@@ -12,7 +12,7 @@
 #include <stdexcept>
 #include <string>
 
-#include "conv.h"
+#include "plan/geometry.h"
 
 namespace narrows {
 

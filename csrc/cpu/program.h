@@ -10,10 +10,10 @@
 #include <memory>
 #include <vector>
 
-#include "isa.h"
-#include "kernels.h"
-#include "team.h"
-#include "tuning.h"
+#include "cpu/isa.h"
+#include "cpu/kernels.h"
+#include "cpu/team.h"
+#include "cpu/tuning.h"
 
 namespace narrows {
 

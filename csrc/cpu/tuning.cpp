@@ -1,4 +1,4 @@
-#include "tuning.h"
+#include "cpu/tuning.h"
 
 #include <map>
 #include <mutex>

@@ -5,7 +5,7 @@
 
 #pragma once
 
-#include "../activations.h"
+#include "../shared/activations.h"
 #include "op.h"
 
 template <class V>
@@ -105,10 +105,10 @@ constexpr double VARIANCE_FLOOR = NARROWS_VARIANCE_FLOOR, GRAM_GUARD = NARROWS_G
 constexpr int CELL_ROWS = NARROWS_CELL_ROWS, LANES = NARROWS_LANES, GRAIN = NARROWS_GRAIN;
 
 // In this order: each uses the one before it.
-#include "../functors.h"
-#include "../philox.h"
+#include "../shared/functors.h"
+#include "../shared/philox.h"
 // clang-format off
-#include "../counts.h"
+#include "../shared/likelihoods.h"
 // clang-format on
 
 enum ActivationNumber : int {

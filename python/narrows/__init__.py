@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 from ._version import __version__
 
 if TYPE_CHECKING:
-    from . import config, data, datasets, errors, functional, layers, plotting, scanpy, training
+    from . import config, data, datasets, errors, functional, layers, plotting, scanpy
     from .config import show_config
+    from .data.normalize import Normalizer
     from .models import (
         RBM,
         Autoencoder,
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
         VariationalAutoencoder,
         load,
     )
-    from .normalize import Normalizer
+    from .training import trainer as training
 
 __all__ = [
     "RBM",
@@ -70,7 +71,7 @@ _HOMES = {
         "load",
     ),
     "config": ("show_config",),
-    "normalize": ("Normalizer",),
+    "data.normalize": ("Normalizer",),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 _MODULES = frozenset(__all__) - _HOME_OF.keys() - {"__version__"}

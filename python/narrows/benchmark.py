@@ -17,11 +17,12 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from .backends import Hyper, Program, compile_plan, own_ops, probe, resolve, thread_count, usable_cpus
-from .lowering import lower
-from .ops import SIGNATURES, OpCode
-from .plan import PRODUCTS, Mode, Op, Plan, Region, op_flops, product_size
-from .spec import Activation, LayerSpec, Loss, NetworkSpec
+from .backends import Hyper, Program, compile_plan, own_ops, probe, resolve
+from .machine import thread_count, usable_cpus
+from .plan.lowering import lower
+from .plan.ops import SIGNATURES, OpCode
+from .plan.plan import PRODUCTS, Mode, Op, Plan, Region, op_flops, product_size
+from .plan.spec import Activation, LayerSpec, Loss, NetworkSpec
 
 __all__ = ["CASES", "Case", "OpTiming", "StepTiming", "machine", "prepared", "profile_ops", "time_steps"]
 

@@ -52,9 +52,10 @@ def show_config() -> Config:
         by name: "present" or what is missing).
     """
     from ._version import __version__
-    from .backends import own_ops, probe_all, resolve, thread_choice
+    from .backends import own_ops, probe_all, resolve
     from .errors import BackendError
-    from .ops import OpCode
+    from .machine import thread_choice
+    from .plan.ops import OpCode
 
     config = Config(narrows=__version__, python=platform.python_version(), platform=platform.platform())
     config["packages"] = {name: _version(name) for name in _CORE}

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from . import functional
 from ._extras import require
-from .initial import draw_seed, initial_weight
-from .spec import ACTIVATIONS
+from .functional.layer import elementwise
+from .plan.spec import ACTIVATIONS
+from .random.weights import draw_seed, initial_weight
 
 __all__ = ["Dense", "Sequential"]
 
@@ -56,7 +57,7 @@ class Dense:
     ) -> None:
         if device not in ("cpu", "cuda"):
             raise ValueError(f"device={device!r} must be 'cpu' or 'cuda'")
-        act = functional.elementwise(activation)
+        act = elementwise(activation)
         if np.dtype(dtype) not in (np.float32, np.float64):
             raise ValueError(f"dtype={dtype!r} must be float32 or float64")
         for name, value in (("in_features", in_features), ("out_features", out_features)):

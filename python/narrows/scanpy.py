@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 
 from . import models
 from ._version import __version__
-from .arrays import to_host
 from .cli.settings import ESTIMATORS
 from .data import ArraySource, Source
+from .data.normalize import NormalizedSource, Normalizer
 from .errors import DataError
-from .models.batches import read_labels
-from .models.parameters import check_parameters, plain_parameters
-from .normalize import NormalizedSource, Normalizer
+from .fitting.conditions import read_labels
+from .fitting.parameters import check_parameters, plain_parameters
+from .rows.devices import to_host
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -4,198 +4,48 @@ Promises: `probe` never raises; ``backend="auto"`` takes the first of `AUTO` tha
 logs one line about what it skipped, as a warning if something could be done about it; a name that is unknown or cannot
 run here is an error, never a substitution.
 
-A backend is a module with ``probe()`` and ``compile(plan, *, precision, n_threads)``; a `Program` is a plan compiled.
+`protocol` says what a backend is.
 """
 
 from __future__ import annotations
 
 import importlib
 import logging
-import math
 import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import cache
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from .._extras import require
-from ..arrays import on_gpu
 from ..errors import BackendError
-from ..ops import OpCode
-from ..plan import Mode, Plan
-from ..shifted import Shifted
-from ..spec import NetworkSpec, Precision
+from ..machine import thread_count
+from ..plan.ops import OpCode
+from ..plan.plan import Plan
+from ..plan.spec import Precision
+from .protocol import Hyper, Probe, Program, State
 
 __all__ = [
     "AUTO",
     "BACKENDS",
-    "BATCH",
-    "SHIFT",
     "Hyper",
     "Probe",
     "Program",
-    "all_finite",
+    "State",
+    "check_precision",
     "compile_plan",
-    "copies",
+    "gpu_layers",
+    "host_backend",
+    "layer_backend",
     "own_ops",
+    "probe",
     "probe_all",
     "resolve",
-    "sparse_rows",
-    "thread_count",
-    "told_apart",
-    "usable_cpus",
 ]
 
 AUTO = ("cuda", "cpp", "numba")
 """Order of preference for ``backend="auto"``."""
 BACKENDS = (*AUTO, "reference")
 
-MOST_THREADS = 4096
-"""That the native backend takes, and so all."""
-
 log = logging.getLogger("narrows")
-
-
-class Probe(NamedTuple):
-    """Whether a backend can run here, and why (not)."""
-
-    ok: bool
-    reason: str
-    absent: bool = False
-    """Whether it cannot because this machine has not got what it is for, which nobody need be told."""
-    denied: bool = False
-    """Whether it cannot because of what the environment asks of it, for which no other stands in."""
-
-
-@dataclass(frozen=True)
-class Hyper:
-    """What changes from step to step.
-
-    Attributes
-    ----------
-    seed : int
-        Key of the random numbers, below 2**64.
-    step : int
-        Updates done before this call; counts on inside it.
-    learning_rate : ndarray of float64, shape (n_steps,)
-    kl_factor : ndarray of float64, shape (n_steps,), optional
-        What the KL term of a variational network is multiplied with besides its weight; 1 by default.
-    momentum : ndarray of float64, shape (n_steps,), optional
-        Of sgd, in place of the plan's.
-    """
-
-    seed: int
-    step: int
-    learning_rate: NDArray[np.float64]
-    kl_factor: NDArray[np.float64] | None = None
-    momentum: NDArray[np.float64] | None = None
-
-
-State = dict[str, NDArray[Any]]
-"""Parameters by slot name (``W0``, ``b0``, ...) and optimiser state (``moment1.W0``, ``moment2.W0``, ...)."""
-
-
-class Program(Protocol):
-    """A compiled plan with its own memory. Not for two threads at once."""
-
-    plan: Plan
-
-    def load(self, state: Mapping[str, NDArray[Any]]) -> None:
-        """Set parameters, and optimiser state where present (zero otherwise)."""
-
-    def state(self, *, optimiser: bool = True) -> State:
-        """Copies of parameters and, if it is wanted, of optimiser state."""
-
-    def views(self) -> State:
-        """Parameters and optimiser state, not copied if they lie in this machine's memory, where they change with the
-        program; valid until it is closed."""
-
-    def finite(self) -> bool:
-        """Whether all parameters and all optimiser state are finite."""
-
-    def hand_over(self) -> State:
-        """Close the program and return its parameters and optimiser state, without a copy where that takes less
-        memory."""
-
-    def bind(self, X: Any, target: Any = None, weight: Any = None, batch: Any = None) -> None:
-        """Set the data that `train` and `gradient` take their rows from: ndarray (any strides) or CSR; X may be
-        `Shifted` rows of such if the plan is of shifted rows.
-
-        `batch` holds the number of each row's batch, from 0, where the plan has batches.
-        """
-
-    def train(
-        self, rows: NDArray[np.int64], hyper: Hyper, poll: Callable[[], bool] | None = None
-    ) -> NDArray[np.float64]:
-        """One update for each consecutive `plan.batch` of `rows` (the last may be shorter).
-
-        `poll` is called about every 50 ms between two steps; when it returns True, training stops there.
-
-        Returns
-        -------
-        ndarray, shape (steps done, len(plan.terms))
-        """
-
-    def gradient(self, rows: NDArray[np.int64], seed: int = 0, step: int = 0) -> tuple[NDArray[np.float64], State]:
-        """Terms and gradients of one training step, without the update."""
-
-    def apply(self, X: Any, mode: Mode, target: Any = None, batch: Any = None) -> NDArray[Any]:
-        """Run an inference mode over all rows of X; DECODE and LIKELIHOOD take latent codes for X. What decodes takes
-        the `batch` of each row, as `bind` does."""
-
-    def close(self) -> None:
-        """Free the memory; further calls are errors."""
-
-
-def sparse_rows(X: Any) -> Any:
-    """X as a plan with a sparse input takes it: CSR of increasing columns, itself if it is that."""
-    if getattr(X, "format", None) != "csr":
-        if on_gpu(X):
-            return require("cupyx.scipy.sparse", "cuda12", "sparse rows on a GPU").csr_matrix(X)
-        import scipy.sparse as sp
-
-        return sp.csr_array(X)
-    if not X.has_canonical_format:
-        X = X.copy()
-        X.sum_duplicates()
-    return X
-
-
-SHIFT, BATCH = 4, 5
-"""The numbers under which the shift of X and the batches of rows are bound, beside X (0), its target (1), weights (2)
-and latent codes (3)."""
-
-
-def told_apart(spec: NetworkSpec, X: Any) -> tuple[Any, NDArray[Any] | None]:
-    """The rows of X as stored, and their shift as one row if the network has one: zeros, if X has none.
-
-    Raises
-    ------
-    ValueError
-        X has a shift and the network none.
-    """
-    if not spec.shifted:
-        if isinstance(X, Shifted):
-            raise ValueError("these rows have a shift, and the network takes none")
-        return X, None
-    if isinstance(X, Shifted):
-        return X.rows, X.shift.reshape(1, -1)
-    return X, np.zeros((1, spec.n_features))
-
-
-def copies(views: State, optimiser: bool) -> State:
-    """Of parameters and, if it is wanted, of optimiser state."""
-    return {name: view.copy() for name, view in views.items() if optimiser or "." not in name}
-
-
-def all_finite(*arrays: NDArray[Any]) -> bool:
-    """Whether there is neither NaN nor infinity in them."""
-    # A sum is finite only if every value is, and needs no temporary; whether it overflowed is asked then.
-    with np.errstate(over="ignore", invalid="ignore"):
-        return all(math.isfinite(array.sum()) or bool(np.isfinite(array).all()) for array in arrays)
 
 
 @cache
@@ -308,69 +158,3 @@ def check_precision(precision: Any, backend: str) -> Precision:
             f"precision='tf32' is of the cuda backend, and this is {backend}: take 'float32' or backend='cuda'"
         )
     return found
-
-
-def thread_count(n_threads: int | None = None) -> int:
-    """Threads to use of the CPU: the argument, else ``NARROWS_NUM_THREADS``, else ``SLURM_CPUS_PER_TASK``, else what
-    this process may use of the machine (affinity mask and cgroup quota); never simply the cores of the node.
-    """
-    return thread_choice(n_threads)[0]
-
-
-def thread_choice(n_threads: int | None = None) -> tuple[int, str]:
-    """`thread_count` and where the number comes from."""
-    if n_threads is not None:
-        if isinstance(n_threads, bool) or int(n_threads) != n_threads or not 1 <= n_threads <= MOST_THREADS:
-            raise ValueError(f"n_threads={n_threads!r} must be a positive integer of at most {MOST_THREADS}, or None")
-        return int(n_threads), "n_threads"
-    for variable in ("NARROWS_NUM_THREADS", "SLURM_CPUS_PER_TASK"):
-        if value := os.environ.get(variable):
-            if not value.isdecimal() or not 1 <= int(value) <= MOST_THREADS:
-                raise ValueError(f"{variable}={value!r} must be a positive integer of at most {MOST_THREADS}")
-            return int(value), variable
-    return usable_cpus()
-
-
-def usable_cpus() -> tuple[int, str]:
-    """What this process may use of the machine, and what says so: the affinity mask, the cgroup's quota, or OpenMP's
-    limit, by which joblib, threadpoolctl and ``OMP_NUM_THREADS`` keep processes from taking each other's cores.
-    """
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    found = allowed, "affinity mask"
-    for limit, source in ((_cgroup_cpus(), "cgroup quota"), (_openmp_limit()(), "OpenMP limit")):
-        if limit and limit < found[0]:
-            found = limit, source
-    return found
-
-
-@cache
-def _openmp_limit() -> Callable[[], int]:
-    """A function that gives the threads that OpenMP would take by itself in the calling thread, 0 for no limit."""
-    try:
-        from .. import _core
-    except ImportError:
-        first = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
-        number = int(first) if first.isascii() and first.isdecimal() else 0
-        return lambda: number
-    limit: Callable[[], int] = _core.thread_limit
-    return limit
-
-
-@cache
-def _cgroup_cpus() -> int | None:
-    """Whole CPUs of the cgroup's quota (v2, then v1), or None without a quota."""
-    try:
-        with open("/sys/fs/cgroup/cpu.max") as file:
-            quota, period = file.read().split()
-    except (OSError, ValueError):
-        try:
-            with (
-                open("/sys/fs/cgroup/cpu/cpu.cfs_quota_us") as q,
-                open("/sys/fs/cgroup/cpu/cpu.cfs_period_us") as p,
-            ):
-                quota, period = q.read().strip(), p.read().strip()
-        except OSError:
-            return None
-    if quota in ("max", "-1"):
-        return None
-    return max(1, int(quota) // int(period))

@@ -15,15 +15,17 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..ops import OpCode
-from ..plan import FROM_CODES, Mode, Plan
-from ..spec import Precision
-from . import BATCH, SHIFT, Hyper, Probe, State, all_finite, copies, sparse_rows, told_apart
+from ..plan.ops import OpCode, Source
+from ..plan.plan import FROM_CODES, Mode, Plan
+from ..plan.spec import Precision
+from ..rows.shifted import split_shift
+from ..rows.sparse import sparse_rows
+from . import Hyper, Probe, State
+from .protocol import all_finite, copies
 
 __all__ = ["CppProgram", "compile", "isa", "native_bfloat16", "own_ops", "probe", "probe_machine"]
 
 _TRAIN, _APPLY = 0, 1
-_X, _TARGET, _WEIGHT, _LATENT = range(4)
 
 
 def probe() -> Probe:
@@ -158,15 +160,16 @@ class CppProgram:
         return state
 
     def bind(self, X: Any, target: Any = None, weight: Any = None, batch: Any = None) -> None:
-        for source, data in ((_X, X), (_TARGET, target), (_WEIGHT, weight), (BATCH, batch)):
+        given = {Source.X: X, Source.TARGET: target, Source.WEIGHT: weight, Source.CONDITION: batch}
+        for source, data in given.items():
             if data is not None:
                 self._bind(_TRAIN, source, data)
 
     def _bind(self, bank: int, source: int, data: Any) -> None:
-        if source == _X:
-            data, shift = told_apart(self.plan.spec, data)
+        if source == Source.X:
+            data, shift = split_shift(self.plan.spec, data)
             if shift is not None:
-                self._program.bind_dense(bank, SHIFT, shift)
+                self._program.bind_dense(bank, Source.SHIFT, shift)
         if source in self.plan.spec.sparse_sources:
             data = sparse_rows(data)
         if hasattr(data, "indptr"):
@@ -192,14 +195,14 @@ class CppProgram:
         result = self.plan.outputs[mode]
         out = np.empty((X.shape[0], self.plan.slots[result].cols), self.dtype)
         try:
-            self._bind(_APPLY, _LATENT if mode in FROM_CODES else _X, X)
+            self._bind(_APPLY, Source.LATENT if mode in FROM_CODES else Source.X, X)
             # Without a target of its own the network judges by X, which of codes is the target.
             if target is not None and self.plan.spec.separate_target:
-                self._bind(_APPLY, _TARGET, target)
+                self._bind(_APPLY, Source.TARGET, target)
             elif target is not None and mode in FROM_CODES:
-                self._bind(_APPLY, _X, target)
+                self._bind(_APPLY, Source.X, target)
             if batch is not None:
-                self._bind(_APPLY, BATCH, batch)
+                self._bind(_APPLY, Source.CONDITION, batch)
             self._program.apply(int(mode), result, out)
         finally:
             # The program may outlive the data by far: an estimator keeps it for the next call.

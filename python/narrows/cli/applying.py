@@ -23,16 +23,16 @@ import narrows
 
 from .. import data
 from .._version import __version__
-from ..backends import thread_choice
 from ..data import Source
+from ..data.normalize import NormalizedSource, Normalizer
 from ..errors import DataError
-from ..models.batches import read_labels
-from ..models.data import check_values
-from ..models.inputs import read_batch
-from ..normalize import NormalizedSource, Normalizer
-from ..readahead import read_ahead
-from ..shifted import Shifted, stored_rows
-from ..spec import Loss
+from ..fitting.conditions import read_labels
+from ..fitting.inputs import read_batch
+from ..fitting.table import check_values
+from ..machine import thread_choice
+from ..plan.spec import Loss
+from ..rows.readahead import read_ahead
+from ..rows.shifted import Shifted, stored_rows
 from .resources import apply_bytes, blas_threads
 from .settings import UsageError
 from .tables import check_output, write_table

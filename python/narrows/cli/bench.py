@@ -17,8 +17,9 @@ from typing import Any
 
 from .. import benchmark
 from .._version import __version__
-from ..backends import AUTO, probe, resolve, thread_choice, usable_cpus
+from ..backends import AUTO, probe, resolve
 from ..benchmark import CASES, Case, OpTiming, StepTiming
+from ..machine import thread_choice, usable_cpus
 from ..persistence import atomic_write
 from .settings import UsageError
 from .tables import check_output

@@ -24,13 +24,16 @@ import numpy.typing as npt
 
 from .. import data
 from .._version import __version__
-from ..backends import check_precision, resolve, thread_choice
+from ..backends import check_precision, resolve
 from ..data import Source
+from ..data.normalize import NormalizedSource, Normalizer
 from ..errors import DataError, DivergenceError, MissingExtraError, ResumeError
-from ..models.data import Table
-from ..normalize import NormalizedSource, Normalizer
+from ..evaluation import baselines as evaluation
+from ..evaluation import counts
+from ..fitting.table import Table
+from ..machine import thread_choice
 from ..training import Callback, Checkpoint, Interrupted
-from . import counts, evaluation, report
+from . import report
 from .applying import encoded, obs_labels, with_names, write_codes
 from .resources import APPLY_BYTES, Budget, blas_threads, held_rows, peak_rss, plan_text
 from .rundir import HistoryWriter, RunDir

@@ -22,8 +22,8 @@ import numpy.typing as npt
 
 from .._extras import require
 from ..errors import DataError, NarrowsError
+from ..evaluation import counts
 from ..persistence import atomic_write
-from . import counts
 from .rundir import read_history
 from .settings import show_size
 

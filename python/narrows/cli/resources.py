@@ -19,14 +19,14 @@ import numpy.typing as npt
 
 from ..backends import resolve
 from ..data import Source
+from ..data.normalize import NormalizedSource
 from ..errors import OutOfMemoryError
-from ..initial import draw_seed
-from ..lowering import lower
-from ..models.data import BLOCK_BYTES, Table, density, split_rows
-from ..models.network import build_spec
-from ..normalize import NormalizedSource
-from ..spec import NetworkSpec, Precision
-from . import evaluation
+from ..evaluation import baselines as evaluation
+from ..fitting.network import build_spec
+from ..fitting.table import BLOCK_BYTES, Table, density, split_rows
+from ..plan.lowering import lower
+from ..plan.spec import NetworkSpec, Precision
+from ..random.weights import draw_seed
 from .settings import FitSettings, show_size
 
 __all__ = ["Budget", "apply_bytes", "blas_threads", "held_rows", "peak_rss", "plan_text"]

@@ -22,10 +22,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, TextIO
 
-from ..checkpoint import differences, flat
 from ..errors import OutputError, ResumeError
 from ..persistence import atomic_write
 from ..training import Callback, Progress
+from ..training.checkpoint import differences, flat
 
 __all__ = ["HistoryWriter", "RunDir", "to_toml"]
 

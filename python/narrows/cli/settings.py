@@ -105,7 +105,7 @@ class FitSettings:
         """
         import narrows
 
-        from ..models.parameters import check_parameters, check_takes_batches
+        from ..fitting.parameters import check_parameters, check_takes_batches
 
         cls = getattr(narrows, ESTIMATORS[self.estimator])
         params = self.estimator_params()

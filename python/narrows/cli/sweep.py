@@ -21,11 +21,13 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from .._version import __version__
+from ..data.normalize import NormalizedSource
 from ..errors import DataError, MissingExtraError, NarrowsError, ResumeError
-from ..normalize import NormalizedSource
-from ..spec import Loss
+from ..evaluation import baselines as evaluation
+from ..evaluation import counts
+from ..plan.spec import Loss
 from ..training import Callback
-from . import counts, evaluation, report
+from . import report
 from .jobs import Input, Stop, fit_opened
 from .resources import Budget, held_rows
 from .rundir import RunDir

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..arrays import to_host
 from ..errors import DataError
+from ..rows.devices import to_host
 from .source import Source
 
 __all__ = ["check_counts", "check_finite", "check_representable", "check_within"]

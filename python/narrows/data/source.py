@@ -18,8 +18,8 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from ..arrays import on_gpu
 from ..errors import DataError
+from ..rows.devices import on_gpu
 
 __all__ = ["ArraySource", "Source"]
 

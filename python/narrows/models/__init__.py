@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 
+from ..fitting.files import read_model
 from .autoencoder import (
     Autoencoder,
     ContractiveAutoencoder,
@@ -13,11 +14,10 @@ from .autoencoder import (
     SparseAutoencoder,
 )
 from .base import BaseAutoencoder
-from .boltzmann import RBM
 from .convolutional import ConvAutoencoder
 from .counts import CountAutoencoder
 from .deep import DeepAutoencoder
-from .files import read_model
+from .rbm import RBM
 from .variational import VariationalAutoencoder
 
 __all__ = [

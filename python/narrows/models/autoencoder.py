@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..fitting.network import dispersions
 from .base import BaseAutoencoder
-from .network import dispersions
 from .preset import preset
 
 __all__ = [

@@ -18,16 +18,9 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils.validation import check_is_fitted
 
-from ..arrays import to_host
 from ..backends import State
-from ..plan import Mode, Plan
-from ..shifted import dense
-from ..spec import Corruption, LayerSpec, Loss, NetworkSpec, Precision
-from ..training import Callback, Checkpoint, Options
-from .data import BLOCK_BYTES, Table, split_rows, validator
-from .files import write_model
-from .fitting import identity_of, seed_of, train, whole
-from .inputs import (
+from ..fitting.files import write_model
+from ..fitting.inputs import (
     check_codes,
     encoding_table,
     read_batch,
@@ -37,8 +30,15 @@ from .inputs import (
     validation_table,
     wants_frames,
 )
-from .network import Network, begin_counts, dense_layers, initial_state
-from .parameters import COUNT_LOSSES, check_parameters
+from ..fitting.network import Network, begin_counts, dense_layers, initial_state
+from ..fitting.parameters import COUNT_LOSSES, check_parameters
+from ..fitting.run import identity_of, seed_of, train, whole
+from ..fitting.table import BLOCK_BYTES, Table, split_rows, validator
+from ..plan.plan import Mode, Plan
+from ..plan.spec import Corruption, LayerSpec, Loss, NetworkSpec, Precision
+from ..rows.devices import to_host
+from ..rows.shifted import dense
+from ..training import Callback, Checkpoint, Options
 
 __all__ = ["BaseAutoencoder"]
 
@@ -457,7 +457,7 @@ class BaseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         ndarray of float64, shape (n_components, n_outputs)
             Mean over the rows of the absolute derivative of the reconstruction by the latent.
         """
-        from .sensitivity import absolute_jacobian
+        from ..fitting.sensitivity import absolute_jacobian
 
         check_is_fitted(self)
         table, spec = rebuilding_table(self, X, batch), self._network.spec

@@ -14,11 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.utils.validation import check_is_fitted
 
-from ..arrays import gpu_array, on_gpu
-from ..images import Convolution, Image
-from ..spec import ACTIVATIONS, LayerSpec
+from ..fitting.parameters import decoder_sizes, hidden_sizes, output_activation, pairs_by_layer
+from ..plan.geometry import Convolution, Image
+from ..plan.spec import ACTIVATIONS, LayerSpec
+from ..rows.devices import gpu_array, on_gpu
 from .autoencoder import Autoencoder
-from .parameters import decoder_sizes, hidden_sizes, output_activation, pairs_by_layer
 from .preset import preset
 
 __all__ = ["ConvAutoencoder"]

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..fitting.parameters import real
 from .autoencoder import Autoencoder
-from .parameters import real
 from .preset import preset
 
 __all__ = ["CountAutoencoder"]

@@ -13,21 +13,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..arrays import on_gpu, rows_of
 from ..backends import State
 from ..data.source import Source
 from ..errors import DivergenceError
-from ..plan import Mode
-from ..spec import ACTIVATIONS, Activation, NetworkSpec
+from ..fitting.inputs import make_table
+from ..fitting.network import Network
+from ..fitting.parameters import UNITS, hidden_sizes, pretrained_activations
+from ..fitting.run import train
+from ..fitting.table import Table
+from ..plan.plan import Mode
+from ..plan.spec import ACTIVATIONS, Activation, NetworkSpec
+from ..rows.devices import on_gpu, rows_of
 from ..training import Callback, Interrupted, Options, Progress
 from .autoencoder import Autoencoder
-from .boltzmann import RBM
-from .data import Table
-from .fitting import train
-from .inputs import make_table
-from .network import Network
-from .parameters import UNITS, hidden_sizes, pretrained_activations
 from .preset import preset
+from .rbm import RBM
 
 __all__ = ["DeepAutoencoder"]
 

@@ -14,18 +14,18 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.utils.validation import check_is_fitted
 
-from .. import philox
-from ..arrays import beside, on_gpu, to_host
-from ..initial import draw_seed
-from ..ops import DROPOUT_LIMIT, LOG_DISPERSION_LIMIT, VARIANCE_FLOOR
-from ..plan import Mode
-from ..shifted import stored_rows
-from ..spec import Loss, NetworkSpec
+from ..fitting.inputs import read_batch, scoring_table
+from ..fitting.network import dispersions
+from ..fitting.parameters import CHECKS, integer
+from ..fitting.table import is_sparse
+from ..plan.ops import DROPOUT_LIMIT, LOG_DISPERSION_LIMIT, VARIANCE_FLOOR
+from ..plan.plan import Mode
+from ..plan.spec import Loss, NetworkSpec
+from ..random import philox
+from ..random.weights import draw_seed
+from ..rows.devices import beside, on_gpu, to_host
+from ..rows.shifted import stored_rows
 from .autoencoder import Autoencoder
-from .data import is_sparse
-from .inputs import read_batch, scoring_table
-from .network import dispersions
-from .parameters import CHECKS, integer
 from .preset import preset
 
 __all__ = ["VariationalAutoencoder"]

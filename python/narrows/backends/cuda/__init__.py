@@ -19,9 +19,9 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from ...ops import OpCode
-from ...plan import Plan
-from ...spec import Precision
+from ...plan.ops import OpCode
+from ...plan.plan import Plan
+from ...plan.spec import Precision
 from .. import Probe
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ EXTRA = "pip install 'narrows[cuda12]', or 'narrows[cuda13]' for CUDA 13"
 
 def own_ops() -> frozenset[OpCode]:
     """Every op: nothing is left to the generic ones."""
-    from .lowering import LOWER
+    from .emit import LOWER
 
     return frozenset(LOWER)
 

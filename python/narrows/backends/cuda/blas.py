@@ -22,7 +22,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from ...spec import Precision
+from ...plan.spec import Precision
 
 __all__ = ["WORKSPACE", "Blas", "described", "load"]
 

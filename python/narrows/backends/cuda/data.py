@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ...arrays import on_gpu
-from ...ops import SIGNATURES, OpCode
-from ...plan import Mode, Plan
-from .. import BATCH, SHIFT, sparse_rows, told_apart
+from ...plan.ops import SIGNATURES, OpCode, Source
+from ...plan.plan import Mode, Plan
+from ...rows.devices import on_gpu
+from ...rows.shifted import split_shift
+from ...rows.sparse import sparse_rows
 from .table import SOURCE_DTYPE
 
 if TYPE_CHECKING:
@@ -31,8 +32,7 @@ Array = NDArray[Any]
 
 CHUNK = 32
 """Steps between two looks at what they reported, and at the clock."""
-N_SOURCES = 6
-X, TARGET, WEIGHT, LATENT = range(4)  # and SHIFT and BATCH
+N_SOURCES = len(Source)
 
 RESIDENT_SHARE = 0.8
 """Of the device's free memory, that data may take up for good."""
@@ -75,11 +75,11 @@ def wanted(plan: Plan, modes: Mode) -> dict[int, int]:
         source = dict(zip(signature.ints, op.ints, strict=True)).get("source")
         cols = 0
         if op.code is OpCode.SHIFT:
-            source, cols = SHIFT, slots["out"].cols
+            source, cols = Source.SHIFT, slots["out"].cols
         elif op.code is OpCode.CONDITION:
-            source, cols = BATCH, 1
+            source, cols = Source.CONDITION, 1
         elif op.code in (OpCode.SPARSE_DENSE, OpCode.SPARSE_WGRAD, OpCode.SPARSE_WGRAD_UPDATE):
-            source, cols = X, slots["dW" if op.code is OpCode.SPARSE_WGRAD else "W"].rows
+            source, cols = Source.X, slots["dW" if op.code is OpCode.SPARSE_WGRAD else "W"].rows
         elif op.code is OpCode.GATHER:
             cols = slots["out"].cols
         elif op.code is OpCode.COUNTS:
@@ -112,8 +112,8 @@ def data_on(device: Device, plan: Plan, dtype: np.dtype[Any], modes: Mode, sourc
         A source has another width than the plan expects, or is damaged.
     """
     spec = plan.spec
-    rows, shift = told_apart(spec, sources[X]) if sources.get(X) is not None else (None, None)
-    given = {i: data for i, data in {**sources, X: rows, SHIFT: shift}.items() if data is not None}
+    rows, shift = split_shift(spec, sources[Source.X]) if sources.get(Source.X) is not None else (None, None)
+    given = {i: data for i, data in {**sources, Source.X: rows, Source.SHIFT: shift}.items() if data is not None}
     for i, data in given.items():
         if getattr(data, "format", "") == "csr":
             check_csr(i, data)  # SciPy walks it without a look
@@ -230,7 +230,7 @@ def dense_rows(data: Array, rows: NDArray[np.int64], dtype: np.dtype[Any]) -> di
 def csr_rows(data: Any, rows: NDArray[np.int64], dtype: np.dtype[Any]) -> dict[str, Picked]:
     """SciPy would copy what is stored three times, and with 64-bit indices, which large matrices have, slowly."""
     # Numba takes its time to be imported, and only data that stay on the host want it.
-    from ..numba_kernels import segments
+    from ..numba.kernels import segments
 
     first = data.indptr[rows]
     begins = np.zeros(len(rows) + 1, np.int64)
@@ -251,8 +251,8 @@ class Staged:
 
     def __init__(self, device: Device, dtype: np.dtype[Any], batch: int, sources: Mapping[int, Any]) -> None:
         self._device, self._dtype = device, dtype
-        self._sources = {i: data for i, data in sources.items() if i != SHIFT}
-        self._shift = Resident(device, dtype, {i: data for i, data in sources.items() if i == SHIFT})
+        self._sources = {i: data for i, data in sources.items() if i != Source.SHIFT}
+        self._shift = Resident(device, dtype, {i: data for i, data in sources.items() if i == Source.SHIFT})
         of_row = sum(stored_size(data, dtype) / max(data.shape[0], 1) for data in self._sources.values())
         self.most_steps = int(max(1, min(CHUNK, STAGED_BYTES / max(of_row * batch, 1))))
         self._stages = (Stage(device), Stage(device))

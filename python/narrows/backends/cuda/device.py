@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from ..._extras import require
 from ...errors import BackendError, OutOfMemoryError
-from ...spec import Precision
+from ...plan.spec import Precision
 from .blas import Blas, load
 from .launches import BLAS
 from .nvrtc import flags, source

@@ -16,9 +16,9 @@ from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
-from ...ops import LANES, SIGNATURES, padded
-from ...plan import LEARN, Mode, Op, Plan, Region
-from ...spec import Precision
+from ...plan.ops import LANES, SIGNATURES, padded
+from ...plan.plan import LEARN, Mode, Op, Plan, Region
+from ...plan.spec import Precision
 from .table import DOUBLE_TILES, TILES, Tile
 
 __all__ = ["BLAS", "EXTENDED", "ROWS", "TURNED", "Area", "Launch", "View", "Writer"]

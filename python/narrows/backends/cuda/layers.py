@@ -16,14 +16,14 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 
 from ..._extras import require
-from ...ops import OpCode
-from ...plan import Mode
-from ...spec import Activation, Loss, Precision
-from .. import sparse_rows
+from ...plan.ops import OpCode
+from ...plan.plan import Mode
+from ...plan.spec import Activation, Loss, Precision
+from ...rows.sparse import sparse_rows
 from .data import N_SOURCES, check_csr, laid_out
 from .device import blas_on, calls_of, launch
+from .emit import LOWER
 from .launches import Area, Launch, View, Writer, by_blas
-from .lowering import LOWER
 from .program import planned
 from .schedule import Where
 from .table import SOURCE_DTYPE, STEP_DTYPE

@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-from ...spec import Precision
+from ...plan.spec import Precision
 from .table import PRECISION_FLAGS, constants
 
 __all__ = ["Compiled", "Nvrtc", "digest", "flags", "source", "source_folder"]
@@ -35,8 +35,7 @@ def source() -> str:
 def digest() -> str:
     """Of all that kernels are made of: caches of compiled code look at the one file that includes the others."""
     folder = source_folder()
-    shared = ("activations.h", "counts.h", "functors.h", "philox.h")
-    files = sorted([*(folder / "cuda").iterdir(), *(folder / name for name in shared)])
+    files = sorted([*(folder / "cuda").iterdir(), *(folder / "shared").iterdir()])
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
 
 

@@ -19,14 +19,14 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ...arrays import on_gpu
-from ...ops import OpCode
-from ...plan import FROM_CODES, LEARN, Mode, Plan, Slot
-from ...spec import Precision
-from .. import BATCH, SHIFT, Hyper, State
-from .data import ALIGNMENT, CHUNK, LATENT, N_SOURCES, TARGET, WEIGHT, Data, X, data_on, wanted
+from ...plan.ops import OpCode, Source
+from ...plan.plan import FROM_CODES, LEARN, Mode, Plan, Slot
+from ...plan.spec import Precision
+from ...rows.devices import on_gpu
+from .. import Hyper, State
+from .data import ALIGNMENT, CHUNK, N_SOURCES, Data, data_on, wanted
+from .emit import launches, wants_blas, working_sizes
 from .launches import Area, Launch, View
-from .lowering import launches, wants_blas, working_sizes
 from .schedule import Where, operands, schedule
 from .table import SOURCE_DTYPE, STEP_DTYPE
 
@@ -304,7 +304,7 @@ class CudaProgram:
 
     def bind(self, X_: Any, target: Any = None, weight: Any = None, batch: Any = None) -> None:
         self._check_batches(batch)
-        sources = {X: X_, TARGET: target, WEIGHT: weight, BATCH: batch}
+        sources: dict[int, Any] = {Source.X: X_, Source.TARGET: target, Source.WEIGHT: weight, Source.CONDITION: batch}
         self._rows_of = {i: data.shape[0] for i, data in sources.items() if data is not None}
         self._unbind()
         self._data = self._data_of(LEARN, sources)
@@ -426,7 +426,7 @@ class CudaProgram:
     def _bound(self, rows: NDArray[np.int64]) -> Data:
         """The data that these rows are of."""
         for i in wanted(self.plan, LEARN):
-            if i == SHIFT:
+            if i == Source.SHIFT:
                 continue  # there whenever X is
             if self._data is None or i not in self._rows_of:
                 raise ValueError(f"source {i} is not bound")
@@ -492,12 +492,13 @@ class CudaProgram:
         out = self.device.empty(shape, self.dtype) if there else np.empty(shape, self.dtype)
         if not shape[0]:
             return out
-        sources = {X: X_, TARGET: target if self.plan.spec.separate_target else None, BATCH: batch}
+        apart = target if self.plan.spec.separate_target else None
+        sources: dict[int, Any] = {Source.X: X_, Source.TARGET: apart, Source.CONDITION: batch}
         if mode in FROM_CODES:
             # Without a target of its own the network judges by X, which of codes is the target.
-            sources |= {X: None if self.plan.spec.separate_target else target, LATENT: X_}
+            sources |= {Source.X: None if self.plan.spec.separate_target else target, Source.LATENT: X_}
         for i in wanted(self.plan, mode):
-            if i != SHIFT and (sources.get(i) is None or sources[i].shape[0] != len(out)):
+            if i != Source.SHIFT and (sources.get(i) is None or sources[i].shape[0] != len(out)):
                 found = "is not bound" if sources.get(i) is None else f"has {sources[i].shape[0]} rows"
                 raise ValueError(f"source {i} {found}, expected {len(out)} rows")
         # Steps of inference are all alike.

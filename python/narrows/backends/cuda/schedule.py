@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ...spec import Activation
+from ...plan.spec import Activation
 from .launches import THREADS, Area, Launch, View
 from .table import (
     FUNCTORS,

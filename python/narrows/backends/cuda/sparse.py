@@ -13,7 +13,7 @@ from .launches import THREADS, View, Writer, whole_warps
 from .table import BOOL
 
 if TYPE_CHECKING:
-    from .lowering import Sink
+    from .emit import Sink
 
 BAND = 32
 """Columns that kernels take together."""

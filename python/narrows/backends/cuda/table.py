@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ... import ops
-from ...spec import Activation, Loss, Precision, Solver
+from ...plan import ops
+from ...plan.spec import Activation, Loss, Precision, Solver
 
 __all__ = [
     "FUNCTORS",

@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from ...ops import OpCode
-from ...plan import Plan
-from ...spec import Activation, Precision
+from ...plan.ops import OpCode
+from ...plan.plan import Plan
+from ...plan.spec import Activation, Precision
 from .. import Probe
 from . import boltzmann, contractive, counts, dense, gram, images, sparse, updates, variational  # noqa: F401 (they enter their ops in OPS)
 from .activations import ACTIVATE, CURVATURE, DERIVATIVE, LEAK

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from ...spec import Activation
+from ...plan.spec import Activation
 from .run import Array
 
 LEAK = 0.01

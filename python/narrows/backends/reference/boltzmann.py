@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ... import philox
-from ...ops import OpCode, Units
+from ...plan.ops import OpCode, Units
+from ...random import philox
 from .run import Array, Run, op
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from ... import philox
-from ...ops import OpCode, jacobian_segments, padded, segments
-from ...spec import Activation
+from ...plan.ops import OpCode, jacobian_segments, padded, segments
+from ...plan.spec import Activation
+from ...random import philox
 from .activations import CURVATURE, DERIVATIVE
 from .run import Array, Run, grain_total, op, row_share
 

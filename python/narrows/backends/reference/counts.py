@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from ...ops import DISPERSION_PACE, DROPOUT_LIMIT, LOG_DISPERSION_LIMIT, OpCode
-from ...plan import LEARN
-from ...spec import Activation, Loss
+from ...plan.ops import DISPERSION_PACE, DROPOUT_LIMIT, LOG_DISPERSION_LIMIT, OpCode
+from ...plan.plan import LEARN
+from ...plan.spec import Activation, Loss
 from .activations import ACTIVATE, sigmoid, softmax
 from .dense import picked
 from .run import Array, Run, op

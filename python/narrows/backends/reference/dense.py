@@ -6,11 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from ... import philox
-from ...ops import CELL_ROWS, LANES, OpCode
-from ...plan import Mode
-from ...spec import Activation, Corruption, Loss
-from .. import BATCH, SHIFT
+from ...plan.ops import CELL_ROWS, LANES, OpCode, Source
+from ...plan.plan import Mode
+from ...plan.spec import Activation, Corruption, Loss
+from ...random import philox
 from .activations import ACTIVATE, DERIVATIVE, sigmoid
 from .run import Array, Run, op
 
@@ -31,7 +30,7 @@ def gather(run: Run, *, shift: Array | None, out: Array, source: int) -> None:
 
 @op(OpCode.SHIFT)
 def shift(run: Run, *, b: Array | None, out: Array) -> None:
-    out[...] = run.sources[SHIFT]
+    out[...] = run.sources[Source.SHIFT]
     if b is not None:
         out += b
 
@@ -128,7 +127,7 @@ def _loss_of_logits(loss: Loss, activation: Activation, z: Array, y: Array, delt
 @op(OpCode.CONDITION)
 def condition(run: Run, *, z: Array, out: Array) -> None:
     n = z.shape[1]
-    number = picked(run, BATCH).reshape(-1, 1)
+    number = picked(run, Source.CONDITION).reshape(-1, 1)
     check_numbers(number, out.shape[1] - n)
     out[:, :n] = z
     out[:, n:] = number == np.arange(out.shape[1] - n)

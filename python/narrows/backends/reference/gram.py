@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from ...ops import GRAM_GUARD, OpCode
-from ...plan import LEARN
-from ...spec import Activation
+from ...plan.ops import GRAM_GUARD, OpCode
+from ...plan.plan import LEARN
+from ...plan.spec import Activation
 from .activations import DERIVATIVE
 from .run import Array, Run, op, row_share
 from .updates import decayed_step, step_rule

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from ...ops import OpCode, padded
-from ...spec import Activation
-from ..convolution import OUT_LAST, Images, greatest, pixels, windows
+from ...plan.ops import OpCode, padded
+from ...plan.spec import Activation
 from .activations import ACTIVATE, DERIVATIVE
+from .patches import OUT_LAST, Images, greatest, pixels, windows
 from .run import Array, Run, op
 
 

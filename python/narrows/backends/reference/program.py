@@ -12,9 +12,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...ops import SIGNATURES, OpCode
-from ...plan import FROM_CODES, Mode, Op, Plan, Region, Slot
-from .. import BATCH, SHIFT, Hyper, State, all_finite, copies, sparse_rows, told_apart
+from ...plan.ops import SIGNATURES, OpCode, Source
+from ...plan.plan import FROM_CODES, Mode, Op, Plan, Region, Slot
+from ...rows.shifted import split_shift
+from ...rows.sparse import sparse_rows
+from .. import Hyper, State
+from ..protocol import all_finite, copies
 from .run import OPS, Array, Run
 
 
@@ -77,14 +80,14 @@ class ReferenceProgram:
         return views
 
     def bind(self, X: Any, target: Any = None, weight: Any = None, batch: Any = None) -> None:
-        self.sources = self._sources(X, target) | {2: weight, BATCH: batch}
+        self.sources = self._sources(X, target) | {Source.WEIGHT: weight, Source.CONDITION: batch}
 
     def _sources(self, X: Any, target: Any) -> dict[int, Any]:
-        rows, shift = told_apart(self.plan.spec, X)
-        given = {0: rows, 1: target if self.plan.spec.separate_target else None}
+        rows, shift = split_shift(self.plan.spec, X)
+        given = {Source.X: rows, Source.TARGET: target if self.plan.spec.separate_target else None}
         wanted = self.plan.spec.sparse_sources
         sources = {i: sparse_rows(data) if i in wanted and data is not None else data for i, data in given.items()}
-        return sources | {SHIFT: shift}
+        return sources | {Source.SHIFT: shift}
 
     def train(
         self, rows: NDArray[np.int64], hyper: Hyper, poll: Callable[[], bool] | None = None
@@ -125,10 +128,9 @@ class ReferenceProgram:
         result = self.plan.slots[slot := self.plan.outputs[mode]]
         n = X.shape[0]
         out = np.empty((n, result.cols), self.dtype)
-        if mode in FROM_CODES:
-            sources = self._sources(None if self.plan.spec.separate_target else target, target) | {3: X, BATCH: batch}
-        else:
-            sources = self._sources(X, target) | {BATCH: batch}
+        apart = self.plan.spec.separate_target
+        inputs, codes = (None if apart else target, X) if mode in FROM_CODES else (X, None)
+        sources = self._sources(inputs, target) | {Source.LATENT: codes, Source.CONDITION: batch}
         for start in range(0, n, self.plan.batch):
             rows = np.arange(start, min(start + self.plan.batch, n))
             self._run(Run(rows, mode, sources, regions=self.regions, bfloat16=self.bfloat16))

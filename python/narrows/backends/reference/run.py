@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...ops import OpCode, padded
-from ...plan import Mode, Region
+from ...plan.ops import OpCode, padded
+from ...plan.plan import Mode, Region
 
 Array = NDArray[Any]
 Function = Callable[..., None]

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from ... import philox
-from ...ops import OpCode
-from ...plan import LEARN
-from ...spec import Activation
+from ...plan.ops import OpCode
+from ...plan.plan import LEARN
+from ...plan.spec import Activation
+from ...random import philox
 from .activations import ACTIVATE
 from .counts import size_factors
 from .run import Array, Run, op

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from ...ops import GRAIN, OpCode
-from ...plan import Region
+from ...plan.ops import GRAIN, OpCode
+from ...plan.plan import Region
 from .contractive import column_decay
 from .dense import decay
 from .run import Array, Run, grain_total, op

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from ... import philox
-from ...ops import VARIANCE_FLOOR, OpCode
-from ...plan import LEARN
-from ...spec import Activation
+from ...plan.ops import VARIANCE_FLOOR, OpCode
+from ...plan.plan import LEARN
+from ...plan.spec import Activation
+from ...random import philox
 from .activations import ACTIVATE, DERIVATIVE
 from .run import Array, Run, op
 

@@ -1,0 +1,7 @@
+"""The backend without a compiler: NumPy and BLAS, with jitted kernels where they pay."""
+
+from __future__ import annotations
+
+from .ops import NumbaProgram, compile, dense_backward_layer, dense_layer, own_ops, probe
+
+__all__ = ["NumbaProgram", "compile", "dense_backward_layer", "dense_layer", "own_ops", "probe"]

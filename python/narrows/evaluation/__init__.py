@@ -1,0 +1,1 @@
+"""What a result is measured by: baselines, and the measures of count models."""

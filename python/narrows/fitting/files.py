@@ -1,0 +1,169 @@
+"""Estimators as model files.
+
+Promises: what is loaded transforms to the same bits as what was saved; a file whose class, parameters or
+shapes are not what this version knows is a `ModelFileError`. Never: code in a file, pickle.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from ..errors import ModelFileError
+from ..persistence import load_tensors, save_tensors
+from ..plan.spec import NetworkSpec
+from .network import Network, build_spec
+from .parameters import check_parameters, plain_parameters
+
+__all__ = ["read_model", "write_model"]
+
+_NUMBERS = {"n_features_in_": int, "n_iter_": int, "loss_": float, "best_loss_": float, "_seed": int}
+
+
+def write_model(estimator: Any, path: str | os.PathLike[str]) -> None:
+    """Write a fitted estimator; see `BaseAutoencoder.save`."""
+    network = estimator._network
+    _check_as_trained(estimator)
+    names = getattr(estimator, "feature_names_in_", None)
+    fitted = {name: kind(getattr(estimator, name)) for name, kind in _NUMBERS.items()}
+    meta = {
+        "class": type(estimator).__name__,
+        "params": plain_parameters(estimator),
+        "fitted": fitted,
+        "network": {
+            "batch": network.batch,
+            "n_outputs": network.spec.n_outputs,
+            "corruption_range": tuple(float(v) for v in network.spec.corruption_range),
+            "separate_target": network.spec.separate_target,
+            "weighted": network.spec.weighted,
+            "library": network.spec.library,
+            "gram_decoder": network.spec.gram_decoder,
+            "batches": estimator.batches_.tolist() if network.spec.n_batches else None,
+        },
+        "feature_names": None if names is None else [str(name) for name in names],
+        "history": estimator.history_,
+        "metadata": estimator.metadata_,
+    }
+    save_tensors(path, network.parameters, meta, kind="model")
+
+
+def _check_as_trained(estimator: Any) -> None:
+    """Refuse parameters that make another function of the network than the one that was trained.
+
+    Raises
+    ------
+    ValueError
+        They were set after the fit.
+    """
+    check_parameters(estimator)
+    spec = estimator._network.spec
+    like = "n_outputs", "corruption_range", "separate_target", "weighted", "library", "n_batches"
+    trained = {name: getattr(spec, name) for name in like}
+    given = build_spec(estimator, estimator.n_features_in_, **trained, target_density=0.0)
+    if _function(given) != _function(spec):
+        raise ValueError(
+            "parameters that were set after the fit make another network of it: fit again, or set them back"
+        )
+
+
+def _function(spec: NetworkSpec) -> tuple[Any, ...]:
+    """What codes, reconstructions and losses depend on besides the weights."""
+    layers = tuple(dataclasses.replace(layer, dropout=0.0) for layer in spec.layers)
+    names = "latent", "loss", "huber_delta", "variational", "cell_dispersion", "log_normalize"
+    return layers, *(getattr(spec, name) for name in names)
+
+
+def read_model(path: str | os.PathLike[str], classes: Mapping[str, type[Any]]) -> Any:
+    """Read an estimator of one of the named `classes`; see `narrows.load`."""
+    tensors, meta = load_tensors(path, kind="model")
+    try:
+        return _restored(tensors, meta, classes)
+    except ModelFileError as error:
+        raise ModelFileError(f"{os.fspath(path)}: {error}") from None
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise ModelFileError(f"{os.fspath(path)}: not a model that this version can read ({error})") from error
+
+
+def _restored(tensors: Mapping[str, Any], meta: Mapping[str, Any], classes: Mapping[str, type[Any]]) -> Any:
+    cls = classes.get(meta["class"])
+    if cls is None:
+        raise ModelFileError(f"holds an unknown estimator {meta['class']!r}; known: {', '.join(classes)}")
+    estimator = cls(**meta["params"])
+    check_parameters(estimator)
+    fitted, shape = meta["fitted"], meta["network"]
+    if fitted.keys() != _NUMBERS.keys():
+        raise ModelFileError(f"fitted attributes {sorted(fitted)} instead of {sorted(_NUMBERS)}")
+    for name, kind in _NUMBERS.items():
+        if type(fitted[name]) is not kind or (kind is int and fitted[name] < 0):
+            raise ModelFileError(f"{name} is {fitted[name]!r}")
+    sizes = {
+        "batch": shape["batch"],
+        "n_outputs": shape["n_outputs"],
+        "n_features_in_": fitted["n_features_in_"],
+    }
+    for name, size in sizes.items():
+        if type(size) is not int or size < 1:
+            raise ModelFileError(f"{name} is {size!r}")
+    low, high = shape["corruption_range"]
+    library = shape["library"]
+    if type(library) is not float or not 0 < library < np.inf:
+        raise ModelFileError(f"library is {library!r}")
+    # Models of before these had neither.
+    gram, batches = bool(shape.get("gram_decoder", False)), _batches(shape.get("batches"))
+    trained = {
+        "n_outputs": shape["n_outputs"],
+        "corruption_range": (float(low), float(high)),
+        "separate_target": bool(shape["separate_target"]),
+        "weighted": bool(shape["weighted"]),
+        "library": library,
+        "n_batches": 0 if batches is None else len(batches),
+    }
+    spec = build_spec(estimator, fitted["n_features_in_"], **trained, target_density=0.0)
+    if gram and not spec.takes_gram_decoder:
+        raise ModelFileError("gram_decoder is set for a network that cannot have one")
+    spec = dataclasses.replace(spec, gram_decoder=gram)
+    expected = spec.parameter_shapes
+    found = {name: array.shape for name, array in tensors.items()}
+    if found != expected:
+        name = min(n for n in found.keys() | expected.keys() if found.get(n) != expected.get(n))
+        raise ModelFileError(f"tensor {name} has shape {found.get(name)}, the parameters ask for {expected.get(name)}")
+    for name, array in tensors.items():
+        if array.dtype not in (np.float32, np.float64) or not np.isfinite(array).all():
+            raise ModelFileError(f"tensor {name} is not of finite floating-point numbers")
+    estimator.__dict__.update(fitted)
+    if batches is not None:
+        estimator.batches_ = batches
+    names = meta["feature_names"]
+    if names is not None:
+        if len(names) != fitted["n_features_in_"]:
+            raise ModelFileError(f"{len(names)} feature names for {fitted['n_features_in_']} features")
+        estimator.feature_names_in_ = np.asarray([str(name) for name in names], dtype=object)
+    history = meta["history"]
+    if not all(isinstance(v, list) and len(v) == fitted["n_iter_"] for v in history.values()):
+        raise ModelFileError("the history does not have one value for each epoch")
+    estimator.history_ = dict(history)
+    estimator.metadata_ = dict(meta["metadata"])
+    estimator._step = 0
+    estimator._network = Network(
+        spec,
+        shape["batch"],
+        dict(tensors),
+        precision=estimator.precision,
+        requested=estimator.backend,
+        n_threads=estimator.n_threads,
+    )
+    return estimator
+
+
+def _batches(labels: Any) -> np.ndarray[Any, Any] | None:
+    """Labels of batches, which must be as a fit leaves them."""
+    if labels is None:
+        return None
+    kinds = {type(label) for label in labels} if isinstance(labels, list) else set()
+    if kinds not in ({str}, {int}) or labels != sorted(set(labels)):
+        raise ModelFileError("the batches are not different strings or whole numbers in order")
+    return np.array(labels, str if kinds == {str} else np.int64)

@@ -1,0 +1,365 @@
+"""What the methods of an estimator are given, checked and made a `Table`.
+
+Promises: arrays come out finite, in float32 or float64, CSR canonical; those of a GPU come out as CuPy's, and do not
+leave it; widths and feature names are those of the fit, and values have a meaning for the loss; labels of batches come
+out as numbers; a source is checked for its shape and names here, for its values as it is read. The caller's objects are
+never changed; the estimator only where `reset` says so, and then as scikit-learn does it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn import get_config
+from sklearn.utils import check_array
+from sklearn.utils.validation import validate_data
+
+from ..backends import resolve
+from ..data.checks import check_finite, check_representable
+from ..data.source import Source, check_csr, check_unmasked, float_dtype
+from ..plan.spec import Loss, Precision
+from ..rows.devices import beside, check_together, copying, gpu_array, on_gpu
+from ..rows.shifted import Shifted
+from .conditions import declared_batches, numbers, read_labels
+from .table import Table, is_sparse
+
+__all__ = [
+    "check_X",
+    "check_codes",
+    "encoding_table",
+    "make_table",
+    "read_batch",
+    "rebuilding_table",
+    "scoring_table",
+    "training_table",
+    "validation_table",
+    "wants_frames",
+]
+
+
+def check_X(estimator: Any, X: Any, *, reset: bool, min_samples: int = 1, name: str = "X") -> Any:
+    """X as a finite float array, a canonical CSR of floats, or a Source; rows that were read as Shifted stay so.
+
+    Messages call it `name`.
+    """
+    if isinstance(X, Shifted) and not reset and X.shape[1] == estimator.n_features_in_:
+        return X
+    X = estimator._rows(X, name)
+    if on_gpu(X):
+        X = _gpu_rows(X, name, min_samples)
+        _check_backend(estimator, name, X, trains=reset)
+        with _calling(name):
+            validate_data(estimator, X, reset=reset, skip_check_array=True)
+        check_finite(X, source=name)
+        return X
+    if not isinstance(X, Source):
+        _check_kind(X, name)
+        with _calling(name):
+            X = validate_data(
+                estimator,
+                X,
+                reset=reset,
+                accept_sparse="csr",
+                dtype="numeric",
+                ensure_all_finite=False,
+                ensure_min_samples=min_samples,
+            )
+        X = _plain(X, name)
+        check_finite(X, source=name, columns=_names(estimator))
+        return X
+    with _calling(name):
+        return _checked_source(estimator, X, reset, min_samples)
+
+
+def _checked_source(estimator: Any, X: Source, reset: bool, min_samples: int) -> Source:
+    name = type(estimator).__name__
+    if X.shape[0] < min_samples:
+        raise ValueError(
+            f"Found a source with {X.shape[0]} sample(s) while a minimum of {min_samples} is required by {name}."
+        )
+    names = None if X.var_names is None else np.asarray([str(n) for n in X.var_names], dtype=object)
+    if reset:
+        estimator.n_features_in_ = X.shape[1]
+        estimator.__dict__.pop("feature_names_in_", None)
+        if names is not None:
+            estimator.feature_names_in_ = names
+    elif X.shape[1] != estimator.n_features_in_:
+        raise ValueError(
+            f"X has {X.shape[1]} features, but {name} is expecting {estimator.n_features_in_} features as input"
+        )
+    else:
+        known = getattr(estimator, "feature_names_in_", None)
+        if known is not None and names is not None and not np.array_equal(known, names):
+            at = int(np.argmax(known != names))
+            raise ValueError(
+                f"{X.name}: the feature names should match those of fit: column {at} is {names[at]!r}, "
+                f"not {known[at]!r}"
+            )
+    return X
+
+
+@contextlib.contextmanager
+def _calling(name: str) -> Iterator[None]:
+    """Say of messages about X that they are about `name`, where it has another."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        if name == "X":
+            raise
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(f"{name}: {error}") from None
+
+
+def check_codes(estimator: Any, Z: Any) -> Any:
+    """Z as a finite float array or a Source of as many columns as there are latents."""
+    if on_gpu(Z):
+        Z = _gpu_rows(Z, "Z")
+        _check_backend(estimator, "Z", Z)
+        check_finite(Z, source="Z")
+    elif not isinstance(Z, Source):
+        _check_kind(Z, "Z")
+        Z = _plain(check_array(Z, dtype="numeric", ensure_all_finite=False, input_name="Z"), "Z")
+        check_finite(Z, source="Z")
+        check_representable(Z, estimator._network.dtype, source="Z")
+    if Z.shape[1] != estimator._network.spec.n_components:
+        expected = estimator._network.spec.n_components
+        raise ValueError(f"Z has {Z.shape[1]} columns, but {type(estimator).__name__} has {expected} components")
+    return Z
+
+
+def training_table(
+    estimator: Any,
+    X: Any,
+    y: Any,
+    sample_weight: ArrayLike | None,
+    batch: Any,
+    *,
+    reset: bool,
+    declared: bool = False,
+    min_samples: int = 1,
+) -> Table:
+    """What `fit` is given; if `reset`, the estimator takes the number and the names of the features, and the batches:
+    those of the rows, and if `declared` those of a categorical without rows, too.
+    """
+    X = check_X(estimator, X, reset=reset, min_samples=min_samples)
+    n_rows = int(X.shape[0])
+    target, columns = _read_target(estimator, y, n_rows)
+    weight = _read_weight(sample_weight, X)
+    if reset:
+        estimator.__dict__.pop("batches_", None)
+        if batch is not None:
+            known = np.unique(read_labels(batch, n_rows))
+            further = declared_batches(batch) if declared else None
+            estimator.batches_ = known if further is None else np.unique(further)
+    return make_table(estimator, X, target, weight, read_batch(estimator, batch, n_rows), columns)
+
+
+def make_table(
+    estimator: Any,
+    X: Any,
+    target: Any,
+    weight: NDArray[np.float64] | None,
+    batch: NDArray[np.float32] | None = None,
+    columns: Any = None,
+    names: tuple[str, str] = ("X", "y"),
+) -> Table:
+    """Rows for an estimator to train on, checked; `columns` are names of the target's, `names` those of X and it."""
+    check_together(X, X if target is None else target, names[1])
+    loss = Loss[estimator.loss.upper()]
+    meant = loss if target is None else estimator._encodes(loss, separate_target=True)
+    dtype = Precision.of(estimator.precision).dtype
+    table = Table(X, target, weight, batch, (meant, loss), (_names(estimator), columns), names=names, dtype=dtype)
+    table.check()
+    return table
+
+
+def validation_table(estimator: Any, X_val: Any, table: Table) -> Table:
+    """What `fit` is given as `X_val`, beside the `table` that it trains on."""
+    if isinstance(X_val, tuple) and len(X_val) not in (2, 3):
+        raise ValueError(f"X_val has {len(X_val)} parts, not X_val and y_val, or these and batch_val")
+    X, y, batch = (*X_val, None)[:3] if isinstance(X_val, tuple) else (X_val, None, None)
+    X = check_X(estimator, X, reset=False, name="X_val")
+    check_together(table.X, X, "X_val")
+    target, columns = _read_target(estimator, y, int(X.shape[0]), ("X_val", "y_val"))
+    if (target is None) != (table.target is None):
+        raise ValueError("X_val must be a pair (X_val, y_val) if, and only if, fit has a y to reconstruct")
+    if target is not None and target.shape[1] != table.target.shape[1]:
+        raise ValueError(f"y_val has {target.shape[1]} columns, y has {table.target.shape[1]}")
+    if (batch is None) != (table.batch is None):
+        raise ValueError(
+            "X_val must be a tuple (X_val, y_val, batch_val) if, and only if, fit has a batch; y_val is None where "
+            "there is no y to reconstruct"
+        )
+    told = read_batch(estimator, batch, int(X.shape[0]), "batch_val")
+    # A shift of its own the network has only if that of the training data has made it take one.
+    found = make_table(estimator, X, target, None, told, columns, ("X_val", "y_val"))
+    return dataclasses.replace(found, implicit=table.shifted)
+
+
+def encoding_table(estimator: Any, X: Any) -> Table:
+    """Rows to encode."""
+    X, spec = check_X(estimator, X, reset=False), estimator._network.spec
+    meant = estimator._encodes(spec.loss, separate_target=not spec.log_normalize)
+    table = Table(X, meant=(meant, spec.loss), columns=(_names(estimator), None), dtype=estimator._network.dtype)
+    table.check()
+    return table
+
+
+def rebuilding_table(estimator: Any, X: Any, batch: Any) -> Table:
+    """Rows to encode, and to decode as of their batches."""
+    table = encoding_table(estimator, X)
+    return dataclasses.replace(table, batch=read_batch(estimator, batch, table.n_rows))
+
+
+def read_batch(estimator: Any, batch: Any, n_rows: int, name: str = "batch") -> NDArray[np.float32] | None:
+    """Numbers of the batches of rows, shape (n_rows, 1), None if the estimator knows none.
+
+    Raises
+    ------
+    ValueError
+        Labels where the estimator knows no batches, or none where it does.
+    """
+    known = getattr(estimator, "batches_", None)
+    if known is None:
+        if batch is None:
+            return None
+        raise ValueError(f"{name} is given to a {type(estimator).__name__} that was fitted without")
+    if batch is None:
+        raise ValueError(
+            f"this {type(estimator).__name__} was fitted with batches, on which what it decodes depends: give {name}, "
+            "the labels of the rows or one label for all"
+        )
+    return numbers(read_labels(batch, n_rows, name), known, n_rows, name)
+
+
+def scoring_table(estimator: Any, X: Any, y: Any, batch: Any) -> Table:
+    """Rows to score, and what to compare their reconstruction with if that is not themselves."""
+    X = check_X(estimator, X, reset=False)
+    spec = estimator._network.spec
+    target, columns = _read_target(estimator, y, int(X.shape[0]))
+    if target is None and spec.n_outputs != spec.n_features:
+        raise ValueError(
+            f"the reconstruction has {spec.n_outputs} columns and X has {spec.n_features}: scoring needs a y to compare"
+        )
+    if target is not None and target.shape[1] != spec.n_outputs:
+        raise ValueError(f"y has {target.shape[1]} columns, the reconstruction has {spec.n_outputs}")
+    check_together(X, X if target is None else target, "y")
+    meant = spec.loss if target is None else estimator._encodes(spec.loss, separate_target=not spec.log_normalize)
+    known = read_batch(estimator, batch, int(X.shape[0]))
+    table = Table(
+        X, target, None, known, (meant, spec.loss), (_names(estimator), columns), dtype=estimator._network.dtype
+    )
+    table.check()
+    return table
+
+
+def _names(estimator: Any) -> Any:
+    """Names of the features, if they have any."""
+    return getattr(estimator, "feature_names_in_", None)
+
+
+def _read_target(estimator: Any, y: Any, n_rows: int, names: tuple[str, str] = ("X", "y")) -> tuple[Any, Any]:
+    """The target that y is, or None for no y or labels, and the names of its columns, if a frame has them; `names` are
+    what messages call X and it.
+    """
+    if y is None:
+        return None, None
+    name = names[1]
+    y = estimator._rows(y, name)
+    shape = y.shape if hasattr(y, "shape") else np.asarray(y).shape
+    if len(shape) == 1:
+        return None, None
+    columns = getattr(y, "columns", None)
+    if on_gpu(y):
+        y = _gpu_rows(y, name)
+        check_finite(y, source=name)
+    elif not isinstance(y, Source):
+        _check_kind(y, name)
+        y = check_array(y, accept_sparse="csr", dtype="numeric", ensure_all_finite=False, input_name=name)
+        y = _plain(y, name)
+        check_finite(y, source=name, columns=columns)
+    if y.shape[0] != n_rows:
+        raise ValueError(f"{name} has {y.shape[0]} rows, {names[0]} has {n_rows}")
+    return y, columns
+
+
+def _read_weight(sample_weight: Any, X: Any) -> NDArray[np.float64] | None:
+    """Weights of the rows of X, beside which they come to lie."""
+    if sample_weight is None:
+        return None
+    n_rows = int(X.shape[0])
+    weight: NDArray[np.float64] = beside(sample_weight, X, np.float64)
+    if weight.shape != (n_rows,):
+        raise ValueError(f"sample_weight has shape {weight.shape}, X has {n_rows} rows: ({n_rows},) is needed")
+    usable = np.isfinite(weight) & (weight >= 0)
+    if not usable.all():
+        at = int(usable.argmin())
+        raise ValueError(f"sample_weight: {float(weight[at]):g} at row {at} is negative or not finite")
+    return weight
+
+
+def wants_frames(estimator: Any) -> bool:
+    """Whether `set_output`, or scikit-learn's configuration, makes `transform` return data frames."""
+    chosen = getattr(estimator, "_sklearn_output_config", {}).get("transform", get_config()["transform_output"])
+    return bool(chosen != "default")
+
+
+def _gpu_rows(X: Any, name: str, min_samples: int = 1) -> Any:
+    """What is on a GPU, as `_plain` leaves it; said as scikit-learn says it of other arrays."""
+    X = gpu_array(X, name)
+    if X.ndim != 2:
+        raise ValueError(f"{name}: expected 2D array, got {X.ndim}D array instead: shape {tuple(X.shape)}")
+    if X.dtype.kind not in "biuf":
+        raise ValueError(f"{name}: numbers expected, got dtype {X.dtype}")
+    for n, least, what in ((X.shape[0], min_samples, "sample(s)"), (X.shape[1], 1, "feature(s)")):
+        if n < least:
+            raise ValueError(
+                f"Found array with {n} {what} (shape={tuple(X.shape)}) while a minimum of {least} is required."
+            )
+    with copying():
+        return _plain(X, name)
+
+
+def _check_backend(estimator: Any, name: str, X: Any, *, trains: bool = False) -> None:
+    """Refuse rows on a GPU for an estimator whose network is not on one."""
+    network = None if trains else vars(estimator).get("_network")
+    backend = resolve(estimator.backend, announce=False) if network is None else network.backend
+    if backend != "cuda":
+        raise TypeError(
+            f"{name} is on a GPU and {type(estimator).__name__} runs on backend={backend!r}: pass "
+            f"cupy.asnumpy({name}), or fit with backend='cuda'"
+        )
+
+
+def _check_kind(X: Any, name: str) -> None:
+    """Refuse what scikit-learn would misread, and say what to pass."""
+    if isinstance(X, str | os.PathLike):
+        raise TypeError(f"{name} is a path: pass narrows.data.open({name})")
+    if hasattr(X, "obs_names") and hasattr(X, "var_names") and hasattr(X, "X"):
+        raise TypeError(
+            f"{name} is an AnnData: pass its X, or narrows.data.as_source of it (of its file if it is backed), or fit "
+            "by narrows.scanpy.autoencoder"
+        )
+    check_unmasked(X, name)
+
+
+def _plain(X: Any, name: str) -> Any:
+    """An array or CSR as the backends take it: float32 or float64 in native byte order, CSR canonical."""
+    dtype = float_dtype(X.dtype)
+    if is_sparse(X) and not on_gpu(X):
+        check_csr(X, name)
+        if len(X.data) > X.indptr[-1]:
+            X = X.copy()
+            X.prune()
+    if X.dtype != dtype or not X.dtype.isnative:
+        X = X.astype(dtype)
+    if is_sparse(X) and not X.has_canonical_format:
+        X = X.copy()
+        X.sum_duplicates()
+    return X

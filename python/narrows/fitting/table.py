@@ -1,0 +1,418 @@
+"""The rows that estimators work on: tables in memory or read from a `Source`, their checks, and the order of
+training.
+
+Promises: nothing is densified, copied or changed that does not have to be; a source that fits into one block
+is trained on exactly as the same array in memory; the order of rows is a function of the seed and the number
+of the epoch. Never: trains.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..backends import Program
+from ..data.checks import check_counts, check_finite, check_representable, check_within
+from ..data.source import ArraySource, Source
+from ..plan.spec import Loss, NetworkSpec
+from ..rows.devices import copying, on_gpu, rows_of, to_host
+from ..rows.readahead import read_ahead
+from ..rows.shifted import Shifted, stored_rows
+from ..training import Block
+
+__all__ = [
+    "BLOCK_BYTES",
+    "RowLosses",
+    "Rows",
+    "Table",
+    "TrainingFeed",
+    "check_values",
+    "density",
+    "even_batch",
+    "fingerprint",
+    "is_sparse",
+    "split_rows",
+    "validator",
+    "value_range",
+]
+
+BLOCK_BYTES = 256 << 20
+"""Bytes of a source that are in memory at once."""
+
+RowLosses = Callable[[Callable[..., NDArray[Any]], NetworkSpec, Any, Any, Any], NDArray[Any]]
+"""Losses of rows by a program's `apply`, its network, the rows, their target (None: themselves) and their batches."""
+
+
+def is_sparse(X: Any) -> bool:
+    return hasattr(X, "indptr")
+
+
+def density(X: Any, *, implicit: bool = True) -> float:
+    """The part of the elements of an array, CSR or Source that is stored; the shift of `implicit` rows is not."""
+    X = stored_rows(X)
+    stored = X.nnz if is_sparse(X) else _stored(X, implicit)
+    return 1.0 if stored is None else float(stored) / max(1, int(X.shape[0]) * int(X.shape[1]))
+
+
+class Totals(NamedTuple):
+    """Sums of counts by row and by column."""
+
+    rows: NDArray[np.float64]
+    columns: NDArray[np.float64]
+
+    @property
+    def library(self) -> float:
+        """The median of the rows that have counts."""
+        filled = self.rows[self.rows > 0]
+        return float(np.median(filled)) if filled.size else 1.0
+
+    @property
+    def shares(self) -> NDArray[np.float64]:
+        """Of each column in the whole, with half a count more, so that none is zero."""
+        columns = self.columns + 0.5
+        shares: NDArray[np.float64] = columns / columns.sum()
+        return shares
+
+
+class Rows(NamedTuple):
+    """Some rows of a `Table`, in memory, in the order in which `Program.bind` takes them."""
+
+    X: Any
+    target: Any
+    weight: NDArray[np.float64] | None
+    batch: NDArray[np.float32] | None
+
+
+@dataclass
+class Table:
+    """Rows to train on or to score: inputs, targets, weights and batches that belong together.
+
+    What is read from a source is checked as it is read, what is in memory by `check`.
+
+    Attributes
+    ----------
+    X : ndarray, CSR, Source or Shifted of shape (n_rows, n_features); arrays and CSR may be CuPy's, and then all are
+    target : the same, of shape (n_rows, n_outputs), or None
+        None if the input is its own target.
+    weight : ndarray of float64, shape (n_rows,), or None
+    batch : ndarray of float32, shape (n_rows, 1), or None
+        Numbers of the rows' batches, where the network knows such.
+    meant : pair of Loss
+        Those for which the values of X and of the target must have a meaning.
+    columns : pair of sequences of str, or None
+        Names of the columns of X and of the target, where these do not know them.
+    implicit : bool
+        Whether rows of X from a source that has a shift come as `Shifted`; those of the target never do, nor what is
+        meant to be of counts.
+    names : pair of str
+        What messages call X and the target.
+    dtype : dtype
+        That of the network, which must be able to hold the values.
+    """
+
+    X: Any
+    target: Any = None
+    weight: NDArray[np.float64] | None = None
+    batch: NDArray[np.float32] | None = None
+    meant: tuple[Loss, Loss] = (Loss.MSE, Loss.MSE)
+    columns: tuple[Any, Any] = (None, None)
+    implicit: bool = True
+    names: tuple[str, str] = ("X", "y")
+    dtype: Any = np.float64
+    _totals: Totals | None = field(default=None, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        self.implicit = self.implicit and not any(loss.of_counts for loss in self.meant)
+
+    @property
+    def n_rows(self) -> int:
+        return int(self.X.shape[0])
+
+    @property
+    def in_memory(self) -> bool:
+        return not isinstance(self.X, Source) and not isinstance(self.target, Source)
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of an average row in memory."""
+        return _row_bytes(self.X, self.implicit) + (0 if self.target is None else _row_bytes(self.target, False))
+
+    @property
+    def shifted(self) -> bool:
+        """Whether rows of X come as `Shifted`."""
+        return isinstance(self.X, Shifted) or (
+            self.implicit and isinstance(self.X, Source) and self.X.shift is not None
+        )
+
+    def loaded(self, block_bytes: int) -> Table:
+        """The same table in memory if it fits into a block, else itself."""
+        if self.in_memory or self.n_rows * self.row_bytes > block_bytes:
+            return self
+        return Table(*self.read(slice(None)))
+
+    def read(self, rows: slice | NDArray[np.int64]) -> Rows:
+        """Some rows of each part; those of a source are checked."""
+        return Rows(
+            self._read(self.X, 0, rows),
+            None if self.target is None else self._read(self.target, 1, rows),
+            None if self.weight is None else rows_of(self.weight, rows),
+            None if self.batch is None else self.batch[rows],
+        )
+
+    def _read(self, part: Any, i: int, rows: slice | NDArray[np.int64]) -> Any:
+        if not isinstance(part, Source):
+            return rows_of(part, rows)
+        block = part.read_stored(rows) if self.implicit and i == 0 else part.read_rows(rows)
+        first = (rows.start or 0) if isinstance(rows, slice) else rows
+        # A source has this name unless it was given another.
+        called = {"columns": self.columns[i], "name": self.names[i] if part.name == "X" else None}
+        check_finite(stored_rows(block), first, part, **called)
+        check_representable(stored_rows(block), self.dtype, first, part, **called)
+        check_values(block, self.meant[i], first, part, **called)
+        return block
+
+    def check(self) -> None:
+        """Raise for the first value in memory that has no meaning; that all are finite is known."""
+        for i, (name, part) in enumerate(zip(self.names, (self.X, self.target), strict=True)):
+            if part is not None and not isinstance(part, Source):
+                with copying():
+                    check_representable(stored_rows(part), self.dtype, 0, name, columns=self.columns[i])
+                    check_values(part, self.meant[i], 0, name, columns=self.columns[i])
+
+    def blocks(self, block_rows: int, rows: NDArray[np.int64] | None = None) -> Iterator[Rows]:
+        """`read` of all rows, or of the sorted `rows`, in order, some at a time; those of a source are read ahead."""
+        starts = range(0, self.n_rows if rows is None else len(rows), block_rows)
+        parts = (slice(at, at + block_rows) if rows is None else rows[at : at + block_rows] for at in starts)
+        if self.in_memory or len(starts) == 1:
+            yield from map(self.read, parts)
+        else:
+            yield from read_ahead(partial(self.read, part) for part in parts)
+
+    def totals(self, rows: NDArray[np.int64], block_bytes: int) -> Totals:
+        """Sums of what is to be reconstructed in `rows`, read once whichever rows are asked for later."""
+        if self._totals is None:
+            by_row: list[NDArray[np.float64]] = []
+            by_column: Any = 0.0
+            for part in self.blocks(max(1, block_bytes // max(1, self.row_bytes)), rows):
+                block = part.X if part.target is None else part.target
+                by_row.append(_sums(block, 1))
+                by_column = by_column + _sums(block, 0)
+            self._totals = Totals(np.concatenate(by_row), by_column)
+        return self._totals
+
+
+def _sums(X: Any, axis: int) -> NDArray[np.float64]:
+    """On the host. They are of whole numbers, which float64 adds without a rounding, so in any order."""
+    if not (on_gpu(X) and is_sparse(X)):
+        return np.asarray(to_host(X.sum(axis=axis, dtype=np.float64))).reshape(-1)
+    indptr, values = to_host(X.indptr), X.data.astype(np.float64)
+    if axis == 1:
+        ends: NDArray[np.float64] = np.append(0.0, to_host(values.cumsum()))[indptr]
+        return np.diff(ends)
+    columns: NDArray[np.float64] = to_host(np.bincount(X.indices, weights=values, minlength=X.shape[1]))
+    return columns
+
+
+def _row_bytes(X: Any, implicit: bool) -> int:
+    X = stored_rows(X)
+    itemsize = np.dtype(X.dtype).itemsize
+    if (stored := _stored(X, implicit)) is not None:
+        return int(8 + stored * (itemsize + 4) // X.shape[0])
+    if is_sparse(X):
+        return int(8 + X.nnz * (itemsize + X.indices.dtype.itemsize) // X.shape[0])
+    return int(X.shape[1] * itemsize)
+
+
+def _stored(X: Any, implicit: bool) -> int | None:
+    """Values that are stored of a source, if it is one of CSR."""
+    if not isinstance(X, Source):
+        return None
+    return X.n_stored if implicit else X.nnz
+
+
+def check_values(
+    X: Any, loss: Loss, row_offset: int | NDArray[np.int64] = 0, source: Source | str = "X", **called: Any
+) -> None:
+    """Raise for the first of finite values that the loss has no meaning for; see `data.checks.check_finite`."""
+    if loss is Loss.BCE:
+        high, needed = 1.0, "loss='bce' (visible='bernoulli') needs values in [0, 1]: scale them"
+    elif loss.of_counts:
+        check_counts(X.toarray() if isinstance(X, Shifted) else X, row_offset, source, **called)
+        return
+    elif loss is Loss.MULTINOMIAL:
+        high, needed = np.inf, "loss='multinomial' needs values that are not negative"
+    else:
+        return
+    if isinstance(X, Shifted):
+        least, greatest = X.extremes()
+        slack = 4 * float(np.finfo(X.dtype).eps) * (1 + float(np.abs(X.shift).max()))
+        if least >= -slack and greatest <= high + slack:
+            return
+        X = X.toarray()
+    check_within(X, 0.0, high, needed, row_offset, source, **called)
+
+
+def split_rows(n_rows: int, fraction: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Rows to train on and rows held out, both sorted: at least one of each."""
+    n_held = min(max(1, round(fraction * n_rows)), n_rows - 1)
+    order = _generator(seed, 0).permutation(n_rows)
+    return np.sort(order[n_held:]), np.sort(order[:n_held])
+
+
+def even_batch(n_rows: int, limit: int) -> int:
+    """Rows per step: at most `limit`, at least half of it, and such that the last step is not a remnant.
+
+    A step of few rows gives each of them many times the weight of the others and its gradient many times the variance:
+    with it, adaptive solvers settle measurably beside the minimum.
+    """
+    limit = min(limit, n_rows)
+    sizes = range(limit, (limit - 1) // 2, -1)
+    fill = {size: ((n_rows - 1) % size + 1) / size for size in sizes}
+    return next((size for size in sizes if fill[size] >= 0.75), max(sizes, key=lambda size: fill[size]))
+
+
+def _generator(seed: int, number: int) -> np.random.Generator:
+    return np.random.Generator(np.random.SFC64(np.random.SeedSequence([seed, number])))
+
+
+def shuffled(rows: NDArray[np.int64], generator: np.random.Generator) -> NDArray[np.int64]:
+    """Sorted `rows`, none of them negative or twice, in random order: that of words of 32 random bits above their row.
+
+    Where NumPy sorts by vectors this takes half the time of exchanging rows one by one. No two words are equal, so the
+    order is the same wherever it is made, and whatever is added to all rows.
+    """
+    bits = np.uint64(int(rows[-1]).bit_length())
+    drawn = generator.bit_generator.random_raw(-(-len(rows) // 2)).view(np.uint32)
+    words = drawn[: len(rows)].astype(np.uint64)
+    words <<= bits
+    words |= rows.view(np.uint64)
+    words.sort()
+    words &= (np.uint64(1) << bits) - np.uint64(1)
+    return words.view(np.int64)
+
+
+@dataclass
+class TrainingFeed:
+    """A `training.Feed` over a table.
+
+    Attributes
+    ----------
+    table : Table
+    rows : ndarray of int64
+        The rows to train on, sorted.
+    batch : int
+    seed : int
+    shuffle : bool or "blocks"
+        Visit blocks, and the rows inside them, in an order of each epoch's own.
+    block_bytes : int
+        A table of sources is visited in blocks of about this size, of whole batches; one in memory is one
+        block, unless it is shuffled by blocks.
+    """
+
+    table: Table
+    rows: NDArray[np.int64]
+    batch: int
+    seed: int
+    shuffle: bool | str
+    block_bytes: int = BLOCK_BYTES
+    _resident: Rows | None = field(default=None, init=False, repr=False)
+
+    @property
+    def n_rows(self) -> int:
+        return len(self.rows)
+
+    @cached_property
+    def block_rows(self) -> int:
+        """Rows of the table in a block."""
+        if self.table.in_memory and self.shuffle != "blocks":
+            return self.table.n_rows
+        batches = max(1, self.block_bytes // max(1, self.table.row_bytes) // self.batch)
+        return batches * self.batch
+
+    @cached_property
+    def borders(self) -> NDArray[np.int64]:
+        """Where the rows of each block begin in `rows`, and the end."""
+        starts = np.arange(0, self.table.n_rows, self.block_rows)
+        return np.append(np.searchsorted(self.rows, starts), len(self.rows))
+
+    @property
+    def n_steps(self) -> int:
+        return int((-(-np.diff(self.borders) // self.batch)).sum())
+
+    def blocks(self, epoch: int) -> Iterator[Block]:
+        generator = _generator(self.seed, epoch + 1)
+        n_blocks = len(self.borders) - 1
+        order = generator.permutation(n_blocks) if self.shuffle and n_blocks > 1 else np.arange(n_blocks)
+        for b in order.tolist():
+            first = b * self.block_rows
+            rows = self.rows[self.borders[b] : self.borders[b + 1]]
+            if first and not self.table.in_memory:
+                rows = rows - first
+            if len(rows):
+                if self.shuffle:
+                    rows = shuffled(rows, generator)
+                yield Block(rows, lambda first=first: self._load(first))  # type: ignore[misc]
+
+    def _load(self, first: int) -> Rows:
+        if self.table.in_memory:
+            if self._resident is None:
+                self._resident = Rows(self.table.X, self.table.target, self.table.weight, self.table.batch)
+            return self._resident
+        return self.table.read(slice(first, first + self.block_rows))
+
+
+def validator(
+    table: Table, rows: NDArray[np.int64] | None, block_bytes: int, row_losses: RowLosses
+) -> Callable[[Program], float]:
+    """A function that gives the mean loss of a program over `rows`, which are kept in memory if they fit."""
+    n_rows = table.n_rows if rows is None else len(rows)
+    if rows is not None and (table.in_memory or n_rows * table.row_bytes <= block_bytes):
+        table, rows = Table(*table.read(rows)), None
+    block_rows = n_rows if table.in_memory else max(1, block_bytes // max(1, table.row_bytes))
+    if table.weight is not None and table.weight.sum() == 0:
+        table = Table(table.X, table.target, batch=table.batch)
+
+    def validate(program: Program) -> float:
+        total = weights = 0.0
+        for X, target, weight, batch in table.blocks(block_rows, rows):
+            losses = row_losses(program.apply, program.plan.spec, X, target, batch).astype(np.float64)
+            total += float(losses.sum() if weight is None else losses @ weight)
+            weights += float(len(losses) if weight is None else weight.sum())
+        return total / weights
+
+    return validate
+
+
+def value_range(table: Table, rows: NDArray[np.int64], block_bytes: int) -> tuple[float, float]:
+    """Least and greatest value of some rows of X, implicit zeros included."""
+    low, high = np.inf, -np.inf
+    step = max(1, block_bytes // max(1, table.row_bytes))
+    for X, *_ in table.blocks(step, rows):
+        if isinstance(X, Shifted):
+            ends = X.extremes()
+            low, high = min(low, ends[0]), max(high, ends[1])
+            continue
+        values = X.data if is_sparse(X) else X
+        if values.size:
+            low, high = min(low, float(values.min())), max(high, float(values.max()))
+        if is_sparse(X) and X.nnz < X.shape[0] * X.shape[1]:
+            low, high = min(low, 0.0), max(high, 0.0)
+    return low, high
+
+
+def fingerprint(table: Table) -> dict[str, Any]:
+    """What a checkpoint recognises data by."""
+    found: dict[str, Any] = {}
+    parts = ("X", table.X), ("y", table.target), ("sample_weight", table.weight), ("batch", table.batch)
+    for name, part in parts:
+        if part is None:
+            continue
+        found[name] = {"shape": tuple(int(n) for n in part.shape), "dtype": np.dtype(part.dtype).name}
+        if not isinstance(part, Source):
+            found[name]["sha256"] = ArraySource(to_host(part if part.ndim == 2 else part[:, None])).sha256()
+    return found

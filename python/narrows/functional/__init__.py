@@ -1,0 +1,7 @@
+"""Single fused layers and the contractive penalty, for libraries that bring their own model."""
+
+from __future__ import annotations
+
+from .layer import DenseGrads, Penalty, contractive_penalty, dense, dense_backward
+
+__all__ = ["DenseGrads", "Penalty", "contractive_penalty", "dense", "dense_backward"]

@@ -1,0 +1,254 @@
+"""The plan: a network lowered, once, to a flat list of ops over the slots of one arena.
+
+Promises: a plan is plain data (no array, no backend, no Python object inside); the same specification and batch give
+the same plan; every backend runs the same list, so a network is lowered in one place for all.
+Never: touches data, draws numbers, imports a backend.
+
+Reading order: `spec` (what a network is), `ops` (what each op reads, writes and computes), `Plan`; then `lowering`,
+which writes the list.
+
+A training step is the whole list. Encoding, reconstruction and scoring are the same list with the ops of other modes
+left out, so what is trained is what is applied.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .geometry import Convolution
+from .ops import GEOMETRY, SIGNATURES, OpCode, padded
+from .spec import NetworkSpec
+
+__all__ = [
+    "FORWARD",
+    "FROM_CODES",
+    "LEARN",
+    "Mode",
+    "Op",
+    "Plan",
+    "Region",
+    "Slot",
+    "geometry",
+    "op_flops",
+    "product_size",
+]
+
+
+class Mode(enum.IntFlag):
+    """What a run of the op list is for; an op runs if it carries the mode's bit."""
+
+    ENCODE = 1
+    DECODE = 2
+    RECONSTRUCT = 4
+    SCORE = 8
+    GRADIENT = 16
+    """Forward and backward of a training step, without the update."""
+    TRAIN = 32
+    POSTERIOR = 64
+    """Of a variational network: what its encoder puts out, the means and the log-variances of the latents."""
+    LIKELIHOOD = 128
+    """Of a variational network: the loss of decoded latent codes against a target."""
+
+
+FORWARD = Mode.ENCODE | Mode.RECONSTRUCT | Mode.SCORE | Mode.GRADIENT | Mode.TRAIN
+LEARN = Mode.GRADIENT | Mode.TRAIN
+FROM_CODES = Mode.DECODE | Mode.LIKELIHOOD
+"""Modes that begin with latent codes in place of X."""
+
+
+class Region(enum.IntEnum):
+    """What a slot's memory is; the first four have the same layout, element for element."""
+
+    PARAMETER = 0
+    GRADIENT = 1
+    MOMENT1 = 2
+    """First moment (adam, adamw) or velocity (sgd)."""
+    MOMENT2 = 3
+    BATCH = 4
+    """One row per sample of the batch; memory is shared between slots that are not alive together."""
+    SCRATCH = 5
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A matrix in the arena.
+
+    Attributes
+    ----------
+    name : str
+        ``"W0"``, ``"b0"``, ``"a1"``, ...
+    region : Region
+    rows, cols : int
+        Logical shape; `rows` is the batch capacity for ``Region.BATCH``.
+    offset : int
+        First element, counted from the start of the region (parameter-like) or of the arena's working area.
+    """
+
+    name: str
+    region: Region
+    rows: int
+    cols: int
+    offset: int
+
+    @property
+    def ld(self) -> int:
+        """Elements from one row to the next."""
+        return padded(self.cols)
+
+    @property
+    def size(self) -> int:
+        return self.rows * self.ld
+
+
+@dataclass(frozen=True)
+class Op:
+    """One op: what it does, when it runs, and its operands in the order of its signature (-1: absent)."""
+
+    code: OpCode
+    modes: Mode
+    slots: tuple[int, ...]
+    ints: tuple[int, ...] = ()
+    floats: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A lowered network for batches of up to `batch` rows."""
+
+    spec: NetworkSpec
+    batch: int
+    slots: tuple[Slot, ...]
+    ops: tuple[Op, ...]
+    terms: tuple[str, ...]
+    """Names of the values a training step reports: ``"loss"`` and the penalties."""
+    parameter_size: int
+    """Elements of the parameter region, and so of each of the three with the same layout."""
+    work_size: int
+    """Elements of the working area (batch and scratch slots)."""
+    outputs: Mapping[Mode, int] = field(default_factory=dict)
+    """The slot that holds the result of a run in each inference mode."""
+
+    @cached_property
+    def index(self) -> dict[str, int]:
+        return {slot.name: i for i, slot in enumerate(self.slots)}
+
+    @cached_property
+    def parameters(self) -> tuple[Slot, ...]:
+        return tuple(s for s in self.slots if s.region is Region.PARAMETER)
+
+    @cached_property
+    def learned(self) -> tuple[Slot, ...]:
+        """The parameters that have gradients."""
+        return tuple(s for s in self.parameters if f"d{s.name}" in self.index)
+
+    @property
+    def n_moments(self) -> int:
+        """Regions of optimiser state."""
+        return self.spec.n_moments
+
+    @property
+    def arena_size(self) -> int:
+        """Elements of the whole arena: parameters, gradients, optimiser state, working area."""
+        return (2 + self.n_moments) * self.parameter_size + self.work_size
+
+    @cached_property
+    def flops(self) -> int:
+        """Floating-point operations of the matrix products of one training step of a full batch, but for those with
+        sparse rows, which depend on the data."""
+        return sum(op_flops(self, op) for op in self.ops if op.modes & Mode.TRAIN)
+
+    def __str__(self) -> str:
+        lines = [
+            f"plan: batch {self.batch}, {sum(s.rows * s.cols for s in self.parameters)} parameters, "
+            f"{self.flops / 1e9:.4g} GFLOP a step, arena of {self.arena_size} elements"
+            + (", decoder in gram form" if self.spec.gram_decoder else "")
+        ]
+        for op in self.ops:
+            signature = SIGNATURES[op.code]
+            operands = [
+                f"{role}={self.slots[i].name}" for role, i in zip(signature.slots, op.slots, strict=True) if i >= 0
+            ]
+            operands += [f"{n}={v}" for n, v in zip(signature.ints, op.ints, strict=True)]
+            operands += [f"{n}={v:g}" for n, v in zip(signature.floats, op.floats, strict=True)]
+            modes = "".join(m.name[0].lower() if m & op.modes and m.name else "." for m in Mode)
+            lines.append(f"  {modes} {op.code.name.lower():12s} {' '.join(operands)}")
+        return "\n".join(lines)
+
+    def slot_table(self) -> NDArray[np.int64]:
+        """The slots as an array for a native backend, shape (n_slots, 4): region, rows, cols, offset."""
+        return np.array([(s.region, s.rows, s.cols, s.offset) for s in self.slots], np.int64).reshape(-1, 4)
+
+    def op_table(self) -> NDArray[np.void]:
+        """The ops as a structured array for a native backend; absent operands are -1."""
+        table = np.zeros(len(self.ops), OP_DTYPE)
+        table["slots"] = -1
+        for row, op in zip(table, self.ops, strict=True):
+            row["code"], row["modes"] = op.code, op.modes
+            row["slots"][: len(op.slots)] = op.slots
+            row["ints"][: len(op.ints)] = op.ints
+            row["floats"][: len(op.floats)] = op.floats
+        return table
+
+
+OP_DTYPE = np.dtype(
+    [("code", "i4"), ("modes", "i4"), ("slots", "i4", 11), ("ints", "i4", 18), ("floats", "f8", 8)], align=True
+)
+
+
+PRODUCTS = {
+    OpCode.DENSE: "W",
+    OpCode.DGRAD: "W",
+    OpCode.WGRAD: "dW",
+    OpCode.WGRAD_UPDATE: "W",
+    OpCode.GRAM: "W",
+    OpCode.GRAM_WGRAD: "W",
+}
+"""Ops that are matrix products, and their operand that is a weight or its gradient."""
+
+
+CONVOLUTIONS = (OpCode.CONVOLVE, OpCode.CONV_DGRAD, OpCode.CONV_WGRAD)
+
+GRAMS = (OpCode.WEIGHT_GRAM, OpCode.ROW_GRAM, OpCode.SPARSE_MSE_WGRAD, OpCode.SPARSE_MSE_UPDATE)
+"""Ops that multiply with a Gram matrix, or make one."""
+
+
+def geometry(op: Op) -> Convolution:
+    """Of an op in `CONVOLUTIONS`."""
+    h, w, c, oh, ow, f, ky, kx, sy, sx, py, px, uy, ux, transposed, _ = op.ints[-len(GEOMETRY) :]
+    return Convolution((h, w, c), f, (ky, kx), (sy, sx), (py, px), (oh, ow), (uy, ux), transposed=bool(transposed))
+
+
+def op_flops(plan: Plan, op: Op) -> int:
+    """Floating-point operations of an op's matrix products on a full batch; 0 if it has none, or with sparse rows."""
+    slots = {role: plan.slots[i] for role, i in zip(SIGNATURES[op.code].slots, op.slots, strict=True) if i >= 0}
+    if op.code is OpCode.JACOBIAN:
+        # A row for each row of the batch and latent; half of a symmetric product. The last weight takes none.
+        weights = [slots[role] for role in ("W2", "W3", "W4") if role in slots]
+        inner = sum(W.rows * W.cols for W in weights[:-1])
+        chains = 2 if "noisy" in slots else 1
+        return plan.batch * weights[-1].cols * (3 * slots["gram"].rows ** 2 + 6 * chains * inner)
+    if op.code in CONVOLUTIONS:
+        return plan.batch * geometry(op).flops
+    if op.code in GRAMS:
+        inner, outer = (slots["W"].rows, slots["W"].cols) if "W" in slots else (slots["h"].cols, plan.batch)
+        return 2 * (inner + 1) ** 2 * outer
+    if op.code not in PRODUCTS:
+        return 0
+    m, k, n = product_size(plan, op)
+    return 2 * m * k * n
+
+
+def product_size(plan: Plan, op: Op) -> tuple[int, int, int]:
+    """Rows that a product has on a full batch, and the shape of its weight, of an op in `PRODUCTS`."""
+    roles = SIGNATURES[op.code].slots
+    weight = plan.slots[op.slots[roles.index(PRODUCTS[op.code])]]
+    if op.code is OpCode.DGRAD and not op.ints[1]:
+        return plan.batch, plan.slots[op.slots[roles.index("out")]].cols, weight.cols
+    square = op.code in (OpCode.GRAM, OpCode.GRAM_WGRAD)
+    return weight.cols if square else plan.batch, weight.rows, weight.cols

@@ -1,0 +1,500 @@
+"""The training loop: epochs, validation, early stopping, learning rates, callbacks, checkpoints.
+
+Promises: the same data, seed and options give the same bits, whether or not the run was interrupted and
+resumed, and whatever the speed of the machine; after any exception the trainer's state belongs to a whole
+number of steps, and what `Trainer.finish` returns to a whole number of epochs; beside the program there are at most two
+copies of the parameters, and none of the optimiser's state. Never: knows an estimator or computes on data; a `Program`
+does that.
+
+Reading order: `Options`, `checkpoint.TrainingState`, `Feed`, `Trainer.run`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import FrameType, TracebackType
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..backends import Hyper, Program, State
+from ..errors import DivergenceError
+from ..plan.spec import Loss
+from ..rows.readahead import read_ahead
+from .checkpoint import Checkpoint, SavedRun, TrainingState
+
+__all__ = [
+    "Block",
+    "Callback",
+    "Checkpoint",
+    "EpochPrinter",
+    "Feed",
+    "Interrupted",
+    "Options",
+    "Progress",
+    "SavedRun",
+    "Trainer",
+    "TrainingState",
+]
+
+CHUNK_SECONDS = 0.25
+"""Aim for the length of one call of `Program.train`: callbacks and checkpoints come between two of them."""
+
+
+class Interrupted(Exception):
+    """Training stopped, after a whole step and after writing the checkpoint, because `Checkpoint.stop` said
+    so.
+
+    Attributes
+    ----------
+    reason : str
+        What `Checkpoint.stop` returned.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far training is.
+
+    Attributes
+    ----------
+    epoch : int
+        Epochs done by this call of fit; in `Callback.on_batch` the running one is not counted.
+    max_iter : int
+    step : int
+        Steps done in the running epoch, or in the one just ended.
+    steps_per_epoch : int
+    loss : float
+        Mean loss per sample, penalties left out, over the epoch so far.
+    val_loss : float or None
+        Of the last epoch that has one.
+    seconds : float
+        Since this process began to train.
+    learning_rate : float
+        Of the last step.
+    best_epoch : int
+        The epoch (from 1) with the lowest monitored loss; 0 before the first ends.
+    """
+
+    epoch: int
+    max_iter: int
+    step: int
+    steps_per_epoch: int
+    loss: float
+    val_loss: float | None
+    seconds: float
+    learning_rate: float
+    best_epoch: int
+
+
+class Callback:
+    """Told about the progress of training; override what is wanted."""
+
+    def on_batch(self, progress: Progress) -> None:
+        """Called between two steps, at least once an epoch and about four times a second."""
+
+    def on_epoch_end(self, progress: Progress) -> bool | None:
+        """Called after each epoch; returning True ends training there, as convergence would."""
+        return None
+
+
+class EpochPrinter(Callback):
+    """One line per epoch on standard output: what ``verbose=1`` shows."""
+
+    def on_epoch_end(self, progress: Progress) -> None:
+        val = "" if progress.val_loss is None else f"  val_loss {progress.val_loss:.6g}"
+        print(
+            f"epoch {progress.epoch}/{progress.max_iter}  loss {progress.loss:.6g}{val}  "
+            f"learning_rate {progress.learning_rate:.3g}  {progress.seconds:.1f} s",
+            flush=True,
+        )
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to train.
+
+    Attributes
+    ----------
+    max_iter : int
+        Epochs, counted from the start of this run.
+    monitor : {"val_loss", "loss", None}
+        What decides on convergence and on the best epoch. With "val_loss" the best parameters are the result,
+        else the last; with None all `max_iter` epochs are run.
+    kl_warmup : int
+        Epochs of the network, those of earlier runs included, over which the KL term of a variational one grows
+        linearly from nothing to its weight; convergence is not judged before their end.
+    initial_momentum, momentum_epochs : float, int
+        The momentum of sgd in so many first epochs of the network, in place of the plan's.
+    """
+
+    max_iter: int
+    seed: int
+    learning_rate: str = "constant"
+    learning_rate_init: float = 1e-3
+    monitor: Literal["val_loss", "loss"] | None = None
+    n_iter_no_change: int = 10
+    tol: float = 1e-4
+    kl_warmup: int = 0
+    initial_momentum: float = 0.0
+    momentum_epochs: int = 0
+
+
+@dataclass(frozen=True)
+class Block:
+    """A part of the training data that is in memory at once.
+
+    Attributes
+    ----------
+    rows : ndarray of int64
+        Rows of the block's arrays in the order in which to train on them.
+    load : callable
+        Returns the arrays for `Program.bind`; the same object means the same arrays.
+    """
+
+    rows: NDArray[np.int64]
+    load: Callable[[], tuple[Any, ...]]
+
+
+class Feed(Protocol):
+    """The training data, block by block."""
+
+    @property
+    def n_rows(self) -> int:
+        """Rows trained on in an epoch."""
+
+    @property
+    def n_steps(self) -> int:
+        """Steps of an epoch."""
+
+    def blocks(self, epoch: int) -> Iterator[Block]:
+        """The blocks of an epoch, in order: a function of the epoch's number alone."""
+
+
+class Trainer:
+    """Trains a program on a feed.
+
+    Parameters
+    ----------
+    program : Program
+        Loaded with the start of the run, which is what `state` speaks of.
+    feed : Feed
+    options : Options
+    state : TrainingState, optional
+        To go on from; a new run by default.
+    validate : callable, optional
+        Returns the validation loss of a program.
+    callbacks : sequence of Callback
+    checkpoint : Checkpoint, optional
+    identity : mapping, optional
+        What the checkpoint is to be recognised by.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        feed: Feed,
+        options: Options,
+        *,
+        state: TrainingState | None = None,
+        validate: Callable[[Program], float] | None = None,
+        callbacks: Sequence[Callback] = (),
+        checkpoint: Checkpoint | None = None,
+        identity: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.program = program
+        self.feed = feed
+        self.options = options
+        self.state = state or TrainingState()
+        self.validate = validate
+        self.callbacks = tuple(callbacks)
+        self.checkpoint = checkpoint
+        self.identity = dict(identity or {})
+        self._batch = program.plan.batch
+        self._n_steps = feed.n_steps
+        self._bound: tuple[Any, ...] | None = None
+        self._chunk = 1
+        self._reason: str | None = None
+        self._stepping = False  # whether the program may be ahead of the state
+        self._begun = self._saved = time.perf_counter()
+
+    def finish(self) -> State | None:
+        """Close the program and return the network to keep, None before the first whole epoch.
+
+        It is that after the best epoch if validation is monitored, else after the last whole one; with the optimiser's
+        state if no step has been made since.
+        """
+        s = self.state
+        if s.epochs_done and s.best is None and s.good is None:
+            return self.program.hand_over()
+        self.program.close()
+        return s.best or s.good
+
+    def run(self) -> None:
+        """Train until `max_iter`, convergence or a callback's wish.
+
+        Raises
+        ------
+        DivergenceError
+            If a loss or a parameter is not finite.
+        Interrupted
+            If `Checkpoint.stop` asks for it.
+        KeyboardInterrupt
+            After the running step, and after writing the checkpoint if there is one.
+        """
+        self._begun = self._saved = time.perf_counter()
+        try:
+            if self.state.finished:
+                return
+            while self._epoch():
+                pass
+        except KeyboardInterrupt:
+            if not self._stepping:
+                self._save()
+            raise
+        self._save()
+
+    def _epoch(self) -> bool:
+        """Do the rest of an epoch; return whether there is another."""
+        s = self.state
+        if s.epochs_done and s.good is None:
+            # Before the first step: until now the program itself holds what a whole epoch has led to.
+            self.state = dataclasses.replace(s, good=self.program.state(optimiser=False))
+        with contextlib.closing(self._loaded(list(self._left()))) as blocks:
+            for rows, arrays in blocks:
+                if arrays is not self._bound:
+                    self.program.bind(*arrays)
+                    self._bound = arrays
+                del arrays
+                while len(rows):
+                    rows = rows[self._steps(rows) * self._batch :]
+        self._end_epoch()
+        return not self.state.finished
+
+    def _left(self) -> Iterator[Block]:
+        """What of the running epoch's blocks is still to be trained on."""
+        skip = self.state.epoch_step
+        for block in self.feed.blocks(self.state.epoch):
+            n_steps = -(-len(block.rows) // self._batch)
+            if skip < n_steps:
+                yield dataclasses.replace(block, rows=block.rows[skip * self._batch :])
+            skip = max(0, skip - n_steps)
+
+    def _loaded(self, blocks: list[Block]) -> Generator[tuple[NDArray[np.int64], tuple[Any, ...]]]:
+        """Rows and arrays of blocks; several are read ahead."""
+        if len(blocks) == 1:
+            yield blocks[0].rows, blocks[0].load()
+        else:
+            yield from zip((block.rows for block in blocks), read_ahead([block.load for block in blocks]), strict=True)
+
+    def _steps(self, rows: NDArray[np.int64]) -> int:
+        """Train on the first of `rows`, as many steps as make a chunk; return how many were done."""
+        rows = rows[: self._chunk * self._batch]
+        count = -(-len(rows) // self._batch)
+        s = self.state
+        rates, factors, momenta = self._rates(s.step, count), self._kl_factors(count), self._momenta(count)
+        hyper = Hyper(self.options.seed, s.step, rates, factors, momenta)
+        begin = time.perf_counter()
+        with _HeldInterrupt() as held, np.errstate(over="ignore", invalid="ignore"):
+            self._stepping = True
+            terms = self.program.train(rows, hyper, lambda: held.pending or self._asked_to_stop())
+            done = len(terms)
+            seconds = time.perf_counter() - begin
+            trained = min(len(rows), done * self._batch)
+            weighted = terms * float(self._batch)
+            weighted[-1] = terms[-1] * (trained - (done - 1) * self._batch)
+            weighted[0] += s.sums or 0.0
+            self.state = dataclasses.replace(
+                s,
+                step=s.step + done,
+                epoch_step=s.epoch_step + done,
+                # cumsum adds strictly one step after the other, so the sums do not depend on the chunks.
+                sums=tuple(weighted.cumsum(axis=0)[-1].tolist()),
+                rows=s.rows + trained,
+                spent=s.spent + seconds,
+            )
+            self._stepping = False
+            if not np.isfinite(terms).all():
+                self._diverged(float(terms[~np.isfinite(terms).all(axis=1)][0].sum()), "loss")
+        self._chunk = max(1, int(CHUNK_SECONDS * done / max(seconds, 1e-6)))
+        if self.callbacks:
+            progress = self._progress()
+            for callback in self.callbacks:
+                callback.on_batch(progress)
+        if self.checkpoint is not None:
+            if self._asked_to_stop() and self._reason is not None:
+                self._save()
+                raise Interrupted(self._reason)
+            if time.perf_counter() - self._saved >= 60 * self.checkpoint.minutes:
+                self._save()
+        return done
+
+    def _asked_to_stop(self) -> bool:
+        if self._reason is None and self.checkpoint is not None and self.checkpoint.stop is not None:
+            self._reason = self.checkpoint.stop()
+        return self._reason is not None
+
+    def _rate(self, step: int) -> float:
+        """Learning rate of a step of the running epoch."""
+        o, s = self.options, self.state
+        if o.learning_rate != "cosine":
+            return o.learning_rate_init * s.factor
+        part = (step - s.first_step) / (o.max_iter * self._n_steps)
+        return 0.5 * o.learning_rate_init * (1 + math.cos(math.pi * part))
+
+    def _rates(self, first: int, count: int) -> NDArray[np.float64]:
+        """Learning rates of consecutive steps; where they differ one by one, so that they cannot depend on the chunks,
+        which a vector's cosine might."""
+        if self.options.learning_rate != "cosine":
+            return np.full(count, self._rate(first))
+        return np.array([self._rate(first + i) for i in range(count)])
+
+    def _kl_factors(self, count: int) -> NDArray[np.float64] | None:
+        """Of the next steps: how much of the KL term's weight is there."""
+        s, warmup = self.state, self.options.kl_warmup
+        if s.epoch >= warmup:
+            return None
+        return np.minimum(1.0, (s.epoch + (s.epoch_step + np.arange(count)) / self._n_steps) / warmup)
+
+    def _momenta(self, count: int) -> NDArray[np.float64] | None:
+        """Of the next steps, where it is not the plan's."""
+        early = self.state.epoch < self.options.momentum_epochs
+        return np.full(count, self.options.initial_momentum) if early else None
+
+    def _end_epoch(self) -> None:
+        o, s = self.options, self.state
+        begin = time.perf_counter()
+        if not self.program.finite():
+            self._diverged(math.nan, "network")
+        terms = dict(zip(self.program.plan.terms, (np.array(s.sums) / self.feed.n_rows).tolist(), strict=True))
+        loss, kl = terms.pop("loss"), terms.pop("kl", None)
+        penalty = sum(terms.values())
+        values = {"loss": loss, "learning_rate": self._rate(s.step - 1)}
+        spec = self.program.plan.spec
+        if spec.loss is Loss.MSE:
+            values["mse_per_feature"] = loss / spec.n_outputs
+        objective = loss + penalty
+        if kl is not None:
+            values["kl"] = kl
+            values["objective"] = objective = objective + spec.kl_weight * kl
+        if terms:
+            values |= terms
+            values["penalty"] = penalty
+        if self.validate is not None:
+            with np.errstate(over="ignore", invalid="ignore"):
+                values["val_loss"] = self.validate(self.program)
+            if not math.isfinite(values["val_loss"]):
+                self._diverged(values["val_loss"], "validation loss")
+        values["seconds"] = s.spent + time.perf_counter() - begin
+        self.state = dataclasses.replace(
+            s,
+            epoch=s.epoch + 1,
+            epoch_step=0,
+            sums=(),
+            rows=0,
+            spent=0.0,
+            good=None,
+            history=extended(s.history, values, s.epoch),
+            **self._judged(values["val_loss"] if o.monitor == "val_loss" else objective),
+        )
+        if self.callbacks:
+            progress = self._progress()
+            if any([callback.on_epoch_end(progress) for callback in self.callbacks]):
+                self.state = dataclasses.replace(self.state, finished=self.state.finished or "callback")
+
+    def _judged(self, loss: float) -> dict[str, Any]:
+        """What the monitored `loss` of the epoch now ending changes in the state."""
+        o, s = self.options, self.state
+        epoch = s.epoch + 1
+        changes: dict[str, Any] = {"finished": "max_iter" if epoch - s.first_epoch >= o.max_iter else ""}
+        if loss < s.best_loss:
+            changes |= {"best_loss": loss, "best_epoch": epoch, "best": None}
+        elif o.monitor == "val_loss" and s.best is None:
+            changes["best"] = s.good
+        if s.reference == math.inf or epoch <= o.kl_warmup or loss < s.reference - o.tol * abs(s.reference):
+            return changes | {"reference": loss, "stale": 0, "stale_rate": 0}
+        stale, stale_rate = s.stale + 1, s.stale_rate + 1
+        if o.learning_rate == "plateau" and stale_rate >= max(1, o.n_iter_no_change // 2):
+            changes["factor"], stale_rate = s.factor / 2, 0
+        if o.monitor is not None and stale >= o.n_iter_no_change:
+            changes["finished"] = "converged"
+        return changes | {"stale": stale, "stale_rate": stale_rate}
+
+    def _diverged(self, value: float, what: str) -> None:
+        epochs = self.state.epochs_done
+        kept = f"the parameters after epoch {epochs} are kept" if epochs else "no epoch was completed"
+        finding = "a parameter is not finite" if what == "network" else f"the {what} is {value}"
+        raise DivergenceError(
+            f"training diverged in epoch {epochs + 1}: {finding}; {kept}; lower learning_rate_init "
+            f"(now {self.options.learning_rate_init:g}), set clip_norm, or scale the data"
+        )
+
+    def _progress(self) -> Progress:
+        s = self.state
+        if s.epoch_step:
+            step, loss, rate = s.epoch_step, s.sums[0] / s.rows, self._rate(s.step - 1)
+        else:
+            step, loss, rate = self._n_steps, s.history["loss"][-1], s.history["learning_rate"][-1]
+        validated = s.history.get("val_loss")
+        return Progress(
+            epoch=s.epochs_done,
+            max_iter=self.options.max_iter,
+            step=step,
+            steps_per_epoch=self._n_steps,
+            loss=loss,
+            val_loss=validated[-1] if validated else None,
+            seconds=time.perf_counter() - self._begun,
+            learning_rate=rate,
+            best_epoch=max(0, s.best_epoch - s.first_epoch),
+        )
+
+    def _save(self) -> None:
+        if self.checkpoint is not None:
+            self.checkpoint.write(self.identity, self.state, self.program.views())
+            self._saved = time.perf_counter()
+
+
+def extended(history: Mapping[str, list[float]], values: Mapping[str, float], epoch: int) -> dict[str, list[float]]:
+    """`history` of `epoch` epochs and one more; what an epoch lacks is NaN: the lists stay in step."""
+    names = dict.fromkeys([*history, *values])
+    return {n: [*history.get(n, [math.nan] * epoch), values.get(n, math.nan)] for n in names}
+
+
+class _HeldInterrupt:
+    """Holds Ctrl-C back while steps and their bookkeeping are done, then lets it through.
+
+    Only in the main thread and only Python's own handler: others do what their owner wants.
+    """
+
+    def __init__(self) -> None:
+        self.pending = False
+        self._previous: Any = None
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.pending = True
+
+    def __enter__(self) -> _HeldInterrupt:
+        main = threading.current_thread() is threading.main_thread()
+        if main and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            self._previous = signal.signal(signal.SIGINT, self._note)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._previous is not None:
+            signal.signal(signal.SIGINT, self._previous)
+        if self.pending and kind is None:
+            raise KeyboardInterrupt

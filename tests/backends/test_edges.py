@@ -1,0 +1,123 @@
+"""Tile edges on every instruction set, with each operand against a page that may not be touched (see `edges.py`)."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from guards import LAYOUTS, OUTPUTS, Guarded
+from narrows.backends import probe
+
+if not probe("cpp").ok:
+    pytest.skip(f"no native backend: {probe('cpp').reason}", allow_module_level=True)
+
+from narrows import _core
+
+SUPPORT = Path(__file__).parents[1] / "support"
+ISAS = [name for name, supported in _core.build_info()["isa_tables"] if supported]
+isas = pytest.mark.parametrize("isa", ISAS)
+
+
+def run(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-X", "faulthandler", *map(str, arguments)],
+        cwd=SUPPORT,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+
+
+def sweep(name: str, isa: str, folder: Path, *, stride: int = 1, round_: int = 0) -> None:
+    log = folder / "case"
+    log.touch()
+    result = run("edges.py", name, stride, ISAS.index(isa), round_, log, NARROWS_ISA=isa)
+    assert result.returncode == 0, f"{log.read_text()}\n{result.stderr}"
+
+
+@isas
+def test_layers_at_tile_edges(isa: str, tmp_path: Path) -> None:
+    sweep("layers", isa, tmp_path)
+
+
+@isas
+def test_programs_at_tile_edges(isa: str, tmp_path: Path) -> None:
+    sweep("programs", isa, tmp_path, stride=53)
+
+
+@isas
+def test_images_at_tile_edges(isa: str, tmp_path: Path) -> None:
+    sweep("images", isa, tmp_path, stride=11)
+
+
+@isas
+def test_penalties_in_cells_of_several_tiles(isa: str, tmp_path: Path) -> None:
+    sweep("penalties", isa, tmp_path, stride=2)
+
+
+@pytest.mark.slow
+@isas
+def test_layers_at_tile_edges_in_many_layouts(isa: str, tmp_path: Path) -> None:
+    for round_ in range(1, 51):
+        sweep("layers", isa, tmp_path, round_=round_)
+
+
+@pytest.mark.slow
+@isas
+def test_all_programs_at_tile_edges(isa: str, tmp_path: Path) -> None:
+    for name in ("programs", "penalties", "images"):
+        sweep(name, isa, tmp_path, round_=1)
+
+
+# --- that the guards guard ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "a = Guarded(9).place(np.ones(9, np.uint8)); ctypes.string_at(a.ctypes.data, 10)",
+        "a = Guarded(9).place(np.ones(9, np.uint8), at_end=False); ctypes.string_at(a.ctypes.data - 1, 10)",
+        "a = small.arena(); ctypes.string_at(a.ctypes.data, a.nbytes + mmap.PAGESIZE)",
+    ],
+    ids=["after", "before", "after the arena"],
+)
+def test_a_guarded_page_ends_the_process(code: str) -> None:
+    prelude = """
+import ctypes, mmap, sys
+import numpy as np
+from guards import Guarded
+from narrows.backends.cpp import CppProgram
+from narrows.plan.lowering import lower
+from narrows.plan.spec import Precision
+from native_plans import small_spec
+small = CppProgram(lower(small_spec(), 8), Precision.FLOAT32, 1)
+print("ready", flush=True)
+"""
+    result = run("-c", prelude + code)
+    assert result.stdout == "ready\n"
+    assert -result.returncode in (signal.SIGSEGV, signal.SIGBUS), result.stderr
+
+
+@pytest.mark.parametrize("at_end", [False, True])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_what_is_written_beside_an_array_is_seen(layout: str, at_end: bool) -> None:
+    guarded, values = Guarded(10000), np.arange(12.0).reshape(3, 4)
+    array = guarded.place(values, LAYOUTS[layout](3, 4), at_end=at_end)
+    if "repeated" not in layout:
+        np.testing.assert_array_equal(array, values)
+    guarded.check()
+    array[1, 2] += 1
+    with pytest.raises(AssertionError, match="bytes changed"):
+        guarded.check()
+    if layout in OUTPUTS:
+        guarded.check(written=True)
+    guarded._room[0 if at_end else -1] ^= 1
+    with pytest.raises(AssertionError, match="1 bytes changed"):
+        guarded.check(written=True)

@@ -1,0 +1,136 @@
+"""The report page and the MultiQC table."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import xml.etree.ElementTree as ET
+
+import numpy as np
+import pytest
+
+from narrows import cli, plotting
+from narrows.cli import report
+from narrows.errors import DataError
+from pages import Page
+
+pytest.importorskip("matplotlib")
+pytest.importorskip("jinja2")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A finished fit of named, labelled data whose names try to break out of the page."""
+    home = tmp_path_factory.mktemp("report") / "<u>&run"
+    home.mkdir()
+    rng = np.random.default_rng(0)
+    labels = np.repeat(["T <cell>", "B $x$", "_NK"], 30)
+    centres = 4.0 * (labels[:, None] == np.unique(labels)[[0, 1, 2] * 3])
+    X = (centres + rng.normal(size=(90, 9))).astype(np.float32)
+    names = np.array([f"<i>gene{i}</i>" for i in range(9)])
+    np.savez(home / "x.npz", X=X, labels=labels, obs_names=[f"c{i}" for i in range(90)], var_names=names)
+    out = home / "run"
+    args = ["--components", "3", "--hidden", "8", "--epochs", "5", "--threads", "1", "--quiet"]
+    assert cli.main(["fit", str(home / "x.npz"), "--out", str(out), *args]) == 0
+    return out
+
+
+def test_page_is_whole_and_self_contained(folder):
+    text = (folder / "report.html").read_text()
+    page = Page(text)
+    assert page.links == []
+    assert "script" not in page.tags
+    assert re.search(r"https?://", text) is None
+    assert len(page.images) == 4
+    for image in page.images:
+        svg = base64.b64decode(image.split(",", 1)[1])
+        assert ET.fromstring(svg).tag.endswith("svg")
+        assert b"<dc:date>" not in svg
+    metrics = json.loads((folder / "metrics.json").read_text())
+    for shown in (
+        f"{metrics['mse_per_feature']:.4g}",
+        metrics["input_sha256"],
+        "90 × 9",
+        "components",
+        "Autoencoder",
+    ):
+        assert shown in page.text
+    assert "labels of the data" in page.text
+    assert "<u>" not in text  # the path of the data is text, not markup
+
+
+def test_report_again_is_the_same_page(folder):
+    first = (folder / "report.html").read_text()
+    (folder / "report.html").unlink()
+    assert cli.main(["report", str(folder)]) == 0
+    again = (folder / "report.html").read_text()
+    # Only what is known at the very end differs: time, memory and bytes written.
+    drop = re.compile(r'<div class="tile">.*?</div>|<tr><th scope="row">bytes out.*?</tr>\n', re.S)
+    assert drop.sub("", first) == drop.sub("", again)
+
+
+def test_report_without_the_data_has_no_colours(folder):
+    data = folder.parent / "x.npz"
+    kept = data.read_bytes()
+    data.unlink()
+    try:
+        report.build(folder)
+        assert "labels of the data" not in Page((folder / "report.html").read_text()).text
+    finally:
+        data.write_bytes(kept)
+
+
+def test_unfinished_or_damaged_runs_are_errors(folder, tmp_path):
+    with pytest.raises(DataError, match="holds no metrics"):
+        report.build(tmp_path)
+    (tmp_path / "metrics.json").write_text("{")
+    with pytest.raises(DataError, match="damaged"):
+        report.build(tmp_path)
+    (tmp_path / "metrics.json").write_text('{"status": "interrupted"}')
+    with pytest.raises(DataError, match="not finished"):
+        report.build(tmp_path)
+
+
+def test_multiqc_table(folder):
+    content = json.loads((folder / "narrows_mqc.json").read_text())
+    assert content["id"] == "narrows"
+    assert content["plot_type"] == "table"
+    metrics = json.loads((folder / "metrics.json").read_text())
+    row = content["data"]["run"]
+    assert row["baseline_pca_loss"] == metrics["baseline_pca_loss"]
+    assert row.keys() == content["headers"].keys()
+
+
+def test_many_points_stay_small(folder):
+    ax = plotting.plot_latent(np.random.default_rng(0).normal(size=(20_000, 2)))
+    assert len(report._svg(ax.figure)) < 1_000_000
+
+
+def test_page_of_counts(tmp_path):
+    """What a model of counts is shown by: nothing of squared errors."""
+    import scipy.sparse as sp
+
+    X = np.random.default_rng(0).poisson(1.5, (120, 12)).astype(np.float32)
+    X[4] = 0
+    sp.save_npz(tmp_path / "x.npz", sp.csr_matrix(X))
+    out = tmp_path / "run"
+    args = ["--components", "2", "--hidden", "8", "--epochs", "3", "--threads", "1", "--quiet", "--estimator", "count"]
+    assert cli.main(["fit", str(tmp_path / "x.npz"), "--out", str(out), *args]) == 0
+    metrics = json.loads((out / "metrics.json").read_text())
+    page = Page((out / "report.html").read_text())
+    assert len(page.images) == 4
+    for shown in (
+        f"{metrics['held_out_nll_per_row']:.5g}",
+        f"{metrics['held_out_nll_per_count']:.4f}",
+        f"baseline {metrics['held_out_baseline_nll_per_row']:.5g}",
+        "counts; 1 empty rows",
+        "each feature's share",
+        "negative binomial",
+    ):
+        assert shown in page.text
+    assert "quared error" not in page.text
+    row = json.loads((out / "narrows_mqc.json").read_text())["data"]["run"]
+    assert row["held_out_nll_per_row"] == metrics["held_out_nll_per_row"]
+    assert cli.main(["report", str(out)]) == 0
+    assert Page((out / "report.html").read_text()).images == page.images

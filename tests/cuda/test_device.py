@@ -1,0 +1,172 @@
+"""What the CUDA backend asks of CuPy, in which order: a fake of CuPy's calls, whose kernels are the host's.
+
+Nothing of a GPU is shown here; that the names exist in CuPy is looked up where it is installed.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import importlib.util
+import inspect
+import logging
+import operator
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from agreement import assert_close, reference_of, tolerance
+from fake_cupy import FUNCTIONS, METHODS, NAMES, FakeCupy
+from narrows.backends import Hyper
+from narrows.backends.cuda import data, device
+from narrows.backends.cuda.device import CupyDevice
+from narrows.backends.cuda.nvrtc import CUPYS
+from narrows.backends.cuda.program import CudaProgram
+from narrows.backends.cuda.table import LAUNCH_DTYPE
+from narrows.errors import BackendError, MissingExtraError, OutOfMemoryError
+from narrows.plan.plan import Mode
+from narrows.plan.spec import Activation, Loss, Precision
+from networks import Case, network
+
+CASE = Case("device", network((33, 9, 33), loss=Loss.BCE, output=Activation.SIGMOID, alpha=0.1), batch=8, rows=21)
+
+
+def program_on(fake: FakeCupy, monkeypatch: pytest.MonkeyPatch) -> CudaProgram:
+    fake.install(monkeypatch)
+    program = CudaProgram(CASE.plan, Precision.FLOAT32, CupyDevice())
+    program.load(CASE.state())
+    program.bind(*CASE.data(np.float32))
+    return program
+
+
+def check_training(program: CudaProgram) -> None:
+    reference, hyper = reference_of(CASE), Hyper(1, 0, np.full(3, 1e-3))
+    for _ in range(2):
+        expected = reference.train(np.arange(21), hyper)
+        np.testing.assert_allclose(program.train(np.arange(21), hyper), expected, rtol=tolerance(CASE, np.float32))
+    for name, value in reference.state().items():
+        if "." not in name:
+            assert_close(program.views()[name], value, tolerance(CASE, np.float32), name)
+    codes = program.apply(CASE.data(np.float32).X, Mode.ENCODE)
+    assert_close(codes, reference.apply(CASE.data().X, Mode.ENCODE), tolerance(CASE, np.float32))
+
+
+def test_steps_are_graphs_captured_once(libraries: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = FakeCupy(libraries)
+    program = program_on(fake, monkeypatch)
+    check_training(program)
+    # Eight rows and five, in training and in encoding
+    assert fake.calls.count("capture") == 4
+    assert gc.isenabled()
+    assert fake.calls.count("graph") == 2 * 3 + 3
+    assert "launch" not in fake.calls
+    compiled = [kernel for call in fake.calls if call[0] == "module" for kernel in call[1]]
+    assert len(compiled) == len(set(compiled)), "a kernel is compiled once"
+    program.close()
+    assert not fake.host.memory
+
+
+def test_data_that_stay_on_the_host_are_copied_on_a_stream_of_their_own(
+    libraries: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = FakeCupy(libraries)
+    monkeypatch.setattr(data, "RESIDENT_SHARE", 0)
+    check_training(program_on(fake, monkeypatch))
+    assert ("wait", 7, 8) in fake.calls, "launches wait for what is copied ahead of them"
+
+
+def test_without_graphs_it_says_so_once(
+    libraries: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    fake = FakeCupy(libraries, captures=False)
+    with caplog.at_level(logging.WARNING, "narrows"):
+        check_training(program_on(fake, monkeypatch))
+    assert "launch" in fake.calls
+    assert "graph" not in fake.calls
+    (record,) = caplog.records
+    assert "one by one and not as a graph: RuntimeError: cudaErrorStreamCaptureUnsupported" in record.getMessage()
+
+
+def test_too_little_memory_is_one_clear_line(libraries: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(
+        OutOfMemoryError,
+        match=r"network and its batches take .* MiB, which GPU 0 has not got: .* take a smaller batch_size",
+    ):
+        program_on(FakeCupy(libraries, capacity=1000), monkeypatch)
+
+
+def test_a_compiler_that_fails_is_one_line(libraries: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = FakeCupy(libraries)
+    program = program_on(fake, monkeypatch)
+    fake.log = "nvrtc: error: failed to open libnvrtc-builtins.so.13.0.\n  Make sure that it is installed.\n"
+    line = r"NVRTC does not compile the CUDA kernels: nvrtc: error: .*13\.0\. Make sure that it is installed\.$"
+    device._kernels.cache_clear()
+    with pytest.raises(BackendError, match=line):
+        program.train(np.arange(21), Hyper(1, 0, np.full(3, 1e-3)))
+
+
+@pytest.mark.skipif(importlib.util.find_spec("cupy") is not None, reason="CuPy is installed")
+def test_without_cupy_the_extra_is_named() -> None:
+    with pytest.raises(MissingExtraError, match=r"narrows\[cuda12\]"):
+        CupyDevice()
+
+
+def test_the_names_exist_in_cupy() -> None:
+    cupy = pytest.importorskip("cupy", reason="CuPy is not installed")
+    for path, names in NAMES.items():
+        owner = operator.attrgetter(path)(cupy) if path else cupy
+        for name in names:
+            assert hasattr(owner, name), f"cupy.{path}.{name}"
+    for name in (*METHODS, *FUNCTIONS):
+        owner = cupy.ndarray if name in METHODS else cupy
+        assert hasattr(owner, name), f"{owner.__name__}.{name}"
+
+
+def test_cupy_compiles_with_the_flags_that_the_tests_compile_with() -> None:
+    cupy = pytest.importorskip("cupy", reason="CuPy is not installed")
+    source = inspect.getsource(cupy.cuda.compiler)
+    for flag in CUPYS:
+        assert f"'{flag}'" in source
+
+
+def test_cupy_takes_plain_integers_where_it_is_given_some() -> None:
+    """Without a GPU calls fail for want of a driver, after they have taken their arguments."""
+    cupy = pytest.importorskip("cupy", reason="CuPy is not installed")
+    if cupy.is_available():
+        pytest.skip("with a GPU, tests/cuda/test_gpu.py makes such calls")
+    runtime = cupy.cuda.runtime
+    for call, *arguments in (
+        (runtime.memcpyAsync, 2**40, 2**40, 8, runtime.memcpyHostToDevice, 7),
+        (runtime.memcpy2DAsync, 2**40, 16, 2**40, 16, 8, 2, runtime.memcpyDeviceToDevice, 7),
+        (cupy.cuda.alloc, 8),
+        (cupy.cuda.alloc_pinned_memory, 8),
+        (cupy.empty, (3, 2), np.dtype(np.float32)),
+    ):
+        with pytest.raises(runtime.CUDARuntimeError):
+            call(*arguments)
+    with pytest.raises(TypeError):
+        runtime.memcpyAsync(np.uint64(2**40), 2**40, 8, runtime.memcpyHostToDevice, 7)
+    assert runtime.driverGetVersion() == 0
+    # What a capture is asked for: one that lets memory be allocated beside it.
+    assert "streamCaptureModeRelaxed" in cupy.cuda.Stream.begin_capture.__doc__
+
+
+def test_cupy_takes_operands_by_value() -> None:
+    """A function of no kernel fails for want of a driver, after it has taken its arguments."""
+    cupy = pytest.importorskip("cupy", reason="CuPy is not installed")
+    if cupy.is_available():
+        pytest.skip("with a GPU, tests/cuda/test_gpu.py launches kernels")
+    function = cupy.cuda.function.Function.__new__(cupy.cuda.function.Function)
+    stream = SimpleNamespace(ptr=0)
+    with pytest.raises(TypeError, match="Unsupported type"):
+        function((1,), (1,), (object(),), 0, stream)
+    operands = np.zeros((), LAUNCH_DTYPE)
+    with pytest.raises(cupy.cuda.runtime.CUDARuntimeError):
+        function((1,), (1,), (operands,), 0, stream)
+    # Where a kernel reads them: behind the head of an object of Cython's there are its functions and the address.
+    taken = cupy.cuda.function.CNumpyArray(operands)
+    words = (ctypes.c_size_t * 4).from_address(id(taken))
+    assert operands.ctypes.data in words
+    del taken

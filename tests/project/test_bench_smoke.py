@@ -1,0 +1,146 @@
+"""The benches run: a few of each file, once each, so that they cannot rot between two readings."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from narrows.benchmark import CASES
+from narrows.plan.ops import OpCode
+from op_cases import OP_CASES
+
+ROOT = Path(__file__).parents[2]
+FEW = "tabular or table or images or narrows-16"
+
+
+def test_a_few_of_each_file_run() -> None:
+    pytest.importorskip("pytest_benchmark")
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(str(Path(p).resolve()) for p in sys.path if p)}
+    result = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "bench",
+            "--benchmark-disable",
+            "-q",
+            "-rA",
+            "-p",
+            "no:cacheprovider",
+            "-k",
+            FEW,
+        ],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    passed = set(re.findall(r"^PASSED bench/(test_\w+\.py)", result.stdout, flags=re.MULTILINE))
+    assert passed == {path.name for path in (ROOT / "bench").glob("test_*.py")}
+
+
+def test_every_op_has_a_bench() -> None:
+    assert {op.code for case in OP_CASES for op in case.plan.ops} == set(OpCode)
+
+
+def test_peers_are_given_the_standard_cases() -> None:
+    """Their cases are apart from the package, since the memory of a process without it is measured, too."""
+    code = """
+from peer_cases import *
+print([(c.name, c.widths, c.batch, c.loss) for c in CASES if type(c) is Case and c.precision == "float32"])
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT / "bench", capture_output=True, text=True, check=True
+    )
+    theirs = ast.literal_eval(result.stdout)
+    standard = [(c.name, c.widths, c.batch, c.loss.name.lower()) for c in CASES]
+    assert theirs == standard
+
+
+def test_faults_to_plant_fit() -> None:
+    """Each is still one place of the file it names, and its tests are there."""
+    from mutants import MUTANTS
+
+    assert len({mutant.name for mutant in MUTANTS}) == len(MUTANTS)
+    for mutant in MUTANTS:
+        assert (ROOT / mutant.file).read_text(encoding="utf-8").count(mutant.text) == 1, mutant.name
+        assert mutant.fault != mutant.text
+        for name in mutant.tests.partition(" -")[0].split():
+            assert (ROOT / name).is_file(), (mutant.name, name)
+
+
+def test_the_experiment_on_invariance_runs_and_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a hundred small images of two kinds, which any of its classifiers tells apart."""
+    import invariance
+    import reproduction_page
+    from precision import Split
+
+    rng = np.random.default_rng(0)
+    labels = np.arange(100, dtype=np.uint8) % 2
+    X = np.clip(0.2 + 0.6 * (labels[:, None] == np.arange(16) % 2) + 0.1 * rng.normal(size=(100, 16)), 0, 1)
+    data = Split(X[:80].astype(np.float32), labels[:80], X[80:].astype(np.float32), labels[80:])
+    monkeypatch.setattr(invariance, "HELD", 20)
+    monkeypatch.setattr(invariance, "MODEL", invariance.MODEL | {"n_components": 12, "batch_size": 20, "max_iter": 30})
+    monkeypatch.setattr(invariance, "FINE_TUNING", {"epochs": 40, "batch": 10, "learning_rate": 3e-3})
+    found = invariance.measure(data, 2, contextlib.nullcontext)
+    assert found["methods"].keys() == reproduction_page.RIFAI.keys()
+    for name, method in found["methods"].items():
+        assert len(method["runs"]) == 2
+        for run in method["runs"]:
+            assert run["linear_error"] == run["fine_tuned_error"] == 0, name
+    norms = {name: np.mean([run["jacobian_norm"] for run in m["runs"]]) for name, m in found["methods"].items()}
+    assert norms["CAE"] < norms["AE"]
+    about = {"date": "", "machine": {"cpu": {}, "cores": 2}}
+    page = "\n".join(reproduction_page.contractive(about | found))
+    assert f"{norms['CAE']:.2f}" in page
+
+
+def test_the_norm_is_that_of_the_jacobian() -> None:
+    import invariance
+    from narrows import Autoencoder
+
+    X = np.random.default_rng(0).random((9, 5)).astype(np.float32)
+    ae = Autoencoder(4, hidden_layer_sizes=(), latent_activation="sigmoid", max_iter=1, random_state=0).fit(X)
+    h = ae.transform(X).astype(float)
+    norms = [np.linalg.norm(np.asarray(ae.coefs_[0], float) * (row * (1 - row))) for row in h]
+    assert invariance.jacobian_norm(ae, X) == pytest.approx(np.mean(norms), rel=1e-5)
+
+
+def test_the_experiment_on_denoising_runs_and_is_shown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """On bright and dark squares, which its models tell from the noise."""
+    pytest.importorskip("matplotlib")
+    import denoising
+    import reproduction_page
+    from precision import Split
+
+    kinds = np.arange(300, dtype=np.uint8) % 10
+    X = np.full((300, 28, 28), 0.1, np.float32)
+    for image, kind in zip(X, kinds, strict=True):
+        image[4 + kind : 18 + kind, 4:24] = 0.9
+    X = X.reshape(300, 784)
+    data = Split(X[:260], kinds[:260], X[260:], kinds[260:])
+    monkeypatch.setattr(denoising, "HELD", 60)
+    small = {name: (kind, parameters | {"batch_size": 20}) for name, (kind, parameters) in denoising.MODELS.items()}
+    small["convolutional"][1]["filters"] = (8, 8, 8)
+    monkeypatch.setattr(denoising, "MODELS", small)
+    monkeypatch.setattr(denoising, "RATES", dict.fromkeys(small, (1e-2, 1e-4)))
+    found, test, rebuilt = denoising.measure(data, 8, 0, contextlib.nullcontext)
+    assert found["noisy"]["all"] == pytest.approx(-10 * np.log10(np.mean((test - data.X_held) ** 2)), abs=1e-4)
+    for each in (*found["pca"].values(), *found["models"].values()):
+        assert each["image"] > found["noisy"]["image"] + 3
+    assert found["models"]["convolutional"]["all"] == pytest.approx(denoising.psnr(rebuilt, data.X_held)["all"])
+    denoising.draw(data, test, rebuilt, tmp_path / "denoising.png")
+    assert (tmp_path / "denoising.png").stat().st_size > 1000
+    about = {"date": "", "machine": {"cpu": {}, "cores": 2}, "level": 0.5, "images": 40, "epochs": 8, "seed": 0}
+    page = "\n".join(reproduction_page.denoising(about | found))
+    assert f"| {found['models']['convolutional']['image']:.2f} |" in page

@@ -1,0 +1,128 @@
+"""The README, the examples and the pages say what the code does."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from narrows.backends import probe
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+def test_readme_has_exactly_two_setup_commands() -> None:
+    commands = [line for block in blocks("sh") for line in block.splitlines()]
+    assert len(commands) == 2
+    fit, test = commands
+    assert "narrows fit pbmc4k --out " in fit
+    assert test.endswith("-m pytest")
+    ci = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    assert "README.md" in ci, "CI takes the test command from the README"
+
+
+def test_readme_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (example,) = blocks("python")
+    assert len([line for line in example.splitlines() if line.strip()]) <= 10
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    exec(compile(example, "README.md", "exec"), names)
+    assert (names["same"] == names["Z"]).all()  # type: ignore[attr-defined]
+
+
+def test_contractive_examples_run() -> None:
+    page = (ROOT / "docs" / "contractive.md").read_text(encoding="utf-8")
+    names: dict[str, Any] = {}
+    for example in re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL):
+        exec(compile(example, "contractive.md", "exec"), names)
+    none, some, much = names["norms"]
+    assert none > 1.2 * some > 1.2 * 1.2 * much
+    assert names["value"] == names["estimate"].value == much
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.py")), ids=lambda p: p.name)
+def test_examples_run(path: Path, tmp_path: Path) -> None:
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(str(Path(p).resolve()) for p in sys.path if p)}
+    result = subprocess.run(
+        [sys.executable, "-W", "error", str(path)],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout
+
+
+PAGES = [page for page in sorted((ROOT / "docs").glob("*.md")) if "```python" in page.read_text(encoding="utf-8")]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_examples_of_pages_run(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    """One after the other, as a reader would; what a comment says is asserted in the page itself."""
+    if page.name == "gpu.md" and not probe("cuda").ok:
+        from fake_cupy import FakeCupy
+
+        FakeCupy(request.getfixturevalue("libraries")).install(monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    for example in re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL):
+        exec(compile(example, page.name, "exec"), names)
+
+
+def test_links_lead_somewhere() -> None:
+    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_every_option_is_in_the_pages() -> None:
+    from narrows.cli.main import _parser
+
+    page = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
+    _, commands = _parser()
+    for command in commands.values():
+        for action in command._actions:
+            for option in action.option_strings:
+                assert option in page or option in ("-h", "--help", "-o"), f"{command.prog} {option}"
+
+
+def test_extras_named_in_errors_exist() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    asked = set()
+    for source in (ROOT / "python" / "narrows").rglob("*.py"):
+        asked |= set(re.findall(r'require\(\s*"[\w.]+",\s*"(\w+)"', source.read_text(encoding="utf-8")))
+    assert asked
+    assert asked <= extras.keys()
+
+
+@pytest.mark.parametrize(
+    ("module", "command"),
+    [
+        ("page", "bench/peers.py --page-only"),
+        ("accuracy_page", "bench/accuracy_page.py"),
+        ("profile_page", "bench/profile_page.py"),
+        ("reproduction_page", "bench/reproduction_page.py"),
+    ],
+)
+def test_a_page_is_what_the_results_say(module: str, command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not (ROOT / "bench" / "results").exists():
+        pytest.skip("no stored results: not a checkout")
+    monkeypatch.syspath_prepend(ROOT / "bench")
+    page = importlib.import_module(module)
+    assert page.PAGE.read_text(encoding="utf-8") == page.current(), f"run `python {command}`"

@@ -1,0 +1,293 @@
+"""A second opinion on the formulas: the forward pass and the objective written from scipy.special.
+
+Shares no code with the backends, apart from the random numbers, which have tests of their own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import special, stats
+
+from narrows.plan.geometry import Convolution
+from narrows.plan.ops import DISPERSION_PACE
+from narrows.plan.spec import Activation, Corruption, Loss, NetworkSpec, Solver
+from narrows.random import philox
+from narrows.rows.shifted import dense
+from networks import Case
+
+Array = NDArray[Any]
+SEED, STEP = 2**63 + 12345, 3
+
+ACTIVATION = {
+    "LINEAR": lambda z: z,
+    "RELU": lambda z: z * (z > 0),
+    "LEAKY_RELU": lambda z: np.maximum(z, 0.01 * z),
+    "ELU": lambda z: np.where(z > 0, z, special.expm1(z)),
+    "GELU": lambda z: z * (1 + special.erf(z / np.sqrt(2))) / 2,
+    "SILU": lambda z: z * special.expit(z),
+    "SIGMOID": special.expit,
+    "TANH": lambda z: 2 * special.expit(2 * z) - 1,
+    "SOFTPLUS": lambda z: np.logaddexp(0, z),
+    "EXP": np.exp,
+    "SOFTMAX": lambda z: special.softmax(z, axis=1),
+}
+
+
+def normal_density(z: Array) -> Array:
+    return np.exp(-np.square(z) / 2) / np.sqrt(2 * np.pi)
+
+
+SLOPE = {
+    "LINEAR": np.ones_like,
+    "RELU": lambda z: np.heaviside(z, np.nan),
+    "LEAKY_RELU": lambda z: np.where(z > 0, 1, 0.01),
+    "ELU": lambda z: np.exp(np.minimum(z, 0)),
+    "GELU": lambda z: (1 + special.erf(z / np.sqrt(2))) / 2 + z * normal_density(z),
+    "SILU": lambda z: special.expit(z) + z * special.expit(z) * special.expit(-z),
+    "SIGMOID": lambda z: special.expit(z) * special.expit(-z),
+    "TANH": lambda z: 1 / np.square(np.cosh(z)),
+    "SOFTPLUS": special.expit,
+    "EXP": np.exp,
+}
+KINKED = (Activation.RELU, Activation.LEAKY_RELU, Activation.ELU)
+
+
+@dataclass
+class Pass:
+    """What a forward pass leaves."""
+
+    pre: list[Array] = field(default_factory=list)
+    out: list[Array] = field(default_factory=list)
+    code: Array = field(default_factory=lambda: np.empty(0))
+    decoded: Array = field(default_factory=lambda: np.empty(0))
+    """What the code is decoded to, for all that is known of the row without it."""
+    row_loss: Array = field(default_factory=lambda: np.empty(0))
+    terms: dict[str, float] = field(default_factory=dict)
+
+
+def row_loss(loss: Loss, z: Array, p: Array, y: Array, delta: float, logvar: Array | None) -> Array:
+    if loss is Loss.GAUSSIAN:
+        return -stats.norm.logpdf(y, p, np.sqrt(np.exp(logvar) + 1e-6)).sum(axis=1)
+    if loss is Loss.MSE:
+        return np.square(p - y).sum(axis=1)
+    if loss is Loss.HUBER:
+        return special.huber(delta, p - y).sum(axis=1)
+    if loss is Loss.BCE:
+        return -(special.xlogy(y, p) + special.xlog1py(1 - y, -p)).sum(axis=1)
+    return -(y * special.log_softmax(z, axis=1)).sum(axis=1)
+
+
+def log_probability(spec: NetworkSpec, z: Array, mean: Array, y: Array, state: Any) -> Array:
+    """Of counts, the sum over features."""
+    n = y.shape[1]
+    if spec.loss is Loss.POISSON:
+        return stats.poisson.logpmf(y, mean).sum(axis=1)
+    theta = np.exp(z[:, n : 2 * n] if spec.cell_dispersion else DISPERSION_PACE * state["log_dispersion"])
+    counted = stats.nbinom.logpmf(y, theta, theta / (theta + mean))
+    if spec.loss is Loss.ZINB:
+        dropped = special.expit(z[:, -n:])
+        counted = np.log(np.where(y == 0, dropped, 0) + (1 - dropped) * np.exp(counted))
+    return counted.sum(axis=1)
+
+
+def forward(case: Case, rows: Array, *, training: bool) -> Pass:
+    """The pass over `rows` of the case's data; with corruption, dropout and penalties in training."""
+    spec, data, state = case.spec, case.data(), case.state()
+    a = dense(data.X[rows]).copy()
+    y = a.copy() if data.target is None else data.target[rows]
+    w = np.ones(len(rows)) if data.weight is None else data.weight[rows]
+    stream = 0
+    raw = a
+    if spec.log_normalize:
+        total = a.sum(axis=1, keepdims=True)
+        a = np.log1p(np.divide(a * spec.library, total, out=np.zeros_like(a), where=total > 0))
+    if spec.corruption is not None:
+        if training:
+            u = philox.uniform(SEED, stream, STEP, *a.shape)
+            low, high = spec.corruption_range
+            if spec.corruption is Corruption.GAUSSIAN:
+                a += spec.corruption_level * special.ndtri(u)
+            elif spec.corruption is Corruption.MASKING:
+                a = a * (u >= spec.corruption_level)
+            else:
+                level = spec.corruption_level
+                a = np.where(u >= level, a, np.where(u < level / 2, low, high))
+        stream += 1
+    given = a
+    result = Pass()
+    for i, layer in enumerate(spec.layers):
+        W = state[f"W{i}"] if layer.tied_to is None else state[f"W{layer.tied_to}"].T
+        conv = layer.convolution
+        z = a @ W + state[f"b{i}"] if conv is None else convolved(conv, a, W, state[f"b{i}"])
+        counted = spec.loss.of_counts and i == len(spec.layers) - 1
+        a = ACTIVATION[layer.activation.name](z[:, : spec.n_outputs] if counted else z)
+        if conv is not None:
+            a = pooled(conv, a)
+        result.pre.append(z)
+        if layer.dropout > 0:
+            if training:
+                u = philox.uniform(SEED, stream, STEP, *a.shape)
+                if between_convolutions(spec, i):
+                    height, width, channels = layer.convolution.out_shape
+                    u = u.reshape(-1, channels, height, width).transpose(0, 2, 3, 1).reshape(a.shape)
+                a = np.where(u < layer.dropout, 0, a / (1 - layer.dropout))
+            stream += 1
+        result.out.append(a)
+        if i == spec.latent - 1 and spec.variational:
+            mean, spread = np.split(a, 2, axis=1)
+            kl = (np.square(mean) + np.exp(spread) - 1 - spread).sum(axis=1) / 2
+            result.terms["kl"] = float(w @ kl) / len(rows)
+            a = mean
+            if training:
+                a = mean + np.sqrt(np.exp(spread)) * special.ndtri(philox.uniform(SEED, stream, STEP, *mean.shape))
+            stream += 1
+        if i == spec.latent - 1:
+            result.code = a
+            if data.batch is not None:
+                a = np.hstack([a, np.eye(spec.n_batches)[data.batch[rows, 0].astype(int)]])
+    result.decoded = a
+    if spec.loss.of_counts:
+        unit = 1.0 if layer.activation is Activation.SOFTMAX else spec.library
+        result.decoded = a * (spec.library / unit)
+        result.out[-1] = a * (raw.sum(axis=1, keepdims=True) / unit)
+        result.row_loss = -log_probability(spec, z, a * (y.sum(axis=1, keepdims=True) / unit), y, state)
+    else:
+        result.row_loss = row_loss(spec.loss, z, a, y, spec.huber_delta, state.get("logvar"))
+    result.terms["loss"] = float(w @ result.row_loss) / len(rows)
+    if spec.activity_l1 > 0:
+        result.terms["activity_l1"] = spec.activity_l1 * float(w @ np.abs(result.code).sum(axis=1)) / len(rows)
+    if spec.kl_sparsity > 0:
+        mean, target = w @ result.code / len(rows), spec.sparsity_target
+        kl = special.rel_entr(target, mean) + special.rel_entr(1 - target, 1 - mean)
+        result.terms["kl_sparsity"] = spec.kl_sparsity * float(kl.sum())
+    J = jacobian(case, result) if spec.contractive > 0 or spec.contractive_hessian > 0 else np.empty(0)
+    if spec.contractive_hessian > 0 and training:
+        changes = []
+        for _ in range(spec.n_corruptions):
+            noise = spec.hessian_std * special.ndtri(philox.uniform(SEED, stream, STEP, *given.shape))
+            changes.append(np.square(J - jacobian(case, encode(case, given + noise))).sum(axis=(1, 2)))
+            stream += 1
+        change = float(w @ np.mean(changes, axis=0)) / len(rows)
+        result.terms["contractive_hessian"] = spec.contractive_hessian * change
+    if spec.contractive > 0:
+        square = np.square(J).sum(axis=(1, 2))
+        closed = spec.latent == 1 and spec.layers[0].convolution is None
+        if spec.contractive_probes > 0 and not closed:
+            estimates = []
+            for _ in range(spec.contractive_probes):
+                v = np.where(philox.uniform(SEED, stream, STEP, *result.code.shape) < 0.5, -1.0, 1.0)
+                estimates.append(np.square(np.einsum("nk,nki->ni", v, J)).sum(axis=1))
+                stream += 1
+            square = np.mean(estimates, axis=0)
+        result.terms["contractive"] = spec.contractive * float(w @ square) / len(rows)
+    l2 = 0.0 if spec.solver is Solver.ADAMW else spec.alpha
+    if l2 > 0 or spec.weight_l1 > 0:
+        weights = [v for name, v in state.items() if name[0] == "W"]
+        total = sum(l2 / 2 * np.square(W).sum() + spec.weight_l1 * np.abs(W).sum() for W in weights)
+        result.terms["weight_penalty"] = float(total) / len(rows)
+    return result
+
+
+def between_convolutions(spec: NetworkSpec, i: int) -> bool:
+    """Whether rows behind layer i hold one channel after the other, by which noise is then numbered."""
+    both = all(layer.convolution is not None for layer in spec.layers[i : i + 2])
+    return both and i not in (spec.latent - 1, len(spec.layers) - 1)
+
+
+def convolved(conv: Convolution, rows: Array, W: Array, b: Array) -> Array:
+    """Pixel by pixel; rows of flattened images in and out, channels last."""
+    h, w, c = conv.shape
+    x = rows.reshape(-1, h, w, c)
+    K = W.reshape(*conv.kernel, c, conv.filters)
+    out = np.zeros((len(x), *conv.size, conv.filters))
+    if not conv.transposed:
+        x = np.kron(x, np.ones((1, *conv.upsample, 1)))
+    coarse, fine = (x, out) if conv.transposed else (out, x)
+    for y, v, i, j in np.ndindex(*coarse.shape[1:3], *conv.kernel):
+        Y, V = (s * n + k - p for s, n, k, p in zip(conv.strides, (y, v), (i, j), conv.padding, strict=True))
+        if 0 <= Y < fine.shape[1] and 0 <= V < fine.shape[2]:
+            if conv.transposed:
+                out[:, Y, V] += x[:, y, v] @ K[i, j]
+            else:
+                out[:, y, v] += x[:, Y, V] @ K[i, j]
+    return (out + b).reshape(len(x), -1)
+
+
+def pooled(conv: Convolution, rows: Array) -> Array:
+    """The greatest of each window."""
+    return np.take_along_axis(rows, greatest(conv, rows), axis=1)
+
+
+def greatest(conv: Convolution, rows: Array) -> Array:
+    """Where in a row the greatest of each window lies, the first one if there are several."""
+    a = rows.reshape(-1, *conv.image)
+    number = np.arange(rows.shape[1]).reshape(conv.image)
+    (py, px), out = conv.pool, np.empty((len(a), *conv.out_shape), int)
+    for y, v in np.ndindex(*conv.out_shape[:2]):
+        window = slice(y * py, (y + 1) * py), slice(v * px, (v + 1) * px)
+        first = a[:, *window].reshape(len(a), py * px, -1).argmax(axis=1)
+        out[:, y, v] = np.take_along_axis(number[window].reshape(py * px, -1), first, axis=0)
+    return out.reshape(len(a), -1)
+
+
+def window_gap(conv: Convolution, rows: Array) -> float:
+    """The least distance between the two greatest of a window."""
+    a = rows.reshape(-1, *conv.image)
+    (py, px), (h, w, _) = conv.pool, conv.out_shape
+    split = a.reshape(len(a), h, py, w, px, -1).transpose(0, 1, 3, 5, 2, 4).reshape(-1, py * px)
+    first, second = np.sort(split, axis=1)[:, -1], np.sort(split, axis=1)[:, -2]
+    return float((first - second)[first > 0].min(initial=np.inf))
+
+
+def encode(case: Case, a: Array) -> Pass:
+    """The encoder alone."""
+    result = Pass()
+    for i, layer in enumerate(case.spec.layers[: case.spec.latent]):
+        result.pre.append(a @ case.state()[f"W{i}"] + case.state()[f"b{i}"])
+        a = ACTIVATION[layer.activation.name](result.pre[-1])
+    return result
+
+
+def jacobian(case: Case, run: Pass) -> Array:
+    """d code / d input of each row of a pass, shape (rows, components, features), written out."""
+    J = np.eye(case.spec.n_features)
+    for i, layer in enumerate(case.spec.layers[: case.spec.latent]):
+        W, conv = case.state()[f"W{i}"], layer.convolution
+        if conv is not None:
+            W = convolved(conv, np.eye(layer.n_in), W, np.zeros(conv.filters))
+        J = SLOPE[layer.activation.name](run.pre[i])[:, :, None] * (W.T @ J)
+        if conv is not None:
+            chosen = greatest(conv, ACTIVATION[layer.activation.name](run.pre[i]))
+            J = np.take_along_axis(J, chosen[:, :, None], axis=1)
+    return J
+
+
+def kink_distance(case: Case) -> float:
+    """How far the first batch keeps from where a derivative jumps."""
+    rows = np.arange(min(case.batch, case.rows))
+    run, spec = forward(case, rows, training=True), case.spec
+    distances = [np.abs(z).min() for z, layer in zip(run.pre, spec.layers, strict=True) if layer.activation in KINKED]
+    for z, layer in zip(run.pre, spec.layers, strict=True):
+        if layer.convolution is not None and layer.convolution.pooled:
+            distances.append(window_gap(layer.convolution, ACTIVATION[layer.activation.name](z)))
+    if spec.activity_l1 > 0 and spec.layers[spec.latent - 1].activation not in KINKED:
+        distances.append(np.abs(run.pre[spec.latent - 1]).min())
+    if spec.loss is Loss.HUBER:
+        y = dense(case.data().X[rows])
+        distances.append(np.abs(np.abs(run.out[-1] - y) - spec.huber_delta).min())
+    return float(min(distances, default=np.inf))
+
+
+@cache
+def away_from_kinks(case: Case, distance: float = 1e-4) -> Case:
+    """The case with numbers that keep its first batch clear of kinks; large ones want activations without any."""
+    for _ in range(200):
+        if kink_distance(case) >= distance:
+            return case
+        case = case.another()
+    raise AssertionError(f"{case}: no numbers found that keep it clear of kinks")
