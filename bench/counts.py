@@ -63,7 +63,7 @@ def counts(batch: int) -> Any:
 
 def network(loss: str, X: Any) -> Any:
     """The specification and first parameters."""
-    from narrows.fitting.network import initial_state
+    from narrows.fitting.start import initial_state
     from narrows.plan.spec import Activation, LayerSpec, Loss, NetworkSpec
 
     kind = Loss[loss.upper()]
@@ -190,7 +190,7 @@ class Contender:
         # In every process: what the libraries take by themselves is of no interest.
         import torch  # noqa: F401
 
-        import narrows.fitting.network  # noqa: F401
+        import narrows.fitting.start  # noqa: F401
 
         on_gpu = device() == "cuda"
         chosen, before = CASES[case], 0 if on_gpu else status("VmRSS")

@@ -93,7 +93,7 @@ class Case:
 
     def parameters(self) -> dict[str, FloatArray]:
         """First parameters by slot name, as `narrows.Autoencoder` draws them."""
-        from narrows.fitting.network import initial_state
+        from narrows.fitting.start import initial_state
 
         return initial_state(self.spec, SEED, np.float32)
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from . import functional
 from ._extras import require
-from .functional.layer import elementwise
+from .functional.operands import elementwise
 from .plan.spec import ACTIVATIONS
 from .random.weights import draw_seed, initial_weight
 

@@ -20,7 +20,7 @@ from estimator_cases import SMALL, low_rank
 from narrows import Autoencoder, ContractiveAutoencoder
 from narrows.backends import Hyper, compile_plan
 from narrows.backends.reference import CURVATURE, DERIVATIVE
-from narrows.functional import layer as functional
+from narrows.functional import penalty as functional
 from narrows.plan.lowering import lower, lower_penalty
 from narrows.plan.ops import OpCode
 from narrows.plan.spec import Activation, LayerSpec, NetworkSpec

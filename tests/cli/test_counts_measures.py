@@ -16,7 +16,7 @@ from estimator_cases import BACKEND
 from narrows import cli
 from narrows.data import ArraySource
 from narrows.evaluation.counts import Baseline, measure
-from narrows.fitting.table import split_rows
+from narrows.fitting.feed import split_rows
 from narrows.plan.spec import Loss
 
 

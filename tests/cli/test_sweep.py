@@ -19,7 +19,7 @@ from cli_runs import SMALL, metrics, narrows, table
 from narrows.cli import rundir
 from narrows.data import ArraySource
 from narrows.evaluation import baselines as evaluation
-from narrows.fitting.table import split_rows
+from narrows.fitting.feed import split_rows
 from pages import Page
 
 FEW = [a for a in SMALL if a not in ("--components", "3")]

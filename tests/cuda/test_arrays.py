@@ -18,17 +18,16 @@ from cuda_arrays import CHECKS, ESTIMATORS, elementwise, ids, same, small
 from cuda_device import thinned
 from estimator_cases import low_rank
 from fake_cupy import Csr, FakeCupy
-from narrows import scanpy
+from narrows import functional, scanpy
 from narrows.backends.cuda import launches, layers
 from narrows.backends.cuda.device import CupyDevice
 from narrows.errors import BackendError, DataError, OutOfMemoryError
-from narrows.functional import layer as functional
 from narrows.plan.plan import Mode
 
 
 @pytest.fixture
 def cupy(libraries: Any, monkeypatch: pytest.MonkeyPatch) -> FakeCupy:
-    monkeypatch.setattr(functional, "_spare", {})
+    monkeypatch.setattr("narrows.functional.penalty._spare", {})
     return FakeCupy(libraries).install(monkeypatch)
 
 

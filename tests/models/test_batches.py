@@ -30,7 +30,7 @@ from narrows import (
 from narrows.data import ArraySource
 from narrows.errors import DataError, ModelFileError, ResumeError
 from narrows.fitting.conditions import declared_batches, numbers, read_labels
-from narrows.fitting.table import split_rows
+from narrows.fitting.feed import split_rows
 from narrows.persistence import load_tensors, save_tensors
 from narrows.training import Checkpoint
 

@@ -22,7 +22,7 @@ from narrows.cli import resources
 from narrows.data import ArraySource
 from narrows.data import open as open_data
 from narrows.errors import DataError
-from narrows.fitting.network import initial_state
+from narrows.fitting.start import initial_state
 from narrows.plan.lowering import lower
 from narrows.plan.spec import Activation, LayerSpec, Loss, NetworkSpec
 

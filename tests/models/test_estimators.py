@@ -38,8 +38,8 @@ from narrows import (
 from narrows.backends import probe
 from narrows.data import ArraySource
 from narrows.errors import BackendError, ModelFileError
-from narrows.fitting.network import initial_state
-from narrows.fitting.table import even_batch, shuffled, split_rows
+from narrows.fitting.feed import even_batch, shuffled, split_rows
+from narrows.fitting.start import initial_state
 from narrows.persistence import load_tensors, save_tensors
 from narrows.plan.plan import Mode
 from narrows.plan.spec import ACTIVATIONS

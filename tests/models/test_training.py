@@ -21,7 +21,7 @@ from narrows import Autoencoder
 from narrows.backends import AUTO, probe, resolve
 from narrows.data import ArraySource
 from narrows.errors import DivergenceError, ModelFileError, ResumeError
-from narrows.fitting.table import even_batch
+from narrows.fitting.feed import even_batch
 from narrows.training import (
     Block,
     Callback,

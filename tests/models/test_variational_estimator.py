@@ -17,7 +17,7 @@ from narrows import VariationalAutoencoder
 from narrows.backends import compile_plan
 from narrows.data import ArraySource
 from narrows.fitting import run as fitting
-from narrows.fitting.table import split_rows
+from narrows.fitting.feed import split_rows
 from narrows.models.variational import row_keys
 from narrows.plan.lowering import lower
 from narrows.plan.spec import Activation, LayerSpec, NetworkSpec

@@ -29,6 +29,7 @@ from narrows import _core, functional
 from narrows.backends import Hyper
 from narrows.backends.cpp import _APPLY, CppProgram
 from narrows.backends.reference import ACTIVATE, DERIVATIVE, ReferenceProgram
+from narrows.functional import layer
 from narrows.plan.geometry import Convolution
 from narrows.plan.ops import Source
 from narrows.plan.plan import FROM_CODES, Mode, Region
@@ -470,7 +471,7 @@ SWEEPS: dict[str, tuple[Callable[[], Iterator[tuple[Any, ...]]], Callable[..., N
 
 
 def main(sweep: str, stride: int, offset: int, round_: int, log: str) -> None:
-    functional.SERIAL = -1  # small layers on as many threads as asked for
+    layer.SERIAL = -1  # small layers on as many threads as asked for
     cases, run = SWEEPS[sweep]
     file = os.open(log, os.O_WRONLY | os.O_CREAT)
     for number, case in enumerate(cases()):

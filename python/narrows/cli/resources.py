@@ -22,8 +22,9 @@ from ..data import Source
 from ..data.normalize import NormalizedSource
 from ..errors import OutOfMemoryError
 from ..evaluation import baselines as evaluation
-from ..fitting.network import build_spec
-from ..fitting.table import BLOCK_BYTES, Table, density, split_rows
+from ..fitting.feed import split_rows
+from ..fitting.spec_of import build_spec
+from ..fitting.table import BLOCK_BYTES, Table, density
 from ..plan.lowering import lower
 from ..plan.spec import NetworkSpec, Precision
 from ..random.weights import draw_seed

@@ -20,7 +20,7 @@ from ..cli.applying import with_names
 from ..cli.resources import APPLY_BYTES
 from ..data import Source
 from ..data.normalize import row_blocks
-from ..fitting.network import FIRST_DISPERSION, dispersions
+from ..fitting.start import FIRST_DISPERSION, dispersions
 from ..fitting.table import Table
 from ..plan.lowering import lower
 from ..plan.ops import DISPERSION_PACE, LOG_DISPERSION_LIMIT

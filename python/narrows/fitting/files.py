@@ -16,8 +16,9 @@ import numpy as np
 from ..errors import ModelFileError
 from ..persistence import load_tensors, save_tensors
 from ..plan.spec import NetworkSpec
-from .network import Network, build_spec
+from .network import Network
 from .parameters import check_parameters, plain_parameters
+from .spec_of import build_spec
 
 __all__ = ["read_model", "write_model"]
 

@@ -26,8 +26,9 @@ from ..data.source import Source, check_csr, check_unmasked, float_dtype
 from ..plan.spec import Loss, Precision
 from ..rows.devices import beside, check_together, copying, gpu_array, on_gpu
 from ..rows.shifted import Shifted
+from ..rows.sparse import is_sparse
 from .conditions import declared_batches, numbers, read_labels
-from .table import Table, is_sparse
+from .table import Table
 
 __all__ = [
     "check_X",

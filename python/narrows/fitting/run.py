@@ -22,9 +22,11 @@ from ..plan.spec import Corruption, LayerSpec, Loss, NetworkSpec
 from ..random.weights import draw_seed
 from ..rows.devices import rows_of
 from ..training import Callback, Checkpoint, EpochPrinter, Options, SavedRun, Trainer, TrainingState
-from .network import Network, build_spec
+from .feed import TrainingFeed, even_batch
+from .network import Network
 from .parameters import plain_parameters
-from .table import BLOCK_BYTES, Table, TrainingFeed, density, even_batch, fingerprint, value_range
+from .spec_of import build_spec
+from .table import BLOCK_BYTES, Table, density, fingerprint, value_range
 
 if TYPE_CHECKING:
     from ..models.base import BaseAutoencoder

@@ -1,55 +1,30 @@
-"""The rows that estimators work on: tables in memory or read from a `Source`, their checks, and the order of
-training.
+"""Rows that belong together: a `Table` in memory or read from a `Source`, and the checks of its values.
 
-Promises: nothing is densified, copied or changed that does not have to be; a source that fits into one block
-is trained on exactly as the same array in memory; the order of rows is a function of the seed and the number
-of the epoch. Never: trains.
+Promises: nothing is densified, copied or changed that does not have to be. Never: trains.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..backends import Program
 from ..data.checks import check_counts, check_finite, check_representable, check_within
 from ..data.source import ArraySource, Source
-from ..plan.spec import Loss, NetworkSpec
+from ..plan.spec import Loss
 from ..rows.devices import copying, on_gpu, rows_of, to_host
 from ..rows.readahead import read_ahead
 from ..rows.shifted import Shifted, stored_rows
-from ..training import Block
+from ..rows.sparse import is_sparse
 
-__all__ = [
-    "BLOCK_BYTES",
-    "RowLosses",
-    "Rows",
-    "Table",
-    "TrainingFeed",
-    "check_values",
-    "density",
-    "even_batch",
-    "fingerprint",
-    "is_sparse",
-    "split_rows",
-    "validator",
-    "value_range",
-]
+__all__ = ["BLOCK_BYTES", "Rows", "Table", "Totals", "check_values", "density", "fingerprint", "value_range"]
 
 BLOCK_BYTES = 256 << 20
 """Bytes of a source that are in memory at once."""
-
-RowLosses = Callable[[Callable[..., NDArray[Any]], NetworkSpec, Any, Any, Any], NDArray[Any]]
-"""Losses of rows by a program's `apply`, its network, the rows, their target (None: themselves) and their batches."""
-
-
-def is_sparse(X: Any) -> bool:
-    return hasattr(X, "indptr")
 
 
 def density(X: Any, *, implicit: bool = True) -> float:
@@ -255,137 +230,6 @@ def check_values(
             return
         X = X.toarray()
     check_within(X, 0.0, high, needed, row_offset, source, **called)
-
-
-def split_rows(n_rows: int, fraction: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Rows to train on and rows held out, both sorted: at least one of each."""
-    n_held = min(max(1, round(fraction * n_rows)), n_rows - 1)
-    order = _generator(seed, 0).permutation(n_rows)
-    return np.sort(order[n_held:]), np.sort(order[:n_held])
-
-
-def even_batch(n_rows: int, limit: int) -> int:
-    """Rows per step: at most `limit`, at least half of it, and such that the last step is not a remnant.
-
-    A step of few rows gives each of them many times the weight of the others and its gradient many times the variance:
-    with it, adaptive solvers settle measurably beside the minimum.
-    """
-    limit = min(limit, n_rows)
-    sizes = range(limit, (limit - 1) // 2, -1)
-    fill = {size: ((n_rows - 1) % size + 1) / size for size in sizes}
-    return next((size for size in sizes if fill[size] >= 0.75), max(sizes, key=lambda size: fill[size]))
-
-
-def _generator(seed: int, number: int) -> np.random.Generator:
-    return np.random.Generator(np.random.SFC64(np.random.SeedSequence([seed, number])))
-
-
-def shuffled(rows: NDArray[np.int64], generator: np.random.Generator) -> NDArray[np.int64]:
-    """Sorted `rows`, none of them negative or twice, in random order: that of words of 32 random bits above their row.
-
-    Where NumPy sorts by vectors this takes half the time of exchanging rows one by one. No two words are equal, so the
-    order is the same wherever it is made, and whatever is added to all rows.
-    """
-    bits = np.uint64(int(rows[-1]).bit_length())
-    drawn = generator.bit_generator.random_raw(-(-len(rows) // 2)).view(np.uint32)
-    words = drawn[: len(rows)].astype(np.uint64)
-    words <<= bits
-    words |= rows.view(np.uint64)
-    words.sort()
-    words &= (np.uint64(1) << bits) - np.uint64(1)
-    return words.view(np.int64)
-
-
-@dataclass
-class TrainingFeed:
-    """A `training.Feed` over a table.
-
-    Attributes
-    ----------
-    table : Table
-    rows : ndarray of int64
-        The rows to train on, sorted.
-    batch : int
-    seed : int
-    shuffle : bool or "blocks"
-        Visit blocks, and the rows inside them, in an order of each epoch's own.
-    block_bytes : int
-        A table of sources is visited in blocks of about this size, of whole batches; one in memory is one
-        block, unless it is shuffled by blocks.
-    """
-
-    table: Table
-    rows: NDArray[np.int64]
-    batch: int
-    seed: int
-    shuffle: bool | str
-    block_bytes: int = BLOCK_BYTES
-    _resident: Rows | None = field(default=None, init=False, repr=False)
-
-    @property
-    def n_rows(self) -> int:
-        return len(self.rows)
-
-    @cached_property
-    def block_rows(self) -> int:
-        """Rows of the table in a block."""
-        if self.table.in_memory and self.shuffle != "blocks":
-            return self.table.n_rows
-        batches = max(1, self.block_bytes // max(1, self.table.row_bytes) // self.batch)
-        return batches * self.batch
-
-    @cached_property
-    def borders(self) -> NDArray[np.int64]:
-        """Where the rows of each block begin in `rows`, and the end."""
-        starts = np.arange(0, self.table.n_rows, self.block_rows)
-        return np.append(np.searchsorted(self.rows, starts), len(self.rows))
-
-    @property
-    def n_steps(self) -> int:
-        return int((-(-np.diff(self.borders) // self.batch)).sum())
-
-    def blocks(self, epoch: int) -> Iterator[Block]:
-        generator = _generator(self.seed, epoch + 1)
-        n_blocks = len(self.borders) - 1
-        order = generator.permutation(n_blocks) if self.shuffle and n_blocks > 1 else np.arange(n_blocks)
-        for b in order.tolist():
-            first = b * self.block_rows
-            rows = self.rows[self.borders[b] : self.borders[b + 1]]
-            if first and not self.table.in_memory:
-                rows = rows - first
-            if len(rows):
-                if self.shuffle:
-                    rows = shuffled(rows, generator)
-                yield Block(rows, lambda first=first: self._load(first))  # type: ignore[misc]
-
-    def _load(self, first: int) -> Rows:
-        if self.table.in_memory:
-            if self._resident is None:
-                self._resident = Rows(self.table.X, self.table.target, self.table.weight, self.table.batch)
-            return self._resident
-        return self.table.read(slice(first, first + self.block_rows))
-
-
-def validator(
-    table: Table, rows: NDArray[np.int64] | None, block_bytes: int, row_losses: RowLosses
-) -> Callable[[Program], float]:
-    """A function that gives the mean loss of a program over `rows`, which are kept in memory if they fit."""
-    n_rows = table.n_rows if rows is None else len(rows)
-    if rows is not None and (table.in_memory or n_rows * table.row_bytes <= block_bytes):
-        table, rows = Table(*table.read(rows)), None
-    block_rows = n_rows if table.in_memory else max(1, block_bytes // max(1, table.row_bytes))
-    if table.weight is not None and table.weight.sum() == 0:
-        table = Table(table.X, table.target, batch=table.batch)
-
-    def validate(program: Program) -> float:
-        total = weights = 0.0
-        for X, target, weight, batch in table.blocks(block_rows, rows):
-            losses = row_losses(program.apply, program.plan.spec, X, target, batch).astype(np.float64)
-            total += float(losses.sum() if weight is None else losses @ weight)
-            weights += float(len(losses) if weight is None else weight.sum())
-        return total / weights
-
-    return validate
 
 
 def value_range(table: Table, rows: NDArray[np.int64], block_bytes: int) -> tuple[float, float]:

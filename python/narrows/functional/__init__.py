@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
-from .layer import DenseGrads, Penalty, contractive_penalty, dense, dense_backward
+from .layer import DenseGrads, dense, dense_backward
+from .penalty import Penalty, contractive_penalty
 
 __all__ = ["DenseGrads", "Penalty", "contractive_penalty", "dense", "dense_backward"]

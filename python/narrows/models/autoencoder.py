@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..fitting.network import dispersions
+from ..fitting.start import dispersions
 from .base import BaseAutoencoder
 from .preset import preset
 

@@ -19,6 +19,7 @@ from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, Transfo
 from sklearn.utils.validation import check_is_fitted
 
 from ..backends import State
+from ..fitting.feed import split_rows, validator
 from ..fitting.files import write_model
 from ..fitting.inputs import (
     check_codes,
@@ -30,10 +31,12 @@ from ..fitting.inputs import (
     validation_table,
     wants_frames,
 )
-from ..fitting.network import Network, begin_counts, dense_layers, initial_state
+from ..fitting.network import Network
 from ..fitting.parameters import COUNT_LOSSES, check_parameters
 from ..fitting.run import identity_of, seed_of, train, whole
-from ..fitting.table import BLOCK_BYTES, Table, split_rows, validator
+from ..fitting.spec_of import dense_layers
+from ..fitting.start import begin_counts, initial_state
+from ..fitting.table import BLOCK_BYTES, Table
 from ..plan.plan import Mode, Plan
 from ..plan.spec import Corruption, LayerSpec, Loss, NetworkSpec, Precision
 from ..rows.devices import to_host

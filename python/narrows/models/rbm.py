@@ -16,13 +16,14 @@ from sklearn.utils.validation import check_is_fitted
 from .. import functional
 from ..fitting.inputs import encoding_table, read_batch
 from ..fitting.parameters import CHECKS, UNITS, integer
-from ..fitting.table import BLOCK_BYTES, is_sparse
+from ..fitting.table import BLOCK_BYTES
 from ..plan.plan import Mode
 from ..plan.spec import Activation, Loss
 from ..random import philox
 from ..random.weights import draw_seed
 from ..rows.devices import beside, on_gpu
 from ..rows.shifted import Shifted
+from ..rows.sparse import is_sparse
 from ..training import Callback, Checkpoint
 from .autoencoder import Autoencoder
 from .preset import preset

@@ -15,9 +15,8 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.utils.validation import check_is_fitted
 
 from ..fitting.inputs import read_batch, scoring_table
-from ..fitting.network import dispersions
 from ..fitting.parameters import CHECKS, integer
-from ..fitting.table import is_sparse
+from ..fitting.start import dispersions
 from ..plan.ops import DROPOUT_LIMIT, LOG_DISPERSION_LIMIT, VARIANCE_FLOOR
 from ..plan.plan import Mode
 from ..plan.spec import Loss, NetworkSpec
@@ -25,6 +24,7 @@ from ..random import philox
 from ..random.weights import draw_seed
 from ..rows.devices import beside, on_gpu, to_host
 from ..rows.shifted import stored_rows
+from ..rows.sparse import is_sparse
 from .autoencoder import Autoencoder
 from .preset import preset
 

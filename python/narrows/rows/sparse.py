@@ -7,7 +7,12 @@ from typing import Any
 from .._extras import require
 from .devices import on_gpu
 
-__all__ = ["sparse_rows"]
+__all__ = ["is_sparse", "sparse_rows"]
+
+
+def is_sparse(X: Any) -> bool:
+    """Whether X is CSR, of SciPy or CuPy."""
+    return hasattr(X, "indptr")
 
 
 def sparse_rows(X: Any) -> Any:

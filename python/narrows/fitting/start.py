@@ -1,0 +1,68 @@
+"""The parameters that training begins with.
+
+Promises: the same specification and seed give the same first weights, to the last bit, on every backend.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..backends import State
+from ..plan.ops import DISPERSION_PACE, LOG_DISPERSION_LIMIT
+from ..plan.spec import Activation, Loss, NetworkSpec
+from ..random.weights import initial_coupling, initial_weight
+from .table import Totals
+
+__all__ = ["FIRST_DISPERSION", "begin_counts", "dispersions", "initial_state"]
+
+FIRST_DISPERSION = 5.0
+"""First inverse dispersion of counts, as of those of genes given the kind of cell. Moments would not do, which the
+differences between kinds swell; and from lesser ones codes learn more slowly at first.
+"""
+FIRST_DROPOUT = -3.0
+"""First logit of a count being zero by dropout: one in twenty."""
+
+
+def begin_counts(spec: NetworkSpec, state: State, totals: Totals) -> None:
+    """Let every row begin as the mean of all, with the first dispersions and with little dropout."""
+    last, n = spec.layers[-1], spec.n_outputs
+    if last.convolution is not None:  # which has a bias for each filter
+        return
+    bias = state[f"b{len(spec.layers) - 1}"][0]
+    bias[:n] = np.log(totals.shares * (spec.library if last.activation is Activation.EXP else 1.0))
+    if spec.cell_dispersion:
+        bias[n : 2 * n] = math.log(FIRST_DISPERSION)
+    if spec.loss is Loss.ZINB:
+        bias[-n:] = FIRST_DROPOUT
+
+
+def initial_state(spec: NetworkSpec, seed: int, dtype: Any = np.float64) -> State:
+    """First weights; biases zero, learned variances one, inverse dispersions `FIRST_DISPERSION`."""
+    state: State = {}
+    for i, layer in enumerate(spec.layers):
+        n_in, n_out = layer.weight_shape
+        state[f"b{i}"] = np.zeros((1, n_out), dtype)
+        if layer.tied_to is None and spec.n_gibbs:
+            state[f"W{i}"] = initial_coupling(n_in, n_out, seed, dtype)
+        elif layer.tied_to is None:
+            fans = None if layer.convolution is None else layer.convolution.fans
+            state[f"W{i}"] = initial_weight(n_in, n_out, layer.activation, seed, i, dtype, fans)
+    if spec.loss is Loss.GAUSSIAN:
+        state["logvar"] = np.zeros((1, spec.n_outputs), dtype)
+    if "log_dispersion" in spec.parameter_shapes:
+        state["log_dispersion"] = np.full((1, spec.n_outputs), math.log(FIRST_DISPERSION) / DISPERSION_PACE, dtype)
+    if spec.n_chains:
+        mean = 0.5 if spec.layers[0].activation is Activation.SIGMOID else 0.0
+        state["chain"] = np.full((spec.n_chains, spec.n_components), mean, dtype)
+    return state
+
+
+def dispersions(parameter: NDArray[Any]) -> NDArray[np.float64]:
+    """Inverse dispersions of features, of the parameter ``log_dispersion``; shape (n_features,)."""
+    held = DISPERSION_PACE * parameter.reshape(-1).astype(np.float64)
+    found: NDArray[np.float64] = np.exp(np.clip(held, -LOG_DISPERSION_LIMIT, LOG_DISPERSION_LIMIT))
+    return found

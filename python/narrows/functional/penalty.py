@@ -1,0 +1,188 @@
+"""The contractive penalty, for libraries that bring their own model."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..backends import Program, compile_plan, gpu_layers, host_backend, resolve
+from ..machine import thread_count
+from ..plan.spec import LayerSpec, NetworkSpec
+from ..random.weights import draw_seed
+from ..rows.devices import holder
+from .operands import FLOAT32, FLOAT64, cast, elementwise, like, operand
+
+__all__ = ["Penalty", "contractive_penalty"]
+
+PENALTY_ROWS = 512
+"""Rows whose penalty is computed at once."""
+SPARE_PROGRAMS = 2
+"""Programs for penalties that are kept for the next call of the same shape."""
+_spare: dict[Any, Program] = {}
+_spare_lock = threading.Lock()
+
+
+class Penalty(NamedTuple):
+    """A penalty and its gradients by each layer's weight and bias; None where not asked for."""
+
+    value: float
+    dW: Any
+    db: Any
+
+
+def contractive_penalty(
+    X: Any,
+    weights: Sequence[Any],
+    biases: Sequence[Any],
+    activations: str | Sequence[str],
+    *,
+    method: str = "exact",
+    n_probes: int = 1,
+    random_state: Any = None,
+    grads: bool = True,
+    n_threads: int | None = None,
+) -> Penalty:
+    """The contractive penalty of an encoder: the mean over rows of ``|J|**2``, J being the derivatives of its last
+    layer's outputs by its input and ``|J|`` their Frobenius norm (Rifai et al., ICML 2011).
+
+    Parameters
+    ----------
+    X : array-like or CSR, shape (n, n_in)
+        float32 or float64, any strides; at least one row.
+    weights : sequence of array-like, shape (n_in, n_out) each
+        Of the encoder's layers, from the input on.
+    biases : sequence of array-like, shape (n_out,) each, or None
+    activations : str or sequence of str
+        One for all layers, or one for each; elementwise, see :data:`narrows.plan.spec.ACTIVATIONS`.
+    method : {"exact", "hutchinson"}
+        Exact, for up to four layers; or the unbiased estimate ``mean over v of |J'v|**2`` with random signs v. One
+        layer has a closed form, which is taken in either case.
+    n_probes : int
+        Vectors v for each row.
+    random_state : int, RandomState, Generator or None
+        Of the probes.
+    grads : bool
+        False leaves the gradients out.
+    n_threads : int, optional
+        Of the CPU.
+
+    Returns
+    -------
+    Penalty
+        ``(value, dW, db)``, with the gradients of the value in lists, in X's namespace; computed in float64 if X or a
+        weight is, else in float32.
+
+    Raises
+    ------
+    ValueError
+        Shapes that do not fit, an unknown activation or method, or more layers than the exact penalty takes; operands
+        on two GPUs.
+    TypeError
+        Operands on a GPU and on the CPU.
+    """
+    if method not in ("exact", "hutchinson"):
+        raise ValueError(f"method={method!r} must be 'exact' or 'hutchinson'")
+    if n_probes < 1:
+        raise ValueError(f"n_probes={n_probes!r} must be at least 1")
+    names = [activations] * len(weights) if isinstance(activations, str) else list(activations)
+    if not len(weights) == len(biases) == len(names) >= 1:
+        raise ValueError(
+            f"{len(weights)} weights, {len(biases)} biases and {len(names)} activations: one for each layer"
+        )
+    gpu = holder(
+        X=X,
+        **{f"weights[{i}]": w for i, w in enumerate(weights)},
+        **{f"biases[{i}]": b for i, b in enumerate(biases)},
+    )
+    with gpu or contextlib.nullcontext():
+        return _penalty(X, weights, biases, names, method, n_probes, random_state, grads, n_threads, gpu is not None)
+
+
+def _penalty(
+    X: Any,
+    weights: Sequence[Any],
+    biases: Sequence[Any],
+    names: Sequence[str],
+    method: str,
+    n_probes: int,
+    random_state: Any,
+    grads: bool,
+    n_threads: int | None,
+    on_gpu: bool,
+) -> Penalty:
+    x = operand(X, "X", 2, on_gpu)
+    if x.shape[0] < 1:
+        raise ValueError("X has no rows, whose penalties could be averaged")
+    W = [operand(w, f"weights[{i}]", 2, on_gpu) for i, w in enumerate(weights)]
+    dtype = FLOAT64 if any(a.dtype.char == "d" for a in (x, *W)) else FLOAT32
+    state: dict[str, NDArray[Any]] = {}
+    widths = [x.shape[1], *(w.shape[1] for w in W)]
+    for i, w in enumerate(W):
+        if w.shape[0] != widths[i]:
+            before = "X" if i == 0 else f"weights[{i - 1}]"
+            raise ValueError(f"weights[{i}] has {w.shape[0]} rows but {before} has {widths[i]} columns")
+    for i, (w, b) in enumerate(zip(W, biases, strict=True)):
+        bias = np.zeros(widths[i + 1]) if b is None else operand(b, f"biases[{i}]", 1, on_gpu)
+        if len(bias) != widths[i + 1]:
+            raise ValueError(f"biases[{i}] has {len(bias)} elements but weights[{i}] has {widths[i + 1]} columns")
+        state |= {f"W{i}": w, f"b{i}": bias}
+    layers = tuple(LayerSpec(*n, elementwise(a)) for n, a in zip(itertools.pairwise(widths), names, strict=True))
+    probes = n_probes if method == "hutchinson" else 0
+    seed = draw_seed(random_state) if probes else 0
+    spec = NetworkSpec(layers, len(layers), contractive=1.0, contractive_probes=probes)
+    n = x.shape[0]
+    # Parts of nearly equal size, as many as it takes
+    parts = -(-n // PENALTY_ROWS)
+    value = 0.0
+    total: dict[str, NDArray[Any]] = {}
+    with _penalty_program(spec, -(-n // parts), grads, dtype, thread_count(n_threads), on_gpu) as program:
+        program.load(state)
+        program.bind(cast(x, dtype))
+        for part in range(parts):
+            rows = np.arange(n * part // parts, n * (part + 1) // parts)
+            # Where the arrays are, the gradients are wanted.
+            terms, gradient = program.gradient(rows, seed, part, **({"there": True} if on_gpu else {}))
+            value += float(terms[0]) * (len(rows) / n)
+            for name, g in gradient.items() if grads else ():
+                if parts > 1:
+                    g *= dtype.type(len(rows) / n)
+                total[name] = g if part == 0 else total[name] + g
+    if not grads:
+        return Penalty(value, None, None)
+    dW = [like(X, total[f"W{i}"].astype(dtype, copy=False)) for i in range(len(layers))]
+    db = [like(X, total[f"b{i}"].reshape(-1).astype(dtype, copy=False)) for i in range(len(layers))]
+    return Penalty(value, dW, db)
+
+
+@contextlib.contextmanager
+def _penalty_program(
+    spec: NetworkSpec, batch: int, grads: bool, dtype: np.dtype[Any], n_threads: int, on_gpu: bool
+) -> Iterator[Any]:
+    """A program for `contractive_penalty`: one that an earlier call has left, or a new one.
+
+    To make one takes longer than to run it, most of it for memory that is touched for the first time.
+    """
+    from ..plan.lowering import lower_penalty
+
+    backend = resolve("cuda") if on_gpu else host_backend()
+    # Of a GPU, the current one.
+    place = gpu_layers().current() if on_gpu else None
+    key = (spec, batch, grads, dtype, n_threads, backend, place)
+    with _spare_lock:
+        program = _spare.pop(key, None)
+    if program is None:
+        plan = lower_penalty(spec, batch, grads=grads)
+        program = compile_plan(plan, backend, precision=dtype, n_threads=n_threads)
+    yield program
+    # The data are not the program's to keep.
+    program.bind(np.zeros((1, spec.n_features), dtype))
+    with _spare_lock:
+        _spare[key] = program
+        while len(_spare) > SPARE_PROGRAMS:
+            _spare.pop(next(iter(_spare)))
