@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
 
 from narrows.backends import AUTO, probe
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "support"))
 
 
 @pytest.fixture(params=AUTO)

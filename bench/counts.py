@@ -14,14 +14,30 @@ from __future__ import annotations
 
 import itertools
 import statistics
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import numpy as np
 
-import page
-from harness import RESULTS, Repeated, Worker, about, compared, device, interleaved, lock, script, spread, store
-from memory import status
+from bench.libraries.memory import status
+from bench.pages import benchmarks as page
+from bench.support.harness import (
+    RESULTS,
+    Repeated,
+    Worker,
+    about,
+    compared,
+    device,
+    interleaved,
+    lock,
+    script,
+    spread,
+    store,
+)
 
 WIDTHS = (20000, 128, 32, 128, 20000)
 BATCHES = 2
@@ -211,7 +227,7 @@ class Contender:
 
 def measure(case: str, threads: int, rounds: int) -> dict[str, Any]:
     """Milliseconds and memory of each library, narrows first."""
-    workers = [Worker("counts.py", name) for name in ("narrows", "torch", "torch.compile")]
+    workers = [Worker("counts", name) for name in ("narrows", "torch", "torch.compile")]
     try:
         found = {w.name: w.ask("start", case=case, library=w.name, threads=threads) for w in workers}
         for name, answer in found.items():

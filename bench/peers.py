@@ -2,8 +2,7 @@
 
 Usage: ``python bench/peers.py [--cases keras-deep,memory,...] [--device cuda] [--threads 2] [--rounds 15] [--out FILE]
 [--lock FILE]`` in an environment that holds narrows and the peers (``pip install torch jax tensorflow``); a peer that
-is not installed is left out, and the result says so. ``--page-only`` writes docs/benchmarks.md anew from the stored
-results.
+is not installed is left out, and the result says so.
 
 A library's figure is that of its fastest way to train. Beside it stands that of its fastest usual way: a call for each
 step, or the library's own `fit`; not a whole epoch of prepared batches in one compiled call.
@@ -23,19 +22,34 @@ import importlib.metadata
 import importlib.util
 import json
 import statistics
+import sys
 from contextlib import ExitStack
 from datetime import date
 from pathlib import Path
 from typing import Any
 
-import page
-from contenders import ON_GPU, TAKING_PART
-from harness import DEVICES, RESULTS, Worker, device, interleaved, lock, of_gpu, prepare, script, spread, store
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from bench.libraries.cases import CASES, FIT_ROWS, OVERALL_TARGET, Case, check_losses, reference_losses
+from bench.libraries.contenders import ON_GPU, TAKING_PART
+from bench.pages import benchmarks as page
+from bench.support.harness import (
+    DEVICES,
+    RESULTS,
+    Worker,
+    device,
+    interleaved,
+    lock,
+    of_gpu,
+    prepare,
+    script,
+    spread,
+    store,
+)
 from narrows import __version__
 from narrows.backends import probe, resolve
 from narrows.benchmark import machine
 from narrows.errors import BackendError
-from peer_cases import CASES, FIT_ROWS, OVERALL_TARGET, Case, check_losses, reference_losses
 
 MODULES = {"pytorch": ["torch"], "pytorch-compile": ["torch"], "jax": ["jax"], "keras": ["keras", "tensorflow"]}
 """Of each peer."""
@@ -55,7 +69,7 @@ def versions() -> dict[str, str]:
     return {module: importlib.metadata.version(owners[module][0]) for module in modules}
 
 
-def cases(device: str) -> list[Case]:
+def cases_of(device: str) -> list[Case]:
     """Those of a device: tf32 is of a GPU's products."""
     return [case for case in CASES if case.precision != "tf32" or device == "cuda"]
 
@@ -69,7 +83,7 @@ def measure(case: Case, threads: int, rounds: int) -> dict[str, Any]:
         names = [name for name in names if name in ON_GPU]
     reference = reference_losses(case)
     with ExitStack() as stack:
-        workers = [stack.enter_context(Worker("training.py", name)) for name in names]
+        workers = [stack.enter_context(Worker("libraries.training", name)) for name in names]
         result: dict[str, Any] = {"contenders": {}, "ratio": {}, "usual_ratio": {}}
         for worker in workers:
             ready = worker.ask("start", contender=worker.name, case=case.name, threads=threads)
@@ -101,7 +115,7 @@ def measure(case: Case, threads: int, rounds: int) -> dict[str, Any]:
 
 def measure_fit(case: Case, threads: int) -> dict[str, Any]:
     """Share of a step in the time that a whole fit takes for one."""
-    with Worker("training.py", "narrows fit") as worker:
+    with Worker("libraries.training", "narrows fit") as worker:
         answer = worker.ask("fit", case=case.name, threads=threads, rounds=FIT_ROUNDS)
     check_losses(case, "Autoencoder.fit", answer["losses"], reference_losses(case))
     share = statistics.median(a / b for a, b in zip(answer["step_ms"], answer["fit_ms"], strict=True))
@@ -112,7 +126,7 @@ def measure_fit(case: Case, threads: int) -> dict[str, Any]:
 def measure_memory(threads: int) -> dict[str, Any]:
     result = {}
     for name in ("narrows", *(["pytorch"] if installed("pytorch") else [])):
-        with Worker("memory.py", f"memory of {name}") as worker:
+        with Worker("libraries.memory", f"memory of {name}") as worker:
             result[name] = worker.ask("measure", library=name, threads=threads)
     return result
 
@@ -128,10 +142,10 @@ def describe(case: Case) -> dict[str, Any]:
     }
 
 
-def overall(cases: dict[str, Any]) -> dict[str, Any]:
+def overall(results: dict[str, Any]) -> dict[str, Any]:
     """Geometric means of the ratios to the fastest peer over the dense networks: in its usual ways, and in all."""
-    dense = [case.name for case in cases(device()) if type(case) is Case]
-    compared = [cases[name] for name in dense if name in cases and cases[name]["fastest"]]
+    dense = [case.name for case in cases_of(device()) if type(case) is Case]
+    compared = [results[name] for name in dense if name in results and results[name]["fastest"]]
     means = {
         mean: statistics.geometric_mean(case[ratio][case[fastest]]["median"] for case in compared) if compared else None
         for mean, ratio, fastest in (
@@ -164,13 +178,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--out", type=Path, help="by default in bench/results")
     parser.add_argument("--lock", type=Path, help="file to hold a lock on during each case, as flock(1) does")
-    parser.add_argument("--page-only", action="store_true")
     options = parser.parse_args()
-    if options.page_only:
-        page.write()
-        return
     out = options.out or OUTS[options.device]
-    choices = [*(case.name for case in cases(options.device)), MEMORY]
+    choices = [*(case.name for case in cases_of(options.device)), MEMORY]
     if options.device == "cuda":
         # What a process takes of the host's memory says nothing there.
         choices.remove(MEMORY)
@@ -202,7 +212,7 @@ def main() -> None:
             parser.error(f"{out} holds another machine, other versions or threads: give --out, or all cases")
         report = stored
     measured = {"date": date.today().isoformat(), "rounds": options.rounds}
-    for case in cases(options.device):
+    for case in cases_of(options.device):
         if case.name not in wanted:
             continue
         with lock(options.lock):

@@ -17,6 +17,8 @@ import pytest
 from numpy.typing import NDArray
 
 import narrows
+from bench.accuracy.precision import CASES as FITS
+from bench.accuracy.precision import OUT, PRECISIONS, compare, run
 from cases import CASES
 from narrows.backends import Hyper, compile_plan
 from narrows.backends.reference import ReferenceProgram, bfloat16
@@ -25,8 +27,6 @@ from narrows.plan.plan import Mode
 from narrows.plan.spec import Activation, NetworkSpec, Precision
 from networks import Case, network
 from oracle import SEED, STEP, away_from_kinks
-from precision import CASES as FITS
-from precision import OUT, PRECISIONS, compare, run
 
 Array = NDArray[Any]
 
@@ -193,7 +193,7 @@ def test_estimators_take_it_and_keep_float32(tmp_path: Any) -> None:
         narrows.Autoencoder(precision="float16").fit(X)
 
 
-# --- quality: bench/precision.py ------------------------------------------------------------------------------------
+# --- quality: bench/accuracy/precision.py -----------------------------------------------------------------------------
 
 
 def test_worse_or_unknown_is_not_within_noise() -> None:

@@ -14,9 +14,9 @@ from narrows.backends import probe
 if not probe("cpp").ok:
     pytest.skip(f"no native backend: {probe('cpp').reason}", allow_module_level=True)
 
+from bench.accuracy.ulp import FUNCTIONS, OUT, Function, Measured, instruction_sets, special_bits, sweep
 from narrows import _core
 from narrows.plan.spec import Activation
-from ulp import FUNCTIONS, OUT, Function, Measured, instruction_sets, special_bits, sweep
 
 by_function = pytest.mark.parametrize("function", FUNCTIONS, ids=lambda f: f.key)
 by_isa = pytest.mark.parametrize("isa", instruction_sets())
@@ -121,5 +121,5 @@ def test_stored_results_keep_the_bounds() -> None:
     for key, found in report["functions"].items():
         assert found["same_bits"]
         for isa, worst in found["worst"].items():
-            assert found["bound"][isa] == BY_NAME[key].bound_of(isa), f"{key}: run `python bench/ulp.py`"
+            assert found["bound"][isa] == BY_NAME[key].bound_of(isa), f"{key}: run `python bench/accuracy/ulp.py`"
             assert worst["ulp"] <= found["bound"][isa], key

@@ -45,8 +45,8 @@ def test_a_few_of_each_file_run() -> None:
         timeout=120,
     )
     assert result.returncode == 0, result.stdout + result.stderr
-    passed = set(re.findall(r"^PASSED bench/(test_\w+\.py)", result.stdout, flags=re.MULTILINE))
-    assert passed == {path.name for path in (ROOT / "bench").glob("test_*.py")}
+    passed = set(re.findall(r"^PASSED bench/speed/(test_\w+\.py)", result.stdout, flags=re.MULTILINE))
+    assert passed == {path.name for path in (ROOT / "bench" / "speed").glob("test_*.py")}
 
 
 def test_every_op_has_a_bench() -> None:
@@ -56,12 +56,10 @@ def test_every_op_has_a_bench() -> None:
 def test_peers_are_given_the_standard_cases() -> None:
     """Their cases are apart from the package, since the memory of a process without it is measured, too."""
     code = """
-from peer_cases import *
+from bench.libraries.cases import *
 print([(c.name, c.widths, c.batch, c.loss) for c in CASES if type(c) is Case and c.precision == "float32"])
 """
-    result = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT / "bench", capture_output=True, text=True, check=True
-    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     theirs = ast.literal_eval(result.stdout)
     standard = [(c.name, c.widths, c.batch, c.loss.name.lower()) for c in CASES]
     assert theirs == standard
@@ -69,7 +67,7 @@ print([(c.name, c.widths, c.batch, c.loss) for c in CASES if type(c) is Case and
 
 def test_faults_to_plant_fit() -> None:
     """Each is still one place of the file it names, and its tests are there."""
-    from mutants import MUTANTS
+    from bench.mutants import MUTANTS
 
     assert len({mutant.name for mutant in MUTANTS}) == len(MUTANTS)
     for mutant in MUTANTS:
@@ -81,9 +79,9 @@ def test_faults_to_plant_fit() -> None:
 
 def test_the_experiment_on_invariance_runs_and_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a hundred small images of two kinds, which any of its classifiers tells apart."""
-    import invariance
-    import reproduction_page
-    from precision import Split
+    from bench.accuracy import invariance
+    from bench.accuracy.precision import Split
+    from bench.pages import reproduction as reproduction_page
 
     rng = np.random.default_rng(0)
     labels = np.arange(100, dtype=np.uint8) % 2
@@ -106,7 +104,7 @@ def test_the_experiment_on_invariance_runs_and_is_shown(monkeypatch: pytest.Monk
 
 
 def test_the_norm_is_that_of_the_jacobian() -> None:
-    import invariance
+    from bench.accuracy import invariance
     from narrows import Autoencoder
 
     X = np.random.default_rng(0).random((9, 5)).astype(np.float32)
@@ -119,9 +117,9 @@ def test_the_norm_is_that_of_the_jacobian() -> None:
 def test_the_experiment_on_denoising_runs_and_is_shown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """On bright and dark squares, which its models tell from the noise."""
     pytest.importorskip("matplotlib")
-    import denoising
-    import reproduction_page
-    from precision import Split
+    from bench.accuracy import denoising
+    from bench.accuracy.precision import Split
+    from bench.pages import reproduction as reproduction_page
 
     kinds = np.arange(300, dtype=np.uint8) % 10
     X = np.full((300, 28, 28), 0.1, np.float32)

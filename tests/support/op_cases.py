@@ -1,4 +1,4 @@
-"""Every op at the sizes of real work: what ``bench/test_ops.py`` times and `test_bench_smoke` finds complete."""
+"""Every op at the sizes of real work: what ``bench/speed/test_ops.py`` times and `test_bench_smoke` finds complete."""
 
 from __future__ import annotations
 
@@ -116,4 +116,4 @@ OP_CASES: tuple[Case, ...] = (
     ),
     Case("table", network((30, 16, 8, 16, 30), loss=Loss.HUBER, solver=Solver.SGD, tied=True), batch=128, rows=128),
 )  # fmt: skip
-"""Every op at the sizes of real work, where ``bench/test_ops.py`` times it alone."""
+"""Every op at the sizes of real work, where ``bench/speed/test_ops.py`` times it alone."""

@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from harness import device
+from bench.libraries.cases import BETA_1, BETA_2, EPSILON, SEED, Case, ImageCase, SparseCase
+from bench.support.harness import device
 from narrows.backends import Hyper, compile_plan, resolve
-from peer_cases import BETA_1, BETA_2, EPSILON, SEED, Case, ImageCase, SparseCase
 
 TAKING_PART = {
     ImageCase: ("narrows", "narrows-numba", "pytorch", "pytorch-compile"),

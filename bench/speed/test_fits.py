@@ -1,4 +1,4 @@
-"""Whole fits of the standard cases on every backend: ``pytest bench/test_fits.py``.
+"""Whole fits of the standard cases on every backend: ``pytest bench/speed/test_fits.py``.
 
 A fit is what a user waits for: checks, lowering, compilation, the epochs with their shuffling and validation.
 """

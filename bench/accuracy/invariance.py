@@ -21,13 +21,13 @@ from numpy.typing import NDArray
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
+from bench.accuracy.precision import Split
 from narrows import Autoencoder
 from narrows.backends import Hyper, compile_plan, resolve
 from narrows.functional import contractive_penalty
 from narrows.plan.lowering import lower
 from narrows.plan.plan import Mode
 from narrows.plan.spec import Activation, LayerSpec, Loss, NetworkSpec
-from precision import Split
 
 Floats = NDArray[np.float32]
 

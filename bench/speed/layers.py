@@ -1,6 +1,7 @@
 """Single layers of `narrows.functional` beside PyTorch's operators, from 16 to 4096 wide.
 
-Usage: ``python bench/layers.py [--threads 2] [--rounds 7] [--out FILE] [--lock FILE]`` in an environment that holds
+Usage: ``python bench/speed/layers.py [--threads 2] [--rounds 7] [--out FILE] [--lock FILE]`` in an environment that
+holds
 narrows and PyTorch. Forward is ``activation(X @ W + b)``, backward all three gradients from the same dA and output.
 The two take turns, each in a process of its own; where a library has several ways to the same result the fastest one
 counts, and results that differ end the run. docs/benchmarks.md is written from the result.
@@ -9,14 +10,18 @@ counts, and results that differ end the run. docs/benchmarks.md is written from 
 from __future__ import annotations
 
 import statistics
+import sys
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import numpy as np
 from numpy.typing import NDArray
 
-import page
-from harness import RESULTS, Repeated, Worker, about, compared, interleaved, lock, script, spread, store
+from bench.pages import benchmarks as page
+from bench.support.harness import RESULTS, Repeated, Worker, about, compared, interleaved, lock, script, spread, store
 
 WIDTHS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 ROWS = 256
@@ -180,7 +185,7 @@ def main() -> None:
     options = compared(__doc__, OUT, " during each shape", rounds=7)
     report = about(options, "torch")
     layers: list[dict[str, Any]] = []
-    with Worker("layers.py", "narrows") as narrows, Worker("layers.py", "pytorch") as pytorch:
+    with Worker("speed.layers", "narrows") as narrows, Worker("speed.layers", "pytorch") as pytorch:
         for shape in SHAPES:
             activations = ACTIVATIONS if shape[1] <= SIGMOID_WIDTH else ACTIVATIONS[:1]
             kinds = [(what, activation) for what in ("forward", "backward") for activation in activations]

@@ -1,6 +1,6 @@
 """Denoising judged by molecular cross-validation on the bundled blood cells (Batson, Royer and Webber, 2019).
 
-Usage: ``python bench/thinning.py [--seeds 3] [--out FILE] [--lock FILE]``. About four minutes on two cores.
+Usage: ``python bench/accuracy/thinning.py [--seeds 3] [--out FILE] [--lock FILE]``. About four minutes on two cores.
 
 The molecules of each cell are dealt at random into two parts, nine tenths and one, which are independent given what
 they were drawn from. A method sees the first part and says what the second will hold; it is judged by minus the Poisson
@@ -13,18 +13,21 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
 from collections.abc import Callable, Iterator
 from datetime import date
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.decomposition import PCA
 
-import reproduction_page
-from harness import RESULTS, lock
+from bench.pages import reproduction as reproduction_page
+from bench.support.harness import RESULTS, lock
 from narrows import Autoencoder, CountAutoencoder, __version__
 from narrows.benchmark import machine
 from narrows.datasets import load_pbmc4k

@@ -1,6 +1,7 @@
 """How well deep autoencoders rebuild MNIST, from a random start and pretrained by Boltzmann machines, beside PCA.
 
-Usage: ``python bench/deep.py [--data DIR] [--out FILE] [--lock FILE]``; DIR, by default what NARROWS_DATA names, holds
+Usage: ``python bench/accuracy/deep.py [--data DIR] [--out FILE] [--lock FILE]``; DIR, by default what NARROWS_DATA
+names, holds
 MNIST as ``mnist/*.gz``. About eight minutes on two cores.
 
 The networks are 784-1000-500-250-k, as in Hinton and Salakhutdinov, Science 313, 2006, who report for k = 30 a squared
@@ -12,15 +13,19 @@ weights, without which they overfit (3.03 instead of 2.8). The test images decid
 from __future__ import annotations
 
 import json
+import sys
 import time
+from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import numpy as np
 from numpy.typing import NDArray
 
-from harness import RESULTS, about, arguments, lock, store
+from bench.accuracy.precision import with_mnist
+from bench.support.harness import RESULTS, about, arguments, lock, store
 from narrows import DeepAutoencoder
-from precision import with_mnist
 
 OUT = RESULTS / "deep.json"
 PUBLISHED = {"autoencoder": 3.00, "pca": 13.87}

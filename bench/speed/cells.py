@@ -1,6 +1,7 @@
 """Models of counts on real cells beside scvi-tools, PyTorch and PCA: time, memory, held-out likelihood, labels.
 
-Usage: ``python bench/cells.py --data DIR [--sets pbmc4k,worm_neuron] [--models NAME,NAME] [--epochs 100] [--threads 2]
+Usage: ``python bench/speed/cells.py --data DIR [--sets pbmc4k,worm_neuron] [--models NAME,NAME] [--epochs 100]
+[--threads 2]
 [--out FILE] [--lock FILE]`` in an environment that holds narrows, scvi-tools and PyTorch. DIR, by default what
 NARROWS_DATA names, holds ``pbmc4k/pbmc4k.npz`` and ``worm_neuron/worm_neuron.npz``. What is run replaces its entry in
 FILE, by default `results/cells.json`.
@@ -20,9 +21,11 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-import page
-from cell_models import MODELS
-from harness import RESULTS, Worker, arguments, lock, prepared, script, store
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from bench.libraries.cell_models import MODELS
+from bench.pages import benchmarks as page
+from bench.support.harness import RESULTS, Worker, arguments, lock, prepared, script, store
 from narrows import __version__
 from narrows.benchmark import machine
 
@@ -66,7 +69,7 @@ def main() -> None:
         if not path.exists():
             parser.error(f"there is no {path}")
         for model in models:
-            with lock(options.lock), Worker("cell_models.py", f"{model} on {name}") as worker:
+            with lock(options.lock), Worker("libraries.cell_models", f"{model} on {name}") as worker:
                 found = worker.ask(
                     "measure",
                     model=model,

@@ -1,6 +1,7 @@
 """The contractive penalty beside PyTorch: value and gradient, and what a training step pays for it.
 
-Usage: ``python bench/contractive.py [--threads 2] [--rounds 9] [--out FILE] [--lock FILE]`` in an environment that
+Usage: ``python bench/speed/contractive.py [--threads 2] [--rounds 9] [--out FILE] [--lock FILE]`` in an environment
+that
 holds narrows and PyTorch. The penalty is the mean over a batch of 256 rows of the squared Frobenius norm of d latent /
 d input, of sigmoid layers, with its gradients by all weights and biases; results that differ end the run. PyTorch
 computes it by ``vmap(jacrev)``, by a loop over the latents, and where there is one layer by the closed form written
@@ -11,13 +12,17 @@ from __future__ import annotations
 
 import itertools
 import statistics
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import numpy as np
 from numpy.typing import NDArray
 
-from harness import RESULTS, Repeated, Worker, about, compared, interleaved, lock, script, spread, store
+from bench.support.harness import RESULTS, Repeated, Worker, about, compared, interleaved, lock, script, spread, store
 
 ROWS = 256
 CASES = {"cae-deep": (784, 256, 32), "cae-single": (784, 256)}
@@ -127,7 +132,7 @@ class Contender:
 
 def measure(case: str, ways: list[tuple[str, str]], threads: int, rounds: int) -> dict[str, Any]:
     """Milliseconds of each way, and their ratios to the first."""
-    workers = [Worker("contractive.py", f"{library} {way}".strip()) for library, way in ways]
+    workers = [Worker("speed.contractive", f"{library} {way}".strip()) for library, way in ways]
     try:
         found = {
             w.name: w.ask("start", case=case, library=library, way=way, threads=threads)

@@ -1,6 +1,7 @@
 """How likely a variational autoencoder finds binarised MNIST: importance-sampled log-likelihood of the test images.
 
-Usage: ``python bench/likelihood.py [--epochs 150] [--data DIR] [--out FILE] [--lock FILE]``; DIR, by default what
+Usage: ``python bench/accuracy/likelihood.py [--epochs 150] [--data DIR] [--out FILE] [--lock FILE]``; DIR, by default
+what
 NARROWS_DATA names, holds MNIST as ``mnist/*.gz``. About four minutes on two cores.
 
 Each epoch sees the training images binarised anew, pixels being probabilities (Salakhutdinov and Murray, ICML 2008);
@@ -11,15 +12,19 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 import time
+from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import numpy as np
 from numpy.typing import NDArray
 
-from harness import RESULTS, about, arguments, lock, store
+from bench.accuracy.precision import with_mnist
+from bench.support.harness import RESULTS, about, arguments, lock, store
 from narrows import VariationalAutoencoder
-from precision import with_mnist
 
 OUT = RESULTS / "likelihood.json"
 TARGET = 90.0

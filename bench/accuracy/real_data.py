@@ -1,6 +1,7 @@
 """What the models reach on real data, beside PCA and published figures.
 
-Usage: ``python bench/accuracy.py [--only NAME,NAME] [--seeds 5] [--data DIR] [--out FILE] [--lock FILE]``. DIR, by
+Usage: ``python bench/accuracy/real_data.py [--only NAME,NAME] [--seeds 5] [--data DIR] [--out FILE] [--lock FILE]``.
+DIR, by
 default what NARROWS_DATA names, holds MNIST as ``mnist/*.gz``; without it the experiments that need it are left out. An
 experiment that is run replaces its entry in FILE, by default `results/accuracy.json`, from which
 docs/reproduction.md is written anew.
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -23,21 +25,23 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
 import numpy as np
 from scipy.linalg import subspace_angles
 from sklearn.decomposition import PCA
 
-import invariance
 import narrows
-import reproduction_page
-from harness import lock
+from bench.accuracy import invariance
+from bench.accuracy.precision import Split, mnist
+from bench.pages import reproduction as reproduction_page
+from bench.pages.benchmarks import RESULTS, ROOT
+from bench.support.harness import lock
 from narrows.benchmark import machine
 from narrows.data import ArraySource
 from narrows.data.normalize import Normalizer
 from narrows.datasets import load_digits, load_pbmc4k
 from narrows.evaluation.baselines import knn_accuracy
-from page import RESULTS, ROOT
-from precision import Split, mnist
 
 OUT = RESULTS / "accuracy.json"
 

@@ -1,4 +1,4 @@
-"""The profiles in docs/performance.md, from the stored results: ``python bench/profile_page.py`` writes them anew.
+"""The profiles in docs/performance.md, from the stored results.
 
 Promises: what stands between the two marks is a function of `results/profile-*.json` alone; the rest is left as it is.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from page import RESULTS, ROOT, cpu, table
+from bench.pages.benchmarks import RESULTS, ROOT, cpu, table
 
 PAGE = ROOT / "docs" / "performance.md"
 CASES = ("hinton", "keras-deep", "keras-simple")
@@ -59,7 +59,3 @@ def current() -> str:
 def write() -> None:
     """Write the page anew."""
     PAGE.write_text(current(), encoding="utf-8")
-
-
-if __name__ == "__main__":
-    write()

@@ -1,6 +1,6 @@
 """Draws docs/images/pbmc4k_umap.png: a UMAP of the codes of the bundled blood cells, as docs/genomics.md describes it.
 
-Usage: ``python bench/umap_figure.py [--out FILE]`` in an environment that holds narrows, scanpy and umap-learn.
+Usage: ``python bench/pages/umap_figure.py [--out FILE]`` in an environment that holds narrows, scanpy and umap-learn.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import narrows
 from narrows.datasets import load_pbmc4k
 from narrows.plotting.style import PALETTE
 
-OUT = Path(__file__).parent.parent / "docs" / "images" / "pbmc4k_umap.png"
+OUT = Path(__file__).parents[2] / "docs" / "images" / "pbmc4k_umap.png"
 
 
 def main() -> None:

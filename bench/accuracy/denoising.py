@@ -1,6 +1,7 @@
 """How well autoencoders take noise off Fashion-MNIST, beside PCA; and a picture of it.
 
-Usage: ``python bench/denoising.py [--data DIR] [--out FILE] [--picture FILE] [--lock FILE]``; DIR, by default what
+Usage: ``python bench/accuracy/denoising.py [--data DIR] [--out FILE] [--picture FILE] [--lock FILE]``; DIR, by default
+what
 NARROWS_DATA names, holds the images as ``fashion_mnist/*.gz``. About six minutes on two cores.
 
 The noise is that of the tutorials: a normal draw of standard deviation 0.5 on each pixel, then clipped to [0, 1]. The
@@ -15,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -22,16 +24,18 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
 import numpy as np
 from numpy.typing import NDArray
 
 import narrows
-from harness import lock
-from likelihood import rate
+from bench.accuracy.likelihood import rate
+from bench.accuracy.precision import Split, mnist
+from bench.pages.benchmarks import RESULTS, ROOT
+from bench.support.harness import lock
 from narrows.benchmark import machine
 from narrows.plotting import plot_reconstructions
-from page import RESULTS, ROOT
-from precision import Split, mnist
 
 OUT = RESULTS / "denoising.json"
 PICTURE = ROOT / "docs" / "images" / "denoising.png"

@@ -22,8 +22,8 @@ import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
-from harness import serve
-from memory import status
+from bench.libraries.memory import status
+from bench.support.harness import serve
 
 LATENTS, HIDDEN, BATCH, IMPORTANCE = 32, 128, 128, 100
 SPLIT_SEED = 0

@@ -30,7 +30,8 @@ TURN_SECONDS = 0.05
 """Least length of what is timed; what is shorter is repeated."""
 TRIES = 3
 """Runs of each way to do something before the fastest is chosen."""
-RESULTS = Path(__file__).parent / "results"
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "bench" / "results"
 
 
 DEVICES = ("cpu", "cuda")
@@ -76,13 +77,14 @@ def prepare(threads: int, device: str = DEVICES[0]) -> None:
 
 
 class Worker:
-    """A script of this folder that runs `serve` in a process of its own, stopped but while it is asked something."""
+    """A module of bench that runs `serve` in a process of its own, stopped but while it is asked something."""
 
-    def __init__(self, script: str, name: str) -> None:
+    def __init__(self, module: str, name: str) -> None:
         self.name = name
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115
         self._process = subprocess.Popen(
-            [sys.executable, str(Path(__file__).parent / script), "--serve"],
+            [sys.executable, "-m", f"bench.{module}", "--serve"],
+            cwd=ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,

@@ -1,4 +1,4 @@
-"""Training steps of the standard cases on every backend: ``pytest bench/test_steps.py``.
+"""Training steps of the standard cases on every backend: ``pytest bench/speed/test_steps.py``.
 
 Each benchmark reports the step's matrix-product work and the rate it was done at (``--benchmark-json``, extra_info).
 """

@@ -1,6 +1,7 @@
 """How far the native vector functions are from the truth, over every float32, and how long they take.
 
-Usage: ``python bench/ulp.py [--functions exp Gelu::value ...] [--stride 1] [--threads 1]``; all functions take about 90
+Usage: ``python bench/accuracy/ulp.py [--functions exp Gelu::value ...] [--stride 1] [--threads 1]``; all functions take
+about 90
 seconds each and thread. Each instruction set that this CPU has is measured, against float64 (NumPy and SciPy). What was
 measured over every number goes into bench/results/ulp.json, which keeps what is known of the others, and
 docs/accuracy.md is written from it; a stride above 1 takes every so many bit patterns and only prints. The tests take
@@ -16,23 +17,27 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from datetime import date
+from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import numba
 import numpy as np
 from numpy.typing import NDArray
 from scipy import special
 
-import accuracy_page
+from bench.pages import accuracy as accuracy_page
+from bench.pages.benchmarks import RESULTS
 from narrows import __version__, _core
 from narrows.benchmark import machine
 from narrows.plan.ops import LOG_DISPERSION_LIMIT
-from page import RESULTS
 
 Array = NDArray[np.float64]
 INF = np.inf

@@ -1,4 +1,4 @@
-"""Single ops on every backend, over the cases that the tests check: ``pytest bench/test_ops.py``.
+"""Single ops on every backend, over the cases that the tests check: ``pytest bench/speed/test_ops.py``.
 
 An op alone in a loop finds its operands in its own cache: these figures compare backends and kernels. Where the time
 of a whole step goes, ``narrows bench --ops`` says.

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from contenders import CONTENDERS, WHOLE_EPOCH, program_of
-from harness import Repeated, device, seconds, serve
+from bench.libraries.cases import BETA_1, BETA_2, CASES, EPSILON, FIT_ROWS, GUARD_EPOCHS, SEED, ImageCase
+from bench.libraries.contenders import CONTENDERS, WHOLE_EPOCH, program_of
+from bench.support.harness import Repeated, device, seconds, serve
 from narrows.backends import Hyper, probe, resolve
-from peer_cases import BETA_1, BETA_2, CASES, EPSILON, FIT_ROWS, GUARD_EPOCHS, SEED, ImageCase
 
 FIT_SECONDS = 1.0
 """Least length of the fits that are timed, so that what is done once weighs little."""

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "bench" / "results"
 PAGE = ROOT / "docs" / "benchmarks.md"
 LABELS = {
@@ -337,7 +337,7 @@ def _scaling(report: dict[str, Any]) -> list[str]:
         "## Jobs on more and more cells",
         "",
         f"`narrows fit --estimator count --loss nb --epochs 1 --max-memory {report['max_memory']}` on synthetic .h5ad "
-        f"files of {report['genes']} genes (`bench/synthetic.py`), 128 hidden units, 32 latents, batches of 512: "
+        f"files of {report['genes']} genes (`bench/data/synthetic.py`), 128 hidden units, 32 latents, batches of 512: "
         "seconds of the epoch with its validation, microseconds of it for a cell, seconds of the whole job (codes, "
         "baseline and report included) and of `narrows encode`, GB of the job's peak. "
         f"{report['date']}, {_machine(report)}.",

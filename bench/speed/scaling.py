@@ -1,6 +1,6 @@
 """A batch job on matrices of more and more cells: time per cell and peak memory of ``narrows fit`` and ``encode``.
 
-Usage: ``python bench/scaling.py --folder DIR [--cells 10000,50000,200000] [--genes 20000] [--max-memory 3GB]
+Usage: ``python bench/speed/scaling.py --folder DIR [--cells 10000,50000,200000] [--genes 20000] [--max-memory 3GB]
 [--threads 2] [--out FILE] [--lock FILE]``. DIR takes what `synthetic.py` writes (1 GB for 200000 cells of 20000 genes)
 and is used again if it holds that already. A job is one epoch of a negative binomial autoencoder, 128 hidden units and
 32 latents, batches of 512 cells, with everything that ``narrows fit`` does besides; then the codes of all cells once
@@ -17,8 +17,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-import page
-from harness import RESULTS, about, arguments, lock, prepared, script, store
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from bench.pages import benchmarks as page
+from bench.support.harness import RESULTS, about, arguments, lock, prepared, script, store
 
 OUT = RESULTS / "scaling.json"
 MODEL = ("--estimator", "count", "--loss", "nb", "--hidden", "128", "--components", "32", "--batch-size", "512")
@@ -38,7 +40,7 @@ def narrows(*words: object) -> float:
 def matrix(folder: Path, cells: int, genes: int) -> Path:
     path = folder / f"{cells}x{genes}.h5ad"
     if not path.exists():
-        script = Path(__file__).with_name("synthetic.py")
+        script = Path(__file__).parents[1] / "data" / "synthetic.py"
         subprocess.run([sys.executable, script, path, "--cells", str(cells), "--genes", str(genes)], check=True)
     return path
 

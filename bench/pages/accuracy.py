@@ -1,4 +1,4 @@
-"""docs/accuracy.md from the stored results: ``python bench/accuracy_page.py`` writes it anew.
+"""docs/accuracy.md from the stored results.
 
 Promises: the page is a function of `results/ulp.json` and `results/precision.json` alone, and needs no native backend.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from page import RESULTS, ROOT, cpu, table
+from bench.pages.benchmarks import RESULTS, ROOT, cpu, table
 
 PAGE = ROOT / "docs" / "accuracy.md"
 
@@ -118,7 +118,11 @@ def precision(report: dict[str, Any]) -> list[str]:
 
 def current() -> str:
     """The page of what is stored now."""
-    lines = ["# Accuracy", "", "Written by `bench/ulp.py` and `bench/precision.py` from `bench/results/`; do not edit."]
+    lines = [
+        "# Accuracy",
+        "",
+        "Written by `bench/accuracy/ulp.py` and `bench/accuracy/precision.py` from `bench/results/`; do not edit.",
+    ]
     for name, section in (("ulp.json", functions), ("precision.json", precision)):
         path = RESULTS / name
         if path.exists():
@@ -129,7 +133,3 @@ def current() -> str:
 def write() -> None:
     """Write the page anew."""
     PAGE.write_text(current(), encoding="utf-8")
-
-
-if __name__ == "__main__":
-    write()

@@ -1,6 +1,7 @@
 """A count matrix of any size, as single-cell experiments give them, written as .h5ad without ever being held whole.
 
-Usage: ``python bench/synthetic.py OUT.h5ad [--cells 200000] [--genes 20000] [--types 12] [--density 0.05] [--seed 0]``
+Usage: ``python bench/data/synthetic.py OUT.h5ad [--cells 200000] [--genes 20000] [--types 12] [--density 0.05] [--seed
+0]``
 
 Counts are negative binomial: mean = library size x expression of the gene in the cell's type, where libraries are
 log-normal, expression is log-normal over genes with a fifth of the genes shifted in each type, and dispersions fall

@@ -1,4 +1,4 @@
-"""docs/reproduction.md from the stored results: ``python bench/reproduction_page.py`` writes it anew.
+"""docs/reproduction.md from the stored results.
 
 Promises: the page is a function of the files in `results/` alone, and needs neither data nor a native backend. Each
 section is a function of an experiment's entry; one whose entry is not stored is left out. See `SECTIONS`.
@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from page import RESULTS, ROOT, cpu, table
+from bench.pages.benchmarks import RESULTS, ROOT, cpu, table
 
 PAGE = ROOT / "docs" / "reproduction.md"
 
@@ -75,7 +75,8 @@ def deep(entry: dict[str, Any]) -> list[str]:
         f"start: {random['activation']} units, {random['loss']}, tied weights; pretrained layer by layer as restricted "
         f"Boltzmann machines: {machines['activation']} units, {machines['loss']}; {random['max_iter']} epochs for "
         f"k = {most}, fewer below. Published: Hinton and Salakhutdinov, Science 313, 2006. Settings were chosen with "
-        f"the test error in view. Seconds include pretraining. Seed {entry['seed']} (`bench/deep.py`). {about(entry)}",
+        f"the test error in view. Seconds include pretraining. Seed {entry['seed']} (`bench/accuracy/deep.py`). "
+        f"{about(entry)}",
         "",
         *table(
             ["k", "published", "random start", "pretrained", "seconds, random start", "seconds, pretrained", "PCA"],
@@ -115,7 +116,7 @@ def denoising(entry: dict[str, Any]) -> list[str]:
         f"one is {widths} and its mirror; both {conv['loss']}. The numbers of components, and the settings of the "
         "networks, were chosen on the last 10000 training images; PCA's images are clipped to [0, 1]. Clipped noise "
         "moves the mean of the images: the last row of PCA takes it off and puts that of the clean ones back. Seed "
-        f"{entry['seed']} (`bench/denoising.py`). {about(entry)}",
+        f"{entry['seed']} (`bench/accuracy/denoising.py`). {about(entry)}",
         "",
         *table(["", "of an image", "of all pixels", "gain", "seconds"], rows),
         "",
@@ -141,7 +142,7 @@ def likelihood(entry: dict[str, Any]) -> list[str]:
         "",
         f"Nats for each of the {entry['images']} test images, binarised once; the training images are binarised anew "
         f"in each epoch. {layers} with {model['activation']} units, {entry['epochs']} epochs, seed {entry['seed']}, "
-        f"{entry['training_seconds']:.0f} s of training (`bench/likelihood.py`). {about(entry)}",
+        f"{entry['training_seconds']:.0f} s of training (`bench/accuracy/likelihood.py`). {about(entry)}",
         "",
         *table(["", "published", "here"], rows),
     ]
@@ -230,7 +231,7 @@ def thinning(entry: dict[str, Any]) -> list[str]:
         "by minus the Poisson log-likelihood (terms that depend on the method) and by the squared error of a cell. PCA "
         "is given its best transformation, number of components and least mean by each judgement, and no denoising the "
         "best least mean, chosen on every other cell; the figures are of the rest. The autoencoders are given no "
-        f"choice. {seeds} ways to deal (`bench/thinning.py`). {about(entry)}",
+        f"choice. {seeds} ways to deal (`bench/accuracy/thinning.py`). {about(entry)}",
         "",
         *table(["method", "Poisson", "squared error", "chosen", "seconds"], rows),
     ]
@@ -276,10 +277,9 @@ def current() -> str:
     lines = [
         "# Reproduction",
         "",
-        "What narrows reaches where others have published a figure, and beside PCA. Written from `bench/results/` by "
-        "`bench/accuracy.py`, which says how to run the experiments again, and `bench/reproduction_page.py`; do not "
-        "edit. Over several seeds a figure is the mean and, in brackets, the smallest and the largest; seconds are "
-        "those of a fit.",
+        "What narrows reaches where others have published a figure, and beside PCA. `python bench/pages` writes this "
+        "page from `bench/results/`; do not edit. `bench/README.md` says how to run the experiments. Over several "
+        "seeds a figure is the mean and, in brackets, the smallest and the largest. Seconds are the time of one fit.",
     ]
     for name, key, section in SECTIONS:
         path = RESULTS / name
@@ -293,7 +293,3 @@ def current() -> str:
 def write() -> None:
     """Write the page anew."""
     PAGE.write_text(current(), encoding="utf-8")
-
-
-if __name__ == "__main__":
-    write()

@@ -1,6 +1,6 @@
 """Whether ``precision="bfloat16"`` trains as well as float32: pairs of fits on real data.
 
-Usage: ``python bench/precision.py [--seeds 20] [--data DIR] [--out FILE] [--lock FILE]``; about 13 minutes
+Usage: ``python bench/accuracy/precision.py [--seeds 20] [--data DIR] [--out FILE] [--lock FILE]``; about 13 minutes
 of CPU time. DIR, by default what NARROWS_DATA names, holds MNIST as ``mnist/*.gz``; PBMC 4k comes with the package.
 
 The two fits of a pair have the same seed, so the same first weights and batches in the same order, and as many epochs;
@@ -16,25 +16,28 @@ import argparse
 import gzip
 import json
 import os
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 from sklearn.neighbors import KNeighborsClassifier
 
-import accuracy_page
 import narrows
-from harness import lock
+from bench.pages import accuracy as accuracy_page
+from bench.pages.benchmarks import RESULTS, ROOT
+from bench.support.harness import lock
 from narrows.benchmark import machine
 from narrows.data import ArraySource
 from narrows.data.normalize import Normalizer
 from narrows.datasets import load_pbmc4k
-from page import RESULTS, ROOT
 
 OUT = RESULTS / "precision.json"
 PRECISIONS = ("float32", "bfloat16")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from harness import serve
-from peer_cases import CASES, FIT_ROWS, SEED, FloatArray
+from bench.libraries.cases import CASES, FIT_ROWS, SEED, FloatArray
+from bench.support.harness import serve
 
 CASE = next(case for case in CASES if case.name == "hinton")
 EPOCHS = 2
