@@ -25,7 +25,7 @@ from narrows.backends import Hyper, cuda
 from narrows.backends.cuda import data, launches
 from narrows.backends.cuda.device import CupyDevice, calls_of
 from narrows.backends.cuda.emit import wants_blas
-from narrows.backends.cuda.program import Planned
+from narrows.backends.cuda.protocol import Planned
 from narrows.backends.cuda.table import KERNELS
 from narrows.backends.reference import ACTIVATE
 from narrows.plan.spec import ACTIVATIONS, Precision

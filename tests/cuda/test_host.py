@@ -21,7 +21,8 @@ from cuda_device import HostDevice, check_agreement, on_host, thinned
 from narrows.backends import Hyper, cuda
 from narrows.backends.cuda.emit import LOWER, launches, working_sizes
 from narrows.backends.cuda.launches import Area, View, Writer
-from narrows.backends.cuda.program import Arena, CudaProgram
+from narrows.backends.cuda.memory import Arena
+from narrows.backends.cuda.program import CudaProgram
 from narrows.backends.cuda.table import KERNELS
 from narrows.backends.reference import ReferenceProgram
 from narrows.plan.ops import OpCode

@@ -12,7 +12,7 @@ from agreement import dtypes
 from cases import CASES, CONVOLUTIONS
 from cuda_device import HostDevice, check_agreement, program_on
 from narrows.backends import Hyper
-from narrows.backends.cuda import emit as lowering
+from narrows.backends.cuda.emit import images as lowering
 from narrows.backends.cuda.launches import Writer
 from narrows.backends.cuda.table import CONV_COLUMNS
 from narrows.plan.plan import Mode

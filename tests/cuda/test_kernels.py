@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from cuda_device import HostDevice, LaunchError, build, thinned
 from narrows.backends.cuda.launches import tile_of
-from narrows.backends.cuda.program import Planned
+from narrows.backends.cuda.protocol import Planned
 from narrows.backends.cuda.table import DOUBLE_TILES, FUNCTORS, KERNELS, LAUNCH_DTYPE, STEP_DTYPE
 from narrows.backends.reference import ACTIVATE, DERIVATIVE
 from narrows.plan.spec import Activation, Precision

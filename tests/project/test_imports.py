@@ -22,8 +22,6 @@ TO_MEND = {
     ("plan.oplist", "plan.contractive"),
     ("plan.oplist", "plan.convolution"),
     ("plan.contractive", "plan.convolution"),
-    ("backends.cuda.sparse", "backends.cuda.emit"),
-    ("backends.cuda.data", "backends.cuda.program"),
 }
 """Arrows that point upward or close a circle today. Entries are only ever removed."""
 

@@ -33,8 +33,8 @@ from agreement import (
     first_rows,
     tolerance,
 )
-from narrows.backends.cuda.data import ALIGNMENT
-from narrows.backends.cuda.program import CudaProgram, Device, Planned
+from narrows.backends.cuda.program import CudaProgram
+from narrows.backends.cuda.protocol import ALIGNMENT, Device, Planned
 from narrows.backends.cuda.table import KERNELS, PRECISION_FLAGS, constants
 from narrows.plan.plan import FROM_CODES, Mode
 from narrows.plan.spec import Precision

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,10 +21,8 @@ from ...plan.plan import Mode, Plan
 from ...rows.devices import on_gpu
 from ...rows.shifted import split_shift
 from ...rows.sparse import sparse_rows
+from .protocol import ALIGNMENT, Device
 from .table import SOURCE_DTYPE
-
-if TYPE_CHECKING:
-    from .program import Device
 
 __all__ = ["CHUNK", "N_SOURCES", "Data", "Resident", "Staged", "data_on"]
 
@@ -38,8 +36,6 @@ RESIDENT_SHARE = 0.8
 """Of the device's free memory, that data may take up for good."""
 STAGED_BYTES = 64 * 2**20
 """Aim for what a chunk of steps brings along from the host: two such lie on either side."""
-ALIGNMENT = 256
-"""Bytes, of which addresses of a device's memory are multiples."""
 
 log = logging.getLogger("narrows")
 

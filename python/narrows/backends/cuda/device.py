@@ -1,4 +1,4 @@
-"""A GPU through CuPy, as `program.Device` has it.
+"""A GPU through CuPy, as `protocol.Device` has it.
 
 Promises: streams of its own, so that nothing here waits for another library's work; kernels are compiled once for a
 device and kept in CuPy's cache on disk, whose key has the digest of their sources; a list of launches becomes a graph.
@@ -28,7 +28,7 @@ from ...plan.spec import Precision
 from .blas import Blas, load
 from .launches import BLAS
 from .nvrtc import flags, source
-from .program import Mark, Planned
+from .protocol import Mark, Planned
 from .table import PRECISION_FLAGS
 
 __all__ = ["CupyDevice"]

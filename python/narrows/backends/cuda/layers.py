@@ -24,8 +24,7 @@ from .data import N_SOURCES, check_csr, laid_out
 from .device import blas_on, calls_of, launch
 from .emit import LOWER
 from .launches import Area, Launch, View, Writer, by_blas
-from .program import planned
-from .schedule import Where
+from .operands import Where, planned
 from .table import SOURCE_DTYPE, STEP_DTYPE
 
 __all__ = ["array_type", "current", "dense_backward_layer", "dense_layer", "empty"]

@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache
 from itertools import cycle
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,13 +23,16 @@ from ...plan.plan import FROM_CODES, LEARN, Mode, Plan, Slot
 from ...plan.spec import Precision
 from ...rows.devices import on_gpu
 from .. import Hyper, State
-from .data import ALIGNMENT, CHUNK, N_SOURCES, Data, data_on, wanted
-from .emit import launches, wants_blas, working_sizes
+from .data import CHUNK, Data, data_on, wanted
+from .emit import launches, wants_blas
 from .launches import Area, Launch, View
-from .schedule import Where, operands, schedule
-from .table import SOURCE_DTYPE, STEP_DTYPE
+from .memory import FINITE_BLOCKS, Arena, control_dtype
+from .operands import Where, planned
+from .protocol import Device, Mark, Planned
+from .schedule import schedule
+from .table import STEP_DTYPE
 
-__all__ = ["Arena", "CudaProgram", "Device", "Mark", "Planned", "planned"]
+__all__ = ["CudaProgram"]
 
 Array = NDArray[Any]
 
@@ -39,138 +41,7 @@ GRAPH_STEPS = 8
 host longer than the device takes for a step of a small network."""
 RESULT_BYTES = 64 * 2**20
 """Aim for what a chunk of steps gives back to the host."""
-FINITE_BLOCKS, FINITE_THREADS = 256, 256
-
-
-class Planned(NamedTuple):
-    """A launch with its operands as the device takes them, one structure of shape () (see `schedule.operands`)."""
-
-    kernel: str
-    blocks: int
-    threads: int
-    operands: Array
-
-
-def planned(launch: Launch, where: Where) -> Planned:
-    return Planned(launch.kernel, launch.blocks, launch.threads, operands(launch, where))
-
-
-class Mark(Protocol):
-    """A place in the order of a device's work."""
-
-    def wait(self) -> None:
-        """Until all that came before it is done."""
-
-
-class Device(Protocol):
-    """What a program needs of a device. Addresses are numbers; calls take effect in the order they are made."""
-
-    guard: int
-    """Bytes to leave unused behind each area."""
-
-    @property
-    def blas(self) -> Any:
-        """What runs launches of `launches.BLAS`; None if large products are to be own kernels, too."""
-
-    def allocate(self, size: int, what: str = ...) -> int:
-        """The address of `size` bytes, a multiple of `ALIGNMENT`; what they hold is not defined. `what` is to lie
-        there, for the message if they are not to be had."""
-
-    def free(self, address: int) -> None: ...
-
-    def free_memory(self) -> int:
-        """Bytes that could be allocated."""
-
-    def pinned(self, size: int) -> Array:
-        """Bytes on the host that the device reads and writes by itself."""
-
-    def upload(self, address: int, data: Array) -> None:
-        """Copy a contiguous array there; it may be changed once this returns."""
-
-    def download(self, address: int, out: Array) -> None:
-        """Wait for all that came before, and copy from there into a contiguous array."""
-
-    def send(self, address: int, pinned: Array) -> None:
-        """Have pinned memory copied there; it must stay as it is until a later mark has been waited for."""
-
-    def send_ahead(self, address: int, pinned: Array) -> None:
-        """As `send`, but beside launches that came before; those that come later wait for it."""
-
-    def fetch(self, address: int, pinned: Array) -> None:
-        """Have pinned memory overwritten from there, before a later mark."""
-
-    def mark(self) -> Mark: ...
-
-    def graph(self, planned: Sequence[Planned], precision: Precision) -> Callable[[], None]:
-        """What runs these launches, one after the other, as often as it is called."""
-
-    # Of arrays that lie on the device, but are others':
-
-    def contiguous(self, array: Any, dtype: np.dtype[Any]) -> Any:
-        """Such an array without gaps and of this type, itself if it is that."""
-
-    def address(self, array: Any) -> int:
-        """Where it lies."""
-
-    def empty(self, shape: tuple[int, int], dtype: np.dtype[Any]) -> Any:
-        """A new one for the caller, to be written after `follow`."""
-
-    def store(self, array: Any, address: int, ld: int) -> None:
-        """Have the rows of a matrix without gaps overwritten with those at an address, `ld` elements apart."""
-
-    def fill(self, address: int, ld: int, array: Any) -> None:
-        """The other way round."""
-
-    def follow(self) -> None:
-        """Have what comes run after all that the caller has asked of the device."""
-
-
-@cache
-def control_dtype(batch: int) -> np.dtype[Any]:
-    """What a chunk of steps is told: where its data lie, and for each step its record and its rows."""
-    return np.dtype(
-        [
-            ("sources", SOURCE_DTYPE, N_SOURCES),
-            ("begun", "i8"),
-            ("records", STEP_DTYPE, CHUNK),
-            ("rows", "i8", CHUNK * batch),
-        ],
-        align=True,
-    )
-
-
-class Arena:
-    """Where the areas of a program begin, in bytes from the start of its memory."""
-
-    def __init__(self, plan: Plan, precision: Precision, guard: int = 0, *, blas: bool = False) -> None:
-        self.itemsize = itemsize = precision.dtype.itemsize
-        region = plan.parameter_size * itemsize
-        self.sizes: dict[Area | str, int] = {
-            Area.PARAMETER: region,
-            Area.GRADIENT: region,
-            Area.MOMENT1: region,
-            Area.MOMENT2: region if plan.n_moments > 1 else 0,
-            Area.WORK: plan.work_size * itemsize,
-            **{area: size * itemsize for area, size in working_sizes(plan, precision, blas=blas).items()},
-            "step": STEP_DTYPE.itemsize,
-            "control": control_dtype(plan.batch).itemsize,
-            "kept": CHUNK * plan.slots[plan.index["terms"]].cols * itemsize,
-            "finite": 3 * FINITE_BLOCKS * itemsize,
-        }
-        self.begins: dict[Area | str, int] = {}
-        self.size = 0
-        for name, size in self.sizes.items():
-            self.begins[name] = self.size
-            self.size += -(-(size + guard) // ALIGNMENT) * ALIGNMENT
-        for name, (_, offset, *_) in (control_dtype(plan.batch).fields or {}).items():
-            self.begins[name] = self.begins["control"] + offset
-
-    def offset(self, view: View) -> int:
-        return self.begins[view.area] + view.offset * self.itemsize
-
-    def control(self, name: str, rows: int, cols: int) -> View:
-        """Part of the memory of steps, in elements, as a matrix."""
-        return View(Area.CONTROL, self.begins[name] // self.itemsize, rows, cols, cols)
+FINITE_THREADS = 256
 
 
 @dataclass

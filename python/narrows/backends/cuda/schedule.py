@@ -13,29 +13,23 @@ with each other, each with its own blocks (`group` of csrc/cuda/steps.cuh).
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
-from itertools import accumulate, product
-from typing import Any, NamedTuple
-
-import numpy as np
-from numpy.typing import NDArray
+from collections.abc import Iterable, Sequence
+from itertools import product
+from typing import NamedTuple
 
 from ...plan.spec import Activation
 from .launches import THREADS, Area, Launch, View
 from .table import (
     FUNCTORS,
-    GROUP_DTYPE,
     KERNELS,
-    LAUNCH_DTYPE,
     MAX_MEMBERS,
     MAX_STAGES,
-    STACK_DTYPE,
     STACK_ROWS,
     STACK_THREADS,
     STACK_WIDTH,
 )
 
-__all__ = ["Where", "operands", "schedule"]
+__all__ = ["schedule"]
 
 BEGIN, GATHER, DENSE, LOSS, DGRAD = range(5)
 LOADS, WEIGHT_TURNED, ROUNDS = 1, 2, 4
@@ -48,8 +42,6 @@ BODIES = {
     "conv_wgrad": "ConvWgrad",
 }
 """What `group` calls the kernels that it can have members of."""
-ENDS = {"reduce": 1, "end_step": 2}
-"""Kinds of members that end a step."""
 READS = {"gather": {1}, "loss": {1, 2}, "penalties": {0}} | {
     kernel: {0, 1} for kernel in ("gemm", "colsum", "colsum_grains", "grain_sum", "reduce", "conv_wgrad")
 }
@@ -252,51 +244,3 @@ def whole(launch: Launch) -> Launch:
 def group_of(members: Sequence[Launch], ends: Sequence[Launch] = ()) -> Launch:
     blocks = sum(member.blocks for member in members) + bool(ends)
     return Launch(str(group_name(members[0])), blocks, members[0].threads, members=(*members, *ends))
-
-
-# --- operands ---------------------------------------------------------------------------------------------------------
-
-
-class Where(NamedTuple):
-    """What launches are handed besides matrices and numbers of their own; addresses are of the device."""
-
-    address: Callable[[View], int]
-    step: int
-    sources: int
-    m: int
-    learn: bool
-
-
-def operands(launch: Launch, where: Where) -> NDArray[Any]:
-    """One structure, of shape (), as the kernel takes it."""
-    if launch.kernel.startswith("stack"):
-        stack = np.zeros((), STACK_DTYPE)
-        stack["n"], stack["m"], stack["learn"] = len(launch.members), where.m, where.learn
-        stack["step"], stack["sources"] = where.step, where.sources
-        for to, member in zip(stack["stages"], launch.members, strict=False):
-            _matrices(to["slots"], member, where)
-            to["kind"], to["activation"], to["option"], to["flags"] = member.ints
-            to["number"] = member.floats[0] if member.floats else 0.0
-        return stack
-    if launch.members:
-        group = np.zeros((), GROUP_DTYPE)
-        kinds = [ENDS.get(member.kernel, 0) for member in launch.members]
-        # Those that end a step share a block.
-        sizes = [member.blocks * (kind == 0) for member, kind in zip(launch.members, kinds, strict=True)]
-        ends = [end + (kind > 0) for end, kind in zip(accumulate(sizes), kinds, strict=True)]
-        for i, member in enumerate(launch.members):
-            group["members"][i] = operands(member, where)
-        group["ends"][: len(ends)], group["kinds"][: len(kinds)] = ends, kinds
-        return group
-    alone = np.zeros((), LAUNCH_DTYPE)
-    _matrices(alone["slots"], launch, where)
-    alone["ints"][: len(launch.ints)] = launch.ints
-    alone["floats"][: len(launch.floats)] = launch.floats
-    alone["step"], alone["sources"], alone["m"], alone["learn"] = where.step, where.sources, where.m, where.learn
-    return alone
-
-
-def _matrices(slots: NDArray[Any], launch: Launch, where: Where) -> None:
-    for to, view in zip(slots, launch.slots, strict=False):
-        if view is not None:
-            to["data"], to["rows"], to["cols"], to["ld"] = where.address(view), view.rows, view.cols, view.ld

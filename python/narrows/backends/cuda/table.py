@@ -17,6 +17,7 @@ from ...plan import ops
 from ...plan.spec import Activation, Loss, Precision, Solver
 
 __all__ = [
+    "ENDS",
     "FUNCTORS",
     "GROUP_DTYPE",
     "KERNELS",
@@ -82,6 +83,8 @@ GROUP_DTYPE = np.dtype(
     [("members", LAUNCH_DTYPE, MAX_MEMBERS), ("ends", "i4", MAX_MEMBERS), ("kinds", "i4", MAX_MEMBERS)], align=True
 )
 """``Ops`` of csrc/cuda/op.h: several launches as one."""
+ENDS = {"reduce": 1, "end_step": 2}
+"""Kinds of members that end a step."""
 STAGE_SLOTS, MAX_STAGES, STACK_WIDTH, STACK_THREADS = 5, 24, 128, 256
 STACK_ROWS = (4, 16)
 """Rows that a block of a stack can have."""

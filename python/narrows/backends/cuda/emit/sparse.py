@@ -7,13 +7,14 @@ Never: knows the plan's ops; `lowering` reads their operands and says what becom
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
-from .launches import THREADS, View, Writer, whole_warps
-from .table import BOOL
-
-if TYPE_CHECKING:
-    from .emit import Sink
+from ....plan.ops import OpCode
+from ....plan.spec import Activation, Loss
+from ..launches import THREADS, View, Writer, whole_warps
+from ..table import BOOL, RULES, loss_name
+from .registry import Operands, act, lowers
+from .updates import Sink, descent, stored
 
 BAND = 32
 """Columns that kernels take together."""
@@ -92,18 +93,6 @@ def filled(slots: tuple[View | None, ...], n: int) -> tuple[View | None, ...]:
     return *slots, *(None,) * (n - len(slots))
 
 
-def weight_gram(w: Writer, W: View, b: View, high: View, low: View) -> None:
-    tiles = -(-W.rows // GRAM_TILE)
-    sums = w.temporary(-(-W.cols // GRAM_COLUMNS), high.rows**2, wide=True)
-    blocks = (tiles * (tiles + 1) // 2 + 1) * sums.rows
-    w.launch("weight_gram_grains", blocks, THREADS, (W, b, sums), (GRAM_COLUMNS,))
-    w.each("weight_gram", high, (sums, high, low))
-
-
-def row_gram(w: Writer, h: View, weight: View | None, out: View) -> None:
-    w.launch("row_gram", (-(-out.rows // 32)) ** 2, THREADS, (h, weight, out))
-
-
 def gram_slopes(
     w: Writer, to: str, slots: tuple[View | None, ...], W: View, shift: View | None, source: int,
     flag: int = 0, floats: tuple[float, ...] = (),
@@ -116,17 +105,89 @@ def gram_slopes(
     w.launch(kernel, -(-W.cols // BAND), THREADS, (*slots, shift, starts, kept), (source, 0, 0, flag), floats)
 
 
-def counts(
-    w: Writer, loss: str, slots: tuple[View | None, ...], n: int, partial: View | None,
-    *, softmax: bool, by_cell: bool, source: int, scale: float,
-) -> None:  # fmt: skip
-    """The likelihood of n features, `slots` being those of the kernel up to `found`, and the sums over rows of the
-    derivatives by their dispersions."""
+@lowers(OpCode.LIBRARY)
+def library(w: Writer, o: Operands) -> None:
+    places(w, o.source, o.out)
+
+
+@lowers(OpCode.COUNTS)
+def counts(w: Writer, o: Operands) -> None:
+    loss, softmax = Loss(o.loss), o.activation == Activation.SOFTMAX
+    n = o.z.cols // (1 + o.by_cell + (loss is Loss.ZINB))
     groups = -(-w.m // COUNT_GROUP)
-    sums = w.temporary(groups, n) if partial is not None and w.learns else None
+    sums = w.temporary(groups, n) if o.partial is not None and w.learns else None
     threads = 2 * THREADS if n >= WIDE_ROW else whole_warps(-(-n // 4))
-    kernel = f"counts<{loss}, {BOOL[softmax]}, {BOOL[by_cell]}>"
-    w.launch(kernel, groups, threads, (*slots, places(w, source)[1], sums), (source, n), (scale,))
-    if sums is not None and partial is not None:
-        grain, blocks = -(-groups // partial.rows), -(-n // 32) * partial.rows
-        w.launch("colsum_grains", blocks, THREADS, (sums, None, partial), (grain,))
+    kernel = f"counts<{loss_name(loss)}, {BOOL[softmax]}, {BOOL[o.by_cell]}>"
+    slots = o.z, o.weight, o.library, o.log_dispersion, o.rowloss, places(w, o.source)[1], sums
+    w.launch(kernel, groups, threads, slots, (o.source, n), (o.scale,))
+    if sums is not None:
+        grain, blocks = -(-groups // o.partial.rows), -(-n // 32) * o.partial.rows
+        w.launch("colsum_grains", blocks, THREADS, (sums, None, o.partial), (grain,))
+
+
+# --- sparse rows ------------------------------------------------------------------------------------------------------
+
+
+def noise(o: Operands) -> Noise:
+    return Noise(o.library, o.stream, o.level, o.scale)
+
+
+@lowers(OpCode.SPARSE_DENSE)
+def sparse_dense(w: Writer, o: Operands) -> None:
+    moved = None
+    if o.shift is not None:
+        moved = w.temporary(1, o.W.cols)
+        w.column_sums("Store", o.W, o.shift.part(0, o.W.rows, 1, 1), (moved,), floats=(1.0,))
+    sums = parts(w, o.W, turned=False, source=0, noise=noise(o))
+    w.each(f"sparse_dense<{act(o)}>", (w.m, o.W.cols), (sums, moved, o.b, o.out, o.pre))
+
+
+@lowers(OpCode.SPARSE_WGRAD)
+def sparse_wgrad(w: Writer, o: Operands) -> None:
+    sums = getattr(o, "sums", None)
+    bias = None if sums is None else stored(sums.out, sums.accumulate)
+    outer(w, stored(o.dW, o.accumulate), o.dz, o.dW.rows, bias=bias, shift=o.shift, noise=noise(o))
+
+
+@lowers(OpCode.SPARSE_WGRAD_UPDATE)
+def sparse_wgrad_update(w: Writer, o: Operands) -> None:
+    sums, to = getattr(o, "sums", None), descent(w, o)
+    bias = None if sums is None else descent(w, sums)
+    outer(w, to, o.dz, o.W.rows, bias=bias, shift=o.shift, noise=noise(o))
+
+
+# --- squared error against sparse rows --------------------------------------------------------------------------------
+
+
+@lowers(OpCode.WEIGHT_GRAM)
+def weight_gram(w: Writer, o: Operands) -> None:
+    tiles = -(-o.W.rows // GRAM_TILE)
+    sums = w.temporary(-(-o.W.cols // GRAM_COLUMNS), o.high.rows**2, wide=True)
+    blocks = (tiles * (tiles + 1) // 2 + 1) * sums.rows
+    w.launch("weight_gram_grains", blocks, THREADS, (o.W, o.b, sums), (GRAM_COLUMNS,))
+    w.each("weight_gram", o.high, (sums, o.high, o.low))
+
+
+@lowers(OpCode.SPARSE_MSE)
+def sparse_mse(w: Writer, o: Operands) -> None:
+    sums, slope = parts(w, o.W, turned=True, source=o.source), w.temporary(w.m, o.high.cols, wide=True)
+    slots = o.h, o.W, o.high, o.low, o.saved, o.weight, o.rowloss, o.out, slope, o.b, sums
+    w.launch(f"sparse_mse<{act(o)}>", w.m, whole_warps(o.high.cols), slots, (o.source,), (o.scale,))
+
+
+@lowers(OpCode.ROW_GRAM)
+def row_gram(w: Writer, o: Operands) -> None:
+    w.launch("row_gram", (-(-o.out.rows // 32)) ** 2, THREADS, (o.h, o.weight, o.out))
+
+
+@lowers(OpCode.SPARSE_MSE_WGRAD)
+def sparse_mse_wgrad(w: Writer, o: Operands) -> None:
+    slots = o.h, o.gram, o.weight, o.W, o.dW, o.db, o.b, None, None
+    gram_slopes(w, "GramStore", slots, o.W, None, o.source)
+
+
+@lowers(OpCode.SPARSE_MSE_UPDATE)
+def sparse_mse_update(w: Writer, o: Operands) -> None:
+    to = descent(w, o)
+    slots = o.h, o.gram, o.weight, o.W, o.moment1, o.moment2, o.b, o.b_moment1, o.b_moment2
+    gram_slopes(w, f"GramDescend<{RULES[o.solver]}>", slots, o.W, o.shift, o.source, to.flag, to.floats)
