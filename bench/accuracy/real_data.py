@@ -41,7 +41,7 @@ from narrows.benchmark import machine
 from narrows.data import ArraySource
 from narrows.data.normalize import Normalizer
 from narrows.datasets import load_digits, load_pbmc4k
-from narrows.evaluation.baselines import knn_accuracy
+from narrows.evaluation.metrics import knn_accuracy
 
 OUT = RESULTS / "accuracy.json"
 

@@ -261,7 +261,7 @@ def measure(model: str, path: str, epochs: int, threads: int, seed: int) -> dict
     """Seconds of an epoch, MiB that the fit added to the process, nats of a held-out cell, and how well codes tell its
     label.
     """
-    from narrows.evaluation.baselines import knn_accuracy
+    from narrows.evaluation.metrics import knn_accuracy
 
     data = load(path)
     # What a library does once in a process, loading and compiling, is not the time of an epoch.

@@ -16,7 +16,8 @@ from . import models
 from ._version import __version__
 from .cli.settings import ESTIMATORS
 from .data import ArraySource, Source
-from .data.normalize import NormalizedSource, Normalizer
+from .data.normalize import Normalizer
+from .data.normalized import NormalizedSource
 from .errors import DataError
 from .fitting.conditions import read_labels
 from .fitting.parameters import check_parameters, plain_parameters

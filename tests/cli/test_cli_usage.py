@@ -68,7 +68,7 @@ def test_bad_files_are_exit_3(tmp_path, line, monkeypatch):
     for args, text in (
         (["fit", "missing.npy", "--out", "o"], "missing.npy"),
         (["fit", "nan.npy", "--out", "o"], "row 41, column 7"),
-        (["fit", "negative.npy", "--out", "o", "--normalize", "log1p"], "negative value"),
+        (["fit", "negative.npy", "--out", "o", "--normalize", "log1p"], "log1p needs counts"),
         (["fit", "negative.npy", "--out", "o", "--loss", "multinomial"], "negative.npy"),
         (["fit", "one.npy", "--out", "o"], "at least 2"),
         (["fit", "damaged.npy", "--out", "o"], "damaged.npy"),

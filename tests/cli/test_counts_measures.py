@@ -97,7 +97,7 @@ def test_figures_of_a_fit(X: np.ndarray, estimator: str, loss: str, tmp_path: Pa
     assert "mse_per_feature" not in metrics
     assert metrics["baseline_pca_loss"] is None
     logged = (out / "run.log").read_text()
-    assert f"{metrics['held_out_nll_per_row']:.5g} nats per row of the rows held out" in logged
+    assert f"{metrics['held_out_nll_per_row']:.5g} nats per row on held-out rows" in logged
 
 
 def test_without_rows_held_out(X: np.ndarray) -> None:

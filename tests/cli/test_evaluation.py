@@ -8,8 +8,10 @@ import scipy.sparse as sp
 from sklearn.decomposition import PCA
 
 from narrows.data import ArraySource
-from narrows.data.normalize import NormalizedSource, Normalizer
-from narrows.evaluation.baselines import feature_errors, knn_accuracy, pca, sample_rows
+from narrows.data.normalize import Normalizer
+from narrows.data.normalized import NormalizedSource
+from narrows.evaluation.baselines import pca
+from narrows.evaluation.metrics import feature_errors, knn_accuracy, sample_rows
 
 
 def table(n=700, d=90, seed=0):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from narrows import cli, plotting
-from narrows.cli import report
+from narrows.cli import figures, report
 from narrows.errors import DataError
 from pages import Page
 
@@ -104,7 +104,7 @@ def test_multiqc_table(folder):
 
 def test_many_points_stay_small(folder):
     ax = plotting.plot_latent(np.random.default_rng(0).normal(size=(20_000, 2)))
-    assert len(report._svg(ax.figure)) < 1_000_000
+    assert len(figures._svg(ax.figure)) < 1_000_000
 
 
 def test_page_of_counts(tmp_path):

@@ -18,7 +18,8 @@ import narrows as nw
 from cli_runs import SMALL, metrics, narrows, table
 from narrows.cli import rundir
 from narrows.data import ArraySource
-from narrows.evaluation import baselines as evaluation
+from narrows.evaluation.baselines import pca, pca_errors
+from narrows.evaluation.metrics import elbow
 from narrows.fitting.feed import split_rows
 from pages import Page
 
@@ -257,7 +258,7 @@ def test_pca_errors_of_rows_apart(layout):
     X[X < 1] = 0
     trained, held = np.arange(300), np.arange(300, 400)
     source = ArraySource(layout(X))
-    ours = evaluation.pca_errors(evaluation.pca(source, 8, rows=trained), source, held)
+    ours = pca_errors(pca(source, 8, rows=trained), source, held)
     for k in (1, 5, 8):
         exact = PCA(k, svd_solver="full").fit(X[trained])
         error = np.mean((exact.inverse_transform(exact.transform(X[held])) - X[held]) ** 2)
@@ -265,8 +266,8 @@ def test_pca_errors_of_rows_apart(layout):
 
 
 def test_elbow():
-    assert evaluation.elbow([2, 4, 8, 16, 32], [10.0, 6.0, 3.0, 2.8, 2.7]) == 8
-    assert evaluation.elbow([2, 4, 8], [3.0, 2.0, 1.0]) is None  # a straight line
-    assert evaluation.elbow([2, 4], [3.0, 1.0]) is None
-    assert evaluation.elbow([2, 4, 8], [1.0, 0.5, 2.0]) is None  # more components are worse
-    assert evaluation.elbow([2, 4, 8], [3.0, float("nan"), 1.0]) is None
+    assert elbow([2, 4, 8, 16, 32], [10.0, 6.0, 3.0, 2.8, 2.7]) == 8
+    assert elbow([2, 4, 8], [3.0, 2.0, 1.0]) is None  # a straight line
+    assert elbow([2, 4], [3.0, 1.0]) is None
+    assert elbow([2, 4, 8], [1.0, 0.5, 2.0]) is None  # more components are worse
+    assert elbow([2, 4, 8], [3.0, float("nan"), 1.0]) is None

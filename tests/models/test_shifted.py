@@ -16,7 +16,8 @@ from cli_runs import SMALL, metrics
 from cli_runs import narrows as command
 from narrows import RBM, Autoencoder, DeepAutoencoder, VariationalAutoencoder
 from narrows.data import ArraySource
-from narrows.data.normalize import NormalizedSource, Normalizer
+from narrows.data.normalize import Normalizer
+from narrows.data.normalized import NormalizedSource
 from narrows.errors import DataError
 from narrows.fitting.table import Table, density
 from narrows.rows.shifted import Shifted
@@ -243,7 +244,7 @@ def test_the_command_line_standardises_implicitly(tmp_path: Path, monkeypatch: p
 
     anndata.AnnData(sp.csr_matrix(X), var=pd.DataFrame(**names)).write_h5ad("x.h5ad")
     assert command("fit", "x.h5ad", "--out", "run", "--normalize", "standard", *SMALL) == 0
-    assert "implicitly, CSR stays CSR" in (tmp_path / "run" / "run.log").read_text()
+    assert "CSR stays CSR, with one shift" in (tmp_path / "run" / "run.log").read_text()
     model = narrows.load("run/model.safetensors")
     table = source(X, var_names=names["index"])
     assert metrics("run")["mse_per_feature"] == pytest.approx(model.feature_errors(table).mean(), rel=1e-4)

@@ -13,10 +13,6 @@ from imports import graph
 README = Path(__file__).parents[2] / "README.md"
 
 TO_MEND = {
-    ("data.readers", "datasets"),
-    ("evaluation.counts", "cli.applying"),
-    ("evaluation.counts", "cli.resources"),
-    ("evaluation.counts", "plotting.style"),
     ("fitting.run", "models.base"),
     ("scanpy", "cli.settings"),
     ("plan.oplist", "plan.contractive"),

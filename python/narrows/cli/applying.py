@@ -24,7 +24,9 @@ import narrows
 from .. import data
 from .._version import __version__
 from ..data import Source
-from ..data.normalize import NormalizedSource, Normalizer
+from ..data.normalize import Normalizer
+from ..data.normalized import NormalizedSource
+from ..data.source import with_names
 from ..errors import DataError
 from ..fitting.conditions import read_labels
 from ..fitting.inputs import read_batch
@@ -32,7 +34,7 @@ from ..fitting.table import check_values
 from ..machine import thread_choice
 from ..plan.spec import Loss
 from ..rows.readahead import read_ahead
-from ..rows.shifted import Shifted, stored_rows
+from ..rows.shifted import stored_rows
 from .resources import apply_bytes, blas_threads
 from .settings import UsageError
 from .tables import check_output, write_table
@@ -45,7 +47,6 @@ __all__ = [
     "obs_labels",
     "open_model",
     "score",
-    "with_names",
     "write_codes",
 ]
 
@@ -254,13 +255,6 @@ def _check(block: Any, start: int, table: Source, meant: Loss) -> None:
     """Refuse values without a meaning, by the numbers of their rows in the whole data."""
     data.check_finite(stored_rows(block), start, table)
     check_values(block, meant, start, table)
-
-
-def with_names(block: Any, table: Source) -> Any:
-    """A block that still knows its features, or the estimator would warn that it does not; shifted rows need none."""
-    if isinstance(block, Shifted):
-        return block
-    return data.ArraySource(block, var_names=table.var_names, name=table.name)
 
 
 def write_codes(

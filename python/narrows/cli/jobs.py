@@ -26,15 +26,14 @@ from .. import data
 from .._version import __version__
 from ..backends import check_precision, resolve
 from ..data import Source
-from ..data.normalize import NormalizedSource, Normalizer
+from ..data.normalize import Normalizer
+from ..data.normalized import NormalizedSource
 from ..errors import DataError, DivergenceError, MissingExtraError, ResumeError
-from ..evaluation import baselines as evaluation
-from ..evaluation import counts
 from ..fitting.table import Table
 from ..machine import thread_choice
 from ..training import Callback, Checkpoint, Interrupted
-from . import report
-from .applying import encoded, obs_labels, with_names, write_codes
+from . import measures, report
+from .applying import encoded, obs_labels, write_codes
 from .resources import APPLY_BYTES, Budget, blas_threads, held_rows, peak_rss, plan_text
 from .rundir import HistoryWriter, RunDir
 from .settings import FitSettings, UsageError
@@ -284,70 +283,19 @@ def _finish(
     latent = _write_latent(run, codes, table, estimator, {} if batch is None else {str(settings.batch_key): batch})
     begin = time.perf_counter()
     metrics |= _training_facts(estimator, table.shape[0])
-    held = held_rows(estimator, table.shape[0])
-    if of_counts := estimator.plan_.spec.loss.of_counts:
-        metrics |= counts.measure(
-            estimator, table, held, batch, seed=settings.seed, n_threads=metrics["n_threads"], step_bytes=step
-        )
-    else:
-        metrics |= _squared_errors(estimator, table, batch, None if held is None else held[1])
-    metrics |= dict.fromkeys(("baseline_pca_loss", "baseline_pca_rows", "knn_accuracy_latent", "knn_accuracy_pca"))
-    if table.labels is not None or not of_counts:
-        _against_pca(table, codes, settings.seed, budget.block_bytes, metrics, errors=not of_counts)
+    metrics |= measures.measure(
+        estimator,
+        table,
+        batch,
+        codes,
+        seed=settings.seed,
+        n_threads=metrics["n_threads"],
+        step_bytes=step,
+        cache_bytes=budget.block_bytes,
+    )
     log.debug("measured in %.1f s", time.perf_counter() - begin)
     metrics["report"] = _write_report(run, metrics, codes, table.labels)
     metrics["latent"] = latent
-
-
-def _squared_errors(
-    estimator: Any, table: NormalizedSource, batch: npt.NDArray[Any] | None, held: npt.NDArray[np.int64] | None
-) -> dict[str, Any]:
-    """Mean squared errors of all features, of those of the rows held out, and the features with the largest."""
-
-    def reconstruct(block: Any, rows: Any) -> npt.NDArray[Any]:
-        told = None if batch is None else batch[rows]
-        return estimator.reconstruct(with_names(block, table), batch=told)  # type: ignore[no-any-return]
-
-    errors = evaluation.feature_errors(table, reconstruct)
-    names = estimator.feature_names_in_ if hasattr(estimator, "feature_names_in_") else None
-    worst = np.argsort(-errors, kind="stable")[:20]
-    return {
-        "mse_per_feature": float(errors.mean()),
-        "held_out_mse_per_feature": (
-            None if held is None else float(evaluation.feature_errors(table, reconstruct, held).mean())
-        ),
-        "worst_features": [
-            {"name": f"feature {i}" if names is None else str(names[i]), "mse": float(errors[i])} for i in worst
-        ],
-    }
-
-
-def _against_pca(
-    table: NormalizedSource,
-    codes: npt.NDArray[Any],
-    seed: int,
-    cache_bytes: int,
-    metrics: dict[str, Any],
-    *,
-    errors: bool,
-) -> None:
-    """Note in `metrics` the error of PCA, if asked for, and how well neighbours tell the labels in codes and scores.
-
-    Without the error, the data are counts, and PCA is that of their logarithms: of rows scaled to one total.
-    """
-    rows = evaluation.sample_rows(table.shape[0], seed)
-    analysed: Source = table
-    if not errors:
-        analysed = NormalizedSource(table.source, Normalizer("log1p").fit(table.source))
-    baseline = evaluation.pca(analysed, metrics["n_components"], rows=rows, seed=seed, cache_bytes=cache_bytes)
-    metrics["baseline_pca_rows"] = baseline.n_rows
-    if errors:
-        metrics["baseline_pca_loss"] = baseline.mse_per_feature
-    if baseline.n_rows < table.shape[0]:
-        log.info("the PCA baseline is computed on a random %d of %d rows", baseline.n_rows, table.shape[0])
-    if table.labels is not None:
-        for name, points in (("latent", codes[rows]), ("pca", baseline.scores)):
-            metrics[f"knn_accuracy_{name}"] = evaluation.knn_accuracy(points, table.labels[rows], seed=seed % 2**32)
 
 
 def _write_report(run: RunDir, metrics: dict[str, Any], codes: Any, labels: Any) -> str | None:
@@ -372,17 +320,9 @@ def _conclude(run: RunDir, metrics: dict[str, Any]) -> None:
         ", report.html" if metrics["report"] else "",
         metrics["epochs_run"],
         metrics["exit_reason"],
-        _in_short(metrics),
+        measures.in_short(metrics),
     )
     run.write_success()
-
-
-def _in_short(metrics: dict[str, Any]) -> str:
-    """How good the model is, beside its baseline."""
-    if not counts.counted(metrics):
-        return f"squared error {metrics['mse_per_feature']:.4g} per feature, PCA {metrics['baseline_pca_loss']:.4g}"
-    ours, theirs = (counts.judged(metrics, name) for name in ("nll_per_row", "baseline_nll_per_row"))
-    return f"{ours:.5g} nats per row{counts.held_text(metrics)}, {counts.BASELINE} {theirs:.5g}"
 
 
 def _write_latent(

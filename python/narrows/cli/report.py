@@ -8,11 +8,8 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 import tomllib
-from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -22,14 +19,13 @@ import numpy.typing as npt
 
 from .._extras import require
 from ..errors import DataError, NarrowsError
-from ..evaluation import counts
 from ..persistence import atomic_write
+from . import measures
+from .figures import fit_figures
 from .rundir import read_history
 from .settings import show_size
 
-__all__ = ["build", "check_extra", "duration", "figure", "multiqc", "write_page"]
-
-MAX_POINTS = 20_000
+__all__ = ["build", "check_extra", "duration", "multiqc", "write_page"]
 
 
 def check_extra() -> None:
@@ -81,7 +77,7 @@ def build(
         f"narrows {metrics['version']}",
         metrics["version"],
         _tiles(metrics),
-        _figures(metrics, history, codes, labels, settings),
+        fit_figures(metrics, history, codes, labels, settings),
         settings,
         _facts(metrics),
     )
@@ -144,11 +140,6 @@ def write_page(
     target = folder / "report.html"
     atomic_write(target, page.encode())
     return target
-
-
-def figure(name: str, caption: str, drawn: Any) -> dict[str, str]:
-    """A matplotlib Figure for a page: SVG inside it, the same bytes for the same drawing."""
-    return {"name": name, "caption": caption, "data": _svg(drawn)}
 
 
 def multiqc(folder: Path, metrics: dict[str, Any]) -> Path:
@@ -233,149 +224,10 @@ def _read_labels(settings: dict[str, Any]) -> npt.NDArray[Any] | None:
         return None
 
 
-def _figures(
-    metrics: dict[str, Any],
-    history: list[dict[str, Any]],
-    codes: npt.NDArray[Any],
-    labels: npt.NDArray[Any] | None,
-    settings: dict[str, Any],
-) -> list[dict[str, str]]:
-    from .. import plotting
-    from ..plotting.style import GREEN
-
-    figures: list[dict[str, str]] = []
-
-    def add(name: str, caption: str, draw: Callable[[Any], Any], height: float = 4.2) -> None:
-        drawn = plotting.new_figure(6.4, height)
-        draw(drawn.subplots())
-        figures.append(figure(name, caption, drawn))
-
-    columns = {name: [line.get(name) for line in history] for name in ("loss", "val_loss")}
-    variational = any("objective" in line for line in history)
-    if variational:
-        columns["objective"] = [line.get("objective") for line in history]
-    pca_loss = metrics.get("baseline_pca_loss")
-    counted = counts.counted(metrics)
-    reference: tuple[float, str] | None = None
-    if counted:
-        reference = counts.judged(metrics, "baseline_nll_per_row"), counts.BASELINE
-    elif settings.get("loss") == "mse" and pca_loss is not None and not variational:
-        reference = pca_loss * metrics["n_features"], f"PCA, {metrics['n_components']} components"
-
-    def loss(ax: Any) -> None:
-        if reference is not None:
-            ax.axhline(reference[0], color=GREEN, lw=1.5, ls=(0, (4, 2)), label=reference[1])
-        plotting.plot_loss(columns, ax)
-        if counted:
-            ax.set_ylabel("nats per row")
-
-    if history:
-        text = "Loss after each epoch: mean over the samples of the sum over the features."
-        if counted:
-            text = "Negative log-likelihood after each epoch, complete: mean over the rows, in nats."
-        if variational:
-            text += " The divergence of the latents from their prior is included, with its weight."
-        if counted:
-            text += f" The dashed line is {counts.baseline_text(metrics)}{counts.held_text(metrics)}."
-        elif reference is not None:
-            text += " The dashed line is the error of PCA with as many components, over all rows."
-        add("Loss curves", text, loss)
-
-    index = np.arange(len(codes))
-    note = ""
-    if len(codes) > MAX_POINTS:
-        index = np.sort(np.random.default_rng(0).choice(len(codes), MAX_POINTS, replace=False))
-        note = f" A random {MAX_POINTS:,} of {len(codes):,} rows are drawn."
-    shown = labels[index] if labels is not None and len(labels) == len(codes) else None
-    colours = "Colours: labels of the data." if shown is not None else "The data has no labels."
-    add(
-        "Latent space",
-        f"The {codes.shape[1]} latent component(s) of each row. {colours}{note}",
-        lambda ax: plotting.plot_latent(codes[index], shown, ax),
-    )
-    if counted or (metrics.get("mse_per_feature") is not None and pca_loss is not None):
-        text = "Mean squared error per feature on the normalised data; shorter is better."
-        if counted:
-            text = f"Negative log-likelihood{counts.held_text(metrics)}; shorter is better. The baseline is "
-            text += f"{counts.baseline_text(metrics)}."
-            if variational:
-                text += " Of the autoencoder it is the upper bound by one draw of each code."
-        if metrics.get("knn_accuracy_latent") is not None:
-            text += " Below: share of rows whose label 15 neighbours tell, in 5-fold cross-validation."
-            if counted:
-                text += " PCA is that of the logarithms of counts scaled to one total."
-        if (metrics.get("baseline_pca_rows") or metrics["n_rows"]) < metrics["n_rows"]:
-            text += f" PCA was computed on a random {metrics['baseline_pca_rows']:,} rows."
-        drawn = plotting.new_figure(6.4, 4.2)
-        _baseline(drawn, metrics)
-        figures.append(figure("Against a baseline" if counted else "Against PCA", text, drawn))
-    if counted:
-        text = f"Negative log-likelihoods{counts.held_text(metrics) or ' of the rows'}: those far to the right are "
-        text += "explained badly, or have many counts."
-        add("Losses of rows", text, lambda ax: counts.plot_losses(ax, metrics["row_losses"]))
-    worst = metrics.get("worst_features") or []
-    if worst:
-        add(
-            "Worst-reconstructed features",
-            f"The {len(worst)} features with the largest mean squared error, on the normalised data.",
-            lambda ax: plotting.plot_feature_errors(
-                [f["mse"] for f in worst], [f["name"] for f in worst], ax=ax, mean=metrics["mse_per_feature"]
-            ),
-            max(2.4, 1.0 + 0.17 * len(worst)) if len(worst) < 19 else 4.2,
-        )
-    return figures
-
-
-def _baseline(drawn: Any, metrics: dict[str, Any]) -> None:
-    """Bars: the autoencoder beside its baselines, for the error and, where there are labels, for the neighbours."""
-    from ..plotting.style import BLUE, GREEN, INK, dress
-
-    rows: list[tuple[str, str, list[float], list[str]]] = []
-
-    def pair(title: str, other: str, values: list[float], form: str) -> None:
-        rows.append((title, other, values, [form.format(value) for value in values]))
-
-    if counts.counted(metrics):
-        names = ("nll", "baseline_nll")
-        pair("Nats per row", "shares alone", [counts.judged(metrics, f"{name}_per_row") for name in names], "{:.5g}")
-        if metrics["nll_per_count"] is not None:
-            each = (counts.judged(metrics, f"{name}_per_count") for name in names)
-            rows[0][3][:] = [f"{text}\n{value:.4f} per count" for text, value in zip(rows[0][3], each, strict=True)]
-    else:
-        errors = [metrics["mse_per_feature"], metrics["baseline_pca_loss"]]
-        pair("Mean squared error per feature", "PCA", errors, "{:.4g}")
-    accuracies: list[Any] = [metrics.get("knn_accuracy_latent"), metrics.get("knn_accuracy_pca")]
-    if None not in accuracies:
-        pair("Accuracy of 15 nearest neighbours", "PCA", accuracies, "{:.1%}")
-    axes = np.atleast_1d(drawn.subplots(len(rows), 1))
-    for ax, (title, other, values, texts) in zip(axes, rows, strict=True):
-        bars = ax.barh([0, 1], values, color=[BLUE, GREEN], height=0.62)
-        ax.bar_label(bars, texts, padding=4, color=INK)
-        ax.set_yticks([0, 1], ["autoencoder", other])
-        ax.set_ylim(1.6, -0.6)
-        ax.set_xlim(0, (1.3 if "\n" in texts[0] else 1.18) * max(max(values), 1e-12))
-        ax.set_title(title)
-        dress(ax)
-        ax.grid(False)
-        ax.tick_params(axis="y", length=0)
-        ax.set_xticks([])
-        ax.spines["bottom"].set_visible(False)
-
-
-def _svg(figure: Any) -> str:
-    import matplotlib
-
-    out = io.BytesIO()
-    # Glyphs as paths look the same everywhere; without a date the same run gives the same bytes.
-    with matplotlib.rc_context({"svg.fonttype": "path", "svg.hashsalt": "narrows"}):
-        figure.savefig(out, format="svg", dpi=150, metadata={"Date": None})
-    return base64.b64encode(out.getvalue()).decode()
-
-
 def _tiles(m: dict[str, Any]) -> list[tuple[str, str, str]]:
     """The headline figures: value, what it is, and a remark."""
     remark = m["normalize"]
-    if counts.counted(m):
+    if measures.has_likelihood(m):
         empty = [f"{m[f'n_empty_{what}']:,} empty {what}" for what in ("rows", "features") if m.get(f"n_empty_{what}")]
         remark = "; ".join(["counts", *empty])
     tiles = [(f"{m['n_rows']:,} × {m['n_features']:,}", "rows × features", remark)]
@@ -388,13 +240,13 @@ def _tiles(m: dict[str, Any]) -> list[tuple[str, str, str]]:
             if change > 1:
                 note = f"{change + 1:.3g} times that of PCA"
         tiles.append((f"{m['mse_per_feature']:.4g}", "squared error per feature", note))
-    if counts.counted(m):
-        ours, theirs = (counts.judged(m, name) for name in ("nll_per_row", "baseline_nll_per_row"))
+    if measures.has_likelihood(m):
+        ours, theirs = (measures.held_out(m, name) for name in ("nll_per_row", "baseline_nll_per_row"))
         held = " held out" if m["held_out_nll_per_row"] is not None else ""
         tiles.append((f"{ours:.5g}", f"nats per row{held}", f"baseline {theirs:.5g}"))
         if m["nll_per_count"] is not None:
             tiles.append(
-                (f"{counts.judged(m, 'nll_per_count'):.4f}", f"nats per count{held}", f"epoch {m['best_epoch']}")
+                (f"{measures.held_out(m, 'nll_per_count'):.4f}", f"nats per count{held}", f"epoch {m['best_epoch']}")
             )
     elif m.get("val_loss") is not None:
         tiles.append((f"{m['val_loss']:.5g}", "validation loss", f"epoch {m['best_epoch']}"))

@@ -19,9 +19,9 @@ import numpy.typing as npt
 
 from ..backends import resolve
 from ..data import Source
-from ..data.normalize import NormalizedSource
+from ..data.normalized import NormalizedSource
 from ..errors import OutOfMemoryError
-from ..evaluation import baselines as evaluation
+from ..evaluation.metrics import MAX_ROWS
 from ..fitting.feed import split_rows
 from ..fitting.spec_of import build_spec
 from ..fitting.table import BLOCK_BYTES, Table, density
@@ -84,7 +84,7 @@ class Budget:
         copies = 6 * (1 + plan.n_moments) * plan.parameter_size
         model = itemsize * (plan.arena_size + plan.work_size + copies)
         codes = n_rows * int(estimator.n_components) * (itemsize + 8)
-        sampled = min(n_rows, evaluation.MAX_ROWS) * 8 * (2 * int(estimator.n_components) + 10)
+        sampled = min(n_rows, MAX_ROWS) * 8 * (2 * int(estimator.n_components) + 10)
         row = Table(table).row_bytes
         whole = BLOCKS * n_rows * row
         least = BLOCKS * min(n_rows, 2 * plan.batch) * row

@@ -21,13 +21,14 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from .._version import __version__
-from ..data.normalize import NormalizedSource
+from ..data.normalized import NormalizedSource
 from ..errors import DataError, MissingExtraError, NarrowsError, ResumeError
-from ..evaluation import baselines as evaluation
-from ..evaluation import counts
+from ..evaluation.baselines import pca, pca_errors
+from ..evaluation.metrics import elbow, sample_rows
 from ..plan.spec import Loss
 from ..training import Callback
-from . import report
+from . import measures, report
+from .figures import figure
 from .jobs import Input, Stop, fit_opened
 from .resources import Budget, held_rows
 from .rundir import RunDir
@@ -178,7 +179,7 @@ def sweep(
             run.write_json("sweep.json", result)
         if settings.dry_run:
             return
-        result["elbow"] = evaluation.elbow(sizes, [row["val_loss"] for row in rows])
+        result["elbow"] = elbow(sizes, [row["val_loss"] for row in rows])
         result["status"] = "finished"
         result["wall_s"] = round(time.time() - started, 3)
         run.write_json("sweep.json", result)
@@ -203,10 +204,10 @@ def _baseline(estimator: Any, table: NormalizedSource, largest: int, room: int, 
     if Loss[estimator.loss.upper()].of_counts:
         return None
     seed = int(estimator.random_state)
-    rows = trained[evaluation.sample_rows(len(trained), seed)]
-    principal = evaluation.pca(table, largest, rows=rows, seed=seed, cache_bytes=room)
+    rows = trained[sample_rows(len(trained), seed)]
+    principal = pca(table, largest, rows=rows, seed=seed, cache_bytes=room)
     result["pca_rows"] = len(rows)
-    return evaluation.pca_errors(principal, table, held)
+    return pca_errors(principal, table, held)
 
 
 _COLUMNS = (
@@ -288,7 +289,7 @@ def build_report(folder: Path) -> Path:
         names, ylabel, title = ("held_out_nll_per_row", "held_out_baseline_nll_per_row"), "nats per row", "likelihood"
         text = (
             f"Negative log-likelihood of the {result['n_held_out']:,} rows held out, in nats. The baseline is "
-            f"{counts.baseline_text(result['sizes'][0])}."
+            f"{measures.baseline_text(result['sizes'][0])}."
         )
     else:
         names = ("held_out_mse_per_feature", "pca_held_out_mse_per_feature")
@@ -303,17 +304,17 @@ def build_report(folder: Path) -> Path:
         column(names[1]),
         elbow=result["elbow"],
         ylabel=ylabel,
-        baseline_name=counts.BASELINE if counted else "PCA",
+        baseline_name=measures.BASELINE if counted else "PCA",
     )
     judged.title.set_text(f"Held-out {title}")
-    figures = [report.figure(f"Held-out {title}", text, judged.figure)]
+    figures = [figure(f"Held-out {title}", text, judged.figure)]
     if (result["loss"] != "mse" and not counted) or variational:
         own = plotting.plot_elbow(sizes, column("val_loss"), elbow=result["elbow"], ylabel=f"loss ({result['loss']})")
         text = "Mean loss of the same rows, as trained" + (
             ", the divergence of the latents included." if variational else "."
         )
         own.title.set_text("Validation loss")
-        figures.append(report.figure("Validation loss", text, own.figure))
+        figures.append(figure("Validation loss", text, own.figure))
     if any(value is not None for value in column("knn_accuracy_latent")):
         told = plotting.plot_elbow(
             sizes, column("knn_accuracy_latent"), column("knn_accuracy_pca"), ylabel="accuracy of 15 neighbours"
@@ -322,13 +323,16 @@ def build_report(folder: Path) -> Path:
         text = (
             "Share of all rows whose label 15 nearest neighbours in the latent space tell, in 5-fold cross-validation."
         )
-        figures.append(report.figure("Neighbours", text, told.figure))
+        figures.append(figure("Neighbours", text, told.figure))
     best = min(result["sizes"], key=lambda row: row["val_loss"])
-    elbow = "none" if result["elbow"] is None else str(result["elbow"])
     tiles = [
         (f"{result['n_rows']:,} × {result['n_features']:,}", "rows × features", result["normalize"]),
         (str(len(sizes)), "sizes", f"{sizes[0]} to {sizes[-1]} components"),
-        (elbow, "components at the elbow", "of the validation loss"),
+        (
+            str(result["elbow"] or "none"),
+            "components at the elbow",
+            "of the validation loss",
+        ),
         (str(best["n_components"]), "components at the least loss", f"{best['val_loss']:.5g}"),
         (report.duration(result["wall_s"]), "wall time", "of the last call"),
     ]

@@ -110,7 +110,7 @@ def check_within(
         Also a ``ValueError``. Names row and column, counted from 0, and the value.
     """
     values = _stored(block)
-    if values.size == 0 or (values.min() >= low and values.max() <= high):
+    if values.size == 0 or (values.min() >= low and (high == np.inf or values.max() <= high)):
         return
     row, column, value = _first(block, (values < low) | (values > high))
     raise DataError(f"{_place(row, column, f'{value:.9g}', row_offset, source, **called)}; {needed}")

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy.typing as npt
 
-from .. import datasets
 from ..errors import DataError
+from . import bundled
 from .formats import no_layers, reading
 from .hdf import obs_of_hdf5, obs_of_zarr, open_hdf5, open_zarr
 from .mtx import find_mtx, open_10x_folder, open_mtx
@@ -94,15 +94,15 @@ def open(path: str | os.PathLike[str], *, layer: str | None = None, genes_by_cel
     """
     path = Path(path)
     if not path.exists():
-        if str(path) in datasets.NAMES:
-            return _without_layer(datasets.open(str(path)), layer, genes_by_cells)
+        if str(path) in bundled.NAMES:
+            return _without_layer(bundled.open(str(path)), layer, genes_by_cells)
         bare = path.name == str(path) and not path.suffix
-        hint = f"; bundled data sets: {', '.join(datasets.NAMES)}" if bare else ""
+        hint = f"; bundled data sets: {', '.join(bundled.NAMES)}" if bare else ""
         missing = FileNotFoundError(f"{path}: no such file or folder{hint}")
         missing.errno = errno.ENOENT
         raise missing
-    if (name := datasets.name_of(path)) is not None:
-        return _without_layer(datasets.open(name), layer, genes_by_cells)
+    if (name := bundled.name_of(path)) is not None:
+        return _without_layer(bundled.open(name), layer, genes_by_cells)
     suffix = path.name.removesuffix(".gz").lower()
     suffix = suffix[suffix.rfind(".") :] if "." in suffix else ""
     zipped = path.name.endswith(".gz")
@@ -164,7 +164,7 @@ def read_obs(path: str | os.PathLike[str], column: str) -> npt.NDArray[Any]:
         If the format needs a package that is not installed; the message names the extra.
     """
     path = Path(path)
-    if not path.exists() and str(path) not in datasets.NAMES:
+    if not path.exists() and str(path) not in bundled.NAMES:
         missing = FileNotFoundError(f"{path}: no such file or folder")
         missing.errno = errno.ENOENT
         raise missing

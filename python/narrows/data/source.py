@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import mmap
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,8 +21,9 @@ import numpy.typing as npt
 
 from ..errors import DataError
 from ..rows.devices import on_gpu
+from ..rows.shifted import Shifted
 
-__all__ = ["ArraySource", "Source"]
+__all__ = ["ArraySource", "Source", "with_names"]
 
 _HASH_BLOCK = 1 << 20
 _SPAN_LIMIT = 32 << 20  # bytes of scattered rows fetched from a file in one go
@@ -305,8 +307,11 @@ class Source(ABC):
             digest.update(np.ascontiguousarray(block, dtype=self.dtype.newbyteorder("<")).reshape(-1).data)
         return digest.hexdigest()
 
+    def release(self) -> None:  # noqa: B027
+        """Free what earlier reads keep in memory, such as the pages of a memory-mapped file."""
+
     def close(self) -> None:
-        """Release the file; reading afterwards is a ``ValueError``. Closing twice is allowed."""
+        """Close the file; reading afterwards is a ``ValueError``. Closing twice is allowed."""
         self._closed = True
 
     def __enter__(self) -> Self:
@@ -328,6 +333,11 @@ class Source(ABC):
         name = self.path.name if self.path is not None else self.name
         rows, columns = self.shape
         return f"<{type(self).__name__} {name}: {rows} x {columns} {self.dtype}, {layout}{state}>"
+
+
+def with_names(block: Any, source: Source) -> Any:
+    """A block of `source` with its feature names, which estimators compare with their own. Shifted rows need none."""
+    return block if isinstance(block, Shifted) else ArraySource(block, var_names=source.var_names, name=source.name)
 
 
 class ArraySource(Source):
@@ -420,8 +430,13 @@ class ArraySource(Source):
         block = self.array[index]
         return canonical_csr(block.data, block.indices, block.indptr, self.shape[1], where=self.name)
 
+    def release(self) -> None:
+        pages = getattr(self.array, "_mmap", None)
+        if pages is not None and hasattr(mmap, "MADV_DONTNEED"):
+            pages.madvise(mmap.MADV_DONTNEED)  # the pages stay in the system's cache
+
     def close(self) -> None:
-        """Drop the reference to the array, which unmaps a memory map nobody else uses."""
+        """Drop the array. This unmaps a memory-mapped file that nothing else uses."""
         super().close()
         self.array = None
 

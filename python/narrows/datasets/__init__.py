@@ -1,27 +1,22 @@
-"""Small data sets to try things on, without a download.
+"""Small data sets for experiments, without a download.
 
-`load_pbmc4k` (counts of single cells) and `load_digits` (images) give arrays; `open` gives a `Source`; the
-command line and `narrows.data.open` accept their bare names. Origins and licences: README.md beside this.
+`load_pbmc4k` (counts of single cells) and `load_digits` (images) return arrays, `open` returns a `Source`. The command
+line and `narrows.data.open` accept the names in `NAMES`. README.md in this folder gives origins and licences.
 """
 
 from __future__ import annotations
 
-import importlib.util
-import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 import numpy.typing as npt
 
+from ..data.bundled import NAMES, name_of, open, path
+
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
 
-    from ..data.source import Source
-
 __all__ = ["NAMES", "load_digits", "load_pbmc4k", "name_of", "open", "path"]
-
-NAMES = ("pbmc4k", "digits")
 
 
 @overload
@@ -34,18 +29,16 @@ def load_pbmc4k(return_labels: bool = False) -> Any:
     Parameters
     ----------
     return_labels : bool
-        Return the cell groups too.
+        Also return the cell groups.
 
     Returns
     -------
     X : scipy.sparse.csr_array of shape (4271, 2000), float32
-        Cells x the most variable genes, 10.2 % nonzero, at most 777.
+        Cells x the most variable genes. 10.2 % of the values are not zero; the largest is 777.
     labels : ndarray of shape (4271,), uint8, only if `return_labels`
         Cell groups 1 to 8.
     """
-    with open("pbmc4k") as source:
-        X = source.read_rows(slice(None))
-        return (X, source.labels) if return_labels else X
+    return _load("pbmc4k", return_labels)
 
 
 @overload
@@ -58,71 +51,19 @@ def load_digits(return_labels: bool = False) -> Any:
     Parameters
     ----------
     return_labels : bool
-        Return the digits' values too.
+        Also return the digits.
 
     Returns
     -------
     X : ndarray of shape (1797, 64), float32
-        Pixels by rows, 0 to 16.
+        Pixels row by row, with values 0 to 16.
     labels : ndarray of shape (1797,), int64, only if `return_labels`
         0 to 9.
     """
-    from sklearn.datasets import load_digits as load
-
-    X, labels = load(return_X_y=True)
-    X = X.astype(np.float32)
-    return (X, labels.astype(np.int64)) if return_labels else X
+    return _load("digits", return_labels)
 
 
-def path(name: str) -> Path:
-    """The file that holds a bundled data set.
-
-    Parameters
-    ----------
-    name : str
-        One of `NAMES`. ``"digits"`` lies in scikit-learn; its last column is the label, which
-        `narrows.data.open` knows and takes off.
-
-    Raises
-    ------
-    ValueError
-        If there is no such data set.
-    """
-    if name == "pbmc4k":
-        return Path(__file__).with_name("pbmc4k.npz")
-    if name == "digits":
-        spec = importlib.util.find_spec("sklearn")  # found without importing it
-        assert spec is not None
-        assert spec.origin is not None
-        return Path(spec.origin).parent / "datasets" / "data" / "digits.csv.gz"
-    raise ValueError(f"no bundled data set {name!r}; there is {', '.join(NAMES)}")
-
-
-def name_of(file: str | os.PathLike[str]) -> str | None:
-    """The bundled data set whose `path` is `file`, if any."""
-    base = os.path.basename(file)
-    return next((n for n in NAMES if path(n).name == base and os.path.samefile(path(n), file)), None)
-
-
-def open(name: str) -> Source:
-    """Open a bundled data set.
-
-    Parameters
-    ----------
-    name : str
-        One of `NAMES`.
-
-    Returns
-    -------
-    Source
-        With `labels`, and for the digits `var_names`.
-    """
-    from ..data.source import ArraySource
-
-    file = path(name)
-    if name == "digits":
-        X, labels = load_digits(return_labels=True)
-        return ArraySource(X, labels=labels, path=file, var_names=[f"pixel_{i // 8}_{i % 8}" for i in range(64)])
-    from ..data.npy import open_npz
-
-    return open_npz(file)
+def _load(name: str, return_labels: bool) -> Any:
+    with open(name) as source:
+        X = source.read_rows(slice(None))
+        return (X, source.labels) if return_labels else X

@@ -1,1 +1,1 @@
-"""What a result is measured by: baselines, and the measures of count models."""
+"""Measures of a fitted model, and the baselines they are compared with."""

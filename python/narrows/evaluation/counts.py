@@ -1,10 +1,10 @@
-"""How good a model of counts is: the negative log-likelihood of each row, beside a baseline without a code.
+"""Measures of a count model: the negative log-likelihood of each row, beside a baseline without latent codes.
 
-- `Baseline`: each row has the same shares of the features, those of all rows trained on, and the mean of a count is the
-  row's sum times its feature's share. Its distribution is Poisson's, or negative binomial with the inverse dispersions
-  under which these means explain the rows best, whether or not the model has zeros besides.
-- Everything is in nats and complete, so that rows, models and other software can be compared.
-- Rows are read block by block, and none is made dense but by a model that takes dense rows.
+- `Baseline` gives every row the same shares of the features, taken from all training rows. The mean of a count is the
+  row's total times the share of its feature. Its distribution is Poisson, or negative binomial with fitted dispersions;
+  it has no zero inflation, even if the model has.
+- Likelihoods are complete and in nats, so they compare across rows, models and other software.
+- Rows are read block by block. Only a model that takes dense rows makes them dense.
 """
 
 from __future__ import annotations
@@ -16,44 +16,41 @@ import numpy as np
 import numpy.typing as npt
 
 from ..backends import Program, compile_plan
-from ..cli.applying import with_names
-from ..cli.resources import APPLY_BYTES
 from ..data import Source
-from ..data.normalize import row_blocks
+from ..data.scan import row_blocks
+from ..data.source import with_names
 from ..fitting.start import FIRST_DISPERSION, dispersions
 from ..fitting.table import Table
 from ..plan.lowering import lower
 from ..plan.ops import DISPERSION_PACE, LOG_DISPERSION_LIMIT
 from ..plan.plan import Mode
 from ..plan.spec import Activation, LayerSpec, Loss, NetworkSpec
-from .baselines import sample_rows
+from .metrics import sample_rows
 
-__all__ = ["BASELINE", "Baseline", "baseline_text", "counted", "held_text", "judged", "measure", "plot_losses"]
+__all__ = ["Baseline", "measure"]
 
-#: What the baseline is called in figures.
-BASELINE = "shares of features alone"
-
-#: Rows that dispersions are fitted to, at most; fewer where they take more than a block.
+#: Dispersions are fitted to at most this many rows and this many bytes of them.
 DISPERSION_ROWS = 2048
-#: Halvings of the range of their logarithms, which leave a thousandth of it.
+DISPERSION_BYTES = 64 << 20
+#: Number of bisections that find a log dispersion.
 _HALVINGS = 14
 _BATCH = 128
 _BINS = 40
 
 
 class Baseline:
-    """The likelihood of counts by the shares of their features alone.
+    """The likelihood of counts from the feature shares alone.
 
     Parameters
     ----------
     table : Source
         Counts.
     rows : ndarray of int
-        Those to learn the shares from, sorted.
+        Sorted row numbers; the shares are learned from these rows.
     loss : Loss
-        Poisson, or another for which the baseline is negative binomial.
+        For Poisson the baseline is Poisson; for any other loss it is negative binomial.
     seed : int
-        Chooses the rows that dispersions are fitted to, where there are more than `DISPERSION_ROWS`.
+        Seed of the sample of at most `DISPERSION_ROWS` rows that dispersions are fitted to.
     backend : str
     n_threads : int
     """
@@ -66,9 +63,9 @@ class Baseline:
         sums = np.zeros(n_features)
         for part in row_blocks(len(rows), n_features):
             sums += np.asarray(table.read_rows(rows[part]).sum(axis=0, dtype=np.float64)).ravel()
-        # Half a count more, so that no feature is impossible.
+        # Half a count more keeps every feature possible.
         shares = (sums + 0.5) / (sums + 0.5).sum()
-        # A network whose code is nothing; the logits are those of the last layer's bias.
+        # A network with a zero latent code: the output bias alone gives the logits.
         layers = LayerSpec(1, 1, Activation.LINEAR), LayerSpec(1, n_features, Activation.SOFTMAX)
         spec = NetworkSpec(layers, 1, loss=self.loss, separate_target=True)
         self._program: Program = compile_plan(lower(spec, _BATCH), backend, precision="float32", n_threads=n_threads)
@@ -77,14 +74,14 @@ class Baseline:
             "b1": np.log(shares)[None].astype(np.float32),
         }
         if self.loss is Loss.NB:
-            # Features without counts say nothing of theirs.
-            most = max(_BATCH, min(DISPERSION_ROWS, APPLY_BYTES // Table(table).row_bytes))
+            # A feature without counts has no information about its dispersion.
+            most = max(_BATCH, min(DISPERSION_ROWS, DISPERSION_BYTES // Table(table).row_bytes))
             chosen = rows[sample_rows(len(rows), seed, most)]
             self._fit_dispersions(table.read_rows(chosen), np.flatnonzero(sums))
         self._program.load(self._state)
 
     def _fit_dispersions(self, block: Any, features: npt.NDArray[np.int64]) -> None:
-        """The logarithms at which the derivative of the loss changes its sign, by halving their range."""
+        """Find by bisection the log dispersions at which the derivative of the loss changes sign."""
         n_rows = block.shape[0]
         low = np.full(block.shape[1], -LOG_DISPERSION_LIMIT / 2)
         high = -low
@@ -104,64 +101,65 @@ class Baseline:
 
     @property
     def dispersions(self) -> npt.NDArray[np.float64]:
-        """Inverse dispersions, shape (n_features,); only where it is negative binomial."""
+        """Inverse dispersions, shape (n_features,); only for a negative binomial baseline."""
         return dispersions(self._state["log_dispersion"])
 
     def losses(self, block: Any) -> npt.NDArray[np.float64]:
-        """The negative log-likelihood of each row of an array or CSR, nats."""
-        nothing = np.zeros((block.shape[0], 1), np.float32)
-        losses: npt.NDArray[np.float64] = self._program.apply(nothing, Mode.SCORE, block)[:, 0].astype(np.float64)
+        """The negative log-likelihood of each row of an array or CSR, in nats."""
+        codes = np.zeros((block.shape[0], 1), np.float32)
+        losses: npt.NDArray[np.float64] = self._program.apply(codes, Mode.SCORE, block)[:, 0].astype(np.float64)
         return losses
 
 
 def measure(
     estimator: Any,
     table: Source,
-    held: tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]] | None,
+    split: tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]] | None,
     batch: npt.NDArray[Any] | None = None,
     *,
     seed: int,
     n_threads: int,
     step_bytes: int,
 ) -> dict[str, Any]:
-    """Figures for ``metrics.json``.
+    """The figures that ``metrics.json`` holds for a count model.
 
     Parameters
     ----------
-    estimator : fitted estimator with a loss of counts
+    estimator : fitted estimator with a count loss
     table : Source
         The counts.
-    held : (rows trained on, rows held out), optional
+    split : (training rows, held-out rows), optional
+        Sorted row numbers; by default the model was trained on all rows.
     batch : ndarray of shape (n_rows,), optional
-        Labels of the rows' batches, which the baseline does not know.
+        Batch labels of the rows. The baseline does not use them.
     seed : int
     n_threads : int
     step_bytes : int
-        About the bytes of a block of rows.
+        Approximate bytes of one block of rows.
 
     Returns
     -------
     dict
-        ``nll_per_row`` and ``nll_per_count``, over all rows; the same with ``held_out_`` of the rows held out (None
-        without), and with ``baseline_`` before ``nll`` of the baseline; ``baseline``: its distribution; ``row_losses``:
-        ``edges`` of bins, and the numbers of rows, of those held out if there are such, in each by ``model`` and
-        ``baseline``. Of a variational model, the likelihood is its lower bound by one draw of each code.
+        ``nll_per_row`` and ``nll_per_count`` over all rows, ``held_out_nll_...`` over the held-out rows (None without),
+        ``baseline_nll_...`` of the baseline, and ``baseline``, its distribution. ``row_losses`` is a histogram over the
+        held-out rows, or over all rows without such: bin ``edges``, and rows per bin for ``model`` and ``baseline``.
+        For a variational model, the likelihood is the lower bound from one draw of each code.
     """
     loss = estimator.plan_.spec.loss
-    trained = np.arange(table.shape[0]) if held is None else held[0]
+    trained, held = (np.arange(table.shape[0]), None) if split is None else split
     rows = trained[sample_rows(len(trained), seed)]
     baseline = Baseline(table, rows, loss, seed=seed, backend=estimator.backend_, n_threads=n_threads)
     ours, theirs, counts = (
         np.concatenate(parts) for parts in zip(*_losses(estimator, baseline, table, batch, step_bytes), strict=True)
     )
     found: dict[str, Any] = {"baseline": baseline.loss.name.lower(), "baseline_rows": len(rows)}
-    for prefix, some in (("", slice(None)), ("held_out_", None if held is None else held[1])):
+    for prefix, some in (("", slice(None)), ("held_out_", held)):
         for name, losses in (("nll", ours), ("baseline_nll", theirs)):
             total = None if some is None else float(losses[some].sum())
             n_counts = 0.0 if some is None else float(counts[some].sum())
             found[f"{prefix}{name}_per_row"] = None if total is None else total / len(losses[some])
             found[f"{prefix}{name}_per_count"] = total / n_counts if total is not None and n_counts else None
-    shown = slice(None) if held is None else held[1]
+    shown = slice(None) if held is None else held
     edges = np.histogram_bin_edges(np.concatenate([ours[shown], theirs[shown]]), _BINS)
     found["row_losses"] = {
         "edges": edges.tolist(),
@@ -174,49 +172,11 @@ def measure(
 def _losses(
     estimator: Any, baseline: Baseline, table: Source, batch: npt.NDArray[Any] | None, step_bytes: int
 ) -> Iterator[tuple[Any, Any, Any]]:
-    """Of each block of rows: the losses by the model and by the baseline, and the sums of counts."""
+    """For each block of rows: the losses of the model, the losses of the baseline, and the row totals."""
     for part in row_blocks(*table.shape, step_bytes):
         block = table.read_rows(part)
         named = with_names(block, table)
-        told = None if batch is None else batch[part]
-        judge = estimator.elbo if estimator.variational else estimator.score_samples
-        ours = -judge(named, batch=told)
+        labels = None if batch is None else batch[part]
+        likelihood = estimator.elbo if estimator.variational else estimator.score_samples
+        ours = -likelihood(named, batch=labels)
         yield ours.astype(np.float64), baseline.losses(block), np.asarray(block.sum(axis=1, dtype=np.float64)).ravel()
-
-
-# --- for the report --------------------------------------------------------------------------------------------------
-
-
-def counted(metrics: dict[str, Any]) -> bool:
-    """Whether `measure` has made them."""
-    return metrics.get("nll_per_row") is not None
-
-
-def judged(metrics: dict[str, Any], name: str) -> float:
-    """A figure, of the rows held out if there are such."""
-    held = metrics[f"held_out_{name}"]
-    value: float = metrics[name] if held is None else held
-    return value
-
-
-def held_text(metrics: dict[str, Any]) -> str:
-    """Of which rows the figures are that `judged` gives."""
-    return "" if metrics["held_out_nll_per_row"] is None else " of the rows held out"
-
-
-def baseline_text(metrics: dict[str, Any]) -> str:
-    """What the baseline is."""
-    kind = "Poisson" if metrics["baseline"] == "poisson" else "negative binomial, its dispersions fitted"
-    return f"that of each feature's share in all counts times the row's sum ({kind})"
-
-
-def plot_losses(ax: Any, losses: dict[str, list[float]]) -> None:
-    """Draw ``row_losses``."""
-    from ..plotting.style import BLUE, GREEN, dress
-
-    ax.stairs(losses["baseline"], losses["edges"], color=GREEN, lw=1.5, ls=(0, (4, 2)), label=BASELINE)
-    ax.stairs(losses["model"], losses["edges"], color=BLUE, alpha=0.35, fill=True)
-    ax.stairs(losses["model"], losses["edges"], color=BLUE, lw=1.5, label="autoencoder")
-    ax.legend(frameon=False, loc="upper right")
-    ax.set(xlabel="nats per row", ylabel="rows", title="Losses of rows")
-    dress(ax)

@@ -7,7 +7,7 @@
 - matplotlib is imported on the first call; without it the error names the extra to install.
 """
 
-from .curves import plot_elbow, plot_feature_errors, plot_latent, plot_loss, plot_sensitivity
+from .curves import plot_elbow, plot_feature_errors, plot_latent, plot_loss, plot_row_losses, plot_sensitivity
 from .images import plot_filters, plot_latent_traversal, plot_reconstructions
 from .style import new_figure
 
@@ -20,5 +20,6 @@ __all__ = [
     "plot_latent_traversal",
     "plot_loss",
     "plot_reconstructions",
+    "plot_row_losses",
     "plot_sensitivity",
 ]

@@ -135,6 +135,38 @@ def plot_elbow(
     return dress(ax)
 
 
+def plot_row_losses(
+    edges: Sequence[float],
+    model: Sequence[float],
+    baseline: Sequence[float],
+    ax: Axes | None = None,
+    *,
+    baseline_name: str = "baseline",
+) -> Axes:
+    """Histograms of the loss per row, of a model and of a baseline.
+
+    Parameters
+    ----------
+    edges : sequence of float
+        Borders of the bins, one more than bins.
+    model, baseline : sequence of float
+        Number of rows per bin.
+    ax : matplotlib.axes.Axes, optional
+    baseline_name : str
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+    """
+    ax = axes_or_new(ax)
+    ax.stairs(baseline, edges, color=GREEN, lw=1.5, ls=(0, (4, 2)), label=baseline_name)
+    ax.stairs(model, edges, color=BLUE, alpha=0.35, fill=True)
+    ax.stairs(model, edges, color=BLUE, lw=1.5, label="autoencoder")
+    ax.legend(frameon=False, loc="upper right")
+    ax.set(xlabel="nats per row", ylabel="rows", title="Loss per row")
+    return dress(ax)
+
+
 def plot_latent(codes: npt.ArrayLike, labels: npt.ArrayLike | None = None, ax: Axes | None = None) -> Axes:
     """The latent codes as points; more than two components are shown along their first two principal axes.
 
