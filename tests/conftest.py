@@ -1,13 +1,16 @@
-"""Fixtures shared by the tests: the backends that can run here, files to read, the error of a command.
+"""Fixtures of all tests, and what is collected: only tests that can run on this machine.
 
-The whole suite (``pytest`` without paths) runs in a process for each CPU, at most eight, if there is pytest-xdist and
-no GPU, whose memory they would share. Files and folders by name run in one process, as everything does with ``-n 0``.
+The whole suite (``pytest`` without paths) runs in one process for each CPU, at most eight. That needs pytest-xdist. A
+machine with a GPU runs the suite in one process, because the processes would share the GPU's memory. Files and folders
+given by name run in one process. ``-n 0`` runs everything in one process.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 import signal
+import sys
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -20,46 +23,89 @@ from data_files import FORMATS
 from narrows import backends
 from narrows.backends import BACKENDS, probe
 
-# Threads that spin while they wait for work take the CPU from those that have some: OpenMP has several pools, Numba's
-# and scikit-learn's among them. None is there yet.
+ROOT = Path(__file__).parents[1]
+
+# Threads that spin while they wait for work take the CPU from threads that have work. OpenMP, Numba and scikit-learn
+# each have a pool of threads. No pool exists yet at this point.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+PROBES = {name: probe(name) for name in BACKENDS}
+AVAILABLE = [name for name, found in PROBES.items() if found.ok]
+
+
+def missing() -> dict[str, str]:
+    """Fixtures that cannot be provided here, and the reason. Tests that use one of them are not collected."""
+    found = {}
+    if not PROBES["cpp"].ok:
+        found["cpp"] = f"no C++ backend: {PROBES['cpp'].reason}"
+    if sys.platform != "linux" or not (shutil.which("g++") or shutil.which("clang++")):
+        found["libraries"] = "CUDA kernels run on the CPU only on Linux with g++ or clang++"
+    if not (ROOT / ".ci").exists():
+        found["repository"] = "not a checkout of the repository"
+    return found
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config: pytest.Config) -> None:
-    """Have the whole suite run by workers."""
+    """Run the whole suite in several processes."""
     option = config.option
     whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS and not option.collectonly
     asked = getattr(option, "numprocesses", 0) is not None or option.dist != "no"
-    # A worker is told neither, and would have workers of its own.
-    if whole and not asked and "PYTEST_XDIST_WORKER" not in os.environ and not probe("cuda").ok:
-        # Neighbours share what is compiled and cached, hence long runs of tests for a worker, and no scattered ones.
+    # A worker process gets neither option. It must not start workers of its own.
+    if whole and not asked and "PYTEST_XDIST_WORKER" not in os.environ and not PROBES["cuda"].ok:
+        # Tests next to each other share compiled and cached things: a worker gets long runs of tests.
         option.numprocesses, option.dist, option.maxprocesses = "auto", "worksteal", option.maxprocesses or 8
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
-@pytest.fixture(params=BACKENDS)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out the tests that cannot run here; the header of the report says which and why."""
+    absent = missing().keys()
+
+    def runs(item: pytest.Item) -> bool:
+        return absent.isdisjoint(getattr(item, "fixturenames", ()))
+
+    left_out = [item for item in items if not runs(item)]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if runs(item)]
+
+
+def pytest_report_header() -> list[str]:
+    without = [f"{name} ({found.reason})" for name, found in PROBES.items() if not found.ok]
+    lines = [f"backends: {', '.join(AVAILABLE)}" + (f"; not here: {', '.join(without)}" if without else "")]
+    return lines + [f"tests of {name!r} are left out: {reason}" for name, reason in missing().items()]
+
+
+@pytest.fixture(params=AVAILABLE)
 def backend(request: pytest.FixtureRequest) -> str:
-    """Each backend in turn; one that cannot run here is skipped with its reason."""
+    """Each backend that can run here, the reference included."""
     name: str = request.param
-    found = probe(name)
-    if not found.ok:
-        pytest.skip(f"backend {name}: {found.reason}")
+    return name
+
+
+@pytest.fixture(params=[name for name in AVAILABLE if name != "reference"])
+def fast_backend(request: pytest.FixtureRequest) -> str:
+    """Each backend that can run here, for tests that compare it with the reference."""
+    name: str = request.param
     return name
 
 
 @pytest.fixture
 def cpp() -> str:
-    """For promises that the C++ backend alone makes."""
-    found = probe("cpp")
-    if not found.ok:
-        pytest.skip(f"backend cpp: {found.reason}")
+    """For tests of the C++ backend alone."""
     return "cpp"
+
+
+@pytest.fixture
+def repository() -> Path:
+    """For tests of files that are in the repository but not in a source distribution."""
+    return ROOT
 
 
 @pytest.fixture(autouse=True, scope="session")
 def interruptible() -> None:
-    """A shell starts its background jobs with SIGINT ignored, and children inherit that; the tests send it."""
+    """Restore Ctrl-C: a shell starts background jobs with SIGINT ignored, children inherit that, and tests send it."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
@@ -83,7 +129,7 @@ def npy(tmp_path):
 
 @pytest.fixture
 def line(capsys, monkeypatch):
-    """The one line that a failed command leaves on standard error, were it the first of its process."""
+    """Read the single line that a failed command prints on standard error."""
     monkeypatch.setattr(backends, "_announced", set())
 
     def read():
@@ -98,14 +144,10 @@ def line(capsys, monkeypatch):
 
 @pytest.fixture(scope="session")
 def libraries(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """The CUDA kernels as host code, compiled for a precision when first asked for; see `cuda_device.build`."""
-    from cuda_device import build, compiler
+    """The CUDA kernels as host code, one library per precision; see `cuda_device.build`."""
+    from cuda_device import build
 
-    try:
-        compiler()
-    except FileNotFoundError as error:
-        pytest.skip(str(error))
-    # The workers of a run have folders side by side.
+    # The folders of the workers of one run lie side by side.
     folder = tmp_path_factory.getbasetemp()
     folder = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "cuda_host"
     folder.mkdir(exist_ok=True)

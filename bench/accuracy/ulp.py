@@ -1,309 +1,37 @@
 """How far the native vector functions are from the truth, over every float32, and how long they take.
 
-Usage: ``python bench/accuracy/ulp.py [--functions exp Gelu::value ...] [--stride 1] [--threads 1]``; all functions take
-about 90
-seconds each and thread. Each instruction set that this CPU has is measured, against float64 (NumPy and SciPy). What was
-measured over every number goes into bench/results/ulp.json, which keeps what is known of the others, and
-docs/accuracy.md is written from it; a stride above 1 takes every so many bit patterns and only prints. The tests take
-the functions and their bounds from here.
+Usage: ``python bench/accuracy/ulp.py [--functions exp Gelu::value ...] [--stride 1] [--threads 1]``. All functions take
+about 90 seconds each and thread. The program measures each instruction set of this CPU against float64 (NumPy and
+SciPy). Results over every number go into bench/results/ulp.json, which keeps the results of the other functions, and
+docs/accuracy.md is written from it. A stride above 1 takes one bit pattern in so many and only prints.
 
-An error is given in ulp: in units of the gap between float32 numbers at the true value, which below 2**-126 is that of
-the subnormal numbers, 2**-149. Where the formula is a sum whose terms cancel near a root, the gap is taken at the sum
-of their magnitudes. Infinity counts as 2**128; NaN must come out exactly where the reference has it.
+The functions, their bounds and the measure of an error are in tests/support/native_functions.py.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
 import sys
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
+sys.path.insert(0, str(Path(__file__).parents[2] / "tests" / "support"))
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
-from scipy import special
 
 from bench.pages import accuracy as accuracy_page
 from bench.pages.benchmarks import RESULTS
-from narrows import __version__, _core
+from narrows import __version__
 from narrows.benchmark import machine
-from narrows.plan.ops import LOG_DISPERSION_LIMIT
+from native_functions import FUNCTIONS, INF, Function, sweep
 
-Array = NDArray[np.float64]
-INF = np.inf
-CHUNK = 1 << 13
-"""Values taken at once, so that they stay in cache."""
 OUT = RESULTS / "ulp.json"
-
-
-def sigmoid(z: Array) -> Array:
-    e = np.exp(-np.abs(z))
-    s: Array = np.where(z < 0, e, 1) / (1 + e)
-    return s
-
-
-def softplus(z: Array) -> Array:
-    return np.maximum(z, 0) + np.log1p(np.exp(-np.abs(z)))
-
-
-def normal_pdf(z: Array) -> Array:
-    pdf: Array = np.exp(-0.5 * z * z) / np.sqrt(2 * np.pi)
-    return pdf
-
-
-def gelu_slope(z: Array, sign: Array | float = 1) -> Array:
-    z = np.clip(z, -50, 50)
-    slope: Array = special.ndtr(z) + sign * z * normal_pdf(z)
-    return slope
-
-
-def silu_slope(z: Array, sign: Array | float = 1) -> Array:
-    z = np.clip(z, -1000, 1000)
-    return sigmoid(z) + sign * z * sigmoid(z) * sigmoid(-z)
-
-
-def normal_quantile(q: Array) -> Array:
-    """Of 1/2 + q."""
-    x: Array = np.sqrt(2) * special.erfinv(2 * q)
-    return x
-
-
-def bce(y: float) -> Callable[[Array], Array]:
-    return lambda z: np.maximum(z, 0) - z * y + np.log1p(np.exp(-np.abs(z)))
-
-
-def bce_slope(y: float) -> Callable[[Array], Array]:
-    return lambda z: np.where(z < 0, sigmoid(z) - y, (1 - y) - sigmoid(-z))
-
-
-INVERSE_DISPERSIONS = (math.exp(-LOG_DISPERSION_LIMIT), math.exp(LOG_DISPERSION_LIMIT))
-MOVED = 6
-"""Arguments below this are moved up by it before Stirling's series."""
-
-
-def lgamma_terms(z: Array) -> Array:
-    moved: Array = np.abs(special.gammaln(z)) + np.where(z < MOVED, 20, 0)
-    return moved
-
-
-def digamma_terms(z: Array) -> Array:
-    moved: Array = np.abs(special.psi(z)) + np.where(z < MOVED, 2.5, 0)
-    return moved
-
-
-def log_binomial(y: float) -> Callable[[Array], Array]:
-    return lambda t: special.gammaln(t + y) - special.gammaln(t) - special.gammaln(y + 1)
-
-
-def log_binomial_terms(y: float) -> Callable[[Array], Array]:
-    """Of Stirling's series, and of what arguments are moved up by."""
-
-    def terms(t: Array) -> Array:
-        at = np.where(t < MOVED, t + MOVED, t)
-        total: Array = y * np.abs(np.log((y + t) / (y + 1))) + at * np.log1p(y / at)
-        return total + (MOVED + 1) * np.log(y + MOVED + 1) + np.abs(np.log(t)) * (t < MOVED)
-
-    return terms
-
-
-def digamma_rise(y: float) -> Callable[[Array], Array]:
-    return lambda t: special.psi(t + y) - special.psi(t)
-
-
-@dataclass(frozen=True)
-class Function:
-    """A native function and what is promised of it."""
-
-    name: str
-    reference: Callable[[Array], Array]
-    bound: float
-    """Largest error in ulp, with fused multiply-adds."""
-    unfused: float | None = None
-    """Largest error without them, where that is more."""
-    domain: tuple[float, float] = (-INF, INF)
-    """Smallest and largest argument, both included. NaN always is one."""
-    scale: Callable[[Array], Array] | None = None
-    """Sum of the magnitudes of the terms that cancel; else the ulp is that of the true value."""
-    target: float = 0.0
-    """Of a loss; of the binomial coefficients of counts, the count."""
-
-    @property
-    def key(self) -> str:
-        of_target = self.name.startswith("Bce") or self.name in ("log_binomial", "digamma_rise")
-        return f"{self.name}, y = {self.target:g}" if of_target else self.name
-
-    def bound_of(self, isa: str) -> float:
-        return self.unfused or self.bound if isa == "baseline" else self.bound
-
-    def arguments(self, bits: NDArray[np.uint32]) -> NDArray[np.float32]:
-        """The numbers with these bit patterns that lie in the domain."""
-        x = bits.view(np.float32)
-        return x if self.domain == (-INF, INF) else x[~((x < self.domain[0]) | (x > self.domain[1]))]
-
-    def __call__(self, x: NDArray[np.float32], isa: str) -> NDArray[np.float32]:
-        out: NDArray[np.float32] = _core.evaluate(self.name, x, isa, self.target)
-        return out
-
-
-FUNCTIONS = (
-    Function("exp", np.exp, 1.1),
-    Function("expm1", np.expm1, 1.75, domain=(-INF, 88)),
-    Function("log", np.log, 1.0),
-    Function("log1p", np.log1p, 1.5, domain=(0, INF)),
-    Function("tanh", np.tanh, 1.5),
-    Function("sqrt", np.sqrt, 0.5),
-    Function("normal_cdf", special.ndtr, 4.0, unfused=4.5),
-    Function("normal_quantile", normal_quantile, 5.0, unfused=5.5, domain=(-0.5 + 2**-25, 0.5 - 2**-25)),
-    Function("lgamma", special.gammaln, 3.0, unfused=4.0, domain=(2.0**-149, 1e36), scale=lgamma_terms),
-    Function("digamma", special.psi, 6.5, unfused=8.0, domain=(2.0**-149, INF), scale=digamma_terms),
-    *(
-        Function("log_binomial", log_binomial(y), 3.0, 3.25, INVERSE_DISPERSIONS, log_binomial_terms(y), y)
-        for y in (1.0, 5.0, 1000.0)
-    ),
-    *(
-        Function("digamma_rise", digamma_rise(y), bound, 1.2 * bound, INVERSE_DISPERSIONS, target=y)
-        for y, bound in ((1.0, 27.0), (5.0, 7.5), (1000.0, 7.5))
-    ),
-    Function("Linear::value", lambda z: z, 0.0),
-    Function("Linear::slope", np.ones_like, 0.0),
-    Function("Relu::value", lambda z: np.maximum(z, 0), 0.0),
-    Function("Relu::slope", lambda a: (a > 0).astype(float), 0.0),
-    Function("LeakyRelu::value", lambda z: np.where(z > 0, z, 0.01 * z), 1.0),
-    Function("LeakyRelu::slope", lambda a: np.where(a > 0, 1, 0.01), 0.5),
-    Function("Elu::value", lambda z: np.where(z > 0, z, np.expm1(np.minimum(z, 0))), 1.1),
-    Function("Elu::slope", lambda a: np.where(a > 0, 1, a + 1), 0.5, domain=(-1, INF)),
-    Function("Gelu::value", lambda z: (t := np.maximum(z, -50)) * special.ndtr(t), 4.0, unfused=4.5),
-    Function("Gelu::slope", gelu_slope, 4.0, scale=lambda z: gelu_slope(z, np.sign(z))),
-    Function("Silu::value", lambda z: (t := np.maximum(z, -1000)) * sigmoid(t), 3.5),
-    Function("Silu::slope", silu_slope, 4.0, scale=lambda z: silu_slope(z, np.sign(z))),
-    Function("Sigmoid::value", sigmoid, 2.5),
-    Function("Sigmoid::slope", lambda a: a * (1 - a), 1.5, domain=(0, 1)),
-    Function("Tanh::value", np.tanh, 1.5),
-    Function("Tanh::slope", lambda a: (1 - a) * (1 + a), 2.0, domain=(-1, 1)),
-    Function("Softplus::value", softplus, 2.0),
-    Function("Softplus::slope", lambda a: -np.expm1(-a), 1.1, domain=(0, INF)),
-    Function("Exp::value", np.exp, 1.1),
-    Function("Exp::slope", lambda a: a, 0.0),
-    Function("BceSigmoid::value", bce(0.0), 2.0),
-    Function("BceSigmoid::value", bce(1.0), 2.0, target=1.0),
-    Function("BceSigmoid::value", bce(0.25), 2.0, target=0.25),
-    Function("BceSigmoid::slope", bce_slope(0.0), 2.5),
-    Function("BceSigmoid::slope", bce_slope(1.0), 2.5, target=1.0),
-    Function("BceSigmoid::slope", bce_slope(0.25), 2.0, target=0.25, scale=lambda z: sigmoid(z) + 0.25),
-)
-
-
-def instruction_sets() -> list[str]:
-    """Those of this build that this CPU has, best first."""
-    return [name for name, supported in _core.build_info()["isa_tables"] if supported]
-
-
-@numba.njit(nogil=True)
-def _worst(got: NDArray[np.float32], true: Array, scale: Array) -> tuple[float, int]:
-    """The largest error in ulp, and where it is."""
-    worst, at, limit = -1.0, 0, 2.0**128
-    for i in range(len(got)):
-        g, t = np.float64(got[i]), true[i]
-        if np.isnan(g) or np.isnan(t):
-            error = 0.0 if np.isnan(g) and np.isnan(t) else np.inf
-        else:
-            size = min(max(abs(t), scale[i], 2.0**-126), 2.0**127)
-            power = np.int64(np.float64(size).view(np.int64) & 0x7FF0000000000000).view(np.float64)
-            error = abs(max(min(g, limit), -limit) - max(min(t, limit), -limit)) / (power * 2.0**-23)
-        if error > worst:
-            worst, at = error, i
-    return worst, at
-
-
-@dataclass
-class Worst:
-    ulp: float = -1.0
-    x: float = 0.0
-    """The argument where it is."""
-
-    def update(self, other: Worst) -> None:
-        if other.ulp > self.ulp:
-            self.ulp, self.x = other.ulp, other.x
-
-
-@dataclass
-class Measured:
-    """Of a function on some numbers: how many, the worst by instruction set, and whether those with fused multiply-adds
-    gave the same bits."""
-
-    count: int
-    worst: dict[str, Worst]
-    same_bits: bool = True
-
-    def update(self, other: Measured) -> None:
-        self.count += other.count
-        self.same_bits &= other.same_bits
-        for isa, worst in other.worst.items():
-            self.worst[isa].update(worst)
-
-
-def measure(function: Function, bits: NDArray[np.uint32]) -> Measured:
-    """The function on the numbers with these bit patterns, by every instruction set."""
-    isas = instruction_sets()
-    result = Measured(0, {isa: Worst() for isa in isas})
-    for begin in range(0, len(bits), CHUNK):
-        x = function.arguments(bits[begin : begin + CHUNK])
-        if not len(x):
-            continue
-        result.count += len(x)
-        with np.errstate(all="ignore"):
-            wide = x.astype(np.float64)
-            true = np.asarray(function.reference(wide), np.float64)
-            scale = true if function.scale is None else function.scale(wide)
-        fused = None
-        for isa in isas:
-            got = function(x, isa)
-            if isa != "baseline":
-                if fused is not None:
-                    # One NaN is as good as another.
-                    differ = fused.view(np.uint32) != got.view(np.uint32)
-                    result.same_bits &= not np.any(differ & ~(np.isnan(fused) & np.isnan(got)))
-                fused = got
-            ulp, at = _worst(got, true, scale)
-            result.worst[isa].update(Worst(ulp, float(x[at])))
-    return result
-
-
-def sweep(function: Function, stride: int = 1, threads: int = 1) -> Measured:
-    """The function on every stride-th bit pattern, and on all of those around the numbers where something changes."""
-    with ThreadPoolExecutor(threads) as pool:
-        parts = pool.map(lambda bits: measure(function, bits), blocks(stride))
-        result = next(parts)
-        for part in parts:
-            result.update(part)
-    return result
-
-
-def blocks(stride: int) -> Iterator[NDArray[np.uint32]]:
-    size = 1 << 24
-    yield special_bits()
-    for begin in range(0, 1 << 32, size):
-        yield np.arange(begin + -begin % stride, begin + size, stride, dtype=np.uint64).astype(np.uint32)
-
-
-def special_bits(width: int = 200) -> NDArray[np.uint32]:
-    """Bit patterns around zeros, subnormal numbers, ones, limits of ranges, infinities and NaN, of both signs."""
-    limits = [0, 2**-149, 2**-126, 2**-24, 0.3466, 0.625, 0.7071068, 1, 1.4142135, 2, 9.1, 14.5, 15, 17.4, 20, 40]
-    limits += [87.33655, 88.72284, 103.97208, 115, 800, 2.0**126, 2.0**127, 2.0**128 - 2.0**104, np.inf]
-    at = np.array(limits, np.float32).view(np.uint32).astype(np.int64)
-    near = (at[:, None] + np.arange(-width, width + 1)).ravel()
-    near = np.append(near[near >= 0], [0x7FC00000, 0x7FFFFFFF])
-    return np.concatenate([near, near + (1 << 31)]).astype(np.uint32)
 
 
 def nanoseconds(function: Function, isa: str, rounds: int = 300) -> float:

@@ -6,10 +6,7 @@ that pins each element to its place, in every layout. Rounding itself is held ag
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
-import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,8 +14,6 @@ import pytest
 from numpy.typing import NDArray
 
 import narrows
-from bench.accuracy.precision import CASES as FITS
-from bench.accuracy.precision import OUT, PRECISIONS, compare, run
 from cases import CASES
 from narrows.backends import Hyper, compile_plan
 from narrows.backends.reference import ReferenceProgram, bfloat16
@@ -191,47 +186,3 @@ def test_estimators_take_it_and_keep_float32(tmp_path: Any) -> None:
     np.testing.assert_array_equal(loaded.transform(X), half.transform(X))
     with pytest.raises(ValueError, match="bfloat16"):
         narrows.Autoencoder(precision="float16").fit(X)
-
-
-# --- quality: bench/accuracy/precision.py -----------------------------------------------------------------------------
-
-
-def test_worse_or_unknown_is_not_within_noise() -> None:
-    rng = np.random.default_rng(0)
-    single = rng.normal(50, 1, 20)
-    half = single + rng.normal(0, 0.5, 20)
-    assert compare(list(single), list(half))["within_noise"]
-    for worse in (half + 1.2, half - 1.2):
-        found = compare(list(single), list(worse))
-        assert not found["within_noise"]
-        assert abs(found["difference"]["mean"]) == pytest.approx(1.2, abs=0.4)
-    # Equal on average, but from too few pairs to know.
-    assert not compare([50, 51, 52], [51, 51, 51])["within_noise"]
-
-
-def test_the_quality_of_pairs_is_measured() -> None:
-    case = FITS[0]
-    case = dataclasses.replace(case, parameters={**case.parameters, "max_iter": 1})
-    split = case.split(Path("unused: the data come with the package"))
-    assert {row.tobytes() for row in split.X}.isdisjoint(row.tobytes() for row in split.X_held)
-    found = run(case, split, 2, None)
-    values = found["values"]
-    assert values["bfloat16"]["loss"] == pytest.approx(values["float32"]["loss"], rel=0.02)
-    assert values["bfloat16"]["loss"] != values["float32"]["loss"]
-    assert min(values["bfloat16"]["accuracy"]) > 0.5
-    assert compare(values["float32"]["loss"], values["bfloat16"]["loss"]) == found["compared"]["loss"]
-
-
-def test_stored_fits_are_within_noise() -> None:
-    """What docs/accuracy.md shows: bfloat16 trains as well as float32."""
-    if not OUT.exists():
-        pytest.skip("no stored results: not a checkout")
-    cases = json.loads(OUT.read_text(encoding="utf-8"))["cases"]
-    assert list(cases) == [case.name for case in FITS]
-    for name, case in cases.items():
-        for figure, stored in case["compared"].items():
-            single, half = (case["values"][p][figure] for p in PRECISIONS)
-            assert len(single) == case["seeds"] >= 5
-            for part in ("difference", *PRECISIONS):
-                assert compare(single, half)[part] == pytest.approx(stored[part]), f"{name}, {figure}"
-            assert stored["within_noise"], f"{name}, {figure}"

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from cases import BATCH_CASES, MODEL_CASES
+from formulas import ACTIVATION
 from narrows.backends import Hyper, compile_plan
 from narrows.backends.reference import ReferenceProgram
 from narrows.plan.lowering import lower
@@ -17,7 +18,7 @@ from narrows.plan.plan import Mode
 from narrows.plan.spec import Activation, LayerSpec, Loss, NetworkSpec, Solver
 from narrows.random import philox
 from networks import Case, network
-from oracle import ACTIVATION, SEED, STEP, log_probability, row_loss
+from oracle import SEED, STEP, log_probability, row_loss
 
 Array = NDArray[Any]
 CASES = [case for case in MODEL_CASES + BATCH_CASES if case.spec.variational and not case.spec.gram_decoder]

@@ -3,7 +3,6 @@ the vector's width. Every instruction set of this CPU is called in this process.
 
 from __future__ import annotations
 
-import json
 import os
 
 import numpy as np
@@ -14,9 +13,9 @@ from narrows.backends import probe
 if not probe("cpp").ok:
     pytest.skip(f"no native backend: {probe('cpp').reason}", allow_module_level=True)
 
-from bench.accuracy.ulp import FUNCTIONS, OUT, Function, Measured, instruction_sets, special_bits, sweep
 from narrows import _core
 from narrows.plan.spec import Activation
+from native_functions import FUNCTIONS, Function, Measured, instruction_sets, special_bits, sweep
 
 by_function = pytest.mark.parametrize("function", FUNCTIONS, ids=lambda f: f.key)
 by_isa = pytest.mark.parametrize("isa", instruction_sets())
@@ -113,13 +112,3 @@ def test_errors() -> None:
         _core.evaluate("exp", x, "mmx")
     with pytest.raises(TypeError, match="float32 or float64"):
         _core.evaluate("exp", x.astype(np.int32), "")
-
-
-def test_stored_results_keep_the_bounds() -> None:
-    report = json.loads(OUT.read_text(encoding="utf-8"))
-    assert list(report["functions"]) == list(BY_NAME)
-    for key, found in report["functions"].items():
-        assert found["same_bits"]
-        for isa, worst in found["worst"].items():
-            assert found["bound"][isa] == BY_NAME[key].bound_of(isa), f"{key}: run `python bench/accuracy/ulp.py`"
-            assert worst["ulp"] <= found["bound"][isa], key

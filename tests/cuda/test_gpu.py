@@ -1,4 +1,4 @@
-"""The CUDA backend on a GPU: what `test_cuda_host` asks of it, and that it does not vary; skipped where none is."""
+"""The CUDA backend on a GPU: what `test_cuda_host` asks of it, and that it does not vary."""
 
 from __future__ import annotations
 
@@ -34,6 +34,8 @@ from op_cases import OP_CASES
 from oracle import SEED, STEP, away_from_kinks
 
 pytestmark = pytest.mark.gpu
+if not (_found := cuda.probe()).ok:
+    pytest.skip(_found.reason, allow_module_level=True)
 
 
 PARTS = 8
@@ -48,9 +50,6 @@ def compile_part(precision: Precision, part: int) -> None:
 
 @pytest.fixture(scope="module")
 def device() -> Any:
-    found = cuda.probe()
-    if not found.ok:
-        pytest.skip(found.reason)
     # At once: by the way, each new case would have the compiler read all the sources again. And side by side: all of
     # them take one process minutes. CuPy keeps on disk what the others have compiled.
     parts = list(product((Precision.FLOAT32, Precision.FLOAT64, Precision.BFLOAT16), range(PARTS)))

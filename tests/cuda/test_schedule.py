@@ -223,19 +223,3 @@ def test_a_stack_has_room_for_the_beginning_of_a_step() -> None:
     stacks = [launch for launch in steps if launch.kernel.startswith("stack")]
     assert len(stacks) == 3
     assert len(stacks[0].members) == MAX_STAGES
-
-
-# --- how many ---------------------------------------------------------------------------------------------------------
-
-LAUNCHES = {"keras-simple": 6, "keras-deep": 8, "tabular": 2, "conv-pool": 19, "conv-stride": 18}
-"""Of a training step; of 12, 28, 20, 33 and 32 one by one."""
-
-
-@pytest.mark.parametrize("name", LAUNCHES)
-def test_a_step_takes_few_launches(name: str) -> None:
-    from bench.libraries.cases import CASES as PEER_CASES
-
-    case = next(case for case in PEER_CASES if case.name == name)
-    begin, end = begin_and_end()
-    steps = schedule(launches(case.plan(), case.batch, Mode.TRAIN), begin, end)
-    assert len(steps) <= LAUNCHES[name], [launch.kernel for launch in steps]

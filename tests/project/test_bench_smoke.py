@@ -13,8 +13,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from narrows.backends.cuda.emit import launches
+from narrows.backends.cuda.launches import Area, Launch, View
+from narrows.backends.cuda.schedule import schedule
 from narrows.benchmark import CASES
 from narrows.plan.ops import OpCode
+from narrows.plan.plan import Mode
 from op_cases import OP_CASES
 
 ROOT = Path(__file__).parents[2]
@@ -63,6 +67,21 @@ print([(c.name, c.widths, c.batch, c.loss) for c in CASES if type(c) is Case and
     theirs = ast.literal_eval(result.stdout)
     standard = [(c.name, c.widths, c.batch, c.loss.name.lower()) for c in CASES]
     assert theirs == standard
+
+
+LAUNCHES = {"keras-simple": 6, "keras-deep": 8, "tabular": 2, "conv-pool": 19, "conv-stride": 18}
+"""Launches of a training step on a GPU. Without `schedule` they are 12, 28, 20, 33 and 32."""
+
+
+def test_a_training_step_of_the_peers_networks_takes_few_launches() -> None:
+    from bench.libraries.cases import CASES as PEER_CASES
+
+    slots = tuple(View(Area.CONTROL, 64 * i, 1, 16, 16) for i in range(3))
+    begin, end = Launch("begin_step", 1, 32, slots), Launch("end_step", 1, 32, slots)
+    cases = {case.name: case for case in PEER_CASES}
+    for name, most in LAUNCHES.items():
+        steps = schedule(launches(cases[name].plan(), cases[name].batch, Mode.TRAIN), begin, end)
+        assert len(steps) <= most, (name, [launch.kernel for launch in steps])
 
 
 def test_faults_to_plant_fit() -> None:

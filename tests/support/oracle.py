@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special, stats
 
+from formulas import ACTIVATION, SLOPE
 from narrows.plan.geometry import Convolution
 from narrows.plan.ops import DISPERSION_PACE
 from narrows.plan.spec import Activation, Corruption, Loss, NetworkSpec, Solver
@@ -23,37 +24,6 @@ from networks import Case
 Array = NDArray[Any]
 SEED, STEP = 2**63 + 12345, 3
 
-ACTIVATION = {
-    "LINEAR": lambda z: z,
-    "RELU": lambda z: z * (z > 0),
-    "LEAKY_RELU": lambda z: np.maximum(z, 0.01 * z),
-    "ELU": lambda z: np.where(z > 0, z, special.expm1(z)),
-    "GELU": lambda z: z * (1 + special.erf(z / np.sqrt(2))) / 2,
-    "SILU": lambda z: z * special.expit(z),
-    "SIGMOID": special.expit,
-    "TANH": lambda z: 2 * special.expit(2 * z) - 1,
-    "SOFTPLUS": lambda z: np.logaddexp(0, z),
-    "EXP": np.exp,
-    "SOFTMAX": lambda z: special.softmax(z, axis=1),
-}
-
-
-def normal_density(z: Array) -> Array:
-    return np.exp(-np.square(z) / 2) / np.sqrt(2 * np.pi)
-
-
-SLOPE = {
-    "LINEAR": np.ones_like,
-    "RELU": lambda z: np.heaviside(z, np.nan),
-    "LEAKY_RELU": lambda z: np.where(z > 0, 1, 0.01),
-    "ELU": lambda z: np.exp(np.minimum(z, 0)),
-    "GELU": lambda z: (1 + special.erf(z / np.sqrt(2))) / 2 + z * normal_density(z),
-    "SILU": lambda z: special.expit(z) + z * special.expit(z) * special.expit(-z),
-    "SIGMOID": lambda z: special.expit(z) * special.expit(-z),
-    "TANH": lambda z: 1 / np.square(np.cosh(z)),
-    "SOFTPLUS": special.expit,
-    "EXP": np.exp,
-}
 KINKED = (Activation.RELU, Activation.LEAKY_RELU, Activation.ELU)
 
 
