@@ -52,7 +52,7 @@ MUTANTS = (
     Mutant("the-worst-epoch-is-the-best", f"{_PY}/training/trainer.py", "if loss < s.best_loss:",
            "if not loss < s.best_loss:", "tests/models/test_training.py "
            "tests/models/test_estimators.py -k 'best or early'"),
-    Mutant("a-held-out-row-is-trained-on", f"{_PY}/fitting/table.py", "np.sort(order[n_held:])",
+    Mutant("a-held-out-row-is-trained-on", f"{_PY}/fitting/feed.py", "np.sort(order[n_held:])",
            "np.sort(order[n_held - 1 :])", "tests/models/test_estimators.py tests/models/test_training.py"),
     Mutant("rows-are-scaled-to-twice-the-sum", f"{_PY}/data/normalize.py",
            "np.log1p(block.data * np.repeat(", "np.log1p(2 * block.data * np.repeat(", "tests/data/test_normalize.py"),
