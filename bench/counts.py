@@ -83,12 +83,12 @@ def network(loss: str, X: Any) -> Any:
     from narrows.plan.spec import Activation, LayerSpec, Loss, NetworkSpec
 
     kind = Loss[loss.upper()]
-    activations = [Activation.RELU] * 3 + [Activation.SOFTMAX if kind.of_counts else Activation.LINEAR]
+    activations = [Activation.RELU] * 3 + [Activation.SOFTMAX if kind.info.of_counts else Activation.LINEAR]
     layers = [LayerSpec(*pair, a) for pair, a in zip(itertools.pairwise(WIDTHS), activations, strict=True)]
     if kind is Loss.ZINB:
         layers[-1] = LayerSpec(WIDTHS[-2], 2 * WIDTHS[-1], Activation.SOFTMAX)
     form: dict[str, Any] = {"gram_decoder": True}
-    if kind.of_counts:
+    if kind.info.of_counts:
         form = {"log_normalize": True, "library": float(np.median(X.sum(axis=1)))}
     spec = NetworkSpec(tuple(layers), 2, loss=kind, sparse_input=True, epsilon=EPSILON, **form)
     return spec, initial_state(spec, 0, np.float32)

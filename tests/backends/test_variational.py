@@ -46,7 +46,7 @@ def test_posterior_and_likelihood(backend: str, case: Case) -> None:
     codes = np.random.default_rng(0).normal(size=(case.rows, k))
     target = data.X if data.target is None else data.target
     loss = program.apply(codes, Mode.LIKELIHOOD, target, data.batch)[:, 0]
-    if case.spec.loss.of_counts:
+    if case.spec.loss.info.of_counts:
         expected = -log_probability(case.spec, *decoded(case, codes, target), target, state)
     else:
         p = program.apply(codes, Mode.DECODE, batch=data.batch)

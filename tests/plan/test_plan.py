@@ -269,7 +269,7 @@ def test_modes_are_parts_of_the_step(case: Case) -> None:
     # Decoding what was encoded is reconstructing; the codes come in place of the encoder, and of counts their sum.
     assert decode[0].code is OpCode.GATHER
     assert decode[0].ints == (3,)
-    if case.spec.loss.of_counts:
+    if case.spec.loss.info.of_counts:
         assert [op.code for op in reconstruct if op not in encode + decode] == [OpCode.LIBRARY] * (not normalized) + [
             OpCode.MEANS
         ]
@@ -291,7 +291,7 @@ def test_modes_are_parts_of_the_step(case: Case) -> None:
         ]
         after = [op for op in decode if op.code not in LINKS]
         judge = operands(likelihood[-1])
-        held = judge.get("library" if case.spec.loss.of_counts else "target")
+        held = judge.get("library" if case.spec.loss.info.of_counts else "target")
         assert [op for op in likelihood if op.code not in (*JUDGES, OpCode.SHIFT) and op not in after] == [
             op for op in score if op.code in (OpCode.GATHER, OpCode.LIBRARY) and op.slots[-1] == held
         ]
@@ -399,7 +399,7 @@ def test_the_cases_use_everything() -> None:
         assert {v for c, name, v in attributes if (c, name) == (code, "solver")} == set(Solver)
     for code, operand in itertools.product(products, ("dW", "penalty", "colrate")):
         assert {operand in operands(op) for op in ops if op.code is code} == {True, False}
-    counted = {loss for loss in Loss if loss.of_counts}
+    counted = {loss for loss in Loss if loss.info.of_counts}
     assert {v for c, name, v in attributes if (c, name) == (OpCode.LOSS, "loss")} == set(Loss) - {
         Loss.GAUSSIAN
     } - counted

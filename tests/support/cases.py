@@ -99,7 +99,7 @@ MODEL_CASES: tuple[Case, ...] = (
     *(
         Case(
             f"loss-{loss.name}-{a.name}",
-            network((7, 4, 7), output=a, loss=loss, huber_delta=0.7, log_normalize=loss.of_counts, library=8.0),
+            network((7, 4, 7), output=a, loss=loss, huber_delta=0.7, log_normalize=loss.info.of_counts, library=8.0),
         )
         for loss in Loss
         for a in Activation
@@ -183,7 +183,7 @@ MODEL_CASES: tuple[Case, ...] = (
         )
         for loss in (Loss.POISSON, Loss.NB, Loss.ZINB)
         for link in (_A.SOFTMAX, _A.EXP)
-        for cell in ((False, True) if loss.dispersed else (False,))
+        for cell in ((False, True) if loss.info.dispersion else (False,))
     ),
     Case("counts-clip", network(_SIZES, output=_A.SOFTMAX, loss=Loss.NB, clip_norm=0.1, alpha=0.2, library=5.0)),
     Case(

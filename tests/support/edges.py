@@ -212,7 +212,7 @@ def random_spec(rng: np.random.Generator, k: int, n: int, m: int) -> NetworkSpec
     kl = not variational and rng.random() < 0.2
     latent = Activation.LINEAR if variational else Activation.SIGMOID if kl else SMOOTH[rng.integers(len(SMOOTH))]
     corruption = sometimes(list(Corruption)[rng.integers(3)], None)
-    by_cell = loss.dispersed and rng.random() < 0.4
+    by_cell = loss.info.dispersion and rng.random() < 0.4
     tied = not (variational or by_cell or loss is Loss.ZINB) and bool(rng.random() < 0.3)
     # Of the others, values that are not negative and not above 1 are wanted.
     shifted = loss in (Loss.MSE, Loss.GAUSSIAN) and bool(rng.random() < 0.4)
@@ -229,7 +229,7 @@ def random_spec(rng: np.random.Generator, k: int, n: int, m: int) -> NetworkSpec
         loss=loss,
         cell_dispersion=by_cell,
         # The exponential of a sum of raw counts leaves the range.
-        log_normalize=loss.of_counts and (output is Activation.EXP or bool(rng.random() < 0.7)),
+        log_normalize=loss.info.of_counts and (output is Activation.EXP or bool(rng.random() < 0.7)),
         library=20.0,
         corruption=corruption,
         sparse_input=corruption in (None,) + (Corruption.MASKING,) * (not shifted) and bool(rng.random() < 0.3),

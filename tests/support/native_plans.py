@@ -167,7 +167,7 @@ def started(plan: Plan, dtype: Any = np.float32, n_rows: int = 60, **options: in
     program = CppProgram(plan, precision, **{"n_threads": 2, **options})
     program.load({s.name: rng.normal(size=(s.rows, s.cols)) * 0.3 for s in plan.parameters})
     data = rng.random((n_rows, plan.spec.n_features)).astype(precision.dtype)
-    if plan.spec.loss.of_counts:
+    if plan.spec.loss.info.of_counts:
         data = np.floor(2 * data / (1.1 - data))
     program.bind(data, weight=np.ones(n_rows, precision.dtype), batch=numbers_of(plan, n_rows))
     return program

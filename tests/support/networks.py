@@ -96,7 +96,7 @@ class Case:
             return rng.uniform(0.02, 0.98, shape).astype(np.float32)
         if self.spec.loss is Loss.MULTINOMIAL:
             return rng.poisson(2.0, shape).astype(np.float32)
-        if self.spec.loss.of_counts:
+        if self.spec.loss.info.of_counts:
             # Zeros, ones, many, and a row without any
             counts = rng.poisson(rng.gamma(0.5, 3.0, shape) * rng.gamma(0.5, 2.0, columns))
             counts[self.rows // 3] = 0
@@ -121,13 +121,7 @@ ELEMENTWISE = tuple(a for a in Activation if a is not Activation.SOFTMAX)
 
 def allowed(loss: Loss, link: Activation) -> bool:
     """Whether the loss takes this output link."""
-    if loss is Loss.BCE:
-        return link in (Activation.SIGMOID, Activation.SOFTMAX)
-    if loss is Loss.GAUSSIAN:
-        return link is not Activation.SOFTMAX
-    if loss.of_counts:
-        return link in (Activation.SOFTMAX, Activation.EXP)
-    return loss is not Loss.MULTINOMIAL or link is Activation.SOFTMAX
+    return link in loss.info.links
 
 
 def network(
@@ -147,7 +141,7 @@ def network(
     """
     n = len(sizes) - 1
     middle = n // 2
-    heads = 1 + bool(options.get("cell_dispersion")) + (options.get("loss") is Loss.ZINB)
+    heads = options.get("loss", Loss.MSE).info.heads + options.get("cell_dispersion", False)
     layers = []
     for i in range(n):
         activation = output if i == n - 1 else latent if i == middle - 1 else hidden
@@ -225,8 +219,8 @@ def specs(draw: st.DrawFn) -> NetworkSpec:
     loss = draw(st.sampled_from(Loss))
     output = draw(st.sampled_from([a for a in Activation if allowed(loss, a)]))
     variational = draw(st.booleans())
-    cell_dispersion = draw(st.booleans()) and loss.dispersed
-    tied = tied and not variational and not cell_dispersion and loss is not Loss.ZINB
+    cell_dispersion = draw(st.booleans()) and loss.info.dispersion
+    tied = tied and not variational and not cell_dispersion and loss.info.heads == 1
     kl = draw(st.booleans()) and not variational
     elementwise = st.sampled_from(ELEMENTWISE)
     strength = st.sampled_from([0.0, 0.1])
@@ -243,7 +237,7 @@ def specs(draw: st.DrawFn) -> NetworkSpec:
         dropout=dropout,
         loss=loss,
         cell_dispersion=cell_dispersion,
-        log_normalize=draw(st.booleans()) and loss.of_counts,
+        log_normalize=draw(st.booleans()) and loss.info.of_counts,
         library=draw(st.sampled_from([1.0, 30.0])),
         corruption=corruption,
         corruption_level=0.2,
@@ -261,7 +255,7 @@ def specs(draw: st.DrawFn) -> NetworkSpec:
         clip_norm=draw(st.sampled_from([None, 1.0])),
         separate_target=separate,
         weighted=draw(st.booleans()),
-        shifted=draw(st.booleans()) and not loss.of_counts,
+        shifted=draw(st.booleans()) and not loss.info.of_counts,
     )
     return replace(
         spec,

@@ -94,7 +94,7 @@ def forward(case: Case, rows: Array, *, training: bool) -> Pass:
         W = state[f"W{i}"] if layer.tied_to is None else state[f"W{layer.tied_to}"].T
         conv = layer.convolution
         z = a @ W + state[f"b{i}"] if conv is None else convolved(conv, a, W, state[f"b{i}"])
-        counted = spec.loss.of_counts and i == len(spec.layers) - 1
+        counted = spec.loss.info.of_counts and i == len(spec.layers) - 1
         a = ACTIVATION[layer.activation.name](z[:, : spec.n_outputs] if counted else z)
         if conv is not None:
             a = pooled(conv, a)
@@ -121,7 +121,7 @@ def forward(case: Case, rows: Array, *, training: bool) -> Pass:
             if data.batch is not None:
                 a = np.hstack([a, np.eye(spec.n_batches)[data.batch[rows, 0].astype(int)]])
     result.decoded = a
-    if spec.loss.of_counts:
+    if spec.loss.info.of_counts:
         unit = 1.0 if layer.activation is Activation.SOFTMAX else spec.library
         result.decoded = a * (spec.library / unit)
         result.out[-1] = a * (raw.sum(axis=1, keepdims=True) / unit)

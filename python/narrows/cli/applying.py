@@ -248,7 +248,7 @@ def encoded(estimator: Any, table: Source, step_bytes: int) -> Iterator[npt.NDAr
 
 def _read(table: Source, rows: slice, loss: Loss) -> Any:
     """Some rows, as a network of this loss takes them."""
-    return table.read_rows(rows) if loss.of_counts else table.read_stored(rows)
+    return table.read_rows(rows) if loss.info.of_counts else table.read_stored(rows)
 
 
 def _check(block: Any, start: int, table: Source, meant: Loss) -> None:

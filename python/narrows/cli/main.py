@@ -20,7 +20,8 @@ from typing import Any, NoReturn
 from .._version import __version__
 from ..backends import AUTO, BACKENDS
 from ..errors import NarrowsError
-from .settings import ESTIMATORS, LOSSES, FitSettings, UsageError, parse_setting, parse_size, read_config
+from ..plan.losses import LOSSES
+from .settings import ESTIMATORS, FitSettings, UsageError, parse_setting, parse_size, read_config
 
 __all__ = ["main"]
 

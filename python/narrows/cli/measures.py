@@ -51,7 +51,7 @@ def measure(
     cache_bytes : int
         Bytes of the data that PCA may keep in memory.
     """
-    of_counts = estimator.plan_.spec.loss.of_counts
+    of_counts = estimator.plan_.spec.loss.info.of_counts
     split = held_rows(estimator, table.shape[0])
     if of_counts:
         found = counts.measure(estimator, table, split, batch, seed=seed, n_threads=n_threads, step_bytes=step_bytes)

@@ -17,7 +17,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-__all__ = ["ESTIMATORS", "LOSSES", "FitSettings", "UsageError", "parse_size", "read_config", "show_size"]
+from ..plan.losses import LOSSES
+
+__all__ = ["ESTIMATORS", "FitSettings", "UsageError", "parse_size", "read_config", "show_size"]
 
 ESTIMATORS = {
     "autoencoder": "Autoencoder",
@@ -31,8 +33,6 @@ ESTIMATORS = {
     "rbm": "RBM",
     "count": "CountAutoencoder",
 }
-LOSSES = ("mse", "bce", "huber", "multinomial", "gaussian", "poisson", "nb", "zinb")
-COUNT_LOSSES = ("multinomial", "poisson", "nb", "zinb")
 
 #: How a run is done, not what it computes: these may change when it is resumed.
 _MANNER = (
@@ -128,7 +128,7 @@ class FitSettings:
             check_parameters(estimator)
         except (TypeError, ValueError) as error:
             raise UsageError(str(error)) from None
-        if self.normalize in ("log1p", "standard", "minmax") and estimator.loss in COUNT_LOSSES:
+        if self.normalize in ("log1p", "standard", "minmax") and LOSSES[estimator.loss].raw_counts:
             raise UsageError(
                 f"--normalize {self.normalize} does not go with --loss {estimator.loss}, which takes raw "
                 "counts: use --normalize none"

@@ -25,7 +25,7 @@ from ..data.normalized import NormalizedSource
 from ..errors import DataError, MissingExtraError, NarrowsError, ResumeError
 from ..evaluation.baselines import pca, pca_errors
 from ..evaluation.metrics import elbow, sample_rows
-from ..plan.spec import Loss
+from ..plan.losses import LOSSES
 from ..training import Callback
 from . import measures, report
 from .figures import figure
@@ -201,7 +201,7 @@ def _baseline(estimator: Any, table: NormalizedSource, largest: int, room: int, 
     assert split is not None
     trained, held = split
     result |= {"normalize": table.normalizer.resolved_, "n_held_out": len(held), "pca_rows": None}
-    if Loss[estimator.loss.upper()].of_counts:
+    if LOSSES[estimator.loss].of_counts:
         return None
     seed = int(estimator.random_state)
     rows = trained[sample_rows(len(trained), seed)]

@@ -18,6 +18,7 @@ from sklearn.base import BaseEstimator, OneToOneFeatureMixin, TransformerMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from ..errors import DataError
+from ..plan.losses import LOSSES
 from .checks import check_counts, check_finite, check_within
 from .scan import Scan, canonical, row_blocks, row_totals
 from .source import ArraySource, Source, check_unmasked
@@ -25,7 +26,6 @@ from .source import ArraySource, Source, check_unmasked
 __all__ = ["KINDS", "Normalizer"]
 
 KINDS = ("auto", "log1p", "standard", "minmax", "none")
-COUNT_LOSSES = ("multinomial", "poisson", "nb", "zinb")
 
 
 class Normalizer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):  # type: ignore[misc]
@@ -78,6 +78,8 @@ class Normalizer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):  # type
     def _check(self) -> None:
         if self.kind not in KINDS:
             raise ValueError(f"kind={self.kind!r} must be one of {', '.join(KINDS)}")
+        if self.loss not in LOSSES:
+            raise ValueError(f"loss={self.loss!r} must be one of {', '.join(LOSSES)}")
         if self.target_sum is not None and not 0 < self.target_sum < np.inf:
             raise ValueError(f"target_sum={self.target_sum!r} must be positive and finite")
 
@@ -102,7 +104,7 @@ class Normalizer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):  # type
         Raises
         ------
         ValueError
-            Unknown `kind`, or a `target_sum` that is not positive.
+            Unknown `kind` or `loss`, or a `target_sum` that is not positive.
         DataError
             A value is NaN or infinite, or negative with ``kind="log1p"``. The message names row and column.
         """
@@ -110,9 +112,9 @@ class Normalizer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):  # type
         source = self._read(X, reset=True)
         n_rows, n_features = source.shape
         self._start(n_features)
-        auto, loss = self.kind == "auto", self.loss
-        if self.kind == "none" or (auto and loss in COUNT_LOSSES):
-            counted = loss in COUNT_LOSSES
+        auto, loss = self.kind == "auto", LOSSES[self.loss]
+        if self.kind == "none" or (auto and loss.raw_counts):
+            counted = loss.raw_counts
             filled = np.zeros(n_features, bool)
             n_empty = 0
             for rows in row_blocks(n_rows, n_features):
@@ -124,10 +126,10 @@ class Normalizer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):  # type
                 source.release()
             if counted:
                 self.n_empty_rows_, self.n_empty_features_ = n_empty, n_features - int(np.count_nonzero(filled))
-            self._resolve("none", f"the {loss} loss takes counts as they are" if auto else "as asked")
+            self._resolve("none", f"the {loss.name} loss takes counts as they are" if auto else "as asked")
             return self
-        moments = self.kind == "standard" or (auto and loss != "bce")
-        extremes = self.kind == "minmax" or (auto and loss == "bce")
+        moments = self.kind == "standard" or (auto and not loss.bounded)
+        extremes = self.kind == "minmax" or (auto and loss.bounded)
         scan = Scan(n_rows, n_features, moments=moments, extremes=extremes)
         for rows in row_blocks(n_rows, n_features):
             block = canonical(source.read_rows(rows))
@@ -139,12 +141,12 @@ class Normalizer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):  # type
         self.n_empty_rows_ = int(np.count_nonzero(scan.totals == 0))
         if not auto:
             self._resolve(self.kind, "as asked")
-        elif loss == "bce":
+        elif loss.bounded:
             inside = bool(scan.low is not None and scan.low.min() >= 0 and scan.high.max() <= 1)
             if inside:
                 self._resolve("none", "values lie in 0..1")
             else:
-                self._resolve("minmax", "bce needs values in 0..1")
+                self._resolve("minmax", f"{loss.name} needs values in 0..1")
         elif scan.counts:
             self._resolve("log1p", "every value is a non-negative integer: counts")
         else:

@@ -58,7 +58,7 @@ class Baseline:
     def __init__(
         self, table: Source, rows: npt.NDArray[np.int64], loss: Loss, *, seed: int, backend: str, n_threads: int
     ) -> None:
-        self.loss = Loss.POISSON if loss is Loss.POISSON else Loss.NB
+        self.loss = Loss.NB if loss.info.dispersion else Loss.POISSON
         n_features = table.shape[1]
         sums = np.zeros(n_features)
         for part in row_blocks(len(rows), n_features):
@@ -73,7 +73,7 @@ class Baseline:
             **{name: np.zeros(shape, np.float32) for name, shape in spec.parameter_shapes.items()},
             "b1": np.log(shares)[None].astype(np.float32),
         }
-        if self.loss is Loss.NB:
+        if self.loss.info.dispersion:
             # A feature without counts has no information about its dispersion.
             most = max(_BATCH, min(DISPERSION_ROWS, DISPERSION_BYTES // Table(table).row_bytes))
             chosen = rows[sample_rows(len(rows), seed, most)]

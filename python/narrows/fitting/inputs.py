@@ -23,7 +23,8 @@ from sklearn.utils.validation import validate_data
 from ..backends import resolve
 from ..data.checks import check_finite, check_representable
 from ..data.source import Source, check_csr, check_unmasked, float_dtype
-from ..plan.spec import Loss, Precision
+from ..plan.losses import LOSSES
+from ..plan.spec import Precision
 from ..rows.devices import beside, check_together, copying, gpu_array, on_gpu
 from ..rows.shifted import Shifted
 from ..rows.sparse import is_sparse
@@ -172,7 +173,7 @@ def make_table(
 ) -> Table:
     """Rows for an estimator to train on, checked; `columns` are names of the target's, `names` those of X and it."""
     check_together(X, X if target is None else target, names[1])
-    loss = Loss[estimator.loss.upper()]
+    loss = LOSSES[estimator.loss].loss
     meant = loss if target is None else estimator._encodes(loss, separate_target=True)
     dtype = Precision.of(estimator.precision).dtype
     table = Table(X, target, weight, batch, (meant, loss), (_names(estimator), columns), names=names, dtype=dtype)

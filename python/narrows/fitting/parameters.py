@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from ..plan.geometry import PADDINGS
+from ..plan.losses import LOSSES, Loss, LossInfo
 from ..plan.ops import JACOBIAN_LAYERS
-from ..plan.spec import ACTIVATIONS, Activation, Corruption, Loss
+from ..plan.spec import ACTIVATIONS, Activation, Corruption
 
 __all__ = [
     "check_parameters",
@@ -30,23 +31,8 @@ Check = Callable[[str, Any], None]
 UNITS = {"bernoulli": Activation.SIGMOID, "gaussian": Activation.LINEAR}
 """Stochastic units, and the activation that gives their means."""
 CORRUPTIONS = {c.name.lower(): c for c in Corruption}
-COUNT_LOSSES = tuple(loss.name.lower() for loss in Loss if loss.of_counts)
-LOSS_NAMES = ("mse", "bce", "huber", "multinomial", "gaussian", *COUNT_LOSSES)
-LIKELIHOODS = ("mse", "bce", "gaussian", *COUNT_LOSSES)
-"""Losses that are minus a log-likelihood, up to a factor and a constant known without the data."""
 HIDDEN = tuple(name for name, a in ACTIVATIONS.items() if a not in (Activation.SOFTMAX, Activation.EXP))
 OUTPUT = ("auto", *ACTIVATIONS)
-LINKS: Mapping[Loss, tuple[str, ...]] = {
-    Loss.MSE: tuple(ACTIVATIONS),
-    Loss.HUBER: tuple(ACTIVATIONS),
-    Loss.BCE: ("sigmoid", "logistic", "softmax"),
-    Loss.MULTINOMIAL: ("softmax",),
-    Loss.GAUSSIAN: tuple(name for name, a in ACTIVATIONS.items() if a is not Activation.SOFTMAX),
-    Loss.POISSON: ("softmax", "exp"),
-    Loss.NB: ("softmax", "exp"),
-    Loss.ZINB: ("softmax", "exp"),
-}
-"""Output activations that make sense for a loss; ``"auto"`` is the first: linear, sigmoid or softmax."""
 
 
 def _is_real(value: Any) -> bool:
@@ -172,10 +158,10 @@ CHECKS: Mapping[str, Check] = {
     "activation": choice(HIDDEN),
     "latent_activation": choice(HIDDEN),
     "output_activation": choice(OUTPUT),
-    "likelihood": choice(COUNT_LOSSES),
+    "likelihood": choice([name for name, loss in LOSSES.items() if loss.of_counts]),
     "link": choice(("softmax", "exp")),
     "dispersion": choice(("gene", "gene-cell")),
-    "loss": choice(LOSS_NAMES),
+    "loss": choice(tuple(LOSSES)),
     "huber_delta": real("(0, inf)"),
     "tied_weights": boolean,
     "corruption": choice(tuple(CORRUPTIONS), optional=True),
@@ -272,9 +258,8 @@ def decoder_sizes(estimator: Any) -> tuple[int, ...]:
 
 def output_activation(estimator: Any) -> Activation:
     """The output layer's activation, ``"auto"`` resolved."""
-    loss = Loss[estimator.loss.upper()]
     name = estimator.output_activation
-    return ACTIVATIONS[LINKS[loss][0] if name == "auto" else name]
+    return LOSSES[estimator.loss].links[0] if name == "auto" else ACTIVATIONS[name]
 
 
 def check_parameters(estimator: Any) -> None:
@@ -285,15 +270,18 @@ def check_parameters(estimator: Any) -> None:
             continue
         if hasattr(estimator, name):
             check(name, getattr(estimator, name))
-    loss = Loss[estimator.loss.upper()]
+    loss = LOSSES[estimator.loss]
     output = estimator.output_activation
-    if output != "auto" and output not in LINKS[loss]:
+    if output != "auto" and output not in loss.link_names:
         raise ValueError(
             f"output_activation={output!r} does not go with loss={estimator.loss!r}; "
-            f"choose from auto, {', '.join(LINKS[loss])}"
+            f"choose from auto, {', '.join(loss.link_names)}"
         )
-    if estimator.variational and estimator.loss not in LIKELIHOODS:
-        raise ValueError(f"loss={estimator.loss!r} is no likelihood of a decoder; choose from {', '.join(LIKELIHOODS)}")
+    if estimator.variational and not loss.likelihood:
+        raise ValueError(
+            f"loss={estimator.loss!r} is not a likelihood, which a variational decoder needs; choose from "
+            + ", ".join(name for name, known in LOSSES.items() if known.likelihood)
+        )
     if estimator.variational and estimator.loss != "mse" and estimator.decoder_variance != 1.0:
         raise ValueError(
             f"decoder_variance={estimator.decoder_variance!r} is of the decoder of loss='mse': leave it at 1.0 with "
@@ -317,7 +305,7 @@ def check_parameters(estimator: Any) -> None:
         estimator._layers(n_features, n_features)
     _check_contractive(estimator, hidden)
     if estimator.sparse_decoder == "gram" and (
-        loss is not Loss.MSE or output_activation(estimator) is not Activation.LINEAR or estimator.tied_weights
+        loss.loss is not Loss.MSE or output_activation(estimator) is not Activation.LINEAR or estimator.tied_weights
     ):
         raise ValueError(
             f"sparse_decoder='gram' needs loss='mse', a linear output and untied weights, not loss={estimator.loss!r}, "
@@ -332,10 +320,10 @@ def check_parameters(estimator: Any) -> None:
         )
 
 
-def _check_counts(estimator: Any, loss: Loss) -> None:
+def _check_counts(estimator: Any, loss: LossInfo) -> None:
     """What likelihoods of counts ask of an estimator."""
-    several = loss is Loss.ZINB or (loss.dispersed and getattr(estimator, "dispersion", "gene") == "gene-cell")
-    given = f"loss={estimator.loss!r}" + ("" if loss is Loss.ZINB else ", dispersion='gene-cell'")
+    several = loss.heads > 1 or (loss.dispersion and getattr(estimator, "dispersion", "gene") == "gene-cell")
+    given = f"loss={estimator.loss!r}" + ("" if loss.heads > 1 else ", dispersion='gene-cell'")
     if several and estimator.tied_weights:
         raise ValueError(f"{given}: the output layer has several numbers for each feature: set tied_weights=False")
     if several and hasattr(estimator, "filters"):

@@ -17,8 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..backends import Program, State, compile_plan, resolve
+from ..plan.losses import LOSSES
 from ..plan.lowering import lower
-from ..plan.spec import Corruption, LayerSpec, Loss, NetworkSpec
+from ..plan.spec import Corruption, LayerSpec, NetworkSpec
 from ..random.weights import draw_seed
 from ..rows.devices import rows_of
 from ..training import Callback, Checkpoint, EpochPrinter, Options, SavedRun, Trainer, TrainingState
@@ -172,7 +173,7 @@ def _spec(
         known = again and estimator._network.spec.corruption is Corruption.SALT_AND_PEPPER
         low_high = estimator._network.spec.corruption_range if known else value_range(table, rows, block_bytes)
     library = 1.0
-    if Loss[estimator.loss.upper()].of_counts:
+    if LOSSES[estimator.loss].of_counts:
         library = estimator._network.spec.library if again else _library(estimator, table, rows, block_bytes)
     spec = build_spec(
         estimator,

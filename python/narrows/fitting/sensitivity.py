@@ -49,7 +49,7 @@ def absolute_jacobian(
         (layer, W.astype(np.float64), b.astype(np.float64))
         for layer, W, b in list(zip(spec.layers, coefs, intercepts, strict=True))[spec.latent :]
     ]
-    scale = spec.library if spec.loss.of_counts and spec.layers[-1].activation is Activation.SOFTMAX else 1.0
+    scale = spec.library if spec.loss.info.of_counts and spec.layers[-1].activation is Activation.SOFTMAX else 1.0
     if spec.n_heads > 1:  # of which the first gives the means
         layer, W, b = decoder[-1]
         n = spec.n_outputs

@@ -9,7 +9,8 @@ import dataclasses
 import itertools
 from typing import Any
 
-from ..plan.spec import ACTIVATIONS, LayerSpec, Loss, NetworkSpec, Solver
+from ..plan.losses import LOSSES
+from ..plan.spec import ACTIVATIONS, LayerSpec, NetworkSpec, Solver
 from .parameters import CORRUPTIONS, check_takes_batches, decoder_sizes, hidden_sizes, output_activation
 
 __all__ = ["SPARSE_DENSITY", "build_spec", "dense_layers"]
@@ -49,9 +50,9 @@ def build_spec(
         first = layers[latent]
         told = dataclasses.replace(first, n_in=first.n_in + n_batches)
         layers = (*layers[:latent], told, *layers[latent + 1 :])
-    loss = Loss[e.loss.upper()]
-    cell_dispersion = loss.dispersed and getattr(e, "dispersion", "gene") == "gene-cell"
-    heads = 1 + cell_dispersion + (loss is Loss.ZINB)
+    loss = LOSSES[e.loss]
+    cell_dispersion = loss.dispersion and getattr(e, "dispersion", "gene") == "gene-cell"
+    heads = loss.heads + cell_dispersion
     if heads > 1:
         layers = (*layers[:-1], dataclasses.replace(layers[-1], n_out=heads * layers[-1].n_out))
     # With a target of its own the noise is in the pairs.
@@ -59,7 +60,7 @@ def build_spec(
     spec = NetworkSpec(
         layers=layers,
         latent=latent,
-        loss=loss,
+        loss=loss.loss,
         huber_delta=float(e.huber_delta),
         corruption=corruption,
         corruption_level=float(e.corruption_level) if corruption is not None else 0.0,

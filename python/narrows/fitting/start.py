@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ..backends import State
 from ..plan.ops import DISPERSION_PACE, LOG_DISPERSION_LIMIT
-from ..plan.spec import Activation, Loss, NetworkSpec
+from ..plan.spec import Activation, NetworkSpec
 from ..random.weights import initial_coupling, initial_weight
 from .table import Totals
 
@@ -36,7 +36,7 @@ def begin_counts(spec: NetworkSpec, state: State, totals: Totals) -> None:
     bias[:n] = np.log(totals.shares * (spec.library if last.activation is Activation.EXP else 1.0))
     if spec.cell_dispersion:
         bias[n : 2 * n] = math.log(FIRST_DISPERSION)
-    if spec.loss is Loss.ZINB:
+    if spec.loss.info.heads > 1:
         bias[-n:] = FIRST_DROPOUT
 
 
@@ -51,7 +51,7 @@ def initial_state(spec: NetworkSpec, seed: int, dtype: Any = np.float64) -> Stat
         elif layer.tied_to is None:
             fans = None if layer.convolution is None else layer.convolution.fans
             state[f"W{i}"] = initial_weight(n_in, n_out, layer.activation, seed, i, dtype, fans)
-    if spec.loss is Loss.GAUSSIAN:
+    if "logvar" in spec.parameter_shapes:
         state["logvar"] = np.zeros((1, spec.n_outputs), dtype)
     if "log_dispersion" in spec.parameter_shapes:
         state["log_dispersion"] = np.full((1, spec.n_outputs), math.log(FIRST_DISPERSION) / DISPERSION_PACE, dtype)

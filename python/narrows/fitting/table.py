@@ -102,7 +102,7 @@ class Table:
     _totals: Totals | None = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        self.implicit = self.implicit and not any(loss.of_counts for loss in self.meant)
+        self.implicit = self.implicit and not any(loss.info.of_counts for loss in self.meant)
 
     @property
     def n_rows(self) -> int:
@@ -214,22 +214,19 @@ def check_values(
     X: Any, loss: Loss, row_offset: int | NDArray[np.int64] = 0, source: Source | str = "X", **called: Any
 ) -> None:
     """Raise for the first of finite values that the loss has no meaning for; see `data.checks.check_finite`."""
-    if loss is Loss.BCE:
-        high, needed = 1.0, "loss='bce' (visible='bernoulli') needs values in [0, 1]: scale them"
-    elif loss.of_counts:
+    info = loss.info
+    if info.whole:
         check_counts(X.toarray() if isinstance(X, Shifted) else X, row_offset, source, **called)
         return
-    elif loss is Loss.MULTINOMIAL:
-        high, needed = np.inf, "loss='multinomial' needs values that are not negative"
-    else:
+    if not info.needs:
         return
     if isinstance(X, Shifted):
         least, greatest = X.extremes()
         slack = 4 * float(np.finfo(X.dtype).eps) * (1 + float(np.abs(X.shift).max()))
-        if least >= -slack and greatest <= high + slack:
+        if least >= info.low - slack and greatest <= info.high + slack:
             return
         X = X.toarray()
-    check_within(X, 0.0, high, needed, row_offset, source, **called)
+    check_within(X, info.low, info.high, info.needs, row_offset, source, **called)
 
 
 def value_range(table: Table, rows: NDArray[np.int64], block_bytes: int) -> tuple[float, float]:

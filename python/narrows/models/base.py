@@ -32,11 +32,12 @@ from ..fitting.inputs import (
     wants_frames,
 )
 from ..fitting.network import Network
-from ..fitting.parameters import COUNT_LOSSES, check_parameters
+from ..fitting.parameters import check_parameters
 from ..fitting.run import identity_of, seed_of, train, whole
 from ..fitting.spec_of import dense_layers
 from ..fitting.start import begin_counts, initial_state
 from ..fitting.table import BLOCK_BYTES, Table
+from ..plan.losses import LOSSES
 from ..plan.plan import Mode, Plan
 from ..plan.spec import Corruption, LayerSpec, Loss, NetworkSpec, Precision
 from ..rows.devices import to_host
@@ -92,7 +93,7 @@ class BaseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         tags = super().__sklearn_tags__()
         tags.input_tags.sparse = True
         tags.transformer_tags.preserves_dtype = ["float64", "float32"]
-        if getattr(self, "loss", None) in COUNT_LOSSES:
+        if (loss := LOSSES.get(getattr(self, "loss", ""))) and loss.of_counts:
             # Whole numbers from 0, which scikit-learn knows as categories.
             tags.input_tags.positive_only = tags.input_tags.categorical = True
         return tags
@@ -323,7 +324,7 @@ class BaseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         Counts begin with the means of their columns.
         """
         state = initial_state(spec, seed, Precision.of(self.precision).dtype)
-        if spec.loss.of_counts:
+        if spec.loss.info.of_counts:
             begin_counts(spec, state, table.totals(rows, block_bytes))
         return state
 
@@ -495,7 +496,7 @@ class BaseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
 
     def _encodes(self, loss: Loss, *, separate_target: bool) -> Loss:
         """The loss for which rows must have a meaning to be encoded: squared error if they need none."""
-        return loss if loss.of_counts and (self.counts_input or not separate_target) else Loss.MSE
+        return loss if loss.info.of_counts and (self.counts_input or not separate_target) else Loss.MSE
 
     def _row_losses(
         self, apply: Callable[..., NDArray[Any]], spec: NetworkSpec, X: Any, target: Any, batch: Any

@@ -17,8 +17,9 @@ from .. import functional
 from ..fitting.inputs import encoding_table, read_batch
 from ..fitting.parameters import CHECKS, UNITS, integer
 from ..fitting.table import BLOCK_BYTES
+from ..plan.losses import LOSSES, Loss
 from ..plan.plan import Mode
-from ..plan.spec import Activation, Loss
+from ..plan.spec import Activation
 from ..random import philox
 from ..random.weights import draw_seed
 from ..rows.devices import beside, on_gpu
@@ -298,7 +299,7 @@ class RBM(Autoencoder):
         return rows
 
     def _encodes(self, loss: Loss, *, separate_target: bool) -> Loss:
-        return Loss[self.loss.upper()]
+        return LOSSES[self.loss].loss
 
     def _free_energy(self, X: Any) -> Array:
         up, down = self._network.spec.layers

@@ -102,7 +102,7 @@ class VariationalAutoencoder(Autoencoder):
     def decoder_variance_(self) -> Array:
         """Variances of the features given their latents, shape (n_outputs,); learned ones with ``loss="gaussian"``."""
         network = self._fitted_network()
-        if network.spec.loss is Loss.GAUSSIAN:
+        if network.spec.loss.info.parameter == "logvar":
             learned: Array = np.exp(network.state["logvar"].reshape(-1)) + VARIANCE_FLOOR
             return learned
         if network.spec.loss is Loss.MSE:
@@ -283,7 +283,7 @@ class VariationalAutoencoder(Autoencoder):
             p = network.apply(z, Mode.DECODE, batch=told)
             if factors is not None:
                 p = p * factors[first : first + count, None]
-            if noise and network.spec.loss.of_counts:
+            if noise and network.spec.loss.info.of_counts:
                 p = self._counts(p, z, told, seed, first)
             elif noise and network.spec.loss is Loss.BCE:
                 p = philox.uniform(seed, _OBSERVATIONS, 0, count, p.shape[1], first) < p
@@ -302,7 +302,7 @@ class VariationalAutoencoder(Autoencoder):
         spec, mean = network.spec, mean.astype(np.float64)
         heads = network.decoder_outputs(z, batch).astype(np.float64) if spec.n_heads > 1 else None
         u = philox.uniform(seed, _OBSERVATIONS, 0, count, n, first)
-        if spec.loss is Loss.POISSON:
+        if not spec.loss.info.dispersion:
             drawn: Array = stats.poisson.ppf(u, mean)
         else:
             if heads is None or not spec.cell_dispersion:
@@ -310,7 +310,7 @@ class VariationalAutoencoder(Autoencoder):
             else:
                 theta = np.exp(np.clip(heads[:, n : 2 * n], -LOG_DISPERSION_LIMIT, LOG_DISPERSION_LIMIT))
             drawn = stats.nbinom.ppf(u, theta, theta / (theta + mean))
-        if heads is not None and spec.loss is Loss.ZINB:
+        if heads is not None and spec.loss.info.heads > 1:
             zero = special.expit(np.clip(heads[:, -n:], -DROPOUT_LIMIT, DROPOUT_LIMIT))
             drawn[philox.uniform(seed, _ZEROS, 0, count, n, first) < zero] = 0
         return drawn
@@ -326,8 +326,8 @@ def _size_factors(spec: NetworkSpec, library: Any, n: int) -> NDArray[np.float64
     """
     if library is None:
         return None
-    if not spec.loss.of_counts:
-        raise ValueError(f"library: rows of loss={spec.loss.name.lower()!r} are no counts")
+    if not spec.loss.info.of_counts:
+        raise ValueError(f"library: rows of loss={spec.loss.info.name!r} are no counts")
     sums = np.asarray(library, dtype=np.float64)
     if sums.shape not in ((), (n,)):
         raise ValueError(f"library has shape {sums.shape}; a number or shape ({n},) is needed")

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 from .ops import OpCode, Units
 from .plan import LEARN, Mode
-from .spec import Activation, LayerSpec, Loss, NetworkSpec
+from .spec import Activation, LayerSpec, NetworkSpec
 
 if TYPE_CHECKING:
     from .oplist import OpList
@@ -51,7 +51,7 @@ def check_boltzmann(spec: NetworkSpec, batch: int) -> None:
         "corruption": spec.corruption is not None,
         "separate_target": spec.separate_target,
         "variational": spec.variational,
-        "loss": spec.loss is Loss.GAUSSIAN or spec.loss.of_counts,
+        "loss": spec.loss.info.op is not OpCode.LOSS,
         **{
             name: getattr(spec, name) > 0
             for name in ("activity_l1", "kl_sparsity", "contractive", "contractive_hessian")

@@ -19,14 +19,12 @@ from typing import TYPE_CHECKING
 from .contractive import grains
 from .ops import OpCode, padded
 from .plan import Mode, Region
-from .spec import Activation, NetworkSpec
+from .spec import NetworkSpec
 
 if TYPE_CHECKING:
     from .oplist import OpList
 
 __all__ = ["Counts", "check_counts"]
-
-LINKS = (Activation.SOFTMAX, Activation.EXP)
 
 
 def check_counts(spec: NetworkSpec) -> None:
@@ -38,16 +36,20 @@ def check_counts(spec: NetworkSpec) -> None:
         Another link than softmax and exp, several numbers for a feature from a layer that is tied or a convolution, or
         what belongs to counts without them.
     """
-    last, name = spec.layers[-1], spec.loss.name.lower()
-    if not spec.loss.of_counts:
+    last, loss = spec.layers[-1], spec.loss.info
+    name = loss.name
+    if not loss.of_counts:
         if spec.cell_dispersion or spec.log_normalize:
             raise ValueError(f"loss {name} has no counts to normalize and no dispersion")
         return
-    if last.activation not in LINKS:
-        raise ValueError(f"loss {name} needs the output activation softmax or exp, not {last.activation.name.lower()}")
+    if last.activation not in loss.links:
+        raise ValueError(
+            f"loss {name} needs the output activation {' or '.join(loss.link_names)}, "
+            f"not {last.activation.name.lower()}"
+        )
     if not spec.library > 0:
         raise ValueError(f"library={spec.library!r} must be positive")
-    if spec.cell_dispersion and not spec.loss.dispersed:
+    if spec.cell_dispersion and not loss.dispersion:
         raise ValueError(f"loss {name} has no dispersion")
     if spec.n_heads > 1 and (last.tied_to is not None or last.convolution is not None or last.n_out % spec.n_heads):
         raise ValueError(
@@ -75,7 +77,7 @@ class Counts:
         """Write the loss of the logits and what lies beside them; it needs the sums of the target's rows."""
         low, spec = self.low, self.spec
         dispersion = None
-        if spec.loss.dispersed and not spec.cell_dispersion:
+        if spec.loss.info.dispersion and not spec.cell_dispersion:
             dispersion, size = "log_dispersion", padded(spec.n_outputs)
             self.partial = low.slot("dispersions", Region.SCRATCH, grains(low.batch, size), size)
         low.op(

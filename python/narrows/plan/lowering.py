@@ -17,7 +17,7 @@ from .gradients import Gradients, SparseInput, parameters, reduce, rule
 from .oplist import OpList, saved_scale
 from .ops import OpCode
 from .plan import FORWARD, LEARN, Mode, Plan, Region
-from .spec import Activation, Loss, NetworkSpec
+from .spec import Activation, NetworkSpec
 
 __all__ = ["lower", "lower_penalty"]
 
@@ -71,7 +71,7 @@ class Writer:
         self.weights, self.parameter_size = parameters(self.low, spec)
         self.convolutions = Convolutions(self.low, spec, self.weights)
         # Counts are judged where they lie.
-        self.counts = Counts(self.low, spec) if spec.loss.of_counts else None
+        self.counts = Counts(self.low, spec) if spec.loss.info.of_counts else None
         self.forward, self.score = FORWARD, Mode.SCORE
         if spec.variational:
             self.forward, self.score = FORWARD | Mode.POSTERIOR, Mode.SCORE | Mode.LIKELIHOOD
@@ -206,7 +206,7 @@ class Writer:
         self.rowloss = low.rows("rowloss", 1)
         judged = {"z": z, "target": self.target, "weight": self.weight, "rowloss": self.rowloss}
         self.score |= self.modes & LEARN
-        if spec.loss is Loss.GAUSSIAN:
+        if spec.loss.info.op is OpCode.GAUSSIAN:
             self.rates = low.rows("rates", spec.n_outputs)
             low.op(OpCode.GAUSSIAN, self.score, judged | {"logvar": "logvar", "rates": self.rates}, activation=link)
         elif self.counts is not None:
@@ -388,8 +388,8 @@ def _check(spec: NetworkSpec, batch: int) -> None:
             "salt-and-pepper corruption, contractive_hessian, contractive probes, Gibbs sampling and any corruption of "
             "shifted rows work on dense rows"
         )
-    if spec.shifted and spec.loss.of_counts:
-        raise ValueError(f"loss {spec.loss.name} is of counts, and shifted rows are none")
+    if spec.shifted and spec.loss.info.of_counts:
+        raise ValueError(f"loss {spec.loss.info.name} is of counts, and shifted rows are none")
 
 
 def _check_variational(spec: NetworkSpec) -> None:

@@ -9,13 +9,14 @@ The numbers of the enumerations are those of ``csrc/plan.h``.
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from .activations import ACTIVATIONS, Activation
 from .geometry import Convolution
+from .losses import LOSSES, Loss
 
 __all__ = [
     "ACTIVATIONS",
@@ -28,54 +29,6 @@ __all__ = [
     "Precision",
     "Solver",
 ]
-
-
-class Activation(enum.IntEnum):
-    """Elementwise activations, and softmax, which couples the elements of a row."""
-
-    LINEAR = 0
-    RELU = 1
-    LEAKY_RELU = 2
-    ELU = 3
-    GELU = 4
-    SILU = 5
-    SIGMOID = 6
-    TANH = 7
-    SOFTPLUS = 8
-    EXP = 9
-    SOFTMAX = 10
-
-    @property
-    def needs_preactivation(self) -> bool:
-        """Whether the derivative cannot be told from the output alone."""
-        return self in (Activation.GELU, Activation.SILU)
-
-
-class Loss(enum.IntEnum):
-    """Losses of a row: a sum over its features (see `backends.reference` for the formulas)."""
-
-    MSE = 0
-    BCE = 1
-    HUBER = 2
-    MULTINOMIAL = 3
-    GAUSSIAN = 4
-    """Minus the log-density, with a variance for each feature that is a parameter (op GAUSSIAN)."""
-    POISSON = 5
-    """Minus the log-probability of counts whose mean is in proportion to the row's sum (op COUNTS)."""
-    NB = 6
-    """Likewise, of negative binomial counts."""
-    ZINB = 7
-    """Likewise, of such with a probability of being zero besides."""
-
-    @property
-    def of_counts(self) -> bool:
-        """Whether it is a likelihood of counts, of op COUNTS."""
-        return self in (Loss.POISSON, Loss.NB, Loss.ZINB)
-
-    @property
-    def dispersed(self) -> bool:
-        """Whether it is a likelihood of counts with a dispersion."""
-        return self in (Loss.NB, Loss.ZINB)
 
 
 class Corruption(enum.IntEnum):
@@ -116,14 +69,6 @@ class Precision(enum.IntEnum):
     def dtype(self) -> np.dtype[Any]:
         """In which parameters and activations are held."""
         return np.dtype(np.float64 if self is Precision.FLOAT64 else np.float32)
-
-
-ACTIVATIONS: Mapping[str, Activation] = {
-    **{a.name.lower(): a for a in Activation},
-    "identity": Activation.LINEAR,
-    "logistic": Activation.SIGMOID,
-}
-LOSSES: Mapping[str, Loss] = {loss.name.lower(): loss for loss in Loss}
 
 
 @dataclass(frozen=True)
@@ -248,7 +193,7 @@ class NetworkSpec:
     def n_heads(self) -> int:
         """Numbers that the last layer puts out for each feature, side by side: logit of the mean, logarithm of the
         inverse dispersion if that is of the cell, logit of dropout."""
-        return 1 + self.cell_dispersion + (self.loss is Loss.ZINB)
+        return self.loss.info.heads + self.cell_dispersion
 
     @property
     def parameter_shapes(self) -> dict[str, tuple[int, int]]:
@@ -258,10 +203,8 @@ class NetworkSpec:
             if layer.tied_to is None:
                 shapes[f"W{i}"] = layer.weight_shape
             shapes[f"b{i}"] = (1, layer.weight_shape[1])
-        if self.loss is Loss.GAUSSIAN:
-            shapes["logvar"] = (1, self.n_outputs)
-        if self.loss.dispersed and not self.cell_dispersion:
-            shapes["log_dispersion"] = (1, self.n_outputs)
+        if self.loss.info.parameter and not self.cell_dispersion:
+            shapes[self.loss.info.parameter] = (1, self.n_outputs)
         if self.n_chains:
             # Last, since it has no gradient: the means of the chains' hidden units.
             shapes["chain"] = (self.n_chains, self.n_components)

@@ -225,9 +225,9 @@ def _sparse() -> Iterator[str]:
             yield from (f"sparse_outer<{each}, {to}>", f"sparse_outer<{each}, WithBias<{to}>>")
         slopes = "GramStore", *(f"GramDescend<{rule}>" for rule in _RULES)
         yield from (f"sparse_mse_slopes<{each}, {to}>" for to in slopes)
-    for loss, softmax in product((loss for loss in Loss if loss.of_counts), BOOL):
+    for loss, softmax in product((loss for loss in Loss if loss.info.of_counts), BOOL):
         yield f"counts<{loss_name(loss)}, {softmax}, false>"
-        if loss.dispersed:
+        if loss.info.dispersion:
             yield f"counts<{loss_name(loss)}, {softmax}, true>"
 
 

@@ -125,7 +125,9 @@ def loss(
     activation: int,
     delta: float,
 ) -> None:
-    if activation == Activation.SOFTMAX or (loss == Loss.BCE and activation != Activation.SIGMOID):
+    if activation == Activation.SOFTMAX or not (
+        loss in (Loss.MSE, Loss.HUBER) or (loss == Loss.BCE and activation == Activation.SIGMOID)
+    ):
         OPS[OpCode.LOSS](
             run,
             z=z,

@@ -56,11 +56,11 @@ def counts(
     y = picked(run, source).astype(np.float64)
     n = y.shape[1]
     logits, tau, zeta = z[:, :n].astype(np.float64), None, None
-    if kind.dispersed:
+    if kind.info.dispersion:
         tau = z[:, n : 2 * n].astype(np.float64)
         if log_dispersion is not None:
             tau = DISPERSION_PACE * log_dispersion.astype(np.float64)
-    if kind is Loss.ZINB:
+    if kind.info.heads > 1:
         zeta = z[:, -n:].astype(np.float64)
     factor = library if act is Activation.SOFTMAX else library / scale
     mu = ACTIVATE[act](logits) * factor

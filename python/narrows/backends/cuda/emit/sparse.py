@@ -52,7 +52,7 @@ def places(w: Writer, source: int, library: View | None = None) -> tuple[View, V
     their sums."""
     columns = w.plan.spec.n_outputs if source else w.plan.spec.n_features
     starts, new = w.kept(f"starts{source}", -(-columns // BAND) + 1, w.m, wide=True)
-    found = w.kept(f"found{source}", starts.rows - 1, w.m)[0] if w.plan.spec.loss.of_counts else None
+    found = w.kept(f"found{source}", starts.rows - 1, w.m)[0] if w.plan.spec.loss.info.of_counts else None
     if new or library is not None:
         w.launch("scan_rows", w.m, whole_warps(-(-columns // 64)), (library, starts, found), (source,))
     return starts, found
@@ -113,7 +113,7 @@ def library(w: Writer, o: Operands) -> None:
 @lowers(OpCode.COUNTS)
 def counts(w: Writer, o: Operands) -> None:
     loss, softmax = Loss(o.loss), o.activation == Activation.SOFTMAX
-    n = o.z.cols // (1 + o.by_cell + (loss is Loss.ZINB))
+    n = o.z.cols // (loss.info.heads + o.by_cell)
     groups = -(-w.m // COUNT_GROUP)
     sums = w.temporary(groups, n) if o.partial is not None and w.learns else None
     threads = 2 * THREADS if n >= WIDE_ROW else whole_warps(-(-n // 4))
