@@ -102,11 +102,16 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert not anchor or anchor in anchors(linked), f"{target}#{anchor}"
 
 
-def test_tests_named_in_pages_exist() -> None:
-    there = {path.name for path in (ROOT / "tests").rglob("*.py")} | {p.name for p in (ROOT / "bench").glob("*.py")}
-    for page in TEXTS:
-        named = set(re.findall(r"\b(test_\w+\.py)\b", page.read_text(encoding="utf-8")))
-        assert not named - there, page.name
+SOURCES = [path for top in ("bench", "csrc", "examples", "python", "tests") for path in (ROOT / top).rglob("*.*")]
+
+
+@pytest.mark.parametrize("page", TEXTS, ids=lambda p: str(p.relative_to(ROOT)))
+def test_files_named_in_pages_exist(page: Path) -> None:
+    """Source files, by their path from the root, from the package, or by their name alone."""
+    there = {"/" + path.relative_to(ROOT).as_posix() for path in SOURCES}
+    code = " ".join(re.findall(r"`([^`\n]+)`", page.read_text(encoding="utf-8")))
+    named = re.findall(r"(?<![\w/.*-])[\w/-]+\.(?:py|sh|cpp|cu|cuh|def|h|inl)\b", code)
+    assert not [name for name in named if not any(path.endswith("/" + name) for path in there)]
 
 
 def test_every_decision_is_in_the_index() -> None:
