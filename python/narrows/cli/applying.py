@@ -26,6 +26,7 @@ from .._version import __version__
 from ..data import Source
 from ..data.normalize import Normalizer
 from ..data.normalized import NormalizedSource
+from ..data.readers import has_layers
 from ..data.source import with_names
 from ..errors import DataError
 from ..fitting.conditions import read_labels
@@ -158,7 +159,7 @@ def _opened(estimator: Any, settings: ApplySettings) -> Iterator[NormalizedSourc
     """The data as the model wants it: its features in its order, normalised as in training."""
     normalizer = _normalizer_of(estimator)
     layer = settings.layer
-    if layer is None and Path(settings.data).suffix in (".h5ad", ".zarr"):
+    if layer is None and has_layers(Path(settings.data)):
         layer = estimator.metadata_.get("source", {}).get("layer")
     with data.open(settings.data, layer=layer, genes_by_cells=settings.genes_by_cells) as source:
         _check_features(estimator, source)

@@ -1,6 +1,6 @@
-"""Checks of blocks of data: the first bad value is named by row and column, and nothing is repaired.
+"""Checks of blocks of data. An error names the first bad value by row and column; nothing is repaired.
 
-Promises: a message has the number of the row in the data set, and the names of row and column where they are known.
+A message gives the row number in the whole data set, and the names of the row and the column if they are known.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from ..errors import DataError
 from ..rows.devices import to_host
+from .readers import has_layers
 from .source import Source
 
 __all__ = ["check_counts", "check_finite", "check_representable", "check_within"]
@@ -19,7 +20,7 @@ __all__ = ["check_counts", "check_finite", "check_representable", "check_within"
 Rows = int | npt.NDArray[np.integer[Any]]
 
 
-def check_finite(block: Any, row_offset: Rows = 0, source: Source | str = "X", **called: Any) -> None:
+def check_finite(block: Any, row_offset: Rows = 0, source: Source | str = "X", **labels: Any) -> None:
     """Raise for the first NaN or infinity of a block.
 
     Parameters
@@ -27,23 +28,23 @@ def check_finite(block: Any, row_offset: Rows = 0, source: Source | str = "X", *
     block : ndarray or SciPy CSR of shape (n_rows, n_columns), or CuPy's
         Any numeric dtype; integers always pass.
     row_offset : int or ndarray of shape (n_rows,)
-        The number of the block's first row in the data set, or the number of each of its rows.
+        Row number of the block's first row in the data set, or of each of its rows.
     source : Source or str
-        Gives the name of the data set, and the names of rows and columns where it knows them.
+        Gives the names of the data set, its rows and its columns, or only a name for the data set.
     columns : sequence of str, optional
-        The names of the columns, where the source does not know them.
+        Names of the columns, if the source has none.
     name : str, optional
-        What to call the data set instead.
+        Another name for the data set.
 
     Raises
     ------
     DataError
-        Also a ``ValueError``. Names row and column, counted from 0, and says NaN or inf.
+        Also a ``ValueError``. Names the row and the column, counted from 0, and says NaN or inf.
     """
     values = _stored(block)
     if values.dtype.kind != "f" or values.size == 0:
         return
-    # The sum is finite only if every value is; it needs no temporary. An overflowing sum is settled below.
+    # The sum needs no temporary. If it is finite, so is every value; if it overflows, the search below decides.
     with np.errstate(over="ignore", invalid="ignore"):
         if np.isfinite(values.sum()):
             return
@@ -51,10 +52,10 @@ def check_finite(block: Any, row_offset: Rows = 0, source: Source | str = "X", *
     if bad.any():
         row, column, value = _first(block, bad)
         what = "NaN" if np.isnan(value) else "inf" if value > 0 else "-inf"
-        raise DataError(f"{_place(row, column, what, row_offset, source, **called)}; remove or impute it")
+        raise DataError(f"{_place(row, column, what, row_offset, source, **labels)}; remove or impute it")
 
 
-def check_counts(block: Any, row_offset: Rows = 0, source: Source | str = "X", **called: Any) -> None:
+def check_counts(block: Any, row_offset: Rows = 0, source: Source | str = "X", **labels: Any) -> None:
     """Raise for the first value of a block that is not a count: negative, fractional or not finite.
 
     Parameters
@@ -77,11 +78,11 @@ def check_counts(block: Any, row_offset: Rows = 0, source: Source | str = "X", *
         bad |= np.isinf(values)
     if bad.any():
         row, column, value = _first(block, bad)
-        layers = isinstance(source, Source) and source.path is not None and source.path.suffix in (".h5ad", ".zarr")
+        layers = isinstance(source, Source) and has_layers(source.path)
         raise DataError(
-            f"{_place(row, column, f'{value:.9g}', row_offset, source, **called)} is not a count"
-            f"{': Negative values in data' if value < 0 else ''}; this likelihood needs raw counts (whole numbers "
-            f"from 0){'; if a layer holds them, name it' if layers else ''}"
+            f"{_place(row, column, f'{value:.9g}', row_offset, source, **labels)} is not a count"
+            f"{': Negative values in data' if value < 0 else ''}; this loss needs raw counts (whole numbers "
+            f"from 0){'; if a layer holds them, choose it with layer=NAME' if layers else ''}"
         )
 
 
@@ -92,9 +93,9 @@ def check_within(
     needed: str,
     row_offset: Rows = 0,
     source: Source | str = "X",
-    **called: Any,
+    **labels: Any,
 ) -> None:
-    """Raise for the first value of a block, of finite ones, that is below `low` or above `high`.
+    """Raise for the first value of a finite block that is below `low` or above `high`.
 
     Parameters
     ----------
@@ -102,7 +103,7 @@ def check_within(
         As for `check_finite`.
     low, high : float
     needed : str
-        What the message says is needed.
+        End of the message: what is needed instead.
 
     Raises
     ------
@@ -113,13 +114,13 @@ def check_within(
     if values.size == 0 or (values.min() >= low and (high == np.inf or values.max() <= high)):
         return
     row, column, value = _first(block, (values < low) | (values > high))
-    raise DataError(f"{_place(row, column, f'{value:.9g}', row_offset, source, **called)}; {needed}")
+    raise DataError(f"{_place(row, column, f'{value:.9g}', row_offset, source, **labels)}; {needed}")
 
 
 def check_representable(
-    block: Any, dtype: npt.DTypeLike, row_offset: Rows = 0, source: Source | str = "X", **called: Any
+    block: Any, dtype: npt.DTypeLike, row_offset: Rows = 0, source: Source | str = "X", **labels: Any
 ) -> None:
-    """Raise for the first value of a block, of finite ones, that is infinite in `dtype`.
+    """Raise for the first value of a finite block that would be infinite in `dtype`.
 
     Parameters
     ----------
@@ -138,12 +139,12 @@ def check_representable(
         return
     largest = float(np.finfo(dtype).max)
     if isinstance(values, np.ndarray):
-        # The sum of squares is below that of the largest only if every value is; it needs one pass and no temporary.
+        # If the sum of squares is below largest**2, so is every square. This takes one pass and no temporary.
         axes = "ij"[: values.ndim]
         if np.einsum(f"{axes},{axes}->", values, values) < largest**2:
             return
     needed = f"too large for {np.dtype(dtype).name}: scale the data, or set precision='float64'"
-    check_within(block, -largest, largest, needed, row_offset, source, **called)
+    check_within(block, -largest, largest, needed, row_offset, source, **labels)
 
 
 def _stored(block: Any) -> npt.NDArray[Any]:
@@ -157,7 +158,7 @@ def _first(block: Any, bad: npt.NDArray[np.bool_]) -> tuple[int, int, Any]:
     if hasattr(block, "indptr"):
         indptr = to_host(block.indptr)
         row = int(np.searchsorted(indptr, at, side="right")) - 1
-        inside = slice(at, int(indptr[row + 1]))  # indices of a row may be unsorted
+        inside = slice(at, int(indptr[row + 1]))  # the indices of a row may be unsorted
         columns, found = to_host(block.indices[inside]), np.flatnonzero(to_host(bad[inside]))
         at = int(found[columns[found].argmin()])
         return row, int(columns[at]), block.data[inside][at].item()
@@ -174,7 +175,7 @@ def _place(
     columns: Any = None,
     name: str | None = None,
 ) -> str:
-    """The name of the data set, `what` is there, and where."""
+    """The start of a message: the data set, `what` it holds, and where."""
     number = row_offset + row if isinstance(row_offset, int | np.integer) else int(row_offset[row])
     obs, var = "", "" if columns is None else f" ({columns[column]!s})"
     if isinstance(source, Source):

@@ -1,12 +1,13 @@
-"""What the readers of all formats share: their errors, and the way a matrix in memory becomes a source.
+"""A file format as one record, and what the readers of all formats share.
 
-Promises: whatever a parser raises on damaged bytes comes out as one line that names the file.
+Any error of a parser on damaged bytes becomes one line that names the file.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -14,12 +15,49 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import DataError, NarrowsError
-from .source import ArraySource
+from .source import ArraySource, Source
+
+
+@dataclass(frozen=True)
+class Format:
+    """One kind of file or folder that `narrows.data.open` reads; help texts and error messages list these records.
+
+    Attributes
+    ----------
+    name : str
+        The suffix or, for a folder, a short name.
+    open : callable
+        ``open(path, layer, genes_by_cells)`` returns a `Source`.
+    suffixes : tuple of str
+        Suffixes of its files, in lower case and without ``.gz``; none for folders.
+    gzipped : bool
+        Whether its files may end in ``.gz`` too.
+    is_folder : callable, optional
+        Whether a folder is of this format.
+    contents : str
+        What is inside, where the name alone does not say it.
+    layer : str
+        What the argument `layer` chooses; empty if there is only one matrix.
+    read_obs : callable, optional
+        ``read_obs(path, column)`` returns a column of `obs`.
+    """
+
+    name: str
+    open: Callable[[Path, str | None, bool], Source]
+    suffixes: tuple[str, ...] = ()
+    gzipped: bool = False
+    is_folder: Callable[[Path], bool] | None = None
+    contents: str = ""
+    layer: str = ""
+    read_obs: Callable[[Path, str], npt.NDArray[Any]] | None = None
+
+    def __str__(self) -> str:
+        return f"{self.name}{'[.gz]' if self.gzipped else ''}{f' ({self.contents})' if self.contents else ''}"
 
 
 @contextmanager
 def reading(path: Path, what: str = "") -> Iterator[None]:
-    """Turn what libraries raise for damaged files into one line that names the file."""
+    """Turn any error of a parser into one line that names the file and the part of it that was read."""
     place = f"{path}, {what}" if what else str(path)
     try:
         yield
@@ -27,22 +65,16 @@ def reading(path: Path, what: str = "") -> Iterator[None]:
         raise
     except MemoryError as error:
         raise MemoryError(f"{place}: not enough memory to read it") from error
-    except Exception as error:  # parsers of other projects raise about anything on damaged bytes
+    except Exception as error:  # parsers of other projects raise almost anything on damaged bytes
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise DataError(f"{place}: damaged or not readable as this format ({reason[:300]})") from error
-
-
-def no_layers(name: object, layer: str | None) -> None:
-    """Raise if a layer is asked of a format that has none."""
-    if layer is not None:
-        raise DataError(f"{name}: this format has no layers; drop layer={layer!r}")
+        raise DataError(f"{place}: damaged, or not in the format of its extension ({reason[:300]})") from error
 
 
 def no_such_layer(path: Path, layer: str | None, existing: list[str], what: str = "layer") -> NoReturn:
-    raise DataError(f"{path}: no {what} {layer!r}; there is {', '.join(map(repr, existing)) or 'none'}")
+    raise DataError(f"{path}: no {what} {layer!r}; the file has {', '.join(map(repr, existing)) or 'none'}")
 
 
-def held(
+def in_memory(
     path: Path,
     matrix: Any,
     genes_by_cells: bool,
@@ -50,7 +82,7 @@ def held(
     column_names: npt.ArrayLike | None = None,
     labels: npt.ArrayLike | None = None,
 ) -> ArraySource:
-    """A source over a matrix in memory, turned round if it is genes x cells. Names are those of the file."""
+    """A source over a matrix in memory, transposed with its names if the file is genes x cells."""
     if genes_by_cells:
         matrix, row_names, column_names = matrix.T, column_names, row_names
         if isinstance(matrix, np.ndarray) and not isinstance(matrix, np.memmap):

@@ -1,9 +1,10 @@
 """AnnData files (.h5ad, .zarr) and 10x .h5 files, read block by block from disk.
 
-Promises: CSR and dense matrices stay on disk and only the rows asked for are read; a matrix stored by columns
-is turned once, in memory, and a log line says so. An HDF5 file and a zarr store are the same tree of groups
-and arrays here, so each layout is read by one piece of code. Needs h5py or zarr, not anndata. Not
-promised: HDF5's own C library can hang on a file with altered metadata, which nothing here can prevent.
+- CSR and dense matrices stay on disk; only the requested rows are read. A matrix stored by columns is converted once,
+  in memory, and a log line says so.
+- An HDF5 file and a zarr store are the same tree of groups and arrays, so the same code reads both.
+- Needs h5py or zarr, not anndata.
+- HDF5's own C library can hang on a file with altered metadata. Nothing here can prevent that.
 """
 
 from __future__ import annotations
@@ -18,17 +19,17 @@ import numpy.typing as npt
 
 from .._extras import require
 from ..errors import DataError
-from .formats import held, no_such_layer, reading
+from .formats import Format, in_memory, no_such_layer, reading
 from .mtx import GENE_EXPRESSION, select_features, unique_names
 from .source import Source, canonical_csr, check_indptr
 
 log = logging.getLogger("narrows")
 
-_RANGE_BYTES = 64 << 10  # a gap in an unchunked array that is cheaper to read than to skip
+_RANGE_BYTES = 64 << 10  # in an array without chunks, reading a gap of this size is cheaper than skipping it
 
 
 class _DiskSource(Source):
-    """A source that owns an open file."""
+    """A source with an open file."""
 
     def __init__(self, shape: tuple[int, int], dtype: Any, *, closer: Callable[[], None], path: Path, **kwargs: Any):
         super().__init__(shape, dtype, path=path, **kwargs)
@@ -59,7 +60,7 @@ class DenseDiskSource(_DiskSource):
 
 
 class CSRDiskSource(_DiskSource):
-    """Rows of a CSR matrix whose values and column indices stay on disk; `indptr` is held (8 bytes a row)."""
+    """Rows of a CSR matrix whose values and indices stay on disk. `indptr` is in memory, 8 bytes per row."""
 
     def __init__(
         self,
@@ -96,7 +97,7 @@ class CSRDiskSource(_DiskSource):
 
 
 def open_hdf5(path: Path, layer: str | None, genes_by_cells: bool) -> Source:
-    """Read .h5ad, or .h5 of 10x (version 2 or 3)."""
+    """Read an AnnData file, or a 10x file of version 2 or 3."""
     h5py = require("h5py", "anndata", f"reading {path.suffix} files")
     file = h5py.File(path, "r", locking="best-effort")  # cluster file systems often refuse locks
     try:
@@ -121,7 +122,7 @@ def open_zarr(path: Path, layer: str | None, genes_by_cells: bool) -> Source:
 def _open_anndata(path: Path, root: Any, layer: str | None, genes_by_cells: bool, closer: Callable[[], None]) -> Source:
     layers = sorted(root["layers"]) if _has(root, "layers") else []
     choices = {name: (root["layers"][name], root) for name in layers}
-    # The counts that scanpy sets aside before it selects genes; they have a `var` of their own.
+    # scanpy keeps the counts of all genes in `raw`, with its own `var`.
     if _has(root, "raw"):
         choices.setdefault("raw", (root["raw"]["X"], root["raw"]))
     if layer is None and _has(root, "X"):
@@ -129,16 +130,16 @@ def _open_anndata(path: Path, root: Any, layer: str | None, genes_by_cells: bool
     elif layer in choices:
         node, owner = choices[layer]
     elif layer is None:
-        raise DataError(f"{path}: no X in it; choose with layer=NAME among {', '.join(choices)}")
+        raise DataError(f"{path}: it has no X; choose a layer with layer=NAME: {', '.join(choices)}")
     else:
         no_such_layer(path, layer, list(choices))
     obs, var = _index(root, "obs"), _index(owner, "var")
     if not hasattr(node, "shape"):
         return _open_sparse(path, node, genes_by_cells, obs, var, closer)
     if node.ndim != 2:
-        raise DataError(f"{path}: the matrix has {node.ndim} dimension(s), shape {node.shape}")
+        raise DataError(f"{path}: the matrix must have 2 dimensions, it has shape {node.shape}")
     if genes_by_cells:
-        return held(path, node[:], True, obs, var)
+        return in_memory(path, node[:], True, obs, var)
     return DenseDiskSource(node, path=path, obs_names=obs, var_names=var, closer=closer)
 
 
@@ -153,10 +154,12 @@ def _open_sparse(
     shape = group.attrs.get("shape", group.attrs.get("h5sparse_shape"))
     by_rows = encoding.startswith("csr")
     if not (by_rows or encoding.startswith("csc")) or shape is None or len(shape) != 2:
-        raise DataError(f"{path}: the matrix is stored as {encoding or 'an unknown layout'}, not dense, CSR or CSC")
+        raise DataError(
+            f"{path}: the matrix is stored as {encoding or 'an unknown layout'}; dense, CSR or CSC is needed"
+        )
     n_rows, n_columns = int(shape[0]), int(shape[1])
     data, indices, indptr = group["data"], group["indices"], group["indptr"][:]
-    if by_rows != genes_by_cells:  # stored by what becomes the rows
+    if by_rows != genes_by_cells:  # stored along the rows of the result
         n_major, n_minor = (n_rows, n_columns) if by_rows else (n_columns, n_rows)
         names = (rows, columns) if by_rows else (columns, rows)
         check_indptr(indptr, n_major, data.shape[0], indices.shape[0], str(path))
@@ -167,7 +170,7 @@ def _open_sparse(
     check_indptr(indptr, n_major, data.shape[0], indices.shape[0], str(path))
     log.info("%s: stored by %s; converted to CSR in memory", path, "genes" if by_rows else "columns (CSC)")
     matrix = canonical_csr(data[:], indices[:], indptr, n_minor, where=str(path))
-    return held(path, matrix if by_rows else matrix.T.tocsr(), genes_by_cells, rows, columns)
+    return in_memory(path, matrix if by_rows else matrix.T.tocsr(), genes_by_cells, rows, columns)
 
 
 def _index(root: Any, axis: str) -> Any:
@@ -205,21 +208,21 @@ def obs_of_zarr(path: Path, column: str) -> npt.NDArray[Any]:
 
 def _obs(path: Path, root: Any, column: str) -> npt.NDArray[Any]:
     if "obs" not in root:
-        raise DataError(f"{path}: it has no obs, and so no column {column!r} of it")
+        raise DataError(f"{path}: it has no obs, so there is no column {column!r}")
     frame = root["obs"]
     table = hasattr(frame, "dtype")  # before anndata 0.7
     inner = {"__categories"} if table else {"__categories", str(frame.attrs.get("_index", "_index"))}
     names = sorted(set(frame.dtype.names or () if table else frame) - inner)
     if column not in names:
-        raise DataError(f"{path}: obs has no column {column!r}; there is {', '.join(map(repr, names)) or 'none'}")
+        raise DataError(f"{path}: obs has no column {column!r}; it has {', '.join(map(repr, names)) or 'none'}")
     values, missing = _values(frame[column])
     if missing is not None and missing.any():
-        raise DataError(f"{path}: {column!r} of obs is not known for row {int(np.argmax(missing))}")
+        raise DataError(f"{path}: column {column!r} of obs has a missing value in row {int(np.argmax(missing))}")
     return values
 
 
 def _values(node: Any) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_] | None]:
-    """Numbers or strings, and which are missing."""
+    """Numbers or strings, and a mask of the missing ones."""
     if hasattr(node, "keys"):  # a categorical, or values with a mask
         if "categories" in node:
             codes = node["codes"][:]
@@ -230,7 +233,7 @@ def _values(node: Any) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_] | None]:
 
 
 def _open_10x(path: Path, file: Any, layer: str | None, closer: Callable[[], None]) -> Source:
-    """Cell Ranger's matrix: genes x cells by columns, which is cells x genes by rows."""
+    """Read Cell Ranger's matrix: genes x cells in CSC, which has the same arrays as cells x genes in CSR."""
     groups = [name for name in file if hasattr(file[name], "keys") and {"indptr", "barcodes"} <= set(file[name])]
     if not groups:
         raise DataError(f"{path}: neither an AnnData file (no X) nor a 10x file (no group with indptr and barcodes)")
@@ -249,7 +252,7 @@ def _open_10x(path: Path, file: Any, layer: str | None, closer: Callable[[], Non
     indptr, symbols = group["indptr"][:], unique_names(names.tolist())
     check_indptr(indptr, n_cells, group["data"].shape[0], group["indices"].shape[0], str(path))
     if len(symbols) != n_genes:
-        raise DataError(f"{path}: {len(symbols)} features for {n_genes} genes")
+        raise DataError(f"{path}: damaged: {len(symbols)} feature names for {n_genes} features")
     return CSRDiskSource(
         group["data"],
         group["indices"],
@@ -261,3 +264,21 @@ def _open_10x(path: Path, file: Any, layer: str | None, closer: Callable[[], Non
         var_names=symbols if keep is None else symbols[keep],
         closer=closer,
     )
+
+
+def _is_zarr(path: Path) -> bool:
+    return path.suffix.lower() == ".zarr" or any((path / mark).exists() for mark in (".zgroup", "zarr.json"))
+
+
+FORMATS = (
+    Format(".h5ad", open_hdf5, (".h5ad",), layer="layer", read_obs=obs_of_hdf5),
+    Format(".zarr", open_zarr, is_folder=_is_zarr, layer="layer", read_obs=obs_of_zarr),
+    Format(
+        ".h5",
+        open_hdf5,
+        (".h5", ".hdf5"),
+        contents="10x or AnnData",
+        layer="layer, feature type or genome",
+        read_obs=obs_of_hdf5,
+    ),
+)

@@ -1,7 +1,6 @@
-"""Reading Matrix Market files and 10x folders.
+"""Reading Matrix Market files, and 10x folders as cells x genes.
 
-Promises: entries are parsed at C speed with NumPy and stay sparse; a line that is not an entry, an index
-outside the matrix and a wrong number of entries are named; 10x folders come out as cells x genes, with names.
+NumPy parses the entries at C speed, and they stay sparse. An error names the first bad line, index or count of entries.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import DataError
-from .formats import held, no_layers, no_such_layer
+from .formats import Format, in_memory, no_such_layer
 from .source import ArraySource, Source
 from .text import complain, text_stream
 
@@ -24,9 +23,8 @@ GENE_EXPRESSION = "Gene Expression"
 
 
 def open_mtx(path: Path, layer: str | None, genes_by_cells: bool) -> Source:
-    """Read a Matrix Market file as it is."""
-    no_layers(path, layer)
-    return held(path, _read_mtx(path), genes_by_cells)
+    """Read a Matrix Market file."""
+    return in_memory(path, _read_mtx(path), genes_by_cells)
 
 
 def find_mtx(folder: Path) -> Path | None:
@@ -34,7 +32,7 @@ def find_mtx(folder: Path) -> Path | None:
 
 
 def open_10x_folder(path: Path, layer: str | None, genes_by_cells: bool) -> Source:
-    """Read matrix.mtx with features.tsv (or genes.tsv) and barcodes.tsv: genes x cells, turned round."""
+    """Read matrix.mtx, features.tsv (or genes.tsv) and barcodes.tsv; the matrix is genes x cells and is transposed."""
     matrix_path = find_mtx(path)
     assert matrix_path is not None
     features = _tsv(path, "features.tsv", "genes.tsv")
@@ -43,7 +41,7 @@ def open_10x_folder(path: Path, layer: str | None, genes_by_cells: bool) -> Sour
     if X.shape != (len(barcodes), len(features)):
         raise DataError(
             f"{path}: matrix.mtx is {X.shape[1]} x {X.shape[0]}, but there are {len(features)} features and "
-            f"{len(barcodes)} barcodes"
+            f"{len(barcodes)} barcodes: the files do not belong together"
         )
     keep = select_features(path, [row[2] if len(row) > 2 else GENE_EXPRESSION for row in features], layer)
     symbols = unique_names([row[1] if len(row) > 1 else row[0] for row in features])
@@ -56,7 +54,7 @@ def open_10x_folder(path: Path, layer: str | None, genes_by_cells: bool) -> Sour
 
 
 def select_features(path: Path, types: list[str], layer: str | None) -> npt.NDArray[np.intp] | None:
-    """Columns of the feature type `layer`, by default the genes if there are several; None: all."""
+    """Columns of the feature type `layer`; by default the genes if there are several types. None means all."""
     kinds = list(dict.fromkeys(types))
     if layer is None and (len(kinds) < 2 or GENE_EXPRESSION not in kinds):
         return None
@@ -70,7 +68,7 @@ def select_features(path: Path, types: list[str], layer: str | None) -> npt.NDAr
 
 
 def unique_names(names: list[str]) -> npt.NDArray[np.str_]:
-    """Names with -1, -2, ... appended to the second, third, ... use of each, as AnnData does it."""
+    """The names, with -1, -2, ... appended to repeats, as AnnData does it."""
     taken, used = set(names), dict.fromkeys(names, -1)
     result = []
     for name in names:
@@ -89,18 +87,18 @@ def _tsv(folder: Path, *stems: str) -> list[list[str]]:
             if file.is_file():
                 with text_stream(file) as stream:
                     return [line.rstrip("\r\n").split("\t") for line in stream]
-    raise DataError(f"{folder}: no {' or '.join(stems)} (or .gz) beside matrix.mtx")
+    raise DataError(f"{folder}: a 10x folder needs {' or '.join(stems)} (or .gz) beside matrix.mtx")
 
 
 def _read_mtx(path: Path) -> Any:
-    """A Matrix Market file as CSR or, where it is written dense, an array; float32.
+    """A Matrix Market file as float32: CSR for the coordinate layout, an array for the dense one.
 
-    Parsed with NumPy: SciPy's parser aborts the process on a damaged gzip file and on some damaged numbers.
+    NumPy parses it: SciPy's parser aborts the process on a damaged gzip file and on some damaged numbers.
     """
     with text_stream(path) as stream:
         words = stream.readline().lower().split()
         if len(words) != 5 or words[:2] != ["%%matrixmarket", "matrix"]:
-            raise DataError(f"{path}: line 1 is not that of a Matrix Market matrix")
+            raise DataError(f"{path}: line 1 is not the header of a Matrix Market matrix")
         layout, field, symmetry = words[2:]
         coordinate = layout == "coordinate"
         readable = ("coordinate", "array") if symmetry == "general" else ("coordinate",)
@@ -110,15 +108,15 @@ def _read_mtx(path: Path) -> Any:
             or symmetry not in ("general", "symmetric", "skew-symmetric")
             or (field == "pattern" and not coordinate)
         ):
-            raise DataError(f"{path}: a Matrix Market file of kind {layout} {field} {symmetry} is not read here")
+            raise DataError(f"{path}: Matrix Market files of the kind '{layout} {field} {symmetry}' are not supported")
         skip, sizes = 1, "%"
         while sizes.startswith("%") or not sizes.strip():
             skip, sizes = skip + 1, stream.readline()
             if not sizes:
-                raise DataError(f"{path}: damaged: it ends before the sizes")
+                raise DataError(f"{path}: damaged: it ends before the line with the matrix sizes")
         numbers = sizes.split()
         if len(numbers) != 2 + coordinate or not all(number.isdecimal() for number in numbers):
-            raise DataError(f"{path}: line {skip}: {sizes.strip()[:40]!r} are not the sizes of a matrix")
+            raise DataError(f"{path}: line {skip}: {sizes.strip()[:40]!r} is not a line of matrix sizes")
         n_rows, n_columns = int(numbers[0]), int(numbers[1])
         expected = int(numbers[2]) if coordinate else n_rows * n_columns
         has_entries = any(line.strip() for line in stream)  # stops at the first
@@ -135,14 +133,14 @@ def _read_mtx(path: Path) -> Any:
             _diagnose_mtx(path, skip, dtype)
             raise DataError(f"{path}: {error}") from error
     if len(entries) != expected:
-        raise DataError(f"{path}: damaged: {len(entries)} entries where the sizes promise {expected}")
+        raise DataError(f"{path}: damaged: it has {len(entries)} entries, its size line says {expected}")
     if not coordinate:
         return np.ascontiguousarray(entries["value"].reshape(n_columns, n_rows).T)
     return _coordinates(path, entries, (n_rows, n_columns), symmetry)
 
 
 def _coordinates(path: Path, entries: npt.NDArray[Any], shape: tuple[int, int], symmetry: str) -> Any:
-    """CSR from entries that count rows and columns from 1 and, if symmetric, give one triangle."""
+    """CSR from entries with row and column numbers from 1. A symmetric matrix lists one triangle."""
     from scipy import sparse
 
     rows, columns = entries["row"] - 1, entries["column"] - 1
@@ -150,14 +148,14 @@ def _coordinates(path: Path, entries: npt.NDArray[Any], shape: tuple[int, int], 
     if bad.any():
         at = int(np.argmax(bad))
         raise DataError(
-            f"{path}: entry {at + 1} lies at ({entries['row'][at]}, {entries['column'][at]}), "
-            f"outside {shape[0]} x {shape[1]}"
+            f"{path}: entry {at + 1} is at ({entries['row'][at]}, {entries['column'][at]}), "
+            f"outside the matrix of {shape[0]} x {shape[1]}"
         )
     has_values = "value" in (entries.dtype.names or ())
     values = np.ascontiguousarray(entries["value"]) if has_values else np.ones(len(entries), np.float32)
     if symmetry != "general":
         if shape[0] != shape[1]:
-            raise DataError(f"{path}: damaged: {symmetry}, but {shape[0]} x {shape[1]}")
+            raise DataError(f"{path}: damaged: a {symmetry} matrix cannot be {shape[0]} x {shape[1]}")
         off = rows != columns
         sign = -1 if symmetry.startswith("skew") else 1
         values = np.concatenate([values, sign * values[off]])
@@ -166,7 +164,7 @@ def _coordinates(path: Path, entries: npt.NDArray[Any], shape: tuple[int, int], 
 
 
 def _diagnose_mtx(path: Path, skip: int, dtype: np.dtype[Any]) -> None:
-    """Walk the entries once more, slowly, to name the line at fault."""
+    """Read the entries again, slowly, and raise an error with the line number of the first bad one."""
     with text_stream(path) as stream:
         for line, text in enumerate(stream, start=1):
             cells = text.split()
@@ -177,4 +175,16 @@ def _diagnose_mtx(path: Path, skip: int, dtype: np.dtype[Any]) -> None:
                     raise ValueError
                 np.loadtxt([text], dtype=dtype, comments=None)
             except ValueError:
-                complain(path, line, f"{text.strip()[:40]!r} is not an entry of the matrix")
+                complain(path, line, f"{text.strip()[:40]!r} is not an entry of this matrix")
+
+
+FORMATS = (
+    Format(
+        "10x folder",
+        open_10x_folder,
+        is_folder=lambda path: find_mtx(path) is not None,
+        contents="matrix.mtx, features.tsv, barcodes.tsv",
+        layer="feature type",
+    ),
+    Format(".mtx", open_mtx, (".mtx",), gzipped=True),
+)

@@ -1,7 +1,7 @@
 """Reading NumPy's .npy and .npz files, and folders of the parts of a CSR matrix.
 
-Promises: an .npy file is mapped, not read, and of the parts in a folder the rows asked for are read; nothing is
-unpickled; no array is allocated that the file's length does not bear out.
+- An .npy file is mapped into memory. Of a folder of parts, only the requested rows are read.
+- Nothing is unpickled. No array is allocated before its size is checked against the length of the file.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import DataError
-from .formats import held, no_layers, no_such_layer
+from .formats import Format, in_memory, no_such_layer
 from .hdf import CSRDiskSource
 from .source import Source, canonical_csr, check_indptr
 
@@ -22,44 +22,43 @@ _BESIDE = ("labels", "obs_names", "var_names", "feature_names", "genes")
 
 
 def open_npy(path: Path, layer: str | None, genes_by_cells: bool) -> Source:
-    """One array, mapped into memory."""
-    no_layers(path, layer)
+    """Map one array into memory."""
     with path.open("rb") as stream:
         _, _, end = _npy_header(stream, path)
     if end > path.stat().st_size:
-        raise DataError(f"{path}: damaged: {path.stat().st_size} bytes where its header promises {end}")
-    return held(path, np.load(path, mmap_mode="r", allow_pickle=False), genes_by_cells)
+        raise DataError(f"{path}: damaged: {path.stat().st_size} bytes; its header says {end}")
+    return in_memory(path, np.load(path, mmap_mode="r", allow_pickle=False), genes_by_cells)
 
 
 def _npy_header(stream: Any, name: object) -> tuple[tuple[int, ...], np.dtype[Any], int]:
-    """Shape and dtype of an npy stream, and the length that they give it."""
+    """Shape and dtype of an npy stream, and its length in bytes according to them."""
     version = np.lib.format.read_magic(stream)
     if version == (1, 0):
         shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
     elif version == (2, 0):
         shape, _, dtype = np.lib.format.read_array_header_2_0(stream)
     else:
-        raise DataError(f"{name}: npy format {version} is not read here")
+        raise DataError(f"{name}: version {version} of the npy format is not supported")
     if dtype.hasobject:
-        raise DataError(f"{name}: holds Python objects, which could run code; not read")
+        raise DataError(f"{name}: holds Python objects, which could run code; save numbers only")
     return shape, dtype, stream.tell() + math.prod(shape) * dtype.itemsize
 
 
 class _Vector:
-    """A 1-D array in an .npy file, of which slices are read."""
+    """A 1-D array in an .npy file. Slices are read on demand."""
 
     chunks = None
 
     def __init__(self, path: Path) -> None:
         if not path.exists():
-            raise DataError(f"{path}: missing; a matrix by rows is data.npy, indices.npy, indptr.npy and shape.npy")
+            raise DataError(f"{path}: missing; CSR needs data.npy, indices.npy, indptr.npy and shape.npy")
         with path.open("rb") as stream:
             self.shape, self.dtype, end = _npy_header(stream, path)
             self._start = stream.tell()
         if len(self.shape) != 1:
-            raise DataError(f"{path}: 1-D expected, its shape is {self.shape}")
+            raise DataError(f"{path}: a 1-D array is expected, its shape is {self.shape}")
         if end > path.stat().st_size:
-            raise DataError(f"{path}: damaged: {path.stat().st_size} bytes where its header promises {end}")
+            raise DataError(f"{path}: damaged: {path.stat().st_size} bytes; its header says {end}")
         self._path = path
 
     def __getitem__(self, part: slice) -> np.ndarray:
@@ -68,16 +67,11 @@ class _Vector:
         return np.fromfile(self._path, self.dtype, max(0, stop - start), offset=offset)
 
 
-def is_csr_folder(path: Path) -> bool:
-    return (path / "indptr.npy").exists()
-
-
 def open_csr_folder(path: Path, layer: str | None, genes_by_cells: bool) -> Source:
-    """CSR whose parts are .npy files of a folder, named as in `scipy.sparse.save_npz`; names and labels beside them."""
-    no_layers(path, layer)
+    """Read CSR whose parts are .npy files, named as in `scipy.sparse.save_npz`, beside names and labels."""
     data, indices, indptr, shape = (_Vector(path / f"{name}.npy") for name in ("data", "indices", "indptr", "shape"))
     if shape.shape != (2,):
-        raise DataError(f"{path / 'shape.npy'}: rows and columns expected, it holds {shape.shape[0]} number(s)")
+        raise DataError(f"{path / 'shape.npy'}: two numbers are expected, rows and columns; it holds {shape.shape[0]}")
     n_rows, n_columns = (int(n) for n in shape[:])
     starts = indptr[:]
     check_indptr(starts, n_rows, data.shape[0], indices.shape[0], str(path))
@@ -85,7 +79,7 @@ def open_csr_folder(path: Path, layer: str | None, genes_by_cells: bool) -> Sour
     genes = next((beside[name] for name in _BESIDE[2:] if name in beside), None)
     if genes_by_cells:
         matrix = canonical_csr(data[:], indices[:], starts, n_columns, where=str(path))
-        return held(path, matrix, True, genes, beside.get("obs_names"), beside.get("labels"))
+        return in_memory(path, matrix, True, genes, beside.get("obs_names"), beside.get("labels"))
     return CSRDiskSource(
         data,
         indices,
@@ -100,11 +94,12 @@ def open_csr_folder(path: Path, layer: str | None, genes_by_cells: bool) -> Sour
 
 
 def open_npz(path: Path, layer: str | None = None, genes_by_cells: bool = False) -> Source:
-    """One 2-D array or the parts of a sparse matrix, with the names and labels stored beside it."""
+    """Read one 2-D array or the parts of a sparse matrix, and the names and labels beside it."""
     headers = _npz_headers(path)
     with np.load(path, allow_pickle=False) as file:
         if headers.keys() >= {"data", "indices", "indptr", "shape"} or headers.keys() >= {"format", "shape"}:
-            no_layers(path, layer)
+            if layer is not None:
+                raise DataError(f"{path}: it holds one sparse matrix and no layers; drop layer={layer!r}")
             matrix = _npz_sparse(path, file)
         else:
             matrix = file[_npz_dense_key(path, headers, layer)]
@@ -113,18 +108,20 @@ def open_npz(path: Path, layer: str | None = None, genes_by_cells: bool = False)
     rows, columns = beside.get("obs_names"), genes
     if genes_by_cells:
         rows, columns = columns, rows
-    return held(path, matrix, genes_by_cells, rows, columns, beside.get("labels"))
+    return in_memory(path, matrix, genes_by_cells, rows, columns, beside.get("labels"))
 
 
 def _npz_headers(path: Path) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
-    """Shape and dtype of each array, checked against its size in the archive: no absurd allocation later."""
+    """Shape and dtype of each array, checked against its size in the archive before anything is allocated."""
     headers = {}
     with zipfile.ZipFile(path) as archive:
         for info in archive.infolist():
             with archive.open(info) as stream:
                 shape, dtype, end = _npy_header(stream, f"{path}, {info.filename}")
             if end != info.file_size:
-                raise DataError(f"{path}: damaged: {info.filename} is not as long as its shape {shape} says")
+                raise DataError(
+                    f"{path}: damaged: {info.filename} has {info.file_size} bytes, its shape {shape} needs {end}"
+                )
             headers[info.filename.removesuffix(".npy")] = (shape, dtype)
     return headers
 
@@ -141,12 +138,12 @@ def _npz_dense_key(path: Path, headers: dict[str, tuple[tuple[int, ...], np.dtyp
         return "X"
     found = ", ".join(f"{name} {shape} {dtype}" for name, (shape, dtype) in headers.items()) or "no array"
     if not tables:
-        raise DataError(f"{path}: no 2-D array of numbers in it; it holds {found}")
-    raise DataError(f"{path}: several tables; choose one with layer=NAME among {', '.join(tables)}")
+        raise DataError(f"{path}: it holds no 2-D array of numbers, only {found}")
+    raise DataError(f"{path}: several tables; choose one with layer=NAME: {', '.join(tables)}")
 
 
 def _npz_sparse(path: Path, file: Any) -> Any:
-    """CSR or CSC from its parts (those of `scipy.sparse.save_npz`, whose `format` may be missing: CSR)."""
+    """CSR from the parts that `scipy.sparse.save_npz` writes; without `format` they are CSR."""
     from scipy import sparse
 
     form = "csr"
@@ -157,9 +154,21 @@ def _npz_sparse(path: Path, file: Any) -> Any:
         return sparse.load_npz(path).tocsr()
     shape = tuple(int(n) for n in file["shape"])
     if len(shape) != 2:
-        raise DataError(f"{path}: a sparse matrix of {len(shape)} dimensions")
+        raise DataError(f"{path}: a sparse matrix must have 2 dimensions, this one has {len(shape)}")
     data, indices, indptr = file["data"], file["indices"], file["indptr"]
     n_major, n_minor = shape if form == "csr" else shape[::-1]
     check_indptr(indptr, n_major, len(data), len(indices), str(path))
     block = canonical_csr(data, indices, indptr, n_minor, where=str(path))
     return block if form == "csr" else block.T.tocsr()
+
+
+FORMATS = (
+    Format(
+        "folder of CSR parts",
+        open_csr_folder,
+        is_folder=lambda path: (path / "indptr.npy").exists(),
+        contents="data.npy, indices.npy, indptr.npy, shape.npy",
+    ),
+    Format(".npy", open_npy, (".npy",)),
+    Format(".npz", open_npz, (".npz",), layer="array"),
+)

@@ -1,4 +1,4 @@
-"""Reading parquet tables: batch by batch into one array in memory. Needs pyarrow, not pandas."""
+"""Reading parquet tables, batch by batch, into one array in memory. Needs pyarrow, not pandas."""
 
 from __future__ import annotations
 
@@ -8,13 +8,12 @@ import numpy as np
 
 from .._extras import require
 from ..errors import DataError
-from .formats import held, no_layers
+from .formats import Format, in_memory
 from .source import Source
 
 
 def open_parquet(path: Path, layer: str | None, genes_by_cells: bool) -> Source:
-    """Numeric columns as they are; one column of text, or the index that pandas stored, names the rows."""
-    no_layers(path, layer)
+    """Read the numeric columns. The index that pandas stored, or the first text column, names the rows."""
     parquet = require("pyarrow.parquet", "frames", "reading .parquet files")
     types = require("pyarrow.types", "frames", "reading .parquet files")
     with parquet.ParquetFile(path) as file:
@@ -24,7 +23,8 @@ def open_parquet(path: Path, layer: str | None, genes_by_cells: bool) -> Source:
         texts = [n for n, ok in zip(schema.names, numeric, strict=True) if not ok and n not in index]
         label = index[0] if index else texts.pop(0) if texts else None
         if texts:
-            raise DataError(f"{path}: column {texts[0]!r} is not numeric ({schema.field(texts[0]).type})")
+            kind = schema.field(texts[0]).type
+            raise DataError(f"{path}: column {texts[0]!r} is not numeric ({kind}); drop or encode it")
         columns = [n for n, ok in zip(schema.names, numeric, strict=True) if ok and n not in index]
         dtype = np.float64 if any(types.is_float64(schema.field(name).type) for name in columns) else np.float32
         X = np.empty((file.metadata.num_rows, len(columns)), dtype)
@@ -32,9 +32,12 @@ def open_parquet(path: Path, layer: str | None, genes_by_cells: bool) -> Source:
         start = 0
         for batch in file.iter_batches(batch_size=4096, columns=columns + ([label] if label else [])):
             for j, name in enumerate(columns):
-                # A null becomes NaN, which the check for finite values names later.
+                # A null becomes NaN; `check_finite` reports it later.
                 X[start : start + len(batch), j] = batch.column(name).to_numpy(zero_copy_only=False)
             if label:
                 names += map(str, batch.column(label).to_pylist())
             start += len(batch)
-    return held(path, X, genes_by_cells, names or None, columns)
+    return in_memory(path, X, genes_by_cells, names or None, columns)
+
+
+FORMATS = (Format(".parquet", open_parquet, (".parquet",)),)

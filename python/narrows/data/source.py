@@ -1,8 +1,8 @@
-"""What a data set is to narrows: rows of numbers that can be read block by block.
+"""A data set as rows of numbers that can be read block by block.
 
-Promises: `read_rows` gives cells x genes blocks in float32 or float64, dense or canonical CSR, whatever the
-container; a sparse matrix is never densified; the caller's array is never written to and, where its dtype
-allows, never copied. Nothing here reads files: `narrows.data.readers` does.
+- `read_rows` returns cells x genes blocks in float32 or float64, dense or canonical CSR, for every format.
+- A sparse matrix is never densified.
+- The caller's array is never changed, and is copied only if its dtype requires it.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from ..rows.shifted import Shifted
 __all__ = ["ArraySource", "Source", "with_names"]
 
 _HASH_BLOCK = 1 << 20
-_SPAN_LIMIT = 32 << 20  # bytes of scattered rows fetched from a file in one go
+_SPAN_LIMIT = 32 << 20  # bytes that one read of scattered rows may span in a file
 
 
 def float_dtype(dtype: npt.DTypeLike) -> np.dtype[Any]:
-    """The dtype in which numbers of `dtype` are read: float64 for itself, float32 for the rest."""
+    """The dtype in which numbers of `dtype` are read: float64 stays float64, everything else becomes float32."""
     given = np.dtype(dtype)
     if given.kind not in "biuf":
         raise DataError(f"numbers expected, got dtype {given}")
@@ -46,15 +46,15 @@ def canonical_csr(
     where: str = "X",
     row_offset: int = 0,
 ) -> Any:
-    """Build a CSR block with floating data and sorted, unique indices from parts that nobody else owns.
+    """Build a CSR block of floats with sorted, unique indices. It may change `data` and `indices`.
 
     Parameters
     ----------
     data, indices : ndarray of shape (nnz,)
     indptr : ndarray of shape (n_rows + 1,)
-        Starts at 0, does not decrease and ends at ``nnz`` (see `check_indptr`).
+        Starts at 0, never decreases and ends at ``nnz`` (see `check_indptr`).
     where, row_offset : str, int
-        The name of the matrix and the number of its first row, for the message.
+        Name of the matrix and number of its first row, for messages.
 
     Returns
     -------
@@ -63,7 +63,7 @@ def canonical_csr(
     Raises
     ------
     DataError
-        If an index lies outside ``0..n_columns - 1``; the message names its row.
+        An index is outside ``0..n_columns - 1``; the message names its row.
     """
     from scipy import sparse
 
@@ -88,22 +88,22 @@ def check_indptr(indptr: npt.NDArray[Any], n_rows: int, n_data: int, n_indices: 
     if indptr.ndim != 1 or indptr.dtype.kind not in "iu":
         raise DataError(f"{where}: indptr must be a 1-D array of integers, not {indptr.ndim}-D {indptr.dtype}")
     if len(indptr) != n_rows + 1:
-        raise DataError(f"{where}: indptr has {len(indptr)} entries, {n_rows} rows need {n_rows + 1}")
+        raise DataError(f"{where}: indptr has {len(indptr)} entries; {n_rows} rows need {n_rows + 1}")
     if n_data != n_indices:
         raise DataError(f"{where}: {n_data} values but {n_indices} column indices")
     falls = np.flatnonzero(indptr[1:] < indptr[:-1])
     if len(falls):
         raise DataError(f"{where}: indptr decreases at row {falls[0]}")
     if int(indptr[0]) != 0 or int(indptr[-1]) != n_data:
-        raise DataError(f"{where}: indptr runs {indptr[0]}..{indptr[-1]}, {n_data} values are stored")
+        raise DataError(f"{where}: indptr runs from {indptr[0]} to {indptr[-1]}, but {n_data} values are stored")
 
 
 def _check_indices(
     indices: npt.NDArray[Any], indptr: npt.NDArray[Any], n_columns: int, where: str, row_offset: int = 0
 ) -> None:
-    """Raise `DataError` for the first column index of CSR that is none; `indptr` must be right."""
+    """Raise `DataError` for the first column index outside the matrix; `indptr` must be valid."""
     if indices.dtype.kind not in "iu":
-        raise DataError(f"{where}: column indices are {indices.dtype}, not integers")
+        raise DataError(f"{where}: column indices must be integers, they are {indices.dtype}")
     if len(indices) and (int(indices.min()) < 0 or int(indices.max()) >= n_columns):
         at = int(np.flatnonzero((indices < 0) | (indices >= n_columns))[0])
         row = int(np.searchsorted(indptr, at, side="right")) - 1 + row_offset
@@ -111,10 +111,10 @@ def _check_indices(
 
 
 def check_csr(X: Any, where: str = "X") -> None:
-    """Raise `DataError` unless the parts of a SciPy CSR describe rows of its shape.
+    """Raise `DataError` unless the parts of a SciPy CSR fit its shape.
 
-    SciPy's own routines walk them without a look, and out of bounds where they are wrong. Room behind the values in
-    use, which `prune` would take away, is nothing wrong.
+    SciPy's own routines trust these parts and would read out of bounds. Unused room behind the values, which `prune`
+    removes, is allowed.
     """
     used = min(int(X.indptr[-1]), len(X.data), len(X.indices))
     check_indptr(X.indptr, X.shape[0], used, used, where)
@@ -122,9 +122,9 @@ def check_csr(X: Any, where: str = "X") -> None:
 
 
 def check_unmasked(X: Any, where: str = "X") -> None:
-    """Raise `DataError` for a masked array of which something is masked: what is behind the mask would be taken."""
+    """Raise `DataError` for a masked array with masked values, whose hidden numbers would be used otherwise."""
     if isinstance(X, np.ma.MaskedArray) and np.ma.is_masked(X):
-        raise DataError(f"{where}: a masked array with masked values; fill them first")
+        raise DataError(f"{where}: this masked array has masked values; fill them first")
 
 
 class Source(ABC):
@@ -141,13 +141,13 @@ class Source(ABC):
     nnz : int or None
         Number of stored values of a sparse source.
     n_stored : int or None
-        Number of values of the CSR that `read_stored` returns, if it does.
+        Number of stored values of what `read_stored` returns; None if that is dense.
     shift : ndarray of float64, shape (n_columns,), or None
-        What the rows of `read_stored` are to be taken less, if they are.
+        Vector to subtract from the rows that `read_stored` returns, if any.
     obs_names, var_names : ndarray of str, or None
         Names of the rows and of the columns.
     labels : ndarray of shape (n_rows,), or None
-        Known classes of the rows, where the file holds them.
+        Known classes of the rows, if the file holds them.
     path : pathlib.Path or None
         The file or folder read.
     """
@@ -168,7 +168,7 @@ class Source(ABC):
         self.name = str(path) if path is not None else name
         self.shape = (int(shape[0]), int(shape[1]))
         if min(self.shape) < 1:
-            raise DataError(f"{self.name}: empty ({self.shape[0]} rows, {self.shape[1]} columns)")
+            raise DataError(f"{self.name}: the data are empty ({self.shape[0]} rows, {self.shape[1]} columns)")
         self.dtype = float_dtype(dtype)
         self.nnz = self.n_stored = nnz
         self.shift: npt.NDArray[np.float64] | None = None
@@ -199,19 +199,19 @@ class Source(ABC):
         Parameters
         ----------
         rows : slice, or array of int or bool
-            Row numbers from 0, in any order, duplicates allowed; or one bool for each row.
+            Row numbers from 0, in any order and possibly repeated; or one bool per row.
 
         Returns
         -------
         ndarray or scipy.sparse.csr_array of shape (n_selected, n_columns)
-            Of `dtype`; CSR has sorted, unique indices. Data in memory may come as a view: do not write to it.
+            Has the dtype `dtype`; CSR has sorted, unique indices. Data in memory may be a view: do not change it.
 
         Raises
         ------
         IndexError
-            If a row does not exist.
+            A row does not exist.
         DataError
-            If the file turns out to be damaged; the message names it.
+            The file is damaged; the message names it.
         """
         if self._closed:
             raise ValueError(f"{self.name}: this source is closed")
@@ -237,12 +237,12 @@ class Source(ABC):
         return self._take(index.astype(np.int64, copy=False))
 
     def read_stored(self, rows: slice | npt.ArrayLike) -> Any:
-        """The same rows in the form that takes the least memory.
+        """Read some rows in the form that needs the least memory.
 
         Returns
         -------
         ndarray or scipy.sparse.csr_array, or `Shifted` rows of a CSR, of shape (n_selected, n_columns)
-            The last if the source has a `shift`; otherwise what `read_rows` returns.
+            `Shifted` if the source has a `shift`; otherwise what `read_rows` returns.
         """
         return self.read_rows(rows)
 
@@ -251,7 +251,7 @@ class Source(ABC):
         """Rows ``start:stop``, ``0 <= start <= stop <= n_rows``, in the form that `read_rows` promises."""
 
     def _take(self, index: npt.NDArray[np.int64]) -> Any:
-        """Scattered rows, from as few contiguous reads as the layout of the file makes sensible."""
+        """Scattered rows. Reads are contiguous and skip only gaps that are worth skipping."""
         if len(index) == 0:
             return self._slice(0, 0)
         unique, inverse = np.unique(index, return_inverse=True)
@@ -273,11 +273,11 @@ class Source(ABC):
         return block if len(unique) == len(index) and np.all(unique == index) else block[inverse]
 
     def _extent(self, rows: npt.NDArray[np.int64]) -> tuple[npt.NDArray[Any], npt.NDArray[Any], int]:
-        """Where each row starts and ends in the file, and the gap that is cheaper read than skipped."""
+        """Start and end of each row in the file, and the largest gap that is cheaper to read than to skip."""
         return rows, rows + 1, 0
 
     def _unit_bytes(self) -> int:
-        """Bytes of one position of `_extent`."""
+        """Bytes per unit of `_extent`."""
         return self.shape[1] * self.dtype.itemsize
 
     def blocks(self, n_rows: int) -> Iterator[tuple[int, Any]]:
@@ -290,8 +290,8 @@ class Source(ABC):
     def sha256(self) -> str:
         """Hex SHA-256 of the content, computed once.
 
-        A file gives the hash of its bytes, a folder that of its files' relative names and bytes, and data in
-        memory that of its shape, dtype and values.
+        For a file: its bytes. For a folder: the relative names and the bytes of its files. For data in memory: the
+        shape, dtype and values.
         """
         if self._digest is None:
             self._digest = _hash_path(self.path) if self.path is not None else self._hash_rows()
@@ -346,25 +346,25 @@ class ArraySource(Source):
     Parameters
     ----------
     X : array_like, memory map, SciPy sparse matrix or array, pandas or polars frame, or AnnData
-        Two-dimensional numbers. CSR is used as it is, other sparse layouts are converted to CSR once. A frame
+        Two-dimensional numbers. CSR is used without a copy; other sparse layouts are converted to CSR once. A frame
         gives its column names, and its index unless that is a plain range.
     obs_names, var_names, labels : array_like, optional
-        See `Source`; they override the names found in a frame.
+        See `Source`; they replace the names found in a frame.
     path : path, optional
-        The file that `X` came from; `sha256` is then that of the file.
+        The file of `X`; `sha256` is then the digest of the file.
     name : str
-        What messages call `X` when there is no path.
+        The name of `X` in messages, if there is no path.
 
     Attributes
     ----------
     array : ndarray or scipy.sparse.csr_array
-        The data as held, of its own dtype: for callers that want all of it without a copy. CSR given by the
-        caller may be unsorted or hold duplicates here; `read_rows` returns it in canonical form.
+        The data without a copy, in its own dtype. CSR may be unsorted or have duplicates here; `read_rows` returns it
+        in canonical form.
 
     Raises
     ------
     DataError
-        If `X` is not two-dimensional, is empty or is not numeric.
+        `X` is not two-dimensional, is empty or is not numeric.
     """
 
     array: Any
@@ -382,7 +382,7 @@ class ArraySource(Source):
         name = str(path) if path is not None else name
         array, found_obs, found_var = _plain_array(X, name)
         if array.ndim != 2:
-            raise DataError(f"{name}: rows and columns are needed, got {array.ndim} dimension(s), shape {array.shape}")
+            raise DataError(f"{name}: rows and columns are needed, got shape {array.shape}, {array.ndim} dimension(s)")
         if array.dtype.kind not in "biuf":
             raise DataError(f"{name}: numbers expected, got dtype {array.dtype}")
         nnz = None
@@ -394,9 +394,9 @@ class ArraySource(Source):
             nnz = len(array.indices)
             check_indptr(array.indptr, array.shape[0], len(array.data), nnz, name)
             data = array.data
-            if not data.dtype.isnative or data.dtype == np.float16:  # SciPy's own routines take neither
+            if not data.dtype.isnative or data.dtype == np.float16:  # SciPy's routines accept neither
                 data = data.astype(float_dtype(data.dtype))
-            # A view on the same buffers, so that nothing below changes an attribute of the caller's object.
+            # A new object on the same buffers: nothing below can change the caller's object.
             array = sparse.csr_array((data, array.indices, array.indptr), shape=array.shape, copy=False)
             _check_indices(array.indices, array.indptr, array.shape[1], name)
         self.array = array
@@ -442,18 +442,18 @@ class ArraySource(Source):
 
 
 def _is_sparse(X: Any) -> bool:
-    # Duck typing spares the import of scipy.sparse for dense data.
+    # Duck typing avoids the import of scipy.sparse for dense data.
     return hasattr(X, "tocsr") and hasattr(X, "nnz")
 
 
 def _plain_array(X: Any, name: str) -> tuple[Any, Any, Any]:
-    """An ndarray or SciPy sparse object for `X`, with the row and column names it carries."""
+    """`X` as an ndarray or SciPy sparse object, and its row and column names."""
     obs_names = var_names = None
     if hasattr(X, "obs_names") and hasattr(X, "var_names") and hasattr(X, "X"):  # AnnData
         if getattr(X, "isbacked", False):
-            raise DataError(f"{name}: a backed AnnData is read by its path: narrows.data.open({str(X.filename)!r})")
+            raise DataError(f"{name}: this AnnData is backed by a file: use narrows.data.open({str(X.filename)!r})")
         if X.X is None:
-            raise DataError(f"{name}: this AnnData has no X")
+            raise DataError(f"{name}: this AnnData has no X; pass one of its layers")
         obs_names, var_names, X = np.asarray(X.obs_names), np.asarray(X.var_names), X.X
     elif hasattr(X, "columns") and hasattr(X, "to_numpy"):  # pandas, polars
         var_names = np.asarray([str(column) for column in X.columns])
@@ -463,7 +463,7 @@ def _plain_array(X: Any, name: str) -> tuple[Any, Any, Any]:
         pandas_sparse = index is not None and all(hasattr(dtype, "fill_value") for dtype in X.dtypes)
         X = X.sparse.to_coo() if pandas_sparse and len(X.columns) else X.to_numpy()
     if on_gpu(X):
-        raise DataError(f"{name}: the data are on a GPU; pass cupy.asnumpy({name}), or an estimator the array itself")
+        raise DataError(f"{name}: a Source cannot hold data on a GPU; pass cupy.asnumpy({name})")
     if _is_sparse(X):
         return X, obs_names, var_names
     check_unmasked(X, name)

@@ -1,7 +1,6 @@
-"""Reading comma and tab separated tables.
+"""Reading comma and tab separated tables into memory, as float32.
 
-Promises: a table is parsed at C speed with NumPy alone; the first bad cell or ragged line is named by line
-and column; row and column names are kept. Text is parsed at once, so its numbers are held in memory, float32.
+NumPy parses the table at C speed. An error names the line and column of the first bad cell or ragged line.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from typing import IO, NoReturn, cast
 import numpy as np
 
 from ..errors import DataError
-from .formats import held, no_layers
+from .formats import Format, in_memory
 from .source import Source
 
 _MISSING = frozenset(["", "na", "n/a", "null", "none", "?", "-", "."])
@@ -25,24 +24,23 @@ _MISSING = frozenset(["", "na", "n/a", "null", "none", "?", "-", "."])
 def open_table(path: Path, layer: str | None, genes_by_cells: bool) -> Source:
     """Read .csv or .tsv.
 
-    The first line is a header if a cell after the first is neither a number nor a missing value's sign, if
-    its first cell is empty, if it is one cell shorter than the next line (as R writes it), or if it reads
-    ``name,0,1,2,...`` (as pandas writes unnamed columns). The first column names the rows if its header is
-    empty or missing, or if its first value is not a number.
+    The first line is a header in four cases: a cell after the first is neither a number nor a sign for a missing value;
+    its first cell is empty; it is one cell shorter than the next line, as R writes it; or it reads ``name,0,1,2,...``,
+    as pandas writes unnamed columns. The first column names the rows if its header is empty or missing, or if its first
+    value is not a number.
     """
-    no_layers(path, layer)
     separator = "\t" if path.name.lower().removesuffix(".gz").endswith(".tsv") else ","
     rows = _rows(path, separator)
     first, second = next(rows, (0, [])), next(rows, (0, []))
     rows.close()
     if not first[1]:
-        raise DataError(f"{path}: empty")
+        raise DataError(f"{path}: empty: the file has no lines")
     header, named = _layout(first[1], second[1])
     if header is not None and not second[1]:
-        raise DataError(f"{path}: empty: a header and no rows")
+        raise DataError(f"{path}: empty: it has a header but no rows")
     n_cells = len(second[1] if header is not None else first[1])
     if header is not None and len(header) not in (n_cells, n_cells - named):
-        complain(path, second[0], f"{n_cells} cells under a header of {len(header)}")
+        complain(path, second[0], f"{n_cells} cells under a header of {len(header)} cells")
     names: list[str] = []
 
     def keep(name: str) -> float:
@@ -66,13 +64,13 @@ def open_table(path: Path, layer: str | None, genes_by_cells: bool) -> Source:
         raise DataError(f"{path}: {error}") from error
     columns = header[-(n_cells - named) :] if header is not None and n_cells > named else None
     numbers = table[:, named:]
-    if named and not genes_by_cells:  # `held` makes the turned table contiguous
+    if named and not genes_by_cells:  # `in_memory` makes a transposed table contiguous
         numbers = np.ascontiguousarray(numbers)
-    return held(path, numbers, genes_by_cells, names or None, columns)
+    return in_memory(path, numbers, genes_by_cells, names or None, columns)
 
 
 def _rows(path: Path, separator: str) -> Generator[tuple[int, list[str]], None, None]:
-    """The lines that are not blank, split, each with the number of its (last) line in the file."""
+    """The cells of every line that is not blank, with its (last) line number in the file."""
     with text_stream(path) as stream:
         reader = csv.reader(stream, delimiter=separator)
         for row in reader:
@@ -81,9 +79,9 @@ def _rows(path: Path, separator: str) -> Generator[tuple[int, list[str]], None, 
 
 
 def _layout(first: list[str], second: list[str]) -> tuple[list[str] | None, int]:
-    """The header if `first` is one, and 1 if the first column holds names, else 0."""
+    """The header if `first` is one, else None; and 1 if the first column holds names, else 0."""
     head = [cell.strip() for cell in first]
-    # The first column has no name of its own: pandas leaves the cell empty, R leaves it out.
+    # A column of row names has no header of its own: pandas leaves the cell empty, R leaves it out.
     text = [not _is_datum(cell) for cell in head]
     short = len(second) == len(head) + 1 and (any(text) or not _is_datum(second[0].strip()))
     unnamed = short or (head[0] == "" and len(head) > 1)
@@ -104,7 +102,7 @@ def _is_datum(cell: str) -> bool:
 
 
 def _diagnose(path: Path, separator: str, header: bool, named: int, n_cells: int) -> None:
-    """Walk the table once more, slowly, to name the first fault by line and column."""
+    """Read the table again, slowly, and raise an error with the line and column of the first fault."""
     columns: list[str] = []
     for number, (line, row) in enumerate(_rows(path, separator)):
         if number == 0 and header:
@@ -114,7 +112,7 @@ def _diagnose(path: Path, separator: str, header: bool, named: int, n_cells: int
             complain(path, line, f"{len(row)} cells where the lines before have {n_cells}")
         for j, cell in enumerate(row[named:], start=named):
             try:
-                float(cell.replace("_", "x"))  # Python's 1_000 is no number in a table
+                float(cell.replace("_", "x"))  # Python accepts 1_000, a table does not
             except ValueError:
                 name = f" ({columns[j].strip()})" if columns else ""
                 what = "a missing value" if cell.strip().lower() in _MISSING else "not a number"
@@ -131,3 +129,9 @@ def _binary(path: Path) -> IO[bytes]:
 
 def text_stream(path: Path) -> IO[str]:
     return io.TextIOWrapper(_binary(path), encoding="utf-8-sig", newline="")
+
+
+FORMATS = (
+    Format(".csv", open_table, (".csv",), gzipped=True),
+    Format(".tsv", open_table, (".tsv",), gzipped=True),
+)
