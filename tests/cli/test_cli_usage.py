@@ -110,7 +110,7 @@ def test_unexpected_errors_are_exit_1(npy, tmp_path, monkeypatch, line):
 @pytest.mark.skipif(probe("cuda").ok, reason="a GPU has tf32")
 def test_a_precision_of_another_backend_is_refused_before_anything_is_written(npy, tmp_path, line):
     assert narrows("fit", npy, "--out", tmp_path / "o", "--precision", "tf32", *SMALL) == 6
-    assert "precision='tf32' is of the cuda backend" in line()
+    assert "--precision tf32 is of the cuda backend" in line()
     assert not (tmp_path / "o").exists()
 
 
@@ -297,11 +297,16 @@ def test_batches_that_cannot_be_read_are_one_line(tmp_path, line):
         assert word in text, text
 
     fit = [tmp_path / "x.h5ad", "--out", out, *COUNT[:-1]]
-    refused(3, "fit", *fit, "none", word="obs has no column 'none'; there is 'holes', 'sample', 'share'")
-    refused(3, "fit", *fit, "holes", word="'holes' of obs is not known for row 41")
+    refused(3, "fit", *fit, "none", word="obs has no column 'none'; it has 'holes', 'sample', 'share'")
+    refused(3, "fit", *fit, "holes", word="column 'holes' of obs has a missing value in row 41")
     refused(3, "fit", *fit, "share", word="obs['share']: 0.0 in row 0: labels must all be strings, or all whole")
     refused(
-        3, "fit", tmp_path / "x.npy", *fit[1:], "sample", word="has no column 'sample' of obs; .h5ad and .zarr have"
+        3,
+        "fit",
+        tmp_path / "x.npy",
+        *fit[1:],
+        "sample",
+        word="of obs; formats with obs: .h5ad, .zarr",
     )
     refused(3, "fit", "pbmc4k", *fit[1:], "sample", word="pbmc4k: this format has no column 'sample' of obs")
     refused(2, "fit", *fit, "sample", "--genes-by-cells", word="--genes-by-cells")

@@ -69,8 +69,8 @@ def test_damaged_folders_of_parts(tmp_path):
     refused("damaged", data=b"")
     refused("header says", data=(write_npy(tmp_path / "x.npy", parts["data"]).read_bytes())[:-4])
     refused("a 1-D array is expected", data=parts["data"][:, None])
-    refused("rows and columns expected", shape=np.array([7]))
-    refused("indptr has 8 entries, 9 rows need 10", shape=np.array([9, 5]))
+    refused("two numbers are expected, rows and columns", shape=np.array([7]))
+    refused("indptr has 8 entries; 9 rows need 10", shape=np.array([9, 5]))
     refused("values but", indices=parts["indices"][:-1])
     refused("outside 0..1", shape=np.array([7, 2]))
     with pytest.raises(DataError, match="no layers"):

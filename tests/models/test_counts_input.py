@@ -288,10 +288,11 @@ def test_layouts_and_layers_of_anndata(layout: Any, tmp_path: Path, codes: np.nd
     capsys.readouterr()
     absent = ["fit", str(path), "--out", str(tmp_path / "c"), "--loss", "nb", "--layer", "raw_counts"]
     assert cli.main(absent) == 3
-    assert f"{path}: no layer 'raw_counts'; there is 'counts', 'half'" in line()
+    assert f"{path}: no layer 'raw_counts'; the file has 'counts', 'half'" in line()
     assert cli.main([*absent[:-1], "half"]) == 3
     assert line().endswith(
-        "is not a count; this loss needs raw counts (whole numbers from 0); if a layer holds them, choose it with --layer NAME\n"
+        "is not a count; this loss needs raw counts (whole numbers from 0); "
+        "if a layer holds them, choose it with --layer NAME\n"
     )
     with pytest.raises(KeyError, match=r"adata\.layers has no 'raw_counts'; it has counts, half"):
         narrows.scanpy.autoencoder(given, estimator="count", layer="raw_counts")

@@ -21,7 +21,7 @@ from ..backends import AUTO, probe, resolve
 from ..benchmark import CASES, Case, OpTiming, StepTiming
 from ..machine import thread_choice, usable_cpus
 from ..persistence import atomic_write
-from .settings import UsageError
+from .settings import UsageError, in_flags
 from .tables import check_output
 
 __all__ = ["bench"]
@@ -73,7 +73,7 @@ def bench(
         check_output(json_file, (".json",))
     try:
         n_threads, threads_from = thread_choice(threads)
-        threads_from = "--threads" if threads_from == "n_threads" else threads_from
+        threads_from = in_flags(threads_from)
         backends = [resolve("cpp")] if ops is not None else _backends(backend)
     except ValueError as error:  # an environment variable
         raise UsageError(str(error)) from None

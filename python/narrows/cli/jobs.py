@@ -36,7 +36,7 @@ from . import measures, report
 from .applying import encoded, obs_labels, write_codes
 from .resources import APPLY_BYTES, Budget, blas_threads, held_rows, peak_rss, plan_text
 from .rundir import HistoryWriter, RunDir
-from .settings import FitSettings, UsageError
+from .settings import FitSettings, UsageError, in_flags
 from .tables import check_output
 
 __all__ = ["Input", "Stop", "fit", "fit_opened"]
@@ -114,7 +114,7 @@ class Input:
             if source.shape[0] < 2:
                 raise DataError(f"{source.name}: {source.shape[0]} row; at least 2 are needed to train and validate")
             batch = None if settings.batch_key is None else obs_labels(settings.data, settings.batch_key, source)
-            yield cls(source, source.sha256(), threads, threads_from, batch)
+            yield cls(source, source.sha256(), threads, in_flags(threads_from), batch)
 
     def normalized(self, settings: FitSettings, loss: str) -> NormalizedSource:
         """The source on the scale that the model sees, which takes a pass over it the first time."""
@@ -173,7 +173,7 @@ def fit_opened(
         "n_empty_rows": normalizer.n_empty_rows_,
         "n_empty_features": normalizer.n_empty_features_,
         "n_threads": given.n_threads,
-        "threads_from": "--threads" if given.threads_from == "n_threads" else given.threads_from,
+        "threads_from": given.threads_from,
         "precision": estimator.precision,
         "seed": settings.seed,
         "input_sha256": digest,
@@ -247,8 +247,6 @@ def _train(
                 checkpoint=checkpoint,
                 block_bytes=budget.block_bytes,
             )
-    except ResumeError as error:
-        raise ResumeError(str(error).replace("resume='never'", "--resume never")) from None
     finally:
         for callback in (writer, *callbacks):
             close = getattr(callback, "close", None)

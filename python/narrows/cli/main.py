@@ -21,7 +21,7 @@ from .._version import __version__
 from ..backends import AUTO, BACKENDS
 from ..errors import NarrowsError
 from ..plan.losses import LOSSES
-from .settings import ESTIMATORS, FitSettings, UsageError, parse_setting, parse_size, read_config
+from .settings import ESTIMATORS, FitSettings, UsageError, in_flags, parse_setting, parse_size, read_config
 
 __all__ = ["main"]
 
@@ -90,7 +90,7 @@ def _run(args: argparse.Namespace, argv: list[str]) -> int:
 
 def _explain(error: Exception) -> tuple[str, int]:
     """One line and an exit code for an error."""
-    text = " ".join(str(error).split())
+    text = in_flags(" ".join(str(error).split()))
     if isinstance(error, UsageError):
         return text, 2
     if isinstance(error, NarrowsError):

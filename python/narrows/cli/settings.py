@@ -11,6 +11,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import math
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from typing import Any
 
 from ..plan.losses import LOSSES
 
-__all__ = ["ESTIMATORS", "FitSettings", "UsageError", "parse_size", "read_config", "show_size"]
+__all__ = ["ESTIMATORS", "FitSettings", "UsageError", "in_flags", "parse_size", "read_config", "show_size"]
 
 ESTIMATORS = {
     "autoencoder": "Autoencoder",
@@ -34,7 +35,31 @@ ESTIMATORS = {
     "count": "CountAutoencoder",
 }
 
-#: How a run is done, not what it computes: these may change when it is resumed.
+#: Parameters of estimators that have a flag of their own, by the field of `FitSettings`.
+_PARAMETERS = {
+    "components": "n_components",
+    "hidden": "hidden_layer_sizes",
+    "loss": "loss",
+    "epochs": "max_iter",
+    "batch_size": "batch_size",
+    "precision": "precision",
+    "backend": "backend",
+    "threads": "n_threads",
+    "seed": "random_state",
+}
+#: All parameters of the library that have a flag, by the name that its messages use.
+_FLAG_OF = {parameter: field for field, parameter in _PARAMETERS.items()} | {
+    "likelihood": "loss",
+    "kind": "normalize",
+    **{name: name for name in ("layer", "genes_by_cells", "batch_key", "resume")},
+}
+#: A parameter in a message: NAME=VALUE, or a bare name that is no ordinary word. Paths are left alone.
+_PARAMETER = re.compile(
+    rf"(?<!--set )(?<![\w./'-])(?:({'|'.join(_FLAG_OF)})=('[^']*'|[(\[][^)\]]*[)\]]|[\w.+-]*\w)"
+    rf"|({'|'.join(name for name in _FLAG_OF if '_' in name)})(?![\w/'-]))"
+)
+
+#: Settings of how a run works, not of what it computes. They may differ when a run is resumed.
 _MANNER = (
     "data", "out", "threads", "max_memory", "resume", "checkpoint_minutes", "walltime_margin", "quiet",
     "dry_run",
@@ -76,23 +101,10 @@ class FitSettings:
 
     def estimator_params(self) -> dict[str, Any]:
         """Constructor arguments of the estimator."""
-        params: dict[str, Any] = {
-            "n_components": self.components,
-            "max_iter": self.epochs,
-            "batch_size": self.batch_size,
-            "precision": self.precision,
-            "backend": self.backend,
-            "n_threads": self.threads,
-            "random_state": self.seed,
-        }
-        if self.hidden is not None:
-            params["hidden_layer_sizes"] = self.hidden
-        if self.loss is not None:
-            params["loss"] = self.loss
-        owned = params.keys() | {"hidden_layer_sizes", "loss", "likelihood"}
-        clash = sorted(owned & self.set.keys())
-        if clash:
-            raise UsageError(f"--set {clash[0]}: this parameter has a flag of its own (see narrows fit --help)")
+        params = {parameter: getattr(self, field) for field, parameter in _PARAMETERS.items()}
+        params = {name: value for name, value in params.items() if value is not None or name == "n_threads"}
+        for name in sorted(self.set.keys() & {*_PARAMETERS.values(), "likelihood"}):
+            raise UsageError(f"--set {name}: use the flag --{_flag(_FLAG_OF[name])} instead")
         return params | dict(self.set)
 
     def build(self) -> Any:
@@ -112,17 +124,15 @@ class FitSettings:
         known = cls().get_params()
         if "likelihood" in known and "loss" in params:
             params["likelihood"] = params.pop("loss")
+        if self.estimator == "linear" and self.loss == "mse":
+            del params["loss"]  # its only loss, and no parameter
         for name in params.keys() - known.keys():
-            flag = {"hidden_layer_sizes": "--hidden", "loss": "--loss"}.get(name, f"--set {name}")
-            if flag == "--loss" and self.loss == "mse" and self.estimator == "linear":
-                params = {key: value for key, value in params.items() if key != "loss"}  # it has no other
-                continue
-            raise UsageError(
-                f"{flag}: --estimator {self.estimator} has no {name}; --set takes {', '.join(sorted(known))}"
-            )
+            flag = f"--{_flag(_FLAG_OF[name])}" if name in _FLAG_OF else f"--set {name}"
+            others = ", ".join(sorted(known.keys() - _FLAG_OF.keys()))
+            raise UsageError(f"{flag}: --estimator {self.estimator} has no such parameter; --set takes {others}")
         for name in ("warm_start", "verbose"):
             if name in self.set:
-                raise UsageError(f"--set {name}: this parameter has no meaning on the command line")
+                raise UsageError(f"--set {name}: this parameter has no effect on the command line; leave it out")
         estimator = cls(**params)
         try:
             check_parameters(estimator)
@@ -172,6 +182,17 @@ class FitSettings:
 
 def _flag(name: str) -> str:
     return name.replace("_", "-")
+
+
+def in_flags(message: str) -> str:
+    """A message of the library in the words of the command line: ``n_threads=0`` becomes ``--threads 0``."""
+
+    def flag(found: re.Match[str]) -> str:
+        name, value = found[1] or found[3], found[2]
+        shown = "" if value in (None, "True") else " " + re.sub(r"^['(\[]|[')\]]$|(?<=,) ", "", value)
+        return f"--{_flag(_FLAG_OF[name])}{shown}"
+
+    return _PARAMETER.sub(flag, message)
 
 
 def _plain(value: Any) -> Any:
