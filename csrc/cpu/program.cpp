@@ -45,26 +45,33 @@ struct Access {
 
 std::string number(index_t n) { return std::to_string(n); }
 
-// What an op gathers from, as operands in its place: the source (none: -1), and the columns that it must have (any:
-// -1). Sparse layers and losses gather CSR, walked column by column.
+// The source that an op of the plan takes rows from (none: -1), and the columns that it must have (any: -1).
 struct Gathered {
-  int source = -1;
+  int source;
   index_t cols = -1;
-  bool sparse = false;
+  bool csr;
 
   Gathered(const PlanDesc& plan, const OpDesc& op) {
-    const auto slot = [&](int i) -> const SlotDesc& { return plan.slots[size_t(op.slots[i])]; };
-    if (op.code == OP_GATHER) source = op.ints[0], cols = slot(1).cols;
-    if (op.code == OP_SHIFT) source = SOURCE_SHIFT, cols = slot(1).cols;
-    if (op.code == OP_LIBRARY) source = op.ints[0];
-    if (op.code == OP_CONDITION) source = SOURCE_BATCH, cols = 1;
-    if (op.code == OP_COUNTS) source = op.ints[3], cols = slot(0).cols / counts_heads(op);
-    const int weight = op.code == OP_SPARSE_DENSE ? 0 : op.code == OP_SPARSE_WGRAD ? 1 : 2;
-    if (op.code == OP_SPARSE_DENSE || op.code == OP_SPARSE_WGRAD || op.code == OP_SPARSE_WGRAD_UPDATE)
-      source = SOURCE_X, cols = slot(weight).rows, sparse = true;
-    if (op.code == OP_SPARSE_MSE || op.code == OP_SPARSE_MSE_WGRAD || op.code == OP_SPARSE_MSE_UPDATE)
-      source = op.ints[op.code == OP_SPARSE_MSE_UPDATE], cols = slot(op.code == OP_SPARSE_MSE ? 1 : 3).cols,
-      sparse = true;
+    const Reach& reach = OPS[op.code].reach;
+    source = reach.from.attribute >= 0 ? op.ints[reach.from.attribute] : reach.from.source;
+    csr = reach.csr;
+    const SlotDesc* slot = reach.extent.slot >= 0 ? &plan.slots[size_t(op.slots[reach.extent.slot])] : nullptr;
+    switch (reach.extent.columns) {
+      case Columns::ANY:
+        break;
+      case Columns::ONE:
+        cols = 1;
+        break;
+      case Columns::COLUMNS_OF:
+        cols = slot->cols;
+        break;
+      case Columns::ROWS_OF:
+        cols = slot->rows;
+        break;
+      case Columns::FEATURES_OF:
+        cols = slot->cols / count_columns(op);
+        break;
+    }
   }
 };
 
@@ -89,16 +96,16 @@ void check_csr(const SourceView& v, bool ordered) {
                                     ", " + number(indices[k]) + "): call sum_duplicates() first");
 }
 
-// Whether a column holds the numbers of batches, from 0.
+// Throws unless a column holds numbers of conditions, from 0.
 template <class In>
-void check_batches(const SourceView& v, index_t n_batches) {
-  if (v.is_csr) throw std::invalid_argument("bind: the numbers of batches must be dense");
+void check_conditions(const SourceView& v, index_t n_conditions) {
+  if (v.is_csr) throw std::invalid_argument("bind: batch numbers must be dense, not CSR");
   for (index_t i = 0; i < v.rows; ++i) {
     In value;
     std::memcpy(&value, v.data + i * v.row_stride, sizeof value);
-    if (!(value >= 0 && value < In(n_batches) && value == std::floor(value)))
-      throw std::invalid_argument("bind: " + std::to_string(value) + " in row " + number(i) +
-                                  " is no number of one of " + number(n_batches) + " batches");
+    if (!(value >= 0 && value < In(n_conditions) && value == std::floor(value)))
+      throw std::invalid_argument("bind: batch number " + std::to_string(value) + " in row " + number(i) +
+                                  " is outside 0.." + number(n_conditions - 1));
   }
 }
 
@@ -195,7 +202,7 @@ class TypedProgram final : public Program {
                 double(g.taps() * g.wide_channels * g.narrow_channels);
       }
       if (op.code == OP_COUNTS)
-        reserve(COUNT_ARRAYS * count_room(plan_.slots[size_t(op.slots[0])].cols / counts_heads(op)));
+        reserve(COUNT_ARRAYS * count_room(plan_.slots[size_t(op.slots[0])].cols / count_columns(op)));
       if (op.code == OP_MAXPOOL || op.code == OP_MAXPOOL_DGRAD) reserve(op.ints[op.code == OP_MAXPOOL ? 1 : 2] + 64);
       if (op.code == OP_WEIGHT_GRAM || op.code == OP_SPARSE_MSE || op.code == OP_SPARSE_MSE_WGRAD ||
           op.code == OP_SPARSE_MSE_UPDATE) {
@@ -206,15 +213,13 @@ class TypedProgram final : public Program {
                 .rows;
         reserve(gram_scratch(op.code, inner, plan_.batch, sizeof(T)));
         flop += 2.0 * double(inner) * double(inner);
-      } else if (const Gathered x(plan_, op); x.sparse) {
+      } else if (const Gathered x(plan_, op); x.csr) {
         reserve(SPARSE_COLUMNS * SPARSE_PANEL + plan_.batch * index_t(SPARSE_CURSOR / sizeof(T)));
         const index_t outputs = plan_.slots[size_t(op.slots[op.code == OP_SPARSE_DENSE ? 4 : 0])].cols;
         flop += 2.0 * double(plan_.batch) * double(x.cols) * double(outputs) * SPARSE_DENSITY;
       }
-      const bool updates = op.code == OP_UPDATE || op.code == OP_WGRAD_UPDATE || op.code == OP_COLSUM_UPDATE ||
-                           op.code == OP_GRAIN_UPDATE || op.code == OP_SPARSE_WGRAD_UPDATE ||
-                           op.code == OP_SPARSE_MSE_UPDATE;
-      if (updates && op.ints[0] != SOLVER_SGD) solver_ = &op;
+      const int solver = OPS[op.code].solver();
+      if (solver >= 0 && op.ints[solver] != SOLVER_SGD) solver_ = &op;
       if (op.code == OP_REDUCE) terms_ = &plan_.slots[size_t(op.slots[2])];
       ops_.push_back(compiled);
     }
@@ -242,16 +247,17 @@ class TypedProgram final : public Program {
       if (wanted.cols >= 0 && wanted.cols != view.cols)
         throw std::invalid_argument("bind: source " + number(source) + " has " + number(view.cols) +
                                     " columns, the plan expects " + number(wanted.cols));
-      if (wanted.sparse && !view.is_csr)
+      if (wanted.csr && !view.is_csr)
         throw std::invalid_argument("bind: source " + number(source) + " is dense, the plan expects CSR");
-      sparse = sparse || wanted.sparse;
+      sparse = sparse || wanted.csr;
     }
     if (source == SOURCE_SHIFT && view.bound && (view.is_csr || view.rows != 1))
       throw std::invalid_argument("bind: a shift is one dense row");
     for (const OpDesc& op : plan_.ops)
-      if (view.bound && source == SOURCE_BATCH && op.code == OP_CONDITION) {
-        const index_t n = plan_.slots[size_t(op.slots[1])].cols - plan_.slots[size_t(op.slots[0])].cols;
-        view.is_double ? check_batches<double>(view, n) : check_batches<float>(view, n);
+      if (view.bound && source == SOURCE_CONDITION && op.code == OP_CONDITION) {
+        using O = op::CONDITION;
+        const index_t n = plan_.slots[size_t(op[O::out])].cols - plan_.slots[size_t(op[O::z])].cols;
+        view.is_double ? check_conditions<double>(view, n) : check_conditions<float>(view, n);
       }
     if (view.is_csr) view.is_index64 ? check_csr<int64_t>(view, sparse) : check_csr<int32_t>(view, sparse);
     sources_[bank][source] = view;
@@ -272,9 +278,10 @@ class TypedProgram final : public Program {
       ctx_.kl_factor = hyper.kl_factor ? hyper.kl_factor[done] : 1;
       ctx_.momentum = hyper.momentum ? hyper.momentum[done] : -1;
       if (solver_) {
+        // The rates of decay come first in every op that updates.
         const double t = double(ctx_.step) + 1;
-        ctx_.adam_rate = ctx_.learning_rate / (1 - std::pow(solver_->floats[0], t));
-        ctx_.adam_root = 1 / std::sqrt(1 - std::pow(solver_->floats[1], t));
+        ctx_.adam_rate = ctx_.learning_rate / (1 - std::pow((*solver_)[op::UPDATE::beta_1], t));
+        ctx_.adam_root = 1 / std::sqrt(1 - std::pow((*solver_)[op::UPDATE::beta_2], t));
       }
       tuning_->settled() || trace_ || ctx_.m < plan_.batch ? step(MODE_TRAIN, terms + done * terms_size())
                                                            : trial(terms + done * terms_size());
@@ -453,10 +460,10 @@ class TypedProgram final : public Program {
   std::vector<Access> accesses(const OpDesc& op) const {
     const OpInfo& info = OPS[op.code];
     std::vector<Access> result;
-    for (int i = 0; i < info.slots; ++i) {
+    for (int i = 0; i < info.n_slots; ++i) {
       if (op.slots[i] < 0) continue;
       const SlotDesc& s = plan_.slots[size_t(op.slots[i])];
-      const bool write = info.writes >> i & 1;
+      const bool write = info.writes(i);
       Share share = SHARE_ALL;
       if (info.share == SHARE_ROWS && s.region == REGION_BATCH && ctx_.split_rows) share = SHARE_ROWS;
       if ((info.share == SHARE_TILES || info.share == SHARE_FIRST) && write) share = info.share;
@@ -466,8 +473,8 @@ class TypedProgram final : public Program {
     auto region = [&](int r, bool write) {
       result.push_back({r * plan_.parameter_size, (r + 1) * plan_.parameter_size, -1, write, SHARE_ALL});
     };
-    if (op.code == OP_SQNORM || op.code == OP_UPDATE) region(REGION_GRADIENT, false);
-    if (op.code == OP_UPDATE)
+    if (info.reach.reads_gradients) region(REGION_GRADIENT, false);
+    if (info.reach.updates_parameters)
       for (int r : {REGION_PARAMETER, REGION_MOMENT1, REGION_MOMENT2})
         if (r < 2 + plan_.moments) region(r, true);
     return result;

@@ -257,7 +257,16 @@ py::dict build_info() {
   info["threads"] = team_kind();
   info["compiler"] = __VERSION__;
   py::list ops;
-  for (const OpInfo& op : OPS) ops.append(py::make_tuple(op.name, op.slots, op.ints, op.floats, op.reads, op.writes));
+  for (const OpInfo& op : OPS) {
+    std::vector<std::string> slots, written, ints, floats;
+    for (int i = 0; i < op.n_slots; ++i) {
+      slots.push_back(op.slots[i].name);
+      if (op.writes(i)) written.push_back(op.slots[i].name);
+    }
+    for (int i = 0; i < op.n_ints; ++i) ints.push_back(op.ints[i].name);
+    for (int i = 0; i < op.n_floats; ++i) floats.push_back(op.floats[i].name);
+    ops.append(py::make_tuple(op.name, slots, written, ints, floats));
+  }
   info["ops"] = ops;
   info["activation_names"] = activation_names();
   info["loss_names"] = loss_names();

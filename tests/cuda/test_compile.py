@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from narrows.backends.cuda.nvrtc import Nvrtc, source_folder
+from narrows.backends.cuda.nvrtc import Nvrtc
 from narrows.backends.cuda.table import KERNELS
+from narrows.plan.ops import source_folder
 from narrows.plan.spec import Precision
 
 ARCHITECTURES = ("sm_75", "sm_80", "sm_90")

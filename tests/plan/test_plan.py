@@ -262,23 +262,24 @@ def test_modes_are_parts_of_the_step(case: Case) -> None:
         assert reconstruct[0] is score[0] is first
         reconstruct = reconstruct[1:]
     if case.spec.sparse_input:
-        assert [op.code for op in encode] == [OpCode.LIBRARY] * normalized + [OpCode.SPARSE_DENSE] + encoder[1:] + drawn
+        first = [OpCode.SIZE_SUM] * normalized + [OpCode.SPARSE_DENSE]
+        assert [op.code for op in encode] == first + encoder[1:] + drawn
     else:
-        taken = [OpCode.GATHER] + [OpCode.LIBRARY, OpCode.LOG_NORMALIZE] * normalized
+        taken = [OpCode.GATHER] + [OpCode.SIZE_SUM, OpCode.LOG_NORMALIZE] * normalized
         assert [op.code for op in encode] == taken + encoder + drawn
     # Decoding what was encoded is reconstructing; the codes come in place of the encoder, and of counts their sum.
     assert decode[0].code is OpCode.GATHER
     assert decode[0].ints == (3,)
     if case.spec.loss.info.of_counts:
-        assert [op.code for op in reconstruct if op not in encode + decode] == [OpCode.LIBRARY] * (not normalized) + [
+        assert [op.code for op in reconstruct if op not in encode + decode] == [OpCode.SIZE_SUM] * (not normalized) + [
             OpCode.MEANS
         ]
-        assert (operands(reconstruct[-1]).keys() ^ operands(decode[-1]).keys()) == {"library"}
+        assert (operands(reconstruct[-1]).keys() ^ operands(decode[-1]).keys()) == {"size_sum"}
         reconstruct, bare = [op for op in reconstruct if op.code is not OpCode.MEANS], decode[:-1]
-        assert set(encode + bare[1:]) == {op for op in reconstruct if op.code is not OpCode.LIBRARY or op in encode}
+        assert set(encode + bare[1:]) == {op for op in reconstruct if op.code is not OpCode.SIZE_SUM or op in encode}
     else:
         assert encode + decode[1:] == reconstruct
-    assert [op for op in score if op.code not in (*JUDGES, OpCode.LIBRARY, OpCode.SHIFT)] == [
+    assert [op for op in score if op.code not in (*JUDGES, OpCode.SIZE_SUM, OpCode.SHIFT)] == [
         op
         # A chain from each row rebuilds it in training.
         for op in (plan.ops if case.spec.n_gibbs else train)
@@ -291,9 +292,9 @@ def test_modes_are_parts_of_the_step(case: Case) -> None:
         ]
         after = [op for op in decode if op.code not in LINKS]
         judge = operands(likelihood[-1])
-        held = judge.get("library" if case.spec.loss.info.of_counts else "target")
+        held = judge.get("size_sum" if case.spec.loss.info.of_counts else "target")
         assert [op for op in likelihood if op.code not in (*JUDGES, OpCode.SHIFT) and op not in after] == [
-            op for op in score if op.code in (OpCode.GATHER, OpCode.LIBRARY) and op.slots[-1] == held
+            op for op in score if op.code in (OpCode.GATHER, OpCode.SIZE_SUM) and op.slots[-1] == held
         ]
     else:
         assert posterior == likelihood == []
@@ -346,7 +347,7 @@ def check_fusion(plan: Plan) -> None:
             assert (own.get("x"), own["dz"]) == (operands(unfused).get("x"), operands(unfused)["dz"])
             if op.code is OpCode.SPARSE_WGRAD_UPDATE:
                 assert (op.ints[1], op.floats[-2:]) == (unfused.ints[1], unfused.floats), "noise and scale"
-                assert own.get("library") == operands(unfused).get("library")
+                assert own.get("size_sum") == operands(unfused).get("size_sum")
                 assert own.get("shift") == operands(unfused).get("shift")
 
 
@@ -407,7 +408,7 @@ def test_the_cases_use_everything() -> None:
     for name in ("by_cell", "source"):
         assert {v for c, n, v in attributes if (c, n) == (OpCode.COUNTS, name)} == {0, 1}
     for code in (OpCode.SPARSE_DENSE, OpCode.SPARSE_WGRAD, OpCode.SPARSE_WGRAD_UPDATE, OpCode.MEANS):
-        assert {"library" in operands(op) for op in ops if op.code is code} == {True, False}
+        assert {"size_sum" in operands(op) for op in ops if op.code is code} == {True, False}
     sparse = OpCode.SPARSE_DENSE, OpCode.SPARSE_WGRAD, OpCode.SPARSE_WGRAD_UPDATE, OpCode.SPARSE_MSE_UPDATE
     for code in (OpCode.GATHER, *sparse):
         assert {"shift" in operands(op) for op in ops if op.code is code} == {True, False}

@@ -32,7 +32,7 @@ inline double row_total(const SourceView& s, index_t row) {
 }
 
 template <class T>
-void library(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
+void size_sum(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
   const SourceView& s = ctx.sources[args.ints[0]];
   const Range rows(ctx.m, tid, nt);
   for (index_t i = rows.begin; i < rows.end; ++i) {
@@ -53,10 +53,10 @@ inline V normalized(V x, scalar_t<V> factor) {
 
 template <class T>
 void log_normalize(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
-  const Matrix<T>&x = args.slots[0], &library = args.slots[1];
+  const Matrix<T>&x = args.slots[0], &size_sum = args.slots[1];
   const Range rows(ctx.m, tid, nt);
   for (index_t i = rows.begin; i < rows.end; ++i) {
-    const T factor = size_factor(T(args.floats[0]), library.row(i)[0]);
+    const T factor = size_factor(T(args.floats[0]), size_sum.row(i)[0]);
     for (index_t j = 0; j < x.cols; j += WIDTH<T>) {
       const index_t n = x.cols - j;
       store_n(x.row(i) + j, normalized(load_n(x.row(i) + j, n), factor), n);

@@ -97,7 +97,7 @@ void condition(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
   const Matrix<T>&z = args.slots[0], &out = args.slots[1];
   const Range rows(ctx.m, tid, nt);
   for (index_t i = rows.begin; i < rows.end; ++i) {
-    const double number = batch_number(ctx.sources[SOURCE_BATCH], ctx.rows[i]);
+    const double number = batch_number(ctx.sources[SOURCE_CONDITION], ctx.rows[i]);
     T* to = out.row(i);
     __builtin_memcpy(to, z.row(i), size_t(z.cols) * sizeof(T));
     for (index_t j = z.cols; j < out.cols; ++j) to[j] = number == double(j - z.cols) ? T(1) : T(0);

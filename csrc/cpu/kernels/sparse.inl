@@ -74,12 +74,12 @@ void take(const SourceView& s, index_t end, Cursor& at, Segment<T>& segment) {
 template <class T>
 class SparseRows {
  public:
-  // `library` holds the sums of rows of counts to be normalised to `scale`, if they are.
-  SparseRows(const Context<T>& ctx, int source, int stream = 0, double level = 0, const Matrix<T>& library = {},
+  // `size_sum` holds the sums of rows of counts to be normalised to `scale`, if they are.
+  SparseRows(const Context<T>& ctx, int source, int stream = 0, double level = 0, const Matrix<T>& size_sum = {},
              double scale = 1)
       : ctx_(ctx),
         s_(ctx.sources[source]),
-        library_(library),
+        size_sum_(size_sum),
         scale_(T(scale)),
         stream_(stream),
         drop_(ctx.learn ? int32_t(philox_threshold(level)) : 0),
@@ -92,7 +92,7 @@ class SparseRows {
   }
   void next(index_t i, index_t end, Cursor& cursor, Segment<T>& segment) const {
     take_(s_, end, cursor, segment);
-    if (library_.data && segment.n) normalize(size_factor(scale_, library_.row(i)[0]), segment);
+    if (size_sum_.data && segment.n) normalize(size_factor(scale_, size_sum_.row(i)[0]), segment);
     if (drop_ && segment.n) mask(i, segment);
   }
 
@@ -133,7 +133,7 @@ class SparseRows {
 
   const Context<T>& ctx_;
   const SourceView& s_;
-  Matrix<T> library_;
+  Matrix<T> size_sum_;
   T scale_;
   int stream_;
   int32_t drop_;  // cells below this are masked

@@ -226,8 +226,8 @@ Op<T> resolve(int code, const int* ints) {
       return sparse_mse_wgrad<T>;
     case OP_SPARSE_MSE_UPDATE:
       return ints[0] == SOLVER_SGD ? sparse_mse_update<Sgd, T> : sparse_mse_update<Adam, T>;
-    case OP_LIBRARY:
-      return library<T>;
+    case OP_SIZE_SUM:
+      return size_sum<T>;
     case OP_LOG_NORMALIZE:
       return log_normalize<T>;
     case OP_COUNTS:

@@ -63,15 +63,15 @@ class Counts:
 
     def __init__(self, low: OpList, spec: NetworkSpec) -> None:
         self.low, self.spec = low, spec
-        self.libraries: dict[int, str] = {}
+        self.size_sums: dict[int, str] = {}
         self.partial: str | None = None
 
-    def library(self, modes: Mode, source: int) -> str:
+    def size_sum(self, modes: Mode, source: int) -> str:
         """Write the sums of the rows of a source; the slot that holds them."""
-        if source not in self.libraries:
-            self.libraries[source] = self.low.rows(f"library{source}", 1)
-            self.low.op(OpCode.LIBRARY, modes, {"out": self.libraries[source]}, source=source)
-        return self.libraries[source]
+        if source not in self.size_sums:
+            self.size_sums[source] = self.low.rows(f"size_sum{source}", 1)
+            self.low.op(OpCode.SIZE_SUM, modes, {"out": self.size_sums[source]}, source=source)
+        return self.size_sums[source]
 
     def loss(self, modes: Mode, slots: Mapping[str, str | None], source: int) -> None:
         """Write the loss of the logits and what lies beside them; it needs the sums of the target's rows."""
@@ -85,7 +85,7 @@ class Counts:
             modes,
             {
                 **slots,
-                "library": self.libraries[source],
+                "size_sum": self.size_sums[source],
                 "log_dispersion": dispersion,
                 "partial": self.partial,
             },
@@ -100,11 +100,11 @@ class Counts:
         """Write the means, of the rows of X and of codes; the slot that holds them."""
         low, spec = self.low, self.spec
         out = z if spec.n_heads == 1 else low.rows("means", spec.n_outputs)
-        for mode, library in ((Mode.RECONSTRUCT, self.libraries[0]), (Mode.DECODE, None)):
+        for mode, size_sum in ((Mode.RECONSTRUCT, self.size_sums[0]), (Mode.DECODE, None)):
             low.op(
                 OpCode.MEANS,
                 mode,
-                {"z": z, "library": library, "out": out},
+                {"z": z, "size_sum": size_sum, "out": out},
                 activation=spec.layers[-1].activation,
                 scale=spec.library,
             )

@@ -125,10 +125,10 @@ class Writer:
         if self.counts is not None:
             judged_by = score | LEARN
             seen = forward if spec.log_normalize else Mode.RECONSTRUCT
-            library = self.counts.library(seen | judged_by if goal == 0 else seen, 0)
-            self.counts.library(judged_by, goal)
+            size_sum = self.counts.size_sum(seen | judged_by if goal == 0 else seen, 0)
+            self.counts.size_sum(judged_by, goal)
             if spec.log_normalize:
-                normalized = {"library": library}
+                normalized = {"size_sum": size_sum}
                 if self.x:
                     low.op(OpCode.LOG_NORMALIZE, forward, {"x": self.x} | normalized, scale=spec.library)
         elif apart and not spec.gram_decoder:

@@ -17,23 +17,26 @@ import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .geometry import Convolution
-from .ops import GEOMETRY, SIGNATURES, OpCode, padded
+from .ops import GEOMETRY, SIGNATURES, OpCode, Source, padded
 from .spec import NetworkSpec
 
 __all__ = [
     "FORWARD",
     "FROM_CODES",
     "LEARN",
+    "Gathered",
     "Mode",
     "Op",
     "Plan",
     "Region",
     "Slot",
+    "gathered",
     "geometry",
     "op_flops",
     "product_size",
@@ -197,8 +200,45 @@ class Plan:
 
 
 OP_DTYPE = np.dtype(
-    [("code", "i4"), ("modes", "i4"), ("slots", "i4", 11), ("ints", "i4", 18), ("floats", "f8", 8)], align=True
+    [
+        ("code", "i4"),
+        ("modes", "i4"),
+        ("slots", "i4", max(len(s.slots) for s in SIGNATURES.values())),
+        ("ints", "i4", max(len(s.ints) for s in SIGNATURES.values())),
+        ("floats", "f8", max(len(s.floats) for s in SIGNATURES.values())),
+    ],
+    align=True,
 )
+"""``OpDesc`` of ``csrc/plan/plan.h``."""
+
+
+class Gathered(NamedTuple):
+    """What an op needs of the source that it takes rows from."""
+
+    source: Source
+    columns: int | None
+    """How many columns the source must have; None: any number."""
+    csr: bool
+    """Whether the source must be CSR."""
+
+
+def gathered(plan: Plan, op: Op) -> Gathered | None:
+    """The source that an op takes rows from; None if it takes none."""
+    signature = SIGNATURES[op.code]
+    if (gathers := signature.gathers) is None:
+        return None
+    source = gathers.source
+    if not isinstance(source, Source):
+        source = Source(op.ints[signature.ints.index(source)])
+    slot = plan.slots[op.slots[signature.slots.index(gathers.slot)]] if gathers.slot else None
+    columns = None
+    if gathers.columns == "one":
+        columns = 1
+    elif gathers.columns == "features":
+        columns = plan.spec.n_outputs
+    elif slot is not None:
+        columns = slot.rows if gathers.columns == "rows" else slot.cols
+    return Gathered(source, columns, gathers.csr)
 
 
 PRODUCTS = {

@@ -66,7 +66,7 @@ def probe() -> Probe:
         return Probe(False, "no NVIDIA GPU, or no driver for it", absent=not found_cupy)
     if not found_cupy:
         return Probe(False, f"CuPy is missing: {EXTRA}")
-    from .nvrtc import source_folder
+    from ...plan.ops import source_folder
 
     if not (source_folder() / "cuda" / "narrows.cu").is_file():
         return Probe(False, f"the package was installed without its kernels: {source_folder()} has none")

@@ -16,8 +16,8 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ...plan.ops import SIGNATURES, OpCode, Source
-from ...plan.plan import Mode, Plan
+from ...plan.ops import Source
+from ...plan.plan import Mode, Plan, gathered
 from ...rows.devices import on_gpu
 from ...rows.shifted import split_shift
 from ...rows.sparse import sparse_rows
@@ -64,26 +64,8 @@ def wanted(plan: Plan, modes: Mode) -> dict[int, int]:
     """The sources that ops of these modes take rows from, and how many columns each must have (any: 0)."""
     found: dict[int, int] = {}
     for op in plan.ops:
-        if not op.modes & modes:
-            continue
-        signature = SIGNATURES[op.code]
-        slots = {name: plan.slots[i] for name, i in zip(signature.slots, op.slots, strict=True) if i >= 0}
-        source = dict(zip(signature.ints, op.ints, strict=True)).get("source")
-        cols = 0
-        if op.code is OpCode.SHIFT:
-            source, cols = Source.SHIFT, slots["out"].cols
-        elif op.code is OpCode.CONDITION:
-            source, cols = Source.CONDITION, 1
-        elif op.code in (OpCode.SPARSE_DENSE, OpCode.SPARSE_WGRAD, OpCode.SPARSE_WGRAD_UPDATE):
-            source, cols = Source.X, slots["dW" if op.code is OpCode.SPARSE_WGRAD else "W"].rows
-        elif op.code is OpCode.GATHER:
-            cols = slots["out"].cols
-        elif op.code is OpCode.COUNTS:
-            cols = plan.spec.n_outputs
-        elif source is not None and "W" in slots:
-            cols = slots["W"].cols
-        if source is not None:
-            found[source] = max(cols, found.get(source, 0))
+        if op.modes & modes and (taken := gathered(plan, op)) is not None:
+            found[taken.source] = max(taken.columns or 0, found.get(taken.source, 0))
     return found
 
 

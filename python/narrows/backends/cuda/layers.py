@@ -156,7 +156,7 @@ def _backward(layer: Layer) -> Written:
     return _written(layer, dA.rows, write)
 
 
-PLAIN_ROWS = {"library": None, "shift": None, "stream": 0, "level": 0.0, "scale": 1.0}
+PLAIN_ROWS = {"size_sum": None, "shift": None, "stream": 0, "level": 0.0, "scale": 1.0}
 """Sparse rows that nothing is done to."""
 
 

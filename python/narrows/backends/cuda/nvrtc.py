@@ -14,17 +14,11 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
+from ...plan.ops import source_folder
 from ...plan.spec import Precision
 from .table import PRECISION_FLAGS, constants
 
-__all__ = ["Compiled", "Nvrtc", "digest", "flags", "source", "source_folder"]
-
-
-def source_folder() -> Path:
-    """Of the package, or of the repository that it is used from."""
-    package = Path(__file__).resolve().parents[2]
-    shipped = package / "csrc"
-    return shipped if shipped.is_dir() else package.parents[1] / "csrc"
+__all__ = ["Compiled", "Nvrtc", "digest", "flags", "source"]
 
 
 def source() -> str:

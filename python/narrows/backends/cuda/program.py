@@ -353,7 +353,7 @@ class CudaProgram:
         number, n = np.asarray(batch), self.plan.spec.n_batches
         bad = ~((number >= 0) & (number < n) & (number == np.floor(number)))
         if bad.any():
-            raise ValueError(f"{number[bad][0]:g} is no number of one of {n} batches")
+            raise ValueError(f"batch number {number[bad][0]:g} is outside 0..{n - 1}")
 
     def apply(self, X_: Any, mode: Mode, target: Any = None, batch: Any = None) -> Array:
         self._check_batches(batch)

@@ -14,24 +14,24 @@ from .dense import picked
 from .run import Array, Run, op
 
 
-@op(OpCode.LIBRARY)
-def library(run: Run, *, out: Array, source: int) -> None:
+@op(OpCode.SIZE_SUM)
+def size_sum(run: Run, *, out: Array, source: int) -> None:
     out[:, 0] = picked(run, source).sum(axis=1, dtype=np.float64)
 
 
 @op(OpCode.LOG_NORMALIZE)
-def log_normalize(run: Run, *, x: Array, library: Array, scale: float) -> None:
-    x[...] = np.log1p(x * size_factors(library, scale))
+def log_normalize(run: Run, *, x: Array, size_sum: Array, scale: float) -> None:
+    x[...] = np.log1p(x * size_factors(size_sum, scale))
 
 
-def size_factors(library: Array, scale: float) -> Array:
-    factors: Array = library.dtype.type(scale) / np.where(library > 0, library, 1)
+def size_factors(size_sum: Array, scale: float) -> Array:
+    factors: Array = size_sum.dtype.type(scale) / np.where(size_sum > 0, size_sum, 1)
     return factors
 
 
 @op(OpCode.MEANS)
-def means(run: Run, *, z: Array, library: Array | None, out: Array, activation: int, scale: float) -> None:
-    act, rows = Activation(activation), scale if library is None else library
+def means(run: Run, *, z: Array, size_sum: Array | None, out: Array, activation: int, scale: float) -> None:
+    act, rows = Activation(activation), scale if size_sum is None else size_sum
     out[...] = ACTIVATE[act](z[:, : out.shape[1]]) * (rows if act is Activation.SOFTMAX else rows / scale)
 
 
@@ -41,7 +41,7 @@ def counts(
     *,
     z: Array,
     weight: Array | None,
-    library: Array,
+    size_sum: Array,
     log_dispersion: Array | None,
     rowloss: Array,
     partial: Array | None,
@@ -62,7 +62,7 @@ def counts(
             tau = DISPERSION_PACE * log_dispersion.astype(np.float64)
     if kind.info.heads > 1:
         zeta = z[:, -n:].astype(np.float64)
-    factor = library if act is Activation.SOFTMAX else library / scale
+    factor = size_sum if act is Activation.SOFTMAX else size_sum / scale
     mu = ACTIVATE[act](logits) * factor
     value, by_mean, by_dispersion, by_dropout = count_terms(y, mu, tau, zeta)
     rowloss[:, 0] = value.sum(axis=1)

@@ -137,7 +137,7 @@ def check_numbers(number: Array, n_batches: int) -> None:
     """Refuse what is no number of a batch."""
     bad = ~((number >= 0) & (number < n_batches) & (number == np.floor(number)))
     if bad.any():
-        raise ValueError(f"{number[bad][0]:g} is no number of one of {n_batches} batches")
+        raise ValueError(f"batch number {number[bad][0]:g} is outside 0..{n_batches - 1}")
 
 
 @op(OpCode.WGRAD)

@@ -16,12 +16,12 @@ from .run import Array, Run, op
 from .updates import descend
 
 
-def masked_rows(run: Run, stream: int, level: float, library: Array | None, scale: float, dtype: Any) -> Any:
-    """Rows of X as CSR, normalised as by LOG_NORMALIZE if there is a `library`; in training, masking noise falls on the
-    same elements as CORRUPT's."""
+def masked_rows(run: Run, stream: int, level: float, size_sum: Array | None, scale: float, dtype: Any) -> Any:
+    """Rows of X as CSR, normalised as by LOG_NORMALIZE if there is a `size_sum`. In training, masking noise falls on
+    the same elements as CORRUPT's."""
     X = run.sources[0][run.rows].astype(dtype)
-    if library is not None:
-        X.data = np.log1p(X.data * np.repeat(size_factors(library, scale), np.diff(X.indptr)))
+    if size_sum is not None:
+        X.data = np.log1p(X.data * np.repeat(size_factors(size_sum, scale), np.diff(X.indptr)))
     if level > 0 and run.mode & LEARN:
         u = philox.uniform(run.seed, stream, run.step, *X.shape)
         rows = np.repeat(np.arange(X.shape[0]), np.diff(X.indptr))
@@ -35,7 +35,7 @@ def sparse_dense(
     *,
     W: Array,
     b: Array,
-    library: Array | None,
+    size_sum: Array | None,
     shift: Array | None,
     out: Array,
     pre: Array | None,
@@ -44,7 +44,7 @@ def sparse_dense(
     level: float,
     scale: float,
 ) -> None:
-    z = masked_rows(run, stream, level, library, scale, W.dtype) @ W
+    z = masked_rows(run, stream, level, size_sum, scale, W.dtype) @ W
     if shift is not None:
         z -= shift @ W
     z += b
@@ -64,20 +64,20 @@ def sparse_wgrad_update(
     run: Run,
     *,
     dz: Array,
-    library: Array | None,
+    size_sum: Array | None,
     shift: Array | None,
     stream: int,
     level: float,
     scale: float,
     **rule: Any,
 ) -> None:
-    descend(run, _sparse_outer(run, dz, library, shift, stream, level, scale), **rule)
+    descend(run, _sparse_outer(run, dz, size_sum, shift, stream, level, scale), **rule)
 
 
 def _sparse_outer(
-    run: Run, dz: Array, library: Array | None, shift: Array | None, stream: int, level: float, scale: float
+    run: Run, dz: Array, size_sum: Array | None, shift: Array | None, stream: int, level: float, scale: float
 ) -> Array:
-    product: Array = masked_rows(run, stream, level, library, scale, dz.dtype).T @ dz
+    product: Array = masked_rows(run, stream, level, size_sum, scale, dz.dtype).T @ dz
     if shift is not None:
         product -= shift.T @ dz.sum(axis=0, keepdims=True)
     return product

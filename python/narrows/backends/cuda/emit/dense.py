@@ -109,13 +109,13 @@ def gaussian(w: Writer, o: Operands) -> None:
 
 @lowers(OpCode.LOG_NORMALIZE)
 def log_normalize(w: Writer, o: Operands) -> None:
-    w.each("log_normalize", o.x, (o.x, o.library), floats=(o.scale,))
+    w.each("log_normalize", o.x, (o.x, o.size_sum), floats=(o.scale,))
 
 
 @lowers(OpCode.MEANS)
 def means(w: Writer, o: Operands) -> None:
     kernel = f"means<{BOOL[o.activation == Activation.SOFTMAX]}>"
-    w.by_row(kernel, o.out.cols, (o.z, o.library, o.out), floats=(o.scale,))
+    w.by_row(kernel, o.out.cols, (o.z, o.size_sum, o.out), floats=(o.scale,))
 
 
 # --- restricted Boltzmann machines ------------------------------------------------------------------------------------

@@ -105,8 +105,8 @@ def gram_slopes(
     w.launch(kernel, -(-W.cols // BAND), THREADS, (*slots, shift, starts, kept), (source, 0, 0, flag), floats)
 
 
-@lowers(OpCode.LIBRARY)
-def library(w: Writer, o: Operands) -> None:
+@lowers(OpCode.SIZE_SUM)
+def size_sum(w: Writer, o: Operands) -> None:
     places(w, o.source, o.out)
 
 
@@ -118,7 +118,7 @@ def counts(w: Writer, o: Operands) -> None:
     sums = w.temporary(groups, n) if o.partial is not None and w.learns else None
     threads = 2 * THREADS if n >= WIDE_ROW else whole_warps(-(-n // 4))
     kernel = f"counts<{loss_name(loss)}, {BOOL[softmax]}, {BOOL[o.by_cell]}>"
-    slots = o.z, o.weight, o.library, o.log_dispersion, o.rowloss, places(w, o.source)[1], sums
+    slots = o.z, o.weight, o.size_sum, o.log_dispersion, o.rowloss, places(w, o.source)[1], sums
     w.launch(kernel, groups, threads, slots, (o.source, n), (o.scale,))
     if sums is not None:
         grain, blocks = -(-groups // o.partial.rows), -(-n // 32) * o.partial.rows
@@ -129,7 +129,7 @@ def counts(w: Writer, o: Operands) -> None:
 
 
 def noise(o: Operands) -> Noise:
-    return Noise(o.library, o.stream, o.level, o.scale)
+    return Noise(o.size_sum, o.stream, o.level, o.scale)
 
 
 @lowers(OpCode.SPARSE_DENSE)
