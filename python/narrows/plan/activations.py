@@ -33,6 +33,11 @@ class Activation(enum.IntEnum):
         """Whether the derivative needs the input of the activation, not its output alone."""
         return self in (Activation.GELU, Activation.SILU)
 
+    @property
+    def rectifier(self) -> bool:
+        """Whether it is close to zero for negative inputs, so that first weights are He uniform."""
+        return self in (Activation.RELU, Activation.LEAKY_RELU, Activation.ELU, Activation.GELU, Activation.SILU)
+
 
 ACTIVATIONS: Mapping[str, Activation] = {
     **{a.name.lower(): a for a in Activation},

@@ -23,8 +23,6 @@ STREAM = 2**31
 DRAWN = 1 << 15
 """Weights drawn at a time."""
 
-_RECTIFIERS = frozenset({Activation.RELU, Activation.LEAKY_RELU, Activation.ELU, Activation.GELU, Activation.SILU})
-
 
 def draw_seed(random_state: Any) -> int:
     """A 64-bit seed: the integer itself, one draw from a generator, or fresh entropy for None."""
@@ -56,7 +54,7 @@ def initial_weight(
     References: He, Zhang, Ren and Sun, ICCV 2015; Glorot and Bengio, AISTATS 2010.
     """
     fan_in, fan_out = fans or (n_in, n_out)
-    fan = fan_in if activation in _RECTIFIERS else fan_in + fan_out
+    fan = fan_in if activation.rectifier else fan_in + fan_out
     limit = math.sqrt(6.0 / fan)
     return _drawn(
         n_in, n_out, dtype, lambda m, first: (2 * philox.uniform(seed, STREAM + layer, 0, m, n_out, first) - 1) * limit
