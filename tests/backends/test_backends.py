@@ -5,6 +5,7 @@ A dense op is held to the textbook bound, element by element (`dense_bound`); a 
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,6 @@ import scipy.sparse as sp
 
 from agreement import (
     Array,
-    all_cases,
     assert_close,
     clear_cases,
     dtypes,
@@ -40,8 +40,6 @@ from oracle import SEED, STEP, away_from_kinks
 LIPSCHITZ = {Activation.GELU: 1.13, Activation.SILU: 1.1}
 """Largest slopes above 1 of the activations in `SHAPE_CASES`."""
 
-trained_cases = pytest.mark.parametrize("case", CASES + clear_cases, ids=str)
-
 
 def dense_bound(x: Array, W: Array, b: Array, dtype: Any) -> Array:
     """|y - y64| <= (k + 8) u (|x||W| + |b|) for y = x W + b, sums of k terms in any order."""
@@ -52,52 +50,56 @@ def dense_bound(x: Array, W: Array, b: Array, dtype: Any) -> Array:
 
 
 @dtypes
-@all_cases
-def test_inference_agrees(backend: str, case: Case, dtype: Any) -> None:
-    program, data, expected = program_of(backend, case, dtype), case.data(dtype), expected_outputs(case)
+@pytest.mark.parametrize("case", CASES + clear_cases, ids=str)
+def test_a_program_agrees_with_the_reference(fast_backend: str, case: Case, dtype: Any) -> None:
+    """Every mode of inference, the terms and gradients of one batch, and a few training steps."""
+    check_inference(program_of(fast_backend, case, dtype), case, dtype)
+    case = away_from_kinks(case)
+    program = program_of(fast_backend, case, dtype)
+    check_gradient(program, case, dtype)
+    check_steps(program, case, dtype)
+
+
+def check_inference(program: Any, case: Case, dtype: Any) -> None:
+    data, expected, relative = case.data(dtype), expected_outputs(case), tolerance(case, dtype)
     for mode in inference:
         actual = program.apply(data.X, mode, data.target, data.batch)
-        assert actual.dtype == (np.float64 if backend == "reference" else dtype)
-        assert_close(actual, expected[mode], tolerance(case, dtype), mode.name or "")
+        assert actual.dtype == dtype, f"dtype of {mode.name}"
+        assert_close(actual, expected[mode], relative, f"{mode.name}")
     actual = program.apply(expected[Mode.ENCODE].astype(dtype), Mode.DECODE, batch=data.batch)
-    assert_close(actual, expected[Mode.DECODE], tolerance(case, dtype), "DECODE")
+    assert_close(actual, expected[Mode.DECODE], relative, "DECODE")
 
 
-@dtypes
-@trained_cases
-def test_terms_and_gradients_agree(backend: str, case: Case, dtype: Any) -> None:
-    case = away_from_kinks(case)
-    terms, gradient = program_of(backend, case, dtype).gradient(first_rows(case), SEED, STEP)
+def check_gradient(program: Any, case: Case, dtype: Any) -> None:
+    relative = tolerance(case, dtype)
+    terms, gradient = program.gradient(first_rows(case), SEED, STEP)
     expected_terms, expected = expected_gradient(case)
-    np.testing.assert_allclose(terms, expected_terms, rtol=tolerance(case, dtype))
-    assert set(gradient) == set(expected)
+    np.testing.assert_allclose(terms, expected_terms, rtol=relative, err_msg="terms of the loss of one batch")
+    assert set(gradient) == set(expected), "names of the gradients"
     largest = max(float(np.abs(g).max()) for g in expected.values())
     for name, g in expected.items():
-        # Biases sum over the batch what may cancel: the size of the whole gradient is the measure there.
+        # The sum of a bias over the batch may cancel: the size of the whole gradient is the measure there.
         scale = largest / max(float(np.abs(g).max()), 1e-30) if name[0] == "b" else 1.0
-        assert_close(gradient[name], g, tolerance(case, dtype) * max(scale, 1.0), f"d{name}")
+        assert_close(gradient[name], g, relative * max(scale, 1.0), f"gradient of {name}")
 
 
-@dtypes
-@trained_cases
-def test_a_few_steps_agree(backend: str, case: Case, dtype: Any) -> None:
-    case = away_from_kinks(case)
-    program = program_of(backend, case, dtype)
+def check_steps(program: Any, case: Case, dtype: Any) -> None:
+    relative = tolerance(case, dtype)
     terms = program.train(*epoch(case))
     expected_terms, expected = expected_epoch(case)
-    assert terms.shape == (-(-case.rows // case.batch), len(case.plan.terms))
-    np.testing.assert_allclose(terms, expected_terms, rtol=tolerance(case, dtype))
+    assert terms.shape == (-(-case.rows // case.batch), len(case.plan.terms)), "one row of terms for each step"
+    np.testing.assert_allclose(terms, expected_terms, rtol=relative, err_msg="terms of the training steps")
     state = program.state()
     for name, value in expected.items():
-        assert_close(state[name], value, tolerance(case, dtype), name)
+        assert_close(state[name], value, relative, f"{name} after training")
 
 
 @pytest.mark.parametrize("case", SHAPE_CASES, ids=str)
-def test_one_dense_op_keeps_the_textbook_bound(backend: str, case: Case) -> None:
+def test_one_dense_op_keeps_the_textbook_bound(fast_backend: str, case: Case) -> None:
     X, state = case.data().X, case.state()
     activation = case.spec.layers[0].activation
     expected = reference_of(case).apply(X, Mode.ENCODE)
-    actual = program_of(backend, case).apply(X.astype(np.float32), Mode.ENCODE)
+    actual = program_of(fast_backend, case).apply(X.astype(np.float32), Mode.ENCODE)
     bound = dense_bound(X, state["W0"], state["b0"], np.float32) * LIPSCHITZ.get(activation, 1.0)
     assert (np.abs(actual - expected) <= bound).all()
 
@@ -119,14 +121,14 @@ def test_small_integers_are_exact(backend: str, case: Case) -> None:
 
 @dtypes
 @pytest.mark.parametrize("loss", [Loss.BCE, Loss.MULTINOMIAL, Loss.MSE])
-def test_extreme_logits(backend: str, loss: Loss, dtype: Any) -> None:
+def test_extreme_logits(fast_backend: str, loss: Loss, dtype: Any) -> None:
     link = {Loss.BCE: Activation.SIGMOID, Loss.MULTINOMIAL: Activation.SOFTMAX}.get(loss, Activation.TANH)
     plan = lower(network((3, 2, 3), output=link, loss=loss), 4)
     W0, W1 = np.ones((3, 2)), 1e4 * np.ones((2, 1)) * np.array([[1.0, -1.0, 1.0]])
     state = {"W0": W0, "b0": np.zeros((1, 2)), "W1": W1, "b1": np.zeros((1, 3))}
     X = np.array([[0.0, 1.0, 0.5], [1.0, 0.0, 0.0], [0.0, 0.0, 0.0], [1.0, 1.0, 1.0]])
     results = []
-    for name, precision in ((backend, dtype), ("reference", np.float64)):
+    for name, precision in ((fast_backend, dtype), ("reference", np.float64)):
         program = compile_plan(plan, name, precision=precision, n_threads=1)
         program.load({k: v.astype(precision) for k, v in state.items()})
         program.bind(X.astype(precision))
@@ -184,8 +186,12 @@ NOISE_WIDTHS = (1, 3, 4, 15, 17, 31, 33, 63, 65, 127, 129, 511, 513, 1029)
 
 @dtypes
 @pytest.mark.parametrize("kind", Corruption, ids=lambda kind: kind.name)
-@pytest.mark.parametrize("n", NOISE_WIDTHS)
-def test_corruption_is_philox(backend: str, n: int, kind: Corruption, dtype: Any) -> None:
+def test_corruption_is_philox(backend: str, kind: Corruption, dtype: Any) -> None:
+    for n in NOISE_WIDTHS:
+        check_corruption(backend, n, kind, dtype)
+
+
+def check_corruption(backend: str, n: int, kind: Corruption, dtype: Any) -> None:
     """One component and one row that counts: dW0 is that row, corrupted, times a number."""
     m, level = 3, 0.5
     spec = network((n, 1, n), corruption=kind, corruption_level=level, corruption_range=(-1, 2), weighted=True)
@@ -199,8 +205,10 @@ def test_corruption_is_philox(backend: str, n: int, kind: Corruption, dtype: Any
         Corruption.SALT_AND_PEPPER: np.where(u < level / 2, -1.0, np.where(u < level, 2.0, 1.0)),
     }[kind]
     number = actual @ corrupted / max(corrupted @ corrupted, 1e-30)
-    np.testing.assert_allclose(actual, number * corrupted, rtol=1e-6 if dtype is np.float32 else 1e-12)
-    assert number != 0 or not corrupted.any()
+    np.testing.assert_allclose(
+        actual, number * corrupted, rtol=1e-6 if dtype is np.float32 else 1e-12, err_msg=f"{n} columns"
+    )
+    assert number != 0 or not corrupted.any(), f"{n} columns"
 
 
 # --- layouts of the data ----------------------------------------------------------------------------------
@@ -250,10 +258,14 @@ def test_broadcast_rows(backend: str) -> None:
     np.testing.assert_array_equal(program.apply(X, Mode.ENCODE), program.apply(X.copy(), Mode.ENCODE))
 
 
-@pytest.mark.parametrize("index", [np.int32, np.int64])
-@pytest.mark.parametrize("value", [np.float32, np.float64])
-@pytest.mark.parametrize("form", [sp.csr_matrix, sp.csr_array])
-def test_csr_equals_dense(backend: str, form: Any, value: Any, index: Any) -> None:
+def test_csr_equals_dense(backend: str) -> None:
+    for form, value, index in itertools.product(
+        (sp.csr_matrix, sp.csr_array), (np.float32, np.float64), (np.int32, np.int64)
+    ):
+        check_csr(backend, form, value, index)
+
+
+def check_csr(backend: str, form: Any, value: Any, index: Any) -> None:
     case = Case("csr", network((33, 9, 33), separate_target=True), batch=8, rows=21)
     rng = np.random.default_rng(2)
     X = (case.data().X * (rng.random((21, 33)) < 0.2)).astype(value)

@@ -129,10 +129,10 @@ def test_exact_data_with_a_transposed_weight(cpp: str) -> None:
 
 
 @pytest.mark.parametrize("case", [c for c in CASES if "clip" not in c.name][::2], ids=str)
-def test_gradients_agree_with_the_reference(backend: str, case: Case) -> None:
+def test_gradients_agree_with_the_reference(fast_backend: str, case: Case) -> None:
     """A value on the verge rounds to either side, and is 2**-8 off then; few do."""
     case = away_from_kinks(case)
-    program = compile_plan(case.plan, backend, precision="bfloat16", n_threads=2)
+    program = compile_plan(case.plan, fast_backend, precision="bfloat16", n_threads=2)
     reference = ReferenceProgram(case.plan, bfloat16=True)
     for p, dtype in ((program, np.float32), (reference, np.float64)):
         p.load(case.state(dtype))

@@ -87,15 +87,14 @@ def test_cpp_cuts_are_tuned_without_a_bit(cpp: str, precision: Precision) -> Non
     [*MODEL_CASES[::4], *SHAPE_CASES, *SPARSE_CASES, *GRAM_CASES, *SHIFTED_CASES, *BATCH_CASES],
     ids=str,
 )
-def test_rows_do_not_depend_on_their_neighbours(backend: str, case: Case) -> None:
-    if backend == "reference":
-        pytest.skip("the reference is NumPy, which makes no such promise")
+def test_rows_do_not_depend_on_their_neighbours(fast_backend: str, case: Case) -> None:
+    """The reference is NumPy, which makes no such promise."""
     data = case.data(np.float32)
-    program = program_of(backend, case)
+    program = program_of(fast_backend, case)
     single = Case(case.name, case.spec, batch=1, rows=case.rows)
     for mode in inference:
         whole = program.apply(data.X, mode, data.target, data.batch)
-        one_by_one = program_of(backend, single).apply(data.X, mode, data.target, data.batch)
+        one_by_one = program_of(fast_backend, single).apply(data.X, mode, data.target, data.batch)
         assert whole.tobytes() == one_by_one.tobytes(), mode
         i = case.rows // 2
         target, batch = (None if part is None else part[i : i + 1] for part in (data.target, data.batch))

@@ -89,9 +89,13 @@ def applied(backend: str, spec: Any, state: dict[str, Array], X: Array, mode: Mo
     return out
 
 
-@pytest.mark.parametrize("width", [1, 2, 7, 15, 16, 17, 31, 33, 65])
 @pytest.mark.parametrize("filters", [1, 5, 6, 7, 13])
-def test_a_convolution_is_a_correlation(backend: str, width: int, filters: int) -> None:
+def test_a_convolution_is_a_correlation(backend: str, filters: int) -> None:
+    for width in (1, 2, 7, 15, 16, 17, 31, 33, 65):
+        check_correlation(backend, width, filters)
+
+
+def check_correlation(backend: str, width: int, filters: int) -> None:
     rng = np.random.default_rng(width)
     spec = images((3, width, 2), conv(filters, (3, 5)), 6 * width, latent=1)
     state = Case("correlation", spec).state()
@@ -101,7 +105,7 @@ def test_a_convolution_is_a_correlation(backend: str, width: int, filters: int) 
     for i, f in itertools.product(range(3), range(filters)):
         padded = np.pad(x[i], ((1, 1), (2, 2), (0, 0)))
         expected = correlate(padded, K[..., f], "valid")[:, :, 0] + state["b0"][0, f]
-        np.testing.assert_allclose(found[i, :, :, f], expected, rtol=1e-10, atol=1e-10)
+        np.testing.assert_allclose(found[i, :, :, f], expected, rtol=1e-10, atol=1e-10, err_msg=f"width {width}")
 
 
 def test_the_first_of_the_greatest_takes_the_gradient(backend: str) -> None:
@@ -157,11 +161,11 @@ def test_bits_for_any_simulated_team(cpp: str, name: str, dtype: Precision) -> N
 
 
 @pytest.mark.parametrize("size", [40, 90])
-def test_images_larger_than_a_block_of_them(backend: str, size: int) -> None:
+def test_images_larger_than_a_block_of_them(fast_backend: str, size: int) -> None:
     """The gradient of a weight is then summed over several blocks of a grain, down to one image at a time."""
     spec = images((size, size, 3), conv(4, 5, strides=2), conv(3, strides=2, transposed=True), latent=1)
     case = Case("large", spec, batch=19, rows=19)
-    programs = [compile_plan(case.plan, name, precision="float64", n_threads=2) for name in (backend, "reference")]
+    programs = [compile_plan(case.plan, name, precision="float64", n_threads=2) for name in (fast_backend, "reference")]
     found = []
     for program in programs:
         program.load(case.state())

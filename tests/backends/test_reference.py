@@ -22,7 +22,6 @@ from oracle import SEED, STEP, away_from_kinks, forward
 Array = NDArray[Any]
 _SMALL = SPARSE_CASES + GRAM_CASES + SHIFTED_CASES + BATCH_CASES
 small = tuple(c for c in _SMALL if c.plan.parameter_size < 4000)
-model_cases = pytest.mark.parametrize("case", MODEL_CASES + small, ids=str)
 
 
 def program_of(case: Case) -> ReferenceProgram:
@@ -32,52 +31,60 @@ def program_of(case: Case) -> ReferenceProgram:
     return program
 
 
-@model_cases
-def test_forward_is_the_formula(case: Case) -> None:
+@pytest.mark.parametrize("case", MODEL_CASES + small, ids=str)
+def test_a_program_computes_the_formulas(case: Case) -> None:
+    check_forward(case)
+    check_terms(case)
+    check_gradient(away_from_kinks(case))
+
+
+def check_forward(case: Case) -> None:
+    """Codes, reconstructions and scores are those of `oracle.forward`."""
     program, data = program_of(case), case.data()
-    expected = forward(case, np.arange(case.rows), training=False)
-    close = {"rtol": 1e-11, "atol": 1e-13}
-    np.testing.assert_allclose(program.apply(data.X, Mode.ENCODE), expected.code, **close)
-    batch = data.batch
-    np.testing.assert_allclose(program.apply(data.X, Mode.RECONSTRUCT, batch=batch), expected.out[-1], **close)
-    np.testing.assert_allclose(program.apply(expected.code, Mode.DECODE, batch=batch), expected.decoded, **close)
-    score = program.apply(data.X, Mode.SCORE, data.target, batch)
-    np.testing.assert_allclose(score[:, 0], expected.row_loss, rtol=1e-10, atol=1e-13)
+    expected, batch = forward(case, np.arange(case.rows), training=False), data.batch
+    for name, found, wanted, relative in (
+        ("codes", program.apply(data.X, Mode.ENCODE), expected.code, 1e-11),
+        ("reconstructions", program.apply(data.X, Mode.RECONSTRUCT, batch=batch), expected.out[-1], 1e-11),
+        ("decoded codes", program.apply(expected.code, Mode.DECODE, batch=batch), expected.decoded, 1e-11),
+        ("scores", program.apply(data.X, Mode.SCORE, data.target, batch)[:, 0], expected.row_loss, 1e-10),
+    ):
+        np.testing.assert_allclose(found, wanted, rtol=relative, atol=1e-13, err_msg=name)
 
 
-@model_cases
-def test_terms_are_the_objective(case: Case) -> None:
+def check_terms(case: Case) -> None:
+    """The terms of a training step are those of `oracle.forward`."""
     rows = np.arange(min(case.batch, case.rows))
     terms, _ = program_of(case).gradient(rows, SEED, STEP)
     expected = forward(case, rows, training=True).terms
-    assert set(case.plan.terms) == set(expected)
-    np.testing.assert_allclose(terms, [expected[name] for name in case.plan.terms], rtol=1e-10)
+    assert set(case.plan.terms) == set(expected), "names of the terms"
+    np.testing.assert_allclose(terms, [expected[name] for name in case.plan.terms], rtol=1e-10, err_msg="terms")
 
 
-@model_cases
-def test_gradient_is_the_derivative_of_the_sum_of_terms(case: Case) -> None:
-    case = away_from_kinks(case)
+def check_gradient(case: Case) -> None:
+    """The gradient is the derivative of the sum of the terms, by central differences.
+
+    Some single elements of each parameter are moved, then all elements at once, up or down at random: a wrong element
+    changes the derivative along each of these directions.
+    """
     program = program_of(case)
-    rows = np.arange(min(case.batch, case.rows))
+    rows, h = np.arange(min(case.batch, case.rows)), 1e-6
     _, gradient = program.gradient(rows, SEED, STEP)
-    state, h = case.state(), 1e-6
+    state = case.state()
     # The divergence is reported in nats, whatever it weighs.
     weights = np.array([case.spec.kl_weight if term == "kl" else 1.0 for term in case.plan.terms])
-    assert set(gradient) == set(state)
-    rng = np.random.default_rng(0)
+    assert set(gradient) == set(state), "names of the gradients"
+    rng, n = np.random.default_rng(0), 4 if case.plan.parameter_size < 20_000 else 1
     for name, values in state.items():
-        flat = values.reshape(-1)
-        # All elements of a small parameter, a sample of a large one.
-        chosen = np.arange(flat.size) if flat.size <= 50 else rng.choice(flat.size, 20, replace=False)
-        for i in chosen:
-            ends = []
-            for sign in (1, -1):
-                moved = flat.copy()
-                moved[i] += sign * h
-                program.load({**state, name: moved.reshape(values.shape)})
+        single = rng.choice(values.size, min(values.size, n), replace=False)
+        directions = [*rng.choice([-1.0, 1.0], (n, values.size)), *(np.eye(1, values.size, i)[0] for i in single)]
+        for direction in directions:
+            step, ends = direction.reshape(values.shape) * h, []
+            for moved in (values + step, values - step):
+                program.load({**state, name: moved})
                 ends.append(program.gradient(rows, SEED, STEP)[0] @ weights)
-            numeric, exact = (ends[0] - ends[1]) / (2 * h), gradient[name].reshape(-1)[i]
-            assert abs(numeric - exact) <= 1e-7 * (1 + abs(exact)), f"d{name}[{i}]: {exact} but {numeric}"
+            numeric, exact = (ends[0] - ends[1]) / (2 * h), float(gradient[name].reshape(-1) @ direction)
+            at = "all elements" if np.count_nonzero(direction) > 1 else f"element {direction.argmax()}"
+            assert abs(numeric - exact) <= 1e-7 * (1 + abs(exact)), f"{name}, {at}: {exact} but {numeric}"
 
 
 def test_training_ignores_what_the_gradient_does_not_show() -> None:

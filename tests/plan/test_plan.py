@@ -97,9 +97,19 @@ def check_run(plan: Plan, mode: Mode) -> None:
 
 
 @all_cases
-@pytest.mark.parametrize("mode", Mode)
-def test_every_operand_is_there_when_it_is_read(case: Case, mode: Mode) -> None:
-    check_run(case.plan, mode)
+def test_a_plan_is_sound(case: Case) -> None:
+    """Every mode reads only what was written, live slots share no memory, and tables and text equal the plan."""
+    for mode in Mode:
+        check_run(case.plan, mode)
+    check_layout(case.plan)
+    check_tables(case.plan)
+    check_text(case.plan)
+    check_streams(case.plan)
+
+
+@all_cases
+def test_modes_are_parts_of_the_training_step(case: Case) -> None:
+    check_modes(case)
 
 
 @settings(max_examples=150, deadline=None)
@@ -147,11 +157,6 @@ def check_layout(plan: Plan) -> None:
     assert plan.arena_size == (2 + plan.n_moments) * plan.parameter_size + plan.work_size
 
 
-@all_cases
-def test_layout(case: Case) -> None:
-    check_layout(case.plan)
-
-
 def test_batch_memory_is_shared() -> None:
     """A target of its own, as wide as the input, makes room for the backward pass once the loss has read it."""
     wide = lower(network((640, 64, 16, 64, 640), separate_target=True), 32)
@@ -191,15 +196,14 @@ def test_the_planned_arena_gives_the_same_numbers(case: Case) -> None:
         same(arena.state()[name], value, err_msg=name)
 
 
-@all_cases
-def test_tables_say_what_the_plan_says(case: Case) -> None:
-    plan = case.plan
+def check_tables(plan: Plan) -> None:
+    """The tables that native code reads hold exactly the plan."""
     ops = []
     for row in plan.op_table():
         code = OpCode(row["code"])
         signature = SIGNATURES[code]
         n_slots, n_ints, n_floats = len(signature.slots), len(signature.ints), len(signature.floats)
-        assert (row["slots"][n_slots:] == -1).all()
+        assert (row["slots"][n_slots:] == -1).all(), f"unused slots of {code.name}"
         ops.append(
             Op(
                 code,
@@ -209,12 +213,12 @@ def test_tables_say_what_the_plan_says(case: Case) -> None:
                 tuple(row["floats"][:n_floats].tolist()),
             )
         )
-    assert tuple(ops) == plan.ops
+    assert tuple(ops) == plan.ops, "the table of ops"
     rebuilt = tuple(
         Slot(s.name, Region(region), rows, cols, offset)
         for s, (region, rows, cols, offset) in zip(plan.slots, plan.slot_table().tolist(), strict=True)
     )
-    assert rebuilt == plan.slots
+    assert rebuilt == plan.slots, "the table of slots"
 
 
 @settings(max_examples=30, deadline=None)
@@ -226,24 +230,23 @@ def test_lowering_is_deterministic(spec: NetworkSpec, batch: int) -> None:
     assert str(one) == str(two)
 
 
-@all_cases
-def test_str_reads_op_by_op(case: Case) -> None:
-    head, *lines = str(case.plan).splitlines()
-    assert f"batch {case.batch}" in head
-    assert len(lines) == len(case.plan.ops)
-    for line, op in zip(lines, case.plan.ops, strict=True):
+def check_text(plan: Plan) -> None:
+    """One line for each op, with its operands."""
+    head, *lines = str(plan).splitlines()
+    assert f"batch {plan.batch}" in head
+    assert len(lines) == len(plan.ops)
+    for line, op in zip(lines, plan.ops, strict=True):
         assert op.code.name.lower() in line
         for role, i in operands(op).items():
-            assert f" {role}={case.plan.slots[i].name}" in line
-        assert len(line) < 320
+            assert f" {role}={plan.slots[i].name}" in line
+        assert len(line) < 320, line
 
 
 def ops_of(plan: Plan, mode: Mode) -> list[Op]:
     return [op for op in plan.ops if op.modes & mode]
 
 
-@all_cases
-def test_modes_are_parts_of_the_step(case: Case) -> None:
+def check_modes(case: Case) -> None:
     plan = case.plan
     train, gradient = ops_of(plan, Mode.TRAIN), ops_of(plan, Mode.GRADIENT)
     if case.spec.clip_norm is not None:
@@ -369,16 +372,16 @@ def test_a_decoder_in_gram_form_is_linear_and_of_squared_error(wrong: dict[str, 
         lower(network((7, 4, 7), gram_decoder=True, **wrong), 8)
 
 
-@all_cases
-def test_each_random_op_has_a_stream_of_its_own(case: Case) -> None:
+def check_streams(plan: Plan) -> None:
+    """Each random op has a stream of its own."""
     forward = []
-    for op in case.plan.ops:
+    for op in plan.ops:
         if op.code in JUDGES:
             break
         if op.code in (OpCode.CORRUPT, OpCode.DROPOUT, OpCode.SAMPLE):
             forward.append(op.ints[-1])
-    forward += [op.ints[-1] for op in case.plan.ops if op.code is OpCode.DRAW]
-    assert len(set(forward)) == len(forward)
+    forward += [op.ints[-1] for op in plan.ops if op.code is OpCode.DRAW]
+    assert len(set(forward)) == len(forward), "two random ops share a stream"
 
 
 def test_the_cases_use_everything() -> None:

@@ -65,7 +65,7 @@ def log_probability(spec: NetworkSpec, z: Array, mean: Array, y: Array, state: A
     return counted.sum(axis=1)
 
 
-def forward(case: Case, rows: Array, *, training: bool) -> Pass:
+def forward(case: Case, rows: Array, *, training: bool, penalties: bool = True) -> Pass:
     """The pass over `rows` of the case's data; with corruption, dropout and penalties in training."""
     spec, data, state = case.spec, case.data(), case.state()
     a = dense(data.X[rows]).copy()
@@ -129,6 +129,8 @@ def forward(case: Case, rows: Array, *, training: bool) -> Pass:
     else:
         result.row_loss = row_loss(spec.loss, z, a, y, spec.huber_delta, state.get("logvar"))
     result.terms["loss"] = float(w @ result.row_loss) / len(rows)
+    if not penalties:
+        return result
     if spec.activity_l1 > 0:
         result.terms["activity_l1"] = spec.activity_l1 * float(w @ np.abs(result.code).sum(axis=1)) / len(rows)
     if spec.kl_sparsity > 0:
@@ -240,7 +242,7 @@ def jacobian(case: Case, run: Pass) -> Array:
 def kink_distance(case: Case) -> float:
     """How far the first batch keeps from where a derivative jumps."""
     rows = np.arange(min(case.batch, case.rows))
-    run, spec = forward(case, rows, training=True), case.spec
+    run, spec = forward(case, rows, training=True, penalties=False), case.spec
     distances = [np.abs(z).min() for z, layer in zip(run.pre, spec.layers, strict=True) if layer.activation in KINKED]
     for z, layer in zip(run.pre, spec.layers, strict=True):
         if layer.convolution is not None and layer.convolution.pooled:
