@@ -1,6 +1,6 @@
-"""What this installation is and can do: versions, threads, backends, extras.
+"""A description of this installation: versions, threads, backends, extras.
 
-Promises: never raises for something that is missing, imports nothing that is not already needed to answer.
+It never raises for something that is missing, and imports only what it needs for the answer.
 """
 
 from __future__ import annotations
@@ -45,11 +45,10 @@ def show_config() -> Config:
     -------
     Config
         A dict that prints as readable lines. Keys: ``narrows``, ``python``, ``platform`` (texts); ``packages``
-        (versions of the core dependencies); ``threads`` (text: number and where it comes from); ``backend`` (text:
-        what ``backend="auto"`` takes, or why there is none); ``backends`` (texts by name: "ok" or "no", and the
-        reason); ``generic ops`` (texts by name: ops that a backend takes from the reference); ``isa`` and
-        ``bfloat16`` (texts, with the C++ backend: instruction set, and whether bfloat16 is native); ``extras`` (texts
-        by name: "present" or what is missing).
+        (versions of the core dependencies); ``threads`` (number and its origin); ``backend`` (the choice of
+        ``backend="auto"``, or why there is none); ``backends`` (by name: "ok" or "no", and the reason); ``generic ops``
+        (by backend: ops that the reference computes for it); ``isa`` and ``bfloat16`` (with the C++ backend:
+        instruction set, and whether bfloat16 is native); ``extras`` (by name: "present", or what is missing).
     """
     from ._version import __version__
     from .backends import own_ops, probe_all, resolve

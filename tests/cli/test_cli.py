@@ -97,7 +97,7 @@ def test_finished_run_is_left_alone(npy, tmp_path, capsys):
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "o").rglob("*")}
     capsys.readouterr()
     assert narrows(*args[:-1]) == 0
-    assert "finished already" in capsys.readouterr().err
+    assert "already finished" in capsys.readouterr().err
     assert narrows(*args, "--resume", "require", "--threads", "2") == 0  # threads change nothing
     assert before == {p: p.stat().st_mtime_ns for p in (tmp_path / "o").rglob("*")}
 
@@ -110,7 +110,7 @@ def test_no_success_without_the_results(gone, npy, tmp_path, capsys):
     (tmp_path / "o" / gone).unlink()
     capsys.readouterr()
     assert narrows(*args) == 0
-    assert f"was finished, but {'latent.h5ad or ' * (gone == 'latent.npy')}{gone} is gone" in capsys.readouterr().err
+    assert f"was finished, but {'latent.h5ad or ' * (gone == 'latent.npy')}{gone} is missing" in capsys.readouterr().err
     assert (tmp_path / "o" / gone).read_bytes() == whole  # from the checkpoint, training is not repeated
     assert (tmp_path / "o" / "_SUCCESS").exists()
 
@@ -168,7 +168,7 @@ def test_one_run_at_a_time_writes(locks, npy, tmp_path, line, monkeypatch):
         monkeypatch.setattr("fcntl.flock", Mock(side_effect=OSError(errno.ENOLCK, "No locks available")))
     with rundir.RunDir(tmp_path / "o").claimed():
         assert narrows(*args, "--resume", "never") == (3 if locks else 0)
-        assert not locks or "is being written by another run: wait for it to end" in line()
+        assert not locks or "wait for its end" in line()
         assert (tmp_path / "o" / "_SUCCESS").exists()
     assert narrows(*args, "--resume", "never") == 0
     assert not [p for p in (tmp_path / "o").rglob("*") if "lock" in p.name]

@@ -249,7 +249,7 @@ def test_batches_of_a_file_are_those_of_the_estimator(suffix, tmp_path):
     as_b = written("decode", tmp_path / "codes.npy", "--batch", "b")
     assert np.array_equal(as_b, model.inverse_transform(codes, batch="b"))
     assert narrows("report", out) == 0
-    assert narrows("fit", path, "--out", out, *COUNT) == 0, "finished already"
+    assert narrows("fit", path, "--out", out, *COUNT) == 0, "already finished"
 
 
 def test_squared_errors_are_of_rows_in_their_batches(tmp_path):

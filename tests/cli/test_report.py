@@ -82,7 +82,7 @@ def test_report_without_the_data_has_no_colours(folder):
 
 
 def test_unfinished_or_damaged_runs_are_errors(folder, tmp_path):
-    with pytest.raises(DataError, match="holds no metrics"):
+    with pytest.raises(DataError, match="has no metrics"):
         report.build(tmp_path)
     (tmp_path / "metrics.json").write_text("{")
     with pytest.raises(DataError, match="damaged"):

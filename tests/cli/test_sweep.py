@@ -106,7 +106,7 @@ def test_sizes_are_added_and_finished_ones_left_alone(npy, tmp_path, capsys):
     assert {p: whole[p] for p in before} == before
     capsys.readouterr()
     assert narrows(*args[:-1], "--components", "6,4,2") == 0
-    assert "finished already" in capsys.readouterr().err
+    assert "already finished" in capsys.readouterr().err
     assert {p: p.stat().st_mtime_ns for p in out.rglob("*")} == whole
     model = out / "components-4" / "model.safetensors"
     lost = model.read_bytes()

@@ -122,10 +122,10 @@ def test_every_decision_is_in_the_index() -> None:
 
 
 def test_every_option_is_in_the_pages() -> None:
-    from narrows.cli.main import _parser
+    from narrows.cli.arguments import build_parser
 
     page = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
-    _, commands = _parser()
+    _, commands = build_parser()
     for command in commands.values():
         for action in command._actions:
             for option in action.option_strings:

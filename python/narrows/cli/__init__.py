@@ -1,7 +1,7 @@
-"""The batch tool: the command ``narrows`` and the jobs behind it.
+"""The command ``narrows`` and its jobs.
 
-Reading order: `main` (arguments and exit codes) -> `settings` -> `jobs` (fit) and `applying` (encode, decode, score) ->
-`rundir` (what lies under ``--out``) -> `report`.
+Reading order: `main` (exit codes), `arguments`, `settings`, then `jobs` (fit) with `measures`, `sweep`, `applying`
+(encode, decode, score), `rundir` (the folder ``--out``), and `report` with `figures`.
 """
 
 from .main import main

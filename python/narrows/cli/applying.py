@@ -1,9 +1,8 @@
-"""A model applied to a file: encode, decode and score behind the command line.
+"""The commands encode, decode and score: a model applied to a file.
 
-- Encoding a file gives bit for bit the codes that fit wrote for it, whatever the memory limit or the number
-  of threads.
-- Rows are read, worked on and written block by block; the output file is whole or is not there.
-- The data must have the model's features in the model's order; anything else is an error that says where.
+- Encoding a file gives the same bits as the codes that fit wrote for it, with any memory limit and number of threads.
+- Rows are read, computed and written block by block. The output file is either complete or absent.
+- The data must have the model's features in the model's order. Otherwise an error names the first difference.
 """
 
 from __future__ import annotations
@@ -56,7 +55,7 @@ log = logging.getLogger("narrows")
 
 @dataclass(frozen=True, kw_only=True)
 class ApplySettings:
-    """What ``encode``, ``decode`` and ``score`` can be told; None takes what the model or the machine says."""
+    """Settings of ``encode``, ``decode`` and ``score``; None means the value of the model or the machine."""
 
     model: Path
     data: str
@@ -80,12 +79,12 @@ def encode(settings: ApplySettings) -> None:
 
 
 def decode(settings: ApplySettings) -> None:
-    """Write what latent codes decode to, on the scale of the data, to a .npy, .h5ad or .csv file."""
+    """Write the reconstructions of latent codes, on the scale of the data, to a .npy, .h5ad or .csv file."""
     with _job(settings, ".npy", ".h5ad", ".csv") as estimator, data.open(settings.data) as source:
         normalizer = _normalizer_of(estimator)
         k = estimator.plan_.spec.n_components
         if source.shape[1] != k:
-            raise DataError(f"{source.name}: {source.shape[1]} columns, the model has {k} components")
+            raise DataError(f"{source.name}: {source.shape[1]} columns, but the model has {k} components")
         batch = _batches(estimator, settings, source)
         shape = (source.shape[0], normalizer.n_features_)
         step = _rows_in(apply_bytes(estimator, settings.max_memory), shape[1])
@@ -94,8 +93,8 @@ def decode(settings: ApplySettings) -> None:
             for start, block in source.blocks(step):
                 data.check_finite(block, start, source)
                 codes = block.toarray() if hasattr(block, "toarray") else block
-                told = _some(batch, start, len(codes))
-                yield normalizer.inverse_transform(estimator.inverse_transform(codes, batch=told))
+                labels = _some(batch, start, len(codes))
+                yield normalizer.inverse_transform(estimator.inverse_transform(codes, batch=labels))
 
         write_table(
             settings.output,
@@ -110,7 +109,7 @@ def decode(settings: ApplySettings) -> None:
 
 
 def score(settings: ApplySettings) -> None:
-    """Write the loss of each row, a sum over its features, to a .csv or .npy file; lower is better."""
+    """Write the loss of each row, summed over its features, to a .csv or .npy file. Lower is better."""
     with _job(settings, ".csv", ".npy") as estimator, _opened(estimator, settings) as table:
         step = _rows_in(apply_bytes(estimator, settings.max_memory), table.shape[1])
         batch = _batches(estimator, settings, table)
@@ -120,8 +119,8 @@ def score(settings: ApplySettings) -> None:
             for start in range(0, table.shape[0], step):
                 block = _read(table, slice(start, start + step), loss)
                 _check(block, start, table, loss)
-                told = _some(batch, start, block.shape[0])
-                yield -estimator.score_samples(with_names(block, table), batch=told)
+                labels = _some(batch, start, block.shape[0])
+                yield -estimator.score_samples(with_names(block, table), batch=labels)
 
         write_table(
             settings.output,
@@ -136,7 +135,7 @@ def score(settings: ApplySettings) -> None:
 
 @contextlib.contextmanager
 def _job(settings: ApplySettings, *suffixes: str) -> Iterator[Any]:
-    """The model, once the output's name is checked; NumPy's own threads are held to the job's."""
+    """Check the output path and load the model. NumPy's BLAS uses no more threads than the job."""
     check_output(settings.output, suffixes)
     estimator = open_model(settings.model, settings.backend, settings.threads)
     with blas_threads(thread_choice(settings.threads)[0]):
@@ -144,19 +143,19 @@ def _job(settings: ApplySettings, *suffixes: str) -> Iterator[Any]:
 
 
 def open_model(path: Path, backend: str | None = None, threads: int | None = None) -> Any:
-    """The estimator of a model file, or of the folder of a fit, set to run on this machine."""
+    """The estimator of a model file or of the folder of a fit, set up for this machine."""
     if path.is_dir():
         if not (path / "model.safetensors").exists():
-            raise DataError(f"{path} holds no model.safetensors: give a model file or the --out folder of a fit")
+            raise DataError(f"{path} has no model.safetensors: give a model file or the --out folder of a fit")
         path = path / "model.safetensors"
     estimator = narrows.load(path)
-    # Threads and backend belong to the machine a model runs on, not to the one it was trained on.
+    # Threads and backend belong to this machine, not to the machine of the training.
     return estimator.set_params(n_threads=threads, **({} if backend is None else {"backend": backend}))
 
 
 @contextlib.contextmanager
 def _opened(estimator: Any, settings: ApplySettings) -> Iterator[NormalizedSource]:
-    """The data as the model wants it: its features in its order, normalised as in training."""
+    """The data, checked for the model's features and normalised as in training."""
     normalizer = _normalizer_of(estimator)
     layer = settings.layer
     if layer is None and has_layers(Path(settings.data)):
@@ -167,22 +166,22 @@ def _opened(estimator: Any, settings: ApplySettings) -> Iterator[NormalizedSourc
 
 
 def obs_labels(path: str, key: str, source: Source) -> npt.NDArray[Any]:
-    """Labels of the rows of a source: those of a column of `obs` of its file."""
+    """The labels in a column of `obs`, one for each row of a source."""
     labels = data.read_obs(path, key)
     name = f"{source.name}: obs[{key!r}]"
     if len(labels) != source.shape[0]:
-        raise DataError(f"{name} is of {len(labels)} rows, the data have {source.shape[0]}")
+        raise DataError(f"{name} has {len(labels)} labels, the data have {source.shape[0]} rows")
     return read_labels(labels, len(labels), name)
 
 
 def _batches(estimator: Any, settings: ApplySettings, source: Source) -> Any:
-    """Labels of the batches of all rows, one label for all, or None for a model that knows none."""
+    """Batch labels of all rows, or one label for all; None for a model without batches."""
     known = getattr(estimator, "batches_", None)
     if known is None:
         if settings.batch is None and settings.batch_key is None:
             return None
         flag = "--batch-key" if settings.batch is None else "--batch"
-        raise UsageError(f"{flag}: {settings.model} was fitted without batches")
+        raise UsageError(f"{flag}: {settings.model} was fitted without batches; leave the flag out")
     key = settings.batch_key or estimator.metadata_.get("source", {}).get("batch_key")
     label: Any = settings.batch
     if label is not None:
@@ -198,7 +197,7 @@ def _batches(estimator: Any, settings: ApplySettings, source: Source) -> Any:
 
 
 def _some(batch: Any, start: int, count: int) -> Any:
-    """Labels of some of the rows."""
+    """The labels of `count` rows."""
     return batch[start : start + count] if isinstance(batch, np.ndarray) else batch
 
 
@@ -210,7 +209,7 @@ def _check_features(estimator: Any, source: Source) -> None:
         if len(theirs) == len(ours) and np.array_equal(np.sort(theirs), np.sort(ours)):
             at = int(np.argmax(theirs != ours))
             raise DataError(
-                f"{source.name}: the features are those of the model in another order (column {at} is "
+                f"{source.name}: the features are in another order than in the model (column {at} is "
                 f"'{theirs[at]}' here, '{ours[at]}' in the model): reorder the columns"
             )
         n = min(len(theirs), len(ours))
@@ -220,7 +219,7 @@ def _check_features(estimator: Any, source: Source) -> None:
         there = repr(str(ours[at])) if at < len(ours) else "absent"
         counts = f"{len(theirs)} features, the model has {len(ours)}"
         raise DataError(
-            f"{source.name}: {counts}; the first to differ is column {at}: {here} here, {there} in the "
+            f"{source.name}: {counts}; the first difference is column {at}: {here} here, {there} in the "
             "model: select and order the columns as in training"
         )
     if source.shape[1] != n_features:
@@ -232,30 +231,30 @@ def _normalizer_of(estimator: Any) -> Normalizer:
     state = estimator.metadata_.get("normalizer")
     if state is not None:
         return Normalizer.from_dict(state)
-    # Saved from Python without the command line: the user normalises, and so does whoever applies it.
+    # A model saved from Python has no stored normalisation: the user normalises the data.
     return Normalizer.identity(int(estimator.n_features_in_))
 
 
 def encoded(estimator: Any, table: Source, step_bytes: int) -> Iterator[npt.NDArray[Any]]:
-    """The codes of a normalised source, block by block; the next one is read meanwhile."""
+    """The codes of a normalised source, block by block. The next block is read in the background."""
     spec, n_rows = estimator.plan_.spec, _rows_in(step_bytes, table.shape[1])
-    meant = estimator._encodes(spec.loss, separate_target=not spec.log_normalize)
+    domain = estimator._encodes(spec.loss, separate_target=not spec.log_normalize)
     starts = range(0, table.shape[0], n_rows)
     blocks = read_ahead(partial(_read, table, slice(start, start + n_rows), spec.loss) for start in starts)
     for start, block in zip(starts, blocks, strict=True):
-        _check(block, start, table, meant)
+        _check(block, start, table, domain)
         yield estimator.transform(with_names(block, table))
 
 
 def _read(table: Source, rows: slice, loss: Loss) -> Any:
-    """Some rows, as a network of this loss takes them."""
+    """Some rows in the form that a network with this loss takes."""
     return table.read_rows(rows) if loss.info.of_counts else table.read_stored(rows)
 
 
-def _check(block: Any, start: int, table: Source, meant: Loss) -> None:
-    """Refuse values without a meaning, by the numbers of their rows in the whole data."""
+def _check(block: Any, start: int, table: Source, domain: Loss) -> None:
+    """Raise for values outside the domain of a loss, with row numbers of the whole data."""
     data.check_finite(stored_rows(block), start, table)
-    check_values(block, meant, start, table)
+    check_values(block, domain, start, table)
 
 
 def write_codes(
@@ -267,7 +266,7 @@ def write_codes(
     estimator: Any,
     obs: Mapping[str, npt.NDArray[Any]] | None = None,
 ) -> None:
-    """Write codes with the names of rows and latents and, where known, the labels and other columns of `obs`."""
+    """Write codes with the names of rows and latents and, if known, labels and other columns of `obs`."""
     write_table(
         out,
         blocks,

@@ -1,7 +1,6 @@
-"""How fast this machine trains: a table on standard output as the figures come, and a file of them if asked for.
+"""The command bench: the speed of training steps on this machine, as a table and optionally a JSON file.
 
-- Formats what `narrows.benchmark` measures, and measures nothing itself.
-- The file is written at the end, whole or not at all.
+`narrows.benchmark` measures; this module only formats. The file is written at the end, complete or not at all.
 """
 
 from __future__ import annotations
@@ -42,25 +41,25 @@ def bench(
     seconds: float = 20.0,
     json_file: Path | None = None,
 ) -> None:
-    """Time training steps of the standard cases, or the ops inside the steps of one.
+    """Time training steps of the standard cases, or the ops within the steps of one case.
 
     Parameters
     ----------
     cases : str, optional
-        Names with commas between; all by default.
+        Names separated by commas; all by default.
     ops : str, optional
-        The one case whose ops to time, on the C++ backend.
+        Name of one case; its ops are timed on the C++ backend.
     backend : str, optional
-        Each of `AUTO` that can run by default.
+        By default each backend in `AUTO` that can run.
     threads : int, optional
     seconds : float
-        For all timings together.
+        Total time of all timings.
     json_file : Path, optional
 
     Raises
     ------
     UsageError
-        Unknown case, or a backend whose ops cannot be timed.
+        A case is unknown, or the ops of the backend cannot be timed.
     OutputError
         `json_file` cannot be written.
     BackendError
@@ -68,7 +67,7 @@ def bench(
     """
     chosen = _cases("--ops", ops) if ops is not None else _cases("--cases", cases)
     if ops is not None and backend not in (None, "auto", "cpp"):
-        raise UsageError(f"--ops times the ops of the backend cpp: leave out --backend {backend}")
+        raise UsageError(f"--ops works with the backend cpp only: leave out --backend {backend}")
     if json_file is not None:
         check_output(json_file, (".json",))
     try:
@@ -80,11 +79,12 @@ def bench(
     found = probe("cpp")
     if not found.ok:
         log.warning(
-            "backend cpp cannot run here (%s): the multiply-add peak is not measured, nor a floor", found.reason
+            "backend cpp cannot run here (%s), so the peak of multiply-adds and the floor are not measured",
+            found.reason,
         )
     cpus = usable_cpus()[0]
     if found.ok and n_threads > cpus:
-        log.warning("%d threads on %d CPUs: the floor is that of the CPUs", n_threads, cpus)
+        log.warning("%d threads on %d CPUs: the floor is computed for the number of CPUs", n_threads, cpus)
     about: dict[str, Any] = {
         "narrows": __version__,
         "date": date.today().isoformat(),
@@ -132,7 +132,7 @@ def _cases(flag: str, names: str | None) -> list[Case]:
 def _backends(name: str | None) -> list[str]:
     if name is None and not os.environ.get("NARROWS_BACKEND"):
         able = [candidate for candidate in AUTO if probe(candidate).ok]
-        return able or [resolve("auto")]  # which says why there is none
+        return able or [resolve("auto")]  # raises an error that gives the reason
     return [resolve(name or "auto")]
 
 
@@ -154,7 +154,7 @@ def _step_row(t: StepTiming) -> tuple[str, ...]:
 
 
 def _print_row(cells: Sequence[str], widths: Sequence[int]) -> None:
-    """One line; a negative width aligns to the left."""
+    """Print one line. A negative width aligns to the left."""
     padded = (cell.ljust(-w) if w < 0 else cell.rjust(w) for cell, w in zip(cells, widths, strict=True))
     print(" ".join(padded).rstrip(), flush=True)
 
@@ -179,7 +179,7 @@ def _print_ops(profile: list[OpTiming]) -> None:
 
 
 def _print_machine(timings: list[StepTiming], threads: int) -> None:
-    """What the machine could do meanwhile: the smallest and the largest figure that stood beside a timing."""
+    """Print the range of the machine's own figures, measured beside each timing."""
     probes = [t.machine for t in timings if t.machine is not None]
     if not probes:
         return
@@ -190,4 +190,4 @@ def _print_machine(timings: list[StepTiming], threads: int) -> None:
         text += f", exchange between cores {span['exchange_gb_s']} GB/s, barrier {span['barrier_us']} us"
     print(f"\n{text}", flush=True)
     if high["fma_gflops"] > 1.1 * low["fma_gflops"] or high["exchange_gb_s"] > 1.5 * low["exchange_gb_s"]:
-        log.warning("the machine changed its speed meanwhile; --json says what it could do beside each timing")
+        log.warning("the speed of the machine changed during the timings; --json records it for each timing")

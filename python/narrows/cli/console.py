@@ -1,6 +1,6 @@
-"""What a person or a batch log sees of a run: messages and progress, all on standard error.
+"""Messages and progress of a run, on standard error.
 
-- On a terminal a tqdm bar; elsewhere a plain line every 30 seconds and one at the end.
+- A terminal shows a tqdm bar. A batch log gets a plain line every 30 seconds and one at the end.
 - A message is one line: ``narrows: ...``, ``narrows: warning: ...`` or ``narrows: error: ...``.
 """
 
@@ -22,14 +22,14 @@ INTERVAL = 30.0
 
 
 def progress(quiet: bool) -> list[Callback]:
-    """The callbacks that show progress here: a bar, lines or nothing."""
+    """The callbacks that show progress: a bar, lines or nothing."""
     if quiet:
         return []
     return [BarProgress() if sys.stderr.isatty() else LineProgress()]
 
 
 class BarProgress(Callback):
-    """A tqdm bar over the epochs, which moves inside an epoch too."""
+    """A tqdm bar over the epochs. It also moves within an epoch."""
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = stream
@@ -64,12 +64,12 @@ class BarProgress(Callback):
 
 
 class LineProgress(Callback):
-    """A plain line at intervals, for logs.
+    """Plain lines at intervals, for logs.
 
     Parameters
     ----------
     stream : file, optional
-        Default: standard error.
+        Standard error by default.
     interval : float
         Seconds between two lines.
     """
@@ -78,27 +78,27 @@ class LineProgress(Callback):
         self._stream = stream
         self._interval = interval
         self._last = time.monotonic()
-        self._untold: str | None = None
+        self._pending: str | None = None
 
     def on_batch(self, progress: Progress) -> None:
         if progress.step < progress.steps_per_epoch:
             at = f"step {progress.step}/{progress.steps_per_epoch}"
             text = f"epoch {progress.epoch + 1}/{progress.max_iter}, {at}, {_losses(progress)}"
-            self._tell(f"{text}, {progress.seconds:.0f} s")
+            self._note(f"{text}, {progress.seconds:.0f} s")
 
     def on_epoch_end(self, progress: Progress) -> None:
-        self._tell(f"epoch {progress.epoch}/{progress.max_iter}, {_losses(progress)}, {progress.seconds:.0f} s")
+        self._note(f"epoch {progress.epoch}/{progress.max_iter}, {_losses(progress)}, {progress.seconds:.0f} s")
 
-    def _tell(self, text: str) -> None:
-        self._untold = text
+    def _note(self, text: str) -> None:
+        self._pending = text
         if time.monotonic() - self._last >= self._interval:
             self.close()
 
     def close(self) -> None:
-        """Write what was not written yet."""
-        if self._untold is not None:
-            print(f"narrows: {self._untold}", file=self._stream or sys.stderr, flush=True)
-            self._last, self._untold = time.monotonic(), None
+        """Write the last line if it was not written yet."""
+        if self._pending is not None:
+            print(f"narrows: {self._pending}", file=self._stream or sys.stderr, flush=True)
+            self._last, self._pending = time.monotonic(), None
 
 
 def _losses(p: Progress) -> str:
@@ -114,7 +114,7 @@ class _OneLine(logging.Formatter):
 
 @contextlib.contextmanager
 def messages(quiet: bool) -> Iterator[None]:
-    """Show the log, Python's warnings among it, on standard error; only warnings if `quiet`."""
+    """Show the log and Python's warnings on standard error; `quiet` shows only warnings and errors."""
     log = logging.getLogger("narrows")
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_OneLine())

@@ -1,9 +1,8 @@
-"""The fit behind the command line: from a data set to a folder of results.
+"""The command fit: from a data set to a folder of results.
 
-- Settings are checked first, then the output, then the input; only then is anything written, under ``--out``
-  alone.
-- A fit that is stopped leaves a checkpoint and a ``metrics.json`` that says so, and never ``_SUCCESS``.
-- Nothing here parses arguments, installs signal handlers or turns errors into exit codes.
+- It checks the settings, then the output, then the input. Only then does it write, and only under ``--out``.
+- A stopped fit leaves a checkpoint and a ``metrics.json`` with the reason, but no ``_SUCCESS``.
+- Nothing here parses arguments, installs signal handlers or chooses exit codes.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from ..backends import check_precision, resolve
 from ..data import Source
 from ..data.normalize import Normalizer
 from ..data.normalized import NormalizedSource
-from ..errors import DataError, DivergenceError, MissingExtraError, ResumeError
+from ..errors import DataError, DivergenceError, MissingExtraError
 from ..fitting.table import Table
 from ..machine import thread_choice
 from ..training import Callback, Checkpoint, Interrupted
@@ -45,26 +44,26 @@ log = logging.getLogger("narrows")
 
 
 class Stop(Protocol):
-    """Says whether training is to stop; see `stopping.Stopper`."""
+    """Tells training when to stop; see `stopping.Stopper`."""
 
     def __call__(self) -> str | None:
-        """Asked about every 50 ms; a text ends training with `Interrupted`."""
+        """Called about every 50 ms. A text is the reason to end training with `Interrupted`."""
 
     def training(self) -> AbstractContextManager[None]:
-        """Entered for as long as `__call__` is asked."""
+        """The context in which training calls it."""
 
 
 def fit(settings: FitSettings, stop: Stop, *, callbacks: Sequence[Callback] = (), argv: Sequence[str] = ()) -> None:
-    """Train, and write everything under ``settings.out``.
+    """Train, and write all results under ``settings.out``.
 
     Parameters
     ----------
     settings : FitSettings
     stop : Stop
     callbacks : sequence of training.Callback
-        Those with a method ``close`` are closed when training ends.
+        A callback with a method ``close`` is closed when training ends.
     argv : sequence of str
-        The command line, for the record.
+        The command line, for ``metrics.json`` and the log.
     """
     estimator = settings.build()
     settings = settings.resolved(estimator)
@@ -81,14 +80,14 @@ class Input:
     Attributes
     ----------
     source : Source
-        As stored.
+        The data before normalisation.
     digest : str
-        Of its content.
+        Digest of the data.
     n_threads : int
     threads_from : str
-        What said so.
+        The flag or variable that set it, or the limit of the machine.
     batch : ndarray of str or int, or None
-        Labels of the rows' batches.
+        Batch labels of the rows.
     """
 
     source: Source
@@ -100,10 +99,9 @@ class Input:
     @classmethod
     @contextlib.contextmanager
     def open(cls, settings: FitSettings) -> Iterator[Input]:
-        """Look at the machine, then open and read the data once; NumPy's own threads are held to the job's."""
+        """Choose threads and backend, open the data, and compute its digest. NumPy's BLAS uses the job's threads."""
         try:
             threads, threads_from = thread_choice(settings.threads)
-            # A wrong file is told in one line.
             check_precision(settings.precision, resolve(settings.backend, announce=False))
         except ValueError as error:  # an environment variable
             raise UsageError(str(error)) from None
@@ -112,12 +110,12 @@ class Input:
             blas_threads(threads),
         ):
             if source.shape[0] < 2:
-                raise DataError(f"{source.name}: {source.shape[0]} row; at least 2 are needed to train and validate")
+                raise DataError(f"{source.name}: {source.shape[0]} row; training and validation need at least 2")
             batch = None if settings.batch_key is None else obs_labels(settings.data, settings.batch_key, source)
             yield cls(source, source.sha256(), threads, in_flags(threads_from), batch)
 
     def normalized(self, settings: FitSettings, loss: str) -> NormalizedSource:
-        """The source on the scale that the model sees, which takes a pass over it the first time."""
+        """The normalised source. The first call makes one pass over the data."""
         if self._table is None:
             self._table = NormalizedSource(self.source, Normalizer(settings.normalize, loss=loss).fit(self.source))
         return self._table
@@ -135,30 +133,59 @@ def fit_opened(
     argv: Sequence[str] = (),
     started: float | None = None,
 ) -> None:
-    """`fit` of settings that are resolved, on data that is open: several fits may share it."""
+    """`fit` with resolved settings on open data, which several fits may share."""
     run = RunDir(Path(settings.out))
     started = time.time() if started is None else started
-    source, digest = given.source, given.digest
+    digest = given.digest
     identity = settings.identity() | {"run.input_sha256": digest}
-    known = settings.resume != "never" and run.check_same(identity)
-    if settings.resume == "require" and not known:
-        raise ResumeError(f"--out {run.path} holds no run to resume: use --resume auto to start one")
-    if known and run.finished:
-        log.info("%s is finished already: nothing to do (--resume never starts afresh)", run.path)
+    if run.resumes(identity, settings.resume) and run.finished:
+        run.note_finished()
         return
     table = given.normalized(settings, estimator.loss)
-    normalizer = table.normalizer
     budget = Budget.of(estimator, table, settings.max_memory)
     if settings.dry_run:
         print(plan_text(settings, estimator, table, budget, f"{given.n_threads} ({given.threads_from})"))
         return
-    facts = {
-        "version": __version__,
-        "input_sha256": digest,
-        "n_rows": table.shape[0],
-        "n_features": table.shape[1],
-    }
-    metrics: dict[str, Any] = {
+    facts = {"version": __version__, "input_sha256": digest, "n_rows": table.shape[0], "n_features": table.shape[1]}
+    metrics = _known_facts(settings, estimator, given, table, started, argv)
+    with run.claimed(), _logged(run):
+        # Another run may have finished here before this one got the lock.
+        known = run.resumes(identity, settings.resume)
+        if known and run.finished:
+            run.note_finished()
+            return
+        if not known:
+            run.clear()
+        elif run.succeeded:
+            log.warning("%s was finished, but %s is missing: writing it again", run.path, ", ".join(run.missing))
+            (run / "_SUCCESS").unlink()
+        run.write_config(settings.stored() | {"run": facts})
+        log.debug("narrows %s: %s", __version__, " ".join(argv))
+        log.info("%s: %d rows x %d features, normalisation: %s", settings.data, *table.shape, table.describe())
+        try:
+            _train(estimator, table, given.batch, run, settings, budget, stop, callbacks, digest)
+            metrics |= {"status": "finished"}
+            _finish(estimator, table, given.batch, run, settings, budget, metrics, identity)
+        except BaseException as error:
+            if hasattr(estimator, "history_"):
+                metrics |= _training_facts(estimator, table.shape[0])
+            metrics["status"], metrics["exit_reason"] = _failure(error)
+            raise
+        finally:
+            metrics["wall_s"] = round(time.time() - started, 3)
+            metrics["peak_rss_bytes"] = peak_rss()
+            if metrics["status"] != "finished":
+                with contextlib.suppress(OSError):  # the first error is the important one
+                    run.write_json("metrics.json", metrics)
+        _conclude(run, metrics)
+
+
+def _known_facts(
+    settings: FitSettings, estimator: Any, given: Input, table: NormalizedSource, started: float, argv: Sequence[str]
+) -> dict[str, Any]:
+    """The part of ``metrics.json`` that is known before training."""
+    source, normalizer = given.source, table.normalizer
+    return {
         "status": "running",
         "exit_reason": None,
         "estimator": type(estimator).__name__,
@@ -176,7 +203,7 @@ def fit_opened(
         "threads_from": given.threads_from,
         "precision": estimator.precision,
         "seed": settings.seed,
-        "input_sha256": digest,
+        "input_sha256": given.digest,
         "bytes_in": _bytes_of(source),
         "version": __version__,
         "python": platform.python_version(),
@@ -184,36 +211,6 @@ def fit_opened(
         "started": datetime.datetime.fromtimestamp(started, datetime.UTC).isoformat(timespec="seconds"),
         "argv": list(argv),
     }
-    with run.claimed(), _logged(run):
-        # Another run may have ended here since it was looked at.
-        known = settings.resume != "never" and run.check_same(identity)
-        if known and run.finished:
-            log.info("%s is finished already: nothing to do (--resume never starts afresh)", run.path)
-            return
-        if not known:
-            run.clear()
-        elif run.succeeded:
-            log.warning("%s was finished, but %s is gone: it is made again", run.path, ", ".join(run.missing))
-            (run / "_SUCCESS").unlink()
-        run.write_config(settings.stored() | {"run": facts})
-        log.debug("narrows %s: %s", __version__, " ".join(argv))
-        log.info("%s: %d rows x %d features, normalised: %s", settings.data, *table.shape, table.describe())
-        try:
-            _train(estimator, table, given.batch, run, settings, budget, stop, callbacks, digest)
-            metrics |= {"status": "finished"}
-            _finish(estimator, table, given.batch, run, settings, budget, metrics, identity)
-        except BaseException as error:
-            if hasattr(estimator, "history_"):
-                metrics |= _training_facts(estimator, table.shape[0])
-            metrics["status"], metrics["exit_reason"] = _failure(error)
-            raise
-        finally:
-            metrics["wall_s"] = round(time.time() - started, 3)
-            metrics["peak_rss_bytes"] = peak_rss()
-            if metrics["status"] != "finished":
-                with contextlib.suppress(OSError):  # the error that brought us here matters more
-                    run.write_json("metrics.json", metrics)
-        _conclude(run, metrics)
 
 
 def _train(
@@ -264,7 +261,7 @@ def _finish(
     metrics: dict[str, Any],
     identity: dict[str, Any],
 ) -> None:
-    """Everything after training: the model first, then codes, measures and the report."""
+    """Write the model, then the codes, the measures and the report."""
     estimator.metadata_ = {
         "normalizer": table.normalizer.to_dict(),
         "source": {
@@ -307,7 +304,7 @@ def _write_report(run: RunDir, metrics: dict[str, Any], codes: Any, labels: Any)
 
 
 def _conclude(run: RunDir, metrics: dict[str, Any]) -> None:
-    """The last files: the table for MultiQC, the metrics, and ``_SUCCESS`` after everything else."""
+    """Write the last files: the table for MultiQC, the metrics, and then ``_SUCCESS``."""
     report.multiqc(run.path, metrics)
     metrics["bytes_out"] = run.size()
     run.write_json("metrics.json", metrics)
@@ -326,13 +323,13 @@ def _conclude(run: RunDir, metrics: dict[str, Any]) -> None:
 def _write_latent(
     run: RunDir, codes: npt.NDArray[Any], table: Source, estimator: Any, obs: Mapping[str, npt.NDArray[Any]]
 ) -> str:
-    """latent.h5ad for named rows and h5ad input if anndata is there, else latent.npy and the names."""
+    """Write latent.h5ad if the rows have names or the input is h5ad, and anndata is installed; else latent.npy."""
     named = table.obs_names is not None
     if named or (table.path is not None and table.path.suffix == ".h5ad"):
         try:
             check_output(run / "latent.h5ad", [".h5ad"])
         except MissingExtraError as error:
-            log.warning("latent.npy and latent_obs_names.txt instead of latent.h5ad: %s", error)
+            log.warning("writing latent.npy and latent_obs_names.txt instead of latent.h5ad: %s", error)
             if table.obs_names is not None:
                 run.write_lines("latent_obs_names.txt", table.obs_names)
         else:
@@ -374,7 +371,7 @@ def _failure(error: BaseException) -> tuple[str, str]:
 
 @contextlib.contextmanager
 def _logged(run: RunDir) -> Iterator[None]:
-    """Send the log to ``run.log`` too, debug messages included."""
+    """Also send the log, with debug messages, to ``run.log``."""
     handler = run.log_handler()
     level = log.level
     log.addHandler(handler)

@@ -1,9 +1,9 @@
 """The report of a fit: one HTML page that needs nothing else, and a table for MultiQC.
 
-- `build` reads what a fit left in its folder and writes ``report.html`` by `write_page`: figures are SVG inside the
-  page; no script, no font and no address outside is used.
+- `build` reads the folder of a fit and writes ``report.html``. The figures are SVG inside the page. The page uses no
+  script, no font and no other address.
 - `multiqc` needs no optional package.
-- Neither trains, encodes or changes any other file.
+- Neither trains, encodes or changes another file.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ __all__ = ["build", "check_extra", "duration", "multiqc", "write_page"]
 
 
 def check_extra() -> None:
-    """Raise MissingExtraError unless the packages of the extra ``report`` are there."""
+    """Raise MissingExtraError unless the packages of the extra ``report`` are installed."""
     require("jinja2", "report", "the HTML report")
     require("matplotlib", "report", "the HTML report")
 
@@ -46,11 +46,11 @@ def build(
     Parameters
     ----------
     folder : Path
-        What was given to ``narrows fit --out``.
+        The folder ``--out`` of the fit.
     metrics : dict, optional
-        The content of ``metrics.json`` where it is not written yet.
+        The content of ``metrics.json``, if that is not written yet.
     codes, labels : ndarray, optional
-        The latent codes and the classes of the rows; read from the folder and from the data by default.
+        The latent codes and the classes of the rows. By default they are read from the folder and from the data.
 
     Returns
     -------
@@ -145,8 +145,8 @@ def write_page(
 def multiqc(folder: Path, metrics: dict[str, Any]) -> Path:
     """Write ``narrows_mqc.json``: the run as one row of a MultiQC table (custom content)."""
     columns = {
-        "held_out_nll_per_row": ("NLL", "Negative log-likelihood of a held-out row, nats", "{:,.5g}"),
-        "held_out_baseline_nll_per_row": ("Baseline NLL", "The same by the features' shares alone", "{:,.5g}"),
+        "held_out_nll_per_row": ("NLL", "Negative log-likelihood per held-out row, nats", "{:,.5g}"),
+        "held_out_baseline_nll_per_row": ("Baseline NLL", "The same for feature shares alone", "{:,.5g}"),
         "mse_per_feature": (
             "Reconstruction error",
             "Mean squared error per feature of the autoencoder",
@@ -164,7 +164,7 @@ def multiqc(folder: Path, metrics: dict[str, Any]) -> Path:
     content = {
         "id": "narrows",
         "section_name": "narrows",
-        "description": "Autoencoders fitted by narrows, beside PCA with as many components or, of counts, a baseline.",
+        "description": "Autoencoders fitted by narrows, compared with PCA or, for counts, with feature shares alone.",
         "plot_type": "table",
         "pconfig": {"id": "narrows_table", "title": "narrows: fits", "namespace": "narrows"},
         "headers": {
@@ -182,7 +182,7 @@ def multiqc(folder: Path, metrics: dict[str, Any]) -> Path:
 def _read_metrics(folder: Path) -> dict[str, Any]:
     path = folder / "metrics.json"
     if not path.exists():
-        raise DataError(f"{folder} holds no metrics.json: give the --out folder of a finished `narrows fit`")
+        raise DataError(f"{folder} has no metrics.json: give the --out folder of a finished fit")
     try:
         metrics = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -206,11 +206,11 @@ def _read_codes(folder: Path) -> npt.NDArray[Any]:
         if (folder / name).exists():
             with open_data(folder / name) as source:
                 return np.asarray(source.read_rows(slice(None)))
-    raise DataError(f"{folder} holds no latent.h5ad or latent.npy: fit again")
+    raise DataError(f"{folder} has no latent.h5ad or latent.npy: fit again")
 
 
 def _read_labels(settings: dict[str, Any]) -> npt.NDArray[Any] | None:
-    """Classes of the rows if the data is still where it was; else the points have no colours."""
+    """The classes of the rows; None if the data have none or are no longer at their path."""
     from ..data import open as open_data
 
     try:
@@ -225,7 +225,7 @@ def _read_labels(settings: dict[str, Any]) -> npt.NDArray[Any] | None:
 
 
 def _tiles(m: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """The headline figures: value, what it is, and a remark."""
+    """The headline figures: a value, its name and a remark."""
     remark = m["normalize"]
     if measures.has_likelihood(m):
         empty = [f"{m[f'n_empty_{what}']:,} empty {what}" for what in ("rows", "features") if m.get(f"n_empty_{what}")]
@@ -257,7 +257,7 @@ def _tiles(m: dict[str, Any]) -> list[tuple[str, str, str]]:
     return tiles
 
 
-_REASONS = {"max_iter": "all that were allowed", "converged": "until no improvement"}
+_REASONS = {"max_iter": "the limit", "converged": "stopped without improvement"}
 
 
 def duration(seconds: float) -> str:

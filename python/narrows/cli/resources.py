@@ -1,7 +1,6 @@
-"""What a fit needs of the machine: memory estimated before it starts, threads held to what it was given.
+"""Memory and threads of a job: the estimate before it starts, and the limits while it runs.
 
-- The estimate is made from shapes alone; a limit that cannot be kept is refused, with the least that would.
-- Nothing here allocates what it estimates.
+- The estimate needs shapes alone and allocates nothing. An error about a limit names the smallest one that works.
 """
 
 from __future__ import annotations
@@ -34,28 +33,28 @@ __all__ = ["Budget", "apply_bytes", "blas_threads", "held_rows", "peak_rss", "pl
 
 #: Bytes of one block of rows when a model is applied.
 APPLY_BYTES = 64 << 20
-#: Of rows that are in memory at once: the one that is worked on, and the next one, raw and then normalised.
+#: Blocks in memory at once: the current one, and the next one raw and normalised.
 BLOCKS = 3
-#: Bytes that come after the estimate: libraries for plots and HDF5, compiled kernels, blocks in float64.
+#: Bytes allocated after the estimate: libraries for plots and HDF5, compiled kernels, blocks in float64.
 _LATER = 112 << 20
 
 
 @dataclasses.dataclass(frozen=True)
 class Budget:
-    """Memory a fit needs, in bytes.
+    """Memory that a fit needs, in bytes.
 
     Attributes
     ----------
     process : int
-        Taken already: the interpreter, libraries, and data formats that are held whole.
+        Already in use: the interpreter, libraries, and data that were read as a whole.
     model : int
-        Network, optimiser, batches, and the copies kept for the best epoch and the checkpoint.
+        Network, optimiser, batches, and copies for the best epoch and the checkpoint.
     result : int
-        Latent codes and the measures taken of them.
+        Latent codes and their measures.
     data : int
-        Rows of the data in memory at once while training.
+        Rows of data in memory at once during training.
     smallest : int
-        The total with the least data that training can go on with: two batches.
+        The total with the least possible data, two batches.
     """
 
     process: int
@@ -70,7 +69,7 @@ class Budget:
 
     @classmethod
     def of(cls, estimator: Any, table: Source, limit: int | None) -> Budget:
-        """Estimate; with a `limit`, `data` is what it leaves.
+        """Estimate the memory. With a `limit`, `data` is what the limit leaves.
 
         Raises
         ------
@@ -90,7 +89,7 @@ class Budget:
         least = BLOCKS * min(n_rows, 2 * plan.batch) * row
         process = _rss() + _LATER
         fixed = process + model + codes + sampled
-        # What the process holds now varies a little from run to run: the limit named must do next time too.
+        # The memory of the process varies a little from run to run; the named limit must work next time too.
         smallest = -(-(fixed + least + (16 << 20)) // 10**7) * 10**7
         if limit is not None and limit < fixed + least:
             raise OutOfMemoryError(
@@ -102,19 +101,19 @@ class Budget:
 
     @property
     def block_bytes(self) -> int:
-        """What the estimator may hold of the normalised data."""
+        """Bytes of normalised data that the estimator may keep in memory."""
         return max(1, self.data // BLOCKS)
 
 
 def held_rows(estimator: Any, n_rows: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]] | None:
-    """The rows that a fit trains on and those that it keeps for validation, if any; its seed is an integer."""
+    """The training rows and the validation rows of a fit; None without validation. Its seed is an integer."""
     if not estimator.early_stopping:
         return None
     return split_rows(n_rows, float(estimator.validation_fraction), draw_seed(estimator.random_state))
 
 
 def _spec(estimator: Any, table: Source, batch: int) -> NetworkSpec:
-    """The network that a fit to the table trains."""
+    """The network that a fit to this table trains."""
     stored, n_features = density(table), int(table.shape[1])
     return build_spec(
         estimator,
@@ -159,7 +158,7 @@ def plan_text(settings: FitSettings, estimator: Any, table: NormalizedSource, bu
 
 
 def apply_bytes(estimator: Any, limit: int | None) -> int:
-    """Bytes of a block of rows under a memory limit: raw, normalised, its layers and its result."""
+    """Bytes of one block of rows under a memory limit, which must hold it raw, normalised, encoded and as a result."""
     if limit is None:
         return APPLY_BYTES
     sizes = sum(w.nbytes for w in estimator.coefs_)
@@ -175,7 +174,7 @@ def apply_bytes(estimator: Any, limit: int | None) -> int:
 
 @contextlib.contextmanager
 def blas_threads(n_threads: int) -> Iterator[None]:
-    """Hold NumPy's own library to the thread count of the job; by itself it takes every core."""
+    """Limit NumPy's BLAS to the threads of the job. By default it uses every core."""
     from threadpoolctl import threadpool_limits
 
     with threadpool_limits(n_threads, user_api="blas"):
@@ -183,8 +182,8 @@ def blas_threads(n_threads: int) -> Iterator[None]:
 
 
 def peak_rss() -> int:
-    """The most bytes of memory that this process has held."""
-    # Linux counts into a process's ru_maxrss what its parent held when it was started.
+    """Largest memory of this process so far, in bytes."""
+    # On Linux, ru_maxrss starts at the memory of the parent process, so it is the second choice.
     with contextlib.suppress(OSError, StopIteration, ValueError), open("/proc/self/status") as file:
         return next(int(line.split()[1]) for line in file if line.startswith("VmHWM:")) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -192,7 +191,7 @@ def peak_rss() -> int:
 
 
 def _rss() -> int:
-    """Bytes of memory this process holds now (the peak where the system does not tell)."""
+    """Memory of this process now, in bytes; the peak if the system does not report it."""
     try:
         with open("/proc/self/statm") as file:
             return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")

@@ -1,11 +1,11 @@
-"""The folder a fit or a sweep writes to: whose it is, what belongs there, and that each file is whole.
+"""The output folder of a fit or a sweep: who may write to it, and which files it holds.
 
-- A folder is taken only if it is missing, empty, or was made by an earlier run of the same command; anything else is
-  refused before a byte is written.
-- One run at a time writes to it: others are refused, on file systems that have locks.
-- ``_SUCCESS`` is the last file of a run and the first to go when one starts again: with it, all is there.
-- ``config.toml`` holds the settings and the digest of the input; two runs are the same if those agree.
-- Every file is replaced atomically, except ``run.log`` and ``history.jsonl``, which grow by whole lines.
+- A run accepts a folder that is missing, empty, or made by an earlier run of the same command. It refuses any other
+  folder before it writes a byte.
+- Only one run at a time writes to a folder, on file systems with locks.
+- ``_SUCCESS`` is the last file of a run and the first one that a new run removes. If it exists, the run is complete.
+- ``config.toml`` holds the settings and the digest of the input. Two runs are the same if these agree.
+- Files are replaced atomically. Only ``run.log`` and ``history.jsonl`` grow, by whole lines.
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ class RunDir:
         "_SUCCESS", "metrics.json", "report.html", "narrows_mqc.json", "history.jsonl", "model.safetensors",
         "latent.h5ad", "latent.npy", "latent_obs_names.txt",
     )  # fmt: skip
-    """Files that a run replaces."""
+    """Files that a new run removes first."""
     needed: ClassVar[tuple[tuple[str, ...], ...]] = (
         ("model.safetensors",), ("latent.h5ad", "latent.npy"), ("metrics.json",), ("history.jsonl",),
     )  # fmt: skip
-    """One of each is there when a run has ended."""
+    """Of each group, one file must exist after a finished run."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -68,17 +68,17 @@ class RunDir:
 
     @property
     def finished(self) -> bool:
-        """Whether a run has ended here, and all that it is for is still there."""
+        """Whether a run has finished here and its results still exist."""
         return self.succeeded and not self.missing
 
     @property
     def missing(self) -> list[str]:
-        """What a run that has ended must have left, and is not there."""
+        """Results of a finished run that do not exist."""
         return [" or ".join(names) for names in self.needed if not any((self / name).is_file() for name in names)]
 
     @property
     def begun(self) -> bool:
-        """Whether there is something that could be lost."""
+        """Whether the folder holds results or a checkpoint that could be lost."""
         return self.succeeded or self.checkpoint.exists() or (self / "model.safetensors").exists()
 
     @property
@@ -86,20 +86,20 @@ class RunDir:
         return f"# narrows {self.command}:"
 
     def inspect(self) -> None:
-        """Raise OutputError if the folder belongs to something else or cannot be written; write nothing."""
+        """Raise OutputError if the folder holds other files or cannot be written; write nothing."""
         if self.path.exists() and not self.path.is_dir():
             raise OutputError(f"--out {self.path} is a file: give a folder")
         nearest = self.path
         while not nearest.exists() and nearest != nearest.parent:
             nearest = nearest.parent
         if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
-            raise OutputError(f"--out {self.path} cannot be written (no right to write in {nearest})")
+            raise OutputError(f"--out {self.path} cannot be written: no permission to write in {nearest}")
         if not self.path.exists():
             return
         content = [p.name for p in self.path.iterdir() if not (p.name.startswith(".") and p.suffix == ".tmp")]
         if content and not self._is_ours():
             raise OutputError(
-                f"--out {self.path} is not empty and holds no run of narrows {self.command} (found "
+                f"--out {self.path} is not empty and holds no run of narrows {self.command} (it has "
                 f"{min(content)}): give an empty or new folder"
             )
 
@@ -115,12 +115,12 @@ class RunDir:
 
     @contextlib.contextmanager
     def claimed(self) -> Iterator[None]:
-        """Create the folder, prove that files can be made in it, and keep other runs out of it meanwhile.
+        """Create the folder, check that it is writable, and lock it against other runs.
 
         Raises
         ------
         OutputError
-            It belongs to something else, cannot be written, or another run is at it.
+            It holds other files, cannot be written, or another run writes to it.
         """
         self.inspect()
         try:
@@ -136,29 +136,29 @@ class RunDir:
         self.checkpoint.parent.mkdir(exist_ok=True)
 
     def stored(self) -> dict[str, Any]:
-        """Settings of the run that is there, flat; empty if there is nothing that could be lost."""
+        """The settings of the run in the folder, flat; empty if there is none."""
         if not self.begun:
             return {}
         try:
             table = tomllib.loads((self / "config.toml").read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise ResumeError(
-                f"{self / 'config.toml'}: unreadable ({error}): use another --out, or --resume never"
+                f"{self / 'config.toml'} cannot be read ({error}): use another --out, or --resume never"
             ) from None
         return flat(table)
 
     def check_same(self, identity: Mapping[str, Any]) -> bool:
-        """Whether a run of this identity is there already.
+        """Whether the folder holds a run with this identity.
 
         Parameters
         ----------
         identity : mapping
-            Flat, by the names in ``config.toml`` (``set.alpha``, ``run.input_sha256``); None where unset.
+            Values by their names in ``config.toml`` (``set.alpha``, ``run.input_sha256``); None if unset.
 
         Raises
         ------
         ResumeError
-            A run is there that differs; the message names the fields.
+            The folder holds a run that differs; the message names the fields.
         """
         there = self.stored()
         if not there:
@@ -167,13 +167,29 @@ class RunDir:
         differing = differences(there, identity, names)
         if differing:
             raise ResumeError(
-                f"--out {self.path} holds another run, which differs in {', '.join(differing)}: "
-                "use another --out, or --resume never to start afresh there"
+                f"--out {self.path} holds another run; it differs in {', '.join(differing)}: "
+                "use another --out, or --resume never to replace it"
             )
         return True
 
+    def resumes(self, identity: Mapping[str, Any], resume: str) -> bool:
+        """Whether ``--resume`` lets a run with this identity continue the one in the folder.
+
+        Raises
+        ------
+        ResumeError
+            The folder holds a run that differs, or `resume` is ``"require"`` and it holds none.
+        """
+        known = resume != "never" and self.check_same(identity)
+        if resume == "require" and not known:
+            raise ResumeError(f"--out {self.path} holds no {self.command} to resume: use --resume auto to start one")
+        return known
+
+    def note_finished(self) -> None:
+        log.info("%s is already finished: nothing to do (--resume never starts again)", self.path)
+
     def clear(self) -> None:
-        """Remove what an earlier run made, ``_SUCCESS`` first; the log stays."""
+        """Remove the files of an earlier run, ``_SUCCESS`` first; keep the log."""
         for name in self.made:
             (self / name).unlink(missing_ok=True)
         shutil.rmtree(self.checkpoint.parent, ignore_errors=True)
@@ -181,15 +197,15 @@ class RunDir:
     def write_config(self, settings: Mapping[str, Any]) -> None:
         head = f"{self._mark} the settings of this run; `narrows {self.command} --config` of this file repeats it\n\n"
         atomic_write(self / "config.toml", (head + to_toml(settings)).encode())
-        self._subfolders()  # behind what says whose the folder is
+        self._subfolders()  # after config.toml, which marks the folder as ours
 
     def write_json(self, name: str, value: Any) -> None:
-        """Strict JSON: NaN and infinity become null."""
+        """Write strict JSON: NaN and infinity become null."""
         text = json.dumps(_finite(value), indent=1, ensure_ascii=False, allow_nan=False)
         atomic_write(self / name, (text + "\n").encode())
 
     def write_history(self, history: Mapping[str, list[float]]) -> None:
-        """The whole history at once, one line per epoch."""
+        """Write the whole history, one line per epoch."""
         n_epochs = len(history["loss"])
         lines = [_line(i + 1, {name: column[i] for name, column in history.items()}) for i in range(n_epochs)]
         atomic_write(self / "history.jsonl", "".join(lines).encode())
@@ -198,7 +214,7 @@ class RunDir:
         atomic_write(self / name, "".join(f"{line}\n" for line in lines).encode())
 
     def write_success(self) -> None:
-        """The very last file: everything else is there."""
+        """Write the last file; all others must exist."""
         atomic_write(self / "_SUCCESS", b"")
 
     def log_handler(self) -> logging.Handler:
@@ -217,7 +233,7 @@ class RunDir:
 
 @contextlib.contextmanager
 def _alone_in(path: Path) -> Iterator[None]:
-    """Hold a lock on a folder, which the system lets go however the process ends."""
+    """Lock a folder. The system releases the lock when the process ends, however it ends."""
     if os.name == "nt":
         yield
         return
@@ -229,9 +245,9 @@ def _alone_in(path: Path) -> Iterator[None]:
             fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise OutputError(
-                f"--out {path} is being written by another run: wait for it to end, or give another folder"
+                f"another run is writing to --out {path}: wait for its end, or give another folder"
             ) from None
-        except OSError as error:  # some file systems have no locks, or none of folders
+        except OSError as error:  # some file systems have no locks, or none for folders
             log.debug("%s cannot be locked: %s", path, error)
         yield
     finally:
@@ -239,9 +255,9 @@ def _alone_in(path: Path) -> Iterator[None]:
 
 
 class HistoryWriter(Callback):
-    """Appends one durable line per epoch to ``history.jsonl``.
+    """Appends one line per epoch to ``history.jsonl`` and flushes it to disk.
 
-    Lines of epochs that a resumed run repeats are dropped first, a torn last line with them.
+    A resumed run first removes the lines of epochs that it repeats, and an incomplete last line.
     """
 
     def __init__(self, path: Path) -> None:
@@ -275,7 +291,7 @@ class HistoryWriter(Callback):
 
 
 def read_history(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a ``history.jsonl``; a torn line ends it."""
+    """The lines of a ``history.jsonl`` up to the first incomplete one."""
     lines: list[dict[str, Any]] = []
     if path.exists():
         for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
@@ -290,7 +306,7 @@ def read_history(path: Path) -> list[dict[str, Any]]:
 
 
 def to_toml(table: Mapping[str, Any], prefix: str = "") -> str:
-    """TOML text of a table of strings, numbers, booleans, lists of them, and tables; None is left out."""
+    """TOML text of a table of strings, numbers, booleans, lists and tables; None is left out."""
     plain = [f"{_key(k)} = {_value(v)}\n" for k, v in table.items() if v is not None and not isinstance(v, Mapping)]
     parts = "".join(plain)
     for name, inner in table.items():
@@ -313,9 +329,9 @@ def _value(value: Any) -> str:
     if isinstance(value, list | tuple):
         return "[" + ", ".join(_value(item) for item in value) + "]"
     if isinstance(value, str):
-        # JSON's escapes are a part of TOML's; only DEL is bare in JSON and forbidden in TOML.
+        # TOML understands JSON's escapes. Only DEL differs: JSON leaves it bare, TOML forbids that.
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007F")
-    raise TypeError(f"{value!r} has no place in a TOML file")
+    raise TypeError(f"{value!r} cannot be written to a TOML file")
 
 
 def _line(epoch: int, values: Mapping[str, Any]) -> str:

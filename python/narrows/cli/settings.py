@@ -1,8 +1,7 @@
-"""The settings of a fit from the command line: defaults, config files, and what makes two runs the same.
+"""The settings of a fit: defaults, config files, and the comparison of two runs.
 
-- A setting has one name: the flag ``--batch-size``, the key ``batch-size`` of a config file, the field
-  `batch_size`.
-- A config file gives defaults, explicit flags win, an unknown key or a wrong value is a `UsageError`.
+- A setting has one name: the flag ``--batch-size``, the key ``batch-size`` of a config file, the field `batch_size`.
+- A config file gives defaults and flags win. An unknown key or a wrong value is a `UsageError`.
 - Nothing here reads data or imports an optional package.
 """
 
@@ -68,12 +67,12 @@ _NEVER_STORED = ("resume", "quiet", "dry_run")
 
 
 class UsageError(Exception):
-    """The command line, or a config file that stands for it, makes no sense: exit code 2."""
+    """The command line or its config file is wrong: exit code 2."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FitSettings:
-    """Everything that ``narrows fit`` can be told; a field left at None takes the estimator's default."""
+    """All settings of ``narrows fit``; None means the default of the estimator."""
 
     data: str
     out: str
@@ -108,12 +107,12 @@ class FitSettings:
         return params | dict(self.set)
 
     def build(self) -> Any:
-        """The unfitted estimator, its parameters checked.
+        """The unfitted estimator, with checked parameters.
 
         Raises
         ------
         UsageError
-            A parameter is unknown to the estimator or out of range.
+            The estimator does not have a parameter, or its value is out of range.
         """
         import narrows
 
@@ -140,12 +139,12 @@ class FitSettings:
             raise UsageError(str(error)) from None
         if self.normalize in ("log1p", "standard", "minmax") and LOSSES[estimator.loss].raw_counts:
             raise UsageError(
-                f"--normalize {self.normalize} does not go with --loss {estimator.loss}, which takes raw "
+                f"--normalize {self.normalize} does not fit --loss {estimator.loss}, which needs raw "
                 "counts: use --normalize none"
             )
         if self.batch_key is not None:
             if self.genes_by_cells:
-                raise UsageError("--batch-key names a column of obs, which --genes-by-cells takes for the features'")
+                raise UsageError("--batch-key needs cells as rows: leave out --genes-by-cells, or the flag --batch-key")
             try:
                 check_takes_batches(estimator)
             except ValueError as error:
@@ -153,7 +152,7 @@ class FitSettings:
         return estimator
 
     def resolved(self, estimator: Any) -> FitSettings:
-        """The same settings with the estimator's defaults and an absolute path of the data filled in."""
+        """These settings with the defaults of the estimator and absolute paths filled in."""
         hidden = estimator.hidden_layer_sizes
         hidden = (hidden,) if isinstance(hidden, int) else tuple(hidden)
         given = estimator.get_params()
@@ -167,7 +166,7 @@ class FitSettings:
         )
 
     def stored(self) -> dict[str, Any]:
-        """What ``config.toml`` keeps, by flag names."""
+        """The content of ``config.toml``, by flag names."""
         return {
             _flag(name): _plain(value)
             for name, value in vars(self).items()
@@ -175,7 +174,7 @@ class FitSettings:
         }
 
     def identity(self) -> dict[str, Any]:
-        """What must agree for two runs to be the same, flat, by flag names; None where unset."""
+        """The settings that two equal runs share, flat and by flag names; None if unset."""
         flat = {_flag(n): _plain(v) for n, v in vars(self).items() if n not in _MANNER and n != "set"}
         return flat | {f"set.{name}": _plain(value) for name, value in self.set.items()}
 
@@ -218,7 +217,7 @@ def parse_size(text: str) -> int:
     try:
         size = float(digits) * units[unit]
     except (ValueError, KeyError):
-        raise ValueError(f"{text!r} is not a size such as 8GB, 500MB or 2GiB") from None
+        raise ValueError(f"{text!r} is not a size; write 8GB, 500MB or 2GiB") from None
     if not (math.isfinite(size) and size >= 1):
         raise ValueError(f"{text!r} is not a positive size")
     return int(size)
@@ -230,7 +229,7 @@ def show_size(n_bytes: float) -> str:
 
 
 def parse_setting(text: str) -> tuple[str, Any]:
-    """``name=value`` of ``--set``: the value is a number, True, False, None, a tuple, or else text.
+    """Parse ``name=value`` of ``--set``. A value is a number, True, False, None or a tuple, else text.
 
     Raises
     ------
@@ -245,7 +244,7 @@ def parse_setting(text: str) -> tuple[str, Any]:
 
 
 def parse_literal(text: str) -> Any:
-    """A Python literal; ``true``, ``false`` and ``none`` in any case; anything else is text."""
+    """Parse a Python literal, or ``true``, ``false`` and ``none`` in any case. Everything else is text."""
     words = {"true": True, "false": False, "none": None}
     if text.lower() in words:
         return words[text.lower()]
@@ -257,7 +256,7 @@ def parse_literal(text: str) -> Any:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """Defaults from a TOML file, by field names; the table ``[run]``, which fit adds, is passed over.
+    """Defaults from a TOML file, by field names. The table ``[run]``, which fit adds, is ignored.
 
     Raises
     ------

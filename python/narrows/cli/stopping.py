@@ -1,8 +1,8 @@
-"""When a fit has to stop early: signals of the batch system, Ctrl-C, the end of the allotted time.
+"""Early stops of a fit: signals of the batch system, Ctrl-C, and the end of the allotted time.
 
-- While training, a signal is only noted; training asks, finishes its step, saves and ends with `Interrupted`.
-- At any other time a signal raises `Stopped` at once: nothing is half-written, and the checkpoint stays.
-- Handlers are put back as they were found.
+- During training, a signal is only recorded. Training finishes its step, saves a checkpoint and raises `Interrupted`.
+- At any other time, a signal raises `Stopped` at once. No file is left half-written, and the checkpoint stays.
+- The previous signal handlers are restored at the end.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ WALLTIME = "walltime"
 
 
 class Stopped(BaseException):
-    """A signal arrived outside training. Not an Exception: no library on the way may take it for an error."""
+    """A signal arrived outside training. It is not an Exception, so that no library catches it."""
 
 
 class Stopper:
-    """Asked by training whether to stop; a context manager that owns the signal handlers meanwhile.
+    """Training calls it to learn whether to stop. As a context manager, it installs the signal handlers.
 
     Parameters
     ----------
     margin : float
-        Seconds before ``SLURM_JOB_END_TIME`` at which to stop; the variable may be absent.
+        Stop this many seconds before ``SLURM_JOB_END_TIME``, if that variable is set.
     """
 
     def __init__(self, margin: float = 120.0) -> None:
@@ -45,14 +45,14 @@ class Stopper:
         self._previous: dict[int, Any] = {}
 
     def __call__(self) -> str | None:
-        """Why to stop: the name of a signal or "walltime"; None to go on."""
+        """The reason to stop, a signal name or "walltime"; None to continue."""
         if self._noted is None and self._end is not None and time.time() >= self._end - self._margin:
             self._noted = WALLTIME
         return self._noted
 
     @contextlib.contextmanager
     def training(self) -> Iterator[None]:
-        """Signals are noted, not raised, in here; one that nobody asked about is raised at the end."""
+        """Record signals instead of raising them. A signal that training did not see is raised at the end."""
         self._training = True
         try:
             yield
@@ -64,14 +64,14 @@ class Stopper:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         name = signal.Signals(number).name
         if not self._training or (name == "SIGINT" and self._noted == name):
-            raise Stopped(name)  # the second Ctrl-C does not wait for anything
+            raise Stopped(name)  # a second Ctrl-C stops at once
         self._noted = name
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
             for name in _SIGNALS:
                 number = getattr(signal, name, None)
-                # What a parent told us to ignore, as nohup and shells do, stays ignored.
+                # Signals that a parent such as nohup told us to ignore stay ignored.
                 if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
                     self._previous[number] = signal.signal(number, self._handle)
         return self
@@ -85,7 +85,7 @@ class Stopper:
 
 
 def exit_code(reason: str) -> int:
-    """128 + the signal; the end of the allotted time counts as TERM, which the batch system would send."""
+    """128 + the signal number. The end of the allotted time counts as TERM, the signal that SLURM sends."""
     return 128 + int(signal.SIGTERM if reason == WALLTIME else signal.Signals[reason])
 
 
@@ -96,4 +96,4 @@ def _job_end() -> float | None:
     try:
         return float(text)
     except ValueError:
-        raise UsageError(f"SLURM_JOB_END_TIME={text!r} is not a time in seconds") from None
+        raise UsageError(f"SLURM_JOB_END_TIME={text!r} must be a time in seconds since 1970") from None

@@ -1,10 +1,10 @@
-"""The elbow of the bottleneck: one fit for each number of components, beside PCA.
+"""The command sweep: one fit for each number of components, compared with PCA, to find the elbow.
 
-- Each size is an ordinary fit, in a folder of its own below ``--out``, with its checkpoint; the data is opened and
-  normalised once. Stopped and started again, a sweep goes on with the sizes that are not finished.
-- All sizes hold out the same rows. PCA, of what are no counts, is computed once, on the rows that are trained on (a
-  sample of many), by blocks and without densifying, and judged on those held out, as the autoencoders are.
-- ``sweep.json`` is whole after each size and lists those that are finished; ``_SUCCESS`` comes last.
+- Each size is an ordinary fit with its own folder and checkpoint under ``--out``. The data are opened and normalised
+  once. A sweep that starts again continues with the unfinished sizes.
+- All sizes hold out the same rows. PCA is fitted once to the training rows, or to a sample of them, and compared on the
+  held-out rows. Count models have their own baseline instead.
+- ``sweep.json`` is complete after each size and lists the finished ones. ``_SUCCESS`` is the last file.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any, ClassVar
 
 from .._version import __version__
 from ..data.normalized import NormalizedSource
-from ..errors import DataError, MissingExtraError, NarrowsError, ResumeError
+from ..errors import DataError, MissingExtraError, NarrowsError
 from ..evaluation.baselines import pca, pca_errors
 from ..evaluation.metrics import elbow, sample_rows
 from ..plan.losses import LOSSES
@@ -47,7 +47,7 @@ _TAKEN = (
 
 
 class SweepDir(RunDir):
-    """The output folder of one sweep, which holds those of its fits."""
+    """The output folder of one sweep, with the folders of its fits."""
 
     command: ClassVar[str] = "sweep"
     made: ClassVar[tuple[str, ...]] = ("_SUCCESS", "sweep.json", "report.html")
@@ -64,7 +64,7 @@ class SweepDir(RunDir):
         return (p for p in self.path.glob(f"{_FOLDER}*") if p.name.removeprefix(_FOLDER).isdigit())
 
     def holds(self, sizes: Sequence[int]) -> bool:
-        """Whether a sweep that has ended was of these sizes, and their fits are still there."""
+        """Whether the finished sweep had these sizes and their fits still exist."""
         found = [row["n_components"] for row in read(self.path)["sizes"]]
         return found == list(sizes) and all(RunDir(self.folder(size)).finished for size in sizes)
 
@@ -72,11 +72,11 @@ class SweepDir(RunDir):
         pass
 
     def clear(self) -> None:
-        """Remove what an earlier sweep made, its fits included, ``_SUCCESS`` first."""
+        """Remove the files of an earlier sweep and its fits, ``_SUCCESS`` first."""
         for name in self.made:
             (self / name).unlink(missing_ok=True)
         for folder in self._folders():
-            RunDir(folder).inspect()  # only what fits made
+            RunDir(folder).inspect()  # raises unless a fit made the folder
             shutil.rmtree(folder)
 
 
@@ -88,25 +88,25 @@ def sweep(
     callbacks: Callable[[], Sequence[Callback]] = lambda: (),
     argv: Sequence[str] = (),
 ) -> None:
-    """Fit each number of components, and write everything under ``settings.out``.
+    """Fit each number of components, and write all results under ``settings.out``.
 
     Parameters
     ----------
     settings : FitSettings
-        Those of each fit, but for `components` and the folder.
+        The settings of each fit, except `components` and the folder.
     sizes : sequence of int
-        Sorted and without repetition once it is here.
+        Numbers of components; repeated ones are used once.
     stop : jobs.Stop
     callbacks : callable
-        Makes the training callbacks of a fit.
+        Returns the training callbacks of one fit.
     argv : sequence of str
-        The command line, for the record.
+        The command line, for ``sweep.json``.
     """
     sizes = sorted(set(sizes))
     fits = [dataclasses.replace(settings, components=size) for size in sizes]
     estimators = [each.build() for each in fits]
     if not estimators[0].early_stopping:
-        raise UsageError("a sweep compares sizes on held-out rows: it needs --set early_stopping=true")
+        raise UsageError("a sweep compares sizes on held-out rows: use --set early_stopping=true")
     fits = [each.resolved(estimator) for each, estimator in zip(fits, estimators, strict=True)]
     whole = fits[0]
     run = SweepDir(Path(whole.out))
@@ -115,19 +115,16 @@ def sweep(
     with Input.open(whole) as given, contextlib.ExitStack() as held:
         identity = whole.identity() | {"run.input_sha256": given.digest}
         del identity["components"]
-        known = settings.resume != "never" and run.check_same(identity)
-        if settings.resume == "require" and not known:
-            raise ResumeError(f"--out {run.path} holds no sweep to resume: use --resume auto to start one")
-        if known and run.finished and run.holds(sizes):
-            log.info("%s is finished already: nothing to do (--resume never starts afresh)", run.path)
+        if run.resumes(identity, settings.resume) and run.finished and run.holds(sizes):
+            run.note_finished()
             return
         table = given.normalized(whole, estimators[0].loss)
-        # All sizes must fit, and not only those that come first.
+        # Check that every size fits into memory before the first one starts.
         room = [Budget.of(each, table, settings.max_memory).block_bytes for each in estimators][-1]
         if not settings.dry_run:
             held.enter_context(run.claimed())
-            # Another sweep may have ended here since it was looked at.
-            if settings.resume == "never" or not run.check_same(identity):
+            # Another sweep may have finished here before this one got the lock.
+            if not run.resumes(identity, settings.resume):
                 run.clear()
             (run / "_SUCCESS").unlink(missing_ok=True)
             facts = {"version": __version__, "input_sha256": given.digest}
@@ -154,7 +151,7 @@ def sweep(
             log.info("%d components, %d of %d sizes", size, i + 1, len(sizes))
             try:
                 fit_opened(
-                    # What is there of this sweep is resumed: the sweep itself has refused or removed anything else.
+                    # Resume the fits of this sweep; the sweep has already refused or removed all others.
                     dataclasses.replace(each, out=str(folder), resume="auto"),
                     estimator,
                     given,
@@ -171,7 +168,7 @@ def sweep(
                 baseline = _baseline(estimators[0], table, sizes[-1], room, result)
             metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
             row = {name: metrics.get(name) for name in _TAKEN}
-            # PCA has no more components than there are features and rows; more of them would change nothing.
+            # PCA has at most as many components as features and rows.
             row["pca_held_out_mse_per_feature"] = (
                 None if baseline is None else float(baseline[min(size, len(baseline)) - 1])
             )
@@ -193,9 +190,9 @@ def sweep(
 
 
 def _baseline(estimator: Any, table: NormalizedSource, largest: int, room: int, result: dict[str, Any]) -> Any:
-    """Errors of 1, 2, ... principal components on the held-out rows, noting in `result` what they were taken of.
+    """Errors of 1, 2, ... principal components on the held-out rows; None for counts, whose fits have a baseline.
 
-    None for counts, of which each fit has a baseline of its own.
+    `result` gets the numbers of rows that were used.
     """
     split = held_rows(estimator, table.shape[0])
     assert split is not None
@@ -225,7 +222,7 @@ _COLUMNS = (
 
 
 def _cells(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Heads and rows of the table of sizes; columns that nothing fills are left out."""
+    """Header and rows of the table of sizes, without empty columns."""
     columns = [c for c in _COLUMNS if any(row.get(c[1]) is not None for row in result["sizes"])]
     rows = [
         ["" if row.get(name) is None else format(row[name], form) for _, name, form in columns]
@@ -235,7 +232,7 @@ def _cells(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 
 def table_text(result: dict[str, Any]) -> str:
-    """The table of sizes in columns, and the elbow."""
+    """The table of sizes as text, and the elbow."""
     head, rows = _cells(result)
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
     lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in [head, *rows]]
@@ -245,20 +242,20 @@ def table_text(result: dict[str, Any]) -> str:
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """What ``sweep.json`` of a finished sweep holds.
+    """The content of ``sweep.json`` of a finished sweep.
 
     Raises
     ------
     DataError
-        It is missing, damaged or of a sweep that is not finished.
+        The file is missing or damaged, or the sweep is not finished.
     """
     path = folder / "sweep.json"
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise DataError(f"{folder} holds no sweep.json: repeat the sweep to finish it") from None
+        raise DataError(f"{folder} has no sweep.json: repeat the sweep to finish it") from None
     except ValueError as error:
-        raise DataError(f"{path} is damaged ({error}): sweep again") from None
+        raise DataError(f"{path} is damaged ({error}): repeat the sweep") from None
     if not isinstance(result, dict) or result.get("status") != "finished":
         raise DataError(f"the sweep in {folder} is not finished: repeat its command to resume it")
     return result
@@ -284,46 +281,44 @@ def build_report(folder: Path) -> Path:
     def column(name: str) -> list[Any]:
         return [row.get(name) for row in result["sizes"]]
 
-    counted = all(value is not None for value in column("held_out_nll_per_row"))
-    if counted:
+    likelihood = all(value is not None for value in column("held_out_nll_per_row"))
+    if likelihood:
         names, ylabel, title = ("held_out_nll_per_row", "held_out_baseline_nll_per_row"), "nats per row", "likelihood"
         text = (
-            f"Negative log-likelihood of the {result['n_held_out']:,} rows held out, in nats. The baseline is "
+            f"Negative log-likelihood on the {result['n_held_out']:,} held-out rows, in nats. Baseline: "
             f"{measures.baseline_text(result['sizes'][0])}."
         )
     else:
         names = ("held_out_mse_per_feature", "pca_held_out_mse_per_feature")
         ylabel, title = "squared error per feature", "error"
         text = (
-            f"Mean squared error per feature, on the normalised data, of the {result['n_held_out']:,} rows held out. "
-            f"PCA is that of {result['pca_rows']:,} rows that were trained on."
+            f"Mean squared error per feature of the normalised data, on the {result['n_held_out']:,} held-out rows. "
+            f"PCA was fitted to {result['pca_rows']:,} training rows."
         )
-    judged = plotting.plot_elbow(
+    main = plotting.plot_elbow(
         sizes,
         column(names[0]),
         column(names[1]),
         elbow=result["elbow"],
         ylabel=ylabel,
-        baseline_name=measures.BASELINE if counted else "PCA",
+        baseline_name=measures.BASELINE if likelihood else "PCA",
     )
-    judged.title.set_text(f"Held-out {title}")
-    figures = [figure(f"Held-out {title}", text, judged.figure)]
-    if (result["loss"] != "mse" and not counted) or variational:
+    main.title.set_text(f"Held-out {title}")
+    figures = [figure(f"Held-out {title}", text, main.figure)]
+    if (result["loss"] != "mse" and not likelihood) or variational:
         own = plotting.plot_elbow(sizes, column("val_loss"), elbow=result["elbow"], ylabel=f"loss ({result['loss']})")
-        text = "Mean loss of the same rows, as trained" + (
-            ", the divergence of the latents included." if variational else "."
+        text = "Training loss, averaged over the same rows" + (
+            ", with the KL divergence of the latents." if variational else "."
         )
         own.title.set_text("Validation loss")
         figures.append(figure("Validation loss", text, own.figure))
     if any(value is not None for value in column("knn_accuracy_latent")):
-        told = plotting.plot_elbow(
+        neighbours = plotting.plot_elbow(
             sizes, column("knn_accuracy_latent"), column("knn_accuracy_pca"), ylabel="accuracy of 15 neighbours"
         )
-        told.title.set_text("Labels told by neighbours")
-        text = (
-            "Share of all rows whose label 15 nearest neighbours in the latent space tell, in 5-fold cross-validation."
-        )
-        figures.append(figure("Neighbours", text, told.figure))
+        neighbours.title.set_text("Accuracy of nearest neighbours")
+        text = "Accuracy of a 15-nearest-neighbour classifier of the labels, in 5-fold cross-validation."
+        figures.append(figure("Neighbours", text, neighbours.figure))
     best = min(result["sizes"], key=lambda row: row["val_loss"])
     tiles = [
         (f"{result['n_rows']:,} × {result['n_features']:,}", "rows × features", result["normalize"]),
@@ -333,8 +328,8 @@ def build_report(folder: Path) -> Path:
             "components at the elbow",
             "of the validation loss",
         ),
-        (str(best["n_components"]), "components at the least loss", f"{best['val_loss']:.5g}"),
-        (report.duration(result["wall_s"]), "wall time", "of the last call"),
+        (str(best["n_components"]), "components with the lowest loss", f"{best['val_loss']:.5g}"),
+        (report.duration(result["wall_s"]), "wall time", "of the last command"),
     ]
     settings = tomllib.loads((folder / "config.toml").read_text(encoding="utf-8"))
     run = {"version": result["version"], "input sha256": result["input_sha256"], "command": " ".join(result["argv"])}

@@ -1,8 +1,8 @@
-"""Writing tables of codes, reconstructions and losses: .npy, .csv and .h5ad, whole or not at all.
+"""Writing tables of codes, reconstructions and losses as .npy, .csv or .h5ad.
 
-- Rows arrive in blocks: a table larger than memory can be written as .npy or .csv; .h5ad is gathered first.
-- Numbers keep every bit: .csv has the shortest text that reads back to the same float.
-- Nothing here reads data or knows an estimator.
+- A file is either complete or absent.
+- Rows arrive in blocks. A .npy or .csv table may be larger than memory; .h5ad is collected in memory first.
+- Numbers keep every bit: .csv has the shortest text that reads back as the same float.
 """
 
 from __future__ import annotations
@@ -29,22 +29,22 @@ Names = npt.NDArray[Any] | None
 
 
 def check_output(path: Path, suffixes: Iterable[str]) -> None:
-    """Refuse an output path before any work is done for it.
+    """Check an output path before any work is done.
 
     Raises
     ------
     OutputError
-        Unknown extension, missing folder, or a folder where a file should be.
+        The extension is unknown, the folder is missing, or the path is a folder.
     MissingExtraError
-        .h5ad without the extra ``anndata``.
+        .h5ad needs the extra ``anndata``.
     """
     known = tuple(suffixes)
     if path.suffix.lower() not in known:
-        raise OutputError(f"cannot write {path}: the extension must be one of {', '.join(known)}")
+        raise OutputError(f"cannot write {path}: its extension must be one of {', '.join(known)}")
     if path.is_dir():
         raise OutputError(f"cannot write {path}: it is a folder; name a file")
     if not path.parent.is_dir():
-        raise OutputError(f"cannot write {path}: there is no folder {path.parent}; create it first")
+        raise OutputError(f"cannot write {path}: the folder {path.parent} does not exist; create it first")
     if path.suffix.lower() == ".h5ad":
         require("anndata", "anndata", f"writing {path.name}")
 
@@ -61,7 +61,7 @@ def write_table(
     obs: Mapping[str, npt.NDArray[Any]] | None = None,
     about: dict[str, Any] | None = None,
 ) -> None:
-    """Write blocks of rows as one table in the format that the extension names.
+    """Write blocks of rows as one table, in the format of the extension.
 
     Parameters
     ----------
@@ -69,14 +69,14 @@ def write_table(
         .npy (numbers only), .csv (a header, and a first column of row names or numbers) or .h5ad.
     blocks : iterable of ndarray of shape (n, n_columns), or (n,) if `shape` has one entry
     shape : tuple of int
-        Of the whole table.
+        Shape of the whole table.
     dtype : dtype
     row_names, column_names, labels : ndarray, optional
-        For .csv and .h5ad; labels become ``obs["label"]`` of .h5ad.
+        Used by .csv and .h5ad; labels become ``obs["label"]`` in .h5ad.
     obs : mapping of str to ndarray, optional
-        Further columns of `obs` of .h5ad, as categoricals.
+        More columns of `obs` in .h5ad, as categoricals.
     about : dict, optional
-        For ``uns["narrows"]`` of .h5ad.
+        Content of ``uns["narrows"]`` in .h5ad.
     """
     dtype = np.dtype(dtype)
     suffix = path.suffix.lower()
@@ -100,7 +100,7 @@ def _npy(stream: BinaryIO, blocks: Iterable[npt.NDArray[Any]], shape: tuple[int,
         stream.write(np.ascontiguousarray(block, dtype=dtype).data)
         n_rows += len(block)
     if n_rows != shape[0]:
-        raise ValueError(f"{n_rows} rows were written to a table of {shape[0]}")
+        raise ValueError(f"{n_rows} rows were written, the table has {shape[0]}")
 
 
 def _csv(stream: BinaryIO, blocks: Iterable[npt.NDArray[Any]], row_names: Names, column_names: Names) -> None:
@@ -114,7 +114,7 @@ def _csv(stream: BinaryIO, blocks: Iterable[npt.NDArray[Any]], row_names: Names,
             columns = range(table.shape[1]) if column_names is None else column_names
             writer.writerow(["", *columns])
             first = False
-        # str of a NumPy float is the shortest text that reads back to the same bits of its dtype.
+        # str of a NumPy float is the shortest text that reads back as the same bits of its dtype.
         writer.writerows([name, *map(str, row)] for row, name in zip(table, names, strict=False))
     text.detach()
 
@@ -139,12 +139,12 @@ def _h5ad(
         warnings.catch_warnings(),
         tempfile.TemporaryDirectory(prefix=".", suffix=".tmp", dir=folder) as scratch,
     ):
-        # Repeated row names are the user's own; anndata would warn of them at every step.
+        # anndata warns at every step if the user's row names repeat.
         warnings.simplefilter("ignore")
         adata = anndata.AnnData(X, obs=obs, var=pandas.DataFrame(index=pandas.Index(columns, dtype=object)))
         if about:
             adata.uns["narrows"] = about
-        whole = Path(scratch) / "table.h5ad"  # HDF5 wants a path of its own; the bytes are then moved durably
+        whole = Path(scratch) / "table.h5ad"  # HDF5 needs a path; the bytes are then copied to the atomic file
         adata.write_h5ad(whole)
         with whole.open("rb") as written:
             shutil.copyfileobj(written, stream, 1 << 20)

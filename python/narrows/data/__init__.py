@@ -1,7 +1,7 @@
-"""Reading data sets: files, folders, arrays and frames as one kind of `Source`.
+"""Reading data sets: files, folders, arrays and frames become a `Source`.
 
-`open` is for files, `as_source` for anything, `read_obs` for what a file knows of its rows; `Source` is the
-interface that training and encoding read from.
+`open` opens files, `as_source` accepts anything, `read_obs` reads a column of `obs`. Training and encoding read from a
+`Source`.
 """
 
 from __future__ import annotations
@@ -11,3 +11,6 @@ from .readers import as_source, open, read_obs
 from .source import ArraySource, Source
 
 __all__ = ["ArraySource", "Source", "as_source", "check_counts", "check_finite", "open", "read_obs"]
+
+KINDS = ("auto", "log1p", "standard", "minmax", "none")
+"""Kinds of normalisation. They are not in `normalize` because ``narrows --help`` must not import scikit-learn."""

@@ -19,13 +19,12 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from ..errors import DataError
 from ..plan.losses import LOSSES
+from . import KINDS
 from .checks import check_counts, check_finite, check_within
 from .scan import Scan, canonical, row_blocks, row_totals
 from .source import ArraySource, Source, check_unmasked
 
-__all__ = ["KINDS", "Normalizer"]
-
-KINDS = ("auto", "log1p", "standard", "minmax", "none")
+__all__ = ["Normalizer"]
 
 
 class Normalizer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):  # type: ignore[misc]
