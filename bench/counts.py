@@ -1,21 +1,25 @@
-"""Training steps on counts of cells beside PyTorch, as wide as genes are many.
+"""Training steps on counts of cells beside PyTorch, with as many features as there are genes.
 
-Usage: ``python bench/counts.py [--device cuda] [--threads 2] [--rounds 9] [--out FILE] [--lock FILE]`` in an
-environment that holds narrows and PyTorch. A step is Adam on 512 or 2048 cells of 20000 genes, 7 % not zero, of a
-network 20000-128-32-128-20000 with ReLU and a negative binomial decoder, zero-inflated or not, in the form of scVI:
-the cell's sum times a softmax, an inverse dispersion for each gene; or with squared error on the normalised
-logarithms (whose time beside more libraries is in `peers.py`; here it is for the memory). narrows reads CSR of raw
-counts, or of their logarithms; PyTorch is given dense rows of both, made beforehand. Both begin with the same
-numbers, and losses that differ end the run. The libraries take turns, each in a process of its own, and their memory
-is what a step adds to the process that holds library and data; with ``--device cuda`` it is that of the GPU.
+Usage: ``python bench/counts.py [--cases genomics-nb,...] [--device cuda] [--threads 2] [--rounds 9] [--results DIR]
+[--lock FILE]``. PyTorch is left out if it is not installed. docs/benchmarks.md shows the result.
+
+A step is Adam on 512 or 2048 cells of 20000 genes, 7 % of the counts not zero, 20000-128-32-128-20000 with ReLU.
+
+- The decoder is negative binomial, optionally zero-inflated, in the form of scVI: the cell's sum times a softmax, and
+  an inverse dispersion for each gene. `genomics-mse` has squared error on the normalised logarithms; here it is for the
+  memory, `peers.py` compares its time with more libraries.
+- narrows reads CSR: raw counts, or their logarithms. PyTorch reads dense rows of both that were made beforehand.
+- Both libraries begin with the same numbers. Losses that differ end the run.
+- The libraries take turns, each in its own process. Memory is what steps add to the process that holds library and
+  data; with ``--device cuda`` it is the GPU's memory.
 """
 
 from __future__ import annotations
 
 import itertools
-import statistics
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,20 +28,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import numpy as np
 
 from bench.libraries.memory import status
-from bench.pages import benchmarks as page
-from bench.support.harness import (
-    RESULTS,
-    Repeated,
-    Worker,
-    about,
-    compared,
-    device,
-    interleaved,
-    lock,
-    script,
-    spread,
-    store,
-)
+from bench.support.harness import DEVICES, Repeated, Worker, device, in_turns, installed
+from bench.support.results import header
+from bench.support.scripts import chosen, comparing, finish, lock, parsed, script
 
 WIDTHS = (20000, 128, 32, 128, 20000)
 BATCHES = 2
@@ -45,7 +38,7 @@ RATE, EPSILON = 1e-3, 1e-8
 
 
 class Case(NamedTuple):
-    """A likelihood, the cells of a step, and the least ratios to narrows that are wanted."""
+    """A loss, the cells of a step, and the ratios to narrows that other libraries should at least have."""
 
     loss: str
     batch: int
@@ -62,17 +55,16 @@ CASES = {
 BACKEND = {"cpu": "cpp", "cuda": "cuda"}
 MEMORY_TARGET = 5.0
 TOLERANCE = 1e-3
-OUTS = {"cpu": RESULTS / "counts.json", "cuda": RESULTS / "counts-cuda.json"}
 
 
 def counts(batch: int) -> Any:
-    """CSR of BATCHES batches; rates of genes and cells are gamma distributed."""
+    """Counts of all batches as CSR; the rates of genes and cells have gamma distributions."""
     import scipy.sparse as sp
 
     rng = np.random.default_rng(0)
     genes = rng.gamma(0.3, 1.0, WIDTHS[0])
     genes *= 0.094 / genes.mean()
-    # Row by row: the memory of a process is measured, too.
+    # Row by row: the memory of the process is measured.
     cells = (rng.poisson(genes * rng.gamma(2.0, 0.5, WIDTHS[0])) for _ in range(batch * BATCHES))
     return sp.csr_array(sp.vstack([sp.csr_array(cell.astype(np.float32)[None]) for cell in cells], format="csr"))
 
@@ -110,7 +102,7 @@ def narrows_steps(case: Case, threads: int) -> Callable[[int], float]:
 
     def run(steps: int) -> float:
         nonlocal done
-        # In one call, as of a fit: PyTorch's steps do not wait for one another either.
+        # One call for all steps, as in a fit: PyTorch's steps do not wait for one another either.
         batches = rows[np.arange(done, done + steps) % BATCHES].reshape(-1)
         terms = program.train(batches, Hyper(0, done, np.full(steps, RATE)))
         done += steps
@@ -189,7 +181,7 @@ def torch_steps(case: Case, compiled: bool, threads: int) -> Callable[[int], flo
 
 
 def gpu_memory(library: str) -> float:
-    """MiB of the GPU's memory that the library has taken at most."""
+    """Most MiB of the GPU's memory that the library has taken."""
     if library == "narrows":
         import cupy
 
@@ -200,11 +192,12 @@ def gpu_memory(library: str) -> float:
 
 
 class Contender:
-    """What a worker runs."""
+    """One library at one case, in its own process (see `harness`)."""
 
     def start(self, case: str, library: str, threads: int) -> dict[str, Any]:
-        # In every process: what the libraries take by themselves is of no interest.
-        import torch  # noqa: F401
+        # In every process: what the libraries themselves take is not the question.
+        if installed(["torch"]):
+            import torch  # noqa: F401
 
         import narrows.fitting.start  # noqa: F401
 
@@ -225,53 +218,48 @@ class Contender:
         return 1e3 * self.steps.turn()
 
 
-def measure(case: str, threads: int, rounds: int) -> dict[str, Any]:
+def measure(case: str, libraries: list[str], threads: int, rounds: int) -> dict[str, Any]:
     """Milliseconds and memory of each library, narrows first."""
-    workers = [Worker("counts", name) for name in ("narrows", "torch", "torch.compile")]
-    try:
+    with ExitStack() as stack:
+        workers = [stack.enter_context(Worker("counts", name)) for name in libraries]
         found = {w.name: w.ask("start", case=case, library=w.name, threads=threads) for w in workers}
         for name, answer in found.items():
             for a, b in zip(answer["losses"], found["narrows"]["losses"], strict=True):
                 if abs(a - b) > TOLERANCE * abs(b):
-                    raise RuntimeError(f"{case}: {name} learns something else than narrows: {a} and {b}")
-        ms: dict[str, list[float]] = {w.name: [] for w in workers}
-        for worker in interleaved(workers, rounds):
-            ms[worker.name].append(worker.ask("turn"))
-    finally:
-        for worker in workers:
-            worker.__exit__()
-    result = {}
-    for name, values in ms.items():
-        answer = found[name]
-        result[name] = spread(values) | {
-            "ratio": statistics.median(v / b for v, b in zip(values, ms["narrows"], strict=True)),
-            "peak_mib": answer["peak"] - answer["before"],
-            "step_mib": answer["peak"] - answer["held"],
-        }
+                    raise RuntimeError(f"{case}: {name} trains another model than narrows: losses {a} and {b}")
+        result = in_turns(workers, rounds)
+    for name, answer in found.items():
+        result[name]["peak_mib"] = answer["peak"] - answer["before"]
+        result[name]["step_mib"] = answer["peak"] - answer["held"]
     return result
 
 
 def main() -> None:
-    options = compared(__doc__, OUTS, " during each case", rounds=9)
+    options_parser = comparing(__doc__, locked="during each case", rounds=9, known=tuple(CASES), devices=DEVICES)
+    options = parsed(options_parser)
+    cases = chosen(options_parser, "--cases", options.cases, tuple(CASES))
     from narrows.backends import probe, resolve
 
-    report = about(options, "torch") | {
-        "backend": probe(resolve(BACKEND[options.device])).reason,
-        "targets": {"ratio": {name: case.targets for name, case in CASES.items()}, "memory": MEMORY_TARGET},
-        "ms": {},
-    }
-    for case in CASES:
+    torch = ["torch"] if installed(["torch"]) else []
+    report = header(
+        torch,
+        threads=options.threads,
+        rounds=options.rounds,
+        backend=probe(resolve(BACKEND[options.device])).reason,
+        targets={"ratio": {name: CASES[name].targets for name in cases}, "memory": MEMORY_TARGET},
+        ms={},
+    )
+    libraries = ["narrows", *(["torch", "torch.compile"] if torch else [])]
+    for case in cases:
         with lock(options.lock):
-            report["ms"][case] = measure(case, options.threads, options.rounds)
+            report["ms"][case] = measure(case, libraries, options.threads, options.rounds)
         for name, figures in report["ms"][case].items():
             print(
                 f"{case}  {name:14s} {figures['median']:8.2f} ms  ratio {figures['ratio']:.2f}  "
                 f"{figures['peak_mib']:.0f} MiB with the data, {figures['step_mib']:.0f} MiB of steps",
                 flush=True,
             )
-    store(report, options.out)
-    if options.out in OUTS.values():
-        page.write()
+    finish(report, "counts", options)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,12 @@
 """How well deep autoencoders rebuild MNIST, from a random start and pretrained by Boltzmann machines, beside PCA.
 
-Usage: ``python bench/accuracy/deep.py [--data DIR] [--out FILE] [--lock FILE]``; DIR, by default what NARROWS_DATA
-names, holds
-MNIST as ``mnist/*.gz``. About eight minutes on two cores.
+Usage: ``python bench/accuracy/deep.py [--data DIR] [--results DIR] [--lock FILE]``; about eight minutes on two cores.
+DIR, by default the folder in NARROWS_DATA, holds MNIST as ``mnist/*.gz``. docs/reproduction.md shows the result.
 
-The networks are 784-1000-500-250-k, as in Hinton and Salakhutdinov, Science 313, 2006, who report for k = 30 a squared
-error of 3.00 an image, summed over pixels from 0 to 1, of the 10000 test images; and 13.87 for PCA. The pretrained ones
-are theirs, of sigmoid units and a linear code; those from a random start have an activation of later years, and tied
-weights, without which they overfit (3.03 instead of 2.8). The test images decide nothing within a fit.
+The networks are 784-1000-500-250-k, as in Hinton and Salakhutdinov, Science 313, 2006. For k = 30 they report a squared
+error of 3.00 for a test image, summed over pixels from 0 to 1, and 13.87 for PCA. The pretrained networks are theirs,
+with sigmoid units and a linear code. The networks with a random start have a newer activation and tied weights; without
+tied weights they overfit (3.03 instead of 2.8). Within a fit, the test images decide nothing.
 """
 
 from __future__ import annotations
@@ -23,13 +22,14 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.accuracy.precision import with_mnist
-from bench.support.harness import RESULTS, about, arguments, lock, store
+from bench.data.images import principal_axes
+from bench.support.results import header
+from bench.support.scripts import finish, images, lock, parser, script, with_data
 from narrows import DeepAutoencoder
 
-OUT = RESULTS / "deep.json"
+Floats = NDArray[np.float32]
 PUBLISHED = {"autoencoder": 3.00, "pca": 13.87}
-"""Squared error of a test image, for 30 components."""
+"""Squared error of a test image for 30 components."""
 
 SHARED: dict[str, Any] = {
     "hidden_layer_sizes": (1000, 500, 250),
@@ -51,40 +51,35 @@ STARTS: dict[str, dict[str, Any]] = {
     "machines": {"pretrain": "rbm", "activation": "sigmoid", "loss": "bce"},
 }
 EPOCHS = {30: 50, 6: 20, 2: 20}
-"""By components."""
+"""Epochs by number of components."""
 
 
-def squared_error(rebuilt: NDArray[np.float32], X: NDArray[np.float32]) -> float:
-    """Sum over pixels, mean over images."""
+def squared_error(rebuilt: Floats, X: Floats) -> float:
+    """Squared error summed over pixels, the mean over images."""
     return float(np.square(rebuilt - X, dtype=np.float64).sum(axis=1).mean())
 
 
-def pca_error(X: NDArray[np.float32], held: NDArray[np.float32], n_components: int) -> float:
-    mean = X.mean(axis=0, dtype=np.float64)
-    centred = X - mean
-    axes = np.linalg.eigh(centred.T @ centred)[1][:, -n_components:]
+def pca_error(held: Floats, mean: NDArray[np.float64], axes: NDArray[np.float64]) -> float:
+    """Squared error of held-out images, rebuilt from the given principal axes."""
     rest = (held - mean) - (held - mean) @ axes @ axes.T
     return float(np.square(rest).sum(axis=1).mean())
 
 
 def main() -> None:
-    parser = arguments(__doc__, OUT, "")
-    parser.add_argument("--components", type=int, nargs="+", default=list(EPOCHS))
-    parser.add_argument("--starts", nargs="+", choices=list(STARTS), default=list(STARTS))
-    parser.add_argument("--epochs", type=int, help="instead of the usual number")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--set", type=json.loads, default={}, help="other parameters, as JSON")
-    options, data = with_mnist(parser)
-    report = about(options) | {
-        "seed": options.seed,
-        "published": PUBLISHED,
-        "pca": {},
-        "fits": [],
-    }
+    options_parser = with_data(parser(__doc__, locked="during the run"))
+    options_parser.add_argument("--components", type=int, nargs="+", default=list(EPOCHS))
+    options_parser.add_argument("--starts", nargs="+", choices=list(STARTS), default=list(STARTS))
+    options_parser.add_argument("--epochs", type=int, help="instead of the usual number")
+    options_parser.add_argument("--seed", type=int, default=0)
+    options_parser.add_argument("--set", type=json.loads, default={}, help="other parameters, as JSON")
+    options = options_parser.parse_args()
+    data = images(options_parser, options)
+    report = header(seed=options.seed, published=PUBLISHED, pca={}, fits=[])
     with lock(options.lock):
+        mean, axes = principal_axes(data.X)
         for k in options.components:
-            report["pca"][k] = pca_error(data.X, data.X_held, k)
-            print(f"{k} components: PCA {report['pca'][k]:.2f}", flush=True)
+            report["pca"][str(k)] = pca_error(data.X_held, mean, axes[:, :k])
+            print(f"{k} components: PCA {report['pca'][str(k)]:.2f}", flush=True)
             for start in options.starts:
                 epochs = options.epochs or EPOCHS.get(k, 50)
                 parameters = SHARED | STARTS[start] | {"n_components": k, "max_iter": epochs} | options.set
@@ -104,8 +99,8 @@ def main() -> None:
                 }
                 report["fits"].append(found)
                 print(f"  {start}: test {found['test_error']:.3f}, {epochs} epochs, {seconds:.0f} s", flush=True)
-            store(report, options.out)
+    finish(report, "deep", options)
 
 
 if __name__ == "__main__":
-    main()
+    script(main)

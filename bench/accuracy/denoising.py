@@ -1,26 +1,22 @@
-"""How well autoencoders take noise off Fashion-MNIST, beside PCA; and a picture of it.
+"""How well autoencoders remove noise from Fashion-MNIST, beside PCA; and a picture of it.
 
-Usage: ``python bench/accuracy/denoising.py [--data DIR] [--out FILE] [--picture FILE] [--lock FILE]``; DIR, by default
-what
-NARROWS_DATA names, holds the images as ``fashion_mnist/*.gz``. About six minutes on two cores.
+Usage: ``python bench/accuracy/denoising.py [--data DIR] [--results DIR] [--picture FILE] [--lock FILE]``; about six
+minutes on two cores. DIR, by default the folder in NARROWS_DATA, holds the images as ``fashion_mnist/*.gz``.
+docs/reproduction.md shows the result.
 
 The noise is that of the tutorials: a normal draw of standard deviation 0.5 on each pixel, then clipped to [0, 1]. The
-training images have new noise in each epoch, given as pairs, since the corruption within a fit does not clip; the test
-images have theirs once. The number of components and the networks' settings were chosen on the last 10000 training
-images, on which the former are chosen anew in each run; then everything is fitted to all 60000. Nothing about the test
-images is used before the end.
+test images get their noise once. The training images get new noise in each epoch, as pairs of noisy and clean images,
+because the corruption within a fit does not clip. The last 10000 training images chose the settings of the networks,
+and choose the numbers of components in each run; then everything is fitted to all 60000. Nothing uses the test images
+before the end.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
 import sys
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -31,23 +27,21 @@ from numpy.typing import NDArray
 
 import narrows
 from bench.accuracy.likelihood import rate
-from bench.accuracy.precision import Split, mnist
-from bench.pages.benchmarks import RESULTS, ROOT
-from bench.support.harness import lock
-from narrows.benchmark import machine
+from bench.data.images import Split, principal_axes
+from bench.support.results import DOCS, header
+from bench.support.scripts import finish, images, lock, parser, script, with_data
 from narrows.plotting import plot_reconstructions
 
-OUT = RESULTS / "denoising.json"
-PICTURE = ROOT / "docs" / "images" / "denoising.png"
+PICTURE = DOCS / "images" / "denoising.png"
 LEVEL = 0.5
 HELD = 10_000
-"""The last so many training images choose the number of components."""
+"""Number of training images, the last ones, that choose the number of components."""
 TEST_NOISE, HELD_NOISE = 1_000_000, 1_000_001
-"""Seeds; that of the training images is the epoch."""
+"""Seeds of the noise; that of the training images is the epoch."""
 COMPONENTS = 5, 10, 20, 30, 40, 50, 60, 80, 100, 150
 KINDS = "noisy", "clean", "clean, centred"
-"""Principal axes and means of noisy images; of clean ones; or axes of clean images, about the mean of the noisy ones
-before, and that of the clean ones after projection: the noise is clipped, so it moves the mean."""
+"""Axes and mean of noisy images; of clean images; or axes of clean images, with the mean of the noisy images before and
+that of the clean images after projection. Clipping the noise moves the mean."""
 
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "convolutional": (
@@ -68,7 +62,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }
 RATES = {"convolutional": (2e-3, 2e-5), "dense": (1e-3, 1e-5)}
-"""Learning rates of the first and the last epoch, along half a cosine."""
+"""Learning rates of the first and the last epoch; half a cosine lies between them."""
 
 Array = NDArray[Any]
 
@@ -84,22 +78,15 @@ def psnr(rebuilt: Array, X: Array) -> dict[str, float]:
     Returns
     -------
     dict
-        ``image``: that of each image, the mean over them; ``all``: that of all pixels.
+        ``image``: the ratio of each image, the mean over images; ``all``: the ratio of all pixels.
     """
     errors = np.square(np.subtract(rebuilt, X, dtype=np.float64)).mean(axis=1)
     return {"image": float(-10 * np.log10(errors).mean()), "all": float(-10 * np.log10(errors.mean()))}
 
 
-def principal(X: Array) -> tuple[Array, Array]:
-    """Mean and axes, the first ones first."""
-    mean = X.mean(axis=0, dtype=np.float64)
-    centred = X - mean
-    return mean, np.linalg.eigh(centred.T @ centred)[1][:, ::-1]
-
-
 def pca(clean: Array, corrupted: Array) -> Callable[[str, int, Array], Array]:
-    """What takes the noise off images by the given kind and number of components, clipped to [0, 1]."""
-    of_clean, of_noisy = principal(clean), principal(corrupted)
+    """A function that denoises images by PCA of a kind and a number of components, and clips them to [0, 1]."""
+    of_clean, of_noisy = principal_axes(clean), principal_axes(corrupted)
     parts = {
         "noisy": (of_noisy[0], of_noisy[1], of_noisy[0]),
         "clean": (of_clean[0], of_clean[1], of_clean[0]),
@@ -116,7 +103,7 @@ def pca(clean: Array, corrupted: Array) -> Callable[[str, int, Array], Array]:
 def measure(
     data: Split, epochs: int, seed: int, turn: Callable[[], AbstractContextManager[None]]
 ) -> tuple[dict[str, Any], Array, Array]:
-    """All figures, the noisy test images, and what the convolutional autoencoder makes of them."""
+    """All figures, the noisy test images, and the test images that the convolutional autoencoder denoised."""
     clean, held = data.X[:-HELD], data.X[-HELD:]
     test = noisy(data.X_held, TEST_NOISE)
     report: dict[str, Any] = {"noisy": psnr(test, data.X_held), "pca": {}, "models": {}}
@@ -159,7 +146,7 @@ def measure(
 
 
 def draw(data: Split, test: Array, rebuilt: Array, path: Path) -> None:
-    """The first test image of each kind, not a choice."""
+    """Draw the first test image of each kind, so that nothing is picked."""
     first = np.unique(data.labels_held, return_index=True)[1]
     ax = plot_reconstructions(
         data.X_held[first], np.asarray(rebuilt)[first], noisy=test[first], image_shape=(28, 28), n=len(first)
@@ -170,30 +157,17 @@ def draw(data: Split, test: Array, rebuilt: Array, path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--epochs", type=int, default=12)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--data", type=Path, default=os.environ.get("NARROWS_DATA"))
-    parser.add_argument("--out", type=Path, default=OUT)
-    parser.add_argument("--picture", type=Path, default=PICTURE)
-    parser.add_argument("--lock", type=Path, help="file to hold a lock on for an epoch at a time, as flock(1) does")
-    options = parser.parse_args()
-    if options.data is None:
-        parser.error("--data or NARROWS_DATA must name the folder that holds fashion_mnist/")
-    data = mnist(Path(options.data), "fashion_mnist")
+    options_parser = with_data(parser(__doc__, locked="for an epoch at a time"))
+    options_parser.add_argument("--epochs", type=int, default=12)
+    options_parser.add_argument("--seed", type=int, default=0)
+    options_parser.add_argument("--picture", type=Path, default=PICTURE)
+    options = options_parser.parse_args()
+    data = images(options_parser, options, "fashion_mnist")
     found, test, rebuilt = measure(data, options.epochs, options.seed, lambda: lock(options.lock))
-    about = {
-        "date": date.today().isoformat(),
-        "machine": machine(),
-        "narrows": narrows.__version__,
-        "seed": options.seed,
-        "epochs": options.epochs,
-        "level": LEVEL,
-        "images": len(test),
-    }
-    options.out.write_text(json.dumps(about | found, indent=1) + "\n")
     draw(data, test, rebuilt, options.picture)
+    report = header(seed=options.seed, epochs=options.epochs, level=LEVEL, images=len(test)) | found
+    finish(report, "denoising", options)
 
 
 if __name__ == "__main__":
-    main()
+    script(main)

@@ -1,11 +1,11 @@
 """What penalties and corruption do to codes: MNIST, one layer of 1000 sigmoid units (Rifai et al., ICML 2011, table 1).
 
-Promises: the strength of each penalty or corruption, and when to stop fine-tuning, are chosen on the last 10000 of the
-training images; nothing about the test images is used before the end. Run by `accuracy.py`.
+Promises: the last 10000 training images choose the strength of each penalty or corruption, and when fine-tuning stops.
+Nothing uses the test images before the end. `real_data.py` runs this experiment.
 
-Each autoencoder has tied weights, sigmoid outputs and the cross-entropy as loss, and differs from the others in one
-parameter alone. It is judged by the norm of the Jacobian of its codes on the test images, and by two classifiers: a
-logistic regression on the codes, and the encoder with a softmax layer on it, trained further together.
+Each autoencoder has tied weights, sigmoid outputs and the cross-entropy as loss. The autoencoders differ in one
+parameter. Figures: the norm of the Jacobian of the codes of the test images, and the errors of two classifiers. One is
+a logistic regression on the codes; the other is the encoder with a softmax layer, trained further together.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
-from bench.accuracy.precision import Split
+from bench.data.images import Split
 from narrows import Autoencoder
 from narrows.backends import Hyper, compile_plan, resolve
 from narrows.functional import contractive_penalty
@@ -49,17 +49,17 @@ METHODS: dict[str, tuple[dict[str, Any], str, tuple[float, ...]]] = {
     "AE, weight decay": ({}, "alpha", (1.0, 3.0, 10.0)),
     "AE": ({}, "contractive", (0.0,)),
 }
-"""Fixed parameters of each, the one that is chosen, and its candidates."""
+"""Fixed parameters of each method, the parameter to choose, and its candidates."""
 
 HELD = 10_000
-"""Training images that choose, the last ones."""
+"""Number of training images, the last ones, that choose."""
 INVERSE_STRENGTH = 0.1
 """C of the logistic regression."""
 FINE_TUNING = {"epochs": 20, "batch": 100, "learning_rate": 1e-3}
 
 
 def jacobian_norm(model: Any, X: Floats) -> float:
-    """Mean over rows of the Frobenius norm of the derivatives of the code by the input."""
+    """Mean over rows of the Frobenius norm of d code / d input."""
     W, b = [np.asarray(model.coefs_[0])], [np.asarray(model.intercepts_[0])]
     squares = [contractive_penalty(x[None], W, b, "sigmoid", grads=False).value for x in X]
     return float(np.sqrt(squares).mean())
@@ -69,14 +69,19 @@ def linear_error(model: Any, data: Split, test: Split) -> float:
     """Share of test images that a logistic regression on the codes gets wrong."""
     classifier = LogisticRegression(C=INVERSE_STRENGTH, max_iter=60)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # a fixed number of steps, the same for all
+        warnings.simplefilter("ignore", ConvergenceWarning)  # all models get the same number of steps
         classifier.fit(model.transform(data.X), data.labels)
     return 1 - float(classifier.score(model.transform(test.X_held), test.labels_held))
 
 
 def fine_tuned_error(model: Any, data: Split, test: Split, seed: int) -> dict[str, float]:
-    """Share of wrong answers of the encoder with a softmax layer, trained together: of its best epoch in validation,
-    the first of them, and of that epoch on the test images."""
+    """Share of wrong answers of the encoder with a softmax layer, trained together.
+
+    Returns
+    -------
+    dict
+        Of the first epoch with the least validation error: that error, the error on the test images, and its number.
+    """
     n_in, n_code = model.coefs_[0].shape
     layers = (LayerSpec(n_in, n_code, Activation.SIGMOID), LayerSpec(n_code, 10, Activation.SOFTMAX))
     spec = NetworkSpec(layers, 1, loss=Loss.MULTINOMIAL, separate_target=True)
@@ -103,7 +108,7 @@ def fine_tuned_error(model: Any, data: Split, test: Split, seed: int) -> dict[st
 
 
 def measure(whole: Split, seeds: int, turn: Callable[[], AbstractContextManager[None]]) -> dict[str, Any]:
-    """Choose the strength of each method with seed 0, then judge it with all seeds.
+    """Choose the strength of each method with seed 0, then measure it with all seeds.
 
     Parameters
     ----------
@@ -111,7 +116,7 @@ def measure(whole: Split, seeds: int, turn: Callable[[], AbstractContextManager[
         MNIST, its test images held out.
     seeds : int
     turn : callable
-        A context in which the autoencoders of one method are trained and judged.
+        A context in which the autoencoders of one method are trained and measured.
     """
     cut = len(whole.X) - HELD
     data = Split(whole.X[:cut], whole.labels[:cut], whole.X[cut:], whole.labels[cut:])

@@ -1,27 +1,21 @@
 """What the models reach on real data, beside PCA and published figures.
 
-Usage: ``python bench/accuracy/real_data.py [--only NAME,NAME] [--seeds 5] [--data DIR] [--out FILE] [--lock FILE]``.
-DIR, by
-default what NARROWS_DATA names, holds MNIST as ``mnist/*.gz``; without it the experiments that need it are left out. An
-experiment that is run replaces its entry in FILE, by default `results/accuracy.json`, from which
-docs/reproduction.md is written anew.
+Usage: ``python bench/accuracy/real_data.py [--only NAME,NAME] [--seeds 5] [--data DIR] [--results DIR] [--lock FILE]``.
+DIR, by default the folder in NARROWS_DATA, holds MNIST as ``mnist/*.gz``; only some experiments need it. Each
+experiment has its own result. docs/reproduction.md shows the results.
 
-The penalty ``alpha=10`` of the main job was chosen on its data set, by the figure that is reported; the other models of
-`pbmc4k` and `digits` are the defaults.
+The penalty ``alpha=10`` in `pbmc4k` was chosen on its data set by the reported figure. All other models have default
+settings.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
 import sys
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from datetime import date
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -33,31 +27,25 @@ from sklearn.decomposition import PCA
 
 import narrows
 from bench.accuracy import invariance
-from bench.accuracy.precision import Split, mnist
-from bench.pages import reproduction as reproduction_page
-from bench.pages.benchmarks import RESULTS, ROOT
-from bench.support.harness import lock
-from narrows.benchmark import machine
+from bench.accuracy.deep import pca_error
+from bench.data.images import Split, principal_axes
+from bench.support.results import header
+from bench.support.scripts import chosen, finish, images, lock, parser, script, with_data
 from narrows.data import ArraySource
 from narrows.data.normalize import Normalizer
 from narrows.datasets import load_digits, load_pbmc4k
 from narrows.evaluation.metrics import knn_accuracy
 
-OUT = RESULTS / "accuracy.json"
-
 
 @dataclass
 class Given:
-    """What an experiment may use."""
+    """What an experiment gets."""
 
     seeds: int
-    data: Path
+    mnist: Split | None
+    """Only for the experiments in `NEED_MNIST`."""
     turn: Callable[[], AbstractContextManager[None]]
-    """A context for what takes the machine: the fits of one model, and what judges them."""
-
-    @cached_property
-    def mnist(self) -> Split:
-        return mnist(self.data)
+    """A context for work that needs the machine: the fits of one model and its evaluation."""
 
 
 def spread(values: list[float]) -> dict[str, float]:
@@ -65,7 +53,7 @@ def spread(values: list[float]) -> dict[str, float]:
 
 
 def pbmc4k(given: Given) -> dict[str, Any]:
-    """Cell types from the 32-dimensional code: 15 nearest neighbours, 5 folds, against 32 principal components."""
+    """Cell types predicted from 32-dimensional codes by 15 nearest neighbours, in 5 folds, beside PCA."""
     counts, labels = load_pbmc4k(return_labels=True)
     X = Normalizer("log1p").fit(ArraySource(counts)).transform(counts).toarray()
     with given.turn():
@@ -90,7 +78,7 @@ def pbmc4k(given: Given) -> dict[str, Any]:
 
 
 def digits(given: Given) -> dict[str, Any]:
-    """LinearAutoencoder against PCA: excess reconstruction error, and the largest principal angle in radians."""
+    """LinearAutoencoder beside PCA: excess reconstruction error, and the largest principal angle in radians."""
     raw = load_digits()
     result: dict[str, Any] = {}
     for scale, X in {"raw": raw, "over 16": raw / 16}.items():
@@ -114,56 +102,41 @@ def digits(given: Given) -> dict[str, Any]:
 
 
 def mnist_pca(given: Given) -> dict[str, Any]:
-    """Squared error of a test image, summed over its pixels (0 to 1), by principal components of the training set."""
+    """Squared error of a test image, summed over pixels from 0 to 1, by principal components of the training set."""
     data, errors = given.mnist, {}
+    assert data is not None
     with given.turn():
         start = time.perf_counter()
-        mean = data.X.mean(axis=0, dtype=np.float64)
-        centred = data.X - mean
-        axes = np.linalg.eigh(centred.T @ centred)[1][:, ::-1]
-        test = data.X_held - mean
+        mean, axes = principal_axes(data.X)
         for k in (2, 6, 30):
-            rest = test - test @ axes[:, :k] @ axes[:, :k].T
-            errors[str(k)] = float((rest**2).sum(axis=1).mean())
+            errors[str(k)] = pca_error(data.X_held, mean, axes[:, :k])
         seconds = time.perf_counter() - start
     return {"squared_error": errors, "seconds": seconds}
 
 
-def contractive(given: Given) -> dict[str, Any]:
+def contractive_codes(given: Given) -> dict[str, Any]:
     """Norms of Jacobians and errors of classifiers, see `invariance`."""
+    assert given.mnist is not None
     return invariance.measure(given.mnist, min(given.seeds, 3), given.turn)
 
 
-EXPERIMENTS = {f.__name__: f for f in (pbmc4k, digits, mnist_pca, contractive)}
-NEED_DATA = {"mnist_pca", "contractive"}
+EXPERIMENTS = {f.__name__: f for f in (pbmc4k, digits, mnist_pca, contractive_codes)}
+NEED_MNIST = {"mnist_pca", "contractive_codes"}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", help=f"which, of {', '.join(EXPERIMENTS)}")
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--data", type=Path, default=os.environ.get("NARROWS_DATA", ROOT.parent / "shared" / "data"))
-    parser.add_argument("--out", type=Path, default=OUT)
-    parser.add_argument("--lock", type=Path, help="file to hold a lock on for some minutes at a time, as flock(1) does")
-    options = parser.parse_args()
-    names = list(EXPERIMENTS) if options.only is None else options.only.split(",")
-    if unknown := [name for name in names if name not in EXPERIMENTS]:
-        parser.error(f"--only {unknown[0]}: choose from {', '.join(EXPERIMENTS)}")
-    if not (options.data / "mnist").is_dir() and NEED_DATA & set(names):
-        if options.only is not None:
-            parser.error(f"{options.data / 'mnist'} is absent: give --data, or let NARROWS_DATA name its folder")
-        names = [name for name in names if name not in NEED_DATA]
-        print(f"left out, since there is no folder mnist: {', '.join(sorted(NEED_DATA))}")
-    given = Given(options.seeds, options.data, lambda: lock(options.lock))
+    options_parser = with_data(parser(__doc__, locked="for some minutes at a time"))
+    options_parser.add_argument("--only", help=f"comma-separated, by default all: {', '.join(EXPERIMENTS)}")
+    options_parser.add_argument("--seeds", type=int, default=5)
+    options = options_parser.parse_args()
+    names = chosen(options_parser, "--only", options.only, tuple(EXPERIMENTS))
+    mnist = images(options_parser, options) if NEED_MNIST & set(names) else None
+    given = Given(options.seeds, mnist, lambda: lock(options.lock))
     for name in names:
         found = EXPERIMENTS[name](given)
-        about = {"date": date.today().isoformat(), "machine": machine(), "narrows": narrows.__version__}
-        stored = json.loads(options.out.read_text()) if options.out.exists() else {}
-        options.out.write_text(json.dumps(stored | {name: about | found}, indent=1) + "\n")
+        finish(header(**found), name, options)
         print(name, json.dumps(found, indent=1), flush=True)
-    if options.out == OUT:
-        reproduction_page.write()
 
 
 if __name__ == "__main__":
-    main()
+    script(main)

@@ -1,22 +1,20 @@
-"""Denoising judged by molecular cross-validation on the bundled blood cells (Batson, Royer and Webber, 2019).
+"""Denoising of the bundled blood cells, evaluated by molecular cross-validation (Batson, Royer and Webber, 2019).
 
-Usage: ``python bench/accuracy/thinning.py [--seeds 3] [--out FILE] [--lock FILE]``. About four minutes on two cores.
+Usage: ``python bench/accuracy/thinning.py [--seeds 3] [--results DIR] [--lock FILE]``; about four minutes on two cores.
+docs/reproduction.md shows the result.
 
-The molecules of each cell are dealt at random into two parts, nine tenths and one, which are independent given what
-they were drawn from. A method sees the first part and says what the second will hold; it is judged by minus the Poisson
-log-likelihood of the second part (the terms that depend on what was said) and by the squared error, both per cell. What
-a method may choose is chosen by that judgement on every other cell, and the figures are those of the rest; the
-autoencoder is given no choice.
+The molecules of each cell are split at random into two parts, nine tenths and one tenth, which are independent given
+the cell's true expression. A method sees the first part and predicts the second. Two figures compare them, both for a
+cell: minus the Poisson log-likelihood of the second part (the terms that depend on the prediction), and the squared
+error. Every other cell chooses a method's settings by that figure, and the reported figures are of the other cells. The
+autoencoders have fixed settings.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 import time
 from collections.abc import Callable, Iterator
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -26,25 +24,23 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.decomposition import PCA
 
-from bench.pages import reproduction as reproduction_page
-from bench.support.harness import RESULTS, lock
-from narrows import Autoencoder, CountAutoencoder, __version__
-from narrows.benchmark import machine
+from bench.support.results import header
+from bench.support.scripts import finish, lock, parser, script
+from narrows import Autoencoder, CountAutoencoder
 from narrows.datasets import load_pbmc4k
 
-OUT = RESULTS / "thinning.json"
 SEEN = 0.9
 FLOORS = (1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1)
-"""Least means of a count, in molecules of the first part: without one a zero makes any later molecule impossible."""
+"""Least means of a count, in molecules of the first part: with a mean of zero any later molecule is impossible."""
 COMPONENTS = (2, 5, 10, 15, 20, 30, 50)
 COUNTS: dict[str, Any] = {"n_components": 16, "likelihood": "poisson", "max_iter": 150}
 SQUARES: dict[str, Any] = {"n_components": 50, "hidden_layer_sizes": (), "activation": "linear", "max_iter": 300}
 UNIT = 8.0
-"""Molecules that the network of squared errors sees as one."""
+"""Molecules that count as one for the network with squared error."""
 
 Means = NDArray[np.float64]
 Options = Iterator[tuple[str, Means]]
-"""Settings of a method, and the means that it gives to the first part with each."""
+"""Settings of a method, and the means that it predicts with each of them."""
 
 
 def unchanged(X: Means, seed: int) -> Options:
@@ -53,7 +49,7 @@ def unchanged(X: Means, seed: int) -> Options:
 
 
 def pca(X: Means, seed: int) -> Options:
-    """Of square roots and of logarithms of counts scaled to one total, and back; each cell keeps its total."""
+    """PCA of transformed counts, scaled to one total, and back; each cell keeps its total."""
     library = X.sum(axis=1, keepdims=True)
     scale = np.median(library)
     scaled = X * (scale / library)
@@ -79,7 +75,7 @@ def count_autoencoder(X: Means, seed: int) -> Options:
 
 
 def autoencoder(X: Means, seed: int) -> Options:
-    """By squared error, stopped where held-out cells are explained best."""
+    """Squared error, stopped at the best loss of held-out cells."""
     seen = (X / UNIT).astype(np.float32)
     means = Autoencoder(**SQUARES, random_state=seed).fit(seen, X.astype(np.float32)).reconstruct(seen)
     yield "", np.maximum(means.astype(np.float64), min(FLOORS))
@@ -122,20 +118,10 @@ def measure(method: str, seed: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--out", type=Path, default=OUT)
-    parser.add_argument("--lock", type=Path, help="file to hold a lock on for each method, as flock(1) does")
-    options = parser.parse_args()
-    report: dict[str, Any] = {
-        "date": date.today().isoformat(),
-        "machine": machine(),
-        "narrows": __version__,
-        "seen": SEEN,
-        "counts": COUNTS,
-        "squares": SQUARES,
-        "methods": {},
-    }
+    options_parser = parser(__doc__, locked="for each method")
+    options_parser.add_argument("--seeds", type=int, default=3)
+    options = options_parser.parse_args()
+    report = header(seen=SEEN, counts=COUNTS, squares=SQUARES, methods={})
     for method in METHODS:
         found = []
         for seed in range(options.seeds):
@@ -143,10 +129,8 @@ def main() -> None:
                 found.append(measure(method, seed))
             print(method, found[-1], flush=True)
         report["methods"][method] = found
-    options.out.write_text(json.dumps(report, indent=1) + "\n")
-    if options.out == OUT:
-        reproduction_page.write()
+    finish(report, "thinning", options)
 
 
 if __name__ == "__main__":
-    main()
+    script(main)

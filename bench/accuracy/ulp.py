@@ -1,21 +1,18 @@
-"""How far the native vector functions are from the truth, over every float32, and how long they take.
+"""The errors of the native vector functions over every float32, and their time.
 
-Usage: ``python bench/accuracy/ulp.py [--functions exp Gelu::value ...] [--stride 1] [--threads 1]``. All functions take
-about 90 seconds each and thread. The program measures each instruction set of this CPU against float64 (NumPy and
-SciPy). Results over every number go into bench/results/ulp.json, which keeps the results of the other functions, and
-docs/accuracy.md is written from it. A stride above 1 takes one bit pattern in so many and only prints.
+Usage: ``python bench/accuracy/ulp.py [--functions exp Gelu::value ...] [--stride 1] [--threads 1] [--results DIR]``.
+Each function takes about 90 seconds on one thread. The program measures each instruction set of this CPU against
+float64 (NumPy and SciPy). A run over every number replaces the entries of its functions in the stored result. A stride
+above 1 takes one bit pattern in so many, prints, and stores nothing. docs/accuracy.md shows the result.
 
 The functions, their bounds and the measure of an error are in tests/support/native_functions.py.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 import time
 from dataclasses import asdict
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +22,13 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "tests" / "support"))
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.pages import accuracy as accuracy_page
-from bench.pages.benchmarks import RESULTS
-from narrows import __version__
-from narrows.benchmark import machine
+from bench.support.results import header, load, path_of
+from bench.support.scripts import finish, parser, script, with_threads
 from native_functions import FUNCTIONS, INF, Function, sweep
-
-OUT = RESULTS / "ulp.json"
 
 
 def nanoseconds(function: Function, isa: str, rounds: int = 300) -> float:
-    """Time for an element, the least of many rounds, less that of the call itself."""
+    """Nanoseconds for an element: the least of many rounds, minus the time of the call itself."""
     x = np.abs(np.random.default_rng(0).normal(size=8192) / 10).astype(np.float32)
 
     def least(x: NDArray[np.float32]) -> int:
@@ -59,28 +52,25 @@ def record(function: Function, threads: int, stride: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options_parser = with_threads(parser(__doc__), default=1)
     keys = [f.key for f in FUNCTIONS]
-    parser.add_argument("--functions", nargs="+", default=keys)
-    parser.add_argument("--stride", type=int, default=1)
-    parser.add_argument("--threads", type=int, default=1)
-    options = parser.parse_args()
+    options_parser.add_argument("--functions", nargs="+", default=keys)
+    options_parser.add_argument("--stride", type=int, default=1)
+    options = options_parser.parse_args()
     if unknown := [name for name in options.functions if name not in keys]:
-        parser.error(f"--functions: {unknown[0]!r} is not one of {'; '.join(keys)}")
-    report: dict[str, Any] = {"functions": {}}
-    if OUT.exists():
-        report = json.loads(OUT.read_text())
-    report |= {"date": date.today().isoformat(), "machine": machine(), "narrows": __version__}
+        options_parser.error(f"--functions: {unknown[0]!r} is not one of {'; '.join(keys)}")
+    report = header()
+    functions = load(path_of(report, "ulp", options.results)).get("functions", {})
     for function in FUNCTIONS:
         if function.key in options.functions:
-            found = report["functions"][function.key] = record(function, options.threads, options.stride)
+            found = functions[function.key] = record(function, options.threads, options.stride)
             figures = (f"{isa} {w['ulp']:.3f} ulp, {found['ns'][isa]:.3f} ns" for isa, w in found["worst"].items())
             print(f"{function.key}: {'; '.join(figures)}; same bits: {found['same_bits']}", flush=True)
             if options.stride == 1:
-                report["functions"] = {key: report["functions"][key] for key in keys if key in report["functions"]}
-                OUT.write_text(json.dumps(report, indent=1) + "\n")
-                accuracy_page.write()
+                finish(
+                    report | {"functions": {key: functions[key] for key in keys if key in functions}}, "ulp", options
+                )
 
 
 if __name__ == "__main__":
-    main()
+    script(main)

@@ -1,8 +1,11 @@
-"""The networks that training is timed on, and what every library must be given and must reach.
+"""The networks on which libraries are compared, and the losses that each library must reach.
 
-Promises: data and first weights are the same numbers in every process; `reference_losses` is computed in float64 by
-the op definitions, so it stands apart from every library that is timed.
-Never: imports narrows before something of it is asked for, since the memory of a process without it is measured, too.
+Promises:
+
+- Data and first weights are the same numbers in every process.
+- `reference_losses` computes in float64 by the op definitions, independently of every library that is timed.
+
+Never: imports narrows before a case needs it, because the memory of a process without narrows is measured too.
 """
 
 from __future__ import annotations
@@ -19,13 +22,13 @@ if TYPE_CHECKING:
     from narrows.plan.spec import Activation, LayerSpec, NetworkSpec
 
 BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-8
-"""Of Adam, in every library."""
+"""Adam's parameters in every library."""
 SEED = 0
 GUARD_EPOCHS = 3
 FIT_ROWS = 20480
-"""Rows of the data for whole fits and their memory: more than the caches hold."""
+"""Rows of the data for whole fits and their memory: more than fits into the caches."""
 OVERALL_TARGET = 2.5
-"""For the geometric mean over the cases of the ratio to the fastest peer."""
+"""Target of the geometric mean over the cases of the ratio to the fastest library."""
 
 FloatArray = NDArray[np.float32]
 
@@ -37,11 +40,11 @@ class Case:
     Attributes
     ----------
     target : float
-        Wanted ratio of the fastest peer's time to that of narrows.
+        Target of the ratio of the fastest library's time to that of narrows.
     gpu_target : float
-        The same on a GPU, to PyTorch compiled and replayed as a CUDA graph.
+        The same on a GPU, where PyTorch is compiled and replayed as a CUDA graph.
     steps : int
-        Training steps of one epoch, on as many different batches.
+        Training steps of one epoch, each on another batch.
     """
 
     name: str
@@ -56,7 +59,7 @@ class Case:
 
     @property
     def tolerance(self) -> float:
-        """By which a library's loss may differ from the reference, relative to it."""
+        """Relative difference that a library's loss may have from the reference."""
         return 2e-3 if self.precision == "float32" else 1e-2
 
     @property
@@ -70,7 +73,7 @@ class Case:
 
     @property
     def layout(self) -> dict[str, Any] | None:
-        """Parameters of `narrows.Autoencoder` for this network; None if it has none."""
+        """Parameters of the estimator for this network; None if no estimator has this network."""
         half = len(self.widths) // 2
         return {
             "n_components": self.widths[half],
@@ -103,29 +106,29 @@ class Case:
         return [found[f"W{i}"] for i in range(len(self.widths) - 1)]
 
     def data(self, rows: int | None = None) -> FloatArray:
-        """Values in (0, 1) that eight factors make, so that there is something to learn; shape (rows, n_in)."""
+        """Values in (0, 1) that eight factors generate, so there is something to learn; shape (rows, n_in)."""
         rng = np.random.default_rng(SEED)
         mix = rng.standard_normal((8, self.widths[0]), dtype=np.float32)
         X = rng.standard_normal((self.steps * self.batch if rows is None else rows, 8), dtype=np.float32) @ mix
-        # In place: the memory of a fit is measured on these, too.
+        # In place: the memory of a fit is measured on these data.
         np.negative(X, out=X)
         np.exp(X, out=X)
         np.add(X, 1, out=X)
         return np.reciprocal(X, out=X)
 
     def dense(self) -> FloatArray:
-        """The data for libraries that train on dense rows alone."""
+        """The data for libraries that train on dense rows only."""
         return self.data()
 
 
 @dataclass(frozen=True)
 class SparseCase(Case):
-    """Sparse rows, as of log counts of genes: how often one is found differs from gene to gene.
+    """Sparse rows, like logarithms of gene counts; the share of nonzeros differs from gene to gene.
 
     Attributes
     ----------
     density : float
-        Part of the values that are stored.
+        Share of the values that are stored.
     """
 
     density: float = 0.07
@@ -159,11 +162,11 @@ class ImageCase(Case):
     Attributes
     ----------
     stack : tuple
-        For each layer the width of a dense one, or filters and what else a convolution is given; `widths` follow.
+        For each layer the width of a dense layer, or filters and options of a convolution; `widths` must fit.
     latent : int
         Layers of the encoder.
     estimator : tuple or None
-        Names and values of parameters of `narrows.ConvAutoencoder` for this network, if it has any.
+        Parameters of `narrows.ConvAutoencoder` for this network, if it can build the network.
     """
 
     stack: tuple[Any, ...] = ()
@@ -203,12 +206,12 @@ CASES = (
     Case("keras-simple", (784, 32, 784), 256, "bce", 2.5, gpu_target=1.5),
     Case("keras-deep", _DEEP, 256, "bce", 1.6, gpu_target=1.5),
     Case("keras-deep-32", _DEEP, 32, "bce", 2.6, gpu_target=1.5),
-    # At a higher rate so deep a network starts chaotically: losses then differ by how a library rounds.
+    # At a higher rate so deep a network starts chaotically, and losses then depend on rounding.
     Case("hinton", _HINTON, 256, "bce", 1.25, 1e-4),
     Case("hinton-bf16", _HINTON, 256, "bce", 1.7, 1e-4, "bfloat16"),
     Case("hinton-tf32", _HINTON, 256, "bce", 1, 1e-4, "tf32"),
     Case("tabular", (30, 16, 8, 16, 30), 128, "mse", 12, gpu_target=1.5),
-    # A batch of dense rows, as others train on, is larger than the caches: a few stand for many.
+    # A batch of dense rows is larger than the caches, so a few batches stand for many.
     SparseCase("genomics-mse", _GENES, 512, "mse", 6, 1e-4, steps=4, gpu_target=2),
     SparseCase("genomics-mse-2048", _GENES, 2048, "mse", 7, 1e-4, steps=4, gpu_target=2),
     ImageCase(
@@ -242,16 +245,16 @@ def reference_losses(case: Case) -> list[float]:
 
 
 def check_losses(case: Case, what: str, losses: list[float], reference: list[float]) -> None:
-    """Raise unless a library has trained the network it was given.
+    """Check that a library has trained the given network.
 
     Raises
     ------
     RuntimeError
-        The losses are not those of the reference.
+        The losses differ from the reference.
     """
     for found, wanted in zip(losses, reference, strict=True):
         if not math.isclose(found, wanted, rel_tol=case.tolerance):
             raise RuntimeError(
-                f"{case.name}: {what} trains another model: mean losses of the first epochs {losses}, "
-                f"by the definition {reference} (tolerance {case.tolerance:g})"
+                f"{case.name}: {what} trains another model: its mean losses of the first epochs are {losses}, those of "
+                f"the reference {reference} (relative tolerance {case.tolerance:g})"
             )

@@ -1,9 +1,8 @@
-"""Models of counts, each in a process of its own (see `harness`): how fast they train, what they hold, what they learn.
+"""Models of counts, each in its own process (see `harness`): their speed, their memory and what they learn.
 
-All have one hidden layer of 128 units on each side of 32 latents, see log(1 + counts scaled to one total), and explain
-the counts by negative binomial ones of a mean that is the cell's total times a softmax, with a dispersion for each
-gene; batches of 128 cells, Adam at 1e-3, a dropout of 0.1 as scvi-tools has it by default. scvi-tools has batch
-normalisation besides, its default.
+All models read log(1 + counts scaled to one total) and have one hidden layer of 128 units on each side of 32 latents.
+Counts are negative binomial: the mean is the cell's total times a softmax, and each gene has a dispersion. Batches of
+128 cells, Adam at 1e-3, a dropout of 0.1 (scvi-tools' default). scvi-tools also has batch normalisation, its default.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ LAYOUT: dict[str, Any] = {
 
 
 class Data(NamedTuple):
-    """Counts of all cells (CSR, float32), their labels, and which cells are held out of training."""
+    """Counts of all cells (CSR, float32), their labels, and a mask of the held-out cells."""
 
     X: Any
     labels: NDArray[Any]
@@ -53,9 +52,20 @@ def load(path: str) -> Data:
 
 
 class Fitted(NamedTuple):
-    """What a model tells after training: codes of cells, minus the log-likelihood of a cell given its own code, and by
-    importance sampling that of a cell, where that is defined; the most MiB of its process, if that was another one, and
-    the epochs, if it stopped by itself.
+    """What a trained model gives.
+
+    Attributes
+    ----------
+    codes : callable
+        Codes of cells.
+    given_code : callable, optional
+        Minus the log-likelihood of a cell given its own code.
+    marginal : callable, optional
+        Minus the log-likelihood of a cell by importance sampling.
+    peak_mib : float, optional
+        Most MiB of the model's process, if that was another process.
+    epochs : int, optional
+        Epochs, if the model stopped by itself.
     """
 
     codes: Callable[[Any], NDArray[Any]]
@@ -82,7 +92,7 @@ def count_autoencoder(X: Any, epochs: int, threads: int, seed: int) -> Callable[
 def command(X: Any, epochs: int, threads: int, seed: int) -> Callable[[], Fitted]:
     """`count_autoencoder` as a batch job: all of ``narrows fit``, from reading the file to writing the report.
 
-    It holds a tenth of its cells out and stops when their loss no longer falls, as it does unless told otherwise.
+    By default the command holds out a tenth of its cells and stops when their loss stops falling.
     """
     folder = tempfile.TemporaryDirectory()
 
@@ -185,7 +195,7 @@ def scvi(X: Any, epochs: int, threads: int, seed: int) -> Callable[[], Fitted]:
 
 
 def pytorch(X: Any, epochs: int, threads: int, seed: int) -> Callable[[], Fitted]:
-    """The network of `count_autoencoder`, as it is usually written: batches are made dense, torch.lgamma of all."""
+    """The network of `count_autoencoder` as PyTorch users write it: dense batches, and torch.lgamma of all counts."""
     import torch
     from torch import nn
     from torch.nn import functional as F
@@ -258,13 +268,11 @@ MODELS = {
 
 
 def measure(model: str, path: str, epochs: int, threads: int, seed: int) -> dict[str, Any]:
-    """Seconds of an epoch, MiB that the fit added to the process, nats of a held-out cell, and how well codes tell its
-    label.
-    """
+    """Time of an epoch, memory that the fit added, nats of a held-out cell, and how well codes predict labels."""
     from narrows.evaluation.metrics import knn_accuracy
 
     data = load(path)
-    # What a library does once in a process, loading and compiling, is not the time of an epoch.
+    # The first fit of a process loads and compiles; that is not the time of an epoch.
     MODELS[model](data.X[~data.held][: 4 * BATCH], 1, threads, seed)()
     prepared = MODELS[model](data.X[~data.held], epochs, threads, seed)
     before = status("VmRSS")

@@ -1,11 +1,15 @@
-"""How each library trains a case, as well as its users can have it.
+"""How each library trains a case, in the best ways that its users have.
 
-Promises: every contender starts from the case's weights, takes its batches in order with Adam, and returns the mean
-loss of each epoch; data lie in memory as the library likes them best before time is taken. Where a library has several
-ways to the same end, all are variants here and the fastest one is its figure.
+Promises:
+
+- Every contender starts from the case's weights, takes its batches in order with Adam, and returns each epoch's mean
+  loss.
+- Before the timing, data are in memory in the form that the library likes best.
+- If a library has several ways to train, all are variants here, and the fastest one is its figure.
+
 Never: a setting that an ordinary installation of the library does not have.
 
-A contender is a generator of variants: names, each with a function that starts the training over.
+A contender is a generator of variants: a name, and a function that starts the training again.
 """
 
 from __future__ import annotations
@@ -19,25 +23,20 @@ from bench.libraries.cases import BETA_1, BETA_2, EPSILON, SEED, Case, ImageCase
 from bench.support.harness import device
 from narrows.backends import Hyper, compile_plan, resolve
 
-TAKING_PART = {
-    ImageCase: ("narrows", "narrows-numba", "pytorch", "pytorch-compile"),
-    SparseCase: ("narrows", "pytorch", "pytorch-compile", "jax"),
-}
-"""Contenders that train the cases of a kind; all train the others."""
 ON_GPU = ("narrows", "pytorch", "pytorch-compile", "jax")
-"""Those that are compared on a GPU."""
+"""Contenders on a GPU."""
 
 WHOLE_EPOCH = ("lax.scan over an epoch", "an epoch in one jit-compiled tf.function")
-"""Ways that take a whole epoch of prepared batches in one compiled call, which few users write; the others are called
-for each step, or are the library's own `fit`."""
+"""Ways that train a whole epoch of prepared batches in one compiled call, which few users write. The other ways are one
+call for each step, or the library's own `fit`."""
 
 Train = Callable[[int], list[float]]
-"""Train for as many epochs; returns the mean loss of each."""
+"""Train for a number of epochs; returns the mean loss of each."""
 Variants = Iterator[tuple[str, Callable[[], Train]]]
 
 
 def program_of(case: Case, backend: str, threads: int) -> Any:
-    """A compiled plan with the case's parameters."""
+    """A compiled plan that holds the case's first parameters."""
     precision = {} if case.precision == "float32" else {"precision": case.precision}
     program = compile_plan(case.plan(), backend, n_threads=threads, **precision)
     program.load(case.parameters())
@@ -73,7 +72,7 @@ def narrows_numba(case: Case, threads: int) -> Variants:
 
 
 def _torch_images(case: ImageCase) -> Any:
-    """The network of a case: PyTorch has a row's channels first, and so do its dense layers."""
+    """The network of a case. PyTorch stores channels first, so its dense layers have another order of features."""
     import torch
     from torch import nn
 
@@ -127,7 +126,7 @@ class _Torch:
         from torch import nn
 
         self.case, self.torch, self.device = case, torch, device()
-        # The product's precision is the case's on every device.
+        # Products have the precision of the case on every device.
         torch.set_float32_matmul_precision("high" if case.precision == "tf32" else "highest")
         torch.backends.cudnn.allow_tf32 = case.precision == "tf32"
         if isinstance(case, ImageCase):
@@ -160,8 +159,8 @@ class _Torch:
         return lambda n: [self.torch.stack([step(x) for x in self.batches]).mean().item() for _ in range(n)]
 
     def with_optimizer(self, graphed: bool = False, **options: Any) -> Train:
-        """Loss and gradients eager, or compiled with `options`; the library's own fused Adam; all of it captured as one
-        CUDA graph if it is to be `graphed`."""
+        """Loss and gradients, eager or compiled with `options`, then the library's fused Adam; optionally all of it in
+        one CUDA graph."""
         torch = self.torch
         adam = torch.optim.Adam(
             self.model.parameters(),
@@ -178,13 +177,13 @@ class _Torch:
             value = loss(x)
             value.backward()
             adam.step()
-            # Graphs of the library's own return the same memory again and again.
+            # The library's own graphs return the same memory in each call.
             return value.detach().clone() if self.device == "cuda" else value.detach()
 
         return self.epochs(self.captured(step, adam) if graphed else step)
 
     def captured(self, step: Callable[[Any], Any], adam: Any) -> Callable[[Any], Any]:
-        """A training step as a CUDA graph, as the library's manual has it; the network is as before."""
+        """A training step as a CUDA graph, as PyTorch's manual describes; the network keeps its first weights."""
         torch = self.torch
         x, before = self.batches[0].clone(), [p.detach().clone() for p in self.model.parameters()]
         side = torch.cuda.Stream()
@@ -233,7 +232,7 @@ class _Torch:
             return value
 
         compiled = torch.compile(step, fullgraph=True, dynamic=False, **options)
-        # As in `with_optimizer`
+        # As in `with_optimizer`.
         kept = (lambda x: compiled(x).clone()) if self.device == "cuda" else compiled
         return torch.no_grad()(self.epochs(kept))
 
@@ -274,12 +273,12 @@ def _torch_threads(threads: int) -> None:
 
 
 def jax(case: Case, threads: int) -> Variants:
-    """Threads are those of the affinity mask."""
+    """JAX uses as many threads as the affinity mask has CPUs."""
     import jax
     import jax.numpy as jnp
 
     compute = jnp.dtype("bfloat16" if case.precision == "bfloat16" else "float32")
-    # On GPUs its float32 is TF32 unless this is said.
+    # On GPUs, JAX computes float32 products in TF32 by default.
     jax.config.update("jax_default_matmul_precision", "tensorfloat32" if case.precision == "tf32" else "highest")
 
     def loss(state: list[Any], x: Any) -> Any:
@@ -319,7 +318,7 @@ def jax(case: Case, threads: int) -> Variants:
                     for x in singles:
                         carry, value = one(carry, x)
                         values.append(value)
-                # Together: of a GPU they would come one by one.
+                # All at once: a GPU would transfer them one by one.
                 losses.append(np.mean(jax.device_get(values)).item())
             return losses
 
@@ -383,6 +382,51 @@ def keras(case: Case, threads: int) -> Variants:
     yield "an epoch in one jit-compiled tf.function", loop
 
 
+def numpy(case: Case, threads: int) -> Variants:
+    """NumPy alone, written by hand. Its products run in BLAS, with as many threads as the affinity mask has CPUs."""
+    bce = case.loss == "bce"
+
+    def start() -> Train:
+        layers = [(W, np.zeros(W.shape[1], np.float32)) for W in case.weights()]
+        state = [p for layer in layers for p in layer]
+        moments = [(np.zeros_like(p), np.zeros_like(p)) for p in state]
+        batches = np.split(case.dense(), case.steps)
+        done = 0
+
+        def gradients(x: Any) -> tuple[float, list[Any]]:
+            outputs = [x]
+            for W, b in layers[:-1]:
+                outputs.append(np.maximum(outputs[-1] @ W + b, 0))
+            W, b = layers[-1]
+            z = outputs[-1] @ W + b
+            if bce:
+                e = np.exp(-np.abs(z))
+                losses, dz = np.maximum(z, 0) - z * x + np.log1p(e), np.where(z < 0, e, 1) / (1 + e) - x
+            else:
+                losses, dz = np.square(z - x), 2 * (z - x)
+            dz, found = dz / len(x), []
+            for i in reversed(range(len(layers))):
+                found += [dz.sum(axis=0), outputs[i].T @ dz]
+                if i:
+                    dz = (dz @ layers[i][0].T) * (outputs[i] > 0)
+            return float(losses.sum()) / len(x), found[::-1]
+
+        def step(x: Any) -> float:
+            nonlocal done
+            done += 1
+            loss, found = gradients(x)
+            rate, root = case.learning_rate / (1 - BETA_1**done), (1 - BETA_2**done) ** 0.5
+            for p, (m, v), g in zip(state, moments, found, strict=True):
+                m += (1 - BETA_1) * (g - m)
+                v += (1 - BETA_2) * (g * g - v)
+                p -= rate * m / (np.sqrt(v) / root + EPSILON)
+            return loss
+
+        return lambda epochs: [float(np.mean([step(x) for x in batches])) for _ in range(epochs)]
+
+    yield "by hand", start
+
+
 CONTENDERS: dict[str, Callable[[Case, int], Variants]] = {
     "narrows": narrows,
     "narrows-numba": narrows_numba,
@@ -390,4 +434,14 @@ CONTENDERS: dict[str, Callable[[Case, int], Variants]] = {
     "pytorch-compile": pytorch_compile,
     "jax": jax,
     "keras": keras,
+    "numpy": numpy,
 }
+
+
+def taking_part(case: Case) -> list[str]:
+    """The contenders that can train a case."""
+    missing = {
+        ImageCase: ("jax", "keras", "numpy"),
+        SparseCase: ("narrows-numba", "keras", "numpy"),
+    }.get(type(case), () if case.precision == "float32" else ("narrows-numba", "numpy"))
+    return [name for name in CONTENDERS if name not in missing]

@@ -1,4 +1,4 @@
-"""Memory of a fit on the widest network: a fresh process for each library, which holds nothing else (see `harness`)."""
+"""Memory of a fit of the widest network, in a fresh process for each library (see `harness`)."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ def pytorch(threads: int) -> Any:
 
 
 def status(field: str) -> float:
-    """MiB, as the kernel counts them for this process."""
+    """MiB of a memory figure that the kernel keeps for this process."""
     with open("/proc/self/status") as file:
         return next(int(line.split()[1]) for line in file if line.startswith(field + ":")) / 1024
 
 
 def measure(library: str, threads: int) -> dict[str, float]:
-    """MiB of the process with the library and the data in it, and at most after a fit."""
+    """MiB of the process before the fit, with library and data loaded, and at most."""
     fit = {"narrows": narrows, "pytorch": pytorch}[library](threads)
     X = CASE.data(FIT_ROWS)
     before = status("VmRSS")

@@ -1,6 +1,6 @@
-"""Turns at training, in a process of its own (see `harness`).
+"""One library that trains a case in turns, in its own process (see `harness`).
 
-Never: takes time while it prepares.
+Never: runs while it has no turn.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from bench.support.harness import Repeated, device, seconds, serve
 from narrows.backends import Hyper, probe, resolve
 
 FIT_SECONDS = 1.0
-"""Least length of the fits that are timed, so that what is done once weighs little."""
+"""Least length of a timed fit, so that work done once has little weight."""
 
 _BY_NAME = {case.name: case for case in CASES}
 
 
 class Training:
-    """A contender at a case."""
+    """One contender at one case."""
 
     def start(self, contender: str, case: str, threads: int) -> dict[str, Any]:
-        """Prepare all variants, and keep the fastest for the turns."""
+        """Prepare all variants, and keep the fastest one for the turns."""
         self.threads = threads
-        # Where the native backend runs and no other library is in the process.
+        # Only where the native backend runs and the process holds no other library.
         self.probes = contender == "narrows" and device() == "cpu" and probe("cpp").ok
         ways, losses = {}, {}
         self.steps = _BY_NAME[case].steps
@@ -41,7 +41,7 @@ class Training:
         return {"variant": self.ways.name, "usual": self.usual, "tried": tried, "losses": losses}
 
     def turn(self) -> dict[str, Any]:
-        """Milliseconds of a step, and what the machine can do at this moment."""
+        """Milliseconds of a step, and a probe of the machine at this moment."""
         answer: dict[str, Any] = {"ms": self.ways.turn() / self.steps * 1e3}
         usual = self.usual != self.ways.name
         answer["usual_ms"] = self.ways.turn(self.usual) / self.steps * 1e3 if usual else answer["ms"]
@@ -52,14 +52,14 @@ class Training:
         return answer
 
     def end(self) -> float:
-        """The loss at last, by which one sees that training went on."""
+        """The last loss; it shows that training went on during the turns."""
         return self.last(1)[-1]
 
 
 def fit(case: str, threads: int, rounds: int) -> dict[str, Any]:
-    """Milliseconds of a step in whole fits of the estimator, beside those of the compiled plan on the same data.
+    """Milliseconds of a step in whole fits of the estimator, and in the compiled plan alone on the same data.
 
-    A fit holds all that its user waits for: checks of X, first weights, shuffling, the history.
+    A fit includes all that its user waits for: checks of X, first weights, shuffling, the history.
     """
     import narrows
 
@@ -97,7 +97,7 @@ def fit(case: str, threads: int, rounds: int) -> dict[str, Any]:
         fit_ms.append(seconds(lambda: estimator.fit(X)) / epochs / steps * 1e3)
         if estimator.n_iter_ != epochs:
             raise RuntimeError(f"{case}: fit stopped after {estimator.n_iter_} of {epochs} epochs")
-    # The same network: on the same batches it has the same losses.
+    # The losses on the same batches show that both trained the same network.
     estimator.set_params(shuffle=False, max_iter=GUARD_EPOCHS)
     losses = estimator.fit(chosen.data()).history_["loss"]
     return {"step_ms": step_ms, "fit_ms": fit_ms, "epochs": epochs, "losses": losses}

@@ -5,7 +5,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from bench.pages import accuracy, benchmarks, profiles, reproduction
+from bench.pages import write
 
-for page in (accuracy, benchmarks, profiles, reproduction):
-    page.write()
+write()

@@ -1,20 +1,33 @@
-"""docs/accuracy.md from the stored results.
-
-Promises: the page is a function of `results/ulp.json` and `results/precision.json` alone, and needs no native backend.
-"""
+"""docs/accuracy.md from the results of `bench/accuracy/ulp.py` and `precision.py`."""
 
 from __future__ import annotations
 
-import json
-from typing import Any
+from pathlib import Path
 
-from bench.pages.benchmarks import RESULTS, ROOT, cpu, table
+from bench.pages.tables import Part, section
+from bench.support.results import Report, reports
 
-PAGE = ROOT / "docs" / "accuracy.md"
+ABOUT_FUNCTIONS = [
+    "The largest error of each function over every float32 in its domain, including subnormal numbers and infinities. "
+    "The reference is float64. The unit is the ulp: the gap between float32 numbers at the true value (2**-149 below "
+    "2**-126). `tests/backends/test_vector_math.py` asserts the bound on a sample of the numbers, and on all of them "
+    "with `pytest -m slow`. Times are nanoseconds for an element in cache, on one core.",
+    "",
+    "- AVX2 and AVX-512 give the same bits for every number. An element's result does not depend on the width of the "
+    "vector or on its neighbours. Baseline x86-64 has no fused multiply-add, so its bits may differ.",
+    "- NaN gives NaN, except in the slopes of `Linear`, `Relu` and `LeakyRelu`: these are constants that a comparison "
+    "selects. Infinities give the limits: `Gelu` and `Silu` are 0 at minus infinity. The sign of a zero is not "
+    "promised.",
+    "- Nothing changes the floating-point environment: no flush to zero and no other rounding mode.",
+    "- The slopes of `Gelu` and `Silu` have a root, where their terms cancel. There the ulp is that of the sum of the "
+    "terms' magnitudes. The same holds for the slope of the cross-entropy at targets between 0 and 1.",
+    "- A slope is computed from saved numbers: the output, and for `Gelu` and `Silu` the pre-activation. Its error is "
+    "the error at the saved number. `normal_quantile` is the quantile at 1/2 + x. `BceSigmoid` is the cross-entropy of "
+    "logits with target y, and its derivative.",
+]
 
 
-def functions(report: dict[str, Any]) -> list[str]:
-    """Of what `ulp.py` wrote."""
+def functions(report: Report) -> Part:
     found = report["functions"]
     isas = [isa for isa in next(iter(found.values()))["ns"] if all(isa in each["ns"] for each in found.values())]
     rows = []
@@ -28,47 +41,48 @@ def functions(report: dict[str, Any]) -> list[str]:
             [
                 f"`{name}`",
                 each["domain"],
+                bound,
                 f"{worst[fused]['ulp']:.3f} at {worst[fused]['x']:.6g}" if fused else "-",
                 f"{worst['baseline']['ulp']:.3f}" if "baseline" in worst else "-",
-                bound,
                 ", ".join(f"{each['ns'][isa]:.3f}" for isa in isas),
             ]
         )
-    return [
+    head = ["function", "arguments", "bound, ulp", "fused, ulp", "baseline, ulp", f"ns: {', '.join(isas)}"]
+    return Part(ABOUT_FUNCTIONS, head, rows, keys=3)
+
+
+def precision(report: Report) -> Part:
+    rows = []
+    for name, case in report["cases"].items():
+        for figure, each in case["compared"].items():
+            difference, mean = each["difference"], each["float32"]["mean"]
+            percent = (f"{100 * difference[key] / mean:+.3f}" for key in ("mean", "low", "high"))
+            rows.append(
+                [
+                    f"{name}, {figure}",
+                    f"{each['float32']['mean']:.5g} ({each['float32']['sd']:.2g})",
+                    f"{each['bfloat16']['mean']:.5g} ({each['bfloat16']['sd']:.2g})",
+                    "{} [{}, {}]".format(*percent),
+                    f"{100 * each['float32']['sd'] / mean:.3f}",
+                    "yes" if each["within_noise"] else "no",
+                ]
+            )
+    text = [
+        "Pairs of fits on real data that differ only in `precision`. Both fits of a pair have the same seed, so the "
+        "same first weights and batches, and the same number of epochs. Rows held out give two figures: the loss of a "
+        f"row, and the share of rows whose label the {report['neighbours']} nearest neighbours of its code predict. "
+        "The neighbours are training rows.",
         "",
-        "## Native functions",
-        "",
-        "The largest error of each function over every float32 in its domain, subnormal numbers and infinities "
-        "included, against float64, in ulp: units of the gap between float32 numbers at the true value (2**-149 below "
-        "2**-126). `tests/backends/test_vector_math.py` asserts the bound on a sample, and on all with "
-        "`pytest -m slow`.",
-        "",
-        "- AVX2 and AVX-512 give the same bits for every number: an element's result does not depend on the width of "
-        "the vector or on its neighbours. The baseline of x86-64 has no fused multiply-add, so its bits may differ.",
-        "- NaN gives NaN, but the slopes of `Linear`, `Relu` and `LeakyRelu` are constants, chosen by a comparison. "
-        "The limits at infinity are taken: `Gelu` and `Silu` are 0 at minus infinity. The sign of a zero is not "
-        "promised.",
-        "- Nothing changes the floating-point environment: no flush to zero, no other rounding.",
-        "- The slope of `Gelu` and of `Silu` has a root, near which its terms cancel. There, and in the slope of the "
-        "cross-entropy for targets between 0 and 1, the ulp is that of the sum of the terms' magnitudes.",
-        "- A slope is taken from what is saved for it, the output, and for `Gelu` and `Silu` the pre-activation; its "
-        "error is that for the saved number. `normal_quantile` is that of 1/2 + x, `BceSigmoid` the cross-entropy of "
-        "logits with target y and its derivative.",
-        "",
-        f"{report['date']}, {cpu(report)}, narrows {report['narrows']}. Times are nanoseconds for an element in cache, "
-        "on one core.",
-        "",
-        *table(
-            ["function", "arguments", "fused, ulp", "baseline, ulp", "bound", f"{', '.join(isas)}: ns"],
-            rows,
-        ),
+        "Each cell has the mean over the seeds and, in brackets, the standard deviation. The difference is bfloat16 "
+        f"minus float32, the mean over the pairs with its {report['confidence']:.0%} confidence interval. Percentages "
+        "are of float32's mean. bfloat16 is within noise if the whole interval is closer to zero than float32's "
+        "standard deviation (column `SD of seeds`).",
     ]
+    return Part(text, ["", "float32", "bfloat16", "difference, %", "SD of seeds, %", "within noise"], rows)
 
 
-def precision(report: dict[str, Any]) -> list[str]:
-    """Of what `precision.py` wrote."""
-    cases = report["cases"]
-    about = [
+def networks(report: Report) -> Part:
+    rows = [
         [
             name,
             "-".join(map(str, case["widths"])),
@@ -76,60 +90,21 @@ def precision(report: dict[str, Any]) -> list[str]:
             f"{case['rows']}, {case['held_out']}",
             f"{case['epochs']}, {case['seeds']}",
         ]
-        for name, case in cases.items()
+        for name, case in report["cases"].items()
     ]
-    compared = [(name, figure, each) for name, case in cases.items() for figure, each in case["compared"].items()]
-    rows = []
-    for name, figure, each in compared:
-        difference, mean = each["difference"], each["float32"]["mean"]
-        percent = (f"{100 * difference[key] / mean:+.3f}" for key in ("mean", "low", "high"))
-        rows.append(
-            [
-                f"{name}, {figure}",
-                f"{each['float32']['mean']:.5g} ({each['float32']['sd']:.2g})",
-                f"{each['bfloat16']['mean']:.5g} ({each['bfloat16']['sd']:.2g})",
-                "{} [{}, {}]".format(*percent),
-                f"{100 * each['float32']['sd'] / mean:.3f}",
-                "yes" if each["within_noise"] else "no",
-            ]
-        )
-    native = f"bfloat16 {report['bfloat16']}, " if "bfloat16" in report else ""
-    return [
-        "",
-        "## Training in bfloat16",
-        "",
-        "Pairs of fits on real data, equal but for `precision`: the same seed, so the same first "
-        "weights and batches, and as many epochs. Both are judged on rows held out: by the loss of a row, and by the "
-        f"share of labels that {report['neighbours']} nearest neighbours of its code, among those of the trained rows, "
-        "tell.",
-        "",
-        f"{report['date']}, {cpu(report)}, {native}narrows {report['narrows']}.",
-        "",
-        *table(["case", "network", "loss", "rows, held out", "epochs, seeds"], about),
-        "",
-        "Mean and, in brackets, standard deviation over the seeds. The difference is the mean of bfloat16 less float32 "
-        f"over the pairs, with its {report['confidence']:.0%} confidence interval. bfloat16 is within noise where the "
-        "whole interval is nearer to zero than float32's standard deviation, the last column but one. %: of float32's "
-        "mean.",
-        "",
-        *table(["", "float32", "bfloat16", "difference, %", "seed's SD, %", "within noise"], rows),
-    ]
+    head = ["case", "network", "loss", "rows, held out", "epochs, seeds"]
+    native = [f"bfloat16 arithmetic is {report['bfloat16']} on this machine."] if "bfloat16" in report else []
+    return Part(native, head, rows)
 
 
-def current() -> str:
-    """The page of what is stored now."""
+def render(results: Path) -> str:
     lines = [
         "# Accuracy",
         "",
-        "Written by `bench/accuracy/ulp.py` and `bench/accuracy/precision.py` from `bench/results/`; do not edit.",
+        "`python bench/pages` writes this page from the results of `bench/accuracy/ulp.py` and `precision.py`. Do not "
+        "edit it.",
+        *section("## Native functions", reports("ulp", results), functions),
+        *section("## Training in bfloat16", reports("precision", results), precision),
+        *section("### Networks trained in bfloat16", reports("precision", results), networks),
     ]
-    for name, section in (("ulp.json", functions), ("precision.json", precision)):
-        path = RESULTS / name
-        if path.exists():
-            lines += section(json.loads(path.read_text(encoding="utf-8")))
     return "\n".join(lines) + "\n"
-
-
-def write() -> None:
-    """Write the page anew."""
-    PAGE.write_text(current(), encoding="utf-8")

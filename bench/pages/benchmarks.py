@@ -1,284 +1,217 @@
-"""docs/benchmarks.md from the stored results.
-
-Promises: the page is a function of `results/*.json` alone, and needs none of the libraries that were timed.
-"""
+"""docs/benchmarks.md from the results of `bench/peers.py`, `bench/counts.py` and `bench/speed/`."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-ROOT = Path(__file__).parents[2]
-RESULTS = ROOT / "bench" / "results"
-PAGE = ROOT / "docs" / "benchmarks.md"
+from bench.pages.tables import Part, number, section
+from bench.support.results import Report, reports
+
 LABELS = {
     "pytorch": "PyTorch {torch} eager",
     "pytorch-compile": "torch.compile",
     "jax": "JAX {jax} jit",
     "keras": "Keras {keras}, TensorFlow {tensorflow}",
+    "numpy": "NumPy {numpy}",
     "narrows-numba": "narrows on Numba",
 }
 
 
-def floor_ms(case: dict[str, Any]) -> float:
-    """Of a step's matrix products at the multiply-add peak probed beside it; in bfloat16 at twice that."""
+def floor_ms(case: Report) -> float:
+    """Milliseconds of a step's matrix products at the measured peak; bfloat16 has twice that peak."""
     peak: float = case["probe"]["fma_gflops"] * (2 if case["precision"] == "bfloat16" else 1)
-    return case["gflop"] / peak * 1e3  # type: ignore[no-any-return]
+    return float(case["gflop"] / peak * 1e3)
 
 
-def share_of_peak(case: dict[str, Any]) -> float:
-    return floor_ms(case) / case["contenders"]["narrows"]["median"]  # type: ignore[no-any-return]
+def share_of_peak(case: Report) -> float:
+    return float(floor_ms(case) / case["contenders"]["narrows"]["median"])
 
 
-def table(head: list[str], rows: Iterable[list[str]]) -> list[str]:
-    return [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)]
+def quartiles(found: Report, scale: float = 1.0) -> str:
+    """Median and, in brackets, the quartiles."""
+    median, q1, q3 = (number(scale * found[key]) for key in ("median", "q1", "q3"))
+    return f"{median} [{q1}, {q3}]"
 
 
-def render(
-    report: dict[str, Any],
-    layers: dict[str, Any] | None,
-    counts: Any = None,
-    cells: Any = None,
-    scaling: Any = None,
-    gpu: Any = None,
-    gpu_counts: Any = None,
-) -> str:
-    """The page.
+def fastest(case: Report) -> list[str]:
+    """Ratios to the fastest other library: among its usual ways, and among all ways."""
+    names = (("usual_ratio", "usual_fastest"), ("ratio", "fastest"))
+    return [f"{case[ratio][case[other]]['median']:.2f}x" if case[other] else "" for ratio, other in names]
 
-    Parameters
-    ----------
-    report : dict
-        What `peers.py` wrote.
-    layers, counts, cells, scaling : dict, optional
-        What `layers.py`, `counts.py`, `cells.py` and `scaling.py` wrote.
-    gpu, gpu_counts : dict, optional
-        What `peers.py` and `counts.py` wrote on a GPU.
-    """
-    lines = [
-        "# Benchmarks",
-        "",
-        "Written by `bench/peers.py`, `layers.py`, `counts.py`, `cells.py` and `scaling.py` from `bench/results/`; do "
-        "not edit.",
-        "",
-        f"{_machine(report)}, backend {report['backend']['name']} ({report['backend']['reason']}), narrows "
-        f"{report['narrows']}. Every library runs in a process of its own, on as many CPUs as threads, and they take "
-        "turns. All train the same network from the same weights on the same batches, in order, with Adam, data in "
-        "memory; the losses of each are checked against a float64 reference.",
-        *(f"\n{name} is left out: it is not installed." for name in report["missing"]),
-        *_steps(report),
-        *_variants(report),
-        *_fits(report),
-        *_memory(report),
-        *(_layers(layers) if layers else []),
-        *(_counts(counts) if counts else []),
-        *(_cells(cells) if cells else []),
-        *(_scaling(scaling) if scaling else []),
-        *_gpu(gpu, gpu_counts),
+
+def others(report: Report) -> dict[str, str]:
+    """The libraries that narrows was compared with, and their column heads."""
+    found = {name for case in report["cases"].values() for name in case["ratio"]}
+    return {name: label.format(**report["versions"]) for name, label in LABELS.items() if name in found}
+
+
+def overview(report: Report) -> Part:
+    text = [
+        "Milliseconds of one training step of narrows, and how many times as long the fastest other library takes: "
+        "among usual ways to train (one call for each step, or the library's own `fit`), and among all ways."
     ]
-    return "\n".join(lines) + "\n"
+    rows = [
+        [name, f"{case['target']:g}x", number(case["contenders"]["narrows"]["median"]), ", ".join(fastest(case))]
+        for name, case in report["cases"].items()
+    ]
+    return Part(text, ["case", "target", "ms", "usual ways, all ways"], rows, keys=2)
 
 
-def cpu(report: dict[str, Any]) -> str:
-    fields = report["machine"]["cpu"]
-    name, family, model = (fields.get(key, "?") for key in ("model name", "cpu family", "model"))
-    return f"{name} (family {family}, model {model})"
+def steps(report: Report) -> Part:
+    columns, rows = others(report), []
+    for name, case in report["cases"].items():
+        share = f", {share_of_peak(case):.0%}" if case["probe"] else ""
+        cells = [quartiles(case["contenders"]["narrows"]) + share]
+        for other in columns:
+            found = case["contenders"].get(other)
+            cells.append(f"{number(found['median'])}, {case['ratio'][other]['median']:.2f}x" if found else "")
+        rows.append([name, *cells])
+    text = [
+        "Each library runs in its own process, with as many CPUs as threads. The processes take turns. All libraries "
+        "train the same network from the same weights, on the same batches in the same order, with Adam and with data "
+        "in memory. The losses of each library are checked against a float64 reference.",
+        "",
+        "Milliseconds of one step. narrows: the median over the rounds, the quartiles in brackets, and the share of "
+        "the multiply-add peak. Other libraries: the median, and how many times as long as narrows they take (the "
+        "median of the ratios of each round). If a library has several ways to train, the fastest one counts, even if "
+        "it is one compiled call for a whole epoch of prepared batches.",
+    ]
+    backend = report["backend"]
+    after = [f"Backend {backend['name']} ({backend['reason']})."]
+    if report["missing"]:
+        after.append(f"Not installed: {', '.join(report['missing'])}.")
+    overall = report["overall"]
+    if mean := overall["geometric_mean"]:
+        after.append(
+            f"Geometric mean of the ratios to the fastest library, over {overall['cases']} of {overall['of']} dense "
+            f"networks: {overall['usual_geometric_mean']:.2f}x among usual ways, {mean:.2f}x among all; target "
+            f"{overall['target']:g}x."
+        )
+    return Part(text, ["case", "narrows", *columns.values()], rows, after=["", " ".join(after)])
 
 
-def _machine(report: dict[str, Any]) -> str:
-    return f"{cpu(report)}, {report['threads']} threads"
-
-
-def _number(value: float) -> str:
-    return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
-
-
-def _steps(report: dict[str, Any]) -> list[str]:
-    cases = report["cases"]
-    others = [name for name in LABELS if any(name in case["ratio"] for case in cases.values())]
-    labels = [LABELS[name].format(**report["versions"]) for name in others]
-    about, rows = [], []
-    for name, case in cases.items():
-        own, probe = case["contenders"]["narrows"], case["probe"]
-        floor, share = (_number(floor_ms(case)), f", {share_of_peak(case):.0%}") if probe else ("", "")
-        about.append(
+def cases(report: Report) -> Part:
+    rows = []
+    for name, case in report["cases"].items():
+        probe = case["probe"]
+        rows.append(
             [
                 name,
                 "-".join(map(str, case["widths"])),
                 f"{case['batch']}, {case['loss']}, {case['precision']}",
-                _number(case["gflop"]),
-                floor,
-                *(_number(probe[key]) if probe else "" for key in ("fma_gflops", "exchange_gb_s", "barrier_us")),
+                number(case["gflop"]),
+                number(floor_ms(case)) if probe else "",
+                *(number(probe[key]) if probe else "" for key in ("fma_gflops", "exchange_gb_s", "barrier_us")),
                 f"{case['date']}, {case['rounds']}",
             ]
         )
-        cells = [f"{_number(own['median'])} [{_number(own['q1'])}, {_number(own['q3'])}]{share}"]
-        for other in others:
-            found = case["contenders"].get(other)
-            cells.append(f"{_number(found['median'])}, {case['ratio'][other]['median']:.2f}x" if found else "")
-        fastest = [
-            f"{case[ratio][case[other]]['median']:.2f}x" if case[other] else ""
-            for ratio, other in (("usual_ratio", "usual_fastest"), ("ratio", "fastest"))
-        ]
-        rows.append([name, *cells, *fastest, f"{case['target']:g}x"])
-    overall = report["overall"]
-    mean = overall["geometric_mean"]
-    return [
-        "",
-        "## Training steps",
-        "",
-        "Milliseconds of one step: median over the rounds, in brackets the quartiles, then the share of the "
-        "multiply-add peak that narrows reaches; for the others how many times as long as narrows they take (the "
-        "median of the ratios of each round). Of a library's ways to train, the fastest counts, even if it is a whole "
-        "epoch of prepared batches in one compiled call. The last columns are the ratios to the fastest other library: "
-        "to its usual ways (a call for each step, or its own `fit`), of which the targets were set, and to any.",
-        "",
-        *table(["case", "narrows", *labels, "to usual ways", "to any way", "target"], rows),
-        "",
-        *(
-            [
-                f"Geometric mean of the ratios to the fastest, {overall['cases']} of {overall['of']} dense networks: "
-                f"{overall['usual_geometric_mean']:.2f}x to usual ways, {mean:.2f}x to any; target "
-                f"{overall['target']:g}x.",
-                "",
-            ]
-            if mean
-            else []
-        ),
-        "The cases, and the state of the machine, probed in each round: multiply-adds in registers, what a thread "
-        "reads of memory that another has just written, and all threads meeting once. The floor is the time of the "
-        "matrix products at that peak (in bfloat16 at twice that).",
-        "",
-        *table(
-            ["case", "layers", "batch, loss, precision", "GFLOP", "floor ms", "GFLOP/s", "GB/s", "us", "date, rounds"],
-            about,
-        ),
+    text = [
+        "The probe measures the machine in each round: multiply-adds in registers (GFLOP/s), reads of memory that "
+        "another thread has just written (GB/s), and one barrier of all threads (us). The floor is the time of the "
+        "matrix products at the multiply-add peak; bfloat16 has twice that peak."
     ]
+    head = ["case", "layers", "batch, loss, precision", "GFLOP", "floor ms", "GFLOP/s", "GB/s", "us", "date, rounds"]
+    return Part(text, head, rows, keys=3)
 
 
-def _variants(report: dict[str, Any]) -> list[str]:
+def ways(report: Report) -> Part:
     rows = [
-        [name, other, *("; ".join(f"{way}: {_number(ms)}" for way, ms in found["tried"].items()), found["variant"])]
+        [name, other, *("; ".join(f"{way}: {number(ms)}" for way, ms in found["tried"].items()), found["variant"])]
         for name, case in report["cases"].items()
         for other, found in case["contenders"].items()
         if len(found["tried"]) > 1
     ]
-    return [
-        "",
-        "### Ways tried",
-        "",
-        "Where a library has several ways to train, the fastest counts, case by case. Milliseconds of a step before "
-        "the rounds, median of three runs.",
-        "",
-        *table(["case", "library", "ways", "taken"], rows),
+    text = [
+        "If a library has several ways to train, the fastest one counts in each case. Milliseconds of a step, measured "
+        "before the rounds: the median of three runs."
     ]
+    return Part(text, ["case", "library", "ways", "fastest"], rows, keys=2)
 
 
-def _fits(report: dict[str, Any]) -> list[str]:
-    fits = {name: case["fit"] for name, case in report["cases"].items() if "fit" in case}
+def fits(report: Report) -> Part:
+    found = {name: case["fit"] for name, case in report["cases"].items() if "fit" in case}
     rows = [
         [
             name,
-            _number(fit["fit_ms"]),
-            _number(fit["step_ms"]),
-            f"{fit['share']:.0%}",
             f"{fit['rows']}, {fit['epochs']}",
+            number(fit["fit_ms"]),
+            number(fit["step_ms"]),
+            f"{fit['share']:.0%}",
         ]
-        for name, fit in fits.items()
+        for name, fit in found.items()
     ]
-    return [
-        "",
-        "## Whole fits",
-        "",
-        "Milliseconds of a step in `narrows.Autoencoder.fit` (all of it, from the checks of X to the fitted "
-        "estimator; shuffled, nothing held out) and of the compiled plan alone on the same rows.",
-        "",
-        *table(["case", "fit", "plan alone", "share", "rows, epochs"], rows),
+    text = [
+        "Milliseconds of a step inside `narrows.Autoencoder.fit`, and of the compiled plan alone on the same rows. The "
+        "fit is timed from the checks of X to the fitted estimator. It shuffles rows and holds none out."
     ]
+    return Part(text, ["case", "rows, epochs", "fit", "plan alone", "share"], rows)
 
 
-def _memory(report: dict[str, Any]) -> list[str]:
-    memory = report["memory"]
-    if not memory:
-        return []
+def memory(report: Report) -> Part:
+    libraries = report["memory"].get("libraries", {})
     rows = [
         [name, *(f"{value:.0f}" for value in (found["before"], found["peak"], found["peak"] - found["before"]))]
-        for name, found in memory["libraries"].items()
+        for name, found in libraries.items()
     ]
-    data = next(iter(memory["libraries"].values()))["data"]
-    return [
-        "",
-        "## Memory of a fit",
-        "",
-        f"MiB of a fresh process that fits the network of `hinton` for two epochs on {data:.0f} MiB of data: with the "
-        "library and the data in it, at most, and the difference.",
-        "",
-        *table(["library", "before", "peak", "difference"], rows),
+    data = max((found["data"] for found in libraries.values()), default=0)
+    text = [
+        f"MiB of a fresh process that fits the network of `hinton` for two epochs on {data:.0f} MiB of data. `before`: "
+        "with the library and the data loaded."
     ]
+    return Part(text, ["library", "before", "peak", "difference"], rows)
 
 
-def _layers(report: dict[str, Any]) -> list[str]:
+def layers(report: Report) -> Part:
     columns = list(dict.fromkeys((layer["what"], layer["activation"]) for layer in report["layers"]))
     found: dict[tuple[int, ...], dict[tuple[str, str], str]] = {}
     for layer in report["layers"]:
-        cell = f"{_number(layer['ms']['narrows']['median'])}, {layer['ratio']['median']:.2f}x"
+        cell = f"{number(layer['ms']['narrows']['median'])}, {layer['ratio']['median']:.2f}x"
         found.setdefault(tuple(layer["shape"]), {})[layer["what"], layer["activation"]] = cell
     rows = [
         ["x".join(map(str, shape)), *(cells.get(column, "") for column in columns)] for shape, cells in found.items()
     ]
     summaries = [
-        f"{what}: geometric mean {s['geometric_mean']:.2f}x, worst {s['worst']:.2f}x "
-        f"({s['worst_at'][0]}, {'x'.join(map(str, s['worst_at'][1]))})"
+        f"{what.capitalize()}: geometric mean {s['geometric_mean']:.2f}x, worst {s['worst']:.2f}x "
+        f"({s['worst_at'][0]}, {'x'.join(map(str, s['worst_at'][1]))})."
         for what, s in report["summary"].items()
     ]
-    return [
-        "",
-        "## Single layers",
-        "",
-        f"`narrows.functional.dense` and `dense_backward` beside the operators of PyTorch {report['torch']}; "
-        f"{report['date']}, {_machine(report)}, {report['rounds']} rounds. Rows x inputs x outputs: milliseconds of "
-        "narrows, and how many times as long PyTorch takes.",
-        "",
-        *table(["shape", *(f"{what}, {activation}" for what, activation in columns)], rows),
-        "",
-        "; ".join(summaries).capitalize() + ".",
+    text = [
+        "`narrows.functional.dense` and `dense_backward` beside PyTorch's operators. A shape is rows x inputs x "
+        "outputs. Cells have milliseconds of narrows, and how many times as long PyTorch takes."
     ]
+    head = ["shape", *(f"{what}, {activation}" for what, activation in columns)]
+    return Part(text, head, rows, after=["", " ".join(summaries)])
 
 
-def _counts(report: dict[str, Any]) -> list[str]:
+def counts(report: Report) -> Part:
     rows = []
     for case, found in report["ms"].items():
-        own = found["narrows"]
         for name, one in found.items():
             target = report["targets"]["ratio"][case].get(name)
             rows.append(
                 [
                     case,
                     name,
-                    f"{_number(one['median'])} [{_number(one['q1'])}, {_number(one['q3'])}]",
-                    "" if one is own else f"{one['ratio']:.1f}x",
                     "" if target is None else f"{target:g}x",
+                    quartiles(one),
+                    "" if name == "narrows" else f"{one['ratio']:.1f}x",
                     f"{one['step_mib']:.0f}",
                     f"{one['peak_mib']:.0f}",
                 ]
             )
-    return [
-        "",
-        "## Steps on counts",
-        "",
-        "Adam on 512 (or 2048) cells of 20000 genes, 7 % not zero, 20000-128-32-128-20000 with a negative binomial "
-        "decoder (`genomics-nb`) or a zero-inflated one, in the form of scVI, or with squared error on the normalised "
-        "logarithms. Milliseconds, how many times as long as narrows, "
-        "MiB that steps add to the process that holds library and data, and MiB that data and steps add together; "
-        f"PyTorch {report['torch']} is given dense rows made beforehand. {report['date']}, {_machine(report)}, "
-        f"{report['rounds']} rounds.",
-        "",
-        *table(["case", "library", "ms", "ratio", "target", "steps add", "data and steps"], rows),
+    text = [
+        "Adam on 512 (or 2048) cells of 20000 genes, 7 % of the counts not zero, 20000-128-32-128-20000. The decoder "
+        "is negative binomial (`genomics-nb`) or zero-inflated (`genomics-zinb`), in the form of scVI; `genomics-mse` "
+        "has squared error on the normalised logarithms. Milliseconds, and how many times as long as narrows. `steps "
+        "add`: MiB that steps add to a process with library and data. `data and steps`: MiB that both add. PyTorch "
+        "reads dense rows that were made beforehand."
     ]
+    head = ["case", "library", "target", "ms", "ratio", "steps add", "data and steps"]
+    return Part(text, head, rows, keys=3)
 
 
-def _cells(report: dict[str, Any]) -> list[str]:
+def cells(report: Report) -> Part:
     def shown(value: float | None, digits: int) -> str:
         return "" if value is None else f"{value:.{digits}f}"
 
@@ -300,26 +233,24 @@ def _cells(report: dict[str, Any]) -> list[str]:
                     shown(one["knn_accuracy"], 3),
                 ]
             )
-    one = next(iter(next(iter(report["sets"].values())).values()))
-    versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
-    return [
+    text = [
+        "Real counts. One hidden layer of 128 units, 32 latents, negative binomial counts, batches of 128 cells, a "
+        "dropout of 0.1. Models are trained on nine tenths of the cells. scvi-tools also has batch normalisation, its "
+        "default.",
         "",
-        "## Models of cells",
-        "",
-        "Real counts: one hidden layer of 128 units, 32 latents, negative binomial counts, batches of 128 cells, "
-        "trained on nine tenths of the cells, a dropout of 0.1. Milliseconds of an epoch of the whole fit, how many "
-        "times as long as narrows' `CountAutoencoder` (`narrows`), MiB that the fit added to its process (`narrows "
-        "fit`: the whole job on the command line, which stops by itself, from the file to the report, and all the "
-        "memory of its process). Of the other cells minus the log-likelihood in nats, given their own code and, of "
-        "variational models, by importance sampling with 100 draws; share of cells whose label their 15 nearest "
-        f"neighbours among all codes tell. scvi-tools has batch normalisation besides, its default. {one['date']}, "
-        f"{_machine(report)}, {versions}.",
-        "",
-        *table(["data", "model", "epochs", "ms each", "ratio", "MiB", "given code", "marginal", "15-NN"], rows),
+        "- `ms`: milliseconds of an epoch of the whole fit. `ratio`: how many times as long as narrows' "
+        "`CountAutoencoder` (`narrows`).",
+        "- `MiB`: what the fit added to its process. `narrows fit` is the whole job on the command line, with early "
+        "stopping, from the file to the report, and `MiB` is all memory of that process.",
+        "- `given code`, `marginal`: minus the log-likelihood of the held-out cells, in nats for a cell. The first is "
+        "given the cell's own code. The second, for variational models, is by importance sampling with 100 draws.",
+        "- `15-NN`: share of cells whose label their 15 nearest neighbours among all codes predict.",
     ]
+    head = ["data", "model", "epochs", "ms", "ratio", "MiB", "given code", "marginal", "15-NN"]
+    return Part(text, head, rows, keys=2)
 
 
-def _scaling(report: dict[str, Any]) -> list[str]:
+def scaling(report: Report) -> Part:
     rows = [
         [
             str(job["cells"]),
@@ -332,75 +263,72 @@ def _scaling(report: dict[str, Any]) -> list[str]:
         ]
         for job in report["jobs"]
     ]
-    return [
-        "",
-        "## Jobs on more and more cells",
-        "",
+    text = [
         f"`narrows fit --estimator count --loss nb --epochs 1 --max-memory {report['max_memory']}` on synthetic .h5ad "
-        f"files of {report['genes']} genes (`bench/data/synthetic.py`), 128 hidden units, 32 latents, batches of 512: "
-        "seconds of the epoch with its validation, microseconds of it for a cell, seconds of the whole job (codes, "
-        "baseline and report included) and of `narrows encode`, GB of the job's peak. "
-        f"{report['date']}, {_machine(report)}.",
-        "",
-        *table(["cells", "file, MB", "epoch, s", "us a cell", "job, s", "encode, s", "peak, GB"], rows),
+        f"files of {report['genes']} genes (`bench/data/synthetic.py`): 128 hidden units, 32 latents, batches of 512. "
+        "`epoch` includes its validation. `job` is the whole command, with codes, baseline and report. `encode` is "
+        "`narrows encode`. `peak` is the memory of the job."
     ]
+    head = ["cells", "file, MB", "epoch, s", "us a cell", "job, s", "encode, s", "peak, GB"]
+    return Part(text, head, rows, keys=2)
 
 
-def _gpu(report: dict[str, Any] | None, counts: dict[str, Any] | None) -> list[str]:
-    lines = ["", "## On a GPU", ""]
-    if report is None and counts is None:
-        return [*lines, "Not yet measured: the CUDA backend has run on no GPU."]
-    if report is not None:
-        cases = report["cases"]
-        others = [name for name in LABELS if any(name in case["ratio"] for case in cases.values())]
-        rows = []
-        for name, case in cases.items():
-            own = case["contenders"]["narrows"]
-            cells = [f"{_number(1e3 * own['median'])} [{_number(1e3 * own['q1'])}, {_number(1e3 * own['q3'])}]"]
-            for other in others:
-                found = case["contenders"].get(other)
-                ratio = f", {case['ratio'][other]['median']:.2f}x ({found['variant']})" if found else ""
-                cells.append(f"{_number(1e3 * found['median'])}{ratio}" if found else "")
-            rows.append([name, case["precision"], *cells, f"{case['target']:g}x", f"{case['date']}, {case['rounds']}"])
-        lines += [
-            f"{report['backend']['reason']}, beside {cpu(report)}. Microseconds of a training step: median over the "
-            "rounds and quartiles, then how many times as long the others take, in the fastest of the ways tried. "
-            "Data lie on the GPU; float32 products are float32's in every library.",
-            "",
-            *table(
-                ["case", "precision", "narrows", *(LABELS[o].format(**report["versions"]) for o in others),
-                 "target", "date, rounds"],
-                rows,
-            ),
-        ]  # fmt: skip
-    if counts is not None:
-        rows = [
-            [case, name, *(_number(1e3 * found[key]) for key in ("median", "q1", "q3")), f"{found['ratio']:.2f}x",
-             f"{found['peak_mib']:.0f}"]
-            for case, libraries in counts["ms"].items()
-            for name, found in libraries.items()
-        ]  # fmt: skip
-        lines += [
-            "",
-            f"Steps on counts ({counts['backend']}, PyTorch {counts['torch']}, {counts['date']}, {counts['rounds']} "
-            "rounds): microseconds, the ratio to narrows, and MiB of the GPU's memory with the data.",
-            "",
-            *table(["case", "library", "median", "q1", "q3", "ratio", "MiB"], rows),
-        ]
-    return lines
+def gpu_steps(report: Report) -> Part:
+    columns, rows = others(report), []
+    for name, case in report["cases"].items():
+        line = [quartiles(case["contenders"]["narrows"], 1e3)]
+        for other in columns:
+            found = case["contenders"].get(other)
+            ratio = f", {case['ratio'][other]['median']:.2f}x ({found['variant']})" if found else ""
+            line.append(f"{number(1e3 * found['median'])}{ratio}" if found else "")
+        rows.append([name, case["precision"], f"{case['target']:g}x", *line, f"{case['date']}, {case['rounds']}"])
+    text = [
+        "Microseconds of a training step: the median over the rounds and the quartiles. For other libraries, how many "
+        "times as long they take, in the fastest of the ways tried. Data are on the GPU. float32 products are in "
+        "float32 in every library."
+    ]
+    head = ["case", "precision", "target", "narrows", *columns.values(), "date, rounds"]
+    return Part(text, head, rows, keys=3)
 
 
-def current() -> str:
-    """The page of what is stored now."""
+def gpu_counts(report: Report) -> Part:
+    rows = [
+        [case, name, quartiles(found, 1e3), f"{found['ratio']:.2f}x", f"{found['peak_mib']:.0f}"]
+        for case, libraries in report["ms"].items()
+        for name, found in libraries.items()
+    ]
+    text = ["Microseconds, the ratio to narrows, and MiB of the GPU's memory including the data."]
+    return Part(text, ["case", "library", "us", "ratio", "MiB"], rows, keys=2)
 
-    def stored(name: str) -> Any:
-        path = RESULTS / name
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
-    names = ("peers", "layers", "counts", "cells", "scaling", "peers-cuda", "counts-cuda")
-    return render(*(stored(f"{name}.json") for name in names))
+SECTIONS: tuple[tuple[str, str, Callable[[Report], Part]], ...] = (
+    ("## Overview", "peers", overview),
+    ("## Training steps", "peers", steps),
+    ("### Cases and state of the machine", "peers", cases),
+    ("### Ways to train", "peers", ways),
+    ("## Whole fits", "peers", fits),
+    ("## Memory of a fit", "peers", memory),
+    ("## Single layers", "layers", layers),
+    ("## Steps on counts", "counts", counts),
+    ("## Models of cells", "cells", cells),
+    ("## Batch jobs of growing size", "scaling", scaling),
+)
+"""The page from top to bottom: title, experiment, and the function that writes the section."""
 
 
-def write() -> None:
-    """Write the page anew."""
-    PAGE.write_text(current(), encoding="utf-8")
+def render(results: Path) -> str:
+    lines = [
+        "# Benchmarks",
+        "",
+        "`python bench/pages` writes this page from the results of `bench/peers.py`, `bench/counts.py` and "
+        "`bench/speed/`. Do not edit it. Compare figures of one machine and one run only: a ratio compares runs that "
+        "took turns, but milliseconds change with the state of the machine.",
+    ]
+    for title, name, part in SECTIONS:
+        lines += section(title, reports(name, results), part)
+    steps_on_gpu, counts_on_gpu = (reports(name, results, gpu=True) for name in ("peers", "counts"))
+    if not (steps_on_gpu or counts_on_gpu):
+        lines += ["", "## On a GPU", "", "There are no stored results of a GPU yet."]
+    lines += section("## Training steps on a GPU", steps_on_gpu, gpu_steps)
+    lines += section("## Steps on counts on a GPU", counts_on_gpu, gpu_counts)
+    return "\n".join(lines) + "\n"

@@ -1,22 +1,20 @@
-"""The profiles in docs/performance.md, from the stored results.
+"""The profiles in docs/performance.md, from the results of `bench/speed/profiles.py`.
 
-Promises: what stands between the two marks is a function of `results/profile-*.json` alone; the rest is left as it is.
+Promises: only the text between the two marks changes; the rest of the page stays as it is.
 """
 
 from __future__ import annotations
 
-import json
-from typing import Any
+from pathlib import Path
 
-from bench.pages.benchmarks import RESULTS, ROOT, cpu, table
+from bench.pages.tables import Part, section
+from bench.support.results import DOCS, Report, reports
 
-PAGE = ROOT / "docs" / "performance.md"
-CASES = ("hinton", "keras-deep", "keras-simple")
-BEGIN, END = "<!-- from bench/results/profile-*.json -->\n", "<!-- end -->\n"
+BEGIN, END = "<!-- from bench/results -->\n", "<!-- end -->\n"
 
 
-def by_kind(report: dict[str, Any]) -> dict[str, str]:
-    """Milliseconds, share of the ops' sum and, of products, GFLOP/s of each kind of op."""
+def by_kind(report: Report) -> dict[str, str]:
+    """For each kind of op: milliseconds, share of the step, and GFLOP/s if it is a matrix product."""
     total = sum(op["ms"] for op in report["ops"])
     cells = {}
     for kind in dict.fromkeys(op["op"] for op in report["ops"]):
@@ -27,35 +25,25 @@ def by_kind(report: dict[str, Any]) -> dict[str, str]:
     return cells
 
 
-def profiles() -> str:
-    """The table of what is stored now."""
-    reports = {case: json.loads((RESULTS / f"profile-{case}.json").read_text(encoding="utf-8")) for case in CASES}
-    columns = {case: by_kind(report) for case, report in reports.items()}
-    steps = {case: report["steps"][0] for case, report in reports.items()}
+def profile(report: Report) -> Part:
+    cases = report["cases"]
+    columns = {name: by_kind(case) for name, case in cases.items()}
+    steps = {name: case["step"] for name, case in cases.items()}
+
+    def row(name: str, form: str) -> list[str]:
+        return [name, *(form.format(**steps[case], **steps[case]["machine"]) for case in cases)]
+
     kinds = dict.fromkeys(kind for cells in columns.values() for kind in cells)
-    rows = [[f"`{kind}`", *(columns[case].get(kind, "-") for case in CASES)] for kind in kinds]
+    rows = [[f"`{kind}`", *(columns[case].get(kind, "-") for case in cases)] for kind in kinds]
     rows += [
-        ["step, timed alone", *(f"{steps[case]['ms']:.3g}" for case in CASES)],
-        ["products at the peak (floor)", *(f"{steps[case]['floor_ms']:.3g}" for case in CASES)],
-        [
-            "peak, exchange between cores",
-            *(
-                f"{machine['fma_gflops']:.0f} GFLOP/s, {machine['exchange_gb_s']:.0f} GB/s"
-                for machine in (steps[case]["machine"] for case in CASES)
-            ),
-        ],
+        row("step, timed alone", "{ms:.3g}"),
+        row("products at the peak (floor)", "{floor_ms:.3g}"),
+        row("peak, exchange between cores", "{fma_gflops:.0f} GFLOP/s, {exchange_gb_s:.0f} GB/s"),
     ]
-    first = reports[CASES[0]]
-    about = f"{first['date']}, {cpu(first)}, {first['threads']} threads, narrows {first['narrows']}."
-    return "\n".join(["", *table(["op", *CASES], rows), "", about, "", ""])
+    return Part([], ["op", *cases], rows)
 
 
-def current() -> str:
-    """The page with the profiles of what is stored now."""
-    before, rest = PAGE.read_text(encoding="utf-8").split(BEGIN)
-    return before + BEGIN + profiles() + END + rest.split(END)[1]
-
-
-def write() -> None:
-    """Write the page anew."""
-    PAGE.write_text(current(), encoding="utf-8")
+def render(results: Path) -> str:
+    before, rest = (DOCS / "performance.md").read_text(encoding="utf-8").split(BEGIN)
+    lines = section("### Ops inside a step", reports("profiles", results), profile)
+    return before + BEGIN + "\n".join([*lines, "", END]) + rest.split(END)[1]

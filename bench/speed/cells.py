@@ -1,73 +1,51 @@
 """Models of counts on real cells beside scvi-tools, PyTorch and PCA: time, memory, held-out likelihood, labels.
 
 Usage: ``python bench/speed/cells.py --data DIR [--sets pbmc4k,worm_neuron] [--models NAME,NAME] [--epochs 100]
-[--threads 2]
-[--out FILE] [--lock FILE]`` in an environment that holds narrows, scvi-tools and PyTorch. DIR, by default what
-NARROWS_DATA names, holds ``pbmc4k/pbmc4k.npz`` and ``worm_neuron/worm_neuron.npz``. What is run replaces its entry in
-FILE, by default `results/cells.json`.
+[--threads 2] [--results DIR] [--lock FILE]`` in an environment that holds narrows and what the models need (see
+`MODELS`). DIR, by default the folder in NARROWS_DATA, holds ``pbmc4k/pbmc4k.npz`` and ``worm_neuron/worm_neuron.npz``.
+A run replaces the entries of its models in the stored result. docs/benchmarks.md shows the result.
 
-Every model is fitted in a process of its own, on the same nine tenths of the cells, and judged on the others (see
-`cell_models`). Codes of all cells tell labels by their 15 nearest neighbours, in five folds.
+Each model is fitted in its own process, on the same nine tenths of the cells; the other cells give its likelihood (see
+`cell_models`). The codes of all cells predict labels by their 15 nearest neighbours, in five folds.
 """
 
 from __future__ import annotations
 
-import argparse
-import importlib.metadata
-import json
-import os
 import sys
-from datetime import date
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from bench.libraries.cell_models import MODELS
-from bench.pages import benchmarks as page
-from bench.support.harness import RESULTS, Worker, arguments, lock, prepared, script, store
-from narrows import __version__
-from narrows.benchmark import machine
+from bench.support.harness import Worker
+from bench.support.results import header, load, path_of, store
+from bench.support.scripts import chosen, finish, lock, parsed, parser, script, with_data, with_threads
 
-OUT = RESULTS / "cells.json"
+PACKAGES = {"scvi-tools": ["scvi-tools", "torch"], "pytorch": ["torch"], "PCA": ["scikit-learn"]}
+"""What a model needs besides narrows."""
 SETS = ("pbmc4k", "worm_neuron")
 
 
-def chosen(parser: argparse.ArgumentParser, option: str, text: str, known: tuple[str, ...]) -> list[str]:
-    names = text.split(",")
-    if unknown := [name for name in names if name not in known]:
-        parser.error(f"{option}: {unknown[0]!r} is not one of {', '.join(known)}")
-    return names
-
-
-def versions() -> dict[str, str]:
-    found = {"narrows": __version__}
-    for package in ("scvi-tools", "torch", "scikit-learn"):
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            sys.exit(f"error: {package} is not installed")
-    return found
-
-
 def main() -> None:
-    parser = arguments(__doc__, OUT, " while a model is measured")
-    parser.add_argument("--sets", default=",".join(SETS))
-    parser.add_argument("--models", default=",".join(MODELS))
-    parser.add_argument("--epochs", type=int, default=100)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--data", type=Path, default=os.environ.get("NARROWS_DATA"))
-    options = prepared(parser)
-    sets = chosen(parser, "--sets", options.sets, SETS)
-    models = chosen(parser, "--models", options.models, tuple(MODELS))
+    options_parser = with_data(with_threads(parser(__doc__, locked="while a model is measured")))
+    options_parser.add_argument("--sets")
+    options_parser.add_argument("--models")
+    options_parser.add_argument("--epochs", type=int, default=100)
+    options_parser.add_argument("--seed", type=int, default=0)
+    options = parsed(options_parser)
+    sets = chosen(options_parser, "--sets", options.sets, SETS)
+    models = chosen(options_parser, "--models", options.models, tuple(MODELS))
     if options.data is None:
-        parser.error("--data or NARROWS_DATA must name the folder of the data sets")
-    report: dict[str, Any] = json.loads(options.out.read_text()) if options.out.exists() else {"sets": {}}
-    report |= {"machine": machine(), "threads": options.threads, "versions": versions()}
+        options_parser.error("--data or NARROWS_DATA must name the folder of the data sets")
+    packages = dict.fromkeys(package for model in models for package in PACKAGES.get(model, ()))
+    report = header(packages, threads=options.threads, sets={})
+    stored = load(path_of(report, "cells", options.results))
+    report["versions"] = stored.get("versions", {}) | report["versions"]
+    report["sets"] = stored.get("sets", {})
     for name in sets:
         path = options.data / name / f"{name}.npz"
         if not path.exists():
-            parser.error(f"there is no {path}")
+            options_parser.error(f"there is no file {path}")
         for model in models:
             with lock(options.lock), Worker("libraries.cell_models", f"{model} on {name}") as worker:
                 found = worker.ask(
@@ -78,12 +56,11 @@ def main() -> None:
                     threads=options.threads,
                     seed=options.seed,
                 )
-            found |= {"date": date.today().isoformat(), "seed": options.seed}
+            found |= {"date": report["date"], "seed": options.seed}
             report["sets"].setdefault(name, {})[model] = found
             print(name, model, found, flush=True)
-            store(report, options.out)
-    if options.out == OUT:
-        page.write()
+            store(report, "cells", options.results)
+    finish(report, "cells", options)
 
 
 if __name__ == "__main__":

@@ -1,19 +1,20 @@
-"""The contractive penalty beside PyTorch: value and gradient, and what a training step pays for it.
+"""The contractive penalty beside PyTorch: its value and gradient, and its cost in a training step.
 
-Usage: ``python bench/speed/contractive.py [--threads 2] [--rounds 9] [--out FILE] [--lock FILE]`` in an environment
-that
-holds narrows and PyTorch. The penalty is the mean over a batch of 256 rows of the squared Frobenius norm of d latent /
-d input, of sigmoid layers, with its gradients by all weights and biases; results that differ end the run. PyTorch
-computes it by ``vmap(jacrev)``, by a loop over the latents, and where there is one layer by the closed form written
-out, all with autograd for the gradient. The libraries take turns, each in a process of its own.
+Usage: ``python bench/speed/contractive.py [--cases cae-deep,...] [--threads 2] [--rounds 9] [--results DIR]
+[--lock FILE]``. PyTorch is left out if it is not installed.
+
+The penalty is the mean over 256 rows of the squared Frobenius norm of d latent / d input, for sigmoid layers; the
+gradients are by all weights and biases. Results that differ end the run. PyTorch computes the penalty by
+``vmap(jacrev)``, by a loop over the latents, and for one layer by the closed form, with autograd for the gradient. The
+libraries take turns, each in its own process.
 """
 
 from __future__ import annotations
 
 import itertools
-import statistics
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +23,15 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.support.harness import RESULTS, Repeated, Worker, about, compared, interleaved, lock, script, spread, store
+from bench.support.harness import Repeated, Worker, in_turns, installed, repeated
+from bench.support.results import header
+from bench.support.scripts import chosen, comparing, finish, lock, parsed, script
 
 ROWS = 256
 CASES = {"cae-deep": (784, 256, 32), "cae-single": (784, 256)}
 TARGETS = {"cae-deep": 10.0, "cae-step": 1.05}
-"""Least ratio of PyTorch's vmap(jacrev) to narrows; greatest of a training step with the penalty to one without."""
+"""Least ratio of vmap(jacrev) to narrows; greatest ratio of a training step with the penalty to one without."""
 TOLERANCE = 1e-4
-OUT = RESULTS / "contractive.json"
 
 FloatArray = NDArray[np.float32]
 Run = Callable[[], tuple[float, list[Any]]]
@@ -93,7 +95,7 @@ def torch_way(case: str, way: str) -> Run:
 
 
 def step_way(contractive: float, threads: int) -> Callable[[int], object]:
-    """Training steps of 784-256-784, sigmoid, Adam."""
+    """Training steps of 784-256-784 with sigmoid layers and Adam."""
     from narrows.backends import Hyper, compile_plan
     from narrows.plan.lowering import lower
     from narrows.plan.spec import Activation, LayerSpec, Loss, NetworkSpec
@@ -109,22 +111,17 @@ def step_way(contractive: float, threads: int) -> Callable[[int], object]:
 
 
 class Contender:
-    """One way, in a process of its own (see `harness`)."""
+    """One way, in its own process (see `harness`)."""
 
-    def start(self, case: str, library: str, way: str, threads: int) -> dict[str, Any]:
-        """Prepare; the value and the norm of each gradient, where there are any."""
+    def start(self, case: str, library: str, way: str, threads: int) -> list[float]:
+        """Prepare; the value and the norm of each gradient, if the way has any."""
         if library == "step":
             self.repeated = Repeated({way: step_way(float(way), threads)})
-            return {}
+            return []
         run = narrows_way(case, threads) if library == "narrows" else torch_way(case, way)
         value, grads = run()
-
-        def times(n: int) -> None:
-            for _ in range(n):
-                run()
-
-        self.repeated = Repeated({way: times})
-        return {"value": value, "norms": [float(np.linalg.norm(np.asarray(g))) for g in grads]}
+        self.repeated = Repeated({way: repeated(run)})
+        return [value, *(float(np.linalg.norm(np.asarray(g))) for g in grads)]
 
     def turn(self) -> float:
         return self.repeated.turn() * 1e3
@@ -132,52 +129,40 @@ class Contender:
 
 def measure(case: str, ways: list[tuple[str, str]], threads: int, rounds: int) -> dict[str, Any]:
     """Milliseconds of each way, and their ratios to the first."""
-    workers = [Worker("speed.contractive", f"{library} {way}".strip()) for library, way in ways]
-    try:
-        found = {
-            w.name: w.ask("start", case=case, library=library, way=way, threads=threads)
-            for w, (library, way) in zip(workers, ways, strict=True)
-        }
-        first = found[workers[0].name]
-        for name, answer in found.items():
-            for a, b in zip(
-                [answer.get("value", 0), *answer.get("norms", [])],
-                [first.get("value", 0), *first.get("norms", [])],
-                strict=True,
-            ):
+    with ExitStack() as stack:
+        names = [f"{library} {way}".strip() for library, way in ways]
+        workers = [stack.enter_context(Worker("speed.contractive", name)) for name in names]
+        found = [
+            worker.ask("start", case=case, library=library, way=way, threads=threads)
+            for worker, (library, way) in zip(workers, ways, strict=True)
+        ]
+        for name, answer in zip(names, found, strict=True):
+            for a, b in zip(answer, found[0], strict=True):
                 if abs(a - b) > TOLERANCE * abs(b) + 1e-7:
-                    raise RuntimeError(f"{case}: {name} computes something else than {workers[0].name}: {a} and {b}")
-        ms: dict[str, list[float]] = {w.name: [] for w in workers}
-        for worker in interleaved(workers, rounds):
-            ms[worker.name].append(worker.ask("turn"))
-    finally:
-        for worker in workers:
-            worker.__exit__()
-    base = ms[workers[0].name]
-    return {
-        name: spread(values) | {"ratio": statistics.median(v / b for v, b in zip(values, base, strict=True))}
-        for name, values in ms.items()
-    }
+                    raise RuntimeError(f"{case}: {name} and {names[0]} have different results: {a} and {b}")
+        return in_turns(workers, rounds)
+
+
+WAYS = {
+    "cae-deep": [("narrows", ""), ("torch", "vmap(jacrev)"), ("torch", "loop")],
+    "cae-single": [("narrows", ""), ("torch", "closed form"), ("torch", "vmap(jacrev)")],
+    "cae-step": [("step", "0.0"), ("step", "0.1")],
+}
+"""Libraries and their ways in each case; ratios are to the first, in `cae-step` to the step without the penalty."""
 
 
 def main() -> None:
-    options = compared(__doc__, OUT, " during each case", rounds=9)
-    ways = {
-        "cae-deep": [("narrows", ""), ("torch", "vmap(jacrev)"), ("torch", "loop")],
-        "cae-single": [("narrows", ""), ("torch", "closed form"), ("torch", "vmap(jacrev)")],
-        # Ratios are to the step without the penalty.
-        "cae-step": [("step", "0.0"), ("step", "0.1")],
-    }
-    report = about(options, "torch") | {
-        "targets": TARGETS,
-        "ms": {},
-    }
-    for case, contenders in ways.items():
+    options_parser = comparing(__doc__, locked="during each case", rounds=9, known=tuple(WAYS))
+    options = parsed(options_parser)
+    torch = ["torch"] if installed(["torch"]) else []
+    report = header(torch, threads=options.threads, rounds=options.rounds, targets=TARGETS, ms={})
+    for case in chosen(options_parser, "--cases", options.cases, tuple(WAYS)):
+        ways = [way for way in WAYS[case] if torch or way[0] != "torch"]
         with lock(options.lock):
-            report["ms"][case] = measure(case, contenders, options.threads, options.rounds)
+            report["ms"][case] = measure(case, ways, options.threads, options.rounds)
         for name, figures in report["ms"][case].items():
             print(f"{case}  {name:20s} {figures['median']:8.3f} ms  ratio {figures['ratio']:.3f}", flush=True)
-    store(report, options.out)
+    finish(report, "contractive", options)
 
 
 if __name__ == "__main__":

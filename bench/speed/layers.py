@@ -1,10 +1,11 @@
 """Single layers of `narrows.functional` beside PyTorch's operators, from 16 to 4096 wide.
 
-Usage: ``python bench/speed/layers.py [--threads 2] [--rounds 7] [--out FILE] [--lock FILE]`` in an environment that
-holds
-narrows and PyTorch. Forward is ``activation(X @ W + b)``, backward all three gradients from the same dA and output.
-The two take turns, each in a process of its own; where a library has several ways to the same result the fastest one
-counts, and results that differ end the run. docs/benchmarks.md is written from the result.
+Usage: ``python bench/speed/layers.py [--widths 16,256] [--threads 2] [--rounds 7] [--results DIR] [--lock FILE]`` in an
+environment that holds narrows and PyTorch. docs/benchmarks.md shows the result.
+
+Forward is ``activation(X @ W + b)``; backward is all three gradients from the same dA and output. The two libraries
+take turns, each in its own process. If a library has several ways to the same result, the fastest one counts. Results
+that differ end the run.
 """
 
 from __future__ import annotations
@@ -20,21 +21,17 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.pages import benchmarks as page
-from bench.support.harness import RESULTS, Repeated, Worker, about, compared, interleaved, lock, script, spread, store
+from bench.support.harness import Repeated, Worker, interleaved, repeated, spread
+from bench.support.results import header
+from bench.support.scripts import finish, lock, parsed, parser, script, with_threads
 
 WIDTHS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 ROWS = 256
-SHAPES = tuple(dict.fromkeys([(n, n, n) for n in WIDTHS] + [(ROWS, n, n) for n in WIDTHS]))
-"""Rows, inputs, outputs."""
 ACTIVATIONS = ("relu", "sigmoid")
 SIGMOID_WIDTH = 1024
-"""Greatest width for which sigmoid is timed, too: beyond, the products leave an activation no weight."""
+"""Greatest width at which sigmoid is timed: in wider layers the activation takes a negligible share."""
 TOLERANCE = 5e-3
-"""Of a projection, relative to the norm: rounding decides whether a few outputs of relu are zero, and so whether their
-gradients are.
-"""
-OUT = RESULTS / "layers.json"
+"""Of a projection, relative to the norm: rounding decides if a few outputs of relu, and their gradients, are zero."""
 
 FloatArray = NDArray[np.float32]
 Ways = dict[str, Callable[[], Any]]
@@ -114,16 +111,16 @@ LIBRARIES: Mapping[str, Callable[[str, tuple[int, int, int], str], Ways]] = {
 
 
 def projected(array: FloatArray) -> tuple[float, float]:
-    """A sum over the array with random weights, by which two arrays can be compared, and its norm."""
+    """A sum over the array with random weights, which tells two arrays apart, and the array's norm."""
     weights = np.random.default_rng(1).standard_normal(array.shape, dtype=np.float32)
     return float((array * weights).sum(dtype=np.float64)), float(np.linalg.norm(array))
 
 
 class Layer:
-    """A library at one layer, in a process of its own (see `harness`)."""
+    """One library at one layer, in its own process (see `harness`)."""
 
     def start(self, library: str, what: str, shape: list[int], activation: str) -> dict[str, Any]:
-        """Prepare all ways; what each returns, as one random projection and the norm of every array."""
+        """Prepare all ways; the result of each way, as a random projection and the norm of every array."""
         if library == "pytorch":
             import torch
 
@@ -131,13 +128,6 @@ class Layer:
         rows, n_in, n_out = shape
         ways = LIBRARIES[library](what, (rows, n_in, n_out), activation)
         results = {name: [projected(np.asarray(a)) for a in run()] for name, run in ways.items()}
-
-        def repeated(run: Callable[[], Any]) -> Callable[[int], None]:
-            def times(n: int) -> None:
-                for _ in range(n):
-                    run()
-
-            return times
 
         self.ways = Repeated({name: repeated(run) for name, run in ways.items()})
         return {"way": self.ways.name, "results": results}
@@ -153,7 +143,7 @@ def check(what: str, ready: dict[str, dict[str, Any]]) -> None:
         for way, found in answer["results"].items():
             for (projection, _), (expected, norm) in zip(found, wanted, strict=True):
                 if not abs(projection - expected) <= TOLERANCE * norm:
-                    raise RuntimeError(f"{what}: {library} ({way}) computes something else than narrows")
+                    raise RuntimeError(f"{what}: {library} ({way}) and narrows have different results")
 
 
 def measure(workers: list[Worker], what: str, shape: tuple[int, int, int], activation: str, rounds: int) -> Any:
@@ -182,11 +172,16 @@ def summary(layers: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def main() -> None:
-    options = compared(__doc__, OUT, " during each shape", rounds=7)
-    report = about(options, "torch")
+    options_parser = with_threads(parser(__doc__, locked="during each shape"))
+    options_parser.add_argument("--rounds", type=int, default=7)
+    options_parser.add_argument("--widths", default=",".join(map(str, WIDTHS)))
+    options = parsed(options_parser)
+    widths = [int(n) for n in options.widths.split(",")]
+    report = header(["torch"], threads=options.threads, rounds=options.rounds)
     layers: list[dict[str, Any]] = []
     with Worker("speed.layers", "narrows") as narrows, Worker("speed.layers", "pytorch") as pytorch:
-        for shape in SHAPES:
+        # Rows, inputs, outputs.
+        for shape in dict.fromkeys([(n, n, n) for n in widths] + [(ROWS, n, n) for n in widths]):
             activations = ACTIVATIONS if shape[1] <= SIGMOID_WIDTH else ACTIVATIONS[:1]
             kinds = [(what, activation) for what in ("forward", "backward") for activation in activations]
             with lock(options.lock):
@@ -195,9 +190,7 @@ def main() -> None:
             layers += here
     report |= {"summary": summary(layers), "layers": layers}
     print(report["summary"])
-    store(report, options.out)
-    if options.out == OUT:
-        page.write()
+    finish(report, "layers", options)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
-"""A batch job on matrices of more and more cells: time per cell and peak memory of ``narrows fit`` and ``encode``.
+"""Batch jobs on matrices of more and more cells: time for a cell and peak memory of ``narrows fit`` and ``encode``.
 
 Usage: ``python bench/speed/scaling.py --folder DIR [--cells 10000,50000,200000] [--genes 20000] [--max-memory 3GB]
-[--threads 2] [--out FILE] [--lock FILE]``. DIR takes what `synthetic.py` writes (1 GB for 200000 cells of 20000 genes)
-and is used again if it holds that already. A job is one epoch of a negative binomial autoencoder, 128 hidden units and
-32 latents, batches of 512 cells, with everything that ``narrows fit`` does besides; then the codes of all cells once
-more, from the model file.
+[--threads 2] [--results DIR] [--lock FILE]``. `synthetic.py` writes the matrices to DIR (1 GB for 200000 cells of 20000
+genes); a matrix that is there already is used again. docs/benchmarks.md shows the result.
+
+A job is one epoch of a negative binomial autoencoder with 128 hidden units, 32 latents and batches of 512 cells,
+including all else that ``narrows fit`` does. Then ``narrows encode`` computes the codes of all cells.
 """
 
 from __future__ import annotations
@@ -19,15 +20,14 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from bench.pages import benchmarks as page
-from bench.support.harness import RESULTS, about, arguments, lock, prepared, script, store
+from bench.support.results import header
+from bench.support.scripts import finish, lock, parsed, parser, script, with_threads
 
-OUT = RESULTS / "scaling.json"
 MODEL = ("--estimator", "count", "--loss", "nb", "--hidden", "128", "--components", "32", "--batch-size", "512")
 
 
 def narrows(*words: object) -> float:
-    """Run a command; its seconds."""
+    """Run a command of narrows; returns its seconds."""
     start = time.perf_counter()
     done = subprocess.run(
         [sys.executable, "-m", "narrows", *map(str, words), "--quiet"], capture_output=True, text=True, check=False
@@ -67,22 +67,20 @@ def measure(data: Path, threads: int, memory: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = arguments(__doc__, OUT, " during each job")
-    parser.add_argument("--folder", type=Path, required=True)
-    parser.add_argument("--cells", default="10000,50000,200000")
-    parser.add_argument("--genes", type=int, default=20000)
-    parser.add_argument("--max-memory", default="3GB")
-    options = prepared(parser)
-    report = about(options) | {"genes": options.genes, "max_memory": options.max_memory, "jobs": []}
+    options_parser = with_threads(parser(__doc__, locked="during each job"))
+    options_parser.add_argument("--folder", type=Path, required=True)
+    options_parser.add_argument("--cells", default="10000,50000,200000")
+    options_parser.add_argument("--genes", type=int, default=20000)
+    options_parser.add_argument("--max-memory", default="3GB")
+    options = parsed(options_parser)
+    report = header(threads=options.threads, genes=options.genes, max_memory=options.max_memory, jobs=[])
     options.folder.mkdir(parents=True, exist_ok=True)
     for cells in map(int, options.cells.split(",")):
         with lock(options.lock):
             data = matrix(options.folder, cells, options.genes)
             report["jobs"].append(measure(data, options.threads, options.max_memory))
         print(report["jobs"][-1], flush=True)
-    store(report, options.out)
-    if options.out == OUT:
-        page.write()
+    finish(report, "scaling", options)
 
 
 if __name__ == "__main__":

@@ -284,16 +284,21 @@ def _probe_machine(n_threads: int) -> dict[str, float] | None:
     return probe_machine(min(n_threads, usable_cpus()[0]))
 
 
+_ISAS = {"amx_bf16": "amx", "avx512f": "avx512", "avx2": "avx2"}
+"""Flags of a CPU and the instruction sets they stand for, best first."""
+
+
 def machine() -> dict[str, Any]:
-    """The CPU, its cores, the system and Python, to stand beside a timing."""
+    """The CPU, its instruction set and cores, the system and Python, to store beside a timing."""
     try:
         with open("/proc/cpuinfo") as file:
-            fields = dict(line.split(":", 1) for line in file if ":" in line)
-        cpu = {k.strip(): v.strip() for k, v in fields.items() if k.strip() in ("model name", "cpu family", "model")}
+            fields = {k.strip(): v.strip() for k, v in (line.split(":", 1) for line in file if ":" in line)}
     except OSError:
-        cpu = {"model name": platform.processor()}
+        fields = {"model name": platform.processor()}
+    flags = fields.get("flags", "").split()
     return {
-        "cpu": cpu,
+        "cpu": {k: v for k, v in fields.items() if k in ("model name", "cpu family", "model")},
+        "isa": next((isa for flag, isa in _ISAS.items() if flag in flags), platform.machine()),
         "cores": os.cpu_count(),
         "system": platform.platform(),
         "python": platform.python_version(),

@@ -66,7 +66,7 @@ def test_json_holds_what_the_table_shows(cpp, tmp_path, capsys):
     assert str(path) in err
     report = json.loads(path.read_text())
     assert report.keys() == {"narrows", "date", "machine", "threads", "threads_from", "backends", "steps", "ops"}
-    assert report["machine"].keys() == {"cpu", "cores", "system", "python"}
+    assert report["machine"].keys() == {"cpu", "isa", "cores", "system", "python"}
     assert (report["threads"], list(report["backends"]), report["ops"]) == (1, ["cpp"], [])
     (t,) = report["steps"]
     assert t.keys() == {

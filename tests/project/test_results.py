@@ -1,17 +1,18 @@
-"""Stored measurements: the bounds that the pages state are kept, and bfloat16 trains as well as float32."""
+"""Stored results: each is in the folder of its machine, keeps its bounds, and is on a page."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from bench.accuracy import ulp
 from bench.accuracy.precision import CASES as FITS
-from bench.accuracy.precision import OUT, PRECISIONS, compare, run
+from bench.accuracy.precision import PRECISIONS, compare, run
+from bench.pages import PAGES, write
+from bench.support.results import RESULTS, load, reports, slug, store
 from native_functions import FUNCTIONS
 
 
@@ -43,23 +44,93 @@ def test_the_quality_of_pairs_is_measured() -> None:
 
 def test_stored_fits_are_within_noise(repository: Path) -> None:
     """What docs/accuracy.md shows: bfloat16 trains as well as float32."""
-    cases = json.loads(OUT.read_text(encoding="utf-8"))["cases"]
-    assert list(cases) == [case.name for case in FITS]
-    for name, case in cases.items():
-        for figure, stored in case["compared"].items():
-            single, half = (case["values"][p][figure] for p in PRECISIONS)
-            assert len(single) == case["seeds"] >= 5
-            for part in ("difference", *PRECISIONS):
-                assert compare(single, half)[part] == pytest.approx(stored[part]), f"{name}, {figure}"
-            assert stored["within_noise"], f"{name}, {figure}"
+    for report in reports("precision"):
+        assert list(report["cases"]) == [case.name for case in FITS]
+        for name, case in report["cases"].items():
+            for figure, stored in case["compared"].items():
+                single, half = (case["values"][p][figure] for p in PRECISIONS)
+                assert len(single) == case["seeds"] >= 5
+                for part in ("difference", *PRECISIONS):
+                    assert compare(single, half)[part] == pytest.approx(stored[part]), f"{name}, {figure}"
+                assert stored["within_noise"], f"{name}, {figure}"
 
 
 def test_stored_results_keep_the_bounds(repository: Path) -> None:
     by_name = {function.key: function for function in FUNCTIONS}
-    report = json.loads(ulp.OUT.read_text(encoding="utf-8"))
-    assert list(report["functions"]) == list(by_name)
-    for key, found in report["functions"].items():
-        assert found["same_bits"]
-        for isa, worst in found["worst"].items():
-            assert found["bound"][isa] == by_name[key].bound_of(isa), f"{key}: run `python bench/accuracy/ulp.py`"
-            assert worst["ulp"] <= found["bound"][isa], key
+    for report in reports("ulp"):
+        assert list(report["functions"]) == list(by_name)
+        for key, found in report["functions"].items():
+            assert found["same_bits"]
+            for isa, worst in found["worst"].items():
+                assert found["bound"][isa] == by_name[key].bound_of(isa), f"{key}: run `python bench/accuracy/ulp.py`"
+                assert worst["ulp"] <= found["bound"][isa], key
+
+
+def test_each_result_is_in_the_folder_of_its_machine(repository: Path) -> None:
+    paths = list(RESULTS.rglob("*.json"))
+    assert paths
+    for path in paths:
+        report = load(path)
+        assert path == RESULTS / slug(report) / path.name
+        assert report["date"]
+        assert report["versions"]["narrows"]
+
+
+@pytest.mark.parametrize(
+    ("cpu", "cores", "isa", "folder"),
+    [
+        (("AMD EPYC", "26", "2"), 2, "avx512", "amd-epyc-family-26-model-2-2c-avx512"),
+        (
+            ("Intel(R) Xeon(R) Platinum 8481C CPU @ 2.70GHz", "6", "143"),
+            2,
+            "amx",
+            "intel-xeon-platinum-8481c-family-6-model-143-2c-amx",
+        ),
+        (
+            ("AMD Ryzen 9 7950X 16-Core Processor", "25", "97"),
+            16,
+            "avx512",
+            "amd-ryzen-9-7950x-family-25-model-97-16c-avx512",
+        ),
+    ],
+)
+def test_a_folder_names_a_cpu_as_people_do(cpu: tuple[str, str, str], cores: int, isa: str, folder: str) -> None:
+    fields = dict(zip(("model name", "cpu family", "model"), cpu, strict=True))
+    assert slug({"machine": {"cpu": fields, "cores": cores, "isa": isa}}) == folder
+
+
+def test_a_folder_names_a_gpu() -> None:
+    machine = {"cpu": {"model name": "AMD EPYC"}, "cores": 16, "isa": "avx512"}
+    assert slug({"machine": machine, "gpu": {"name": "NVIDIA H200"}}) == "nvidia-h200"
+
+
+def test_pages_show_each_machine_with_its_date_and_versions(repository: Path, tmp_path: Path) -> None:
+    """Results of a second machine: the stored ones, with other names, another date and other figures."""
+    for path in RESULTS.rglob("*.json"):
+        report = load(path)
+        store(report, path.stem, tmp_path)
+        report["date"] = "2027-01-02"
+        report["machine"] |= {
+            "cpu": {"model name": "Intel(R) Xeon(R)", "cpu family": "6", "model": "143"},
+            "isa": "amx",
+        }
+        report["versions"]["narrows"] = "9.9"
+        if path.stem == "peers":
+            del report["cases"]["conv-pool"]
+            report["cases"]["tabular"]["contenders"]["narrows"]["median"] = 0.12345
+        store(report, path.stem, tmp_path)
+    write(tmp_path, tmp_path / "docs")
+    second = "Intel Xeon (family 6, model 143)"
+    for name in PAGES:
+        page = (tmp_path / "docs" / name).read_text(encoding="utf-8")
+        assert f"Measured on 2027-01-02, {second}: 2 cores, amx, " in page
+        assert "Measured on 2026-11-21, AMD EPYC (family 26, model 2): 2 cores, avx512, " in page
+        assert "narrows 9.9" in page
+        for table in re.findall(r"(?:^\|.*\n)+", page, re.MULTILINE):
+            assert len({line.count("|") for line in table.splitlines()}) == 1, f"{name}: {table}"
+    page = (tmp_path / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    assert "| case | target | ms, AMD EPYC (family 26, model 2) | usual ways, all ways, AMD" in page
+    assert f"| ms, {second} | usual ways, all ways, {second} |" in page
+    assert re.search(r"^\| tabular \| 12x \| 0.00921 \| [^|]* \| 0.123 \|", page, re.MULTILINE)
+    assert re.search(r"^\| conv-pool \| 4x \| 3.38 \| [^|]* \|  \|  \|$", page, re.MULTILINE)
+    assert f"### {second}" in page, "wide tables have a section for each machine"
