@@ -76,9 +76,8 @@ def bits(libraries: Any, case: Case, each: int | None, *, reverse: bool = False)
 @pytest.mark.parametrize("case", IMAGE_CASES, ids=str)
 def test_bits_do_not_depend_on_what_a_thread_has(libraries: Any, case: Case) -> None:
     expected = bits(libraries, case, None)
-    for each in CONV_COLUMNS:
-        assert bits(libraries, case, each) == expected, each
-        assert bits(libraries, case, each, reverse=True) == expected, each
+    for i, each in enumerate(CONV_COLUMNS):
+        assert bits(libraries, case, each, reverse=i % 2 == 0) == expected, f"{each} columns to a thread"
 
 
 def test_the_work_of_a_thread_follows_from_the_shapes() -> None:

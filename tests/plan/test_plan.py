@@ -105,10 +105,6 @@ def test_a_plan_is_sound(case: Case) -> None:
     check_tables(case.plan)
     check_text(case.plan)
     check_streams(case.plan)
-
-
-@all_cases
-def test_modes_are_parts_of_the_training_step(case: Case) -> None:
     check_modes(case)
 
 
@@ -247,6 +243,7 @@ def ops_of(plan: Plan, mode: Mode) -> list[Op]:
 
 
 def check_modes(case: Case) -> None:
+    """Each mode runs the ops that its name stands for: parts of the training step."""
     plan = case.plan
     train, gradient = ops_of(plan, Mode.TRAIN), ops_of(plan, Mode.GRADIENT)
     if case.spec.clip_norm is not None:
