@@ -1,4 +1,4 @@
-"""What the benches share: the cases of the tests, and each backend that can run here."""
+"""What the benchmarks share: each backend that can run here."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from narrows.backends import AUTO, probe
 
 @pytest.fixture(params=AUTO)
 def backend(request: pytest.FixtureRequest) -> str:
-    """Each backend that is chosen for its speed; the reference is not."""
+    """Each backend that narrows chooses for its speed; the reference is not one of them."""
     name: str = request.param
     found = probe(name)
     if not found.ok:

@@ -1,15 +1,24 @@
 #!/usr/bin/env bash
-# Proofs too long for every commit: sanitizers, an installation without a compiler, the slow tests, tests of the tests.
+# Checks that take too long for every commit.
 #
-# Usage: bench/nightly.sh [symbols|address|thread|fallback|cuda|gpu|slow|mutants ...]; without arguments, all of them but
-# `gpu`, which takes a GPU, CuPy and compute-sanitizer. Needs python3, g++ and the package's test extra in the environment
-# of `python3`.
+# Usage: bench/nightly.sh [symbols|address|thread|fallback|cuda|gpu|slow|mutants ...]; without arguments, all except `gpu`.
+#
+#   symbols    no object file of an instruction set has a symbol that the linker could take for another instruction set
+#   address    the native tests under the address and undefined-behaviour sanitizers
+#   thread     tests of threads under the thread sanitizer
+#   fallback   the whole suite after an installation without a compiler
+#   cuda       CUDA kernels compiled for every architecture; needs no GPU
+#   gpu        the tests on a GPU, also under compute-sanitizer; needs a GPU, CuPy and compute-sanitizer
+#   slow       the slow tests
+#   mutants    planted faults, which the tests must notice
+#
+# Needs g++, and `python3` in an environment with the package's extra `nightly` (pip install "narrows[nightly]").
 set -euo pipefail
 cd "$(dirname "$0")/.."
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 
-# A copy of the package with an extension built with the given flags, in $scratch/$1.
+# Build the extension with the given flags, in a copy of the package in $scratch/$1.
 sanitized() {
   local name=$1 flags=$2
   shift 2
@@ -25,29 +34,29 @@ sanitized() {
 
 native_tests="tests/backends/test_native.py tests/backends/test_native_plans.py tests/backends/test_native_sparse.py tests/backends/test_functional.py tests/backends/test_backends.py tests/backends/test_programs.py tests/backends/test_bits.py tests/backends/test_edges.py tests/backends/test_convolution.py tests/backends/test_boltzmann.py tests/backends/test_contractive.py tests/backends/test_counts.py tests/models/test_shifted.py tests/models/test_batches.py"
 
-# An inline function compiled with an instruction set's flags must carry its namespace: the linker keeps one copy of a
-# weak symbol, and another's could be the one that this CPU cannot run.
+# An inline function compiled with an instruction set's flags must be in that set's namespace. The linker keeps one copy of
+# each weak symbol, and without the namespace it could keep a copy that this CPU cannot run.
 symbols() {
   sanitized symbols ""
   local object name found
   for object in $(find "$scratch/build-symbols" -path '*/tables/*.o'); do
     name=$(basename "$object" .cpp.o)
-      found=$(nm -C --defined-only "$object" | grep -c " [WVu] .*narrows::$name::" || true)
+    found=$(nm -C --defined-only "$object" | grep -c " [WVu] .*narrows::$name::" || true)
     if [ "$found" = 0 ]; then
-      echo "$name: no weak symbol of its own: has the layout changed?"
+      echo "$name: there is no weak symbol in its namespace: has the layout changed?"
       exit 1
     fi
     if nm -C --defined-only "$object" | grep " [WVu] " | grep -v "narrows::$name::"; then
-      echo "$name: the weak symbols above can be taken for another instruction set's"
+      echo "$name: the weak symbols above are outside its namespace"
       exit 1
     fi
-    echo "$name: $found weak symbols, all its own"
+    echo "$name: $found weak symbols, all in its namespace"
   done
 }
 
 address() {
   sanitized address "-fsanitize=address,undefined -fno-sanitize-recover=undefined"
-  # Limits on the address space, a list of threads and the signal of a bad access mean nothing under the sanitizer.
+  # The sanitizer changes address-space limits, the list of threads and the signal of a bad access; their tests are left out.
   # shellcheck disable=SC2086
   LD_PRELOAD="$(g++ -print-file-name=libasan.so) $(g++ -print-file-name=libubsan.so) $(g++ -print-file-name=libstdc++.so)" \
     ASAN_OPTIONS=detect_leaks=0 PYTHONMALLOC=malloc PYTHONPATH="$scratch/address" \
@@ -55,7 +64,7 @@ address() {
 }
 
 thread() {
-  # gcc 12 crashes in its vectoriser of straight-line code on what the sanitizer makes of the AVX-512 kernels.
+  # gcc 12 crashes when its straight-line vectoriser meets the sanitizer's instrumentation of the AVX-512 kernels.
   sanitized thread "-fsanitize=thread -fno-tree-slp-vectorize" -DNARROWS_OPENMP=OFF
   LD_PRELOAD="$(g++ -print-file-name=libtsan.so)" TSAN_OPTIONS="halt_on_error=1 ignore_noninstrumented_modules=1" \
     PYTHONPATH="$scratch/thread" python3 -m pytest -q -p no:cacheprovider tests/backends/test_native.py tests/backends/test_edges.py \
@@ -70,7 +79,7 @@ fallback() {
   (cd "$scratch/source" && "$scratch/fallback/bin/python" -m pytest -q -rs)
 }
 
-# The compiler of CUDA kernels, too large for the package's test extra, and CuPy; neither needs a GPU.
+# Installs the compiler of CUDA kernels and CuPy into a scratch folder: they are too large for an extra of the package.
 cuda() (
   python3 -m pip install -q --target "$scratch/cuda" nvidia-cuda-nvrtc-cu12
   python3 -m pip install -q --no-deps --target "$scratch/cuda" cupy-cuda12x cuda-pathfinder
@@ -80,7 +89,7 @@ cuda() (
     tests/cuda/test_program.py tests/cuda/test_probe.py tests/cuda/test_blas.py
 )
 
-# What only a GPU can show. A test that is skipped for want of one is a failure here.
+# A test that is skipped is a failure here.
 gpu() {
   python3 -m pytest -q -rs -m gpu tests | tee "$scratch/gpu.log"
   if grep -q SKIPPED "$scratch/gpu.log"; then
@@ -88,7 +97,7 @@ gpu() {
     exit 1
   fi
   local tool
-  # Rows are copied to the host with the gaps between them, which nobody writes; kernels may not read these.
+  # Copies of rows to the host include the gaps between rows, which nobody writes; only kernels must not read them.
   for tool in memcheck racecheck synccheck "initcheck --check-api-memory-access no"; do
     # shellcheck disable=SC2086
     compute-sanitizer --tool $tool --error-exitcode 1 --target-processes all \

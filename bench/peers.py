@@ -197,7 +197,7 @@ def main() -> None:
             continue
         with lock(options.lock):
             result = describe(case) | measured | measure(case, options.threads, options.rounds)
-            if case.layout is not None:
+            if case.layout:
                 result["fit"] = measure_fit(case, options.threads, min(FIT_ROUNDS, options.rounds))
         report["cases"][case.name] = result
         say(case.name, result)

@@ -153,7 +153,7 @@ def draw(data: Split, test: Array, rebuilt: Array, path: Path) -> None:
     )
     ax.set_title(f"Test images, noise of standard deviation {LEVEL}")
     path.parent.mkdir(exist_ok=True)
-    ax.figure.savefig(path, dpi=100)
+    ax.figure.savefig(path, dpi=100)  # type: ignore[union-attr]
 
 
 def main() -> None:

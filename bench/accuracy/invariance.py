@@ -55,7 +55,7 @@ HELD = 10_000
 """Number of training images, the last ones, that choose."""
 INVERSE_STRENGTH = 0.1
 """C of the logistic regression."""
-FINE_TUNING = {"epochs": 20, "batch": 100, "learning_rate": 1e-3}
+FINE_TUNING: dict[str, Any] = {"epochs": 20, "batch": 100, "learning_rate": 1e-3}
 
 
 def jacobian_norm(model: Any, X: Floats) -> float:
@@ -125,7 +125,8 @@ def measure(whole: Split, seeds: int, turn: Callable[[], AbstractContextManager[
 
         def trial(level: float, seed: int, fixed: Any = fixed, parameter: str = parameter) -> tuple[Any, Any, float]:
             start = perf_counter()
-            model = Autoencoder(**MODEL, **fixed, **{parameter: level}, random_state=seed).fit(data.X)
+            parameters = MODEL | fixed | {parameter: level}
+            model = Autoencoder(**parameters, random_state=seed).fit(data.X)
             seconds = perf_counter() - start
             return model, fine_tuned_error(model, data, whole, seed), seconds
 

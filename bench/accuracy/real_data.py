@@ -66,13 +66,14 @@ def pbmc4k(given: Given) -> dict[str, Any]:
         "DenoisingAutoencoder, alpha=10": narrows.DenoisingAutoencoder(32, alpha=10.0),
     }
     for name, model in models.items():
-        accuracy, seconds = [], []
+        accuracy: list[float] = []
+        seconds: list[float] = []
         with given.turn():
             for seed in range(given.seeds):
                 start = time.perf_counter()
                 Z = model.set_params(random_state=seed).fit_transform(X)
                 seconds.append(time.perf_counter() - start)
-                accuracy.append(knn_accuracy(Z, labels))
+                accuracy.append(knn_accuracy(Z, labels) or 0.0)
         result[name] = {"knn_accuracy": spread(accuracy), "seconds": spread(seconds)}
     return {"seeds": given.seeds, "models": result}
 

@@ -1,13 +1,14 @@
-"""A count matrix of any size, as single-cell experiments give them, written as .h5ad without ever being held whole.
+"""A count matrix of any size, like those of single-cell experiments, written as .h5ad block by block.
 
-Usage: ``python bench/data/synthetic.py OUT.h5ad [--cells 200000] [--genes 20000] [--types 12] [--density 0.05] [--seed
-0]``
+Usage: ``python bench/data/synthetic.py OUT.h5ad [--cells 200000] [--genes 20000] [--types 12] [--density 0.05]
+[--seed 0]``
 
-Counts are negative binomial: mean = library size x expression of the gene in the cell's type, where libraries are
-log-normal, expression is log-normal over genes with a fifth of the genes shifted in each type, and dispersions fall
-with the mean expression as in UMI data. They are drawn as what they are a sum of: a negative binomial is a Poisson
-number of bursts of logarithmic size (Quenouille 1949), so the work is that of the nonzeros. `--density` sets the
-library sizes. Types are kept in ``obs["label"]``. The same seed gives the same counts.
+- Counts are negative binomial. The mean is the cell's library size times the expression of the gene in the cell's type.
+- Library sizes are log-normal; `--density` sets their scale. Expression is log-normal over genes, and each type shifts
+  a fifth of the genes. Dispersions fall with the mean expression, as in UMI data.
+- A negative binomial count is a Poisson number of bursts of logarithmic size (Quenouille 1949). Drawing bursts makes
+  the work proportional to the nonzeros.
+- ``obs["label"]`` holds the types. The same seed gives the same counts.
 """
 
 from __future__ import annotations
@@ -15,18 +16,19 @@ from __future__ import annotations
 import argparse
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 LIBRARIES = 64
-"""Classes of library size; all cells of a class and type share their means."""
+"""Classes of library size; all cells of one class and type have the same means."""
 ROWS = 4096
-"""Cells that are drawn and written at once."""
+"""Cells that are drawn and written together."""
 
 
 class Experiment:
-    """What is drawn from: expression and dispersion of each gene, libraries, bursts of each class of cells."""
+    """The distributions: expression and dispersion of each gene, library sizes, bursts of each class of cells."""
 
     def __init__(self, genes: int, types: int, density: float, rng: np.random.Generator) -> None:
         base = rng.lognormal(0.0, 1.6, genes)
@@ -43,7 +45,7 @@ class Experiment:
         self.libraries = low * spread
 
     def _rates(self, library: float, kind: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Bursts of each gene, and the parameter of their sizes."""
+        """Number of bursts of each gene, and the parameter of their sizes."""
         ratio = library * self.expression[kind] / self.theta
         return self.theta * np.log1p(ratio), ratio / (1 + ratio)
 
@@ -52,8 +54,10 @@ class Experiment:
         some = libraries[:: LIBRARIES // 8]
         return float(np.mean([-np.expm1(-self._rates(size, kind)[0]).mean() for size in some for kind in kinds]))
 
-    def draw(self, kinds: NDArray[np.int64], sizes: NDArray[np.int64], rng: np.random.Generator):
-        """CSR parts of the counts of cells, given the type and the class of library size of each."""
+    def draw(
+        self, kinds: NDArray[np.int64], sizes: NDArray[np.int64], rng: np.random.Generator
+    ) -> tuple[Any, Any, Any]:
+        """CSR parts of the counts of cells, given each cell's type and class of library size."""
         classes, members = np.unique(kinds * LIBRARIES + sizes, return_inverse=True)
         keys, values = [], []
         genes = self.expression.shape[1]

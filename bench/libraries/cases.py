@@ -72,8 +72,8 @@ class Case:
         return list(zip(self.widths[:-1], self.widths[1:], [*hidden, output], strict=True))
 
     @property
-    def layout(self) -> dict[str, Any] | None:
-        """Parameters of the estimator for this network; None if no estimator has this network."""
+    def layout(self) -> dict[str, Any]:
+        """Parameters of the estimator for this network; empty if no estimator has this network."""
         half = len(self.widths) // 2
         return {
             "n_components": self.widths[half],
@@ -114,7 +114,8 @@ class Case:
         np.negative(X, out=X)
         np.exp(X, out=X)
         np.add(X, 1, out=X)
-        return np.reciprocal(X, out=X)
+        np.reciprocal(X, out=X)
+        return X
 
     def dense(self) -> FloatArray:
         """The data for libraries that train on dense rows only."""
@@ -165,17 +166,17 @@ class ImageCase(Case):
         For each layer the width of a dense layer, or filters and options of a convolution; `widths` must fit.
     latent : int
         Layers of the encoder.
-    estimator : tuple or None
-        Parameters of `narrows.ConvAutoencoder` for this network, if it can build the network.
+    estimator : tuple
+        Parameters of `narrows.ConvAutoencoder` for this network, empty if it cannot build the network.
     """
 
     stack: tuple[Any, ...] = ()
     latent: int = 0
-    estimator: tuple[tuple[str, Any], ...] | None = None
+    estimator: tuple[tuple[str, Any], ...] = ()
 
     @property
-    def layout(self) -> dict[str, Any] | None:
-        return None if self.estimator is None else dict(self.estimator) | {"loss": self.loss}
+    def layout(self) -> dict[str, Any]:
+        return dict(self.estimator) | {"loss": self.loss} if self.estimator else {}
 
     @property
     def spec(self) -> NetworkSpec:

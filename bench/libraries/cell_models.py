@@ -78,9 +78,8 @@ class Fitted(NamedTuple):
 def count_autoencoder(X: Any, epochs: int, threads: int, seed: int) -> Callable[[], Fitted]:
     import narrows
 
-    model = narrows.CountAutoencoder(
-        LATENTS, likelihood="nb", max_iter=epochs, random_state=seed, n_threads=threads, **LAYOUT
-    )
+    layout = LAYOUT | {"likelihood": "nb"}
+    model = narrows.CountAutoencoder(LATENTS, max_iter=epochs, random_state=seed, n_threads=threads, **layout)
 
     def fit() -> Fitted:
         model.fit(X)
@@ -131,9 +130,8 @@ def command(X: Any, epochs: int, threads: int, seed: int) -> Callable[[], Fitted
 def variational(X: Any, epochs: int, threads: int, seed: int) -> Callable[[], Fitted]:
     import narrows
 
-    model = narrows.VariationalAutoencoder(
-        LATENTS, loss="nb", kl_warmup=epochs // 2, max_iter=epochs, random_state=seed, n_threads=threads, **LAYOUT
-    )
+    layout = LAYOUT | {"loss": "nb", "kl_warmup": epochs // 2}
+    model = narrows.VariationalAutoencoder(LATENTS, max_iter=epochs, random_state=seed, n_threads=threads, **layout)
 
     def fit() -> Fitted:
         model.fit(X)
@@ -173,7 +171,7 @@ def scvi(X: Any, epochs: int, threads: int, seed: int) -> Callable[[], Fitted]:
                 inferred["z"] = inferred["qz"].loc
                 counts = module.generative(**module._get_generative_input(tensors, inferred))["px"]
                 total -= float(counts.log_prob(tensors["X"]).sum())
-        return total / Y.shape[0]
+        return float(total / Y.shape[0])
 
     def fit() -> Fitted:
         model.train(

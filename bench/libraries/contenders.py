@@ -234,10 +234,11 @@ class _Torch:
         compiled = torch.compile(step, fullgraph=True, dynamic=False, **options)
         # As in `with_optimizer`.
         kept = (lambda x: compiled(x).clone()) if self.device == "cuda" else compiled
-        return torch.no_grad()(self.epochs(kept))
+        train: Train = torch.no_grad()(self.epochs(kept))
+        return train
 
 
-_TUNED = {"options": {"max_autotune": True, "cpp_wrapper": True}}
+_TUNED: dict[str, Any] = {"options": {"max_autotune": True, "cpp_wrapper": True}}
 
 
 def pytorch(case: Case, threads: int) -> Variants:
@@ -364,7 +365,7 @@ def keras(case: Case, threads: int) -> Variants:
         optimizer.build(model.trainable_variables)
         batches = tf.reshape(case.dense(), (case.steps, case.batch, -1))
 
-        @tf.function(jit_compile=True)
+        @tf.function(jit_compile=True)  # type: ignore[untyped-decorator]
         def epoch() -> Any:
             total = tf.constant(0.0)
             for i in tf.range(case.steps):

@@ -1,4 +1,4 @@
-"""Draws docs/images/pbmc4k_umap.png: a UMAP of the codes of the bundled blood cells, as docs/genomics.md describes it.
+"""Draw docs/images/pbmc4k_umap.png: a UMAP of the codes of the bundled blood cells, for docs/genomics.md.
 
 Usage: ``python bench/pages/umap_figure.py [--out FILE]`` in an environment that holds narrows, scanpy and umap-learn.
 """
@@ -31,8 +31,8 @@ def main() -> None:
     sc.tl.umap(adata, random_state=0)
     figure, ax = plt.subplots(figsize=(6, 5), layout="constrained")
     for i, kind in enumerate(sorted(adata.obs["kind"].unique())):
-        points = adata.obsm["X_umap"][(adata.obs["kind"] == kind).to_numpy()]
-        ax.scatter(*points.T, s=3, color=PALETTE[i % len(PALETTE)], linewidths=0, label=f"type {kind}")
+        x, y = adata.obsm["X_umap"][(adata.obs["kind"] == kind).to_numpy()].T
+        ax.scatter(x, y, s=3, color=PALETTE[i % len(PALETTE)], linewidths=0, label=f"type {kind}")
     ax.set(xlabel="UMAP 1", ylabel="UMAP 2", xticks=[], yticks=[])
     ax.set_title("4271 blood cells: UMAP of 32 latents of a count autoencoder", loc="left", fontsize=10)
     ax.spines[["top", "right"]].set_visible(False)

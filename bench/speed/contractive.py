@@ -101,7 +101,7 @@ def step_way(contractive: float, threads: int) -> Callable[[int], object]:
     from narrows.plan.spec import Activation, LayerSpec, Loss, NetworkSpec
 
     X, W, _ = operands((784, 256, 784))
-    layers = tuple(LayerSpec(*w.shape, Activation.SIGMOID) for w in W)
+    layers = tuple(LayerSpec(w.shape[0], w.shape[1], Activation.SIGMOID) for w in W)
     program = compile_plan(
         lower(NetworkSpec(layers, 1, loss=Loss.BCE, contractive=contractive), ROWS), "cpp", n_threads=threads
     )

@@ -79,7 +79,7 @@ def torch_ways(what: str, shape: tuple[int, int, int], activation: str) -> Ways:
             "addmm(out=)": lambda: (act_(torch.addmm(b, X, W, out=out)),),
         }
     A = act(linear(X, transposed, b))
-    slope = {
+    slope: Callable[[], Any] = {
         "relu": lambda: torch.ops.aten.threshold_backward(dA, A, 0),
         "sigmoid": lambda: torch.ops.aten.sigmoid_backward(dA, A),
     }[activation]

@@ -1,9 +1,11 @@
 """Whole fits of the standard cases on every backend: ``pytest bench/speed/test_fits.py``.
 
-A fit is what a user waits for: checks, lowering, compilation, the epochs with their shuffling and validation.
+A fit includes all that a user waits for: checks, lowering, compilation, epochs with shuffling and validation.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,8 +17,8 @@ EPOCHS = 2
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
-def test_fit(benchmark, case: Case, backend: str) -> None:
-    # A tenth is held out.
+def test_fit(benchmark: Any, case: Case, backend: str) -> None:
+    # The fit holds out a tenth of the rows.
     X = np.random.default_rng(0).random((BATCHES * case.batch * 10 // 9, case.widths[0]), dtype=np.float32)
     model = estimator(case, backend)
     benchmark.pedantic(model.fit, (X,), rounds=3, warmup_rounds=1)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -15,7 +18,7 @@ contenders = pytest.mark.parametrize("what", ["narrows", "numpy", "narrows on a 
 
 @widths
 @contenders
-def test_dense_relu(benchmark, what: str, width: int) -> None:
+def test_dense_relu(benchmark: Any, what: str, width: int) -> None:
     xp = arrays(what)
     X, W, b = operands(xp, width)
     if what.startswith("narrows"):
@@ -28,7 +31,7 @@ def test_dense_relu(benchmark, what: str, width: int) -> None:
 
 @widths
 @contenders
-def test_dense_relu_backward(benchmark, what: str, width: int) -> None:
+def test_dense_relu_backward(benchmark: Any, what: str, width: int) -> None:
     xp = arrays(what)
     X, W, b = operands(xp, width)
     A = functional.dense(X, W, b, "relu")
@@ -36,7 +39,7 @@ def test_dense_relu_backward(benchmark, what: str, width: int) -> None:
         benchmark(finished(xp, lambda: functional.dense_backward(A, X, W, A, "relu")))
     else:
 
-        def backward():
+        def backward() -> tuple[Any, Any, Any]:
             dZ = A * (A > 0)
             return dZ @ W.T, X.T @ dZ, dZ.sum(axis=0)
 
@@ -44,8 +47,8 @@ def test_dense_relu_backward(benchmark, what: str, width: int) -> None:
     benchmark.extra_info["gflop"] = 4 * ROWS * width * width / 1e9
 
 
-def arrays(what: str):
-    """The library of a contender's arrays."""
+def arrays(what: str) -> Any:
+    """The array library of a contender."""
     if what in ("narrows", "numpy"):
         return np
     found = probe("cuda")
@@ -56,18 +59,18 @@ def arrays(what: str):
     return cupy
 
 
-def operands(xp, width: int):
+def operands(xp: Any, width: int) -> Iterator[Any]:
     rng = np.random.default_rng(0)
     shapes = (ROWS, width), (width, width), (width,)
     return (xp.asarray(rng.standard_normal(shape, dtype=np.float32)) for shape in shapes)
 
 
-def finished(xp, work):
-    """`work`, waited for where it is only asked for at first."""
+def finished(xp: Any, work: Callable[[], Any]) -> Callable[[], Any]:
+    """`work`, followed by a wait until the GPU has finished it."""
     if xp is np:
         return work
 
-    def run():
+    def run() -> Any:
         result = work()
         xp.cuda.get_current_stream().synchronize()
         return result

@@ -1,20 +1,20 @@
 """Single ops on every backend, over the cases that the tests check: ``pytest bench/speed/test_ops.py``.
 
-An op alone in a loop finds its operands in its own cache: these figures compare backends and kernels. Where the time
-of a whole step goes, ``narrows bench --ops`` says.
+An op that runs alone in a loop finds its operands in its own cache, so these figures compare backends and kernels. The
+command ``narrows bench --ops`` shows the ops inside whole steps.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 
 from narrows.backends import Hyper, compile_plan, own_ops
-from narrows.benchmark import op_flops
-from narrows.plan.plan import LEARN, Mode, Op, Plan
+from narrows.plan.plan import LEARN, Mode, Op, Plan, op_flops
 from networks import Case
 from op_cases import OP_CASES
 
@@ -22,7 +22,7 @@ STEPS = 20
 
 
 def largest_ops() -> Iterator[tuple[Case, int]]:
-    """Of each kind, the op of a case that has the most to do."""
+    """In each case, the op of each kind that has the most work."""
 
     def work(case: Case, op: Op) -> tuple[int, int]:
         slots = [case.plan.slots[i] for i in op.slots if i >= 0]
@@ -30,7 +30,7 @@ def largest_ops() -> Iterator[tuple[Case, int]]:
 
     for case in OP_CASES:
         for code in dict.fromkeys(op.code for op in case.plan.ops):
-            # What only decodes takes rows of codes, of which training has none.
+            # An op that only decodes needs rows of codes, and training has none.
             ops = [i for i, op in enumerate(case.plan.ops) if op.code is code and op.modes & (LEARN | Mode.RECONSTRUCT)]
             if not ops:
                 continue
@@ -38,7 +38,7 @@ def largest_ops() -> Iterator[tuple[Case, int]]:
 
 
 def alone(plan: Plan, index: int) -> Plan:
-    """A plan that trains one op; its gradient mode runs all that comes before it, and so fills the operands."""
+    """A plan that trains one op. Its gradient mode runs all ops before that, which fills the operands."""
     op = plan.ops[index]
     mode = Mode.GRADIENT if op.modes & LEARN else Mode.RECONSTRUCT
     before = (replace(o, modes=Mode.GRADIENT) for o in plan.ops[:index] if o.modes & mode)
@@ -48,14 +48,14 @@ def alone(plan: Plan, index: int) -> Plan:
 @pytest.mark.parametrize(
     ("case", "index"), [pytest.param(c, i, id=f"{c}-{c.plan.ops[i].code.name.lower()}") for c, i in largest_ops()]
 )
-def test_op(benchmark, case: Case, index: int, backend: str) -> None:
+def test_op(benchmark: Any, case: Case, index: int, backend: str) -> None:
     plan, op = case.plan, case.plan.ops[index]
     program = compile_plan(alone(plan, index), backend)
     program.load(case.state(np.float32))
     program.bind(*case.data(np.float32))
     rows = np.arange(case.batch)
     program.gradient(rows)
-    # Nothing is learned, so that what is repeated does not drift.
+    # A learning rate of zero, so that the parameters stay the same in all repetitions.
     benchmark.pedantic(program.train, (np.tile(rows, STEPS), Hyper(0, 0, np.zeros(STEPS))), rounds=10, warmup_rounds=1)
     flops = op_flops(plan, op)
     benchmark.extra_info |= {"steps": STEPS, "gflop_per_step": flops / 1e9, "generic": op.code not in own_ops(backend)}

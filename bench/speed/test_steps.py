@@ -1,9 +1,11 @@
 """Training steps of the standard cases on every backend: ``pytest bench/speed/test_steps.py``.
 
-Each benchmark reports the step's matrix-product work and the rate it was done at (``--benchmark-json``, extra_info).
+Each benchmark reports the work of a step's matrix products and its rate (``--benchmark-json``, extra_info).
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import pytest
 
@@ -12,9 +14,9 @@ from narrows.benchmark import CASES, Case, prepared
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
-def test_training_step(benchmark, case: Case, backend: str) -> None:
+def test_training_step(benchmark: Any, case: Case, backend: str) -> None:
     program, rows, hyper = prepared(case, backend)
-    # The same 20 batches in one call: the median is of 20 steps.
+    # One call runs the same 20 batches, so the median is of 20 steps.
     benchmark.pedantic(program.train, (rows, hyper), rounds=10, warmup_rounds=1)
     steps, gflop = len(hyper.learning_rate), program.plan.flops / 1e9
     benchmark.extra_info |= {

@@ -193,7 +193,7 @@ class Repeated:
 class Contender(Protocol):
     """What a worker runs: one library at one case."""
 
-    def start(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def start(self, *args: Any, **kwargs: Any) -> Any:
         """Prepare, and return what must be checked before anything is timed."""
 
     def turn(self) -> float:

@@ -63,7 +63,7 @@ def test_every_op_has_a_bench() -> None:
 
 
 def test_peers_are_given_the_standard_cases() -> None:
-    """Their cases are apart from the package, since the memory of a process without it is measured, too."""
+    """bench has its own copy of the cases, because the memory of a process without narrows is measured too."""
     code = """
 from bench.libraries.cases import *
 print([(c.name, c.widths, c.batch, c.loss) for c in CASES if type(c) is Case and c.precision == "float32"])
@@ -176,8 +176,8 @@ def test_the_experiments_run_to_their_end(tiny_images: Path, tmp_path: Path, mon
         assert any(f"\n{title}" in page for page in pages), name
 
 
-def test_faults_to_plant_fit() -> None:
-    """Each is still one place of the file it names, and its tests are there."""
+def test_each_planted_fault_fits_its_file() -> None:
+    """The text that a fault replaces stands exactly once in its file, and the tests that should notice it exist."""
     from bench.mutants import MUTANTS
 
     assert len({mutant.name for mutant in MUTANTS}) == len(MUTANTS)
@@ -188,8 +188,16 @@ def test_faults_to_plant_fit() -> None:
             assert (ROOT / name).is_file(), (mutant.name, name)
 
 
-def test_the_experiment_on_invariance_runs_and_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a hundred small images of two kinds, which any of its classifiers tells apart."""
+def test_the_nightly_checks_name_existing_files() -> None:
+    script = (ROOT / "bench" / "nightly.sh").read_text(encoding="utf-8")
+    named = set(re.findall(r"\b(?:tests|bench)/[\w/]+\.\w+", script))
+    assert len(named) > 20
+    missing = {name for name in named if not (ROOT / name).is_file()}
+    assert not missing
+
+
+def test_the_experiment_on_contractive_codes_runs_and_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a hundred small images of two kinds, which each of its classifiers tells apart."""
     from bench.accuracy import invariance
     from bench.data.images import Split
     from bench.pages import reproduction as reproduction_page
@@ -212,7 +220,7 @@ def test_the_experiment_on_invariance_runs_and_is_shown(monkeypatch: pytest.Monk
     assert any(f"{norms['CAE']:.2f}" in row[3] for row in reproduction_page.contractive(found).rows)
 
 
-def test_the_norm_is_that_of_the_jacobian() -> None:
+def test_the_norm_of_the_jacobian_is_correct() -> None:
     from bench.accuracy import invariance
     from narrows import Autoencoder
 
@@ -224,7 +232,7 @@ def test_the_norm_is_that_of_the_jacobian() -> None:
 
 
 def test_the_experiment_on_denoising_runs_and_is_shown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """On bright and dark squares, which its models tell from the noise."""
+    """On bright squares, which its models separate from the noise."""
     pytest.importorskip("matplotlib")
     from bench.accuracy import denoising
     from bench.data.images import Split
