@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Compress many count matrices on a cluster, one array task each; killed and restarted as the scheduler pleases.
+# Compress many count matrices on a cluster, one array task per matrix. The scheduler may kill and restart tasks.
 #
 #   sbatch --array=0-$(($(wc -l < matrices.txt) - 1)) examples/genomics_batch.sh matrices.txt results [narrows fit options]
 #
 # matrices.txt names one matrix per line (.h5ad, .zarr, 10x .h5 or folder, .mtx, .npz, ...), cells x genes. A task writes
-# to results/NAME; what is finished is left alone, what was interrupted goes on where its checkpoint was. Runs without
-# Slurm, too: SLURM_ARRAY_TASK_ID=0 examples/genomics_batch.sh matrices.txt results
+# to results/NAME. Finished results stay. An interrupted task continues from its checkpoint. The script also runs
+# without Slurm: SLURM_ARRAY_TASK_ID=0 examples/genomics_batch.sh matrices.txt results
 #
 #SBATCH --job-name=narrows
 #SBATCH --cpus-per-task=8
@@ -28,7 +28,7 @@ fi
 name=$(basename "$data")
 out=$results/${name%%.*}
 
-# What Slurm gives is the limit: threads are read from SLURM_CPUS_PER_TASK, a tenth of the memory is left to the system.
+# Stay within the limits of Slurm. narrows reads SLURM_CPUS_PER_TASK. A tenth of the memory is left to the system.
 limits=()
 if [ -n "${SLURM_MEM_PER_NODE:-}" ]; then
   limits=(--max-memory "$((SLURM_MEM_PER_NODE * 9 / 10))MiB")
@@ -41,7 +41,7 @@ fi
 status=0
 "${launch[@]}" narrows fit "$data" --out "$out" "${limits[@]}" "$@" || status=$?
 
-# 128 + USR1: time is nearly up and the checkpoint is written. Back into the queue; the same command goes on from there.
+# 128 + USR1: the time limit is near and the checkpoint is written. Requeue the task; the same command continues it.
 if [ "$status" -eq 138 ] && [ -n "${SLURM_JOB_ID:-}" ]; then
   scontrol requeue "${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}"
 fi

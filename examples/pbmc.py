@@ -1,6 +1,6 @@
-"""Cell types of blood from 2000 genes: compress counts to 32 numbers a cell, and see what the code knows.
+"""Compress the counts of 2000 genes to 32 numbers per blood cell, and find the cell types in these codes.
 
-Takes some seconds on two cores.
+It takes some seconds on two cores.
 """
 
 import numpy as np
@@ -14,7 +14,7 @@ from narrows.datasets import load_pbmc4k
 
 counts, cell_types = load_pbmc4k(return_labels=True)  # CSR, 4271 cells x 2000 genes
 
-# Counts per cell differ by sequencing depth: to the same total, then to logarithms. Both keep zeros zero, and so CSR.
+# Cells differ in sequencing depth, so scale each to the same total. Then take logarithms. Zeros stay zero: CSR stays CSR.
 total = float(np.median(counts.sum(axis=1)))
 log_normalize = FunctionTransformer(
     lambda X: (normalize(X, norm="l1") * np.float32(total)).log1p(), accept_sparse=True, check_inverse=False
@@ -26,7 +26,7 @@ codes = compress.fit_transform(counts)
 ae = compress[-1]
 print(f"{ae.n_iter_} epochs on the {ae.backend_} backend, validation loss {min(ae.history_['val_loss']):.1f}")
 accuracy = cross_val_score(KNeighborsClassifier(15), codes, cell_types, cv=5).mean()
-print(f"15 nearest neighbours in {codes.shape[1]} dimensions name the cell type of {accuracy:.1%} of cells")
+print(f"15 nearest neighbours in {codes.shape[1]} dimensions predict the cell type of {accuracy:.1%} of cells")
 
 errors = ae.score_samples(log_normalize.transform(counts))
-print("cells it explains least (possible doublets or rare types):", np.argsort(errors)[:5].tolist())
+print("cells with the largest loss (possible doublets or rare types):", np.argsort(errors)[:5].tolist())
