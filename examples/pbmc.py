@@ -14,7 +14,7 @@ from narrows.datasets import load_pbmc4k
 
 counts, cell_types = load_pbmc4k(return_labels=True)  # CSR, 4271 cells x 2000 genes
 
-# Cells differ in sequencing depth, so scale each to the same total. Then take logarithms. Zeros stay zero: CSR stays CSR.
+# Cells differ in sequencing depth: scale each to one total. Then take logarithms. Zeros stay zero, and CSR stays CSR.
 total = float(np.median(counts.sum(axis=1)))
 log_normalize = FunctionTransformer(
     lambda X: (normalize(X, norm="l1") * np.float32(total)).log1p(), accept_sparse=True, check_inverse=False

@@ -7,6 +7,7 @@ Never: needs a GPU or an array library other than NumPy.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from itertools import product
 from typing import NamedTuple
@@ -190,20 +191,7 @@ def loss_name(loss: Loss) -> str:
 
 
 def _instances() -> Iterator[str]:
-    plain = (
-        "activate_softmax", "begin_step", "colsum_grains", "column_decay", "condition", "contrast",
-        "copy", "corrupt_gaussian", "corrupt_masking", "corrupt_salt_and_pepper", "cotangent", "decay", "draw_binary",
-        "draw_normal", "dropout", "end_step", "fill", "gather", "jacobian_norm", "jacobian_seed", "jacobian_slopes",
-        "latent_kl", "log_normalize", "loss_multinomial", "maxpool_pick", "not_finite", "penalties", "probe_signs",
-        "reduce", "row_gram", "sample", "scan_rows", "share_rows", "shift", "shrink", "sqnorm", "squared_norm",
-        "subtract", "tangent", "times_slopes", "to_bfloat16", "weight_gram", "weight_gram_grains",
-    )  # fmt: skip
-    yield from plain
-    for kernel in (
-        "activate", "activity_l1", "contractive_columns", "contractive_rows", "curves",
-        "gaussian", "kl_sparsity", "maxpool_dgrad", "slopes", "sparse_dense", "sparse_mse",
-    ):  # fmt: skip
-        yield from (f"{kernel}<{act}>" for act in _ACTS)
+    yield from _alone()
     yield from (f"{kernel}<{columns}>" for kernel in ("convolve", "conv_dgrad") for columns in CONV_COLUMNS)
     yield from (f"conv_wgrad<{weights}, {filters}>" for weights, filters in CONV_TILES)
     yield from (f"loss<Linked<{loss_name(loss)}, {act}>>" for loss in (Loss.MSE, Loss.HUBER) for act in _ACTS)
@@ -215,6 +203,18 @@ def _instances() -> Iterator[str]:
     yield from _products()
     yield from _sparse()
     yield from _several()
+
+
+def _alone() -> Iterator[str]:
+    """Kernels without template parameters, and an instance per activation of those that take only an activation."""
+    for file in sorted((ops.source_folder() / "cuda").glob("*.cuh")):
+        text = file.read_text(encoding="utf-8")
+        found = re.finditer(r"^(template <.*>\n)?KERNEL(?:_OF\(.*\))? (\w+)\(", text, re.MULTILINE)
+        for parameters, kernel in (match.groups() for match in found):
+            if parameters is None:
+                yield kernel
+            elif parameters == "template <class Act>\n":
+                yield from (f"{kernel}<{act}>" for act in _ACTS)
 
 
 def _sparse() -> Iterator[str]:
@@ -233,7 +233,6 @@ def _sparse() -> Iterator[str]:
 
 def _several() -> Iterator[str]:
     """Launches as one; see `schedule`."""
-    yield "begin_gather"
     yield from (f"stack<{rows}>" for rows in STACK_ROWS)
     yield from (f"group<{body}>" for body in ("Nothing", "Penalties"))
     yield from (f"group<ConvWgrad<{weights}, {filters}>>" for weights, filters in CONV_TILES)
