@@ -9,10 +9,11 @@
 // Whether a block has met a number that is not finite: x (one row), found; ints: the row of `found`, which has an
 // element for each block.
 KERNEL not_finite(const Op op) {
-  const Matrix &x = op.slots[0], &found = op.slots[1];
+  using At = launch::not_finite;
+  const Matrix &x = op[At::x], &found = op[At::found];
   real worst = 0;
   for (int j = block() * threads() + thread(); j < x.cols; j += found.cols * threads())
     if (!(x(0, j) - x(0, j) == real(0))) worst = 1;
   worst = block_max(worst);
-  if (thread() == 0) found(op.ints[0], block()) = worst;
+  if (thread() == 0) found(op[At::row], block()) = worst;
 }

@@ -18,6 +18,7 @@ DEVICE real inverse_dispersion(real tau) {
 // What a block judges: GROUP rows.
 template <class L, bool SOFTMAX, bool BY_CELL>
 struct Judged {
+  using At = op::COUNTS;
   static constexpr int GROUP = 2;
   static constexpr bool BY_GENE = L::DISPERSED && !BY_CELL;
   const Op& op;
@@ -30,20 +31,20 @@ struct Judged {
 
   DEVICE explicit Judged(const Op& op)
       : op(op),
-        z(op.slots[0]),
-        log_dispersion(op.slots[3]),
-        sums(op.slots[6]),
-        found(as<uint32_t>(op.slots[5])),
-        source(op.sources[op.ints[0]]),
-        n(op.ints[1]),
+        z(op[At::z]),
+        log_dispersion(op[At::log_dispersion]),
+        sums(op[launch::counts::sums]),
+        found(as<uint32_t>(op[launch::counts::found])),
+        source(op.sources[op[At::source]]),
+        n(op[launch::counts::features]),
         first(block() * GROUP),
         at_zeta(BY_CELL ? 2 * n : n) {
     UNROLL
     for (int r = 0; r < GROUP; ++r) {
       const int i = first + r;
       if (i >= op.m) break;
-      share[r] = row_share(op, op.slots[1], i), highest[r] = 0;
-      factor[r] = op.slots[2](i, 0) / (SOFTMAX ? exponentials(z, i, n, highest[r]) : real(op.floats[0]));
+      share[r] = row_share(op, op[At::weight], i), highest[r] = 0;
+      factor[r] = op[At::size_sum](i, 0) / (SOFTMAX ? exponentials(z, i, n, highest[r]) : real(op[At::scale]));
       log_factor[r] = real(log_(double(factor[r]))) - highest[r];
     }
   }
@@ -124,9 +125,9 @@ counts(const Op op) {
     const int i = of.first + r;
     if (i >= op.m) break;
     loss[r] = block_sum(loss[r]);
-    if (thread() == 0) op.slots[4](i, 0) = loss[r];
+    if (thread() == 0) op[op::COUNTS::rowloss](i, 0) = loss[r];
     // share * sum_k d_k / the softmax's sum, which is library / factor.
-    const double d = block_sum(double(slope[r])), total = double(op.slots[2](i, 0));
+    const double d = block_sum(double(slope[r])), total = double(op[op::COUNTS::size_sum](i, 0));
     of.part[r] = total > 0 ? real(d * double(of.share[r]) * double(of.factor[r]) / total) : real(0);
   }
   if (!op.learn || !SOFTMAX) return;

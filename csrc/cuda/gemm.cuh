@@ -63,7 +63,7 @@ DEVICE real rounded(bool rounds, real x) {
   return x;
 #endif
 }
-DEVICE real factor(const Op& op, real x) { return rounded(op.ints[5], x); }
+DEVICE real factor(const Op& op, real x) { return rounded(op[launch::gemm::rounds], x); }
 
 // --- operands --------------------------------------------------------------------------------------------------------
 // A side of a product is `outer` rows of the result on the left, columns of it on the right, by the depth of the sum.
@@ -140,8 +140,8 @@ struct Dense {
     const Matrix& x;
     const int outer, depth;
 
-    DEVICE Of(const Op& op, int side, int outer, int depth)
-        : op(op), x(op.slots[side]), outer(outer - EXTENDED), depth(depth) {}
+    DEVICE Of(const Op& op, const Matrix& x, int outer, int depth)
+        : op(op), x(x), outer(outer - EXTENDED), depth(depth) {}
     DEVICE void load(int first, int k) {
       const int ld = unknown(x.ld), high = outer - first, deep = depth - k;
       const real* begin = x.data + (TURNED ? int64_t(k) * ld + first : int64_t(first) * ld + k);
@@ -198,16 +198,17 @@ struct From {
 // Tile `at` of them.
 template <class T, class Left, class Right, class Epilogue>
 DEVICE void product(const Op& op, int at) {
+  using At = launch::gemm;
   constexpr int UP = T::ROWS + 4, WIDE = T::COLS + 4, BUFFERS = T::WAYS == 1 ? 2 : 1;
   constexpr bool APART = T::WAYS == 1;  // a thread's columns; else they are one run
   SHARED(real, left, BUFFERS * T::DEPTH * UP);
   SHARED(real, right, BUFFERS * T::DEPTH * WIDE);
-  const int rows = op.ints[0], cols = op.ints[1], depth = op.ints[2];
+  const int rows = op[At::rows], cols = op[At::cols], depth = op[At::depth];
   const int strips = (cols + T::COLS - 1) / T::COLS;
   const int row = at / strips * T::ROWS, col = at % strips * T::COLS;
   const int way = thread() / T::GROUP, down = thread() % T::GROUP / T::ACROSS, across = thread() % T::ACROSS;
-  typename Left::template Of<T::ROWS, T::DEPTH, T::THREADS> of_left(op, 0, rows, depth);
-  typename Right::template Of<T::COLS, T::DEPTH, T::THREADS> of_right(op, 1, cols, depth);
+  typename Left::template Of<T::ROWS, T::DEPTH, T::THREADS> of_left(op, op[At::left], rows, depth);
+  typename Right::template Of<T::COLS, T::DEPTH, T::THREADS> of_right(op, op[At::right], cols, depth);
 
   real sum[T::EACH_ROW][T::EACH_COL] = {};
   of_left.load(row, 0);
@@ -290,7 +291,8 @@ struct Gemm {
 template <class Act>
 struct Activate {
   DEVICE static void apply(const Op& op, int i, int j, real z) {
-    const Matrix &b = op.slots[2], &out = op.slots[3], &pre = op.slots[4];
+    using At = launch::Activate;
+    const Matrix &b = op[At::b], &out = op[At::out], &pre = op[At::pre];
     if (b) z += b(0, j);
     if (pre) pre(i, j) = z;
     out(i, j) = Act::value(z);
@@ -300,17 +302,19 @@ struct Activate {
 // DGRAD: slots from 2 on: saved, out; floats[0]: scale
 template <class Act>
 struct Slope {
+  using At = launch::Slope;
   DEVICE static void apply(const Op& op, int i, int j, real d) {
-    op.slots[3](i, j) = d * Act::slope(op.slots[2](i, j) * real(op.floats[0]));
+    op[At::out](i, j) = d * Act::slope(op[At::saved](i, j) * real(op[At::scale]));
   }
 };
 
 // A link of JACOBIAN's chain: slots from 2 on: slopes, product, and the product times the slopes of its row; a row of
 // the batch has ints[3] rows here, and its slopes begin at column ints[4].
 struct Link {
+  using At = launch::Link;
   DEVICE static void apply(const Op& op, int i, int j, real d) {
-    op.slots[3](i, j) = d;
-    op.slots[4](i, j) = d * op.slots[2](i / op.ints[3], op.ints[4] + j);
+    op[At::out](i, j) = d;
+    op[At::scaled](i, j) = d * op[At::slopes](i / op[At::latents], op[At::column] + j);
   }
 };
 
@@ -323,16 +327,18 @@ struct WithBias;
 template <>
 struct WithBias<Store> {
   DEVICE static void apply(const Op& op, int i, int j, real g) {
-    if (i + 1 < op.ints[0]) return Store::apply(op, i, j, g);
-    real& sum = op.slots[7](0, j);
-    sum = op.ints[4] ? sum + g : g;
+    using At = launch::StoreBias;
+    if (i < op[At::bias_row]) return Store::apply(op, i, j, g);
+    real& sum = op[At::bias](0, j);
+    sum = op[At::accumulate_bias] ? sum + g : g;
   }
 };
 template <class Rule>
 struct WithBias<Descend<Rule>> {
   DEVICE static void apply(const Op& op, int i, int j, real g) {
-    if (i + 1 < op.ints[0]) return Descend<Rule>::apply(op, i, j, g);
-    const Matrix &db = op.slots[7], &b = op.slots[8], &m = op.slots[9], &v = op.slots[10];
+    using At = launch::DescendBias;
+    if (i < op[At::bias_row]) return Descend<Rule>::apply(op, i, j, g);
+    const Matrix &db = op[At::db], &b = op[At::b], &m = op[At::b_moment1], &v = op[At::b_moment2];
     if (db) g += db(0, j);
     Rule::step(op, b(0, j), g, m(0, j), v ? &v(0, j) : nullptr);
   }

@@ -22,14 +22,15 @@ DEVICE int in_lower(int i, int j, int n) { return i < j ? j * n + i : i * n + j;
 // The part of V V' that ints[0] columns of V make: W, b, and a row of sums in double for each such grain. Blocks of 256
 // threads, of each grain one for each tile of 64 x 64 in the lower triangle of W W', and one for what b makes.
 KERNEL_OF(256, sizeof(real) == 4 ? 3 : 2) weight_gram_grains(const Op op) {
+  using At = launch::weight_gram_grains;
   constexpr int TILE = 64, DEPTH = 32, SHORT = 128, EACH = 4, DOWN = TILE / EACH, PITCH = DOWN + 1;
   SHARED(Quad, upper, DEPTH * PITCH);
   SHARED(Quad, lower, DEPTH * PITCH);
-  const Matrix &W = op.slots[0], &b = op.slots[1];
-  const MatrixOf<double> sums = wide(op.slots[2]);
+  const Matrix &W = op[At::W], &b = op[At::b];
+  const MatrixOf<double> sums = wide(op[At::sums]);
   const int n = W.rows + 1, strips = (W.rows + TILE - 1) / TILE, tiles = strips * (strips + 1) / 2;
-  const int grain = block() / (tiles + 1), first = grain * op.ints[0];
-  const int end = first + op.ints[0] < W.cols ? first + op.ints[0] : W.cols;
+  const int grain = block() / (tiles + 1), first = grain * op[At::columns];
+  const int end = first + op[At::columns] < W.cols ? first + op[At::columns] : W.cols;
   int at = block() % (tiles + 1), down = 0;
   if (at == tiles) {
     for (int l = thread() / WARP; l < n; l += threads() / WARP) {
@@ -83,8 +84,9 @@ KERNEL_OF(256, sizeof(real) == 4 ? 3 : 2) weight_gram_grains(const Op op) {
 
 // The sum of the grains, in two parts: sums, high, low
 KERNEL weight_gram(const Op op) {
-  const MatrixOf<double> sums = wide(op.slots[0]);
-  const Matrix &high = op.slots[1], &low = op.slots[2];
+  using At = launch::weight_gram;
+  const MatrixOf<double> sums = wide(op[At::sums]);
+  const Matrix &high = op[At::high], &low = op[At::low];
   each(high.rows, high.cols, [&](int i, int j) {
     double sum = 0;
     for (int g = 0; g < sums.rows; ++g) sum += sums(g, in_lower(i, j, high.cols));
@@ -97,12 +99,13 @@ KERNEL weight_gram(const Op op) {
 // source; floats: scale. A block has a row.
 template <class Act>
 KERNEL sparse_mse(const Op op) {
+  using At = op::SPARSE_MSE;
   constexpr int MOST = 256;
   SHARED(double, residual, MOST);
-  const Matrix &h = op.slots[0], &W = op.slots[1], &high = op.slots[2], &low = op.slots[3], &out = op.slots[7];
-  const Matrix &b = op.slots[9], &parts = op.slots[10];
-  const MatrixOf<double> slope = wide(op.slots[8]);
-  const Source& source = op.sources[op.ints[0]];
+  const Matrix &h = op[At::h], &W = op[At::W], &high = op[At::high], &low = op[At::low], &out = op[At::out];
+  const Matrix &b = op[At::b], &parts = op[launch::sparse_mse::parts];
+  const MatrixOf<double> slope = wide(op[launch::sparse_mse::slope]);
+  const Source& source = op.sources[op[At::source]];
   const int i = block(), inner = W.rows, n = inner + 1;
   const int64_t row = op.row(i), begin = source.begin(row), end = source.end(row);
   const auto g = [&](int l) { return l < inner ? h(i, l) : real(1); };
@@ -156,20 +159,21 @@ KERNEL sparse_mse(const Op op) {
     }
     loss = block_sum(loss);
   }
-  if (thread() == 0) op.slots[6](i, 0) = real(loss);
+  if (thread() == 0) op[At::rowloss](i, 0) = real(loss);
   if (!op.learn) return;
-  const double share = double(row_share(op, op.slots[5], i));
+  const double share = double(row_share(op, op[At::weight], i));
   each_column(out.cols, [&](int j) {
-    out(i, j) = real(share * slope(i, j)) * Act::slope(op.slots[4](i, j) * real(op.floats[0]));
+    out(i, j) = real(share * slope(i, j)) * Act::slope(op[At::saved](i, j) * real(op[At::scale]));
   });
 }
 
 // ROW_GRAM: h, weight, out. Blocks of 256 threads, a tile of 32 x 32 each.
 KERNEL row_gram(const Op op) {
+  using At = op::ROW_GRAM;
   constexpr int TILE = 32, PITCH = TILE + 1, EACH = 4, WARPS = TILE / EACH;
   SHARED(real, left, TILE * PITCH);
   SHARED(real, right, TILE * PITCH);
-  const Matrix &h = op.slots[0], &out = op.slots[2];
+  const Matrix &h = op[At::h], &out = op[At::out];
   const int n = out.cols, strips = (n + TILE - 1) / TILE, a = block() / strips * TILE, b = block() % strips * TILE;
   const int warp = thread() / WARP, lane = thread() % WARP;
   const auto g = [&](int i, int l) { return l < h.cols ? h(i, l) : real(1); };
@@ -179,7 +183,7 @@ KERNEL row_gram(const Op op) {
       const int k = l / TILE, x = l % TILE;
       const bool inside = r + k < op.m;
       left[k * PITCH + x] =
-          inside && a + x < n ? real(2) * row_share(op, op.slots[1], r + k) * g(r + k, a + x) : real(0);
+          inside && a + x < n ? real(2) * row_share(op, op[At::weight], r + k) * g(r + k, a + x) : real(0);
       right[k * PITCH + x] = inside && b + x < n ? g(r + k, b + x) : real(0);
     }
     sync();
@@ -204,20 +208,21 @@ KERNEL row_gram(const Op op) {
 // Kept: dW, db
 struct GramStore {
   static constexpr bool IN_PLACE = false;
-  DEVICE static void weight(const Op& op, int l, int c, real g) { op.slots[4](l, c) = g; }
-  DEVICE static void bias(const Op& op, int c, real g) { op.slots[5](0, c) = g; }
+  DEVICE static void weight(const Op& op, int l, int c, real g) { op[launch::GramStore::dW](l, c) = g; }
+  DEVICE static void bias(const Op& op, int c, real g) { op[launch::GramStore::db](0, c) = g; }
 };
 
 // Used up: moment1, moment2, and behind b those of b
 template <class Rule>
 struct GramDescend {
+  using At = launch::GramDescend;
   static constexpr bool IN_PLACE = true;
   DEVICE static void weight(const Op& op, int l, int c, real g) {
-    const Matrix &m = op.slots[4], &v = op.slots[5];
-    Descend<Rule>::element(op, op.slots[3](l, c), g, m(l, c), v ? &v(l, c) : nullptr);
+    const Matrix &m = op[At::moment1], &v = op[At::moment2];
+    Descend<Rule>::element(op, op[launch::sparse_mse_slopes::W](l, c), g, m(l, c), v ? &v(l, c) : nullptr);
   }
   DEVICE static void bias(const Op& op, int c, real g) {
-    const Matrix &b = op.slots[6], &m = op.slots[7], &v = op.slots[8];
+    const Matrix &b = op[launch::sparse_mse_slopes::b], &m = op[At::b_moment1], &v = op[At::b_moment2];
     Rule::step(op, b(0, c), g, m(0, c), v ? &v(0, c) : nullptr);
   }
 };
@@ -236,6 +241,7 @@ DEVICE void rows_of_band(int from, int to, int cols, const Fn& fn) {
 template <int EACH, class To>
 KERNEL_OF(OUTER_THREADS, sizeof(real) == 4 ? 3 : 2)
 sparse_mse_slopes(const Op op) {
+  using At = launch::sparse_mse_slopes;
   constexpr int STRIP = WARP * EACH, ACROSS = BAND + 1, WARPS = OUTER_THREADS / WARP, DEPTH = WARP;
   constexpr int FOR_ROWS = BAND * CHUNK_PITCH, FOR_STRIP = STRIP * ACROSS;
   static_assert(COLUMNS == 4, "a warp's columns are a Quad");
@@ -243,8 +249,8 @@ sparse_mse_slopes(const Op op) {
   SHARED(Entry, list, WARPS * CHUNK);
   SHARED(Quad, slice, DEPTH * WARPS);
   SHARED(real, of_b, (WARPS + 1) * BAND);
-  const Matrix &h = op.slots[0], &G = op.slots[1], &W = op.slots[3], &b = op.slots[6], &shift = op.slots[9];
-  const Matrix& kept = op.slots[11];
+  const Matrix &h = op[At::h], &G = op[At::gram], &W = op[At::W], &b = op[At::b], &shift = op[At::shift];
+  const Matrix& kept = op[At::kept];
   const int inner = h.cols, first = block() * BAND, cols = min_(W.cols - first, BAND), warp = thread() / WARP,
             lane = thread() % WARP;
   const auto V = [&](int l, int c) { return l < inner ? W(l, c) : shift ? b(0, c) + shift(0, c) : b(0, c); };
@@ -254,8 +260,8 @@ sparse_mse_slopes(const Op op) {
     of_b[WARPS * BAND + warp * COLUMNS + lane % COLUMNS] = 0;
     sync_warp();
     band_sums<EACH>(
-        op, op.sources[op.ints[0]], as<int64_t>(op.slots[10]), block(), h, col, room, list,
-        [&](int i, int, real y) { return real(2) * row_share(op, op.slots[2], i) * y; },
+        op, op.sources[op[At::source]], as<int64_t>(op[At::starts]), block(), h, col, room, list,
+        [&](int i, int, real y) { return real(2) * row_share(op, op[At::weight], i) * y; },
         [&](int g, real ys) {
           ys = warp_sum(ys);
           if (lane == 0) of_b[WARPS * BAND + warp * COLUMNS + g] += ys;

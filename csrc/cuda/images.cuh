@@ -15,14 +15,17 @@ struct Geometry {
   Axis y, x;
   int channels, filters, transposed, x_last, out_last;
 
-  DEVICE explicit Geometry(const int* v)
-      : y{v[0], v[3], v[6], v[8], v[10], v[12]},
-        x{v[1], v[4], v[7], v[9], v[11], v[13]},
-        channels(v[2]),
-        filters(v[5]),
-        transposed(v[14]),
-        x_last(v[15] & 1),
-        out_last(v[15] & 2) {}
+  // Of an op At.
+  template <class At>
+  DEVICE static Geometry of(const Op& op) {
+    return {{op[At::h], op[At::out_h], op[At::ky], op[At::sy], op[At::py], op[At::uy]},
+            {op[At::w], op[At::out_w], op[At::kx], op[At::sx], op[At::px], op[At::ux]},
+            op[At::c],
+            op[At::filters],
+            op[At::transposed],
+            op[At::layout] & 1,
+            op[At::layout] & 2};
+  }
   DEVICE int at_x(int row, int col, int c) const {
     return x_last ? (row * x.size + col) * channels + c : (c * y.size + row) * x.size + col;
   }
@@ -157,7 +160,7 @@ struct Convolved {
 
   template <class Act>
   DEVICE void as() const {
-    const Matrix &b = op.slots[2], &out = op.slots[3], &pre = op.slots[4];
+    const Matrix &b = op[op::CONVOLVE::b], &out = op[op::CONVOLVE::out], &pre = op[op::CONVOLVE::pre];
     for (int e = 0; e < EACH && patch.first + e < g.filters; ++e) {
       const int f = patch.first + e, j = g.at_out(row, col, f);
       real z = patch.kept(sums, e);
@@ -171,9 +174,10 @@ struct Convolved {
 template <int EACH>
 KERNEL_OF(CONV_THREADS, 4)
 convolve(const Op op) {
+  using At = op::CONVOLVE;
   SHARED(real, weights, CONV_DEPTH * EACH);
-  const Matrix &x = op.slots[0], &W = op.slots[1];
-  const Geometry g(op.ints + 4);
+  const Matrix &x = op[At::x], &W = op[At::W];
+  const Geometry g = Geometry::of<At>(op);
   Patch<EACH> patch(op, g.y.out * g.x.out, g.filters);
   const int row = patch.pixel / g.x.out, col = patch.pixel % g.x.out;
   const int step = g.x_last ? 1 : g.y.size * g.x.size;
@@ -185,7 +189,8 @@ convolve(const Op op) {
           patch.add(x, g.at_x(from_row, from_col, c), step, weights, l, run);
       });
   patch.keep(weights);
-  if (patch.alive) with_activation(op.ints[0], Convolved<EACH, decltype(weights)>{op, g, patch, row, col, weights});
+  if (patch.alive)
+    with_activation(op[At::activation], Convolved<EACH, decltype(weights)>{op, g, patch, row, col, weights});
 }
 
 // CONV_DGRAD: dz, W, saved, out; floats: scale; ints[0]: activation
@@ -199,9 +204,10 @@ struct Descended {
 
   template <class Act>
   DEVICE void as() const {
+    using At = op::CONV_DGRAD;
     for (int e = 0; e < EACH && patch.first + e < g.channels; ++e) {
       const int j = g.at_x(row, col, patch.first + e);
-      op.slots[3](patch.i, j) = patch.kept(sums, e) * Act::slope(op.slots[2](patch.i, j) * real(op.floats[0]));
+      op[At::out](patch.i, j) = patch.kept(sums, e) * Act::slope(op[At::saved](patch.i, j) * real(op[At::scale]));
     }
   }
 };
@@ -209,9 +215,10 @@ struct Descended {
 template <int EACH>
 KERNEL_OF(CONV_THREADS, 4)
 conv_dgrad(const Op op) {
+  using At = op::CONV_DGRAD;
   SHARED(real, weights, CONV_DEPTH * EACH);
-  const Matrix &dz = op.slots[0], &W = op.slots[1];
-  const Geometry g(op.ints + 4);
+  const Matrix &dz = op[At::dz], &W = op[At::W];
+  const Geometry g = Geometry::of<At>(op);
   Patch<EACH> patch(op, g.y.size * g.x.size, g.channels);
   const int row = patch.pixel / g.x.size, col = patch.pixel % g.x.size;
   const int step = g.out_last ? 1 : g.y.out * g.x.out;
@@ -228,7 +235,8 @@ conv_dgrad(const Op op) {
         }
       });
   patch.keep(weights);
-  if (patch.alive) with_activation(op.ints[0], Descended<EACH, decltype(weights)>{op, g, patch, row, col, weights});
+  if (patch.alive)
+    with_activation(op[At::activation], Descended<EACH, decltype(weights)>{op, g, patch, row, col, weights});
 }
 
 // Each lane has the sum over the warp of the element of its number: lanes HALF apart exchange half of what they have.
@@ -255,10 +263,11 @@ struct ConvWgrad {
   static_assert(WEIGHTS * FILTERS == WARP, "a lane has an element in the end");
 
   DEVICE static void run(const Op& op, int b) {
+    using At = op::CONV_WGRAD;
     SHARED(real, of_warp, CONV_THREADS);
-    const Matrix &x = op.slots[0], &dz = op.slots[1], &partial = op.slots[2];
-    const Geometry g(op.ints + 4);
-    const int weights = g.y.kernel * g.x.kernel * g.channels, rows = weights + op.ints[0];
+    const Matrix &x = op[At::x], &dz = op[At::dz], &partial = op[At::partial];
+    const Geometry g = Geometry::of<At>(op);
+    const int weights = g.y.kernel * g.x.kernel * g.channels, rows = weights + op[At::bias];
     const int across = (g.filters + FILTERS - 1) / FILTERS, down = (rows + WEIGHTS - 1) / WEIGHTS;
     const int grain = b / (across * down), weight = b / across % down * WEIGHTS, filter = b % across * FILTERS;
     const int c = weight % g.channels, tap = weight / g.channels;
@@ -295,8 +304,8 @@ struct ConvWgrad {
     real total = of_warp[lane];
     UNROLL
     for (int l = 1; l < CONV_THREADS / WARP; ++l) total += of_warp[l * WARP + lane];
-    real& to = partial(grain, w * op.ints[2] + f);
-    to = op.ints[1] && w < weights ? to + total : total;
+    real& to = partial(grain, w * op[launch::conv_wgrad::ld] + f);
+    to = op[At::accumulate] && w < weights ? to + total : total;
   }
 };
 template <int WEIGHTS, int FILTERS>
@@ -310,8 +319,11 @@ conv_wgrad(const Op op) {
 
 struct Pool {
   int height, width, channels, down, across, last;
-  DEVICE explicit Pool(const int* v)
-      : height(v[0]), width(v[1]), channels(v[2]), down(v[3]), across(v[4]), last(v[5] & 2) {}
+  // Of an op At.
+  template <class At>
+  DEVICE static Pool of(const Op& op) {
+    return {op[At::h], op[At::w], op[At::c], op[At::pool_y], op[At::pool_x], op[At::layout] & 2};
+  }
   DEVICE Pixel out(int j) const { return Pixel(j, height / down, width / across, channels, last); }
   DEVICE int at_out(const Pixel& p) const {
     const int w = width / across;
@@ -331,16 +343,18 @@ struct Pool {
 
 // MAXPOOL_PICK and, of x itself, MAXPOOL: y, x, out
 KERNEL maxpool_pick(const Op op) {
-  const Matrix &y = op.slots[0], &x = op.slots[1], &out = op.slots[2];
-  const Pool pool(op.ints + 4);
+  using At = op::MAXPOOL_PICK;
+  const Matrix &y = op[At::y], &x = op[At::x], &out = op[At::out];
+  const Pool pool = Pool::of<At>(op);
   each(out.rows, out.cols, [&](int i, int j) { out(i, j) = y(i, pool.greatest(x, i, pool.out(j))); });
 }
 
 // MAXPOOL_DGRAD: dout, x, saved, out
 template <class Act>
 KERNEL maxpool_dgrad(const Op op) {
-  const Matrix &dout = op.slots[0], &x = op.slots[1], &saved = op.slots[2], &out = op.slots[3];
-  const Pool pool(op.ints + 4);
+  using At = op::MAXPOOL_DGRAD;
+  const Matrix &dout = op[At::dout], &x = op[At::x], &saved = op[At::saved], &out = op[At::out];
+  const Pool pool = Pool::of<At>(op);
   each(out.rows, out.cols, [&](int i, int j) {
     Pixel window(j, pool.height, pool.width, pool.channels, false);
     window.row /= pool.down, window.col /= pool.across;

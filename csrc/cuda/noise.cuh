@@ -34,47 +34,53 @@ DEVICE real normal_of(uint32_t cell) {
 }
 
 KERNEL corrupt_gaussian(const Op op) {
-  const Matrix& x = op.slots[0];
-  each_cell(op, x.rows, x.cols, op.ints[0],
-            [&](int i, int j, uint32_t cell) { x(i, j) += real(op.floats[0]) * normal_of(cell); });
+  using At = op::CORRUPT;
+  const Matrix& x = op[At::x];
+  each_cell(op, x.rows, x.cols, op[At::stream],
+            [&](int i, int j, uint32_t cell) { x(i, j) += real(op[At::level]) * normal_of(cell); });
 }
 
 KERNEL corrupt_masking(const Op op) {
-  const Matrix& x = op.slots[0];
-  const uint32_t drop = philox_threshold(op.floats[0]);
-  each_cell(op, x.rows, x.cols, op.ints[0], [&](int i, int j, uint32_t cell) {
+  using At = op::CORRUPT;
+  const Matrix& x = op[At::x];
+  const uint32_t drop = philox_threshold(op[At::level]);
+  each_cell(op, x.rows, x.cols, op[At::stream], [&](int i, int j, uint32_t cell) {
     if (cell < drop) x(i, j) = 0;
   });
 }
 
 KERNEL corrupt_salt_and_pepper(const Op op) {
-  const Matrix& x = op.slots[0];
-  const uint32_t any = philox_threshold(op.floats[0]), pepper = philox_threshold(op.floats[0] / 2);
-  each_cell(op, x.rows, x.cols, op.ints[0], [&](int i, int j, uint32_t cell) {
-    if (cell < any) x(i, j) = real(cell < pepper ? op.floats[1] : op.floats[2]);
+  using At = op::CORRUPT;
+  const Matrix& x = op[At::x];
+  const uint32_t any = philox_threshold(op[At::level]), pepper = philox_threshold(op[At::level] / 2);
+  each_cell(op, x.rows, x.cols, op[At::stream], [&](int i, int j, uint32_t cell) {
+    if (cell < any) x(i, j) = real(cell < pepper ? op[At::low] : op[At::high]);
   });
 }
 
 KERNEL dropout(const Op op) {
-  const Matrix& x = op.slots[0];
-  const uint32_t drop = philox_threshold(op.floats[0]);
-  const real scale = real(1 / (1 - op.floats[0]));
-  each_cell(op, x.rows, x.cols, op.ints[0],
+  using At = op::DROPOUT;
+  const Matrix& x = op[At::x];
+  const uint32_t drop = philox_threshold(op[At::rate]);
+  const real scale = real(1 / (1 - op[At::rate]));
+  each_cell(op, x.rows, x.cols, op[At::stream],
             [&](int i, int j, uint32_t cell) { x(i, j) = cell < drop ? real(0) : x(i, j) * scale; });
 }
 
 // PROBE: out
 KERNEL probe_signs(const Op op) {
-  const Matrix& out = op.slots[0];
+  using At = op::PROBE;
+  const Matrix& out = op[At::out];
   const uint32_t half = philox_threshold(0.5);
-  each_cell(op, out.rows, out.cols, op.ints[0],
+  each_cell(op, out.rows, out.cols, op[At::stream],
             [&](int i, int j, uint32_t cell) { out(i, j) = real(cell < half ? -1 : 1); });
 }
 
 // SAMPLE: stats, z, noise
 KERNEL sample(const Op op) {
-  const Matrix &stats = op.slots[0], &z = op.slots[1], &noise = op.slots[2];
-  each_cell(op, z.rows, z.cols, op.ints[0], [&](int i, int j, uint32_t cell) {
+  using At = op::SAMPLE;
+  const Matrix &stats = op[At::stats], &z = op[At::z], &noise = op[At::noise];
+  each_cell(op, z.rows, z.cols, op[At::stream], [&](int i, int j, uint32_t cell) {
     const real mean = stats(i, j);
     z(i, j) = mean;
     if (!op.learn) return;
@@ -85,14 +91,16 @@ KERNEL sample(const Op op) {
 
 // DRAW: mean, out. The uniform number is compared with the mean without rounding.
 KERNEL draw_binary(const Op op) {
-  const Matrix &mean = op.slots[0], &out = op.slots[1];
-  each_cell(op, out.rows, out.cols, op.ints[0], [&](int i, int j, uint32_t cell) {
+  using At = op::DRAW;
+  const Matrix &mean = op[At::mean], &out = op[At::out];
+  each_cell(op, out.rows, out.cols, op[At::stream], [&](int i, int j, uint32_t cell) {
     out(i, j) = cell < philox_threshold(double(mean(i, j))) ? real(1) : real(0);
   });
 }
 
 KERNEL draw_normal(const Op op) {
-  const Matrix &mean = op.slots[0], &out = op.slots[1];
-  each_cell(op, out.rows, out.cols, op.ints[0],
+  using At = op::DRAW;
+  const Matrix &mean = op[At::mean], &out = op[At::out];
+  each_cell(op, out.rows, out.cols, op[At::stream],
             [&](int i, int j, uint32_t cell) { out(i, j) = mean(i, j) + normal_of(cell); });
 }

@@ -6,6 +6,8 @@
 
 #pragma once
 
+#include "../plan/ops.h"
+#include "launches.h"
 #include "simt.h"
 
 #ifdef NARROWS_DOUBLE
@@ -79,6 +81,10 @@ struct Op {
   const Step* step;
   const Source* sources;
   int m, learn;  // rows of the batch, and whether the step learns
+
+  DEVICE const Matrix& operator[](Slot at) const { return slots[int(at)]; }
+  DEVICE int operator[](Int at) const { return ints[int(at)]; }
+  DEVICE double operator[](Float at) const { return floats[int(at)]; }
 
   DEVICE int64_t row(int i) const {
     REQUIRE(i >= 0 && i < m);

@@ -11,8 +11,9 @@
 
 // GATHER: out, shift. A block has row i, which is row `row` of the data.
 DEVICE void gather_row(const Op& op, int i, int64_t row) {
-  const Matrix &out = op.slots[0], &shift = op.slots[1];
-  const Source& source = op.sources[op.ints[0]];
+  using At = op::GATHER;
+  const Matrix &out = op[At::out], &shift = op[At::shift];
+  const Source& source = op.sources[op[At::source]];
   const auto moved = [&](real value, int j) { return shift ? value - shift(0, j) : value; };
   if (!source.csr) {
     each_column(out.cols, [&](int j) { out(i, j) = moved(source.dense(row, j), j); });
@@ -29,8 +30,9 @@ KERNEL gather(const Op op) { gather_row(op, block(), op.row(block())); }
 // The first launch of a step: members that begin it, and gather.
 KERNEL begin_gather(const GRID_CONSTANT Ops ops) {
   const Op &begin = ops.members[0], &op = ops.members[1];
-  const Step* step = next_record(begin.slots[0], begin.slots[1]);
-  if (block() == 0) begin_terms(begin.slots[0], begin.slots[1], begin.slots[2], begin.step);
+  using At = launch::step;
+  const Step* step = next_record(begin[At::records], begin[At::begun]);
+  if (block() == 0) begin_terms(begin[At::records], begin[At::begun], begin[At::terms], begin.step);
   REQUIRE(block() < op.m);
   gather_row(op, block(), step->rows[block()]);
 }
@@ -48,7 +50,8 @@ DEVICE real exponentials(const Matrix& z, int i, int cols, real& highest) {
 
 // LINK: z
 KERNEL activate_softmax(const Op op) {
-  const Matrix& z = op.slots[0];
+  using At = op::LINK;
+  const Matrix& z = op[At::z];
   const int i = block();
   real highest;
   const real sum = exponentials(z, i, z.cols, highest);
@@ -58,9 +61,10 @@ KERNEL activate_softmax(const Op op) {
 // MEANS: z, library, out
 template <bool SOFTMAX>
 KERNEL means(const Op op) {
-  const Matrix &z = op.slots[0], &library = op.slots[1], &out = op.slots[2];
+  using At = op::MEANS;
+  const Matrix &z = op[At::z], &size_sum = op[At::size_sum], &out = op[At::out];
   const int i = block();
-  const real scale = real(op.floats[0]), total = library ? library(i, 0) : scale;
+  const real scale = real(op[At::scale]), total = size_sum ? size_sum(i, 0) : scale;
   real highest = 0, factor = total / scale;
   if (SOFTMAX) factor = total / exponentials(z, i, out.cols, highest);
   each_column(out.cols, [&](int j) { out(i, j) = exp_(z(i, j) - highest) * factor; });
@@ -80,9 +84,10 @@ struct Logistic {
 
 template <class L>
 KERNEL loss(const Op op) {
-  const Matrix &z = op.slots[0], &target = op.slots[1];
+  using At = op::LOSS;
+  const Matrix &z = op[At::z], &target = op[At::target];
   const int i = block();
-  const real share = row_share(op, op.slots[2], i), delta = real(op.floats[0]);
+  const real share = row_share(op, op[At::weight], i), delta = real(op[At::delta]);
   real sum = 0;
   each_column(z.cols, [&](int j) {
     real dz;
@@ -90,14 +95,15 @@ KERNEL loss(const Op op) {
     if (op.learn) z(i, j) = dz * share;
   });
   sum = block_sum(sum);
-  if (thread() == 0) op.slots[3](i, 0) = sum;
+  if (thread() == 0) op[At::rowloss](i, 0) = sum;
 }
 
 // -sum_j y_j log p_j with p = softmax(z); dz = p sum_j y_j - y.
 KERNEL loss_multinomial(const Op op) {
-  const Matrix &z = op.slots[0], &target = op.slots[1];
+  using At = op::LOSS;
+  const Matrix &z = op[At::z], &target = op[At::target];
   const int i = block();
-  const real share = row_share(op, op.slots[2], i);
+  const real share = row_share(op, op[At::weight], i);
   real highest, counts = 0, inner = 0;
   const real sum = exponentials(z, i, z.cols, highest);
   each_column(z.cols, [&](int j) {
@@ -109,15 +115,16 @@ KERNEL loss_multinomial(const Op op) {
   inner = block_sum(inner);
   if (op.learn)
     each_column(z.cols, [&](int j) { z(i, j) = (exp_(z(i, j) - highest) / sum * counts - target(i, j)) * share; });
-  if (thread() == 0) op.slots[3](i, 0) = counts * log_(sum) - inner;
+  if (thread() == 0) op[At::rowloss](i, 0) = counts * log_(sum) - inner;
 }
 
 // Any other loss behind softmax, by the chain rule: dz = p (dp - sum_k p_k dp_k).
 template <class L>
 KERNEL loss_softmax(const Op op) {
-  const Matrix &z = op.slots[0], &target = op.slots[1];
+  using At = op::LOSS;
+  const Matrix &z = op[At::z], &target = op[At::target];
   const int i = block();
-  const real share = row_share(op, op.slots[2], i), delta = real(op.floats[0]);
+  const real share = row_share(op, op[At::weight], i), delta = real(op[At::delta]);
   real highest, value = 0, mean = 0;
   const real sum = exponentials(z, i, z.cols, highest);
   each_column(z.cols, [&](int j) {
@@ -132,15 +139,16 @@ KERNEL loss_softmax(const Op op) {
       const real p = exp_(z(i, j) - highest) / sum;
       z(i, j) = p * (L::slope(p, target(i, j), delta) - mean) * share;
     });
-  if (thread() == 0) op.slots[3](i, 0) = value;
+  if (thread() == 0) op[At::rowloss](i, 0) = value;
 }
 
 // GAUSSIAN: z, target, weight, logvar, rowloss, rates
 template <class Act>
 KERNEL gaussian(const Op op) {
-  const Matrix &z = op.slots[0], &target = op.slots[1], &logvar = op.slots[3], &rates = op.slots[5];
+  using At = op::GAUSSIAN;
+  const Matrix &z = op[At::z], &target = op[At::target], &logvar = op[At::logvar], &rates = op[At::rates];
   const int i = block();
-  const real share = row_share(op, op.slots[2], i);
+  const real share = row_share(op, op[At::weight], i);
   real sum = 0;
   each_column(z.cols, [&](int j) {
     const real grown = exp_(logvar(0, j)), variance = grown + real(VARIANCE_FLOOR);
@@ -151,7 +159,7 @@ KERNEL gaussian(const Op op) {
     z(i, j) = share * d / variance * Act::slope(Act::FROM_PRE ? pre : p);
   });
   sum = block_sum(sum);
-  if (thread() == 0) op.slots[4](i, 0) = sum / real(2);
+  if (thread() == 0) op[At::rowloss](i, 0) = sum / real(2);
 }
 
 // --- penalties -------------------------------------------------------------------------------------------------------
@@ -159,23 +167,25 @@ KERNEL gaussian(const Op op) {
 // ACTIVITY_L1: a, saved, weight, dz, rowpenalty
 template <class Act>
 KERNEL activity_l1(const Op op) {
-  const Matrix &a = op.slots[0], &saved = op.slots[1], &dz = op.slots[3];
+  using At = op::ACTIVITY_L1;
+  const Matrix &a = op[At::a], &saved = op[At::saved], &dz = op[At::dz];
   const int i = block();
-  const real strength = real(op.floats[0]), scale = strength * row_share(op, op.slots[2], i);
+  const real strength = real(op[At::strength]), scale = strength * row_share(op, op[At::weight], i);
   real sum = 0;
   each_column(a.cols, [&](int j) {
     sum += abs_(a(i, j));
     dz(i, j) += scale * (sign_(a(i, j)) * Act::slope(saved(i, j)));
   });
   sum = block_sum(sum);
-  if (thread() == 0) op.slots[4](i, 0) = strength * sum;
+  if (thread() == 0) op[At::rowpenalty](i, 0) = strength * sum;
 }
 
 // LATENT_KL: stats, noise, weight, dz, dstats, rowkl
 KERNEL latent_kl(const Op op) {
-  const Matrix &stats = op.slots[0], &noise = op.slots[1], &dz = op.slots[3], &dstats = op.slots[4];
+  using At = op::LATENT_KL;
+  const Matrix &stats = op[At::stats], &noise = op[At::noise], &dz = op[At::dz], &dstats = op[At::dstats];
   const int i = block(), k = noise.cols;
-  const real scale = real(op.floats[0] * op.step->kl_factor) * row_share(op, op.slots[2], i);
+  const real scale = real(op[At::strength] * op.step->kl_factor) * row_share(op, op[At::weight], i);
   real sum = 0;
   each_column(k, [&](int j) {
     const real mean = stats(i, j), log_variance = stats(i, k + j), grown = expm1_(log_variance);
@@ -184,19 +194,20 @@ KERNEL latent_kl(const Op op) {
     dstats(i, k + j) = (dz(i, j) * noise(i, j) + scale * grown) / real(2);
   });
   sum = block_sum(sum);
-  if (thread() == 0) op.slots[5](i, 0) = sum / real(2);
+  if (thread() == 0) op[At::rowkl](i, 0) = sum / real(2);
 }
 
 // SQUARED_NORM: x, weight, rowpenalty
 KERNEL squared_norm(const Op op) {
-  const Matrix &x = op.slots[0], &rowpenalty = op.slots[2];
+  using At = op::SQUARED_NORM;
+  const Matrix &x = op[At::x], &rowpenalty = op[At::rowpenalty];
   const int i = block();
-  const real share = real(op.floats[0]) * row_share(op, op.slots[1], i);
+  const real share = real(op[At::strength]) * row_share(op, op[At::weight], i);
   real sum = 0;
   each_column(x.cols, [&](int j) {
     sum += x(i, j) * x(i, j);
     x(i, j) *= real(2) * share;
   });
   sum = share * block_sum(sum);
-  if (thread() == 0) rowpenalty(i, 0) = op.ints[0] ? rowpenalty(i, 0) + sum : sum;
+  if (thread() == 0) rowpenalty(i, 0) = op[At::accumulate] ? rowpenalty(i, 0) + sum : sum;
 }

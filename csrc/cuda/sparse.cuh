@@ -18,10 +18,11 @@ constexpr int BAND = 32;
 // each column that is not zero); any of them may be absent, and of dense rows there is the first alone. A block has a
 // row.
 KERNEL scan_rows(const Op op) {
-  const Source& x = op.sources[op.ints[0]];
-  const Matrix& library = op.slots[0];
-  const MatrixOf<int64_t> starts = as<int64_t>(op.slots[1]);
-  const MatrixOf<uint32_t> found = as<uint32_t>(op.slots[2]);
+  using At = launch::scan_rows;
+  const Source& x = op.sources[op[At::source]];
+  const Matrix& size_sum = op[At::size_sum];
+  const MatrixOf<int64_t> starts = as<int64_t>(op[At::starts]);
+  const MatrixOf<uint32_t> found = as<uint32_t>(op[At::found]);
   const int i = block();
   const int64_t row = op.row(i);
   double sum = 0;
@@ -49,19 +50,21 @@ KERNEL scan_rows(const Op op) {
     }
   }
   sum = block_sum(sum);
-  if (library && thread() == 0) library(i, 0) = real(sum);
+  if (size_sum && thread() == 0) size_sum(i, 0) = real(sum);
 }
 
 // A stored element of row i of the batch as the network sees it: floats[6] is the level of masking noise, floats[7] the
 // scale of counts, ints[5] the random stream; `library` holds the sums of the rows if they are to be normalised.
-DEVICE real seen(const Op& op, const Matrix& library, int i, int column, real value) {
-  if (library) value = log1p_(value * size_factor(real(op.floats[7]), library(i, 0)));
-  if (op.floats[6] > 0 && op.learn) {
+template <class At>
+DEVICE real seen(const Op& op, int i, int column, real value) {
+  const Matrix& size_sum = op[At::size_sum];
+  if (size_sum) value = log1p_(value * size_factor(real(op[At::scale]), size_sum(i, 0)));
+  if (op[At::level] > 0 && op.learn) {
     uint32_t cells[4];
-    draw_cells(op, op.ints[5], i, column / 4, cells);
+    draw_cells(op, op[At::stream], i, column / 4, cells);
     const int w = column % 4;  // no index, which would put the cells into memory
     const uint32_t cell = w == 0 ? cells[0] : w == 1 ? cells[1] : w == 2 ? cells[2] : cells[3];
-    if (cell < philox_threshold(op.floats[6])) value = 0;
+    if (cell < philox_threshold(op[At::level])) value = 0;
   }
   return value;
 }
@@ -74,19 +77,21 @@ DEVICE real seen(const Op& op, const Matrix& library, int i, int column, real va
 template <int EACH>
 KERNEL_OF(512, sizeof(real) == 4 ? 2 : 1)
 sparse_parts(const Op op) {
+  using At = launch::sparse_parts;
   constexpr int TILE = 64, THREADS = 512, STRIP = WARP * EACH, PITCH = STRIP + 1;
   constexpr int ROWS = sizeof(real) == 4 ? TILE : TILE / 2, SHARE = THREADS / ROWS, OF_WARP = ROWS / (THREADS / WARP);
   SHARED(real, weight, BAND * PITCH);
   SHARED(real, value, ROWS * BAND);
   SHARED(uint8_t, column, ROWS* BAND);
   SHARED(int, count, ROWS);
-  const Matrix &W = op.slots[0], &library = op.slots[1], &parts = op.slots[3];
-  const MatrixOf<int64_t> starts = as<int64_t>(op.slots[2]);
-  const Source& x = op.sources[op.ints[0]];
-  const bool turned = op.ints[1];
+  const Matrix &W = op[At::W], &parts = op[At::parts];
+  const MatrixOf<int64_t> starts = as<int64_t>(op[At::starts]);
+  const Source& x = op.sources[op[At::source]];
+  const bool turned = op[At::turned];
   const int cols = parts.cols, n = turned ? W.cols : W.rows, tiles = (op.m + TILE - 1) / TILE;
-  const int part = block() / tiles % (parts.rows / op.m), first = part * op.ints[2];
-  const int end = first + op.ints[2] < n ? first + op.ints[2] : n, col = block() / tiles / (parts.rows / op.m) * STRIP;
+  const int part = block() / tiles % (parts.rows / op.m), first = part * op[At::width];
+  const int end = first + op[At::width] < n ? first + op[At::width] : n,
+            col = block() / tiles / (parts.rows / op.m) * STRIP;
   const int warp = thread() / WARP, lane = thread() % WARP, slot = thread() / SHARE;
 
   // What the next band has, on its way while this one is multiplied: of the weight, and of a row the first element that
@@ -119,7 +124,7 @@ sparse_parts(const Op op) {
       const auto put = [&](int64_t k, int j, real y) {
         const int to = slot * BAND + int(k - begin);
         column[to] = uint8_t(j - c);
-        value[to] = seen(op, library, i, j, y);
+        value[to] = seen<At>(op, i, j, y);
       };
       if (begin + mine < stop) put(begin + mine, after, ahead);
       for (int64_t k = begin + mine + SHARE; k < stop; k += SHARE) put(k, x.column(k), x.value(k));
@@ -158,7 +163,8 @@ sparse_parts(const Op op) {
 // SPARSE_DENSE: the parts, what the shift of the rows comes to (shift W), and the slots of Activate
 template <class Act>
 KERNEL sparse_dense(const Op op) {
-  const Matrix &parts = op.slots[0], &moved = op.slots[1];
+  using At = launch::sparse_dense;
+  const Matrix &parts = op[At::parts], &moved = op[At::moved];
   each(op.m, parts.cols, [&](int i, int j) {
     real sum = 0;
     for (int row = i; row < parts.rows; row += op.m) sum += parts(row, j);
@@ -246,11 +252,12 @@ constexpr int WITH_BIAS<WithBias<To>> = 1;
 template <int EACH, class Epilogue>
 KERNEL_OF(OUTER_THREADS, sizeof(real) == 4 ? 3 : 2)
 sparse_outer(const Op op) {
+  using At = launch::sparse_outer;
   constexpr int STRIP = WARP * EACH, WARPS = OUTER_THREADS / WARP, BIAS = WITH_BIAS<Epilogue>;
   SHARED(real, tile, BAND * CHUNK_PITCH);
   SHARED(Entry, list, WARPS * CHUNK);
-  const Matrix &dz = op.slots[0], &library = op.slots[1];
-  const int columns = op.ints[0] - BIAS, blocks = (columns + BAND - 1) / BAND + BIAS;
+  const Matrix& dz = op[At::dz];
+  const int columns = op[At::columns], blocks = (columns + BAND - 1) / BAND + BIAS;
   const int band = block() % blocks - BIAS, col = block() / blocks * STRIP;
   const int warp = thread() / WARP, lane = thread() % WARP;
   if (band < 0) {
@@ -275,9 +282,9 @@ sparse_outer(const Op op) {
   }
   real sum[COLUMNS][EACH] = {};
   band_sums<EACH>(
-      op, op.sources[op.ints[1]], as<int64_t>(op.slots[11]), band, dz, col, tile, list,
-      [&](int i, int column, real x) { return seen(op, library, i, column, x); }, [](int, real) {}, sum);
-  const Matrix& shift = op.slots[7];
+      op, op.sources[op[At::source]], as<int64_t>(op[At::starts]), band, dz, col, tile, list,
+      [&](int i, int column, real x) { return seen<At>(op, i, column, x); }, [](int, real) {}, sum);
+  const Matrix& shift = op[launch::Shifted::shift];
   UNROLL
   for (int g = 0; g < COLUMNS; ++g) {
     const int c = band * BAND + warp * COLUMNS + g;
@@ -286,7 +293,8 @@ sparse_outer(const Op op) {
     for (int q = 0; q < EACH; ++q) {
       const int j = col + q * WARP + lane;
       if (j < dz.cols)
-        Epilogue::apply(op, c, j, !BIAS && shift ? sum[g][q] - shift(0, c) * op.slots[8](0, j) : sum[g][q]);
+        Epilogue::apply(op, c, j,
+                        !BIAS && shift ? sum[g][q] - shift(0, c) * op[launch::Shifted::sums](0, j) : sum[g][q]);
     }
   }
 }

@@ -16,7 +16,7 @@ constexpr int STACK_WIDTH = NARROWS_STACK_WIDTH, STACK_THREADS = NARROWS_STACK_T
 constexpr int MAX_STAGES = NARROWS_MAX_STAGES;
 
 // What a stage does, as in backends/cuda/schedule.py. Slots are those of the op's own launch.
-enum StageKind { STAGE_BEGIN, STAGE_GATHER, STAGE_DENSE, STAGE_LOSS, STAGE_DGRAD };
+constexpr int STAGE_BEGIN = -1;
 
 // The rows that the stage begins with are read from memory, not those that the one before has left; the weight is used
 // as it is stored, or turned; bfloat16 programs round the factors.
@@ -27,8 +27,12 @@ struct Stage {
   int kind, activation, option, flags;  // option: the source of GATHER, the kind of LOSS
   double number;                        // delta of LOSS, scale of DGRAD
 
-  DEVICE bool multiplies() const { return kind == STAGE_DENSE || kind == STAGE_DGRAD; }
-  DEVICE const Matrix& out() const { return slots[3]; }
+  DEVICE const Matrix& operator[](Slot at) const { return slots[int(at)]; }
+  DEVICE bool multiplies() const { return kind == narrows::OP_DENSE || kind == narrows::OP_DGRAD; }
+  // The factors and the result of a stage that multiplies.
+  DEVICE const Matrix& factor() const { return slots[int(op::DENSE::x)]; }
+  DEVICE const Matrix& weight() const { return slots[int(op::DENSE::W)]; }
+  DEVICE const Matrix& out() const { return slots[int(op::DENSE::out)]; }
 };
 
 struct Stack {
@@ -64,8 +68,8 @@ struct Slice {
     }
   }
   DEVICE void load(const Stage& stage, int k) {
-    const Matrix& W = stage.slots[1];
-    const int depth = stage.slots[0].cols, cols = stage.out().cols;
+    const Matrix& W = stage.weight();
+    const int depth = stage.factor().cols, cols = stage.out().cols;
     each(stage, [&](int n, int d, int j) {
       const bool inside = k + d < depth && j < cols;
       const real w = inside ? stage.flags & WEIGHT_TURNED ? W(j, k + d) : W(k + d, j) : real(0);
@@ -107,14 +111,14 @@ struct Stages {
 
   template <class Act>
   DEVICE void load(const Stage& stage, Act& act) const {
-    const Matrix& x = stage.slots[0];
+    const Matrix& x = stage.factor();
     elements(x.cols, [&](int r, int j) { act[j * ROWS + r] = rounded(stage.flags & ROUNDS, x(first + r, j)); });
     sync();
   }
 
   template <class Act>
   DEVICE void gather(int s, Act& act) const {
-    const Matrix &out = op.stages[s].slots[0], &shift = op.stages[s].slots[1];
+    const Matrix &out = op.stages[s][op::GATHER::out], &shift = op.stages[s][op::GATHER::shift];
     const Source& source = op.sources[op.stages[s].option];
     const auto moved = [&](real value, int j) { return shift ? value - shift(0, j) : value; };
     elements(out.cols, [&](int r, int j) {
@@ -143,7 +147,7 @@ struct Stages {
   DEVICE int multiply(int s, int part, int j, Act& act, Shared& weights) {
     const Stage& stage = op.stages[s];
     const int from = part * EACH;
-    const int depth = stage.slots[0].cols;
+    const int depth = stage.factor().cols;
     const bool works = j < stage.out().cols && from < ROWS;
     real sum[EACH] = {};
     for (int k = 0; k < depth; k += Slice::DEPTH) {
@@ -203,13 +207,13 @@ struct Stages {
       for (int r = from; r < end; ++r) {
         const int i = stages.first + r;
         real z = act[j * ROWS + r];
-        if (stage.kind == STAGE_DENSE) {
-          const Matrix &b = stage.slots[2], &pre = stage.slots[4];
+        if (stage.kind == narrows::OP_DENSE) {
+          const Matrix &b = stage[op::DENSE::b], &pre = stage[op::DENSE::pre];
           if (b) z += b(0, j);
           if (pre) pre(i, j) = z;
           z = A::value(z);
         } else {
-          z *= A::slope(stage.slots[2](i, j) * real(stage.number));
+          z *= A::slope(stage[op::DGRAD::saved](i, j) * real(stage.number));
         }
         stage.out()(i, j) = z;
         act[j * ROWS + r] = stages.onward(s, z);
@@ -220,11 +224,12 @@ struct Stages {
   // A warp has a row, as in `loss`.
   template <class L, class Act>
   DEVICE void judge(int s, Act& act) const {
-    const Matrix &z = op.stages[s].slots[0], &target = op.stages[s].slots[1];
+    using At = op::LOSS;
+    const Matrix &z = op.stages[s][At::z], &target = op.stages[s][At::target];
     const real delta = real(op.stages[s].number);
     for (int r = thread() / WARP; r < rows; r += STACK_THREADS / WARP) {
       const int i = first + r;
-      const real share = row_share(op, op.stages[s].slots[2], i);
+      const real share = row_share(op, op.stages[s][At::weight], i);
       real sum = 0;
       for (int j = thread() % WARP; j < z.cols; j += WARP) {
         real dz;
@@ -234,7 +239,7 @@ struct Stages {
         act[j * ROWS + r] = onward(s, dz * share);
       }
       sum = warp_sum(sum);
-      if (thread() % WARP == 0) op.stages[s].slots[3](i, 0) = sum;
+      if (thread() % WARP == 0) op.stages[s][At::rowloss](i, 0) = sum;
     }
     sync();
   }
@@ -275,11 +280,12 @@ stack(const GRID_CONSTANT Stack op) {
   for (int s = 0; s < op.n; ++s) {
     const Stage& stage = op.stages[s];
     if (stage.kind == STAGE_BEGIN) {
-      stages.step = next_record(stage.slots[0], stage.slots[1]);
-      if (block() == 0) begin_terms(stage.slots[0], stage.slots[1], stage.slots[2], op.step);
-    } else if (stage.kind == STAGE_GATHER) {
+      using At = launch::step;
+      stages.step = next_record(stage[At::records], stage[At::begun]);
+      if (block() == 0) begin_terms(stage[At::records], stage[At::begun], stage[At::terms], op.step);
+    } else if (stage.kind == narrows::OP_GATHER) {
       stages.gather(s, act);
-    } else if (stage.kind == STAGE_LOSS) {
+    } else if (stage.kind == narrows::OP_LOSS) {
       stages.loss(s, act);
     } else {
       stages.product(s, act, weights);

@@ -27,11 +27,15 @@ DEVICE void begin_terms(const Matrix& records, const Matrix& count, const Matrix
   each_column(terms.cols, [&](int j) { terms(0, j) = 0; });
 }
 
-KERNEL begin_step(const Op op) { begin_terms(op.slots[0], op.slots[1], op.slots[2], op.step); }
+KERNEL begin_step(const Op op) {
+  using At = launch::step;
+  begin_terms(op[At::records], op[At::begun], op[At::terms], op.step);
+}
 
 // By one block.
 DEVICE void end_terms(const Op& op) {
-  const Matrix &count = op.slots[1], &terms = op.slots[2], &kept = op.slots[3];
+  using At = launch::step;
+  const Matrix &count = op[At::begun], &terms = op[At::terms], &kept = op[At::kept];
   const int at = steps_begun(count);
   each_column(terms.cols, [&](int j) { kept(at, j) = terms(0, j); });
   sync();

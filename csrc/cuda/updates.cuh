@@ -13,7 +13,7 @@
 // With momentum (Polyak, 1964).
 struct Sgd {
   DEVICE static void step(const Op& op, real& w, real g, real& m, real*) {
-    const double momentum = op.step->momentum < 0 ? op.floats[0] : op.step->momentum;
+    const double momentum = op.step->momentum < 0 ? op[launch::Rule::beta_1] : op.step->momentum;
     m = real(momentum) * m - real(op.step->learning_rate) * g;
     w += m;
   }
@@ -22,9 +22,10 @@ struct Sgd {
 // Kingma and Ba, 2015, the bias corrections folded into two scalars.
 struct Adam {
   DEVICE static void step(const Op& op, real& w, real g, real& m, real* v) {
-    m = real(op.floats[0]) * m + real(1 - op.floats[0]) * g;
-    *v = real(op.floats[1]) * *v + real(1 - op.floats[1]) * (g * g);
-    w -= real(op.step->adam_rate) * m / (sqrt_(*v) * real(op.step->adam_root) + real(op.floats[2]));
+    using At = launch::Rule;
+    m = real(op[At::beta_1]) * m + real(1 - op[At::beta_1]) * g;
+    *v = real(op[At::beta_2]) * *v + real(1 - op[At::beta_2]) * (g * g);
+    w -= real(op.step->adam_rate) * m / (sqrt_(*v) * real(op.step->adam_root) + real(op[At::epsilon]));
   }
 };
 
@@ -38,16 +39,19 @@ DEVICE real decay_of(const Op& op, real w, double l2, double l1) {
 template <class Rule>
 struct Descend {
   DEVICE static void apply(const Op& op, int i, int j, real g) {
-    const Matrix &dW = op.slots[2], &W = op.slots[3], &m = op.slots[4], &v = op.slots[5], &colrate = op.slots[6];
+    using At = launch::Descend;
+    const Matrix &dW = op[At::dW], &W = op[At::W], &m = op[At::moment1], &v = op[At::moment2],
+                 &colrate = op[At::colrate];
     if (dW) g += dW(i, j);
     if (colrate) g += colrate(0, j) * W(i, j);
     element(op, W(i, j), g, m(i, j), v ? &v(i, j) : nullptr);
   }
   // With what `floats` and `ints` say alone.
   DEVICE static void element(const Op& op, real& W, real g, real& m, real* v) {
+    using At = launch::Decays;
     real w = W;
-    if (op.ints[3]) g += decay_of(op, w, op.floats[3], op.floats[4]);
-    if (op.floats[5] != 0) w *= real(1 - op.step->learning_rate * op.floats[5]);
+    if (op[At::penalised]) g += decay_of(op, w, op[At::l2], op[At::l1]);
+    if (op[At::rate] != 0) w *= real(1 - op.step->learning_rate * op[At::rate]);
     Rule::step(op, w, g, m, v);
     W = w;
   }
@@ -56,19 +60,22 @@ struct Descend {
 // Kept instead: slot 2 (+)= the gradient times floats[0]; ints[3]: accumulate
 struct Store {
   DEVICE static void apply(const Op& op, int i, int j, real g) {
-    const Matrix& out = op.slots[2];
-    g *= real(op.floats[0]);
-    out(i, j) = op.ints[3] ? out(i, j) + g : g;
+    using At = launch::Store;
+    const Matrix& out = op[At::out];
+    g *= real(op[At::factor]);
+    out(i, j) = op[At::accumulate] ? out(i, j) + g : g;
   }
 };
 
 // UPDATE of the flat regions: gradient, gradnorm, -, W, moment1, moment2 (each one row); floats[3]: clip
 template <class Rule>
 KERNEL update(const Op op) {
-  const Matrix &g = op.slots[0], &partial = op.slots[1], &W = op.slots[3], &m = op.slots[4], &v = op.slots[5];
+  using At = launch::update;
+  const Matrix &g = op[At::gradient], &partial = op[At::partial], &W = op[At::W], &m = op[At::moment1],
+               &v = op[At::moment2];
   double sum = 0;
   each_column(partial.cols, [&](int j) { sum += double(partial(0, j)); });
-  const double scale = op.floats[3] / (sqrt_(block_sum(sum)) + 1e-6);
+  const double scale = op[At::clip] / (sqrt_(block_sum(sum)) + 1e-6);
   each(1, W.cols, [&](int, int j) {
     Rule::step(op, W(0, j), g(0, j) * real(scale < 1 ? scale : 1), m(0, j), v ? &v(0, j) : nullptr);
   });
@@ -76,8 +83,9 @@ KERNEL update(const Op op) {
 
 // DECAY: dW, W
 KERNEL decay(const Op op) {
-  const Matrix &dW = op.slots[0], &W = op.slots[1];
-  each(W.rows, W.cols, [&](int i, int j) { dW(i, j) += decay_of(op, W(i, j), op.floats[0], op.floats[1]); });
+  using At = op::DECAY;
+  const Matrix &dW = op[At::dW], &W = op[At::W];
+  each(W.rows, W.cols, [&](int i, int j) { dW(i, j) += decay_of(op, W(i, j), op[At::l2], op[At::l1]); });
 }
 
 // Of launches that can be members of a `group`: blocks that a multiprocessor is to hold.
@@ -88,10 +96,11 @@ struct Whole {
 // The penalties of a weight, by cells: W, penalty. A warp has a cell.
 struct Penalties : Whole {
   DEVICE static void run(const Op& op, int b) {
-    const Matrix &W = op.slots[0], &penalty = op.slots[1];
+    using At = launch::penalties;
+    const Matrix &W = op[At::W], &penalty = op[At::penalty];
     const int at = b * (threads() / WARP) + thread() / WARP, lane = thread() % WARP;
     const int row = at / penalty.cols, col = at % penalty.cols;
-    const real l2 = real(op.floats[0] / op.m), l1 = real(op.floats[1] / op.m);
+    const real l2 = real(op[At::l2] / op.m), l1 = real(op[At::l1] / op.m);
     real sum = 0;
     for (int i = lane / LANES; i < CELL_ROWS; i += WARP / LANES) {
       const int r = row * CELL_ROWS + i, c = col * LANES + lane % LANES;
@@ -128,9 +137,10 @@ DEVICE void column_sums(int first_row, int end_row, int first_col, int cols, con
 
 // The first pass: x, weight, partial (a row for each ints[0] rows of x)
 KERNEL colsum_grains(const Op op) {
-  const Matrix &x = op.slots[0], &weight = op.slots[1], &partial = op.slots[2];
-  const int strips = (x.cols + WARP - 1) / WARP, grain = block() / strips, first = grain * op.ints[0];
-  const int end = first + op.ints[0] < x.rows ? first + op.ints[0] : x.rows;
+  using At = launch::colsum_grains;
+  const Matrix &x = op[At::x], &weight = op[At::weight], &partial = op[At::partial];
+  const int strips = (x.cols + WARP - 1) / WARP, grain = block() / strips, first = grain * op[At::rows];
+  const int end = first + op[At::rows] < x.rows ? first + op[At::rows] : x.rows;
   column_sums(
       first, end, block() % strips * WARP, x.cols,
       [&](int i, int j) { return weight ? x(i, j) * weight(i, 0) : x(i, j); },
@@ -141,7 +151,8 @@ KERNEL colsum_grains(const Op op) {
 template <class Finish>
 struct ColSum : Whole {
   DEVICE static void run(const Op& op, int b) {
-    const Matrix &x = op.slots[0], &weight = op.slots[1];
+    using At = launch::colsum;
+    const Matrix &x = op[At::x], &weight = op[At::weight];
     column_sums(
         0, x.rows, b * WARP, x.cols, [&](int i, int j) { return weight ? x(i, j) * weight(i, 0) : x(i, j); },
         [&](int j, real sum) { Finish::apply(op, 0, j, sum); });
@@ -157,13 +168,14 @@ KERNEL colsum(const Op op) {
 template <class Finish>
 struct GrainSum : Whole {
   DEVICE static void run(const Op& op, int b) {
-    const Matrix& partial = op.slots[0];
-    each_of(b, op.ints[0], op.ints[1], [&](int i, int j) {
+    using At = launch::grain_sum;
+    const Matrix& partial = op[At::partial];
+    each_of(b, op[At::rows], op[At::cols], [&](int i, int j) {
       int r = i, c = j;
-      if (op.ints[2] == 1 || (op.ints[2] == 0 && i > j)) r = j, c = i;
+      if (op[At::form] == 1 || (op[At::form] == 0 && i > j)) r = j, c = i;
       real sum = 0;
       UNROLL_BY_8
-      for (int g = 0; g < partial.rows; ++g) sum += partial(g, op.ints[4] + r * op.ints[5] + c);
+      for (int g = 0; g < partial.rows; ++g) sum += partial(g, op[At::column] + r * op[At::ld] + c);
       Finish::apply(op, i, j, sum);
     });
   }
@@ -178,8 +190,9 @@ KERNEL grain_sum(const Op op) {
 // REDUCE: x, weight, the term; ints: 0, mean. One block, of which as many threads work as the smallest has, so that the
 // order of the sum is not the block's affair.
 DEVICE void reduce_term(const Op& op) {
+  using At = op::REDUCE;
   constexpr int WORKING = 64;
-  const Matrix &x = op.slots[0], &weight = op.slots[1], &terms = op.slots[2];
+  const Matrix &x = op[At::x], &weight = op[At::weight], &terms = op[At::terms];
   const int size = thread() < WORKING ? x.rows * x.cols : 0;
   double sum = 0;
   UNROLL_BY_8
@@ -188,13 +201,14 @@ DEVICE void reduce_term(const Op& op) {
     sum += double(x(i, at - i * x.cols)) * (weight ? double(weight(i, 0)) : 1.0);
   }
   sum = block_sum(sum);
-  if (thread() == 0) terms(0, op.ints[0]) += real(op.ints[1] ? sum / op.m : sum);
+  if (thread() == 0) terms(0, op[At::index]) += real(op[At::mean] ? sum / op.m : sum);
 }
 KERNEL reduce(const Op op) { reduce_term(op); }
 
 // SQNORM: gradient (one row), partial. A block has a grain.
 KERNEL sqnorm(const Op op) {
-  const Matrix &g = op.slots[0], &partial = op.slots[1];
+  using At = launch::sqnorm;
+  const Matrix &g = op[At::gradient], &partial = op[At::partial];
   const int end = (block() + 1) * GRAIN < g.cols ? (block() + 1) * GRAIN : g.cols;
   double sum = 0;
   for (int j = block() * GRAIN + thread(); j < end; j += threads()) sum += double(g(0, j)) * double(g(0, j));

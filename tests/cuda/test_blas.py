@@ -19,7 +19,7 @@ import pytest
 
 from agreement import assert_close, dtypes, reference_of
 from cases import CASES, MODEL_CASES
-from cuda_device import HERE, HostDevice, check_agreement, compiler, program_on
+from cuda_device import HERE, HostDevice, check_agreement, compiler, packed, program_on
 from fake_cupy import FakeCupy
 from narrows import Autoencoder, functional
 from narrows.backends import compile_plan, cuda
@@ -29,9 +29,9 @@ from narrows.backends.cuda import launches as rules
 from narrows.backends.cuda.blas import MISSING, TYPES, Blas, load
 from narrows.backends.cuda.device import CupyDevice
 from narrows.backends.cuda.emit import launches, wants_blas
-from narrows.backends.cuda.launches import BLAS, Area, View, by_blas
+from narrows.backends.cuda.launches import BLAS, Area, Sink, View, by_blas
+from narrows.backends.cuda.layout import Operands, layout
 from narrows.backends.cuda.program import CudaProgram
-from narrows.backends.cuda.table import LAUNCH_DTYPE
 from narrows.errors import BackendError
 from narrows.plan.ops import OpCode
 from narrows.plan.plan import Mode
@@ -153,7 +153,7 @@ def test_contractive_chains_are_not_rounded(eager: None) -> None:
     case = next(c for c in CASES if "contractive" in c.name and any(op.code is OpCode.JACOBIAN for op in c.plan.ops))
     for precision in (Precision.TF32, Precision.BFLOAT16):
         found = launches(case.plan, case.batch, Mode.TRAIN, precision, blas=True)
-        kinds = {launch.ints[5] for launch in found if launch.kernel == BLAS}
+        kinds = {launch.operands.precision for launch in found if launch.kernel == BLAS}
         assert kinds == {Precision.FLOAT32, precision}
 
 
@@ -176,20 +176,16 @@ def test_a_product_of_any_layout(libraries: Any, library: Any, left_turned: bool
     B = matrix(cols, depth) if right_rows else matrix(depth, cols)
     C = matrix(rows, cols)
     expected = 0.5 * (A.T if left_turned else A) @ (B.T if right_rows else B) - 2 * C
-    operands = np.zeros((), LAUNCH_DTYPE)
-    for to, array in zip(operands["slots"], (A, B, C), strict=False):
-        to["data"], to["rows"], to["cols"], to["ld"] = (
-            array.ctypes.data,
-            *array.shape,
-            array.strides[0] // dtype().itemsize,
-        )
-    operands["ints"][:6] = rows, cols, depth, left_turned, right_rows, Precision.of(dtype)
-    operands["floats"][:2] = 0.5, -2
-    device.blas.product(operands)
+    given = Operands(
+        BLAS, left=A, right=B, out=C, rows=rows, cols=cols, depth=depth, left_turned=left_turned,
+        right_rows=right_rows, precision=Precision.of(dtype), alpha=0.5, beta=-2,
+    ).checked()  # fmt: skip
+    device.blas.product(packed(given))
     np.testing.assert_allclose(C, expected, rtol=1e-5, atol=1e-6)
-    operands["slots"][2]["data"] += 4 * 8 * (cols + 3)
+    beyond = packed(given)
+    beyond["slots"][layout((BLAS,))["out"].position]["data"] += 4 * 8 * (cols + 3)
     with pytest.raises(RuntimeError, match="cublasGemmEx: refused"):
-        device.blas.product(operands)
+        device.blas.product(beyond)
 
 
 def test_what_is_where_the_product_is_to_be_is_read_before() -> None:
@@ -197,11 +193,16 @@ def test_what_is_where_the_product_is_to_be_is_read_before() -> None:
     writer = rules.Writer(Case("own", WIDE, batch=256).plan, 256, Mode.TRAIN, Precision.FLOAT32, blas=True)
     x, W = View(Area.WORK, 0, 256, 1000, 1008), View(Area.PARAMETER, 0, 784, 1000, 1008)
     saved, out = (View(Area.WORK, offset, 256, 784, 784) for offset in (300000, 600000))
-    writer.product("Slope<Relu>", (256, 784, 1000), ("Rows", "Rows"), (x, W, saved, out), floats=(1.0,))
-    assert writer.launches[0].slots[2] == out
-    writer.product("Slope<Relu>", (256, 784, 1000), ("Rows", "Rows"), (x, W, saved, saved.part(784, 256, 784, 784)))
-    assert writer.launches[2].slots[2].area is Area.TEMPORARY
-    assert writer.launches[3].slots[0] == writer.launches[2].slots[2]
+
+    def product(out: View) -> None:
+        to = Sink("Slope<Relu>", Operands("Slope", saved=saved, out=out, scale=1.0))
+        writer.product(to, (256, 784, 1000), ("Rows", "Rows"), x, W)
+
+    product(out)
+    assert writer.launches[0].operands.out == out
+    product(saved.part(784, 256, 784, 784))
+    assert writer.launches[2].operands.out.area is Area.TEMPORARY
+    assert writer.launches[3].operands.product == writer.launches[2].operands.out
     assert [launch.kernel for launch in writer.launches] == [BLAS, "finish<Slope<Relu>>"] * 2
 
 

@@ -206,7 +206,7 @@ def test_operands_lie_inside_their_areas_and_temporaries_apart(case: Case) -> No
         for launch in launches(case.plan, case.batch, mode):
             assert launch.blocks > 0
             assert launch.threads % 32 == 0
-            for view in filter(None, launch.slots):
+            for view in launch.views.values():
                 extent = (view.rows - 1) * view.ld + view.cols
                 assert view.offset >= 0
                 assert (view.offset + extent) * arena.itemsize <= arena.sizes[view.area], (launch.kernel, view)
@@ -214,7 +214,7 @@ def test_operands_lie_inside_their_areas_and_temporaries_apart(case: Case) -> No
             if op.modes & mode:
                 w = Writer(case.plan, case.batch, mode, Precision.FLOAT32)
                 LOWER[op.code](w, w.operands(op))
-                views = {view for launch in w.launches for view in filter(None, launch.slots)}
+                views = {view for launch in w.launches for view in launch.views.values()}
                 temporary = sorted(view for view in views if view.area is Area.TEMPORARY)
                 for one, two in pairwise(temporary):
                     assert one.offset + one.rows * one.ld <= two.offset

@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from cuda_device import HostDevice, LaunchError, build, thinned
+from cuda_device import HostDevice, LaunchError, build, packed, thinned
 from narrows.backends.cuda.launches import tile_of
+from narrows.backends.cuda.layout import Operands
 from narrows.backends.cuda.protocol import Planned
-from narrows.backends.cuda.table import DOUBLE_TILES, FUNCTORS, KERNELS, LAUNCH_DTYPE, STEP_DTYPE
+from narrows.backends.cuda.table import DOUBLE_TILES, FUNCTORS, KERNELS, STEP_DTYPE
 from narrows.backends.reference import ACTIVATE, DERIVATIVE
 from narrows.plan.spec import Activation, Precision
 
@@ -42,15 +43,10 @@ class Bench:
         self.arrays.append(array)
         return array
 
-    def run(self, kernel: str, blocks: int, slots: Any, ints: Any, floats: Any, m: int, threads: int = 256) -> None:
+    def run(self, kernel: str, blocks: int, given: Operands, m: int, threads: int = 256) -> None:
         step = np.zeros(1, STEP_DTYPE)
         step["learning_rate"], step["momentum"], step["adam_rate"], step["adam_root"] = 0.1, -1, 0.2, 1.5
-        operands = np.zeros((), LAUNCH_DTYPE)
-        for to, array in zip(operands["slots"], slots, strict=False):
-            if array is not None:
-                to["data"], to["rows"], to["cols"] = array.ctypes.data, *array.shape
-                to["ld"] = array.strides[0] // 8
-        operands["ints"][: len(ints)], operands["floats"][: len(floats)] = ints, floats
+        operands = packed(given.checked())
         operands["step"], operands["m"], operands["learn"] = step.ctypes.data, m, 1
         self.device.graph([Planned(kernel, blocks, threads, operands)], Precision.FLOAT64)()
 
@@ -73,37 +69,45 @@ def check_product(libraries: Any, kernel: str, size: tuple[int, int, int]) -> No
     new = partial(bench.matrix, rng=rng)
     out, other, row = new(rows, cols), new(rows, cols), new(1, cols)
     blocks, name = -(-rows // tile.rows) * -(-cols // tile.cols), epilogue.split("<")[0]
-    run = partial(bench.run, kernel, blocks, m=5, threads=tile.threads)
+    sizes = {"rows": rows, "cols": cols, "depth": depth, "rounds": 0}
+
+    def run(*given: Operands) -> None:
+        own = Operands("gemm", left=A, right=B, **sizes)
+        bench.run(kernel, blocks, sum(given, own), m=5, threads=tile.threads)
+
     act = NAMES.get(epilogue.split("<")[-1].rstrip(">"), Activation.LINEAR)
     db, b, mb, vb = (new(1, cols) for _ in range(4)) if name == "WithBias" else (None,) * 4
     close = partial(np.testing.assert_allclose, rtol=1e-12, atol=1e-11, err_msg=f"rows, columns, depth: {size}")
     if name == "Activate":
-        run((A, B, row, out, other), size, ())
+        run(Operands("Activate", b=row, out=out, pre=other))
         close(other, C + row)
         close(out, ACTIVATE[act](C + row))
     elif name == "Slope":
-        run((A, B, other, out), size, (0.7,))
+        run(Operands("Slope", saved=other, out=out, scale=0.7))
         close(out, C * DERIVATIVE[act](0.7 * other))
     elif epilogue == "WithBias<Store>":
         before, sums = out.copy(), b.copy()
-        run((A, B, out, *(None,) * 4, b), (*size, 1, 0), (0.5,))
+        bias = {"bias": b, "bias_row": rows - 1}
+        store = Operands("Store", out=out, accumulate=1, factor=0.5)
+        run(store, Operands("StoreBias", **bias, accumulate_bias=0))
         close(out[:-1], (before + 0.5 * C)[:-1])
         close(b[0], C[-1])
-        run((A, B, out, *(None,) * 4, b), (*size, 0, 1), (1.0,))
+        store = Operands("Store", out=out, accumulate=0, factor=1.0)
+        run(store, Operands("StoreBias", **bias, accumulate_bias=1))
         close(out[:-1], C[:-1])
         close(b[0], 2 * C[-1])
         np.testing.assert_array_equal(out[-1], before[-1])
         assert sums.shape == b.shape
     elif name == "Store":
         before = out.copy()
-        run((A, B, out), (*size, 1), (0.5,))
+        run(Operands("Store", out=out, accumulate=1, factor=0.5))
         close(out, before + 0.5 * C)
-        run((A, B, out), (*size, 0), (1.0,))
+        run(Operands("Store", out=out, accumulate=0, factor=1.0))
         close(out, C)
     elif name == "Link":
         latents = 2
         slopes = new(-(-rows // latents), cols + 4)
-        run((A, B, slopes, out, other), (*size, latents, 4), ())
+        run(Operands("Link", slopes=slopes, out=out, scaled=other, latents=latents, column=4))
         close(out, C)
         close(other, C * np.repeat(slopes[:, 4:], latents, axis=0)[:rows])
     else:
@@ -113,9 +117,15 @@ def check_product(libraries: Any, kernel: str, size: tuple[int, int, int]) -> No
             square[...] = np.abs(square)
         W, m1, m2, before = out.copy(), other.copy(), second.copy(), new(rows, cols)
         last = [None if x is None else x.copy() for x in (db, b, mb, vb)]
-        moments = (other, second) if adam else (other, None)
-        sums = (db, b, mb, vb if adam else None)
-        run((A, B, before, out, *moments, row, *sums), (*size, 1), (0.9, 0.8, 1e-3, 0.3, 0.2, 0.5))
+        parts = [
+            Operands("Descend", dW=before, W=out, moment1=other, moment2=second if adam else None, colrate=row),
+            Operands("Rule", beta_1=0.9, beta_2=0.8, epsilon=1e-3),
+            Operands("Decays", penalised=1, l2=0.3, l1=0.2, rate=0.5),
+        ]
+        if name == "WithBias":
+            moments = {"b_moment1": mb, "b_moment2": vb if adam else None}
+            parts.append(Operands("DescendBias", db=db, b=b, **moments, bias_row=rows - 1))
+        run(*parts)
 
         def stepped(W: Array, g: Array, m1: Array, m2: Array) -> tuple[Array, Array, Array]:
             if not adam:
@@ -145,7 +155,9 @@ def test_tiles_of_one_kind_have_the_same_bits(libraries: Any, size: tuple[int, i
     def bits(name: str, A: Array) -> Array:
         out, tile = bench.matrix(A.shape[0], cols, rng), DOUBLE_TILES[name]
         kernel, blocks = f"gemm<{name}, Rows, Turned, Store>", -(-A.shape[0] // tile.rows) * -(-cols // tile.cols)
-        bench.run(kernel, blocks, (A, B, out), (A.shape[0], cols, depth), (1.0,), 1, threads=tile.threads)
+        own = Operands("gemm", left=A, right=B, rows=A.shape[0], cols=cols, depth=depth, rounds=0)
+        store = Operands("Store", out=out, accumulate=0, factor=1.0)
+        bench.run(kernel, blocks, own + store, 1, threads=tile.threads)
         return out
 
     whole = bits("Small", A)
@@ -194,9 +206,8 @@ def test_activations_over_all_numbers(libraries: Any, act: Activation) -> None:
 
 def elementwise(libraries: Any, kernel: str, given: Array) -> Array:
     out = given.copy()
-    operands = np.zeros((), LAUNCH_DTYPE)
-    for to, array in zip(operands["slots"], (out,) if kernel[0] == "a" else (given, out), strict=False):
-        to["data"], to["rows"], to["cols"], to["ld"] = array.ctypes.data, *array.shape, array.shape[1]
+    link = Operands("LINK", z=out, activation=0)
+    operands = packed(link if kernel[0] == "a" else Operands("SLOPES", saved=given, out=out, activation=0, column=0))
     HostDevice(libraries).graph([Planned(kernel, -(-given.size // 256), 256, operands)], Precision.FLOAT32)()
     return out
 
@@ -213,9 +224,7 @@ def faulty(libraries: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
 
     def run(name: str, *, reverse: bool = False) -> tuple[str, Array]:
         out, error = np.zeros((1, 64), np.float32), ctypes.create_string_buffer(256)
-        operands = np.zeros((), LAUNCH_DTYPE)
-        slot = operands["slots"][0]
-        slot["data"], slot["rows"], slot["cols"], slot["ld"] = out.ctypes.data, 1, 64, 64
+        operands = packed(Operands("fill", out=out, value=0.0))
         where = ctypes.c_void_p(operands.ctypes.data)
         library.run(FAULTY.index(name), 64, where, int(reverse), error, len(error))
         return error.value.decode(), out
@@ -242,7 +251,7 @@ def test_a_launch_that_fails_names_its_kernel(libraries: Any) -> None:
     bench = Bench(libraries)
     x = bench.matrix(2, 3, np.random.default_rng(0))
     with pytest.raises(LaunchError, match=r"copy: .*op\.h"):
-        bench.run("copy", 1, (x, x[:1]), (), (), 2)
+        bench.run("copy", 1, Operands("KEEP", x=x, out=x[:1]), 2)
 
 
 def test_writes_behind_the_memory_are_found(libraries: Any) -> None:

@@ -21,7 +21,8 @@ from cuda_device import HostDevice, program_on, thinned
 from narrows.backends import Hyper
 from narrows.backends.cuda import program as programs
 from narrows.backends.cuda.emit import launches
-from narrows.backends.cuda.launches import Area, Launch, View
+from narrows.backends.cuda.launches import Area, Launch, Sink, View, stored
+from narrows.backends.cuda.layout import Operands
 from narrows.backends.cuda.program import CudaProgram
 from narrows.backends.cuda.schedule import by_rows, grouped, independent, schedule, touched
 from narrows.backends.cuda.table import KERNELS, MAX_STAGES
@@ -150,8 +151,9 @@ def test_launches_write_only_what_they_are_known_to(
 
 
 def begin_and_end() -> tuple[Launch, Launch]:
-    slots = tuple(View(Area.CONTROL, 64 * i, 1, 16, 16) for i in range(3))
-    return Launch("begin_step", 1, 32, slots), Launch("end_step", 1, 32, slots)
+    names = ("records", "begun", "terms", "kept")
+    operands = Operands("step", **{name: View(Area.CONTROL, 64 * i, 1, 16, 16) for i, name in enumerate(names)})
+    return Launch("begin_step", 1, 32, operands), Launch("end_step", 1, 32, operands)
 
 
 @pytest.mark.parametrize("case", [*STACK_CASES, *CASES], ids=str)
@@ -165,8 +167,8 @@ def test_launches_that_depend_on_each_other_keep_their_order(case: Case) -> None
             for i, launch in enumerate(steps):
                 assert launch.kernel in KERNELS
                 for k, member in enumerate(launch.members or (launch,)):
-                    places.setdefault((member.kernel, member.slots), []).append((i, k))
-            order = [places[launch.kernel, launch.slots].pop(0) for launch in (begin, *written, end)]
+                    places.setdefault(identity(member), []).append((i, k))
+            order = [places[identity(launch)].pop(0) for launch in (begin, *written, end)]
             assert not any(places.values()), "nothing else runs"
             for (one, a), (other, b) in combinations(zip(order[1:-1], written, strict=True), 2):
                 if independent(a, b):
@@ -177,13 +179,30 @@ def test_launches_that_depend_on_each_other_keep_their_order(case: Case) -> None
                 assert one[0] < other[0] or (together and (ends or (kernel.startswith("stack") and by_rows(a, b))))
 
 
-def product_of(W: int, x: int, name: str = "gemm<Small, Turned, Turned, Store>") -> Launch:
-    slots = (View(Area.WORK, x, 4, 4, 16), View(Area.WORK, x + 64, 4, 4, 16), View(Area.GRADIENT, W, 4, 4, 16))
-    return Launch(name, 1, 256, slots, (4, 4, 4, 0, 0, 1), (1.0,))
+def identity(launch: Launch) -> tuple[str, frozenset[View]]:
+    """What is the same of a launch and of the stage that it becomes."""
+    return launch.kernel, frozenset(launch.views.values())
+
+
+def product(to: Sink, left: View, right: View, sides: str = "Turned, Turned") -> Launch:
+    sizes = {"rows": left.cols, "cols": right.cols, "depth": left.rows}
+    if sides != "Turned, Turned":
+        sizes |= {"rows": left.rows, "depth": left.cols}
+    own = Operands("gemm", left=left, right=right, **sizes, rounds=1)
+    return Launch(f"gemm<Small, {sides}, {to.epilogue}>", 1, 256, (own + to.operands).checked())
+
+
+def product_of(W: int, x: int) -> Launch:
+    to = stored(View(Area.GRADIENT, W, 4, 4, 16))
+    return product(to, View(Area.WORK, x, 4, 4, 16), View(Area.WORK, x + 64, 4, 4, 16))
+
+
+def copy(x: View, out: View) -> Launch:
+    return Launch("copy", 1, 32, Operands("KEEP", x=x, out=out))
 
 
 def test_launches_move_past_others_only_where_nothing_is_shared() -> None:
-    reader = Launch("copy", 1, 32, (View(Area.GRADIENT, 64, 4, 4, 16), View(Area.WORK, 512, 4, 4, 16)))
+    reader = copy(View(Area.GRADIENT, 64, 4, 4, 16), View(Area.WORK, 512, 4, 4, 16))
     one, two, three = (product_of(64 * i, 128 * i) for i in range(3))
     assert [len(launch.members) for launch in grouped([one, two, three])] == [3]
     # The second gradient is read in between: what writes it stays in front, and what comes after may pass.
@@ -196,9 +215,7 @@ def test_launches_move_past_others_only_where_nothing_is_shared() -> None:
 
 def test_temporaries_are_one_piece() -> None:
     """They are counted in elements, and may be of doubles."""
-    one, other = (
-        Launch("copy", 1, 32, (View(Area.TEMPORARY, i, 1, 16, 16), View(Area.WORK, i, 1, 16, 16))) for i in (0, 64)
-    )
+    one, other = (copy(View(Area.WORK, i, 1, 16, 16), View(Area.TEMPORARY, i, 1, 16, 16)) for i in (0, 64))
     assert not independent(one, other)
 
 
@@ -207,13 +224,17 @@ def test_rows_that_share_memory_end_a_stack() -> None:
     x, W, a = View(Area.WORK, 0, 8, 32, 32), View(Area.PARAMETER, 0, 32, 16, 16), View(Area.WORK, 256, 8, 16, 16)
     V, over = View(Area.PARAMETER, 512, 16, 16, 16), View(Area.WORK, 0, 8, 16, 16)
     name = "gemm<Small, Rows, Turned, Activate<Relu>>"
-    first = Launch(name, 1, 256, (x, W, None, a, None), (8, 16, 32, 0, 0, 1))
-    second = Launch(name, 1, 256, (a, V, None, over, None), (8, 16, 16, 0, 0, 1))
+
+    def activated(x: View, W: View, out: View) -> Launch:
+        to = Sink("Activate<Relu>", Operands("Activate", b=None, out=out, pre=None))
+        return product(to, x, W, "Rows, Turned")
+
+    first, second = activated(x, W, a), activated(a, V, over)
     assert not by_rows(first, second)
     begin, end = begin_and_end()
     kernels = [launch.kernel for launch in schedule([first, second], begin, end)]
     assert kernels == ["begin_step", name, name, "end_step"]
-    apart = second._replace(slots=(a, V, None, View(Area.WORK, 512, 8, 16, 16), None))
+    apart = activated(a, V, View(Area.WORK, 512, 8, 16, 16))
     assert [launch.kernel for launch in schedule([first, apart], begin, end)] == ["stack<4>", "end_step"]
 
 

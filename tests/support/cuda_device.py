@@ -33,9 +33,11 @@ from agreement import (
     first_rows,
     tolerance,
 )
+from narrows.backends.cuda.layout import Operands, layout
 from narrows.backends.cuda.program import CudaProgram
 from narrows.backends.cuda.protocol import ALIGNMENT, Device, Planned
-from narrows.backends.cuda.table import KERNELS, PRECISION_FLAGS, constants
+from narrows.backends.cuda.table import KERNELS, LAUNCH_DTYPE, PRECISION_FLAGS, constants
+from narrows.plan.ops import source_folder
 from narrows.plan.plan import FROM_CODES, Mode
 from narrows.plan.spec import Precision
 from networks import Case
@@ -89,7 +91,16 @@ def _compile(source: str, library: Path, precision: Precision) -> None:
     }
     flags = [f"-D{name}={value}" for name, value in defines.items()] + PRECISION_FLAGS[precision]
     # Hidden, or the linker would take another library's shared arrays for this one's.
-    flags += ["-std=c++17", "-O1", "-fPIC", "-shared", "-fvisibility=hidden", "-Wall", "-Wextra"]
+    flags += [
+        f"-I{source_folder()}",
+        "-std=c++17",
+        "-O1",
+        "-fPIC",
+        "-shared",
+        "-fvisibility=hidden",
+        "-Wall",
+        "-Wextra",
+    ]
     # Some distributions have jumps checked, which takes one from fiber to fiber for a mistake.
     flags += ["-U_FORTIFY_SOURCE"]
     command = [compiler(), *flags]
@@ -135,6 +146,20 @@ def check_agreement(program: CudaProgram, case: Case, dtype: Any) -> None:
     for mode, value in outputs.items():
         X, target = (codes, judged) if mode in FROM_CODES else (data.X, data.target)
         assert_close(program.apply(X, mode, target, data.batch), value, relative, str(mode))
+
+
+def packed(operands: Operands) -> Any:
+    """The structure of a launch whose operands are arrays of the host."""
+    found, known = np.zeros((), LAUNCH_DTYPE), layout(operands.rows)
+    for name, value in operands.named.items():
+        kind, position, *_ = known[name]
+        if isinstance(value, np.ndarray):
+            slot = found[kind][position]
+            slot["data"], slot["ld"] = value.ctypes.data, value.strides[0] // value.itemsize
+            slot["rows"], slot["cols"] = value.shape
+        elif value is not None:
+            found[kind][position] = value
+    return found
 
 
 class LaunchError(RuntimeError):

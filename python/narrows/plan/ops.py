@@ -34,7 +34,9 @@ __all__ = [
     "Source",
     "Units",
     "jacobian_segments",
+    "kind_of",
     "padded",
+    "read_rows",
     "segments",
     "source_folder",
 ]
@@ -108,6 +110,13 @@ _INTEGERS = {"INT", "FLAG", "POSITIVE", "CHOICE", "SOLVER"}
 _FLOATS = {"FLOAT", "POSITIVE_FLOAT", "FRACTION"}
 _COLUMNS = {"ANY_COLUMNS", "ONE_COLUMN", "COLUMNS_OF", "ROWS_OF", "FEATURES_OF"}
 
+
+def kind_of(word: str) -> str | None:
+    """Whether a word of a row names a slot, an integer or a float: ``"slots"``, ``"ints"``, ``"floats"``, or None."""
+    kinds = {"slots": _SLOTS, "ints": _INTEGERS, "floats": _FLOATS}
+    return next((kind for kind, words in kinds.items() if word.removeprefix("OPT_") in words), None)
+
+
 _Items = list[tuple[str, str]]
 """Words of a row, each with what stands in brackets behind it."""
 
@@ -119,7 +128,7 @@ def _items(text: str, macros: Mapping[str, _Items]) -> _Items:
 
 def _signature(items: _Items) -> Signature:
     """Of the words of a row behind the op's name."""
-    slots = {name: word for word, name in items if word.removeprefix("OPT_") in _SLOTS}
+    slots = {name: word for word, name in items if kind_of(word) == "slots"}
     gathers = None
     words = dict(items)
     if "GATHERS" in words or "GATHERS_CSR" in words:
@@ -132,26 +141,32 @@ def _signature(items: _Items) -> Signature:
     return Signature(
         tuple(name for name, word in slots.items() if word.endswith(("IN", "INOUT"))),
         tuple(name for name, word in slots.items() if "OUT" in word),
-        tuple(name for word, name in items if word in _INTEGERS),
-        tuple(name for word, name in items if word in _FLOATS),
+        tuple(name for word, name in items if kind_of(word) == "ints"),
+        tuple(name for word, name in items if kind_of(word) == "floats"),
         frozenset(name for name, word in slots.items() if word.startswith("OPT_")),
         sharing,
         gathers,
     )
 
 
-def _read_rows(text: str) -> tuple[dict[str, _Items], dict[str, Signature]]:
-    """The lists that several rows share, and the signatures of the ops by name."""
-    text = re.sub(r"\\\n", "", text)
-    shared = {name: _items(re.search(rf"#define {name} (.*)", text)[1], {}) for name in ("GEOMETRY", "POOLING")}  # type: ignore[index]
+def read_rows(text: str, head: str, shared: Mapping[str, _Items] = {}) -> dict[str, _Items]:
+    """The rows of a table such as ``ops.def`` that begin with `head`, a regular expression: the words of each behind
+    its name. Words that are in `shared` stand for several."""
     rows = {}
-    for row in re.findall(r"^OP\((.*?)\)\n(?! )", re.sub(r"^(//|#).*\n", "", text, flags=re.M), re.M | re.S):
-        (name, _), *items = _items(row, shared)
-        rows[name] = _signature(items)
-    return shared, rows
+    for row in re.findall(rf"^(?:{head})\((.*?)\)\n(?! )", re.sub(r"^(//|#).*\n", "", text, flags=re.M), re.M | re.S):
+        (name, _), *rows[name] = _items(row, shared)
+    return rows
 
 
-_SHARED, _ROWS = _read_rows((source_folder() / "plan" / "ops.def").read_text(encoding="utf-8"))
+def _shared(text: str) -> dict[str, _Items]:
+    """The lists of operands that several ops share."""
+    text = re.sub(r"\\\n", "", text)
+    return {name: _items(re.search(rf"#define {name} (.*)", text)[1], {}) for name in ("GEOMETRY", "POOLING")}  # type: ignore[index]
+
+
+_TEXT = (source_folder() / "plan" / "ops.def").read_text(encoding="utf-8")
+_SHARED = _shared(_TEXT)
+_ROWS = {name: _signature(items) for name, items in read_rows(_TEXT, "OP", _SHARED).items()}
 
 if TYPE_CHECKING:
 

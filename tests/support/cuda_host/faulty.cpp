@@ -4,8 +4,10 @@
 
 namespace {
 
+const Matrix& out_of(const Op& op) { return op[launch::fill::out]; }
+
 // Reads a column that the matrix does not have.
-void strays(const Op& op) { op.slots[0](0, thread()) = op.slots[0](0, op.slots[0].cols); }
+void strays(const Op& op) { out_of(op)(0, thread()) = out_of(op)(0, out_of(op).cols); }
 
 // Half of the threads leave before a barrier.
 void leaves(const Op&) {
@@ -21,7 +23,7 @@ void skips(const Op&) {
 void races(const Op& op) {
   SHARED(real, value, 64);
   value[thread()] = real(thread());
-  op.slots[0](0, thread()) = value[threads() - 1 - thread()];
+  out_of(op)(0, thread()) = value[threads() - 1 - thread()];
 }
 
 // The same with a barrier.
@@ -29,20 +31,20 @@ void meets(const Op& op) {
   SHARED(real, value, 64);
   value[thread()] = real(thread());
   sync();
-  op.slots[0](0, thread()) = value[threads() - 1 - thread()];
+  out_of(op)(0, thread()) = value[threads() - 1 - thread()];
 }
 
 // Reads shared memory that nobody has written.
 void forgets(const Op& op) {
   SHARED(real, value, 64);
-  op.slots[0](0, thread()) = value[thread()];
+  out_of(op)(0, thread()) = value[thread()];
 }
 
 // Reads behind a shared array.
 void overruns(const Op& op) {
   SHARED(real, value, 32);
   value[thread()] = 0;
-  op.slots[0](0, thread()) = value[thread()];
+  out_of(op)(0, thread()) = value[thread()];
 }
 
 void (*const KERNELS[])(const Op&) = {strays, leaves, skips, races, meets, forgets, overruns};

@@ -23,6 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from ...plan.spec import Precision
+from .launches import BLAS
+from .layout import layout
 
 __all__ = ["WORKSPACE", "Blas", "described", "load"]
 
@@ -164,16 +166,20 @@ class Blas:
 
     def product(self, operands: Any) -> None:
         """A launch of `launches.BLAS` (see there for what it is given)."""
-        left, right, out = operands["slots"][:3]
-        rows, cols, depth, left_turned, right_rows, precision = map(int, operands["ints"][:6])
-        of_factors, of_product, sums = TYPES[Precision(precision)]
+        known = layout((BLAS,))
+
+        def of(name: str) -> Any:
+            return operands[known[name].kind][known[name].position]
+
+        left, right, out = map(of, ("left", "right", "out"))
+        of_factors, of_product, sums = TYPES[Precision(of("precision"))]
         number = ctypes.c_double if sums == COMPUTE_64F else ctypes.c_float
-        alpha, beta = (number(x) for x in operands["floats"][:2])
+        alpha, beta = number(of("alpha")), number(of("beta"))
         # An element of bfloat16 is half as large as those that strides count.
         unit = 2 if of_factors == R_16BF else 1
         self._call(
-            "cublasGemmEx", self._handle, OP_T if right_rows else OP_N, OP_T if left_turned else OP_N,
-            cols, rows, depth, ctypes.addressof(alpha),
+            "cublasGemmEx", self._handle, OP_T if of("right_rows") else OP_N, OP_T if of("left_turned") else OP_N,
+            int(of("cols")), int(of("rows")), int(of("depth")), ctypes.addressof(alpha),
             int(right["data"]), of_factors, unit * int(right["ld"]),
             int(left["data"]), of_factors, unit * int(left["ld"]),
             ctypes.addressof(beta), int(out["data"]), of_product, int(out["ld"]), sums, GEMM_DEFAULT,

@@ -12,16 +12,15 @@ after the other, so the temporaries of an op share their memory with those of th
 from __future__ import annotations
 
 import enum
-from collections.abc import Sequence
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 from ...plan.ops import LANES, SIGNATURES, padded
 from ...plan.plan import LEARN, Mode, Op, Plan, Region
 from ...plan.spec import Precision
+from .layout import Operands
 from .table import DOUBLE_TILES, TILES, Tile
 
-__all__ = ["BLAS", "EXTENDED", "ROWS", "TURNED", "Area", "Launch", "View", "Writer"]
+__all__ = ["BLAS", "EXTENDED", "ROWS", "TURNED", "Area", "Launch", "Sink", "View", "Writer", "stored"]
 
 
 class Area(enum.IntEnum):
@@ -62,20 +61,32 @@ class View(NamedTuple):
         return View(self.area, self.offset + offset, rows, cols, ld)
 
 
-Slots = Sequence[View | None]
-
-
 class Launch(NamedTuple):
-    """A kernel, by its name in the table, over blocks of threads, and its operands; an absent matrix is None. One that
-    stands for several has these as members (see `schedule`)."""
+    """A kernel, by its name in `table.KERNELS`, over blocks of threads, with its operands. A launch that stands for
+    several has these as members (see `schedule`)."""
 
     kernel: str
     blocks: int
     threads: int
-    slots: tuple[View | None, ...] = ()
-    ints: tuple[int, ...] = ()
-    floats: tuple[float, ...] = ()
+    operands: Operands = Operands()
     members: tuple[Launch, ...] = ()
+
+    @property
+    def views(self) -> dict[str, View]:
+        """The matrices that are there, by name."""
+        return {name: value for name, value in self.operands.named.items() if isinstance(value, View)}
+
+
+class Sink(NamedTuple):
+    """What becomes of each sum of a product: an epilogue (a class of C++), and the operands that it has."""
+
+    epilogue: str
+    operands: Operands
+
+
+def stored(out: View, accumulate: int = 0, factor: float = 1.0) -> Sink:
+    """The sum, times a factor, is kept in `out`, or added to it."""
+    return Sink("Store", Operands("Store", out=out, accumulate=accumulate, factor=factor))
 
 
 THREADS = 256
@@ -98,9 +109,7 @@ columns on the right; whose columns and a column of ones."""
 
 
 BLAS = "blas"
-"""In place of a kernel's name: a product by cuBLAS. Slots: both factors, in whichever order of rows and columns, and
-the product; ints: its rows, columns and depth, whether the left factor is `TURNED`, whether the right one is as `ROWS`,
-and a `Precision`; floats: a factor, and another for what the product's place has held."""
+"""In place of a kernel's name: a product by cuBLAS."""
 BLAS_LEAST = {Precision.FLOAT32: 2**27, Precision.TF32: 2**26, Precision.BFLOAT16: 2**27, Precision.FLOAT64: 2**26}
 BLAS_SIDE = 32
 """Multiply-adds from which on a product is given to cuBLAS, and the least of each of its sides. By count: on an H100
@@ -152,13 +161,13 @@ class Writer:
         self._used = 0
         self._kept: dict[str, View] = {}
 
-    def operands(self, op: Op) -> SimpleNamespace:
+    def operands(self, op: Op) -> Operands:
         """Views, integers and numbers by the names of the op's signature."""
         signature = SIGNATURES[op.code]
         views = zip(signature.slots, map(self.view, op.slots), strict=True)
         numbers = zip((*signature.ints, *signature.floats), (*op.ints, *op.floats), strict=True)
         self._used = 0
-        return SimpleNamespace(**dict(views), **dict(numbers))
+        return Operands(op.code.name, **dict(views), **dict(numbers))
 
     def view(self, index: int) -> View | None:
         if index < 0:
@@ -187,63 +196,52 @@ class Writer:
             self.most_kept += room(self._kept[name], wide)
         return self._kept[name], new
 
-    def launch(
-        self,
-        kernel: str,
-        blocks: int,
-        threads: int,
-        slots: Slots,
-        ints: Sequence[int] = (),
-        floats: Sequence[float] = (),
-    ) -> None:
-        self.launches.append(Launch(kernel, blocks, threads, tuple(slots), tuple(ints), tuple(floats)))
+    def launch(self, kernel: str, blocks: int, threads: int, *given: Operands, **own: Any) -> None:
+        """With the operands of an op or of an epilogue that are `given`, and its `own` (a row of ``launches.def``)."""
+        if own:
+            given = (*given, Operands(kernel.partition("<")[0], **own))
+        self.launches.append(Launch(kernel, blocks, threads, sum(given, Operands()).checked()))
 
-    def each(self, kernel: str, shape: View | tuple[int, int], slots: Slots, **numbers: Any) -> None:
+    def each(self, kernel: str, shape: View | tuple[int, int], *given: Operands, **own: Any) -> None:
         """A thread for each element."""
         rows, cols = (shape.rows, shape.cols) if isinstance(shape, View) else shape
         if rows * cols > MOST_ELEMENTS:
             raise ValueError(f"a matrix of {rows} x {cols} elements is too large for the CUDA backend")
         threads = whole_warps(rows * cols)
-        self.launch(kernel, -(-rows * cols // threads), threads, slots, **numbers)
+        self.launch(kernel, -(-rows * cols // threads), threads, *given, **own)
 
-    def quads(self, kernel: str, x: View, slots: Slots, **numbers: Any) -> None:
+    def quads(self, kernel: str, x: View, *given: Operands) -> None:
         """A thread for each four columns, which one block of Philox serves."""
-        self.each(kernel, (x.rows, -(-x.cols // 4)), slots, **numbers)
+        self.each(kernel, (x.rows, -(-x.cols // 4)), *given)
 
-    def by_row(self, kernel: str, cols: int, slots: Slots, **numbers: Any) -> None:
-        """A block for each row of the batch, whose size its width alone decides."""
-        self.launch(kernel, self.m, whole_warps(-(-cols // 4)), slots, **numbers)
-
-    def by_warp(self, kernel: str, n: int, slots: Slots, **numbers: Any) -> None:
-        """A warp for each of n."""
-        self.launch(kernel, -(-n * 32 // THREADS), THREADS, slots, **numbers)
+    def by_row(self, kernel: str, x: View, *given: Operands, **own: Any) -> None:
+        """A block for each row of the batch; the width of x alone decides the size of a block."""
+        self.launch(kernel, self.m, whole_warps(-(-x.cols // 4)), *given, **own)
 
     def product(
         self,
-        epilogue: str,
+        to: Sink,
         size: tuple[int, int, int],
-        operands: tuple[str, str],
-        slots: Slots,
-        ints: Sequence[int] = (),
-        floats: Sequence[float] = (),
+        sides: tuple[str, str],
+        left: View,
+        right: View,
         *,
         rounds: bool = False,
         dz: View | None = None,
     ) -> None:
-        """Of two operands, classes of csrc/cuda/gemm.cuh (`ROWS`, `TURNED`, `EXTENDED` are the first two slots);
-        `size` is rows, columns and depth. Programs in bfloat16 round the factors if the product `rounds` them.
-        A product by cuBLAS with a bias says by `dz` what is to be summed."""
-        rows, cols, _ = size
-        left, right = operands
-        numbers = (*size, *ints, *(0,) * (2 - len(ints)), int(rounds))
-        if self.by_blas(size, rounds) and {left, right} <= {ROWS, TURNED}:
-            self._product_by_blas(epilogue, operands, slots, numbers, floats, dz)
+        """Of two matrices, as `sides` says (`ROWS`, `TURNED`, `EXTENDED`); `size` is rows, columns and depth. Programs
+        in bfloat16 round the factors if the product `rounds` them. A product by cuBLAS whose sink has a bias is given
+        the dz to sum."""
+        rows, cols, depth = size
+        if self.by_blas(size, rounds) and set(sides) <= {ROWS, TURNED}:
+            self._product_by_blas(to, size, sides, left, right, rounds, dz)
             return
         assert dz is None
-        name = tile_of(size, of_batch=left not in (TURNED, EXTENDED))
+        name = tile_of(size, of_batch=sides[0] not in (TURNED, EXTENDED))
         tile = (DOUBLE_TILES if self.precision is Precision.FLOAT64 else TILES)[name]
-        kernel = f"gemm<{name}, {left}, {right}, {epilogue}>"
-        self.launch(kernel, blocks_of(tile, rows, cols), tile.threads, slots, numbers, floats)
+        kernel, blocks = f"gemm<{name}, {', '.join(sides)}, {to.epilogue}>", blocks_of(tile, rows, cols)
+        own = Operands("gemm", left=left, right=right, rows=rows, cols=cols, depth=depth, rounds=int(rounds))
+        self.launch(kernel, blocks, tile.threads, own, to.operands)
 
     def by_blas(self, size: tuple[int, int, int], rounds: bool) -> bool:
         return self.blas and by_blas(size, self._precision(rounds))
@@ -254,62 +252,59 @@ class Writer:
 
     def _product_by_blas(
         self,
-        epilogue: str,
-        operands: tuple[str, str],
-        slots: Slots,
-        numbers: Sequence[int],
-        floats: Sequence[float],
+        to: Sink,
+        size: tuple[int, int, int],
+        sides: tuple[str, str],
+        left: View,
+        right: View,
+        rounds: bool,
         dz: View | None,
     ) -> None:
-        rows, cols, _ = numbers[:3]
-        left, right, *others = slots
-        assert left is not None
-        assert right is not None
-        precision = self._precision(bool(numbers[5]))
+        (rows, cols, depth), precision, (epilogue, operands) = size, self._precision(rounds), to
         if precision is Precision.BFLOAT16:
             left, right = self._in_bfloat16(left, right)
-        layout = operands[0] == TURNED, operands[1] == ROWS
-        numbers_of_blas = (*numbers[:3], *map(int, layout), int(precision))
+
+        def multiply(out: View, alpha: float = 1.0, beta: float = 0.0) -> None:
+            turned, by_rows = int(sides[0] == TURNED), int(sides[1] == ROWS)
+            self.launch(
+                BLAS, 0, 0, left=left, right=right, out=out, rows=rows, cols=cols, depth=depth, left_turned=turned,
+                right_rows=by_rows, precision=int(precision), alpha=alpha, beta=beta,
+            )  # fmt: skip
+
         if epilogue == "Store":
-            (out,) = others
-            self.launch(BLAS, 0, 0, (left, right, out), numbers_of_blas, (floats[0], float(numbers[3])))
+            multiply(operands.out, operands.factor, float(operands.accumulate))
             return
         # Where the result is to be, if the epilogue reads nothing there.
-        out = slots[3] if epilogue.split("<")[0] in ("Activate", "Slope", "Link") else None
-        if out is None or any(view is not out and view is not None and view.meets(out) for view in others):
+        out = operands.get("out")
+        others = [view for view in operands.named.values() if isinstance(view, View) and view is not out]
+        if out is None or any(view.meets(out) for view in others):
             out = self.temporary(rows, padded(cols)).part(0, rows, cols, padded(cols))
-        self.launch(BLAS, 0, 0, (left, right, out), numbers_of_blas, (1.0, 0.0))
+        multiply(out)
         if dz is None:
-            self.each(f"finish<{epilogue}>", (rows, cols), (out, None, *others), ints=numbers, floats=floats)
+            self.each(f"finish<{epilogue}>", (rows, cols), operands, product=out, rows=rows, cols=cols)
         else:
             blocks = -(-cols // 32) + -(-rows * cols // THREADS)
-            ints = rows + 1, *numbers[1:]
-            self.launch(f"finish_with_bias<{epilogue}>", blocks, THREADS, (out, dz, *others), ints, floats)
+            kernel = f"finish_with_bias<{epilogue}>"
+            self.launch(kernel, blocks, THREADS, operands, product=out, dz=dz, rows=rows, cols=cols)
 
     def _in_bfloat16(self, left: View, right: View) -> tuple[View, View]:
         """Two to an element, rows at multiples of 16 bytes."""
         halves = [self.temporary(x.rows, -(-x.cols // 8) * 4) for x in (left, right)]
         pairs = sum(half.rows * half.cols for half in halves)
-        self.each("to_bfloat16", (1, pairs), (left, halves[0], right, halves[1]))
-        return halves[0], halves[1]
+        one, other = halves
+        self.each("to_bfloat16", (1, pairs), left=left, left_rounded=one, right=right, right_rounded=other)
+        return one, other
 
-    def column_sums(
-        self,
-        finish: str,
-        x: View,
-        weight: View | None,
-        slots: Slots,
-        ints: Sequence[int] = (0,),
-        floats: Sequence[float] = (),
-    ) -> None:
+    def column_sums(self, to: Sink, x: View, weight: View | None = None) -> None:
         """Of x, in one pass or two."""
         strips = -(-x.cols // 32)
         if x.rows > ONE_PASS:
             partial = self.temporary(-(-x.rows // GRAIN_ROWS), x.cols)
-            self.launch("colsum_grains", strips * partial.rows, THREADS, (x, weight, partial), (GRAIN_ROWS,))
+            blocks = strips * partial.rows
+            self.launch("colsum_grains", blocks, THREADS, x=x, weight=weight, partial=partial, rows=GRAIN_ROWS)
             x, weight = partial, None
         threads = min(THREADS, 32 * x.rows)
-        self.launch(f"colsum<{finish}>", strips, threads, (x, weight, *slots), (0, 0, 0, *ints), floats)
+        self.launch(f"colsum<{to.epilogue}>", strips, threads, to.operands, x=x, weight=weight)
 
 
 def room(view: View, wide: bool) -> int:

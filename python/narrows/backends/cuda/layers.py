@@ -24,6 +24,7 @@ from .data import N_SOURCES, check_csr, laid_out
 from .device import blas_on, calls_of, launch
 from .emit import LOWER
 from .launches import Area, Launch, View, Writer, by_blas
+from .layout import Operands
 from .operands import Where, planned
 from .table import SOURCE_DTYPE, STEP_DTYPE
 
@@ -161,7 +162,7 @@ PLAIN_ROWS = {"size_sum": None, "shift": None, "stream": 0, "level": 0.0, "scale
 
 
 def _lower(w: Writer, code: OpCode, **operands: Any) -> None:
-    LOWER[code](w, SimpleNamespace(**operands))
+    LOWER[code](w, Operands(code.name, **operands))
 
 
 def _written(layer: Layer, m: int, write: Callable[[Writer], None]) -> Written:

@@ -29,7 +29,7 @@ def source() -> str:
 def digest() -> str:
     """Of all that kernels are made of: caches of compiled code look at the one file that includes the others."""
     folder = source_folder()
-    files = sorted([*(folder / "cuda").iterdir(), *(folder / "shared").iterdir()])
+    files = sorted(file for part in ("cuda", "plan", "shared") for file in (folder / part).iterdir())
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
 
 
@@ -39,7 +39,8 @@ def flags(precision: Precision) -> list[str]:
     defines = [f"-D{name}={value}" for name, value in constants().items()] + [f"-DNARROWS_SOURCES=0x{digest()}"]
     # Products and sums are fused where that is one rounding less; all else is as IEEE 754 has it. Pragmas that are the
     # host compiler's are no concern of this one's.
-    return ["-std=c++17", f"-I{folder / 'cuda'}", "-diag-suppress=161", *defines, *PRECISION_FLAGS[precision]]
+    include = [f"-I{folder / 'cuda'}", f"-I{folder}"]
+    return ["-std=c++17", *include, "-diag-suppress=161", *defines, *PRECISION_FLAGS[precision]]
 
 
 CUPYS = ["-ftz=true", "--device-as-default-execution-space"]

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .launches import Launch, View
+from .layout import layout
 from .protocol import Planned
 from .table import ENDS, GROUP_DTYPE, LAUNCH_DTYPE, STACK_DTYPE
 
@@ -37,14 +38,12 @@ def operands(launch: Launch, where: Where) -> NDArray[Any]:
         stack["n"], stack["m"], stack["learn"] = len(launch.members), where.m, where.learn
         stack["step"], stack["sources"] = where.step, where.sources
         for to, member in zip(stack["stages"], launch.members, strict=False):
-            _matrices(to["slots"], member, where)
-            to["kind"], to["activation"], to["option"], to["flags"] = member.ints
-            to["number"] = member.floats[0] if member.floats else 0.0
+            _place(to, member, where)
         return stack
     if launch.members:
         group = np.zeros((), GROUP_DTYPE)
         kinds = [ENDS.get(member.kernel, 0) for member in launch.members]
-        # Those that end a step share a block.
+        # Members that end a step share a block.
         sizes = [member.blocks * (kind == 0) for member, kind in zip(launch.members, kinds, strict=True)]
         ends = [end + (kind > 0) for end, kind in zip(accumulate(sizes), kinds, strict=True)]
         for i, member in enumerate(launch.members):
@@ -52,14 +51,18 @@ def operands(launch: Launch, where: Where) -> NDArray[Any]:
         group["ends"][: len(ends)], group["kinds"][: len(kinds)] = ends, kinds
         return group
     alone = np.zeros((), LAUNCH_DTYPE)
-    _matrices(alone["slots"], launch, where)
-    alone["ints"][: len(launch.ints)] = launch.ints
-    alone["floats"][: len(launch.floats)] = launch.floats
+    _place(alone, launch, where)
     alone["step"], alone["sources"], alone["m"], alone["learn"] = where.step, where.sources, where.m, where.learn
     return alone
 
 
-def _matrices(slots: NDArray[Any], launch: Launch, where: Where) -> None:
-    for to, view in zip(slots, launch.slots, strict=False):
-        if view is not None:
-            to["data"], to["rows"], to["cols"], to["ld"] = where.address(view), view.rows, view.cols, view.ld
+def _place(to: NDArray[Any], launch: Launch, where: Where) -> None:
+    known = layout(launch.operands.rows)
+    for name, value in launch.operands.named.items():
+        if isinstance(value, View):
+            slot = to["slots"][known[name].position]
+            slot["data"], slot["rows"], slot["cols"], slot["ld"] = where.address(value), *value[2:]
+        elif name in (to.dtype.names or ()):
+            to[name] = value
+        elif value is not None:
+            to[known[name].kind][known[name].position] = value

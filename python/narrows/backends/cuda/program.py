@@ -26,6 +26,7 @@ from .. import Hyper, State
 from .data import CHUNK, Data, data_on, wanted
 from .emit import launches, wants_blas
 from .launches import Area, Launch, View
+from .layout import Operands
 from .memory import FINITE_BLOCKS, Arena, control_dtype
 from .operands import Where, planned
 from .protocol import Device, Mark, Planned
@@ -149,8 +150,9 @@ class CudaProgram:
     def _not_finite(self, i: int, area: Area) -> Planned:
         """What notes in row i of "finite" which blocks have met a number in `area` that is not."""
         size = self.plan.parameter_size
-        slots = View(area, 0, 1, size, size), self.arena.control("finite", 3, FINITE_BLOCKS)
-        return self._planned(Launch("not_finite", FINITE_BLOCKS, FINITE_THREADS, slots, (i,)), Mode.TRAIN, 1)
+        found = self.arena.control("finite", 3, FINITE_BLOCKS)
+        operands = Operands("not_finite", x=View(area, 0, 1, size, size), found=found, row=i)
+        return self._planned(Launch("not_finite", FINITE_BLOCKS, FINITE_THREADS, operands), Mode.TRAIN, 1)
 
     def hand_over(self) -> State:
         state = self.state()
@@ -193,13 +195,14 @@ class CudaProgram:
         """The launches of a step, from taking its record to keeping its terms."""
         terms = self.plan.slots[self.plan.index["terms"]]
         words = STEP_DTYPE.itemsize // self.dtype.itemsize
-        slots = (
-            self.arena.control("records", CHUNK, words),
-            self.arena.control("begun", 1, 1),
-            View(Area.WORK, terms.offset, 1, terms.cols, terms.ld),
-            self.arena.control("kept", CHUNK, terms.cols),
+        operands = Operands(
+            "step",
+            records=self.arena.control("records", CHUNK, words),
+            begun=self.arena.control("begun", 1, 1),
+            terms=View(Area.WORK, terms.offset, 1, terms.cols, terms.ld),
+            kept=self.arena.control("kept", CHUNK, terms.cols),
         )
-        begin, end = (Launch(kernel, 1, 32, slots) for kernel in ("begin_step", "end_step"))
+        begin, end = (Launch(kernel, 1, 32, operands) for kernel in ("begin_step", "end_step"))
         own = launches(self.plan, m, mode, self.precision, blas=self._blas)
         return schedule(own, begin, end)
 

@@ -15,10 +15,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from itertools import product
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from ...plan.ops import OpCode
 from ...plan.spec import Activation
 from .launches import THREADS, Area, Launch, View
+from .layout import Operands, layout
 from .table import (
     FUNCTORS,
     KERNELS,
@@ -31,9 +33,9 @@ from .table import (
 
 __all__ = ["schedule"]
 
-BEGIN, GATHER, DENSE, LOSS, DGRAD = range(5)
+BEGIN = -1
 LOADS, WEIGHT_TURNED, ROUNDS = 1, 2, 4
-"""Kinds and flags of a stage, as in csrc/cuda/stack.cuh."""
+"""The kind of a stage that is no op, and flags, as in csrc/cuda/stack.cuh."""
 BODIES = {
     "gemm": "Gemm",
     "colsum": "ColSum",
@@ -42,10 +44,6 @@ BODIES = {
     "conv_wgrad": "ConvWgrad",
 }
 """What `group` calls the kernels that it can have members of."""
-READS = {"gather": {1}, "loss": {1, 2}, "penalties": {0}} | {
-    kernel: {0, 1} for kernel in ("gemm", "colsum", "colsum_grains", "grain_sum", "reduce", "conv_wgrad")
-}
-"""Slots that a kernel does not write."""
 ENDING = 64
 """Threads of a block that ends a step, at the least."""
 FEW_BLOCKS = 264
@@ -77,14 +75,12 @@ def touched(launch: Launch) -> list[Touched]:
     """Temporaries, and what is kept through a step, may be of other types, so all of each count as one."""
     if launch.members:
         return [part for member in launch.members for part in touched(member)]
-    read = READS.get(launch.kernel.partition("<")[0], set())
-    found = []
-    for i, view in enumerate(launch.slots):
-        if view is None:
-            continue
+    known, found = layout(launch.operands.rows), []
+    for name, view in launch.views.items():
         begin, size = view.offset, (view.rows - 1) * view.ld + view.cols
         whole = view.area in (Area.TEMPORARY, Area.KEPT)
-        found.append(Touched(view, 0 if whole else begin, 2**63 if whole else begin + size, i not in read))
+        begin, end = (0, 2**63) if whole else (begin, begin + size)
+        found.append(Touched(view, begin, end, known[name].written))
     return found
 
 
@@ -100,27 +96,34 @@ _NUMBERS = {functor: int(activation) for activation, functor in FUNCTORS.items()
 
 
 class Stage(NamedTuple):
-    """A launch as a stage: its numbers, and the rows that it begins with and leaves."""
+    """A launch as a stage: the op that it is, and the rows that it begins with and leaves."""
 
     launch: Launch
-    numbers: tuple[int, int, int, int]
+    op: OpCode
+    named: dict[str, Any]
+    """Its operands by the names of the op, and what else a stage has (see `table.STACK_DTYPE`)."""
     needs: View | None
-    leaves: View | None
+    leaves: View
 
 
 def stage_of(launch: Launch) -> Stage | None:
     """None if it cannot be one."""
-    slots = launch.slots
-    if launch.kernel == "gather" and slots[0] is not None and slots[0].cols <= STACK_WIDTH:
-        return Stage(launch, (GATHER, 0, launch.ints[0], 0), None, slots[0])
-    if (found := _PRODUCT.fullmatch(launch.kernel)) and max(launch.ints[1:3]) <= STACK_WIDTH:
+    o = launch.operands
+    if launch.kernel == "gather" and o.out.cols <= STACK_WIDTH:
+        named = {"out": o.out, "shift": o.shift, "option": o.source}
+        return Stage(launch, OpCode.GATHER, named, None, o.out)
+    if (found := _PRODUCT.fullmatch(launch.kernel)) and max(o.cols, o.depth) <= STACK_WIDTH:
         right, epilogue, activation = found.groups()
-        flags = (WEIGHT_TURNED if right == "Rows" else 0) | (ROUNDS if launch.ints[5] else 0)
-        kind = DENSE if epilogue == "Activate" else DGRAD
-        return Stage(launch, (kind, _NUMBERS[activation], 0, flags), slots[0], slots[3])
-    if (found := _LOSS.fullmatch(launch.kernel)) and slots[0] is not None and slots[0].cols <= STACK_WIDTH:
-        loss, activation = found.groups()
-        return Stage(launch, (LOSS, _NUMBERS[activation], ("Mse", None, "Huber").index(loss), 0), slots[0], slots[0])
+        flags = (WEIGHT_TURNED if right == "Rows" else 0) | (ROUNDS if o.rounds else 0)
+        named = {"W": o.right, "out": o.out, "activation": _NUMBERS[activation], "flags": flags}
+        if epilogue == "Activate":
+            return Stage(launch, OpCode.DENSE, named | {"x": o.left, "b": o.b, "pre": o.pre}, o.left, o.out)
+        return Stage(launch, OpCode.DGRAD, named | {"dz": o.left, "saved": o.saved, "number": o.scale}, o.left, o.out)
+    if (found := _LOSS.fullmatch(launch.kernel)) and o.z.cols <= STACK_WIDTH:
+        _, activation = found.groups()
+        named = {name: o.get(name) for name in ("z", "target", "weight", "rowloss")}
+        named |= {"activation": _NUMBERS[activation], "option": o.loss, "number": o.delta}
+        return Stage(launch, OpCode.LOSS, named, o.z, o.z)
     return None
 
 
@@ -152,16 +155,15 @@ def stacked(launches: Iterable[Launch]) -> list[Launch]:
 
 
 def stack_of(run: Sequence[Stage]) -> Launch:
-    m = next(stage.leaves.rows for stage in run if stage.leaves is not None)
+    m = run[0].leaves.rows
     few, many = STACK_ROWS
     rows = few if m <= few * FEW_BLOCKS else many
     members, held = [], None
     for stage in run:
-        kind, activation, option, flags = stage.numbers
         loads = LOADS if stage.needs is not None and stage.needs != held else 0
         held = stage.leaves
-        numbers = kind, activation, option, flags | loads
-        members.append(stage.launch._replace(ints=numbers, floats=stage.launch.floats[:1]))
+        named = {**stage.named, "kind": stage.op, "flags": stage.named.get("flags", 0) | loads}
+        members.append(stage.launch._replace(operands=Operands(stage.op.name, **named)))
     return Launch(f"stack<{rows}>", -(-m // rows), STACK_THREADS, members=tuple(members))
 
 
@@ -174,7 +176,7 @@ def with_begin(launches: Sequence[Launch], begin: Launch) -> list[Launch]:
         return [begin]
     first, *rest = launches
     if first.kernel.startswith("stack"):
-        opening = Launch("begin_step", 1, 32, begin.slots, (BEGIN, 0, 0, 0))
+        opening = begin._replace(operands=Operands(*begin.operands.rows, **begin.operands.named, kind=BEGIN))
         return [first._replace(members=(opening, *first.members)), *rest]
     if first.kernel == "gather":
         return [Launch("begin_gather", first.blocks, first.threads, members=(begin, first)), *rest]

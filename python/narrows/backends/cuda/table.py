@@ -149,6 +149,7 @@ def constants() -> dict[str, float | str]:
         "CELL_ROWS", "DISPERSION_PACE", "DROPOUT_LIMIT", "GRAIN", "GRAM_GUARD", "LANES", "LOG_DISPERSION_LIMIT",
         "VARIANCE_FLOOR",
     )  # fmt: skip
+    sources = {f"NARROWS_SOURCE_{source.name}": int(source) for source in (ops.Source.SHIFT, ops.Source.CONDITION)}
     sizes = {
         "LAUNCH": LAUNCH_DTYPE, "STEP": STEP_DTYPE, "SOURCE": SOURCE_DTYPE, "GROUP": GROUP_DTYPE, "STACK": STACK_DTYPE,
     }  # fmt: skip
@@ -159,6 +160,7 @@ def constants() -> dict[str, float | str]:
     tiles = TILES | {f"{name}_DOUBLE": tile for name, tile in DOUBLE_TILES.items()}
     return (
         {f"NARROWS_{name}": getattr(ops, name) for name in names}
+        | sources
         | {f"NARROWS_{name}": value for name, value in most.items()}
         | {f"NARROWS_{name}_SIZE": dtype.itemsize for name, dtype in sizes.items()}
         | {f"NARROWS_TILE_{name.upper()}": ",".join(map(str, tile)) for name, tile in tiles.items()}

@@ -15,7 +15,6 @@ from ....plan.spec import Precision
 from ..launches import BLAS, Area, Launch, Writer
 from . import contractive, dense, images, sparse, updates  # noqa: F401  (each registers its ops)
 from .registry import LOWER
-from .updates import with_bias
 
 __all__ = ["LOWER", "launches", "working_sizes"]
 
@@ -45,7 +44,7 @@ def _written(plan: Plan, m: int, mode: Mode, precision: Precision, blas: bool) -
     biases = _biases(ops)
     for i, op in enumerate(ops):
         if i in biases:
-            LOWER[op.code](w, with_bias(w.operands(op), w.operands(ops[biases[i]])))
+            LOWER[op.code](w, w.operands(op), w.operands(ops[biases[i]]))
         elif i not in biases.values():
             LOWER[op.code](w, w.operands(op))
     return w

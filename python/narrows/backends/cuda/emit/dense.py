@@ -1,55 +1,78 @@
-"""Ops on dense rows."""
+"""Ops on dense rows: products, losses, links, noise, and all ops that are one launch of their own operands."""
 
 from __future__ import annotations
 
-from ....plan.ops import OpCode, Source, Units
+from collections.abc import Callable
+
+from ....plan.ops import OpCode, Units
 from ....plan.spec import Activation, Corruption, Loss
-from ..launches import ROWS, TURNED, Writer
+from ..launches import ROWS, TURNED, Sink, Writer
+from ..layout import Operands
 from ..table import BOOL, loss_name
-from .registry import Operands, act, lowers
+from .registry import LOWER, act, lowers
 
-# --- data in and forward ----------------------------------------------------------------------------------------------
+PLAIN: dict[OpCode, tuple[Callable[..., None], str, str]] = {
+    OpCode.ACTIVITY_L1: (Writer.by_row, "activity_l1<{act}>", "a"),
+    OpCode.COLUMN_DECAY: (Writer.each, "column_decay", "dW"),
+    OpCode.CONDITION: (Writer.each, "condition", "out"),
+    OpCode.CONTRAST: (Writer.each, "contrast", "out"),
+    OpCode.COTANGENT: (Writer.each, "cotangent", "dout"),
+    OpCode.CURVES: (Writer.each, "curves<{act}>", "dz"),
+    OpCode.DROPOUT: (Writer.quads, "dropout", "x"),
+    OpCode.GATHER: (Writer.by_row, "gather", "out"),
+    OpCode.GAUSSIAN: (Writer.by_row, "gaussian<{act}>", "z"),
+    OpCode.KEEP: (Writer.each, "copy", "x"),
+    OpCode.KL_SPARSITY: (Writer.each, "kl_sparsity<{act}>", "saved"),
+    OpCode.LATENT_KL: (Writer.by_row, "latent_kl", "noise"),
+    OpCode.LOG_NORMALIZE: (Writer.each, "log_normalize", "x"),
+    OpCode.MAXPOOL_DGRAD: (Writer.each, "maxpool_dgrad<{act}>", "out"),
+    OpCode.MAXPOOL_PICK: (Writer.each, "maxpool_pick", "out"),
+    OpCode.PROBE: (Writer.quads, "probe_signs", "out"),
+    OpCode.SAMPLE: (Writer.quads, "sample", "z"),
+    OpCode.SHIFT: (Writer.each, "shift", "out"),
+    OpCode.SHRINK: (Writer.each, "shrink", "W"),
+    OpCode.SLOPES: (Writer.each, "slopes<{act}>", "saved"),
+    OpCode.SQUARED_NORM: (Writer.by_row, "squared_norm", "x"),
+    OpCode.TANGENT: (Writer.each, "tangent", "out"),
+}
+"""Ops that are one launch: how its threads are shared out, its kernel, and the operand that has as many elements."""
 
 
-@lowers(OpCode.GATHER)
-def gather(w: Writer, o: Operands) -> None:
-    w.by_row("gather", o.out.cols, (o.out, o.shift), ints=(o.source,))
+def plain(code: OpCode) -> Callable[[Writer, Operands], None]:
+    how, kernel, name = PLAIN[code]
+
+    def write(w: Writer, o: Operands) -> None:
+        how(w, kernel.format(act=act(o)) if "{act}" in kernel else kernel, getattr(o, name), o)
+
+    return write
 
 
-@lowers(OpCode.SHIFT)
-def shift(w: Writer, o: Operands) -> None:
-    w.each("shift", o.out, (o.out, o.b), ints=(Source.SHIFT,))
-
-
-@lowers(OpCode.CONDITION)
-def condition(w: Writer, o: Operands) -> None:
-    w.each("condition", o.out, (o.out, o.z), ints=(Source.CONDITION,))
+LOWER.update({code: plain(code) for code in PLAIN})
 
 
 @lowers(OpCode.CORRUPT)
 def corrupt(w: Writer, o: Operands) -> None:
-    kernel = f"corrupt_{Corruption(o.kind).name.lower()}"
-    w.quads(kernel, o.x, (o.x,), ints=(o.stream,), floats=(o.level, o.low, o.high))
+    w.quads(f"corrupt_{Corruption(o.kind).name.lower()}", o.x, o)
 
 
 @lowers(OpCode.DENSE)
 def dense(w: Writer, o: Operands) -> None:
-    size = w.m, o.out.cols, o.x.cols
-    sides, slots = (ROWS, ROWS if o.transposed else TURNED), (o.x, o.W, o.b, o.out, o.pre)
-    w.product(f"Activate<{act(o)}>", size, sides, slots, rounds=True)
+    to = Sink(f"Activate<{act(o)}>", Operands("Activate", b=o.b, out=o.out, pre=o.pre))
+    w.product(to, (w.m, o.out.cols, o.x.cols), (ROWS, ROWS if o.transposed else TURNED), o.x, o.W, rounds=True)
 
 
-@lowers(OpCode.DROPOUT)
-def dropout(w: Writer, o: Operands) -> None:
-    w.quads("dropout", o.x, (o.x,), ints=(o.stream,), floats=(o.rate,))
+@lowers(OpCode.DGRAD)
+def dgrad(w: Writer, o: Operands) -> None:
+    to = Sink(f"Slope<{act(o)}>", Operands("Slope", saved=o.saved, out=o.out, scale=o.scale))
+    w.product(to, (w.m, o.out.cols, o.dz.cols), (ROWS, TURNED if o.transposed else ROWS), o.dz, o.W, rounds=True)
 
 
 @lowers(OpCode.LINK)
 def link(w: Writer, o: Operands) -> None:
     if o.activation == Activation.SOFTMAX:
-        w.by_row("activate_softmax", o.z.cols, (o.z,))
+        w.by_row("activate_softmax", o.z, o)
     else:
-        w.each(f"activate<{act(o)}>", o.z, (o.z,))
+        w.each(f"activate<{act(o)}>", o.z, o)
 
 
 @lowers(OpCode.LOSS)
@@ -63,75 +86,14 @@ def loss(w: Writer, o: Operands) -> None:
         kernel = "loss<Logistic>"
     else:
         kernel = f"loss<Linked<{loss_name(kind)}, {act(o)}>>"
-    w.by_row(kernel, o.z.cols, (o.z, o.target, o.weight, o.rowloss), floats=(o.delta,))
-
-
-# --- backward
-
-
-@lowers(OpCode.DGRAD)
-def dgrad(w: Writer, o: Operands) -> None:
-    size = w.m, o.out.cols, o.dz.cols
-    sides, slots = (ROWS, TURNED if o.transposed else ROWS), (o.dz, o.W, o.saved, o.out)
-    w.product(f"Slope<{act(o)}>", size, sides, slots, floats=(o.scale,), rounds=True)
-
-
-@lowers(OpCode.ACTIVITY_L1)
-def activity_l1(w: Writer, o: Operands) -> None:
-    slots = o.a, o.saved, o.weight, o.dz, o.rowpenalty
-    w.by_row(f"activity_l1<{act(o)}>", o.a.cols, slots, floats=(o.strength,))
-
-
-@lowers(OpCode.KL_SPARSITY)
-def kl_sparsity(w: Writer, o: Operands) -> None:
-    slots = o.saved, o.mean, o.weight, o.dz, o.penalty
-    w.each(f"kl_sparsity<{act(o)}>", o.saved, slots, floats=(o.strength, o.target))
-
-
-# --- variational networks ---------------------------------------------------------------------------------------------
-
-
-@lowers(OpCode.SAMPLE)
-def sample(w: Writer, o: Operands) -> None:
-    w.quads("sample", o.z, (o.stats, o.z, o.noise), ints=(o.stream,))
-
-
-@lowers(OpCode.LATENT_KL)
-def latent_kl(w: Writer, o: Operands) -> None:
-    slots = o.stats, o.noise, o.weight, o.dz, o.dstats, o.rowkl
-    w.by_row("latent_kl", o.noise.cols, slots, floats=(o.strength,))
-
-
-@lowers(OpCode.GAUSSIAN)
-def gaussian(w: Writer, o: Operands) -> None:
-    w.by_row(f"gaussian<{act(o)}>", o.z.cols, (o.z, o.target, o.weight, o.logvar, o.rowloss, o.rates))
-
-
-@lowers(OpCode.LOG_NORMALIZE)
-def log_normalize(w: Writer, o: Operands) -> None:
-    w.each("log_normalize", o.x, (o.x, o.size_sum), floats=(o.scale,))
+    w.by_row(kernel, o.z, o)
 
 
 @lowers(OpCode.MEANS)
 def means(w: Writer, o: Operands) -> None:
-    kernel = f"means<{BOOL[o.activation == Activation.SOFTMAX]}>"
-    w.by_row(kernel, o.out.cols, (o.z, o.size_sum, o.out), floats=(o.scale,))
-
-
-# --- restricted Boltzmann machines ------------------------------------------------------------------------------------
+    w.by_row(f"means<{BOOL[o.activation == Activation.SOFTMAX]}>", o.out, o)
 
 
 @lowers(OpCode.DRAW)
 def draw(w: Writer, o: Operands) -> None:
-    kernel = "draw_binary" if o.kind == Units.BERNOULLI else "draw_normal"
-    w.quads(kernel, o.out, (o.mean, o.out), ints=(o.stream,))
-
-
-@lowers(OpCode.CONTRAST)
-def contrast(w: Writer, o: Operands) -> None:
-    w.each("contrast", o.out, (o.out, o.x, o.y, o.weight))
-
-
-@lowers(OpCode.KEEP)
-def keep(w: Writer, o: Operands) -> None:
-    w.each("copy", o.x, (o.x, o.out))
+    w.quads("draw_binary" if o.kind == Units.BERNOULLI else "draw_normal", o.out, o)

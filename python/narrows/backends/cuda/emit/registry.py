@@ -1,24 +1,30 @@
-"""What each op is written by."""
+"""The functions that write the launches of each op.
+
+Never: knows what they write.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from types import SimpleNamespace as Operands
-from typing import Any
 
 from ....plan.ops import OpCode
 from ....plan.spec import Activation
-from ..launches import Writer
+from ..layout import Operands
 from ..table import FUNCTORS
 
-__all__ = ["LOWER", "Operands", "act", "lowers"]
+__all__ = ["LOWER", "act", "lowers"]
 
-LOWER: dict[OpCode, Callable[[Writer, Any], None]] = {}
-"""For each op, what writes its launches."""
+Function = Callable[..., None]
+
+LOWER: dict[OpCode, Function] = {}
+"""For each op the function that writes its launches, of a `launches.Writer` and the op's operands. Gradients of weights
+take as a third argument the operands of the op that sums the same dz for the bias, if they are to do that, too."""
 
 
-def lowers(code: OpCode) -> Callable[[Callable[[Writer, Any], None]], Callable[[Writer, Any], None]]:
-    def keep(function: Callable[[Writer, Any], None]) -> Callable[[Writer, Any], None]:
+def lowers(code: OpCode) -> Callable[[Function], Function]:
+    """Makes a function the one of an op."""
+
+    def keep(function: Function) -> Function:
         LOWER[code] = function
         return function
 
@@ -26,4 +32,5 @@ def lowers(code: OpCode) -> Callable[[Callable[[Writer, Any], None]], Callable[[
 
 
 def act(o: Operands) -> str:
+    """The C++ class of an op's activation."""
     return FUNCTORS[Activation(o.activation)]
