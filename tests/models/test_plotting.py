@@ -78,11 +78,11 @@ def test_plot_latent_traversal():
     assert np.asarray(own.images[0].get_array()).shape == (4, 11 * 2 + 10, 3)
     assert len(plotting.plot_latent_traversal(Decoder(), 1, image_shape=(4, 6), n_steps=41).get_xticks()) <= 11
     for arguments, message in (
-        ({"latents": [30]}, "no latent 30; n_components=30"),
+        ({"latents": [30]}, "30 is outside 0..29"),
         ({"latents": [-1]}, "no latent -1"),
         ({"latents": 0}, "latents=0"),
-        ({}, "24 features make no square image"),
-        ({"image_shape": (5, 5)}, r"image_shape=\(5, 5\) does not hold the 24 features"),
+        ({}, "24 features are not a square image"),
+        ({"image_shape": (5, 5)}, r"image_shape=\(5, 5\) does not fit rows of 24 features"),
         ({"image_shape": (3, 4, 2)}, "1, 3 or 4 channels"),
         ({"image_shape": (4, 6), "start": [0.0]}, r"start has shape \(1,\), expected \(30,\)"),
         ({"image_shape": (4, 6), "span": 0}, "span=0 must be positive"),
@@ -112,8 +112,8 @@ def test_plot_elbow():
     assert any(t.get_text() == "elbow: 8" for t in ax.texts)
     assert plotting.plot_elbow([4], [1.0]).get_legend() is None
     for arguments, message in (
-        (([2, 4], [1.0]), "2 widths but 1 values of autoencoder"),
-        (([2, 4], [1.0, 2.0], [1.0]), "2 widths but 1 values of PCA"),
+        (([2, 4], [1.0]), "autoencoder has 1 values for 2 numbers"),
+        (([2, 4], [1.0, 2.0], [1.0]), "PCA has 1 values for 2 numbers"),
         (([], []), "n_components"),
         (([0, 2], [1.0, 2.0]), "n_components"),
     ):
@@ -167,7 +167,7 @@ def test_plot_reconstructions_as_signals():
     ax = plotting.plot_reconstructions(X[:, :25], X[:, :25], noisy=X[:, :25], image_shape=(25,))
     assert len(ax.lines) == 15
     for arguments, message in (
-        ((X, X[:3]), r"reconstruction has shape \(3, 30\), the originals \(5, 30\)"),
+        ((X, X[:3]), r"reconstruction has shape \(3, 30\), originals has shape \(5, 30\)"),
         ((X, X[:, :3]), "reconstruction has shape"),
         ((X[0], X[0]), "originals must be"),
     ):
@@ -196,7 +196,7 @@ def test_plot_filters():
         np.asarray(plotting.plot_filters(ae.coefs_[0]).images[0].get_array()),
         np.asarray(plotting.plot_filters(ae).images[0].get_array()),
     )
-    for arguments, message in (((np.zeros(3),), "one column for each unit"), ((np.zeros((24, 2)),), "no square image")):
+    for arguments, message in (((np.zeros(3),), "one column per unit"), ((np.zeros((24, 2)),), "not a square image")):
         with pytest.raises(ValueError, match=message):
             plotting.plot_filters(*arguments)
     with pytest.raises(ValueError, match="n=0"):

@@ -257,7 +257,7 @@ def _tiles(m: dict[str, Any]) -> list[tuple[str, str, str]]:
     return tiles
 
 
-_REASONS = {"max_iter": "the limit", "converged": "stopped without improvement"}
+_REASONS = {"max_iter": "limit reached", "converged": "no more improvement"}
 
 
 def duration(seconds: float) -> str:

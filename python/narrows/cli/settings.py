@@ -63,6 +63,8 @@ _MANNER = (
     "data", "out", "threads", "max_memory", "resume", "checkpoint_minutes", "walltime_margin", "quiet",
     "dry_run",
 )  # fmt: skip
+#: Parameters of estimators that a single fit from the command line does not use.
+_WITHOUT_EFFECT = ("warm_start", "verbose")
 _NEVER_STORED = ("resume", "quiet", "dry_run")
 
 
@@ -126,17 +128,20 @@ class FitSettings:
         if self.estimator == "linear" and self.loss == "mse":
             del params["loss"]  # its only loss, and no parameter
         for name in params.keys() - known.keys():
-            flag = f"--{_flag(_FLAG_OF[name])}" if name in _FLAG_OF else f"--set {name}"
-            others = ", ".join(sorted(known.keys() - _FLAG_OF.keys()))
-            raise UsageError(f"{flag}: --estimator {self.estimator} has no such parameter; --set takes {others}")
-        for name in ("warm_start", "verbose"):
+            wrong = f"--estimator {self.estimator} has no such parameter"
+            if name in _FLAG_OF:
+                raise UsageError(f"--{_flag(_FLAG_OF[name])}: {wrong}; leave the flag out")
+            others = ", ".join(sorted(known.keys() - _FLAG_OF.keys() - set(_WITHOUT_EFFECT)))
+            raise UsageError(f"--set {name}: {wrong}; it has {others}")
+        for name in _WITHOUT_EFFECT:
             if name in self.set:
                 raise UsageError(f"--set {name}: this parameter has no effect on the command line; leave it out")
         estimator = cls(**params)
         try:
             check_parameters(estimator)
         except (TypeError, ValueError) as error:
-            raise UsageError(str(error)) from None
+            text = str(error)
+            raise UsageError(f"--set {text}" if text.partition("=")[0] in self.set else text) from None
         if self.normalize in ("log1p", "standard", "minmax") and LOSSES[estimator.loss].raw_counts:
             raise UsageError(
                 f"--normalize {self.normalize} does not fit --loss {estimator.loss}, which needs raw "

@@ -380,5 +380,5 @@ class Normalizer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):  # type
 
 def _check_not_negative(block: Any, rows: Any, source: Source | None) -> None:
     """Raise `DataError` for the first negative value; `rows` are the block's row numbers or its first one."""
-    needed = "log1p needs counts: use 'standard', or the layer that holds raw counts (layer=NAME)"
+    needed = "log1p needs counts: use kind='standard', or the layer that holds raw counts (layer=NAME)"
     check_within(block, 0.0, np.inf, needed, rows, "X" if source is None else source)

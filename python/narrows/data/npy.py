@@ -38,7 +38,7 @@ def _npy_header(stream: Any, name: object) -> tuple[tuple[int, ...], np.dtype[An
     elif version == (2, 0):
         shape, _, dtype = np.lib.format.read_array_header_2_0(stream)
     else:
-        raise DataError(f"{name}: version {version} of the npy format is not supported")
+        raise DataError(f"{name}: damaged, or of version {version} of the npy format, which is not supported")
     if dtype.hasobject:
         raise DataError(f"{name}: holds Python objects, which could run code; save numbers only")
     return shape, dtype, stream.tell() + math.prod(shape) * dtype.itemsize

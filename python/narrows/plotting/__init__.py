@@ -1,10 +1,9 @@
-"""The figures of a fit: loss, elbow, latent space, features, sensitivity, reconstructions, filters, traversals.
+"""Figures of a fit: loss, elbow, latent space, features, sensitivity, reconstructions, filters, traversals.
 
-- Every function draws on the `Axes` it is given, or on a new figure of its own, and returns the `Axes`; none
-  calls ``show``, touches ``pyplot`` or changes matplotlib's settings.
-- Colours are those of Okabe and Ito (the yellow darkened for white paper), which stay apart under the common
-  kinds of colour blindness.
-- matplotlib is imported on the first call; without it the error names the extra to install.
+- Every function draws on the given `Axes` or on a new figure, and returns the `Axes`. It does not call ``show``, use
+  ``pyplot`` or change matplotlib's settings.
+- The colours are those of Okabe and Ito, with a darker yellow; they remain distinct for colour-blind readers.
+- The first call imports matplotlib. If it is missing, the error names the extra to install.
 """
 
 from .curves import plot_elbow, plot_feature_errors, plot_latent, plot_loss, plot_row_losses, plot_sensitivity

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _MARKERS = "os^Dv"
-#: Above this many points they become pixels inside a vector figure, which would grow to megabytes otherwise.
+#: More points than this are drawn as pixels; a vector figure would grow to megabytes.
 _RASTER_POINTS = 2000
 
 
@@ -24,8 +24,8 @@ def plot_loss(history: Any, ax: Axes | None = None) -> Axes:
     Parameters
     ----------
     history : fitted estimator, or mapping of str to sequence of float
-        ``history_`` of an estimator: ``loss`` and, if present, ``val_loss``, one value per epoch. Of a variational
-        one, the training curve is that of ``objective``, with which ``val_loss`` is to be compared.
+        ``history_`` of an estimator: ``loss`` and, if present, ``val_loss``, one value per epoch. For a variational
+        model, the training curve is ``objective``, which is comparable with ``val_loss``.
     ax : matplotlib.axes.Axes, optional
 
     Returns
@@ -76,19 +76,19 @@ def plot_elbow(
     ylabel: str = "held-out loss",
     baseline_name: str = "PCA",
 ) -> Axes:
-    """The loss against the width of the bottleneck, beside a baseline.
+    """The loss against the number of latent components, beside a baseline.
 
     Parameters
     ----------
     n_components : sequence of int
-        The widths, drawn on a logarithmic axis.
+        The numbers of components, on a logarithmic axis.
     losses : array_like of the same length
-        Best on rows held out, where more components are not always better.
+        Best on held-out rows, where more components are not always better.
     baseline : array_like of the same length, optional
-        The same of PCA, or of what `baseline_name` says.
+        The same for PCA, or for the baseline that `baseline_name` names.
     ax : matplotlib.axes.Axes, optional
     elbow : int, optional
-        A width to mark, one of `n_components`.
+        One of `n_components`, to be marked.
     ylabel, baseline_name : str
 
     Returns
@@ -97,22 +97,22 @@ def plot_elbow(
     """
     sizes = [int(size) for size in n_components]
     if not sizes or min(sizes) < 1:
-        raise ValueError(f"n_components={n_components!r} must be one or more widths of at least 1")
+        raise ValueError(f"n_components={n_components!r} must be one or more integers of at least 1")
     curves: dict[str, tuple[npt.NDArray[np.float64], str, Any, str]] = {"autoencoder": (floats(losses), BLUE, "-", "o")}
     if baseline is not None:
         curves[baseline_name] = (floats(baseline), GREEN, (0, (4, 2)), "s")
     for name, (values, *_) in curves.items():
         if values.shape != (len(sizes),):
-            raise ValueError(f"{len(sizes)} widths but {values.size} values of {name}")
+            raise ValueError(f"{name} has {values.size} values for {len(sizes)} numbers of components")
     if elbow is not None and elbow not in sizes:
-        raise ValueError(f"elbow={elbow} is not one of the widths {sizes}")
+        raise ValueError(f"elbow={elbow} must be one of n_components={sizes}")
     ax = axes_or_new(ax)
     for name, (values, colour, dashes, marker) in curves.items():
         ax.plot(sizes, values, color=colour, lw=1.8, ls=dashes, marker=marker, ms=5, label=name)
     if elbow is not None:
         at = curves["autoencoder"][0][sizes.index(elbow)]
         ax.plot(elbow, at, "o", ms=11, mfc="none", mec=ORANGE, mew=1.8, zorder=3)
-        # The curve falls: there is room below it to the left, and above it to the right where PCA is below.
+        # The curve falls, so there is room below it on the left, and above it on the right if PCA is below.
         below = baseline is None or not curves[baseline_name][0][sizes.index(elbow)] < at
         ax.annotate(
             f"elbow: {elbow}",
@@ -168,14 +168,14 @@ def plot_row_losses(
 
 
 def plot_latent(codes: npt.ArrayLike, labels: npt.ArrayLike | None = None, ax: Axes | None = None) -> Axes:
-    """The latent codes as points; more than two components are shown along their first two principal axes.
+    """The latent codes as points. More than two components are projected on their first two principal axes.
 
     Parameters
     ----------
     codes : array_like of shape (n_samples, n_components)
-        A single component is drawn as a histogram.
+        One component gives a histogram.
     labels : array_like of shape (n_samples,), optional
-        Classes, drawn in distinct colours (and marks beyond eight); floats are drawn on a colour scale.
+        Classes get distinct colours, and distinct markers from the ninth on. Floats get a colour scale.
     ax : matplotlib.axes.Axes, optional
 
     Returns
@@ -218,14 +218,14 @@ def plot_feature_errors(
     Parameters
     ----------
     errors : array_like of shape (n_features,)
-        For example what ``feature_errors`` of an estimator returns.
+        For example the result of ``feature_errors`` of an estimator.
     names : sequence of str, optional
-        Names of the features; default: their numbers.
+        Names of the features; their numbers by default.
     top : int
-        How many to show.
+        Number of features to show.
     ax : matplotlib.axes.Axes, optional
     mean : float, optional
-        The mean over all features, where `errors` holds only some of them.
+        The mean over all features, if `errors` holds only some of them.
 
     Returns
     -------
@@ -261,16 +261,16 @@ def plot_sensitivity(
     top: int = 30,
     ax: Axes | None = None,
 ) -> Axes:
-    """How much each latent moves each feature, as a heat map: features down, latents across.
+    """A heat map of the effect of each latent (column) on each feature (row).
 
     Parameters
     ----------
     sensitivity : array_like of shape (n_components, n_features)
-        What ``latent_sensitivity`` of an estimator returns.
+        The result of ``latent_sensitivity`` of an estimator.
     names : sequence of str, optional
-        Names of the features; default: their numbers.
+        Names of the features; their numbers by default.
     top : int
-        How many features to show: those that some latent moves most. They are ordered by that latent.
+        Number of features to show: the most sensitive ones, grouped by the latent with the largest effect.
     ax : matplotlib.axes.Axes, optional
 
     Returns
@@ -315,7 +315,7 @@ def _two_axes(codes: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.float64], 
     centred = codes - codes.mean(axis=0)
     variance, axes = np.linalg.eigh(centred.T @ centred)
     share = 100 * variance[::-1] / max(float(variance.sum()), np.finfo(float).tiny)
-    # The sign of an axis is arbitrary; the larger side is shown positive so that two runs look alike.
+    # The sign of an axis is arbitrary. The larger side is drawn as positive, so that two runs look alike.
     axes = axes[:, ::-1][:, :2]
     axes = axes * np.where(axes[np.abs(axes).argmax(axis=0), [0, 1]] < 0, -1.0, 1.0)
     return centred @ axes, [f"latent principal axis {i + 1} ({share[i]:.0f} % of variance)" for i in range(2)]

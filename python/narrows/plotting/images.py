@@ -1,4 +1,4 @@
-"""Rows as pictures: originals and reconstructions, filters, latent traversals."""
+"""Rows drawn as images or signals: reconstructions, filters, latent traversals."""
 
 from __future__ import annotations
 
@@ -25,25 +25,25 @@ def plot_latent_traversal(
     batch: Any = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """What the decoder makes of codes that differ in one latent: a row of images for each latent.
+    """Decoded images of codes that differ in one latent: a row of images for each latent.
 
     Parameters
     ----------
     estimator : fitted estimator
-        Made for `VariationalAutoencoder`, whose latents have the prior N(0, 1); anything with ``inverse_transform``
-        and ``n_components`` will do.
+        Best a `VariationalAutoencoder`, whose latents have the prior N(0, 1). Any object with ``inverse_transform`` and
+        ``n_components`` works.
     latents : int or sequence of int
-        Which latents, from the top; or how many, taken where the images change most.
+        The latents to draw, from the top; or their number, to draw those that change the images most.
     image_shape : (height, width) or (height, width, channels), optional
-        Of a decoded row; a square by default.
+        Shape of a decoded row; a square by default.
     start : array_like of shape (n_components,), optional
-        The code from which each latent departs, for example of a row to vary; the prior's mean, zero, by default.
+        The code that the latents vary around; by default zero, the mean of the prior.
     span : float
-        How far a latent goes to both sides of `start`.
+        The largest change of a latent, in both directions.
     n_steps : int
-        Images in a row.
+        Number of images per latent.
     batch : str or int, optional
-        The batch that all codes are decoded for, after a fit with batches.
+        The batch label for decoding, after a fit with batches.
     ax : matplotlib.axes.Axes, optional
 
     Returns
@@ -57,21 +57,21 @@ def plot_latent_traversal(
         chosen = [int(i) for i in latents]
         count = len(chosen)
     if count < 1:
-        raise ValueError(f"latents={latents!r}: at least one is needed")
+        raise ValueError(f"latents={latents!r} must name at least one latent")
     for i in chosen or ():
         if not 0 <= i < k:
-            raise ValueError(f"latents: there is no latent {i}; n_components={k} are numbered from 0")
+            raise ValueError(f"latents: {i} is outside 0..{k - 1}, the latents of this model")
     if not span > 0 or n_steps < 2:
         raise ValueError(f"span={span!r} must be positive and n_steps={n_steps!r} at least 2")
     centre = np.zeros(k) if start is None else np.asarray(start, dtype=np.float64)
     if centre.shape != (k,):
-        raise ValueError(f"start has shape {centre.shape}, expected ({k},): one value for each latent")
+        raise ValueError(f"start must have shape ({k},), one value per latent; it has shape {centre.shape}")
     offsets = np.linspace(-span, span, n_steps)
     tried = list(range(k)) if chosen is None else chosen
     codes = np.tile(centre, (len(tried), n_steps, 1))
     codes[np.arange(len(tried)), :, tried] += offsets
-    told = {} if batch is None else {"batch": batch}
-    rows = np.asarray(estimator.inverse_transform(codes.reshape(-1, k), **told), dtype=np.float64)
+    label = {} if batch is None else {"batch": batch}
+    rows = np.asarray(estimator.inverse_transform(codes.reshape(-1, k), **label), dtype=np.float64)
     rows = rows.reshape(len(tried), n_steps, -1)
     shape = _image_shape(image_shape, rows.shape[2])
     if chosen is None:
@@ -98,21 +98,21 @@ def plot_reconstructions(
     n: int = 10,
     ax: Axes | None = None,
 ) -> Axes:
-    """Rows beside what an autoencoder makes of them.
+    """Rows beside their reconstructions.
 
-    Images stand in columns: original, noisy input, reconstruction, on the grey scale or in the colours of the
-    originals. Signals are drawn as curves over each other, one strip for each row.
+    Images form columns of original, noisy input and reconstruction, on the scale of the originals. Each signal is a
+    strip of curves.
 
     Parameters
     ----------
     originals, reconstructions : array_like of shape (n_samples, n_features) or (n_samples, height, width[, channels])
     noisy : array_like of the same shape, optional
-        What the reconstructions were made from, if not the originals.
+        The input of the reconstructions, if it was not the originals.
     image_shape : (height, width), (height, width, channels) or (length,), optional
-        Of a row; ``(length,)`` stands for a signal. By default what the shape of the arrays says; for rows of features
-        a square image, or a signal where their number is no square.
+        Shape of a row; ``(length,)`` means a signal. By default the shape of the arrays; for rows of features a square
+        image, or a signal if their number is not a square.
     n : int
-        How many to draw at most, from the top.
+        Largest number of rows to draw.
     ax : matplotlib.axes.Axes, optional
 
     Returns
@@ -120,7 +120,7 @@ def plot_reconstructions(
     matplotlib.axes.Axes
     """
     if n < 1:
-        raise ValueError(f"n={n!r}: at least one row is needed")
+        raise ValueError(f"n={n!r} must be at least 1")
     named = {"original": originals, "noisy": noisy, "reconstruction": reconstructions}
     arrays = {name: np.asarray(rows, dtype=np.float64) for name, rows in named.items() if rows is not None}
     first = arrays["original"]
@@ -132,12 +132,12 @@ def plot_reconstructions(
     for name, array in arrays.items():
         rows[name] = array.reshape(len(array), -1)[:n]
         if array.shape[0] != first.shape[0] or rows[name].shape != rows["original"].shape:
-            raise ValueError(f"{name} has shape {array.shape}, the originals {first.shape}")
+            raise ValueError(f"{name} has shape {array.shape}, originals has shape {first.shape}; they must agree")
     n_features = rows["original"].shape[1]
     signal = (image_shape is None and round(n_features**0.5) ** 2 != n_features) or len(image_shape or (1, 1)) == 1
     if signal:
         if image_shape is not None and image_shape[0] != n_features:
-            raise ValueError(f"image_shape={image_shape} does not hold the {n_features} features of a row")
+            raise ValueError(f"image_shape={image_shape} does not fit rows of {n_features} features")
         return _signals(rows, ax)
     shape = _image_shape(image_shape, n_features)
     count = len(rows["original"])
@@ -154,7 +154,7 @@ def plot_reconstructions(
 
 
 def _signals(rows: dict[str, npt.NDArray[np.float64]], ax: Axes | None) -> Axes:
-    """Curves of each row over each other, one strip below the other on a common scale."""
+    """Curves of each row on top of each other, one strip per row, on a common scale."""
     originals = rows["original"]
     count, length = originals.shape
     ax = new_figure(8.0, 0.75 * count + 1.2).subplots() if ax is None else ax
@@ -185,29 +185,29 @@ def _signals(rows: dict[str, npt.NDArray[np.float64]], ax: Axes | None) -> Axes:
 def plot_filters(
     weights: Any, *, image_shape: tuple[int, ...] | None = None, n: int = 64, ax: Axes | None = None
 ) -> Axes:
-    """What the units of the first layer look for: their weights as images, the largest first.
+    """The weights of the units of the first layer as images, the largest first.
 
     Parameters
     ----------
     weights : fitted estimator, or array_like of shape (n_features, n_units)
-        Of an estimator, the first of ``coefs_``.
+        For an estimator: the first of ``coefs_``.
     image_shape : (height, width) or (height, width, channels), optional
-        Of a row of the data; a square by default.
+        Shape of a row of the data; a square by default.
     n : int
-        How many units to draw at most: those of the largest weights, in the Euclidean norm.
+        Largest number of units to draw, in the order of the norm of their weights.
     ax : matplotlib.axes.Axes, optional
 
     Returns
     -------
     matplotlib.axes.Axes
-        Zero is the middle of the scale, and each unit has a scale of its own: lighter is positive.
+        Each unit has its own scale, with zero in the middle; lighter is positive.
     """
     coefs = getattr(weights, "coefs_", None)
     W = np.asarray(weights if coefs is None else coefs[0], dtype=np.float64)
     if W.ndim != 2 or not W.size:
-        raise ValueError(f"weights must have one column for each unit, got shape {W.shape}")
+        raise ValueError(f"weights must have one column per unit, got shape {W.shape}")
     if n < 1:
-        raise ValueError(f"n={n!r}: at least one unit is needed")
+        raise ValueError(f"n={n!r} must be at least 1")
     shape = _image_shape(image_shape, W.shape[0])
     kept = np.argsort(-(W**2).sum(axis=0), kind="stable")[:n]
     columns = int(np.ceil(np.sqrt(len(kept) * shape[0] / shape[1])))
@@ -228,12 +228,12 @@ def _show_grid(
 ) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
     """Draw images (lines, columns, height, width[, channels]) with gaps, from black at `low` to white at `high`.
 
-    NaN is paper; in colour, `low` and `high` are those of each channel.
+    NaN is white. In colour, each channel has this scale.
 
     Returns
     -------
     across, down : ndarray
-        The middles of columns and lines in data coordinates.
+        The centres of columns and lines in data coordinates.
     """
     lines, columns, height, width = images.shape[:4]
     gap = max(1, width // 14)
@@ -261,11 +261,11 @@ def _image_shape(shape: tuple[int, ...] | None, n_features: int) -> tuple[int, .
     if shape is None:
         side = round(n_features**0.5)
         if side * side != n_features:
-            raise ValueError(f"{n_features} features make no square image: give image_shape=(height, width)")
+            raise ValueError(f"{n_features} features are not a square image: give image_shape=(height, width)")
         return side, side
     shape = tuple(int(n) for n in shape)
     if len(shape) not in (2, 3) or min(shape) < 1 or int(np.prod(shape)) != n_features:
-        raise ValueError(f"image_shape={shape} does not hold the {n_features} features of a decoded row")
+        raise ValueError(f"image_shape={shape} does not fit rows of {n_features} features")
     if len(shape) == 3 and shape[2] not in (1, 3, 4):
         raise ValueError(f"image_shape={shape}: images have 1, 3 or 4 channels")
     return shape[:2] if len(shape) == 3 and shape[2] == 1 else shape

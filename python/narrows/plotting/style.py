@@ -1,4 +1,4 @@
-"""What all figures share: colours, a figure of its own, plain axes, literal labels."""
+"""Shared by all figures: colours, new figures, plain axes, literal labels."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _MAX_LEGEND = 24
 
 
 def new_figure(width: float = 6.4, height: float = 4.2) -> Any:
-    """A matplotlib Figure of its own, in no window and known to no global registry (inches)."""
+    """A new matplotlib Figure (size in inches), without a window and outside pyplot's registry."""
     require("matplotlib", "plot", "plotting")
     from matplotlib.figure import Figure
 
@@ -46,12 +46,12 @@ def dress(ax: Axes) -> Axes:
 
 
 def floats(values: Any) -> npt.NDArray[np.float64]:
-    """Numbers with None, as JSON has it, for a missing one."""
+    """Numbers as an array; None, as in JSON, becomes NaN."""
     return np.asarray([np.nan if v is None else v for v in values], dtype=np.float64)
 
 
 def literal(value: Any) -> str:
-    """A label that matplotlib takes literally: "$" starts mathematics, a leading "_" hides it."""
+    """A label that matplotlib shows literally: "$" would start mathematics and a leading "_" would hide the label."""
     text = str(value)
     text = text if len(text) <= 28 else text[:26] + "…"
     return ("\u2009" if text.startswith("_") else "") + text.replace("$", r"\$")
