@@ -79,7 +79,7 @@ def test_plot_latent_traversal():
     assert len(plotting.plot_latent_traversal(Decoder(), 1, image_shape=(4, 6), n_steps=41).get_xticks()) <= 11
     for arguments, message in (
         ({"latents": [30]}, "30 is outside 0..29"),
-        ({"latents": [-1]}, "no latent -1"),
+        ({"latents": [-1]}, "-1 is outside 0..29"),
         ({"latents": 0}, "latents=0"),
         ({}, "24 features are not a square image"),
         ({"image_shape": (5, 5)}, r"image_shape=\(5, 5\) does not fit rows of 24 features"),
