@@ -84,7 +84,7 @@ def test_plot_latent_traversal():
         ({}, "24 features are not a square image"),
         ({"image_shape": (5, 5)}, r"image_shape=\(5, 5\) does not fit rows of 24 features"),
         ({"image_shape": (3, 4, 2)}, "1, 3 or 4 channels"),
-        ({"image_shape": (4, 6), "start": [0.0]}, r"start has shape \(1,\), expected \(30,\)"),
+        ({"image_shape": (4, 6), "start": [0.0]}, r"start must have shape \(30,\), one value per latent"),
         ({"image_shape": (4, 6), "span": 0}, "span=0 must be positive"),
         ({"image_shape": (4, 6), "n_steps": 1}, "n_steps=1"),
     ):

@@ -34,7 +34,7 @@ from ..fitting.table import check_values
 from ..machine import thread_choice
 from ..plan.spec import Loss
 from ..rows.readahead import read_ahead
-from ..rows.shifted import stored_rows
+from ..rows.shifted import dense, stored_rows
 from .resources import apply_bytes, blas_threads
 from .settings import UsageError
 from .tables import check_output, write_table
@@ -92,7 +92,7 @@ def decode(settings: ApplySettings) -> None:
         def blocks() -> Iterator[npt.NDArray[Any]]:
             for start, block in source.blocks(step):
                 data.check_finite(block, start, source)
-                codes = block.toarray() if hasattr(block, "toarray") else block
+                codes = dense(block)
                 labels = _some(batch, start, len(codes))
                 yield normalizer.inverse_transform(estimator.inverse_transform(codes, batch=labels))
 

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from ..errors import DataError
 from ..rows.devices import to_host
+from ..rows.sparse import is_sparse
 from .readers import has_layers
 from .source import Source
 
@@ -148,14 +149,14 @@ def check_representable(
 
 
 def _stored(block: Any) -> npt.NDArray[Any]:
-    values: npt.NDArray[Any] = block.data if hasattr(block, "indptr") else block
+    values: npt.NDArray[Any] = block.data if is_sparse(block) else block
     return values
 
 
 def _first(block: Any, bad: npt.NDArray[np.bool_]) -> tuple[int, int, Any]:
     """Row, column and value of the first True of `bad`, in row order and then column order."""
     at = int(bad.argmax())
-    if hasattr(block, "indptr"):
+    if is_sparse(block):
         indptr = to_host(block.indptr)
         row = int(np.searchsorted(indptr, at, side="right")) - 1
         inside = slice(at, int(indptr[row + 1]))  # the indices of a row may be unsorted

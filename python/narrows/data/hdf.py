@@ -19,9 +19,10 @@ import numpy.typing as npt
 
 from .._extras import require
 from ..errors import DataError
+from ..rows.sparse import canonical_csr, check_indptr
 from .formats import Format, in_memory, no_such_layer, reading
 from .mtx import GENE_EXPRESSION, select_features, unique_names
-from .source import Source, canonical_csr, check_indptr
+from .source import Source
 
 log = logging.getLogger("narrows")
 

@@ -19,10 +19,12 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from ..errors import DataError
 from ..plan.losses import LOSSES
+from ..rows.arrays import check_unmasked
+from ..rows.sparse import canonical, is_sparse
 from . import KINDS
 from .checks import check_counts, check_finite, check_within
-from .scan import Scan, canonical, row_blocks, row_totals
-from .source import ArraySource, Source, check_unmasked
+from .scan import Scan, row_blocks, row_totals
+from .source import ArraySource, Source
 
 __all__ = ["Normalizer"]
 
@@ -237,7 +239,7 @@ class Normalizer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):  # type
         n = block.shape[0]
         numbers = np.arange(n) if rows is None else rows
         block = canonical(block)
-        sparse = sp.issparse(block)
+        sparse = is_sparse(block)
         if sparse and self.keeps_sparse:
             return self._scaled(block, numbers, source)
         # The arithmetic is float64; working part by part keeps its temporaries small.

@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 
 from ..errors import DataError
+from ..rows.sparse import canonical_csr, check_indptr
 from .formats import Format, in_memory, no_such_layer
 from .hdf import CSRDiskSource
-from .source import Source, canonical_csr, check_indptr
+from .source import Source
 
 _BESIDE = ("labels", "obs_names", "var_names", "feature_names", "genes")
 

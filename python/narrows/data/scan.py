@@ -9,9 +9,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-import scipy.sparse as sp
 
-__all__ = ["Scan", "canonical", "row_blocks", "row_totals"]
+from ..rows.sparse import is_sparse
+
+__all__ = ["Scan", "row_blocks", "row_totals"]
 
 #: Bytes of one block of the pass as dense float32. A fixed size keeps the cuts, and so the sums, the same.
 SCAN_BYTES = 1 << 24
@@ -26,17 +27,9 @@ def row_blocks(n_rows: int, n_features: int, block_bytes: int = SCAN_BYTES) -> I
 
 def row_totals(block: Any) -> np.ndarray:
     """The float64 sum of each row."""
-    if sp.issparse(block):
+    if is_sparse(block):
         return np.asarray(block @ np.ones(block.shape[1]))
     return np.asarray(np.ascontiguousarray(block).sum(axis=1, dtype=np.float64))
-
-
-def canonical(block: Any) -> Any:
-    """The CSR block with sorted, unique indices (a copy if it had others), or the dense block itself."""
-    if sp.issparse(block) and not block.has_canonical_format:
-        block = block.copy()
-        block.sum_duplicates()
-    return block
 
 
 class Scan:
@@ -54,7 +47,7 @@ class Scan:
     def add(self, block: Any, start: int) -> None:
         """Include a canonical block whose first row is row `start` of the data."""
         n = block.shape[0]
-        values = block.data if sp.issparse(block) else block
+        values = block.data if is_sparse(block) else block
         self.counts = self.counts and bool(values.size == 0 or (values.min() >= 0 and _integral(values)))
         self.totals[start : start + n] = row_totals(block)
         if self.mean is not None:
@@ -66,7 +59,7 @@ class Scan:
             self.mean += delta * (n / total)
         if self.low is not None:
             low, high = block.min(axis=0), block.max(axis=0)
-            if sp.issparse(block):
+            if is_sparse(block):
                 low, high = low.toarray().ravel(), high.toarray().ravel()
             np.minimum(self.low, low, out=self.low)
             np.maximum(self.high, high, out=self.high)
@@ -80,7 +73,7 @@ def _integral(values: np.ndarray) -> bool:
 def _moments(block: Any) -> tuple[np.ndarray, np.ndarray]:
     """Column means and centred sums of squares of one block, float64; implicit zeros count as values."""
     n, n_features = block.shape
-    if not sp.issparse(block):
+    if not is_sparse(block):
         dense = block.astype(np.float64)
         mean = dense.mean(axis=0)
         dense -= mean

@@ -20,111 +20,15 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import DataError
+from ..rows.arrays import check_unmasked, float_dtype
 from ..rows.devices import on_gpu
 from ..rows.shifted import Shifted
+from ..rows.sparse import any_sparse, canonical_csr, check_indices, check_indptr
 
 __all__ = ["ArraySource", "Source", "with_names"]
 
 _HASH_BLOCK = 1 << 20
 _SPAN_LIMIT = 32 << 20  # bytes that one read of scattered rows may span in a file
-
-
-def float_dtype(dtype: npt.DTypeLike) -> np.dtype[Any]:
-    """The dtype in which numbers of `dtype` are read: float64 stays float64, everything else becomes float32."""
-    given = np.dtype(dtype)
-    if given.kind not in "biuf":
-        raise DataError(f"numbers expected, got dtype {given}")
-    return np.dtype(np.float64 if given.kind == "f" and given.itemsize == 8 else np.float32)
-
-
-def canonical_csr(
-    data: npt.NDArray[Any],
-    indices: npt.NDArray[Any],
-    indptr: npt.NDArray[Any],
-    n_columns: int,
-    *,
-    where: str = "X",
-    row_offset: int = 0,
-) -> Any:
-    """Build a CSR block of floats with sorted, unique indices. It may change `data` and `indices`.
-
-    Parameters
-    ----------
-    data, indices : ndarray of shape (nnz,)
-    indptr : ndarray of shape (n_rows + 1,)
-        Starts at 0, never decreases and ends at ``nnz`` (see `check_indptr`).
-    where, row_offset : str, int
-        Name of the matrix and number of its first row, for messages.
-
-    Returns
-    -------
-    scipy.sparse.csr_array of shape (n_rows, n_columns)
-
-    Raises
-    ------
-    DataError
-        An index is outside ``0..n_columns - 1``; the message names its row.
-    """
-    from scipy import sparse
-
-    _check_indices(indices, indptr, n_columns, where, row_offset)
-    small = max(n_columns, len(indices)) <= np.iinfo(np.int32).max
-    index_dtype = np.int32 if small else np.int64
-    block = sparse.csr_array(
-        (
-            data.astype(float_dtype(data.dtype), copy=False),
-            indices.astype(index_dtype, copy=False),
-            indptr.astype(index_dtype, copy=False),
-        ),
-        shape=(len(indptr) - 1, n_columns),
-    )
-    if not block.has_canonical_format:
-        block.sum_duplicates()
-    return block
-
-
-def check_indptr(indptr: npt.NDArray[Any], n_rows: int, n_data: int, n_indices: int, where: str) -> None:
-    """Raise `DataError` unless `indptr` describes `n_rows` rows over the stored values."""
-    if indptr.ndim != 1 or indptr.dtype.kind not in "iu":
-        raise DataError(f"{where}: indptr must be a 1-D array of integers, not {indptr.ndim}-D {indptr.dtype}")
-    if len(indptr) != n_rows + 1:
-        raise DataError(f"{where}: indptr has {len(indptr)} entries; {n_rows} rows need {n_rows + 1}")
-    if n_data != n_indices:
-        raise DataError(f"{where}: {n_data} values but {n_indices} column indices")
-    falls = np.flatnonzero(indptr[1:] < indptr[:-1])
-    if len(falls):
-        raise DataError(f"{where}: indptr decreases at row {falls[0]}")
-    if int(indptr[0]) != 0 or int(indptr[-1]) != n_data:
-        raise DataError(f"{where}: indptr runs from {indptr[0]} to {indptr[-1]}, but {n_data} values are stored")
-
-
-def _check_indices(
-    indices: npt.NDArray[Any], indptr: npt.NDArray[Any], n_columns: int, where: str, row_offset: int = 0
-) -> None:
-    """Raise `DataError` for the first column index outside the matrix; `indptr` must be valid."""
-    if indices.dtype.kind not in "iu":
-        raise DataError(f"{where}: column indices must be integers, they are {indices.dtype}")
-    if len(indices) and (int(indices.min()) < 0 or int(indices.max()) >= n_columns):
-        at = int(np.flatnonzero((indices < 0) | (indices >= n_columns))[0])
-        row = int(np.searchsorted(indptr, at, side="right")) - 1 + row_offset
-        raise DataError(f"{where}: row {row} has column index {indices[at]}, outside 0..{n_columns - 1}")
-
-
-def check_csr(X: Any, where: str = "X") -> None:
-    """Raise `DataError` unless the parts of a SciPy CSR fit its shape.
-
-    SciPy's own routines trust these parts and would read out of bounds. Unused room behind the values, which `prune`
-    removes, is allowed.
-    """
-    used = min(int(X.indptr[-1]), len(X.data), len(X.indices))
-    check_indptr(X.indptr, X.shape[0], used, used, where)
-    _check_indices(X.indices[:used], X.indptr, X.shape[1], where)
-
-
-def check_unmasked(X: Any, where: str = "X") -> None:
-    """Raise `DataError` for a masked array with masked values, whose hidden numbers would be used otherwise."""
-    if isinstance(X, np.ma.MaskedArray) and np.ma.is_masked(X):
-        raise DataError(f"{where}: this masked array has masked values; fill them first")
 
 
 class Source(ABC):
@@ -386,7 +290,7 @@ class ArraySource(Source):
         if array.dtype.kind not in "biuf":
             raise DataError(f"{name}: numbers expected, got dtype {array.dtype}")
         nnz = None
-        if _is_sparse(array):
+        if any_sparse(array):
             from scipy import sparse
 
             if array.format != "csr":
@@ -398,7 +302,7 @@ class ArraySource(Source):
                 data = data.astype(float_dtype(data.dtype))
             # A new object on the same buffers: nothing below can change the caller's object.
             array = sparse.csr_array((data, array.indices, array.indptr), shape=array.shape, copy=False)
-            _check_indices(array.indices, array.indptr, array.shape[1], name)
+            check_indices(array.indices, array.indptr, array.shape[1], name)
         self.array = array
         super().__init__(
             array.shape,
@@ -441,11 +345,6 @@ class ArraySource(Source):
         self.array = None
 
 
-def _is_sparse(X: Any) -> bool:
-    # Duck typing avoids the import of scipy.sparse for dense data.
-    return hasattr(X, "tocsr") and hasattr(X, "nnz")
-
-
 def _plain_array(X: Any, name: str) -> tuple[Any, Any, Any]:
     """`X` as an ndarray or SciPy sparse object, and its row and column names."""
     obs_names = var_names = None
@@ -464,7 +363,7 @@ def _plain_array(X: Any, name: str) -> tuple[Any, Any, Any]:
         X = X.sparse.to_coo() if pandas_sparse and len(X.columns) else X.to_numpy()
     if on_gpu(X):
         raise DataError(f"{name}: a Source cannot hold data on a GPU; pass cupy.asnumpy({name})")
-    if _is_sparse(X):
+    if any_sparse(X):
         return X, obs_names, var_names
     check_unmasked(X, name)
     try:

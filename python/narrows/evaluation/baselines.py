@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import scipy.sparse as sp
 
 from ..data import Source
 from ..data.scan import row_blocks
 from ..rows.shifted import stored_rows
+from ..rows.sparse import is_sparse
 
 __all__ = ["PCABaseline", "pca", "pca_errors"]
 
@@ -59,7 +59,7 @@ def _blocks_of(source: Source, rows: np.ndarray, room: int) -> Callable[[], Iter
             if block is None:
                 # A shift changes neither the centred rows nor their principal components.
                 block = stored_rows(source.read_stored(rows[cut]))
-                size = block.data.nbytes + block.indices.nbytes if sp.issparse(block) else block.nbytes
+                size = block.data.nbytes + block.indices.nbytes if is_sparse(block) else block.nbytes
                 if size <= room:
                     cache[i], room = block, room - size
             yield cut, block
@@ -153,7 +153,7 @@ def _centred_energy(walk: Callable[[], Iterator[tuple[slice, Any]]], mean: np.nd
     total = 0.0
     at_zero = mean**2
     for _, block in walk():
-        if sp.issparse(block):
+        if is_sparse(block):
             values = block.data.astype(np.float64)
             means = mean[block.indices]
             total += float(np.sum((values - means) ** 2 - means**2)) + block.shape[0] * float(at_zero.sum())

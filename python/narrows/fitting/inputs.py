@@ -22,12 +22,13 @@ from sklearn.utils.validation import validate_data
 
 from ..backends import resolve
 from ..data.checks import check_finite, check_representable
-from ..data.source import Source, check_csr, check_unmasked, float_dtype
+from ..data.source import Source
 from ..plan.losses import LOSSES
 from ..plan.spec import Precision
+from ..rows.arrays import check_unmasked, float_dtype
 from ..rows.devices import beside, check_together, copying, gpu_array, on_gpu
 from ..rows.shifted import Shifted
-from ..rows.sparse import is_sparse
+from ..rows.sparse import check_csr, is_sparse
 from .conditions import declared_batches, numbers, read_labels
 from .table import Table
 

@@ -9,7 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..plan.spec import ACTIVATIONS, Activation
+from ..rows.arrays import check_unmasked
 from ..rows.devices import gpu_array
+from ..rows.sparse import check_csr, is_sparse
 
 __all__ = ["FLOAT32", "FLOAT64", "cast", "elementwise", "like", "operand"]
 
@@ -30,8 +32,6 @@ def operand(value: Any, name: str, ndim: int = 2, on_gpu: bool = False) -> Any:
     if isinstance(value, np.ndarray):
         array = value
         if isinstance(value, np.ma.MaskedArray):
-            from ..data.source import check_unmasked
-
             check_unmasked(value, name)
     elif hasattr(value, "tocsr"):
         if getattr(value, "format", None) != "csr" or name != "X":
@@ -52,9 +52,7 @@ def operand(value: Any, name: str, ndim: int = 2, on_gpu: bool = False) -> Any:
         raise ValueError(f"{name} has {array.ndim} dimensions, expected {ndim}")
     if array.dtype.kind not in "fiub":
         raise TypeError(f"{name} has dtype {array.dtype}, expected numbers")
-    if hasattr(array, "indptr"):
-        from ..data.source import check_csr
-
+    if is_sparse(array):
         check_csr(array)
     return array
 
