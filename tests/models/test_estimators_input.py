@@ -318,7 +318,7 @@ DAMAGED = [
     ("column", lambda: _damaged(indices=(5, 1 << 28)), "X: row 0 has column index 268435456, outside 0..11"),
     ("negative column", lambda: _damaged(indices=(5, -1 << 28)), "X: row 0 has column index -268435456, outside 0..11"),
     ("falling", lambda: _damaged(indptr=(100, 5)), "X: indptr decreases at row 99"),
-    ("start", lambda: _damaged(indptr=(0, 1)), "X: indptr runs 1..720, 720 values are stored"),
+    ("start", lambda: _damaged(indptr=(0, 1)), "X: indptr runs from 1 to 720, but 720 values are stored"),
 ]
 
 

@@ -23,4 +23,4 @@ def float_dtype(dtype: npt.DTypeLike) -> np.dtype[Any]:
 def check_unmasked(X: Any, where: str = "X") -> None:
     """Raise `DataError` for a masked array with masked values, whose hidden numbers would be used otherwise."""
     if isinstance(X, np.ma.MaskedArray) and np.ma.is_masked(X):
-        raise DataError(f"{where}: this masked array has masked values; fill them first")
+        raise DataError(f"{where}: a masked array with masked values; fill them first")
