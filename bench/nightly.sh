@@ -32,7 +32,13 @@ sanitized() {
   cp "$scratch/build-$name"/_core* "$scratch/$name/narrows/"
 }
 
-native_tests="tests/backends/test_native.py tests/backends/test_native_plans.py tests/backends/test_native_sparse.py tests/backends/test_functional.py tests/backends/test_backends.py tests/backends/test_programs.py tests/backends/test_bits.py tests/backends/test_edges.py tests/backends/test_convolution.py tests/backends/test_boltzmann.py tests/backends/test_contractive.py tests/backends/test_counts.py tests/models/test_shifted.py tests/models/test_batches.py"
+native_tests="
+  tests/backends/test_native.py tests/backends/test_native_plans.py tests/backends/test_native_sparse.py
+  tests/backends/test_functional.py tests/backends/test_backends.py tests/backends/test_programs.py
+  tests/backends/test_bits.py tests/backends/test_edges.py tests/backends/test_convolution.py
+  tests/backends/test_boltzmann.py tests/backends/test_contractive.py tests/backends/test_counts.py
+  tests/models/test_contractive.py tests/models/test_convolutional.py tests/models/test_counts.py
+  tests/models/test_shifted.py tests/models/test_batches.py"
 
 # An inline function compiled with an instruction set's flags must be in that set's namespace. The linker keeps one copy of
 # each weak symbol, and without the namespace it could keep a copy that this CPU cannot run.

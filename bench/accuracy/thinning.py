@@ -97,23 +97,23 @@ def squared(means: Means, Y: Means) -> NDArray[np.float64]:
     return ((means - Y) ** 2).sum(axis=1)  # type: ignore[no-any-return]
 
 
-JUDGES = {"poisson": poisson, "squared error": squared}
+FIGURES = {"poisson": poisson, "squared error": squared}
 
 
 def measure(method: str, seed: int) -> dict[str, Any]:
     counts = load_pbmc4k().toarray().astype(np.int64)
     first = np.random.default_rng(seed).binomial(counts, SEEN)
     X, Y = first.astype(np.float64), (counts - first).astype(np.float64)
-    chooses, judged = np.arange(len(X)) % 2 == 0, np.arange(len(X)) % 2 == 1
+    choosing, reported = np.arange(len(X)) % 2 == 0, np.arange(len(X)) % 2 == 1
     best: dict[str, dict[str, Any]] = {}
     started = time.perf_counter()
     for setting, means in METHODS[method](X, seed):
         said = means * ((1 - SEEN) / SEEN)
-        for name, judge in JUDGES.items():
-            found = judge(said, Y)
-            chosen = float(found[chooses].mean())
+        for name, figure in FIGURES.items():
+            found = figure(said, Y)
+            chosen = float(found[choosing].mean())
             if name not in best or chosen < best[name]["chosen by"]:
-                best[name] = {"value": float(found[judged].mean()), "setting": setting, "chosen by": chosen}
+                best[name] = {"value": float(found[reported].mean()), "setting": setting, "chosen by": chosen}
     return best | {"seconds": time.perf_counter() - started, "seed": seed}
 
 

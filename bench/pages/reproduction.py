@@ -196,8 +196,10 @@ def thinning(entry: Report) -> Part:
     rows = [
         [
             method,
-            *(spread([one[judge]["value"] for one in found]) for judge in ("poisson", "squared error")),
-            "; ".join(dict.fromkeys(one[judge]["setting"] for judge in ("poisson", "squared error") for one in found)),
+            *(spread([one[figure]["value"] for one in found]) for figure in ("poisson", "squared error")),
+            "; ".join(
+                dict.fromkeys(one[figure]["setting"] for figure in ("poisson", "squared error") for one in found)
+            ),
             f"{np.mean([one['seconds'] for one in found]):.0f}",
         ]
         for method, found in entry["methods"].items()

@@ -15,7 +15,7 @@ import re
 import subprocess
 from collections.abc import Iterable
 from datetime import date
-from importlib.metadata import packages_distributions, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -90,4 +90,4 @@ def _gpu() -> Report:
         found |= dict(zip(asked, out.splitlines()[0].split(", "), strict=True))
     except (OSError, subprocess.SubprocessError, ValueError, IndexError):
         pass  # some containers have a GPU but not its tools
-    return {"gpu": found | {"cupy": version(packages_distributions()["cupy"][0])}}
+    return {"gpu": found | {"cupy": cupy.__version__}}

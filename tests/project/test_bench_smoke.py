@@ -194,6 +194,10 @@ def test_the_nightly_checks_name_existing_files() -> None:
     assert len(named) > 20
     missing = {name for name in named if not (ROOT / name).is_file()}
     assert not missing
+    tests = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
+    (threads,) = re.findall(r'-k "(two_programs[^"]*)"', script)
+    for word in threads.split(" or "):
+        assert re.search(rf"def test_\w*{word}", tests), word
 
 
 def test_the_experiment_on_contractive_codes_runs_and_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:

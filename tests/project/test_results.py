@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ import pytest
 from bench.accuracy.precision import CASES as FITS
 from bench.accuracy.precision import PRECISIONS, compare, run
 from bench.pages import PAGES, write
-from bench.support.results import RESULTS, load, reports, slug, store
+from bench.support.results import RESULTS, header, load, path_of, reports, slug, store
 from native_functions import FUNCTIONS
 
 
@@ -102,6 +104,27 @@ def test_a_folder_names_a_cpu_as_people_do(cpu: tuple[str, str, str], cores: int
 def test_a_folder_names_a_gpu() -> None:
     machine = {"cpu": {"model name": "AMD EPYC"}, "cores": 16, "isa": "avx512"}
     assert slug({"machine": machine, "gpu": {"name": "NVIDIA H200"}}) == "nvidia-h200"
+
+
+def test_a_result_on_a_gpu_names_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    runtime = SimpleNamespace(getDeviceProperties=lambda device: {"name": b"NVIDIA H200"})
+    cupy = SimpleNamespace(cuda=SimpleNamespace(runtime=runtime), __version__="14.2")
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
+    monkeypatch.setenv("NARROWS_BENCH_DEVICE", "cuda")
+    report = header(threads=2)
+    assert report["gpu"]["name"] == "NVIDIA H200"
+    assert path_of(report, "peers", Path("results")) == Path("results/nvidia-h200/peers.json")
+
+
+def test_pages_show_a_gpu_apart(repository: Path, tmp_path: Path) -> None:
+    for name in ("peers", "counts"):
+        (report,) = reports(name)[:1]
+        store(report | {"gpu": {"name": "NVIDIA H200"}}, name, tmp_path)
+    page = PAGES["benchmarks.md"](tmp_path)
+    assert "\n## Training steps on a GPU\n" in page
+    assert "\n## Steps on counts on a GPU\n" in page
+    assert "NVIDIA H200 with AMD EPYC" in page
+    assert "## Training steps\n" not in page
 
 
 def test_pages_show_each_machine_with_its_date_and_versions(repository: Path, tmp_path: Path) -> None:
