@@ -1,26 +1,37 @@
 #include "cpu/isa.h"
 
+#include <cstdlib>
 #include <stdexcept>
 
 namespace narrows {
 
-bool cpu_has_baseline() { return true; }
+namespace {
+
+// Compiled without any instruction set's flags, so that asking is safe on every CPU.
+bool always() { return true; }
 
 #ifdef NARROWS_X86
 // __builtin_cpu_supports also asks whether the operating system saves the registers.
-bool cpu_has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
-bool cpu_has_avx512() {
-  return cpu_has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+bool has_avx512() {
+  return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 }
-bool cpu_has_avx512bf16() { return cpu_has_avx512() && __builtin_cpu_supports("avx512bf16"); }
+bool has_avx512bf16() { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }
 #endif
 
+}  // namespace
+
 const std::vector<const Isa*>& isa_tables() {
+  static const Isa baseline = {"baseline", always, baseline::table<float>, baseline::table<double>, nullptr};
 #ifdef NARROWS_X86
-  static const std::vector<const Isa*> tables = {&isa_avx512bf16, &isa_avx512, &isa_avx2, &isa_baseline};
+  static const Isa avx2 = {"avx2", has_avx2, avx2::table<float>, avx2::table<double>, nullptr};
+  static const Isa avx512 = {"avx512", has_avx512, avx512::table<float>, avx512::table<double>, nullptr};
+  static const Isa avx512bf16 = {"avx512bf16", has_avx512bf16, avx512::table<float>, avx512::table<double>,
+                                 avx512bf16::pair_product};
+  static const std::vector<const Isa*> tables = {&avx512bf16, &avx512, &avx2, &baseline};
 #else
-  static const std::vector<const Isa*> tables = {&isa_baseline};
+  static const std::vector<const Isa*> tables = {&baseline};
 #endif
   return tables;
 }
@@ -35,6 +46,14 @@ const Isa& isa_select(const std::string& name) {
     }
   }
   throw std::invalid_argument("NARROWS_ISA='" + name + "' is not an instruction set; choose from " + known);
+}
+
+const Isa& chosen_isa() {
+  static const Isa& isa = [&]() -> const Isa& {
+    const char* name = std::getenv("NARROWS_ISA");
+    return isa_select(name ? name : "");
+  }();
+  return isa;
 }
 
 }  // namespace narrows

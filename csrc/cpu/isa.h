@@ -9,13 +9,40 @@
 
 namespace narrows {
 
-// Compiled without any instruction set's flags, so that asking is safe on every CPU.
-bool cpu_has_baseline();
-bool cpu_has_avx2();
-bool cpu_has_avx512();
-bool cpu_has_avx512bf16();
+struct Isa {
+  const char* name;
+  bool (*supported)();
+  const Kernels<float>& (*f32)();
+  const Kernels<double>& (*f64)();
+  PairProduct (*native_bfloat16)();  // by the CPU's own instruction; null: emulated
 
-extern const Isa isa_baseline, isa_avx2, isa_avx512, isa_avx512bf16;
+  template <class T>
+  const Kernels<T>& kernels() const {
+    if constexpr (sizeof(T) == 4)
+      return f32();
+    else
+      return f64();
+  }
+  PairProduct bfloat16() const { return native_bfloat16 ? native_bfloat16() : f32().bfloat16; }
+};
+
+// The tables, each compiled with its instruction set's flags.
+#define NARROWS_TABLE(isa)                \
+  namespace isa {                         \
+  template <class T>                      \
+  const Kernels<T>& table();              \
+  template <>                             \
+  const Kernels<float>& table<float>();   \
+  template <>                             \
+  const Kernels<double>& table<double>(); \
+  }
+NARROWS_TABLE(baseline)
+NARROWS_TABLE(avx2)
+NARROWS_TABLE(avx512)
+#undef NARROWS_TABLE
+namespace avx512bf16 {
+PairProduct pair_product();
+}
 
 // Every table built into this library, best first.
 const std::vector<const Isa*>& isa_tables();
@@ -23,5 +50,8 @@ const std::vector<const Isa*>& isa_tables();
 // The table named `name`, or the best that this CPU supports if it is empty. Throws std::invalid_argument for an
 // unknown name and std::runtime_error for one that this CPU cannot run.
 const Isa& isa_select(const std::string& name);
+
+// The table that the environment variable NARROWS_ISA names, which is read once. Throws as isa_select().
+const Isa& chosen_isa();
 
 }  // namespace narrows

@@ -35,14 +35,48 @@ struct SourceView {
   const void *indptr = nullptr, *indices = nullptr;
 };
 
+// A reference to a function object that is called through a pointer: what takes one is compiled once for all of them.
+template <class Signature>
+class FunctionRef;
+template <class R, class... A>
+class FunctionRef<R(A...)> {
+ public:
+  FunctionRef() = default;
+  template <class Fn>
+  __attribute__((always_inline)) FunctionRef(const Fn& fn)
+      : object_(&fn), call_([](const void* object, A... a) -> R { return (*static_cast<const Fn*>(object))(a...); }) {}
+  __attribute__((always_inline)) R operator()(A... a) const { return call_(object_, a...); }
+  __attribute__((always_inline)) explicit operator bool() const { return call_; }
+
+ private:
+  const void* object_ = nullptr;
+  R (*call_)(const void*, A...) = nullptr;
+};
+
+// Where a tile lies in the result of a product.
+struct Tile {
+  index_t row, col;
+  int rows;
+  index_t cols;
+};
+// Takes the values of a finished tile, and lists the lines of memory that it will write for one. The second may be
+// absent.
+template <class T>
+using Epilogue = FunctionRef<void(const Tile&, T*)>;
+using Before = FunctionRef<int(const Tile&, const void**)>;
+
+// A product in bfloat16: see gemm_bfloat16.inl.
+using PairProduct = void (*)(Matrix<const float> A, Matrix<const float> B, Matrix<float> partial, float* scratch,
+                             Epilogue<float> epilogue, int tid, int nt, Before before);
+
 // What changes from step to step, and what an op may know besides its operands.
 template <class T>
 struct Context {
-  index_t m = 0;                  // rows of this batch
-  const index_t* rows = nullptr;  // which rows of the sources they are
-  bool learn = false;             // a training step: the loss leaves its gradient
-  bool split_rows = true;         // products over the batch are shared by rows, else by tiles
-  bool bfloat16 = false;          // products in bfloat16
+  index_t m = 0;                   // rows of this batch
+  const index_t* rows = nullptr;   // which rows of the sources they are
+  bool learn = false;              // a training step: the loss leaves its gradient
+  bool split_rows = true;          // products over the batch are shared by rows, else by tiles
+  PairProduct bfloat16 = nullptr;  // makes products in bfloat16; null: in T
   uint64_t seed = 0;
   uint32_t step = 0;
   double learning_rate = 0;
@@ -70,6 +104,7 @@ constexpr index_t IMAGE = 1 << 16;            // pairs of bfloat16 that an image
 constexpr index_t COUNT_ARRAYS = 12;
 inline index_t count_room(index_t features) { return padded(features + 1); }
 
+// The operands of an op, by the names that ops.h gives them. (Always inline, as each instruction set compiles its own.)
 template <class T>
 struct Args {
   Matrix<T> slots[MAX_SLOTS];  // data is null where an operand is absent; batch slots have `batch` set
@@ -77,20 +112,27 @@ struct Args {
   int ints[MAX_INTS] = {};
   double floats[MAX_FLOATS] = {};
   bool turned = false;  // DGRAD: as a transposed product
+
+  __attribute__((always_inline)) const Matrix<T>& operator[](Slot slot) const { return slots[int(slot)]; }
+  __attribute__((always_inline)) int operator[](Int i) const { return ints[int(i)]; }
+  __attribute__((always_inline)) double operator[](Float f) const { return floats[int(f)]; }
 };
+
+constexpr Slot JACOBIAN_WEIGHTS[] = {op::JACOBIAN::W2, op::JACOBIAN::W3, op::JACOBIAN::W4};
 
 // Of JACOBIAN: widths of the layers, elements from one row to the next, rows of a block, widest of these rows, and the
 // elements of scratch memory that a thread takes. Blocks stay in L2, beside the Gram matrix and its gradient.
 struct JacobianBlock {
+  using O = op::JACOBIAN;
   static constexpr index_t SIZE = 40000, ROWS = 48, TILE = 6;
   int layers = 1;
   index_t widths[JACOBIAN_LAYERS] = {}, ld[JACOBIAN_LAYERS] = {}, rows, widest, scratch;
 
   template <class T>
   explicit JacobianBlock(const Args<T>& args) {
-    widths[0] = args.slots[2].cols, ld[0] = widest = padded(widths[0]);
-    for (; layers < JACOBIAN_LAYERS && args.slots[2 + layers].data; ++layers)
-      widths[layers] = args.slots[2 + layers].cols, ld[layers] = padded(widths[layers]);
+    widths[0] = args[O::gram].cols, ld[0] = widest = padded(widths[0]);
+    for (; layers < JACOBIAN_LAYERS && args[JACOBIAN_WEIGHTS[layers - 1]].data; ++layers)
+      widths[layers] = args[JACOBIAN_WEIGHTS[layers - 1]].cols, ld[layers] = padded(widths[layers]);
     index_t sum = 0;
     for (int i = 0; i < layers - 1; ++i) {
       sum += (i < layers - 2 ? 2 : 1) * ld[i];
@@ -99,14 +141,10 @@ struct JacobianBlock {
     rows = SIZE / widest / TILE * TILE;
     if (rows < ROWS) rows = ROWS;
     // With noise there is a second chain, and what both are told from is kept for it.
-    const index_t chains = args.slots[1].data ? 2 * sum + ld[0] : sum;
+    const index_t chains = args[O::noisy].data ? 2 * sum + ld[0] : sum;
     scratch = SCRATCH + widths[layers - 1] * ld[layers - 2] + rows * (chains + 2 * widest);
   }
 };
-
-// Elements of scratch memory that a thread takes for an op of the squared error in Gram form, of a layer with so many
-// inputs; `size` is that of an element in bytes.
-index_t gram_scratch(int code, index_t inner, index_t batch, index_t size);
 
 template <class T>
 using Op = void (*)(const Args<T>&, const Context<T>&, int tid, int nt);
@@ -118,13 +156,27 @@ struct LayerArgs {
   const T* bias = nullptr;
   Matrix<T> out, pre;  // pre.data may be null
   T* scratch = nullptr;
-  bool bfloat16 = false;
+  PairProduct bfloat16 = nullptr;
+};
+
+// What an op takes on a batch of this many rows.
+struct Cost {
+  index_t scratch = 0;    // elements of scratch memory of a thread
+  double flop = 0;        // of its products
+  bool turnable = false;  // whether its input gradient may be made as a transposed product
+};
+
+// How an op runs.
+template <class T>
+struct Kernel {
+  // The function for the op's activation, loss or solver; null if there is none.
+  Op<T> (*run)(const Args<T>&);
+  Cost (*cost)(const Args<T>&, index_t batch, bool bfloat16);
 };
 
 template <class T>
 struct Kernels {
-  // The kernel of an op; picks the activation, loss and solver once, so that no kernel branches on them.
-  Op<T> (*resolve)(int code, const int* ints);
+  Kernel<T> ops[OP_COUNT];
   // out = activation(x W + b)
   void (*dense)(int activation, const LayerArgs<T>&, int tid, int nt);
   // out = activation(z + b) for a z that is there already; pre as in dense, x and W unused
@@ -136,30 +188,11 @@ struct Kernels {
   // Does n rounds of multiply-adds in registers alone, as many as the micro-kernel has accumulators; returns the
   // operations done.
   double (*fma_probe)(index_t n);
-  // Elements of scratch memory that a product (M x K)(K x N) in bfloat16 takes; `cut` if K may be cut.
-  index_t (*bfloat16_scratch)(index_t M, index_t K, bool cut);
+  // Makes products in bfloat16, two multiply-adds for each pair; null unless T is float.
+  PairProduct bfloat16;
   // out = the function `name` of each element of x, at the given target if it is a loss; false if there is none such
   bool (*evaluate)(const char* name, T target, const T* x, T* out, index_t n);
 };
-
-struct Isa {
-  const char* name;
-  bool (*supported)();
-  bool native_bfloat16;  // else emulated
-  Kernels<float> f32;
-  Kernels<double> f64;
-
-  template <class T>
-  const Kernels<T>& kernels() const;
-};
-template <>
-inline const Kernels<float>& Isa::kernels<float>() const {
-  return f32;
-}
-template <>
-inline const Kernels<double>& Isa::kernels<double>() const {
-  return f64;
-}
 
 // A thread's share of n grains.
 struct Range {

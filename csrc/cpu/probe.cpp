@@ -32,7 +32,7 @@ Probe probe_machine(const Isa& isa, int n_threads) {
     for (int round = 0; round < ROUNDS; ++round) {
       barrier.wait(nt);
       auto start = Clock::now();
-      const double flop = isa.f32.fma_probe(FMA_ROUNDS) * nt;
+      const double flop = isa.f32().fma_probe(FMA_ROUNDS) * nt;
       barrier.wait(nt);
       const double fma = seconds_since(start);
 

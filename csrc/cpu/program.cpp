@@ -12,8 +12,6 @@
 #include <stdexcept>
 #include <string>
 
-#include "plan/geometry.h"
-
 namespace narrows {
 
 namespace {
@@ -22,9 +20,6 @@ constexpr size_t HUGE_PAGE = size_t(2) << 20;
 
 // Below this many operations a step is cheaper on one thread than a second one is to wake.
 constexpr double SERIAL_FLOP = 5e5;
-
-// Of CSR rows, as far as it matters for that: what part of them is expected not to be zero.
-constexpr double SPARSE_DENSITY = 0.05;
 
 // Rows a thread must have for products to be shared by rows: with fewer, the micro-kernel's tiles are cut too short.
 constexpr index_t MIN_ROWS = 12;
@@ -156,71 +151,31 @@ class TypedProgram final : public Program {
     for (int r = 0; r < 2 + plan_.moments; ++r) ctx_.regions[r] = base + r * plan_.parameter_size;
     work_ = base + (2 + plan_.moments) * plan_.parameter_size;
     ctx_.parameter_size = plan_.parameter_size;
-    ctx_.bfloat16 = precision == BFLOAT16;
+    if (precision == BFLOAT16) ctx_.bfloat16 = isa.bfloat16();
     const Kernels<T>& kernels = isa.kernels<T>();
     double flop = 0;
     for (const OpDesc& op : plan_.ops) {
       CompiledOp<T> compiled;
-      compiled.run = kernels.resolve(op.code, op.ints);
-      compiled.modes = op.modes;
-      if (!compiled.run) throw std::invalid_argument(std::string("plan: no kernel for ") + OPS[op.code].name);
+      Args<T>& args = compiled.args;
       for (int i = 0; i < MAX_SLOTS; ++i)
         if (op.slots[i] >= 0) {
           const SlotDesc& s = plan_.slots[size_t(op.slots[i])];
-          compiled.args.slots[i] = {address(s), s.rows, s.cols, s.ld(), 1, true};
-          compiled.args.batch[i] = s.region == REGION_BATCH;
+          args.slots[i] = {address(s), s.rows, s.cols, s.ld(), 1, true};
+          args.batch[i] = s.region == REGION_BATCH;
         }
-      std::memcpy(compiled.args.ints, op.ints, sizeof op.ints);
-      std::memcpy(compiled.args.floats, op.floats, sizeof op.floats);
-      const bool forward = op.code == OP_DENSE || op.code == OP_DGRAD;
-      const bool backward = op.code == OP_WGRAD || op.code == OP_WGRAD_UPDATE;
-      if (forward) {
-        const SlotDesc& W = plan_.slots[size_t(op.slots[1])];
-        flop += 2.0 * double(plan_.batch) * double(W.rows) * double(W.cols);
-      }
-      const index_t inner = forward || backward ? plan_.slots[size_t(op.slots[0])].cols : 0;
-      const bool turnable = op.code == OP_DGRAD && inner <= TURNED_DEPTH;
-      if (turnable) turnable_.push_back(ops_.size());
-      if (ctx_.bfloat16 && forward) reserve(kernels.bfloat16_scratch(plan_.batch, inner, true));
-      if (ctx_.bfloat16 && backward) reserve(kernels.bfloat16_scratch(inner, plan_.batch, false));
-      if (turnable && ctx_.bfloat16)
-        reserve(kernels.bfloat16_scratch(plan_.slots[size_t(op.slots[3])].cols, inner, false));
-      else if (turnable)
-        reserve(inner * 64);
-      if (op.code == OP_JACOBIAN) {
-        const JacobianBlock block(compiled.args);
-        reserve(block.scratch);
-        const double units = double(block.widths[0]);
-        flop += 3.0 * double(plan_.batch) * double(block.widths[block.layers - 1]) * units * units;
-      }
-      if (op.code == OP_CONVOLVE || op.code == OP_CONV_DGRAD || op.code == OP_CONV_WGRAD) {
-        const bool wgrad = op.code == OP_CONV_WGRAD;
-        const ConvGeometry g = conv_geometry(op.ints + (wgrad ? 2 : 1));
-        const index_t grains = wgrad ? plan_.slots[size_t(op.slots[2])].rows : 1;
-        reserve(conv_scratch(op.code, g, plan_.batch, grains, sizeof(T)));
-        flop += 2.0 * double(plan_.batch) * double(g.y.narrow * g.x.narrow) *
-                double(g.taps() * g.wide_channels * g.narrow_channels);
-      }
-      if (op.code == OP_COUNTS)
-        reserve(COUNT_ARRAYS * count_room(plan_.slots[size_t(op.slots[0])].cols / count_columns(op)));
-      if (op.code == OP_MAXPOOL || op.code == OP_MAXPOOL_DGRAD) reserve(op.ints[op.code == OP_MAXPOOL ? 1 : 2] + 64);
-      if (op.code == OP_WEIGHT_GRAM || op.code == OP_SPARSE_MSE || op.code == OP_SPARSE_MSE_WGRAD ||
-          op.code == OP_SPARSE_MSE_UPDATE) {
-        const index_t inner =
-            plan_.slots[size_t(op.slots[op.code == OP_WEIGHT_GRAM  ? 0
-                                        : op.code == OP_SPARSE_MSE ? 1
-                                                                   : 3])]
-                .rows;
-        reserve(gram_scratch(op.code, inner, plan_.batch, sizeof(T)));
-        flop += 2.0 * double(inner) * double(inner);
-      } else if (const Gathered x(plan_, op); x.csr) {
-        reserve(SPARSE_COLUMNS * SPARSE_PANEL + plan_.batch * index_t(SPARSE_CURSOR / sizeof(T)));
-        const index_t outputs = plan_.slots[size_t(op.slots[op.code == OP_SPARSE_DENSE ? 4 : 0])].cols;
-        flop += 2.0 * double(plan_.batch) * double(x.cols) * double(outputs) * SPARSE_DENSITY;
-      }
+      std::memcpy(args.ints, op.ints, sizeof op.ints);
+      std::memcpy(args.floats, op.floats, sizeof op.floats);
+      const Kernel<T>& kernel = kernels.ops[op.code];
+      compiled.run = kernel.run(args);
+      compiled.modes = op.modes;
+      if (!compiled.run) throw std::invalid_argument(std::string("plan: no kernel for ") + OPS[op.code].name);
+      const Cost cost = kernel.cost(args, plan_.batch, precision == BFLOAT16);
+      if (cost.scratch > scratch_size_) scratch_size_ = (cost.scratch + LANES - 1) / LANES * LANES;
+      if (cost.turnable) turnable_.push_back(ops_.size());
+      flop += cost.flop;
       const int solver = OPS[op.code].solver();
       if (solver >= 0 && op.ints[solver] != SOLVER_SGD) solver_ = &op;
-      if (op.code == OP_REDUCE) terms_ = &plan_.slots[size_t(op.slots[2])];
+      if (op.code == OP_REDUCE) terms_ = &plan_.slots[size_t(op[op::REDUCE::terms])];
       ops_.push_back(compiled);
     }
     const int teams = simulate_ > 0 ? 1 : n_threads_;
@@ -229,7 +184,7 @@ class TypedProgram final : public Program {
     const int team = simulate_ > 0 ? simulate_ : n_threads_;
     Choice first{plan_.batch / team >= MIN_ROWS, std::vector<char>(ops_.size())};
     const index_t rows = plan_.batch / team;
-    for (size_t op : turnable_) first.turned[op] = rows >= 32 && ops_[op].args.slots[3].cols >= 2 * rows;
+    for (size_t op : turnable_) first.turned[op] = rows >= 32 && ops_[op].args[op::DGRAD::out].cols >= 2 * rows;
     tuning_.reset(new Tuning(tune && simulate_ == 0 ? key(isa, precision) : std::string(), first,
                              n_threads_ > 1 && plan_.batch >= team, turnable_));
     for (const bool by_rows : {false, true}) {
@@ -366,10 +321,6 @@ class TypedProgram final : public Program {
     }
   }
 
-  void reserve(index_t scratch) {
-    if (scratch > scratch_size_) scratch_size_ = (scratch + LANES - 1) / LANES * LANES;
-  }
-
   Trace blank_trace() const {
     const size_t columns = ops_.size() + 1;
     return {std::vector<double>(columns * size_t(n_threads_)), columns};
@@ -501,16 +452,6 @@ class TypedProgram final : public Program {
 };
 
 }  // namespace
-
-index_t gram_scratch(int code, index_t inner, index_t batch, index_t size) {
-  const index_t wide = index_t(sizeof(double)) / size, ld = padded(inner + 1), lines = 16 * LANES;
-  const index_t cursors = SPARSE_CURSOR / size;
-  if (code == OP_WEIGHT_GRAM) return SCRATCH + (inner + CELL_ROWS) * 64 * wide;
-  if (code == OP_SPARSE_MSE)
-    return wide * (ld * (inner + 1 + GRAM_ROWS + 2) + GRAM_ROWS) + GRAM_ROWS * (SPARSE_PANEL + 2 * cursors) +
-           SPARSE_COLUMNS * SPARSE_PANEL + lines;
-  return SPARSE_COLUMNS * (2 * (inner + 1) + 2 * SPARSE_PANEL) + batch * cursors + lines;
-}
 
 Arena::Arena(size_t bytes) {
   const size_t page = size_t(sysconf(_SC_PAGESIZE));

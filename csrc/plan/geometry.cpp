@@ -14,17 +14,18 @@ index_t shared_pitch(index_t data, index_t before, index_t after) { return data 
 
 }  // namespace
 
-ConvGeometry conv_geometry(const int32_t* ints) {
-  const index_t h = ints[0], w = ints[1], c = ints[2], out_h = ints[3], out_w = ints[4], filters = ints[5];
+ConvGeometry conv_geometry(const int32_t* attributes) {
+  using O = op::CONVOLVE;
+  const auto at = [&](Int i) { return index_t(attributes[int(i) - int(O::h)]); };
   ConvGeometry g;
-  g.transposed = ints[14];
-  g.up_y = ints[12], g.up_x = ints[13];
-  const index_t in_y = h * g.up_y, in_x = w * g.up_x;
-  g.y = {g.transposed ? out_h : in_y, g.transposed ? in_y : out_h, ints[6], ints[8], ints[10]};
-  g.x = {g.transposed ? out_w : in_x, g.transposed ? in_x : out_w, ints[7], ints[9], ints[11]};
-  g.wide_channels = g.transposed ? filters : c;
-  g.narrow_channels = g.transposed ? c : filters;
-  g.x_last = ints[15] & 1, g.out_last = ints[15] & 2;
+  g.transposed = at(O::transposed);
+  g.up_y = at(O::uy), g.up_x = at(O::ux);
+  const index_t in_y = at(O::h) * g.up_y, in_x = at(O::w) * g.up_x, out_y = at(O::out_h), out_x = at(O::out_w);
+  g.y = {g.transposed ? out_y : in_y, g.transposed ? in_y : out_y, at(O::ky), at(O::sy), at(O::py)};
+  g.x = {g.transposed ? out_x : in_x, g.transposed ? in_x : out_x, at(O::kx), at(O::sx), at(O::px)};
+  g.wide_channels = at(g.transposed ? O::filters : O::c);
+  g.narrow_channels = at(g.transposed ? O::c : O::filters);
+  g.x_last = at(O::layout) & 1, g.out_last = at(O::layout) & 2;
   return g;
 }
 

@@ -1,7 +1,7 @@
 // How convolutions lie in a thread's scratch memory: sizes of planes, tables and buffers, from shapes alone.
 //
 // Promises: a plan that passes validate() has a ConvPlan whose sizes are positive and below 2**62.
-// Never: holds a pointer; is compiled with an instruction set's flags (its functions live in conv.cpp).
+// Never: holds a pointer; is compiled with an instruction set's flags (its functions live in geometry.cpp).
 //
 // A convolution and its adjoint relate a wide image to a narrow one: element (ky, kx) of the kernel joins the narrow
 // pixel y to the wide pixel stride * y + ky - pad. A convolution reads the wide image and writes the narrow one; a
@@ -34,7 +34,8 @@ struct ConvGeometry {
   ConvGeometry folded() const;
 };
 
-ConvGeometry conv_geometry(const int32_t* ints);
+// From the attributes of an op, which begin with `h`.
+ConvGeometry conv_geometry(const int32_t* attributes);
 
 // From wide to narrow, and what the weight's gradient needs of both.
 struct GatherPlan {

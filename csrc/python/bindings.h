@@ -13,9 +13,6 @@ namespace narrows {
 
 namespace py = pybind11;
 
-// NARROWS_ISA is read once; while it names nothing usable, every use is an error.
-const Isa& chosen_isa();
-
 // Whether the elements of `a` are T, in native byte order. (A comparison of dtypes takes as long as a small layer.)
 template <class T>
 bool holds(const py::array& a) {

@@ -17,14 +17,6 @@ namespace narrows {
 
 using namespace py::literals;
 
-const Isa& chosen_isa() {
-  static const Isa& isa = [&]() -> const Isa& {
-    const char* name = std::getenv("NARROWS_ISA");
-    return isa_select(name ? name : "");
-  }();
-  return isa;
-}
-
 namespace {
 
 // Held by a Program while it runs, so that a second caller gets an error instead of a corrupted state.
@@ -282,7 +274,7 @@ PYBIND11_MODULE(_core, m) {
   m.def("build_info", build_info);
   m.def("isa", [] { return std::string(chosen_isa().name); });
   m.def("thread_limit", thread_limit);
-  m.def("native_bfloat16", [] { return chosen_isa().native_bfloat16; });
+  m.def("native_bfloat16", [] { return chosen_isa().native_bfloat16 != nullptr; });
   m.def("probe_machine", [](int n_threads) {
     if (n_threads < 1 || n_threads > 4096) throw std::invalid_argument("n_threads must be positive");
     Probe probe;

@@ -16,11 +16,12 @@ inline T row_root(const Matrix<T>& weight, const Context<T>& ctx, index_t i, dou
 // Columns are shared, so that a unit's sums over the rows are one thread's.
 template <class Act, class T>
 void contractive(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
+  using O = op::CONTRACTIVE;
   constexpr index_t GROUP = 4 * LANES, N = GROUP / WIDTH<T>;
-  const Matrix<T>&saved = args.slots[0], &noisy = args.slots[1], &W = args.slots[2], &weight = args.slots[3];
-  const Matrix<T>&dz = args.slots[4], &dnoisy = args.slots[6];
-  const bool onto = args.ints[1], accumulate = args.ints[2];
-  const T strength = T(args.floats[0]);
+  const Matrix<T>&saved = args[O::saved], &noisy = args[O::noisy], &W = args[O::W], &weight = args[O::weight];
+  const Matrix<T>&dz = args[O::dz], &dnoisy = args[O::dnoisy];
+  const bool onto = args[O::accumulate_dz], accumulate = args[O::accumulate_colrate];
+  const T strength = T(args[O::strength]);
   const Range grains((W.cols + LANES - 1) / LANES, tid, nt);
   const index_t end = grains.end * LANES;
   for (index_t j = grains.begin * LANES; j < end; j += GROUP) {
@@ -48,17 +49,19 @@ void contractive(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
     for (int v = 0; v < vectors; ++v) {
       const index_t at = j + v * WIDTH<T>, n = W.cols - at;
       if (n <= 0) break;
-      T* rate = args.slots[5].data + at;
+      T* rate = args[O::colrate].data + at;
       store_n(rate, accumulate ? load_n(rate, n) + T(2) * squares[v] : T(2) * squares[v], n);
-      store_n(args.slots[7].data + at, norms[v] * squares[v], n);
+      store_n(args[O::penalty].data + at, norms[v] * squares[v], n);
     }
   }
 }
+NARROWS_RUN_BY_ACTIVATION(CONTRACTIVE, contractive)
 
 template <class T>
 void column_decay(const Args<T>& args, const Context<T>&, int tid, int nt) {
-  const Matrix<T>&W = args.slots[0], &dW = args.slots[2];
-  const T* rate = args.slots[1].data;
+  using O = op::COLUMN_DECAY;
+  const Matrix<T>&W = args[O::W], &dW = args[O::dW];
+  const T* rate = args[O::colrate].data;
   const Range rows(W.rows, tid, nt);
   for (index_t i = rows.begin; i < rows.end; ++i)
     for (index_t j = 0; j < W.cols; j += WIDTH<T>) {
@@ -67,6 +70,7 @@ void column_decay(const Args<T>& args, const Context<T>&, int tid, int nt) {
       store_n(p, load_n(p, n) + load_n(rate + j, n) * load_n(W.row(i) + j, n), n);
     }
 }
+NARROWS_RUN(COLUMN_DECAY, column_decay)
 
 // --- several layers --------------------------------------------------------------------------------------------------
 
@@ -81,54 +85,64 @@ inline auto store_tiles(T* to, index_t stride, bool add, T factor = T(1)) {
   };
 }
 
-template <class T, class Epilogue>
-inline void plain_product(Matrix<const T> A, Matrix<const T> B, Matrix<T> partial, T* scratch, const Epilogue& epilogue,
+template <class T, class Fn>
+inline void plain_product(Matrix<const T> A, Matrix<const T> B, Matrix<T> partial, T* scratch, const Fn& epilogue,
                           int tid = 0, int nt = 1) {
-  product(false, A, B, partial, scratch, epilogue, tid, nt);
+  gemm<T>(A, B, partial, scratch, epilogue, tid, nt, {});
 }
 
 template <class T>
 void gram(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
-  const Matrix<const T> W = view(args, ctx, 0);
-  const Matrix<T>& out = args.slots[1];
+  using O = op::GRAM;
+  const Matrix<const T> W = view(args, ctx, O::W);
+  const Matrix<T>& out = args[O::out];
   plain_product(transposed(W), W, Matrix<T>{}, static_cast<T*>(nullptr), store_tiles(out.data, out.row_stride, false),
                 tid, nt);
 }
+NARROWS_RUN(GRAM, gram)
 
 template <class T>
 void gram_wgrad(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
-  const Matrix<T>& dW = args.slots[2];
-  plain_product(view(args, ctx, 0), view(args, ctx, 1), Matrix<T>{}, static_cast<T*>(nullptr),
+  using O = op::GRAM_WGRAD;
+  const Matrix<T>& dW = args[O::dW];
+  plain_product(view(args, ctx, O::W), view(args, ctx, O::dgram), Matrix<T>{}, static_cast<T*>(nullptr),
                 store_tiles(dW.data, dW.row_stride, false, T(2)), tid, nt);
 }
+NARROWS_RUN(GRAM_WGRAD, gram_wgrad)
 
 template <class Act, class T>
 void slopes(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
-  const Matrix<T>& saved = args.slots[0];
+  using O = op::SLOPES;
+  const Matrix<T>& saved = args[O::saved];
   const Range rows(ctx.m, tid, nt);
   for (index_t i = rows.begin; i < rows.end; ++i) {
-    T* out = args.slots[1].row(i) + args.ints[1];
+    T* out = args[O::out].row(i) + args[O::column];
     for (index_t j = 0; j < saved.cols; j += WIDTH<T>) store(out + j, Act::slope(load(saved.row(i) + j)));
   }
 }
+NARROWS_RUN_BY_ACTIVATION(SLOPES, slopes)
 
 template <class Act, class T>
 void curves(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
-  const Matrix<T>&saved = args.slots[1], &dz = args.slots[2];
+  using O = op::CURVES;
+  const Matrix<T>&saved = args[O::saved], &dz = args[O::dz];
   const Range rows(ctx.m, tid, nt);
   for (index_t i = rows.begin; i < rows.end; ++i) {
-    const T* d = args.slots[0].row(i) + args.ints[1];
+    const T* d = args[O::dslopes].row(i) + args[O::column];
     for (index_t j = 0; j < saved.cols; j += WIDTH<T>) {
       T* p = dz.row(i) + j;
       const vec<T> g = load(d + j) * Act::curve(load(saved.row(i) + j));
-      store(p, args.ints[2] ? load(p) + g : g);
+      store(p, args[O::accumulate] ? load(p) + g : g);
     }
   }
 }
+NARROWS_RUN_BY_ACTIVATION(CURVES, curves)
 
 // One grain of rows of JACOBIAN. A row of a block belongs to a row of the batch and a latent.
 template <class T>
 struct JacobianGrain {
+  using O = op::JACOBIAN;
+
   // The chain of derivatives for one input.
   struct Chain {
     Matrix<T> slopes, dslopes;
@@ -154,15 +168,15 @@ struct JacobianGrain {
         block(a),
         top(block.layers - 2),
         latents(block.widths[top + 1]),
-        noisy(a.slots[1].data),
-        accumulate(a.ints[0]),
-        chains{{a.slots[0], a.slots[7], {}, {}}, {a.slots[1], a.slots[9], {}, {}}} {
+        noisy(a[O::noisy].data),
+        accumulate(a[O::accumulate]),
+        chains{{a[O::slopes], a[O::dslopes], {}, {}}, {a[O::noisy], a[O::dnoisy], {}, {}}} {
     T* at = ctx.scratch + tid * ctx.scratch_stride;
     const auto take = [&](index_t n) { return at += n, at - n; };
     pack = take(SCRATCH), turned = take(latents * block.ld[top]);
     columns[0] = 0;
     for (int i = 0; i <= top; ++i) {
-      weights[i] = view(args, ctx, 3 + i);
+      weights[i] = view(args, ctx, JACOBIAN_WEIGHTS[i]);
       columns[i + 1] = columns[i] + (block.widths[i] + LANES - 1) / LANES * LANES;
       for (int chain = 0; chain <= noisy; ++chain) {
         chains[chain].pre[i] = take(block.rows * block.ld[i]);
@@ -179,10 +193,10 @@ struct JacobianGrain {
   Matrix<const T> rows_of(const T* data, index_t rows, int layer) const {
     return {data, rows, block.widths[layer], block.ld[layer], 1, true};
   }
-  T root(index_t i) const { return row_root(args.slots[6], ctx, i, args.floats[0]); }
+  T root(index_t i) const { return row_root(args[O::weight], ctx, i, args[O::strength]); }
 
   void run(index_t grain, const Range& rows) {
-    T* at = args.slots[8].row(grain);
+    T* at = args[O::partial].row(grain);
     for (int i = 0; i <= top + 1; ++i) {
       const index_t size = block.widths[i] * block.ld[i > 0 ? i - 1 : 0];
       sums[i] = at, at += size;
@@ -192,7 +206,7 @@ struct JacobianGrain {
     for (index_t i = rows.begin; i < rows.end; ++i) {
       if (!accumulate) clear(chains[0].dslopes.row(i), chains[0].dslopes.cols);
       if (noisy) clear(chains[1].dslopes.row(i), chains[1].dslopes.cols);
-      args.slots[10].row(i)[0] = T(0);
+      args[O::rowpenalty].row(i)[0] = T(0);
     }
     const index_t begin = rows.begin * latents, n = rows.end * latents - begin;
     const index_t blocks = (n + block.rows - 1) / block.rows;
@@ -219,7 +233,7 @@ struct JacobianGrain {
     if (noisy)
       for (index_t r = 0; r < n * ld; r += WIDTH<T>) store(b + r, load(b + r) - load(chains[1].pre[0] + r));
     const Matrix<const T> B = rows_of(b, n, 0);
-    plain_product(B, view(args, ctx, 2), Matrix<T>{}, pack, store_tiles(d, ld, false));
+    plain_product(B, view(args, ctx, O::gram), Matrix<T>{}, pack, store_tiles(d, ld, false));
     // Of the symmetric B' B the tiles that reach above the diagonal.
     for (index_t j = 0; j < units; j += NR<T>) {
       Matrix<const T> left = B, right = B;
@@ -231,7 +245,7 @@ struct JacobianGrain {
       LaneSum<T> sum;
       for (index_t j = 0; j < units; j += WIDTH<T>)
         sum.add(j, load_n(d + r * ld + j, units - j) * load_n(b + r * ld + j, units - j));
-      args.slots[10].row(i)[0] += T(sum.total());
+      args[O::rowpenalty].row(i)[0] += T(sum.total());
     });
     if (noisy) __builtin_memcpy(kept, d, size_t(n * ld) * sizeof(T));
     backward(chains[0], q, n, T(2), onto);
@@ -311,11 +325,19 @@ struct JacobianGrain {
 
 template <class T>
 void jacobian(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
-  const index_t grains = args.slots[8].rows;
+  using O = op::JACOBIAN;
+  const index_t grains = args[O::partial].rows;
   const Range mine(grains, tid, nt);
   if (mine.begin == mine.end) return;
   JacobianGrain<T> grain(args, ctx, tid);
   for (index_t g = mine.begin; g < mine.end; ++g) grain.run(g, Range(ctx.m, int(g), int(grains)));
+}
+NARROWS_RUN(JACOBIAN, jacobian)
+template <class T>
+Cost cost_of(op::JACOBIAN, const Args<T>& args, index_t batch, bool) {
+  const JacobianBlock block(args);
+  const double units = double(block.widths[0]);
+  return {block.scratch, 3.0 * double(batch) * double(block.widths[block.layers - 1]) * units * units};
 }
 
 // n elements of the sum over the grains, in order.
@@ -330,14 +352,15 @@ inline vec<T> sum_of_grains(const Matrix<T>& partial, index_t column, index_t n)
 // because those of a triangle differ in length.
 template <class T>
 void grain_sum(const Args<T>& args, const Context<T>&, int tid, int nt) {
+  using O = op::GRAIN_SUM;
   constexpr index_t W = WIDTH<T>;
-  const Matrix<T>&partial = args.slots[0], &out = args.slots[1];
-  const bool symmetric = args.ints[1] == 0;
-  if (args.ints[1] == 2) {
+  const Matrix<T>&partial = args[O::partial], &out = args[O::out];
+  const bool symmetric = args[O::form] == 0;
+  if (args[O::form] == 2) {
     const Range rows(out.rows, tid, nt);
     for (index_t i = rows.begin; i < rows.end; ++i)
       for (index_t j = 0; j < out.cols; j += W)
-        store_n(out.row(i) + j, sum_of_grains(partial, args.ints[0] + i * padded(out.cols) + j, out.cols - j),
+        store_n(out.row(i) + j, sum_of_grains(partial, args[O::column] + i * padded(out.cols) + j, out.cols - j),
                 out.cols - j);
     return;
   }
@@ -347,7 +370,7 @@ void grain_sum(const Args<T>& args, const Context<T>&, int tid, int nt) {
     for (index_t j = symmetric ? i : 0; j < cols; j += W) {
       const index_t height = rows - i < W ? rows - i : W, width = cols - j < W ? cols - j : W;
       for (index_t r = 0; r < height; ++r) {
-        store(block + r * W, sum_of_grains(partial, args.ints[0] + (i + r) * ld + j, width));
+        store(block + r * W, sum_of_grains(partial, args[O::column] + (i + r) * ld + j, width));
       }
       if (symmetric && i == j)
         for (index_t r = 1; r < height; ++r)
@@ -358,12 +381,14 @@ void grain_sum(const Args<T>& args, const Context<T>&, int tid, int nt) {
         for (index_t r = 0; r < height; ++r) store_n(out.row(i + r) + j, load(block + r * W), width);
     }
 }
+NARROWS_RUN(GRAIN_SUM, grain_sum)
 
 // The sum of the grains as a parameter's gradient, used up at once.
-template <template <class> class Rule, class T>
+template <class Rule, class T>
 void grain_update(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
-  const Matrix<T>&partial = args.slots[0], &W = args.slots[1];
-  const WeightStep<Rule, T> step(args, ctx, 1, 4);
+  using O = op::GRAIN_UPDATE;
+  const Matrix<T>&partial = args[O::partial], &W = args[O::W];
+  const WeightStep<Rule, O, T> step(O(), args, ctx);
   const Range cells((W.rows + CELL_ROWS - 1) / CELL_ROWS, tid, nt);
   for (index_t c = cells.begin; c < cells.end; ++c) {
     const index_t begin = c * CELL_ROWS, end = begin + CELL_ROWS < W.rows ? begin + CELL_ROWS : W.rows;
@@ -371,35 +396,42 @@ void grain_update(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
     for (index_t i = begin; i < end; ++i)
       for (index_t j = 0; j < W.cols; j += WIDTH<T>) {
         const index_t n = W.cols - j;
-        step(i, j, sum_of_grains(partial, args.ints[1] + i * padded(W.cols) + j, n), n);
+        step(i, j, sum_of_grains(partial, args[O::column] + i * padded(W.cols) + j, n), n);
       }
   }
 }
+NARROWS_RUN_BY_SOLVER(GRAIN_UPDATE, grain_update)
 
 // --- by probes -------------------------------------------------------------------------------------------------------
 
 template <class T>
 void probe_signs(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
+  using O = op::PROBE;
   const vec<T> half = splat<vec<T>>(philox_threshold(0.5)), one = splat<vec<T>>(1);
-  for_cells(args, ctx, args.ints[0], tid, nt, [=](vec<T>, vec<T> cells) { return select(cells < half, -one, one); });
+  for_cells(args[O::out], ctx, args[O::stream], tid, nt,
+            [=](vec<T>, vec<T> cells) { return select(cells < half, -one, one); });
 }
+NARROWS_RUN(PROBE, probe_signs)
 
 template <class T>
 void tangent(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
-  const Matrix<T>&x = args.slots[0], &out = args.slots[2];
+  using O = op::TANGENT;
+  const Matrix<T>&x = args[O::x], &out = args[O::out];
   const Range rows(ctx.m, tid, nt);
   for (index_t i = rows.begin; i < rows.end; ++i) {
-    const T* p = args.slots[1].row(i) + args.ints[0];
+    const T* p = args[O::slopes].row(i) + args[O::column];
     for (index_t j = 0; j < x.cols; j += WIDTH<T>) store(out.row(i) + j, load(x.row(i) + j) * load(p + j));
   }
 }
+NARROWS_RUN(TANGENT, tangent)
 
 template <class T>
 void squared_norm(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
-  const Matrix<T>&x = args.slots[0], &rowpenalty = args.slots[2];
+  using O = op::SQUARED_NORM;
+  const Matrix<T>&x = args[O::x], &rowpenalty = args[O::rowpenalty];
   const Range rows(ctx.m, tid, nt);
   for (index_t i = rows.begin; i < rows.end; ++i) {
-    const T share = T(args.floats[0]) * row_scale(args.slots[1], ctx, i);
+    const T share = T(args[O::strength]) * row_scale(args[O::weight], ctx, i);
     LaneSum<T> sum;
     for (index_t j = 0; j < x.cols; j += WIDTH<T>) {
       const index_t n = x.cols - j;
@@ -408,21 +440,24 @@ void squared_norm(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
       store_n(x.row(i) + j, T(2) * share * v, n);
     }
     const T value = T(double(share) * sum.total());
-    rowpenalty.row(i)[0] = args.ints[0] ? rowpenalty.row(i)[0] + value : value;
+    rowpenalty.row(i)[0] = args[O::accumulate] ? rowpenalty.row(i)[0] + value : value;
   }
 }
+NARROWS_RUN(SQUARED_NORM, squared_norm)
 
 template <class T>
 void cotangent(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
-  const Matrix<T>&dout = args.slots[0], &x = args.slots[1];
+  using O = op::COTANGENT;
+  const Matrix<T>&dout = args[O::dout], &x = args[O::x];
   const Range rows(ctx.m, tid, nt);
   for (index_t i = rows.begin; i < rows.end; ++i) {
-    const T* p = args.slots[2].row(i) + args.ints[0];
-    T *dp = args.slots[3].row(i) + args.ints[0], *d = dout.row(i);
+    const T* p = args[O::slopes].row(i) + args[O::column];
+    T *dp = args[O::dslopes].row(i) + args[O::column], *d = dout.row(i);
     for (index_t j = 0; j < x.cols; j += WIDTH<T>) {
       const vec<T> g = load(d + j), by_slope = g * load(x.row(i) + j);
-      store(dp + j, args.ints[1] ? load(dp + j) + by_slope : by_slope);
+      store(dp + j, args[O::accumulate] ? load(dp + j) + by_slope : by_slope);
       store(d + j, g * load(p + j));
     }
   }
 }
+NARROWS_RUN(COTANGENT, cotangent)

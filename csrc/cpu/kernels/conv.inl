@@ -41,8 +41,19 @@ struct ImageShape {
     return {data, h, w, c, last};
   }
 };
-inline ImageShape x_shape(const int* ints, const ConvGeometry& g) { return {ints[0], ints[1], ints[2], g.x_last}; }
-inline ImageShape out_shape(const int* ints, const ConvGeometry& g) { return {ints[3], ints[4], ints[5], g.out_last}; }
+// The attributes of a convolution O.
+template <class O, class T>
+inline ConvGeometry geometry_of(const Args<T>& args) {
+  return conv_geometry(args.ints + int(O::h));
+}
+template <class O, class T>
+inline ImageShape x_shape(const Args<T>& args, const ConvGeometry& g) {
+  return {args[O::h], args[O::w], args[O::c], g.x_last};
+}
+template <class O, class T>
+inline ImageShape out_shape(const Args<T>& args, const ConvGeometry& g) {
+  return {args[O::out_h], args[O::out_w], args[O::filters], g.out_last};
+}
 
 // Elements FIRST, FIRST + 2, ... of a and b, one after the other.
 template <int FIRST, class T, int... I>
@@ -238,10 +249,14 @@ inline Tap* gather_taps(const ConvGeometry& g, const GatherPlan& p, const Weight
   return tap;
 }
 
-// From wide images to narrow ones: emit(row, channel, y, x, sums, n) takes n pixels, or those of a vector.
-template <class T, class Emit>
-inline void gather_rows(const ConvGeometry& g, const Matrix<T>& from, const ImageShape& shape, const Matrix<T>& W,
-                        T* memory, const Range& rows, const Emit& emit) {
+// Takes the finished pixels of a row of an image: (row of the batch, channel, y, pixels). Whole vectors may be read.
+template <class T>
+using Emit = FunctionRef<void(index_t, index_t, index_t, const T*)>;
+
+// From wide images to narrow ones.
+template <class T>
+void gather_rows(const ConvGeometry& g, const Matrix<T>& from, const ImageShape& shape, const Matrix<T>& W, T* memory,
+                 const Range& rows, Emit<T> emit) {
   const GatherPlan p = gather_plan(g);
   const WeightSteps steps(g, W.row_stride);
   const index_t n_taps = g.taps() * g.wide_channels, stride = whole_lanes(p.span + CONV_SLACK);
@@ -255,9 +270,7 @@ inline void gather_rows(const ConvGeometry& g, const Matrix<T>& from, const Imag
     in_even_parts(g.narrow_channels, CONV_CHANNELS, [&](index_t first, index_t channels) {
       conv_tiles(taps, n_taps, planes, W.data + first * steps.narrow, steps.narrow, channels, p.span, sums, stride);
       for (index_t c = 0; c < channels; ++c)
-        for (index_t y = 0; y < g.y.narrow; ++y)
-          for (index_t x = 0; x < g.x.narrow; x += WIDTH<T>)
-            emit(i, first + c, y, x, load(sums + c * stride + y * p.pitch + x), g.x.narrow - x);
+        for (index_t y = 0; y < g.y.narrow; ++y) emit(i, first + c, y, sums + c * stride + y * p.pitch);
     });
   }
 }
@@ -282,7 +295,6 @@ inline const T* join_phases(const T* row, const ConvAxis& axis, index_t plane, T
 template <class T>
 inline vec<T> sum_repeated(const T* line, index_t x, index_t n, index_t repeat) {
   constexpr index_t W = WIDTH<T>;
-  if (repeat == 1) return load(line + x);
   if (repeat == 2) {
     const vec<T> a = load(line + 2 * x), b = 2 * (n < W ? n : W) > W ? load(line + 2 * x + W) : vec<T>{};
     return even_lanes<T>(a, b) + odd_lanes<T>(a, b);
@@ -296,10 +308,10 @@ inline vec<T> sum_repeated(const T* line, index_t x, index_t n, index_t repeat) 
   return sum;
 }
 
-// From narrow images to wide ones, pixels that are repetitions of each other added; emit as in gather_rows().
-template <class T, class Emit>
-inline void scatter_rows(const ConvGeometry& g, const Matrix<T>& from, const ImageShape& shape, const Matrix<T>& W,
-                         T* memory, const Range& rows, const Emit& emit) {
+// From narrow images to wide ones; pixels that are repetitions of each other are added.
+template <class T>
+void scatter_rows(const ConvGeometry& g, const Matrix<T>& from, const ImageShape& shape, const Matrix<T>& W, T* memory,
+                  const Range& rows, Emit<T> emit) {
   const ScatterPlan p = scatter_plan(g);
   const WeightSteps steps(g, W.row_stride);
   const index_t stride = whole_lanes(p.span + CONV_SLACK);
@@ -354,8 +366,11 @@ inline void scatter_rows(const ConvGeometry& g, const Matrix<T>& from, const Ima
             wide = r == 0 ? joined : line;
           }
           const index_t width = g.x.wide / g.up_x;
-          for (index_t x = 0; x < width; x += WIDTH<T>)
-            emit(i, first + c, y, x, sum_repeated(wide, x, width - x, g.up_x), width - x);
+          if (g.up_x > 1) {
+            for (index_t x = 0; x < width; x += WIDTH<T>) store(other + x, sum_repeated(wide, x, width - x, g.up_x));
+            wide = other;
+          }
+          emit(i, first + c, y, wide);
         }
     });
   }
@@ -401,37 +416,60 @@ struct Folded {
 
 // --- the ops ---------------------------------------------------------------------------------------------------------
 
+template <class O, class T>
+inline Cost conv_cost(int code, const Args<T>& args, index_t batch, index_t grains) {
+  const ConvGeometry g = geometry_of<O>(args);
+  return {conv_scratch(code, g, batch, grains, sizeof(T)), 2.0 * double(batch) * double(g.y.narrow * g.x.narrow) *
+                                                               double(g.taps() * g.wide_channels * g.narrow_channels)};
+}
+
 template <class Act, class T>
 void convolve(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
-  const Matrix<T>&x = args.slots[0], &out = args.slots[3], &pre = args.slots[4];
-  const Folded<T> f(conv_geometry(args.ints + 1), args.slots[1], ctx.scratch + tid * ctx.scratch_stride);
+  using O = op::CONVOLVE;
+  const Matrix<T>&x = args[O::x], &out = args[O::out], &pre = args[O::pre];
+  const Folded<T> f(geometry_of<O>(args), args[O::W], ctx.scratch + tid * ctx.scratch_stride);
   const ConvGeometry& g = f.g;
-  const ImageShape from = x_shape(args.ints + 1, g), to = out_shape(args.ints + 1, g);
-  const T* bias = args.slots[2].data;
+  const ImageShape from = x_shape<O>(args, g), to = out_shape<O>(args, g);
+  const T* bias = args[O::b].data;
   const Range rows(ctx.m, tid, nt);
-  const auto emit = [&](index_t i, index_t c, index_t y, index_t at, vec<T> z, index_t n)
-                        __attribute__((always_inline)) {
-                          if (bias) z += bias[c];
-                          if (pre.data) to.row(pre.row(i)).store_pixels(c, y, at, z, n);
-                          to.row(out.row(i)).store_pixels(c, y, at, Act::value(z), n);
-                        };
-  g.transposed ? scatter_rows(g, x, from, f.W, f.scratch, rows, emit)
-               : gather_rows(g, x, from, f.W, f.scratch, rows, emit);
+  const auto emit = [&](index_t i, index_t c, index_t y, const T* pixels) {
+    for (index_t at = 0; at < to.w; at += WIDTH<T>) {
+      vec<T> z = load(pixels + at);
+      if (bias) z += bias[c];
+      if (pre.data) to.row(pre.row(i)).store_pixels(c, y, at, z, to.w - at);
+      to.row(out.row(i)).store_pixels(c, y, at, Act::value(z), to.w - at);
+    }
+  };
+  g.transposed ? scatter_rows<T>(g, x, from, f.W, f.scratch, rows, emit)
+               : gather_rows<T>(g, x, from, f.W, f.scratch, rows, emit);
+}
+NARROWS_RUN_BY_ACTIVATION(CONVOLVE, convolve)
+template <class T>
+Cost cost_of(op::CONVOLVE, const Args<T>& args, index_t batch, bool) {
+  return conv_cost<op::CONVOLVE>(OP_CONVOLVE, args, batch, 1);
 }
 
 template <class Act, class T>
 void conv_dgrad(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
-  const Matrix<T>&dz = args.slots[0], &saved = args.slots[2], &out = args.slots[3];
-  const Folded<T> f(conv_geometry(args.ints + 1), args.slots[1], ctx.scratch + tid * ctx.scratch_stride);
+  using O = op::CONV_DGRAD;
+  const Matrix<T>&dz = args[O::dz], &saved = args[O::saved], &out = args[O::out];
+  const Folded<T> f(geometry_of<O>(args), args[O::W], ctx.scratch + tid * ctx.scratch_stride);
   const ConvGeometry& g = f.g;
-  const ImageShape from = out_shape(args.ints + 1, g), to = x_shape(args.ints + 1, g);
-  const T scale = T(args.floats[0]);
+  const ImageShape from = out_shape<O>(args, g), to = x_shape<O>(args, g);
+  const T scale = T(args[O::scale]);
   const Range rows(ctx.m, tid, nt);
-  const auto emit = [&](index_t i, index_t c, index_t y, index_t at, vec<T> d, index_t n)
-                        __attribute__((always_inline)) {
-                          const vec<T> a = to.row(static_cast<const T*>(saved.row(i))).load_pixels(c, y, at, n);
-                          to.row(out.row(i)).store_pixels(c, y, at, d * Act::slope(a * scale), n);
-                        };
-  g.transposed ? gather_rows(g, dz, from, f.W, f.scratch, rows, emit)
-               : scatter_rows(g, dz, from, f.W, f.scratch, rows, emit);
+  const auto emit = [&](index_t i, index_t c, index_t y, const T* pixels) {
+    for (index_t at = 0; at < to.w; at += WIDTH<T>) {
+      const index_t n = to.w - at;
+      const vec<T> a = to.row(static_cast<const T*>(saved.row(i))).load_pixels(c, y, at, n);
+      to.row(out.row(i)).store_pixels(c, y, at, load(pixels + at) * Act::slope(a * scale), n);
+    }
+  };
+  g.transposed ? gather_rows<T>(g, dz, from, f.W, f.scratch, rows, emit)
+               : scatter_rows<T>(g, dz, from, f.W, f.scratch, rows, emit);
+}
+NARROWS_RUN_BY_ACTIVATION(CONV_DGRAD, conv_dgrad)
+template <class T>
+Cost cost_of(op::CONV_DGRAD, const Args<T>& args, index_t batch, bool) {
+  return conv_cost<op::CONV_DGRAD>(OP_CONV_DGRAD, args, batch, 1);
 }

@@ -131,15 +131,15 @@ inline void bias_sums(const ImageShape& shape, const Matrix<T>& dz, const Range&
 
 template <class T>
 void conv_wgrad(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
-  const Matrix<T>&x = args.slots[0], &dz = args.slots[1], &partial = args.slots[2];
+  using O = op::CONV_WGRAD;
+  const Matrix<T>&x = args[O::x], &dz = args[O::dz], &partial = args[O::partial];
   const index_t grains = partial.rows;
   const Range mine(grains, tid, nt);
   if (mine.begin == mine.end) return;
-  const bool bias = args.ints[0], accumulate = args.ints[1];
-  const int* const ints = args.ints + 2;
-  const ConvGeometry given = conv_geometry(ints), g = given.folds() ? given.folded() : given;
+  const bool bias = args[O::bias], accumulate = args[O::accumulate];
+  const ConvGeometry given = geometry_of<O>(args), g = given.folds() ? given.folded() : given;
   const GatherPlan p = gather_plan(g);
-  const ImageShape x_image = x_shape(ints, g), dz_image = out_shape(ints, g);
+  const ImageShape x_image = x_shape<O>(args, g), dz_image = out_shape<O>(args, g);
   const ImageShape &wide_shape = g.transposed ? dz_image : x_image, &narrow_shape = g.transposed ? x_image : dz_image;
   const Matrix<T>&wide = g.transposed ? dz : x, &narrow = g.transposed ? x : dz;
   const index_t ld = padded(dz_image.c), element = x_image.c * ld, n_taps = g.taps() * g.wide_channels;
@@ -185,4 +185,9 @@ void conv_wgrad(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
         add_to(partial.row(grain) + k * element, folded + at * element, element);
       });
   }
+}
+NARROWS_RUN(CONV_WGRAD, conv_wgrad)
+template <class T>
+Cost cost_of(op::CONV_WGRAD, const Args<T>& args, index_t batch, bool) {
+  return conv_cost<op::CONV_WGRAD>(OP_CONV_WGRAD, args, batch, args[op::CONV_WGRAD::partial].rows);
 }

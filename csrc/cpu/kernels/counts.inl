@@ -33,13 +33,15 @@ inline double row_total(const SourceView& s, index_t row) {
 
 template <class T>
 void size_sum(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
-  const SourceView& s = ctx.sources[args.ints[0]];
+  using O = op::SIZE_SUM;
+  const SourceView& s = ctx.sources[args[O::source]];
   const Range rows(ctx.m, tid, nt);
   for (index_t i = rows.begin; i < rows.end; ++i) {
     const index_t row = ctx.rows[i];
-    args.slots[0].row(i)[0] = T(s.is_double ? row_total<double>(s, row) : row_total<float>(s, row));
+    args[O::out].row(i)[0] = T(s.is_double ? row_total<double>(s, row) : row_total<float>(s, row));
   }
 }
+NARROWS_RUN(SIZE_SUM, size_sum)
 
 // What the counts of a row are multiplied with that sum to `total`, and their logarithm then.
 template <class T>
@@ -53,29 +55,32 @@ inline V normalized(V x, scalar_t<V> factor) {
 
 template <class T>
 void log_normalize(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
-  const Matrix<T>&x = args.slots[0], &size_sum = args.slots[1];
+  using O = op::LOG_NORMALIZE;
+  const Matrix<T>&x = args[O::x], &size_sum = args[O::size_sum];
   const Range rows(ctx.m, tid, nt);
   for (index_t i = rows.begin; i < rows.end; ++i) {
-    const T factor = size_factor(T(args.floats[0]), size_sum.row(i)[0]);
+    const T factor = size_factor(T(args[O::scale]), size_sum.row(i)[0]);
     for (index_t j = 0; j < x.cols; j += WIDTH<T>) {
       const index_t n = x.cols - j;
       store_n(x.row(i) + j, normalized(load_n(x.row(i) + j, n), factor), n);
     }
   }
 }
+NARROWS_RUN(LOG_NORMALIZE, log_normalize)
 
 template <class T>
 void means(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
-  const Matrix<T>&z = args.slots[0], &out = args.slots[2];
-  const bool softmax = args.ints[0] == ACT_SOFTMAX;
+  using O = op::MEANS;
+  const Matrix<T>&z = args[O::z], &out = args[O::out];
+  const bool softmax = args[O::activation] == ACT_SOFTMAX;
   const Range rows(ctx.m, tid, nt);
   for (index_t i = rows.begin; i < rows.end; ++i) {
-    const T total = args.slots[1].data ? args.slots[1].row(i)[0] : T(args.floats[0]);
+    const T total = args[O::size_sum].data ? args[O::size_sum].row(i)[0] : T(args[O::scale]);
     T* to = out.row(i);
     if (to != z.row(i)) __builtin_memcpy(to, z.row(i), size_t(out.cols) * sizeof(T));
     T highest;
     if (softmax) softmax_row(to, out.cols, highest);
-    const T factor = softmax ? total : total / T(args.floats[0]);
+    const T factor = softmax ? total : total / T(args[O::scale]);
     for (index_t j = 0; j < out.cols; j += WIDTH<T>) {
       const index_t n = out.cols - j;
       const vec<T> v = load_n(to + j, n);
@@ -83,6 +88,7 @@ void means(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
     }
   }
 }
+NARROWS_RUN(MEANS, means)
 
 // What is known at the counts of a row above zero, an element for each, and of the whole row: a thread's scratch
 // memory.
@@ -141,17 +147,18 @@ inline void dispersions_of(const T* log_dispersion, T pace, const CountScratch<T
 // One thread's work of COUNTS.
 template <class L, bool SOFTMAX, class T>
 class CountLoss {
+  using O = op::COUNTS;
   using V = vec<T>;
 
  public:
   CountLoss(const Args<T>& args, const Context<T>& ctx, int tid)
       : args_(args),
         ctx_(ctx),
-        source_(ctx.sources[args.ints[3]]),
-        by_cell_(args.ints[2]),
-        n_(args.slots[0].cols / (1 + by_cell_ + L::DROPOUT)),
+        source_(ctx.sources[args[O::source]]),
+        by_cell_(args[O::by_cell]),
+        n_(args[O::z].cols / (1 + by_cell_ + L::DROPOUT)),
         at_(ctx.scratch + tid * ctx.scratch_stride, n_) {
-    if (L::DISPERSED && !by_cell_) dispersions_of(args.slots[3].data, T(DISPERSION_PACE), at_, n_);
+    if (L::DISPERSED && !by_cell_) dispersions_of(args[O::log_dispersion].data, T(DISPERSION_PACE), at_, n_);
   }
 
   // A grain of rows, whose derivatives by the dispersions of columns add up in `sums`, if there are any.
@@ -163,7 +170,7 @@ class CountLoss {
 
  private:
   void row(index_t i, T* sums) {
-    T* z = args_.slots[0].row(i);
+    T* z = args_[O::z].row(i);
     T *tau = by_cell_ ? z + n_ : nullptr, *zeta = L::DROPOUT ? z + (1 + by_cell_) * n_ : nullptr;
     const index_t count = counts_of(source_, ctx_.rows[i], at_);
     if (L::DISPERSED && by_cell_) dispersions_of(tau, T(1), at_, n_);
@@ -174,11 +181,11 @@ class CountLoss {
       if (L::DROPOUT) at_.zeta[k] = zeta[j];
     }
     // Means are factor * exp(logit - highest), and z holds these exponentials.
-    const T total = args_.slots[2].row(i)[0];
-    T highest = T(0), sum = T(1), factor = total / T(args_.floats[0]);
+    const T total = args_[O::size_sum].row(i)[0];
+    T highest = T(0), sum = T(1), factor = total / T(args_[O::scale]);
     if (SOFTMAX) sum = exponentials(z, highest), factor = total / sum;
     const T log_factor = T(__builtin_log(double(factor))) - highest;
-    const T scale = row_scale(args_.slots[1], ctx_, i);
+    const T scale = row_scale(args_[O::weight], ctx_, i);
     const T by_log_theta = by_cell_ ? scale : scale * T(DISPERSION_PACE);
     T* slopes = SOFTMAX ? at_.slopes : z;
     LaneSum<T> loss, slope;
@@ -219,7 +226,7 @@ class CountLoss {
                 (by_cell_ ? t.by_dispersion : t.by_dispersion - zero.by_dispersion) * by_log_theta, n);
     }
 
-    args_.slots[4].row(i)[0] = T(loss.total());
+    args_[O::rowloss].row(i)[0] = T(loss.total());
     if (!ctx_.learn) return;
     for (index_t k = 0; k < count; ++k) {
       const index_t j = at_.column[k];
@@ -263,14 +270,27 @@ class CountLoss {
 
 template <class L, bool SOFTMAX, class T>
 void counts(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
+  using O = op::COUNTS;
   CountLoss<L, SOFTMAX, T> work(args, ctx, tid);
-  const Matrix<T>& partial = args.slots[5];
+  const Matrix<T>& partial = args[O::partial];
   if (!partial.data) return work.run(Range(ctx.m, tid, nt), nullptr);
   const Range grains(partial.rows, tid, nt);
   for (index_t g = grains.begin; g < grains.end; ++g) work.run(Range(ctx.m, int(g), int(partial.rows)), partial.row(g));
 }
-
 template <class L, class T>
-Op<T> resolve_link(int activation) {
+Op<T> counts_by_link(int activation) {
   return activation == ACT_SOFTMAX ? counts<L, true, T> : counts<L, false, T>;
+}
+template <class T>
+Op<T> run_of(op::COUNTS, const Args<T>& args) {
+  const int loss = args[op::COUNTS::loss], activation = args[op::COUNTS::activation];
+  return loss == LOSS_POISSON ? counts_by_link<Poisson, T>(activation)
+         : loss == LOSS_NB    ? counts_by_link<Nb, T>(activation)
+                              : counts_by_link<Zinb, T>(activation);
+}
+template <class T>
+Cost cost_of(op::COUNTS, const Args<T>& args, index_t, bool) {
+  using O = op::COUNTS;
+  const index_t columns = 1 + args[O::by_cell] + (args[O::loss] == LOSS_ZINB);
+  return {COUNT_ARRAYS * count_room(args[O::z].cols / columns)};
 }

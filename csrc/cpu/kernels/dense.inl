@@ -2,14 +2,14 @@
 // Included inside the namespace of an instruction set; operands in the order of ops.SIGNATURES.
 
 template <class T>
-inline index_t rows_of(const Args<T>& args, const Context<T>& ctx, int i) {
-  return args.batch[i] ? ctx.m : args.slots[i].rows;
+inline index_t rows_of(const Args<T>& args, const Context<T>& ctx, Slot i) {
+  return args.batch[int(i)] ? ctx.m : args[i].rows;
 }
 
 // The rows of the batch at hand, as a read-only matrix.
 template <class T>
-inline Matrix<const T> view(const Args<T>& args, const Context<T>& ctx, int i) {
-  const Matrix<T>& s = args.slots[i];
+inline Matrix<const T> view(const Args<T>& args, const Context<T>& ctx, Slot i) {
+  const Matrix<T>& s = args[i];
   return {s.data, rows_of(args, ctx, i), s.cols, s.row_stride, 1, true};
 }
 template <class T>
@@ -54,12 +54,13 @@ inline void gather_csr_row(const SourceView& s, index_t row, const T* less, T* o
 
 template <class T>
 void gather(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
-  const SourceView& s = ctx.sources[args.ints[0]];
-  const T* less = args.slots[0].data;
+  using O = op::GATHER;
+  const SourceView& s = ctx.sources[args[O::source]];
+  const T* less = args[O::shift].data;
   const Range rows(ctx.m, tid, nt);
   for (index_t i = rows.begin; i < rows.end; ++i) {
     const index_t row = ctx.rows[i];
-    T* out = args.slots[1].row(i);
+    T* out = args[O::out].row(i);
     if (!s.is_csr) {
       s.is_double ? gather_dense_row<T, double>(s, row, out) : gather_dense_row<T, float>(s, row, out);
       for (index_t j = 0; less && j < s.cols; ++j) out[j] -= less[j];
@@ -72,19 +73,22 @@ void gather(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
     }
   }
 }
+NARROWS_RUN(GATHER, gather)
 
 template <class T>
 void shift(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
+  using O = op::SHIFT;
   const SourceView& s = ctx.sources[SOURCE_SHIFT];
-  const T* b = args.slots[0].data;
-  T* out = args.slots[1].data;
-  const Range columns(args.slots[1].cols, tid, nt);
+  const T* b = args[O::b].data;
+  T* out = args[O::out].data;
+  const Range columns(args[O::out].cols, tid, nt);
   for (index_t j = columns.begin; j < columns.end; ++j) {
     const char* p = s.data + j * s.col_stride;
     const T value = s.is_double ? T(read<double>(p)) : T(read<float>(p));
     out[j] = b ? value + b[j] : value;
   }
 }
+NARROWS_RUN(SHIFT, shift)
 
 // The number of the row's batch, from 0.
 inline double batch_number(const SourceView& s, index_t row) {
@@ -94,7 +98,8 @@ inline double batch_number(const SourceView& s, index_t row) {
 
 template <class T>
 void condition(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
-  const Matrix<T>&z = args.slots[0], &out = args.slots[1];
+  using O = op::CONDITION;
+  const Matrix<T>&z = args[O::z], &out = args[O::out];
   const Range rows(ctx.m, tid, nt);
   for (index_t i = rows.begin; i < rows.end; ++i) {
     const double number = batch_number(ctx.sources[SOURCE_CONDITION], ctx.rows[i]);
@@ -103,6 +108,7 @@ void condition(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
     for (index_t j = z.cols; j < out.cols; ++j) to[j] = number == double(j - z.cols) ? T(1) : T(0);
   }
 }
+NARROWS_RUN(CONDITION, condition)
 
 // --- dense -----------------------------------------------------------------------------------------------------------
 
@@ -119,7 +125,7 @@ inline void for_vectors(const Tile& t, const T* tile, const Fn& fn) {
 
 template <class Act, class T>
 inline void dense_forward(const LayerArgs<T>& l, int tid, int nt) {
-  product(
+  product<T>(
       l.bfloat16, l.x, l.W, l.out, l.scratch,
       [&](const Tile& t, const T* tile) {
         for_vectors(t, tile, [&](index_t i, index_t j, vec<T> z, index_t n) {
@@ -133,12 +139,13 @@ inline void dense_forward(const LayerArgs<T>& l, int tid, int nt) {
 
 template <class Act, class T>
 void dense(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
+  using O = op::DENSE;
   LayerArgs<T> l;
-  l.x = view(args, ctx, 0);
-  l.W = args.ints[1] ? transposed(view(args, ctx, 1)) : view(args, ctx, 1);
-  l.bias = args.slots[2].data;
-  l.out = args.slots[3];
-  l.pre = args.slots[4];
+  l.x = view(args, ctx, O::x);
+  l.W = args[O::transposed] ? transposed(view(args, ctx, O::W)) : view(args, ctx, O::W);
+  l.bias = args[O::b].data;
+  l.out = args[O::out];
+  l.pre = args[O::pre];
   l.scratch = ctx.scratch + tid * ctx.scratch_stride;
   l.bfloat16 = ctx.bfloat16;
   if (!ctx.split_rows) return dense_forward<Act>(l, tid, nt);
@@ -148,10 +155,18 @@ void dense(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
   if (l.pre.data) l.pre.data = l.pre.row(rows.begin);
   dense_forward<Act>(l, 0, 1);
 }
+NARROWS_RUN_BY_ACTIVATION(DENSE, dense)
+template <class T>
+Cost cost_of(op::DENSE, const Args<T>& args, index_t batch, bool bfloat16) {
+  using O = op::DENSE;
+  const Matrix<T>& W = args[O::W];
+  return {bfloat16 ? pair_scratch(batch, args[O::x].cols, true) : 0, 2.0 * double(batch) * double(W.rows * W.cols)};
+}
 
 template <class Act, class T>
 void link(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
-  const Matrix<T>& z = args.slots[0];
+  using O = op::LINK;
+  const Matrix<T>& z = args[O::z];
   const Range rows(ctx.m, tid, nt);
   for (index_t i = rows.begin; i < rows.end; ++i)
     for (index_t j = 0; j < z.cols; j += WIDTH<T>) store(z.row(i) + j, Act::value(load(z.row(i) + j)));
@@ -180,13 +195,27 @@ void slope(Matrix<const T> dA, Matrix<const T> saved, Matrix<T> out, int tid, in
     }
 }
 
+// d = d activation'(saved scale), n elements: for kernels that are compiled once for all activations.
+template <class T>
+using TimesSlope = void (*)(T* d, const T* saved, T scale, index_t n);
+template <class Act, class T>
+void times_slope(T* d, const T* saved, T scale, index_t n) {
+  for (index_t j = 0; j < n; j += WIDTH<T>)
+    store_n(d + j, load_n(d + j, n - j) * Act::slope(load_n(saved + j, n - j) * scale), n - j);
+}
+template <class T>
+inline TimesSlope<T> times_slope_of(int activation) {
+  return by_activation(activation, [](auto act) -> TimesSlope<T> { return times_slope<decltype(act), T>; });
+}
+
 template <class T>
 void wgrad(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
-  const Matrix<T>& dW = args.slots[2];
-  const bool accumulate = args.ints[0];
+  using O = op::WGRAD;
+  const Matrix<T>& dW = args[O::dW];
+  const bool accumulate = args[O::accumulate];
   // K is the batch here, and is never cut: there is no place for partial sums.
-  product(
-      ctx.bfloat16, transposed(view(args, ctx, 0)), view(args, ctx, 1), Matrix<T>{},
+  product<T>(
+      ctx.bfloat16, transposed(view(args, ctx, O::x)), view(args, ctx, O::dz), Matrix<T>{},
       ctx.scratch + tid * ctx.scratch_stride,
       [&](const Tile& t, const T* tile) {
         for_vectors(t, tile, [&](index_t i, index_t j, vec<T> g, index_t n) {
@@ -196,14 +225,21 @@ void wgrad(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
       },
       tid, nt);
 }
+NARROWS_RUN(WGRAD, wgrad)
+template <class T>
+Cost cost_of(op::WGRAD, const Args<T>& args, index_t batch, bool bfloat16) {
+  using O = op::WGRAD;
+  return {bfloat16 ? pair_scratch(args[O::x].cols, batch, false) : 0};
+}
 
 template <class Act, class T>
 void dgrad(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
-  Matrix<T> saved = args.slots[2], out = args.slots[3];
-  Matrix<const T> dz = view(args, ctx, 0);
-  Matrix<const T> W = view(args, ctx, 1);
-  if (!args.ints[1]) W.rows = out.cols;  // inputs that are no unit's have no gradient
-  const T scale = T(args.floats[0]);
+  using O = op::DGRAD;
+  Matrix<T> saved = args[O::saved], out = args[O::out];
+  Matrix<const T> dz = view(args, ctx, O::dz);
+  Matrix<const T> W = view(args, ctx, O::W);
+  if (!args[O::transposed]) W.rows = out.cols;  // inputs that are no unit's have no gradient
+  const T scale = T(args[O::scale]);
   T* scratch = ctx.scratch + tid * ctx.scratch_stride;
   if (ctx.split_rows) {
     const Range rows(ctx.m, tid, nt);
@@ -211,7 +247,7 @@ void dgrad(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
     saved.data = saved.row(rows.begin), out.data = out.row(rows.begin);
     tid = 0, nt = 1;
   }
-  const Matrix<const T> Wt = args.ints[1] ? W : transposed(W);
+  const Matrix<const T> Wt = args[O::transposed] ? W : transposed(W);
   const auto finish = [&](index_t i, index_t j, vec<T> g, index_t n) __attribute__((always_inline)) {
     store_n(out.row(i) + j, g * Act::slope(load_n(saved.row(i) + j, n) * scale), n);
   };
@@ -220,7 +256,7 @@ void dgrad(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
     // as many have come as fill whole blocks.
     constexpr index_t W = WIDTH<T>, GROUP = TURNED_GROUP;
     alignas(64) T group[GROUP * MR * NR<T>], block[W * W];
-    product(
+    product<T>(
         ctx.bfloat16, transposed(Wt), transposed(dz), Matrix<T>{}, scratch,
         [&](const Tile& t, const T* tile) {
           const index_t at = t.row / MR % GROUP;
@@ -236,8 +272,19 @@ void dgrad(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
         0, 1);
     return;
   }
-  product(
+  product<T>(
       ctx.bfloat16, dz, Wt, out, scratch, [&](const Tile& t, const T* tile) { for_vectors(t, tile, finish); }, tid, nt);
+}
+NARROWS_RUN_BY_ACTIVATION(DGRAD, dgrad)
+template <class T>
+Cost cost_of(op::DGRAD, const Args<T>& args, index_t batch, bool bfloat16) {
+  using O = op::DGRAD;
+  const Matrix<T>&W = args[O::W], &dz = args[O::dz], &out = args[O::out];
+  Cost cost{bfloat16 ? pair_scratch(batch, dz.cols, true) : 0, 2.0 * double(batch) * double(W.rows * W.cols)};
+  cost.turnable = dz.cols <= TURNED_DEPTH;
+  const index_t turned = bfloat16 ? pair_scratch(out.cols, dz.cols, false) : dz.cols * 64;
+  if (cost.turnable && turned > cost.scratch) cost.scratch = turned;
+  return cost;
 }
 
 // --- column sums -----------------------------------------------------------------------------------------------------
@@ -261,16 +308,18 @@ inline void column_sums(Matrix<const T> x, const T* weight, index_t weight_strid
 
 template <class T>
 void colsum(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
-  const T scale = args.ints[0] ? T(1.0 / double(ctx.m)) : T(1);
-  const bool accumulate = args.ints[1];
-  T* out = args.slots[2].data;
+  using O = op::COLSUM;
+  const T scale = args[O::mean] ? T(1.0 / double(ctx.m)) : T(1);
+  const bool accumulate = args[O::accumulate];
+  T* out = args[O::out].data;
   column_sums(
-      view(args, ctx, 0), static_cast<const T*>(args.slots[1].data), args.slots[1].row_stride,
+      view(args, ctx, O::x), static_cast<const T*>(args[O::weight].data), args[O::weight].row_stride,
       [&](index_t j, vec<T> sum, index_t n) {
         store_n(out + j, accumulate ? load_n(out + j, n) + sum * scale : sum * scale, n);
       },
       tid, nt);
 }
+NARROWS_RUN(COLSUM, colsum)
 
 template <class T>
 void colsum_of(Matrix<const T> x, T* out, int tid, int nt) {

@@ -162,13 +162,6 @@ inline void pack(const Matrix<const T>& B, index_t k0, index_t depth, index_t j0
 // The lines of three matrices in a tile.
 constexpr int MAX_LINES = 3 * MR * NV * NARROWS_VECTOR_BYTES / 32;
 
-// Where a tile lies in C.
-struct Tile {
-  index_t row, col;
-  int rows;
-  index_t cols;
-};
-
 // Memory that will be read soon: `rows` times `n` lines.
 struct Coming {
   const char* at = nullptr;
@@ -190,9 +183,9 @@ inline Coming coming(const Matrix<const T>& B, index_t k0, index_t depth, index_
 
 // The tiles of panel `col` from row block `begin` to `end`, of which the operands' A begins with row `origin` of C.
 // Partial sums wait in `partial`; `next` is what will be read when they are done.
-template <class T, class E, class Epilogue, class Before>
-inline void run_tiles(Operands<E> o, index_t origin, index_t M, index_t begin, index_t end, index_t col, index_t cols,
-                      const Coming& next, const Matrix<T>& partial, const Epilogue& epilogue, const Before& before) {
+template <class T, class E>
+void run_tiles(Operands<E> o, index_t origin, index_t M, index_t begin, index_t end, index_t col, index_t cols,
+               const Coming& next, const Matrix<T>& partial, const Epilogue<T> epilogue, const Before before) {
   constexpr index_t SIZE = sizeof(E);
   const int vectors = int((cols + WIDTH<T> - 1) / WIDTH<T>);
   const E* a = o.a;
@@ -205,8 +198,9 @@ inline void run_tiles(Operands<E> o, index_t origin, index_t M, index_t begin, i
     const Tile t{origin + i, col, rows, cols};
     o.a = a + i * o.a_row;
     o.lines = lines;
-    o.n_lines =
-        o.last && block + 1 < end ? before({t.row + MR, col, M - i - MR < MR ? int(M - i) - MR : MR, cols}, lines) : 0;
+    o.n_lines = before && o.last && block + 1 < end
+                    ? before({t.row + MR, col, M - i - MR < MR ? int(M - i) - MR : MR, cols}, lines)
+                    : 0;
     // While a tile is computed, what will be read later is fetched: the next panel of B, and then what the next tile is
     // the first to need of A.
     const E* edge = o.a + (2 * MR - 1);
@@ -250,9 +244,9 @@ inline void for_panels(index_t vectors, index_t blocks, int tid, int nt, const F
 // The finished tiles go to epilogue(tile, values), values being rows of NR elements; before(tile, lines) lists what the
 // epilogue will write, while the tile before is computed. Partial sums of a K that is cut for packing wait in
 // `partial`, a matrix of C's shape with contiguous rows (usually C itself); without one K is not cut.
-template <class T, class Epilogue, class Before>
-inline void gemm(Matrix<const T> A, Matrix<const T> B, Matrix<T> partial, T* scratch, const Epilogue& epilogue, int tid,
-                 int nt, const Before& before) {
+template <class T>
+void gemm(Matrix<const T> A, Matrix<const T> B, Matrix<T> partial, T* scratch, Epilogue<T> epilogue, int tid, int nt,
+          Before before) {
   const index_t M = A.rows, N = B.cols, K = A.cols;
   const bool direct = B.col_stride == 1 && B.padded;
   const index_t depth_max = direct || !partial.data ? (K > 0 ? K : 1) : PACK_DEPTH;
@@ -280,7 +274,7 @@ inline void gemm(Matrix<const T> A, Matrix<const T> B, Matrix<T> partial, T* scr
       k0 += depth;
       const Coming next = k0 < K ? coming(B, k0, K - k0 < depth ? K - k0 : depth, j0)
                                  : coming(B, 0, K < depth_max ? K : depth_max, j0 + NR<T>);
-      run_tiles(o, 0, M, begin, end, j0, cols, next, partial, epilogue, before);
+      run_tiles<T>(o, 0, M, begin, end, j0, cols, next, partial, epilogue, before);
     } while (k0 < K);
   });
 }

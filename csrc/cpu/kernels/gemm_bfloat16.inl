@@ -47,9 +47,8 @@ inline index_t pair_scratch(index_t M, index_t K, bool cut) {
 }
 
 // As gemm(): one of A's and one of B's strides is 1. K is cut only if there is a `partial`.
-template <class Epilogue, class Before>
 inline void gemm_bfloat16(Matrix<const float> A, Matrix<const float> B, Matrix<float> partial, float* scratch,
-                          const Epilogue& epilogue, int tid, int nt, const Before& before) {
+                          Epilogue<float> epilogue, int tid, int nt, Before before) {
   constexpr index_t W = WIDTH<float>;
   const index_t M = A.rows, N = B.cols, K = A.cols;
   const PairBlocks size(M, K, partial.data);
@@ -85,7 +84,8 @@ inline void gemm_bfloat16(Matrix<const float> A, Matrix<const float> B, Matrix<f
               transpose_block(block, W, panel_pairs + s * NR<float> + j, NR<float>);
             }
         }
-        run_tiles(o, i0, rows, begin, end, j0, cols, coming(B, k0, depth, j0 + NR<float>), partial, epilogue, before);
+        run_tiles<float>(o, i0, rows, begin, end, j0, cols, coming(B, k0, depth, j0 + NR<float>), partial, epilogue,
+                         before);
       });
       k0 += depth;
     } while (k0 < K);
@@ -93,16 +93,10 @@ inline void gemm_bfloat16(Matrix<const float> A, Matrix<const float> B, Matrix<f
 }
 
 // A product of a step, in the precision of the program.
-template <class T, class Epilogue, class Before>
-inline void product(bool bfloat16, Matrix<const T> A, Matrix<const T> B, Matrix<T> partial, T* scratch,
-                    const Epilogue& epilogue, int tid, int nt, const Before& before) {
+template <class T>
+inline void product(PairProduct bfloat16, Matrix<const T> A, Matrix<const T> B, Matrix<T> partial, T* scratch,
+                    Epilogue<T> epilogue, int tid, int nt, Before before = {}) {
   if constexpr (sizeof(T) == 4)
-    if (bfloat16) return gemm_bfloat16(A, B, partial, scratch, epilogue, tid, nt, before);
+    if (bfloat16) return bfloat16(A, B, partial, scratch, epilogue, tid, nt, before);
   gemm(A, B, partial, scratch, epilogue, tid, nt, before);
-}
-
-template <class T, class Epilogue>
-inline void product(bool bfloat16, Matrix<const T> A, Matrix<const T> B, Matrix<T> partial, T* scratch,
-                    const Epilogue& epilogue, int tid, int nt) {
-  product(bfloat16, A, B, partial, scratch, epilogue, tid, nt, [](const Tile&, const void**) { return 0; });
 }

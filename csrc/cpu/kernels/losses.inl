@@ -10,11 +10,12 @@ inline T row_scale(const Matrix<T>& weight, const Context<T>& ctx, index_t i) {
 
 template <class Loss, class Act, class T>
 void loss_elementwise(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
-  const Matrix<T>&z = args.slots[0], &target = args.slots[1], &rowloss = args.slots[3];
-  const T delta = T(args.floats[0]);
+  using O = op::LOSS;
+  const Matrix<T>&z = args[O::z], &target = args[O::target], &rowloss = args[O::rowloss];
+  const T delta = T(args[O::delta]);
   const Range rows(ctx.m, tid, nt);
   for (index_t i = rows.begin; i < rows.end; ++i) {
-    const T scale = row_scale(args.slots[2], ctx, i);
+    const T scale = row_scale(args[O::weight], ctx, i);
     LaneSum<T> sum;
     for (index_t j = 0; j < z.cols; j += WIDTH<T>) {
       const index_t n = z.cols - j;
@@ -33,12 +34,13 @@ void loss_elementwise(const Args<T>& args, const Context<T>& ctx, int tid, int n
 // Q <- Q + e + Q e, which keeps small e exact, and log1p(Q) is added every FLUSH features of the lane (Q < 2**FLUSH).
 template <class T>
 void loss_bce_sigmoid(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
+  using O = op::LOSS;
   constexpr int N = LANES / WIDTH<T>;
   constexpr index_t FLUSH = 32;
-  const Matrix<T>&z = args.slots[0], &target = args.slots[1], &rowloss = args.slots[3];
+  const Matrix<T>&z = args[O::z], &target = args[O::target], &rowloss = args[O::rowloss];
   const Range rows(ctx.m, tid, nt);
   for (index_t i = rows.begin; i < rows.end; ++i) {
-    const T scale = row_scale(args.slots[2], ctx, i);
+    const T scale = row_scale(args[O::weight], ctx, i);
     T* row = z.row(i);
     const T* y = target.row(i);
     LaneSum<T> sum;
@@ -81,19 +83,28 @@ inline T softmax_row(T* z, index_t cols, T& highest) {
 
 template <class T>
 void link_softmax(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
+  using O = op::LINK;
   const Range rows(ctx.m, tid, nt);
   T highest;
-  for (index_t i = rows.begin; i < rows.end; ++i) softmax_row(args.slots[0].row(i), args.slots[0].cols, highest);
+  for (index_t i = rows.begin; i < rows.end; ++i) softmax_row(args[O::z].row(i), args[O::z].cols, highest);
+}
+
+template <class T>
+Op<T> run_of(op::LINK, const Args<T>& args) {
+  const int activation = args[op::LINK::activation];
+  if (activation == ACT_SOFTMAX) return link_softmax<T>;
+  return by_activation(activation, [](auto act) -> Op<T> { return link<decltype(act), T>; });
 }
 
 // -sum_j y_j log p_j with p = softmax(z); dz = p sum_j y_j - y.
 template <class T>
 void loss_multinomial(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
-  const Matrix<T>&z = args.slots[0], &target = args.slots[1], &rowloss = args.slots[3];
+  using O = op::LOSS;
+  const Matrix<T>&z = args[O::z], &target = args[O::target], &rowloss = args[O::rowloss];
   const Range rows(ctx.m, tid, nt);
   for (index_t i = rows.begin; i < rows.end; ++i) {
     T* p = z.row(i);
-    const T *y = target.row(i), scale = row_scale(args.slots[2], ctx, i);
+    const T *y = target.row(i), scale = row_scale(args[O::weight], ctx, i);
     // The logits are gone after the softmax, so their part of the loss is taken first.
     T highest = p[0];
     for (index_t j = 1; j < z.cols; ++j) highest = p[j] > highest ? p[j] : highest;
@@ -113,12 +124,13 @@ void loss_multinomial(const Args<T>& args, const Context<T>& ctx, int tid, int n
 // Any other loss behind softmax, by the chain rule: dz = p (dp - sum_k p_k dp_k).
 template <class Loss, class T>
 void loss_softmax(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
-  const Matrix<T>&z = args.slots[0], &target = args.slots[1], &rowloss = args.slots[3];
-  const T delta = T(args.floats[0]);
+  using O = op::LOSS;
+  const Matrix<T>&z = args[O::z], &target = args[O::target], &rowloss = args[O::rowloss];
+  const T delta = T(args[O::delta]);
   const Range rows(ctx.m, tid, nt);
   for (index_t i = rows.begin; i < rows.end; ++i) {
     T *p = z.row(i), highest;
-    const T *y = target.row(i), scale = row_scale(args.slots[2], ctx, i);
+    const T *y = target.row(i), scale = row_scale(args[O::weight], ctx, i);
     softmax_row(p, z.cols, highest);
     LaneSum<T> sum, inner;
     for (index_t j = 0; j < z.cols; j += WIDTH<T>) {
@@ -135,4 +147,26 @@ void loss_softmax(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
         store(p + j, pv * (Loss::slope(pv, load(y + j), delta) - mean) * scale);
       }
   }
+}
+template <class T>
+Op<T> run_of(op::LOSS, const Args<T>& args) {
+  const int loss = args[op::LOSS::loss], activation = args[op::LOSS::activation];
+  if (activation == ACT_SOFTMAX) {
+    switch (loss) {
+      case LOSS_MSE:
+        return loss_softmax<Mse, T>;
+      case LOSS_HUBER:
+        return loss_softmax<Huber, T>;
+      case LOSS_BCE:
+        return loss_softmax<Bce, T>;
+      case LOSS_MULTINOMIAL:
+        return loss_multinomial<T>;
+    }
+  }
+  if (loss == LOSS_BCE && activation == ACT_SIGMOID) return loss_bce_sigmoid<T>;
+  return by_activation(activation, [&](auto act) -> Op<T> {
+    if (loss == LOSS_MSE) return loss_elementwise<Mse, decltype(act), T>;
+    if (loss == LOSS_HUBER) return loss_elementwise<Huber, decltype(act), T>;
+    return nullptr;
+  });
 }

@@ -63,12 +63,11 @@ inline void draw_cells(uint64_t seed, int stream, uint32_t step, index_t row, in
   }
 }
 
-// Replaces each vector v of the operand by fn(v, cells); cells are numbers below 2**24, exact in T.
+// Replaces each vector v of x by fn(v, cells); cells are numbers below 2**24, exact in T. (x is a copy: for all the
+// compiler knows, what is stored may change what is behind a reference.)
 template <class T, class Fn>
-inline void for_cells(const Args<T>& args, const Context<T>& ctx, int stream, int tid, int nt, const Fn fn) {
+inline void for_cells(const Matrix<T> x, const Context<T>& ctx, int stream, int tid, int nt, const Fn fn) {
   typedef int32_t ints __attribute__((vector_size(4 * WIDTH<T>)));
-  // Copies: for all the compiler knows, what is stored may change what is behind a reference.
-  const Matrix<T> x = args.slots[0];
   const uint64_t seed = ctx.seed;
   const uint32_t step = ctx.step;
   const Range rows(ctx.m, tid, nt);
@@ -96,30 +95,43 @@ inline vec<T> normal_of(vec<T> cells) {
 
 template <class T>
 void corrupt_gaussian(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
-  const T level = T(args.floats[0]);
-  for_cells(args, ctx, args.ints[1], tid, nt, [=](vec<T> x, vec<T> cells) { return x + level * normal_of<T>(cells); });
+  using O = op::CORRUPT;
+  const T level = T(args[O::level]);
+  for_cells(args[O::x], ctx, args[O::stream], tid, nt,
+            [=](vec<T> x, vec<T> cells) { return x + level * normal_of<T>(cells); });
 }
 
 template <class T>
 void corrupt_masking(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
-  const vec<T> drop = splat<vec<T>>(philox_threshold(args.floats[0]));
-  for_cells(args, ctx, args.ints[1], tid, nt,
+  using O = op::CORRUPT;
+  const vec<T> drop = splat<vec<T>>(philox_threshold(args[O::level]));
+  for_cells(args[O::x], ctx, args[O::stream], tid, nt,
             [=](vec<T> x, vec<T> cells) { return select(cells < drop, vec<T>{}, x); });
 }
 
 template <class T>
 void corrupt_salt_and_pepper(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
-  const vec<T> any = splat<vec<T>>(philox_threshold(args.floats[0]));
-  const vec<T> pepper = splat<vec<T>>(philox_threshold(args.floats[0] / 2));
-  const vec<T> low = splat<vec<T>>(args.floats[1]), high = splat<vec<T>>(args.floats[2]);
-  for_cells(args, ctx, args.ints[1], tid, nt,
+  using O = op::CORRUPT;
+  const vec<T> any = splat<vec<T>>(philox_threshold(args[O::level]));
+  const vec<T> pepper = splat<vec<T>>(philox_threshold(args[O::level] / 2));
+  const vec<T> low = splat<vec<T>>(args[O::low]), high = splat<vec<T>>(args[O::high]);
+  for_cells(args[O::x], ctx, args[O::stream], tid, nt,
             [=](vec<T> x, vec<T> cells) { return select(cells < any, select(cells < pepper, low, high), x); });
+}
+template <class T>
+Op<T> run_of(op::CORRUPT, const Args<T>& args) {
+  const int kind = args[op::CORRUPT::kind];
+  return kind == CORRUPT_GAUSSIAN  ? corrupt_gaussian<T>
+         : kind == CORRUPT_MASKING ? corrupt_masking<T>
+                                   : corrupt_salt_and_pepper<T>;
 }
 
 template <class T>
 void dropout(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
-  const vec<T> drop = splat<vec<T>>(philox_threshold(args.floats[0]));
-  const T scale = T(1 / (1 - args.floats[0]));
-  for_cells(args, ctx, args.ints[0], tid, nt,
+  using O = op::DROPOUT;
+  const vec<T> drop = splat<vec<T>>(philox_threshold(args[O::rate]));
+  const T scale = T(1 / (1 - args[O::rate]));
+  for_cells(args[O::x], ctx, args[O::stream], tid, nt,
             [=](vec<T> x, vec<T> cells) { return select(cells < drop, vec<T>{}, x * scale); });
 }
+NARROWS_RUN(DROPOUT, dropout)

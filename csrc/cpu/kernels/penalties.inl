@@ -8,8 +8,9 @@ inline V sign_(V a) {
 
 template <class Act, class T>
 void activity_l1(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
-  const Matrix<T>&a = args.slots[0], &saved = args.slots[1], &weight = args.slots[2], &dz = args.slots[3];
-  const T strength = T(args.floats[0]);
+  using O = op::ACTIVITY_L1;
+  const Matrix<T>&a = args[O::a], &saved = args[O::saved], &weight = args[O::weight], &dz = args[O::dz];
+  const T strength = T(args[O::strength]);
   const Range rows(ctx.m, tid, nt);
   for (index_t i = rows.begin; i < rows.end; ++i) {
     const T scale = strength * row_scale(weight, ctx, i);
@@ -21,14 +22,16 @@ void activity_l1(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
       T* p = dz.row(i) + j;
       store_n(p, load_n(p, n) + scale * (sign_(av) * Act::slope(load_n(saved.row(i) + j, n))), n);
     }
-    args.slots[4].row(i)[0] = T(double(strength) * sum.total());
+    args[O::rowpenalty].row(i)[0] = T(double(strength) * sum.total());
   }
 }
+NARROWS_RUN_BY_ACTIVATION(ACTIVITY_L1, activity_l1)
 
 template <class Act, class T>
 void kl_sparsity(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
-  const Matrix<T>&saved = args.slots[0], &weight = args.slots[2], &dz = args.slots[3];
-  const T *mean = args.slots[1].data, strength = T(args.floats[0]), target = T(args.floats[1]);
+  using O = op::KL_SPARSITY;
+  const Matrix<T>&saved = args[O::saved], &weight = args[O::weight], &dz = args[O::dz];
+  const T *mean = args[O::mean].data, strength = T(args[O::strength]), target = T(args[O::target]);
   const T tiny = sizeof(T) == 4 ? T(0x1p-23) : T(0x1p-52);
   // Cut by columns: a unit's penalty depends on its mean alone.
   const Range grains((saved.cols + LANES - 1) / LANES, tid, nt);
@@ -36,7 +39,7 @@ void kl_sparsity(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
     const index_t n = saved.cols - j;
     const vec<T> t = splat<vec<T>>(double(target)), one = splat<vec<T>>(1);
     const vec<T> rho = min_(max_(load_n(mean + j, n), splat<vec<T>>(double(tiny))), one - tiny);
-    store_n(args.slots[4].data + j, strength * (t * log_(t / rho) + (one - t) * log_((one - t) / (one - rho))), n);
+    store_n(args[O::penalty].data + j, strength * (t * log_(t / rho) + (one - t) * log_((one - t) / (one - rho))), n);
     const vec<T> slope = (one - t) / (one - rho) - t / rho;
     for (index_t i = 0; i < ctx.m; ++i) {
       T* p = dz.row(i) + j;
@@ -45,6 +48,7 @@ void kl_sparsity(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
     }
   }
 }
+NARROWS_RUN_BY_ACTIVATION(KL_SPARSITY, kl_sparsity)
 
 // Weight decay: (l2 / 2 |w|^2 + l1 |w|) / m for each weight.
 template <class T>
@@ -71,12 +75,13 @@ struct Decay {
 
 template <class T>
 void decay(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
-  const Matrix<T>&W = args.slots[0], &dW = args.slots[1];
-  const Decay<T> decay(args.floats[0], args.floats[1], ctx);
+  using O = op::DECAY;
+  const Matrix<T>&W = args[O::W], &dW = args[O::dW];
+  const Decay<T> decay(args[O::l2], args[O::l1], ctx);
   const Range cells((W.rows + CELL_ROWS - 1) / CELL_ROWS, tid, nt);
   for (index_t c = cells.begin; c < cells.end; ++c) {
     const index_t begin = c * CELL_ROWS, end = begin + CELL_ROWS < W.rows ? begin + CELL_ROWS : W.rows;
-    decay.tile(W, Tile{begin, 0, int(end - begin), W.cols}, args.slots[2]);
+    decay.tile(W, Tile{begin, 0, int(end - begin), W.cols}, args[O::penalty]);
     for (index_t i = begin; i < end; ++i)
       for (index_t j = 0; j < W.cols; j += WIDTH<T>) {
         const index_t n = W.cols - j;
@@ -85,3 +90,4 @@ void decay(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
       }
   }
 }
+NARROWS_RUN(DECAY, decay)

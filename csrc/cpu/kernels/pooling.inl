@@ -10,24 +10,33 @@ inline V greater(V a, V b) {
   return select(b != b, b, select(b > a, b, a));
 }
 
+constexpr index_t POOL_SLACK = 64;  // elements behind a line of pixels that are written
+
 struct Pooling {
   index_t h, w, c, y, x;
   ImageShape out;
-  explicit Pooling(const int* ints)
-      : h(ints[0]), w(ints[1]), c(ints[2]), y(ints[3]), x(ints[4]), out{h / y, w / x, c, bool(ints[5] & 2)} {}
+  template <class O, class T>
+  Pooling(O, const Args<T>& args)
+      : h(args[O::h]),
+        w(args[O::w]),
+        c(args[O::c]),
+        y(args[O::pool_y]),
+        x(args[O::pool_x]),
+        out{h / y, w / x, c, bool(args[O::layout] & 2)} {}
 };
 
 template <class T>
 void maxpool(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
+  using O = op::MAXPOOL;
   constexpr index_t W = WIDTH<T>;
-  const Pooling p(args.ints);
+  const Pooling p(O(), args);
   T* line = ctx.scratch + tid * ctx.scratch_stride;
   const Range rows(ctx.m, tid, nt);
   for (index_t i = rows.begin; i < rows.end; ++i) {
-    const ImageRow<T> out = p.out.row(args.slots[1].row(i));
+    const ImageRow<T> out = p.out.row(args[O::out].row(i));
     for (index_t c = 0; c < p.c; ++c)
       for (index_t y = 0; y < out.h; ++y) {
-        const T* from = args.slots[0].row(i) + (c * p.h + y * p.y) * p.w;
+        const T* from = args[O::x].row(i) + (c * p.h + y * p.y) * p.w;
         for (index_t x = 0; x < p.w; x += W) {
           vec<T> v = load_n(from + x, p.w - x);
           for (index_t r = 1; r < p.y; ++r) v = greater(v, load_n(from + r * p.w + x, p.w - x));
@@ -56,6 +65,11 @@ void maxpool(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
       }
   }
 }
+NARROWS_RUN(MAXPOOL, maxpool)
+template <class T>
+Cost cost_of(op::MAXPOOL, const Args<T>& args, index_t, bool) {
+  return {args[op::MAXPOOL::w] + POOL_SLACK};
+}
 
 // The greatest of windows p.y rows high and two columns wide, n columns of them from `from` on.
 template <class T>
@@ -81,8 +95,8 @@ inline index_t first_greatest(const Pooling& p, const T* from, index_t x) {
 }
 
 // The gradients of the windows of one row of outputs, in `line`, to the first of the greatest pixels of each.
-template <class Act, class T>
-inline void unpool_row(const Pooling& p, const T* from, const T* line, const T* saved, T* to) {
+template <class T>
+void unpool_row(const Pooling& p, const T* from, const T* line, T* to) {
   constexpr index_t W = WIDTH<T>;
   if (p.x == 2) {
     for (index_t x = 0; x < p.out.w; x += W) {
@@ -98,9 +112,8 @@ inline void unpool_row(const Pooling& p, const T* from, const T* line, const T* 
         const vec<T> right = select(odd_lanes<T>(a, b) == most, d, vec<T>{});
         d = select(odd_lanes<T>(a, b) == most, vec<T>{}, d);
         constexpr auto lanes = std::make_integer_sequence<int, WIDTH<T>>();
-        store_n(to + at, zip<T>(left, right, lanes) * Act::slope(load_n(saved + at, n)), n);
-        if (n > W)
-          store_n(to + at + W, zip_upper<T>(left, right, lanes) * Act::slope(load_n(saved + at + W, n - W)), n - W);
+        store_n(to + at, zip<T>(left, right, lanes), n);
+        if (n > W) store_n(to + at + W, zip_upper<T>(left, right, lanes), n - W);
       }
     }
     return;
@@ -108,40 +121,45 @@ inline void unpool_row(const Pooling& p, const T* from, const T* line, const T* 
   for (index_t r = 0; r < p.y; ++r)
     for (index_t j = 0; j < p.w; ++j) to[r * p.w + j] = T(0);
   for (index_t x = 0; x < p.out.w; ++x) to[first_greatest(p, from, x)] = line[x];
-  for (index_t j = 0; j < p.y * p.w; j += W) {
-    const index_t n = p.y * p.w - j;
-    store_n(to + j, load_n(to + j, n) * Act::slope(load_n(saved + j, n)), n);
-  }
 }
 
-template <class Act, class T>
+template <class T>
 void maxpool_dgrad(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
-  const Pooling p(args.ints + 1);
+  using O = op::MAXPOOL_DGRAD;
+  const Pooling p(O(), args);
+  const TimesSlope<T> times_slope = times_slope_of<T>(args[O::activation]);
   T* line = ctx.scratch + tid * ctx.scratch_stride;
   const Range rows(ctx.m, tid, nt);
   for (index_t i = rows.begin; i < rows.end; ++i) {
-    const ImageRow<const T> dout = p.out.row(static_cast<const T*>(args.slots[0].row(i)));
+    const ImageRow<const T> dout = p.out.row(static_cast<const T*>(args[O::dout].row(i)));
     for (index_t c = 0; c < p.c; ++c)
       for (index_t y = 0; y < p.out.h; ++y) {
         const index_t at = (c * p.h + y * p.y) * p.w;
-        unpool_row<Act>(p, args.slots[1].row(i) + at, pixel_line(dout, c, y, line), args.slots[2].row(i) + at,
-                        args.slots[3].row(i) + at);
+        T* to = args[O::out].row(i) + at;
+        unpool_row(p, args[O::x].row(i) + at, pixel_line(dout, c, y, line), to);
+        times_slope(to, args[O::saved].row(i) + at, T(1), p.y * p.w);
       }
   }
+}
+NARROWS_RUN(MAXPOOL_DGRAD, maxpool_dgrad)
+template <class T>
+Cost cost_of(op::MAXPOOL_DGRAD, const Args<T>& args, index_t, bool) {
+  return {args[op::MAXPOOL_DGRAD::w] + POOL_SLACK};
 }
 
 // The adjoint of maxpool_dgrad without an activation: a pixel of each window.
 template <class T>
 void maxpool_pick(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
+  using O = op::MAXPOOL_PICK;
   constexpr index_t W = WIDTH<T>;
-  const Pooling p(args.ints);
+  const Pooling p(O(), args);
   const Range rows(ctx.m, tid, nt);
   for (index_t i = rows.begin; i < rows.end; ++i) {
-    const ImageRow<T> out = p.out.row(args.slots[2].row(i));
+    const ImageRow<T> out = p.out.row(args[O::out].row(i));
     for (index_t c = 0; c < p.c; ++c)
       for (index_t y = 0; y < out.h; ++y) {
         const index_t at = (c * p.h + y * p.y) * p.w;
-        const T *of = args.slots[0].row(i) + at, *from = args.slots[1].row(i) + at;
+        const T *of = args[O::y].row(i) + at, *from = args[O::x].row(i) + at;
         for (index_t x = 0; x < out.w; x += W) {
           vec<T> v{};
           if (p.x == 2) {
@@ -163,3 +181,4 @@ void maxpool_pick(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
       }
   }
 }
+NARROWS_RUN(MAXPOOL_PICK, maxpool_pick)

@@ -238,22 +238,38 @@ void sparse_product(const Context<T>& ctx, const SparseRows<T>& x, const T* shif
   }
 }
 
+// What part of CSR rows is expected not to be zero.
+constexpr double SPARSE_DENSITY = 0.05;
+
+template <class T>
+inline Cost sparse_cost(index_t features, index_t outputs, index_t batch) {
+  return {SPARSE_COLUMNS * SPARSE_PANEL + batch * index_t(SPARSE_CURSOR / sizeof(T)),
+          2.0 * double(batch) * double(features) * double(outputs) * SPARSE_DENSITY};
+}
+
 template <class Act, class T>
 void sparse_dense(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
+  using O = op::SPARSE_DENSE;
   LayerArgs<T> l;
-  l.bias = args.slots[1].data;
-  l.out = args.slots[4], l.out.rows = ctx.m;
-  l.pre = args.slots[5];
-  const SparseRows<T> x(ctx, SOURCE_X, args.ints[1], args.floats[0], args.slots[2], args.floats[1]);
-  sparse_product(ctx, x, args.slots[3].data, args.slots[0], l.out, tid, nt);
-  activate<Act>(view(args, ctx, 4), l, tid, nt);
+  l.bias = args[O::b].data;
+  l.out = args[O::out], l.out.rows = ctx.m;
+  l.pre = args[O::pre];
+  const SparseRows<T> x(ctx, SOURCE_X, args[O::stream], args[O::level], args[O::size_sum], args[O::scale]);
+  sparse_product(ctx, x, args[O::shift].data, args[O::W], l.out, tid, nt);
+  activate<Act>(view(args, ctx, O::out), l, tid, nt);
+}
+NARROWS_RUN_BY_ACTIVATION(SPARSE_DENSE, sparse_dense)
+template <class T>
+Cost cost_of(op::SPARSE_DENSE, const Args<T>& args, index_t batch, bool) {
+  using O = op::SPARSE_DENSE;
+  return sparse_cost<T>(args[O::W].rows, args[O::out].cols, batch);
 }
 
 // Calls done(tile, values) for tiles of X' dz, whole cells high and a panel wide; values are rows PANEL apart. `shift`
 // may be null.
-template <class T, class Done>
-inline void sparse_outer(const Context<T>& ctx, const SparseRows<T>& x, const T* shift, const Matrix<T>& dz,
-                         index_t features, const Done& done, int tid, int nt) {
+template <class T>
+void sparse_outer(const Context<T>& ctx, const SparseRows<T>& x, const T* shift, const Matrix<T>& dz, index_t features,
+                  Epilogue<T> done, int tid, int nt) {
   const Range blocks((features + SPARSE_COLUMNS - 1) / SPARSE_COLUMNS, tid, nt);
   T* block = sparse_block(ctx, tid);
   Cursor* cursors = sparse_cursors(ctx, tid);
@@ -292,11 +308,12 @@ inline void for_panel_vectors(const Tile& t, const T* tile, const Fn& fn) {
 
 template <class T>
 void sparse_wgrad(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
-  const Matrix<T>& dW = args.slots[1];
-  const bool accumulate = args.ints[0];
-  sparse_outer(
-      ctx, SparseRows<T>(ctx, SOURCE_X, args.ints[1], args.floats[0], args.slots[2], args.floats[1]),
-      args.slots[3].data, args.slots[0], dW.rows,
+  using O = op::SPARSE_WGRAD;
+  const Matrix<T>& dW = args[O::dW];
+  const bool accumulate = args[O::accumulate];
+  sparse_outer<T>(
+      ctx, SparseRows<T>(ctx, SOURCE_X, args[O::stream], args[O::level], args[O::size_sum], args[O::scale]),
+      args[O::shift].data, args[O::dz], dW.rows,
       [&](const Tile& t, const T* tile) {
         for_panel_vectors(t, tile, [&](index_t i, index_t j, vec<T> g, index_t n) {
           T* p = dW.row(i) + j;
@@ -305,14 +322,21 @@ void sparse_wgrad(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
       },
       tid, nt);
 }
+NARROWS_RUN(SPARSE_WGRAD, sparse_wgrad)
+template <class T>
+Cost cost_of(op::SPARSE_WGRAD, const Args<T>& args, index_t batch, bool) {
+  using O = op::SPARSE_WGRAD;
+  return sparse_cost<T>(args[O::dW].rows, args[O::dz].cols, batch);
+}
 
-template <template <class> class Rule, class T>
+template <class Rule, class T>
 void sparse_wgrad_update(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
-  const Matrix<T>&before = args.slots[1], &colrate = args.slots[5];
-  const WeightStep<Rule, T> step(args, ctx, 2, 8);
-  sparse_outer(
-      ctx, SparseRows<T>(ctx, SOURCE_X, args.ints[1], args.floats[6], args.slots[6], args.floats[7]),
-      args.slots[7].data, args.slots[0], step.W.rows,
+  using O = op::SPARSE_WGRAD_UPDATE;
+  const Matrix<T>&before = args[O::dW], &colrate = args[O::colrate];
+  const WeightStep<Rule, O, T> step(O(), args, ctx);
+  sparse_outer<T>(
+      ctx, SparseRows<T>(ctx, SOURCE_X, args[O::stream], args[O::level], args[O::size_sum], args[O::scale]),
+      args[O::shift].data, args[O::dz], step.W.rows,
       [&](const Tile& t, const T* tile) {
         step.penalise(t);
         for_panel_vectors(t, tile, [&](index_t i, index_t j, vec<T> g, index_t n) {
@@ -322,4 +346,10 @@ void sparse_wgrad_update(const Args<T>& args, const Context<T>& ctx, int tid, in
         });
       },
       tid, nt);
+}
+NARROWS_RUN_BY_SOLVER(SPARSE_WGRAD_UPDATE, sparse_wgrad_update)
+template <class T>
+Cost cost_of(op::SPARSE_WGRAD_UPDATE, const Args<T>& args, index_t batch, bool) {
+  using O = op::SPARSE_WGRAD_UPDATE;
+  return sparse_cost<T>(args[O::W].rows, args[O::dz].cols, batch);
 }

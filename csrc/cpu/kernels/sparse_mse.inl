@@ -20,6 +20,8 @@ inline vd wide(const T* p) {
   return __builtin_convertvector(v, vd);
 }
 
+constexpr index_t ROOM_SLACK = 16 * LANES;  // what whole lines add to the arrays of a Room
+
 // Takes rooms for arrays from a thread's scratch memory, in whole lines.
 template <class T>
 struct Room {
@@ -52,9 +54,10 @@ inline void copy_block(const Matrix<T>& W, const T* b, const T* shift, index_t f
 // Threads share the tiles on and above the diagonal, and the products with b.
 template <class T>
 void weight_gram(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
-  const Matrix<const T> W = view(args, ctx, 0);
-  const T* b = args.slots[1].data;
-  const Matrix<T>&high = args.slots[2], &low = args.slots[3];
+  using O = op::WEIGHT_GRAM;
+  const Matrix<const T> W = view(args, ctx, O::W);
+  const T* b = args[O::b].data;
+  const Matrix<T>&high = args[O::high], &low = args[O::low];
   const auto put = [&](index_t i, index_t j, double q) {
     high.row(i)[j] = high.row(j)[i] = T(q);
     low.row(i)[j] = low.row(j)[i] = T(q - double(T(q)));
@@ -79,13 +82,13 @@ void weight_gram(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
       const index_t depth = W.cols - k0 < GRAM_DEPTH ? W.cols - k0 : GRAM_DEPTH;
       pack(transposed(W), k0, depth, j0, width(p), scratch);
       const Operands<T> o{W.data + k0, scratch, W.row_stride, 1, NR<T>, depth, true, true, nullptr, 0, nullptr, 0};
-      run_tiles(
-          o, 0, n, begin, end, j0, width(p), Coming{}, Matrix<T>{},
-          [&](const Tile& t, const T* tile) {
-            double* sum = sums + (t.row - begin * MR) * NR<T>;
-            for (index_t i = 0; i < t.rows * NR<T>; i += WIDTH<double>) store(sum + i, load(sum + i) + wide(tile + i));
-          },
-          [](const Tile&, const void**) { return 0; });
+      run_tiles<T>(o, 0, n, begin, end, j0, width(p), Coming{}, Matrix<T>{},
+                   [&](const Tile& t, const T* tile) {
+                     double* sum = sums + (t.row - begin * MR) * NR<T>;
+                     for (index_t i = 0; i < t.rows * NR<T>; i += WIDTH<double>)
+                       store(sum + i, load(sum + i) + wide(tile + i));
+                   },
+                   {});
     }
     for (index_t i = begin * MR; i < end * MR && i < n; ++i)
       for (index_t j = i > j0 ? i : j0; j < j0 + width(p); ++j) put(i, j, sums[(i - begin * MR) * NR<T> + j - j0]);
@@ -103,13 +106,20 @@ void weight_gram(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
     put(i, n, sum);
   }
 }
+NARROWS_RUN(WEIGHT_GRAM, weight_gram)
+template <class T>
+Cost cost_of(op::WEIGHT_GRAM, const Args<T>& args, index_t, bool) {
+  const index_t inner = args[op::WEIGHT_GRAM::W].rows, doubles = sizeof(double) / sizeof(T);
+  return {SCRATCH + (inner + CELL_ROWS) * 64 * doubles, 2.0 * double(inner) * double(inner)};
+}
 
 // 2 sum over rows of s g' g; a thread has whole rows of the result.
 template <class T>
 void row_gram(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
+  using O = op::ROW_GRAM;
   constexpr int N = 8;  // rows of the result at a time
   constexpr index_t W = WIDTH<double>;
-  const Matrix<T>&h = args.slots[0], &weight = args.slots[1], &out = args.slots[2];
+  const Matrix<T>&h = args[O::h], &weight = args[O::weight], &out = args[O::out];
   const index_t n = h.cols;
   const Range grains((n + N) / N, tid, nt);
   for (index_t k = grains.begin * N; k < grains.end * N && k <= n; k += N) {
@@ -136,6 +146,7 @@ void row_gram(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
     for (int r = 0; r < rows; ++r) out.row(k + r)[n] = T(last[r]);
   }
 }
+NARROWS_RUN(ROW_GRAM, row_gram)
 
 // --- loss and gradient by h ------------------------------------------------------------------------------------------
 
@@ -256,13 +267,15 @@ struct GramRows {
   }
 };
 
-template <class Act, class T>
+template <class T>
 void sparse_mse(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
-  const Matrix<T>&h = args.slots[0], &W = args.slots[1], &high = args.slots[3], &low = args.slots[4];
-  const Matrix<T>&saved = args.slots[5], &weight = args.slots[6], &rowloss = args.slots[7], &out = args.slots[8];
-  const T *b = args.slots[2].data, scale = T(args.floats[0]);
+  using O = op::SPARSE_MSE;
+  const Matrix<T>&h = args[O::h], &W = args[O::W], &high = args[O::high], &low = args[O::low];
+  const Matrix<T>&saved = args[O::saved], &weight = args[O::weight], &rowloss = args[O::rowloss], &out = args[O::out];
+  const T *b = args[O::b].data, scale = T(args[O::scale]);
   const index_t inner = W.rows, n = inner + 1;
-  const SparseRows<T> y(ctx, args.ints[0]);
+  const TimesSlope<T> times_slope = times_slope_of<T>(args[O::activation]);
+  const SparseRows<T> y(ctx, args[O::source]);
   GramRows<T> gram(ctx.scratch + tid * ctx.scratch_stride, inner);
   const Range rows(ctx.m, tid, nt);
   if (rows.begin == rows.end) return;
@@ -291,23 +304,29 @@ void sparse_mse(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
         const double dh = direct ? p[j] : 2 * (gram.gQ[j] - p[j]);
         out.row(i)[j] = T(share * dh);
       }
-      for (index_t j = 0; j < out.cols; j += WIDTH<T>) {
-        T* d = out.row(i) + j;
-        store(d, load(d) * Act::slope(load(saved.row(i) + j) * scale));
-      }
+      times_slope(out.row(i), saved.row(i), scale, out.cols);
     }
   }
+}
+NARROWS_RUN(SPARSE_MSE, sparse_mse)
+template <class T>
+Cost cost_of(op::SPARSE_MSE, const Args<T>& args, index_t, bool) {
+  const index_t inner = args[op::SPARSE_MSE::W].rows, ld = padded(inner + 1);
+  const index_t doubles = sizeof(double) / sizeof(T), cursors = SPARSE_CURSOR / sizeof(T);
+  return {doubles * (ld * (inner + 1 + GRAM_ROWS + 2) + GRAM_ROWS) + GRAM_ROWS * (SPARSE_PANEL + 2 * cursors) +
+              SPARSE_COLUMNS * SPARSE_PANEL + ROOM_SLACK,
+          2.0 * double(inner) * double(inner)};
 }
 
 // --- gradients by W and b --------------------------------------------------------------------------------------------
 
 // Calls done(tile, values) for tiles of [dW; db], whole cells high; values are rows of NR elements. All tiles of a
 // block of columns come after W and b have been read there.
-template <class T, class Done, class Before>
-inline void sparse_mse_outer(const Args<T>& args, const Context<T>& ctx, const Matrix<T>& W, const T* b, const T* shift,
-                             int source, const Done& done, const Before& before, int tid, int nt) {
+template <class T>
+void sparse_mse_outer(const Matrix<T>& h, const Matrix<T>& G, const Matrix<T>& weight, const Context<T>& ctx,
+                      const Matrix<T>& W, const T* b, const T* shift, int source, Epilogue<T> done, Before before,
+                      int tid, int nt) {
   constexpr index_t C = SPARSE_COLUMNS;
-  const Matrix<T>&h = args.slots[0], &G = args.slots[1], &weight = args.slots[2];
   const Range blocks((W.cols + C - 1) / C, tid, nt);
   if (blocks.begin == blocks.end) return;
   const SparseRows<T> y(ctx, source);
@@ -350,37 +369,54 @@ inline void sparse_mse_outer(const Args<T>& args, const Context<T>& ctx, const M
             T* at = tile + i * NR<T> + j;
             store(at, load(at) - load(turned + (t.row + i) * C + c + j));
           }
-        done(t, static_cast<const T*>(tile));
+        done(t, tile);
       };
       Operands<T> o{G.data, V + c, G.row_stride, 1, C, inner + 1, true, true, nullptr, 0, nullptr, 0};
-      run_tiles(o, 0, inner, 0, (inner + MR - 1) / MR, first + c, cols, Coming{}, Matrix<T>{}, subtract, before);
+      run_tiles<T>(o, 0, inner, 0, (inner + MR - 1) / MR, first + c, cols, Coming{}, Matrix<T>{}, subtract, before);
       o.a = G.row(inner);
-      run_tiles(o, inner, 1, 0, 1, first + c, cols, Coming{}, Matrix<T>{}, subtract, before);
+      run_tiles<T>(o, inner, 1, 0, 1, first + c, cols, Coming{}, Matrix<T>{}, subtract, before);
     }
   }
 }
 
 template <class T>
+inline Cost outer_cost(index_t inner, index_t batch) {
+  return {
+      SPARSE_COLUMNS * (2 * (inner + 1) + 2 * SPARSE_PANEL) + batch * index_t(SPARSE_CURSOR / sizeof(T)) + ROOM_SLACK,
+      2.0 * double(inner) * double(inner)};
+}
+
+template <class T>
 void sparse_mse_wgrad(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
-  const Matrix<T>&W = args.slots[3], &dW = args.slots[5];
-  T* db = args.slots[6].data;
-  sparse_mse_outer(
-      args, ctx, W, args.slots[4].data, static_cast<const T*>(nullptr), args.ints[0],
+  using O = op::SPARSE_MSE_WGRAD;
+  const Matrix<T>&W = args[O::W], &dW = args[O::dW];
+  T* db = args[O::db].data;
+  sparse_mse_outer<T>(
+      args[O::h], args[O::gram], args[O::weight], ctx, W, args[O::b].data, static_cast<const T*>(nullptr),
+      args[O::source],
       [&](const Tile& t, const T* tile) {
         for_vectors(t, tile, [&](index_t i, index_t j, vec<T> g, index_t n) {
           store_n((i < W.rows ? dW.row(i) : db) + j, g, n);
         });
       },
-      [](const Tile&, const void**) { return 0; }, tid, nt);
+      {}, tid, nt);
+}
+NARROWS_RUN(SPARSE_MSE_WGRAD, sparse_mse_wgrad)
+template <class T>
+Cost cost_of(op::SPARSE_MSE_WGRAD, const Args<T>& args, index_t batch, bool) {
+  return outer_cost<T>(args[op::SPARSE_MSE_WGRAD::W].rows, batch);
 }
 
-template <template <class> class Rule, class T>
+template <class Rule, class T>
 void sparse_mse_update(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
-  const WeightStep<Rule, T> step(args, ctx, 3, 10);
+  using O = op::SPARSE_MSE_UPDATE;
+  const WeightStep<Rule, O, T> step(O(), args, ctx);
   const Matrix<T>&W = step.W, &m = step.m, &v = step.v;
-  T *b = args.slots[6].data, *bm = args.slots[7].data, *bv = args.slots[args.slots[8].data ? 8 : 7].data;
-  sparse_mse_outer(
-      args, ctx, W, b, static_cast<const T*>(args.slots[9].data), args.ints[1],
+  T *b = args[O::b].data, *bm = args[O::b_moment1].data,
+    *bv = args[args[O::b_moment2].data ? O::b_moment2 : O::b_moment1].data;
+  sparse_mse_outer<T>(
+      args[O::h], args[O::gram], args[O::weight], ctx, W, b, static_cast<const T*>(args[O::shift].data),
+      args[O::source],
       [&](const Tile& t, const T* tile) {
         if (t.row < W.rows) step.penalise(t);
         for_vectors(t, tile, [&](index_t i, index_t j, vec<T> g, index_t n) {
@@ -398,4 +434,9 @@ void sparse_mse_update(const Args<T>& args, const Context<T>& ctx, int tid, int 
         return n;
       },
       tid, nt);
+}
+NARROWS_RUN_BY_SOLVER(SPARSE_MSE_UPDATE, sparse_mse_update)
+template <class T>
+Cost cost_of(op::SPARSE_MSE_UPDATE, const Args<T>& args, index_t batch, bool) {
+  return outer_cost<T>(args[op::SPARSE_MSE_UPDATE::W].rows, batch);
 }

@@ -5,8 +5,9 @@
 // z = mean + exp(log-variance / 2) normal; outside training z = mean.
 template <class T>
 void sample(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
+  using O = op::SAMPLE;
   typedef int32_t ints __attribute__((vector_size(4 * WIDTH<T>)));
-  const Matrix<T> stats = args.slots[0], z = args.slots[1], noise = args.slots[2];
+  const Matrix<T> stats = args[O::stats], z = args[O::z], noise = args[O::noise];
   const index_t k = z.cols;
   const Range rows(ctx.m, tid, nt);
   alignas(64) int32_t drawn[DRAWN];
@@ -18,7 +19,7 @@ void sample(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
     }
     for (index_t j = 0; j < k; j += DRAWN) {
       const index_t end = k - j < DRAWN ? k : j + DRAWN;
-      draw_cells(ctx.seed, args.ints[0], ctx.step, i, j, end - j, drawn);
+      draw_cells(ctx.seed, args[O::stream], ctx.step, i, j, end - j, drawn);
       for (index_t l = j; l < end; l += WIDTH<T>) {
         const index_t n = end - l;
         ints cells;
@@ -31,17 +32,19 @@ void sample(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
     }
   }
 }
+NARROWS_RUN(SAMPLE, sample)
 
 // KL(N(mean, variance) || N(0, 1)) = 1/2 sum mean^2 + variance - 1 - log variance; and through z, of whose derivative
 // by the log-variance the noise is twice the value, the gradient of all.
 template <class T>
 void latent_kl(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
-  const Matrix<T>&stats = args.slots[0], &noise = args.slots[1], &dz = args.slots[3], &dstats = args.slots[4];
+  using O = op::LATENT_KL;
+  const Matrix<T>&stats = args[O::stats], &noise = args[O::noise], &dz = args[O::dz], &dstats = args[O::dstats];
   const index_t k = noise.cols;
-  const T strength = T(args.floats[0] * ctx.kl_factor);
+  const T strength = T(args[O::strength] * ctx.kl_factor);
   const Range rows(ctx.m, tid, nt);
   for (index_t i = rows.begin; i < rows.end; ++i) {
-    const T scale = strength * row_scale(args.slots[2], ctx, i), half = T(0.5) * scale;
+    const T scale = strength * row_scale(args[O::weight], ctx, i), half = T(0.5) * scale;
     const T* mean = stats.row(i);
     T* out = dstats.row(i);
     LaneSum<T> sum;
@@ -53,16 +56,18 @@ void latent_kl(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
       store_n(out + j, d + scale * m, n);
       store_n(out + k + j, d * e + half * grown, n);
     }
-    args.slots[5].row(i)[0] = T(0.5 * sum.total());
+    args[O::rowkl].row(i)[0] = T(0.5 * sum.total());
   }
 }
+NARROWS_RUN(LATENT_KL, latent_kl)
 
 // -log N(y; p, v) = (y - p)^2 / (2 v) + log(2 pi v) / 2, v = exp(logvar) + floor.
 template <class Act, class T>
 void gaussian(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
+  using O = op::GAUSSIAN;
   constexpr index_t CHUNK = 512;  // columns whose variances are at hand for all rows
-  const Matrix<T>&z = args.slots[0], &target = args.slots[1], &rowloss = args.slots[4], &rates = args.slots[5];
-  const T* logvar = args.slots[3].data;
+  const Matrix<T>&z = args[O::z], &target = args[O::target], &rowloss = args[O::rowloss], &rates = args[O::rates];
+  const T* logvar = args[O::logvar].data;
   const Range rows(ctx.m, tid, nt);
   alignas(64) T precision[CHUNK], rate[CHUNK];
   for (index_t begin = 0; begin < z.cols; begin += CHUNK) {
@@ -79,7 +84,7 @@ void gaussian(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
     }
     const double offset = constant.total();
     for (index_t i = rows.begin; i < rows.end; ++i) {
-      const T scale = row_scale(args.slots[2], ctx, i);
+      const T scale = row_scale(args[O::weight], ctx, i);
       LaneSum<T> sum;
       for (index_t j = begin; j < end; j += WIDTH<T>) {
         const index_t n = end - j;
@@ -100,3 +105,4 @@ void gaussian(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
     }
   }
 }
+NARROWS_RUN_BY_ACTIVATION(GAUSSIAN, gaussian)

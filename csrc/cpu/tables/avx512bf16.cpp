@@ -1,13 +1,28 @@
-// Kernels for AVX-512 (F, BW, DQ, VL) with products of bfloat16.
+// Products of bfloat16 for AVX-512 with its instruction for them; all else is AVX-512's.
 
 #define NARROWS_ISA avx512bf16
 #define NARROWS_VECTOR_BYTES 64
 #define NARROWS_TILE_VECTORS 4
-#include "cpu/tables/table.inl"
+
+#include <immintrin.h>
+#include <stdint.h>
+
+#include <type_traits>
+#include <utility>
 
 #include "cpu/isa.h"
 
 namespace narrows {
-const Isa isa_avx512bf16 = {"avx512bf16", cpu_has_avx512bf16, avx512bf16::NATIVE_BFLOAT16, avx512bf16::kernels<float>(),
-                            avx512bf16::kernels<double>()};
-}
+namespace avx512bf16 {
+
+// clang-format off
+#include "cpu/kernels/vec.inl"
+#include "cpu/kernels/bfloat16.inl"
+#include "cpu/kernels/gemm.inl"
+#include "cpu/kernels/gemm_bfloat16.inl"
+// clang-format on
+
+PairProduct pair_product() { return gemm_bfloat16; }
+
+}  // namespace avx512bf16
+}  // namespace narrows

@@ -8,10 +8,3 @@
 #define NARROWS_TILE_VECTORS 2
 #endif
 #include "cpu/tables/table.inl"
-
-#include "cpu/isa.h"
-
-namespace narrows {
-const Isa isa_baseline = {"baseline", cpu_has_baseline, baseline::NATIVE_BFLOAT16, baseline::kernels<float>(),
-                          baseline::kernels<double>()};
-}  // namespace narrows
