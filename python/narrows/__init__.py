@@ -1,7 +1,6 @@
 """narrows: autoencoders as fast as the machine allows, without a deep-learning framework.
 
-Names are imported when first used, so that ``import narrows`` is quick and loads neither scikit-learn nor
-SciPy.
+Names are imported when first used: ``import narrows`` is quick, and it loads neither scikit-learn nor SciPy.
 """
 
 from __future__ import annotations

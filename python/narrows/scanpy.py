@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from . import models
 from ._version import __version__
-from .cli.settings import ESTIMATORS
 from .data import ArraySource, Source
 from .data.normalize import Normalizer
 from .data.normalized import NormalizedSource
@@ -129,7 +128,7 @@ def autoencoder(
     batch = None if batch_key is None else read_labels(_column(adata, batch_key), adata.n_obs, f"obs[{batch_key!r}]")
     genes = None if mask_var is None else _mask(adata, mask_var)
     source = _source(adata, layer, obsm, genes)
-    normalizer = Normalizer(normalize, loss=getattr(model, "loss", "mse")).fit(source)
+    normalizer = Normalizer(normalize, loss=model.loss).fit(source)
     table = NormalizedSource(source, normalizer)
     table.var_names = None  # The model is applied to blocks, which have none.
     stays = isinstance(source, _BackedSource) or table.shift is not None
@@ -183,9 +182,9 @@ def autoencoder(
 
 
 def _build(name: str, params: Mapping[str, Any]) -> models.BaseAutoencoder:
-    if name not in ESTIMATORS:
-        raise ValueError(f"estimator={name!r} is not one of {', '.join(ESTIMATORS)}")
-    cls = models.ESTIMATORS[ESTIMATORS[name]]
+    if name not in models.REGISTRY:
+        raise ValueError(f"estimator={name!r} is not one of {', '.join(models.REGISTRY)}")
+    cls = models.estimator_class(name)
     known = cls().get_params()
     if unknown := sorted(params.keys() - known.keys()):
         raise ValueError(f"{cls.__name__} has no parameter {unknown[0]!r}; it takes {', '.join(sorted(known))}")

@@ -311,7 +311,7 @@ def test_batches_that_cannot_be_read_are_one_line(tmp_path, line):
     refused(3, "fit", "pbmc4k", *fit[1:], "sample", word="pbmc4k: this format has no column 'sample' of obs")
     refused(2, "fit", *fit, "sample", "--genes-by-cells", word="--genes-by-cells")
     conv = ["--out", out, "--estimator", "conv", "--batch-key", "sample"]
-    refused(2, "fit", tmp_path / "x.h5ad", *conv, word="ConvAutoencoder cannot be told batches")
+    refused(2, "fit", tmp_path / "x.h5ad", *conv, word="ConvAutoencoder cannot be conditioned on batches")
     refused(2, "fit", *fit, "sample", "--estimator", "autoencoder", "--set", "tied_weights=true", word="tied_weights")
     assert not out.exists()
 

@@ -29,7 +29,7 @@ from narrows import (
 )
 from narrows.data import ArraySource
 from narrows.errors import DataError, ModelFileError, ResumeError
-from narrows.fitting.conditions import declared_batches, numbers, read_labels
+from narrows.fitting.conditions import condition_numbers, declared_labels, read_labels
 from narrows.fitting.feed import split_rows
 from narrows.persistence import load_tensors, save_tensors
 from narrows.training import Checkpoint
@@ -207,7 +207,7 @@ def test_bounds_and_samples_of_a_variational_one() -> None:
         assert (drawn == np.round(drawn)).all()
         np.testing.assert_array_equal(drawn[::2], model.sample(40, 0, noise=True, library=100.0, batch="day 1")[::2])
         assert not np.array_equal(drawn[1::2], model.sample(40, 0, noise=True, library=100.0, batch="day 1")[1::2])
-    for given, message in ((None, "give batch"), (["day 1"] * 3, r"shape \(3,\), X has 4 rows")):
+    for given, message in ((None, "give batch"), (["day 1"] * 3, r"shape \(3,\), but X has 4 rows")):
         with pytest.raises(ValueError, match=message):
             model.sample(4, batch=given)
 
@@ -251,7 +251,7 @@ def test_a_traversal_is_of_one_batch() -> None:
 def test_a_decoder_without_a_place_for_them_refuses(model: Any) -> None:
     X, batch = rows_in_batches()
     for fit in (model.fit, model.partial_fit):
-        with pytest.raises(ValueError, match=rf"the decoder of {type(model).__name__} cannot be told batches.*leave"):
+        with pytest.raises(ValueError, match=rf"decoder of {type(model).__name__} cannot be conditioned on.*leave"):
             fit(X, batch=batch)
         assert not hasattr(model, "batches_")
         assert not hasattr(model, "n_features_in_")
@@ -279,7 +279,7 @@ def test_labels_of_every_kind() -> None:
     ):
         labels = read_labels(given, 4)
         assert labels.dtype.kind == "U"
-        np.testing.assert_array_equal(numbers(labels, np.array(["a", "b", "c"]), 4), [[1], [0], [1], [2]])
+        np.testing.assert_array_equal(condition_numbers(labels, np.array(["a", "b", "c"]), 4), [[1], [0], [1], [2]])
     for given in (
         ints,
         np.array(ints, np.int8),
@@ -289,13 +289,13 @@ def test_labels_of_every_kind() -> None:
     ):
         labels = read_labels(given, 4)
         assert labels.dtype == np.int64
-        np.testing.assert_array_equal(numbers(labels, np.array([-1, 9, 10]), 4), [[2], [1], [2], [0]])
+        np.testing.assert_array_equal(condition_numbers(labels, np.array([-1, 9, 10]), 4), [[2], [1], [2], [0]])
     np.testing.assert_array_equal(read_labels([True, False], 2), ["True", "False"])
     np.testing.assert_array_equal(read_labels(np.array([True, False], object), 2), ["True", "False"])
-    assert numbers(read_labels("b", 4), np.array(["a", "b"]), 4).tolist() == [[1]] * 4
-    assert numbers(read_labels(9, 2), np.array([-1, 9]), 2).tolist() == [[1]] * 2
-    assert declared_batches(pandas.Series(words, dtype="category")).tolist() == ["a", "b", "c"]
-    assert declared_batches(words) is None
+    assert condition_numbers(read_labels("b", 4), np.array(["a", "b"]), 4).tolist() == [[1]] * 4
+    assert condition_numbers(read_labels(9, 2), np.array([-1, 9]), 2).tolist() == [[1]] * 2
+    assert declared_labels(pandas.Series(words, dtype="category")).tolist() == ["a", "b", "c"]
+    assert declared_labels(words) is None
 
 
 @pytest.mark.parametrize(
@@ -309,8 +309,8 @@ def test_labels_of_every_kind() -> None:
         (np.array([1, True, 2], object), "True in row 1"),
         ([0.5, 1.0, 2.0], "0.5 in row 0"),
         (np.array([b"a", b"b", b"c"]), "b'a' in row 0"),
-        (np.array(["a", "b"]), r"shape \(2,\), X has 3 rows"),
-        (np.array([["a"], ["b"], ["c"]]), r"shape \(3, 1\), X has 3 rows"),
+        (np.array(["a", "b"]), r"shape \(2,\), but X has 3 rows"),
+        (np.array([["a"], ["b"], ["c"]]), r"shape \(3, 1\), but X has 3 rows"),
         (1.5, "1.5 in row 0"),
         (np.array([1, 2**63, 3], np.uint64), "9223372036854775808 in row 1"),
         ([1, 2, 10**30], "10{30} in row 2"),
@@ -389,7 +389,7 @@ def test_rows_held_out_bring_their_labels() -> None:
         (lambda X, b: X, r"must be a tuple \(X_val, y_val, batch_val\) if, and only if, fit has a batch"),
         (lambda X, b: (X, None), r"must be a tuple \(X_val, y_val, batch_val\)"),
         (lambda X, b: (X, X, b), "X_val must be a pair|only if, fit has a y"),
-        (lambda X, b: (X, None, b[:3]), r"batch_val has shape \(3,\), X has 90 rows"),
+        (lambda X, b: (X, None, b[:3]), r"batch_val has shape \(3,\), but X has 90 rows"),
         (lambda X, b: (X, None, "day 7"), "batch_val: 'day 7' is none of the batches"),
         (lambda X, b: (X, None, b, b), "4 parts"),
     ],
@@ -470,7 +470,7 @@ def test_a_model_file_of_before_there_were_batches_is_read(tmp_path: Path) -> No
     meta["network"]["batches"] = ["a"]
     meta["params"]["tied_weights"] = True
     save_tensors(tmp_path / "m", tensors, meta, kind="model")
-    with pytest.raises(ModelFileError, match="cannot be told batches"):
+    with pytest.raises(ModelFileError, match="cannot be conditioned on batches"):
         narrows.load(tmp_path / "m")
 
 

@@ -10,8 +10,7 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from estimator_cases import SMALL, low_rank
-from narrows import Autoencoder, ContractiveAutoencoder
-from narrows.functional import layer as functional
+from narrows import Autoencoder, ContractiveAutoencoder, functional
 
 Array = NDArray[Any]
 
@@ -57,7 +56,7 @@ def test_second_order() -> None:
         ({"n_corruptions": 0}, "n_corruptions=0 must be at least 1"),
         ({"hessian_std": 0}, r"hessian_std=0 must be in \(0, inf\)"),
         ({"dropout": 0.2, "hidden_layer_sizes": (8,)}, "contractive=0.1, contractive_hessian=0.0 with dropout=0.2"),
-        ({"hidden_layer_sizes": (9, 8, 7, 6)}, "up to 4 layers, not 5"),
+        ({"hidden_layer_sizes": (9, 8, 7, 6)}, "at most 4 layers, not 5"),
     ],
 )
 def test_bad_parameters(params: dict[str, Any], message: str) -> None:

@@ -196,17 +196,17 @@ def test_rows_do_not_depend_on_each_other(X: Array) -> None:
         ({"strides": 2, "pooling": (1, 3)}, "convolution 2 of 2: strides of 2 x 2 and pools of 3 x 3 do not divide"),
         ({"padding": "valid", "kernel_size": 9}, r"kernel \(9, 9\) is larger than the image of 8 x 8 pixels"),
         ({"padding": "valid", "kernel_size": 3, "filters": 2}, "strides of 2 x 2 with kernels of 3 x 3 do not divide"),
-        ({"padding": "valid", "pooling": 2}, "padding='valid' goes without pooling"),
-        ({"n_components": None, "hidden_layer_sizes": 9}, "n_components=None is a convolutional code"),
-        ({"strides": (2, 2, 2)}, r"strides=\(2, 2, 2\) has 3 items, filters are 2"),
+        ({"padding": "valid", "pooling": 2}, "padding='valid' needs pooling=1"),
+        ({"n_components": None, "hidden_layer_sizes": 9}, "n_components=None gives a convolutional code"),
+        ({"strides": (2, 2, 2)}, r"strides=\(2, 2, 2\) has 3 items, but filters has 2"),
         ({"kernel_size": ((3, 3, 3), 1)}, "kernel_size=.* must be a positive integer"),
         ({"pooling": 0}, "pooling=0 must be a positive integer"),
-        ({"filters": ()}, r"filters=\(\) must have an item"),
+        ({"filters": ()}, r"filters=\(\) must have one item"),
         ({"image_shape": (8, 8, 2, 1)}, r"image_shape=\(8, 8, 2, 1\) must be"),
         ({"padding": "full"}, "padding='full' must be one of same, valid"),
         ({"n_components": 0}, "n_components=0 must be at least 1"),
-        ({"contractive": 0.1, "contractive_method": "exact"}, "contractive_method='hutchinson' takes them"),
-        ({"contractive": 0.1, "dropout": 0.2}, "drops nothing; set dropout=0$"),
+        ({"contractive": 0.1, "contractive_method": "exact"}, "contractive_method='hutchinson' takes convolutions"),
+        ({"contractive": 0.1, "dropout": 0.2}, "without dropout; set dropout=0$"),
     ],
     ids=lambda value: str(value)[:40],
 )
@@ -220,9 +220,9 @@ def test_bad_parameters(params: dict[str, Any], message: str, X: Array) -> None:
 def test_bad_images(X: Array) -> None:
     with pytest.raises(ValueError, match=r"images of shape \(8, 4, 4\), not image_shape=\(8, 8, 2\)"):
         small().fit(X.reshape(200, 8, 4, 4))
-    with pytest.raises(ValueError, match=r"say image_shape=\(8, 8, 2\)"):
+    with pytest.raises(ValueError, match=r"set image_shape=\(8, 8, 2\)"):
         small(image_shape=None).fit(X)
-    with pytest.raises(ValueError, match="y has 64 columns: a target must be images as X, of 128 values"):
+    with pytest.raises(ValueError, match="y has 64 columns, but a target must be images like X, of 128 values"):
         small().fit(X, X.reshape(200, -1)[:, :64])
     with pytest.raises(ValueError, match="y has images of shape"):
         small().fit(X, X[:, :4])

@@ -148,7 +148,7 @@ def test_chains_are_saved_and_go_on(digits: np.ndarray, tmp_path: Path) -> None:
     assert chain.shape == (100, 8)
     np.testing.assert_array_equal(chain, first._network.state["chain"])
     assert (chain != 0.5).all()
-    with pytest.raises(ValueError, match="0 persistent chains cannot go on from 100: keep batch_size"):
+    with pytest.raises(ValueError, match="0 persistent chains cannot continue from 100: keep batch_size"):
         first.set_params(persistent=False).fit(digits)
 
 
@@ -315,7 +315,7 @@ def test_weights_and_pairs(digits: np.ndarray) -> None:
     noisy = np.clip(digits + np.random.default_rng(0).normal(0, 0.2, digits.shape), 0, 1).astype(np.float32)
     for pretrain in ("rbm", "greedy"):
         DeepAutoencoder(3, loss="bce", pretrain=pretrain, **DEEP).fit(noisy, digits)
-    with pytest.raises(ValueError, match="needs a target as wide as X: 64 columns of y, 32 of X"):
+    with pytest.raises(ValueError, match="needs a target as wide as X: y has 64 columns, X has 32"):
         DeepAutoencoder(3, loss="bce", **DEEP).fit(digits[:, :32], digits)
     DeepAutoencoder(3, loss="bce", pretrain="greedy", **DEEP).fit(digits[:, :32], digits)
 

@@ -103,7 +103,7 @@ def test_target_of_another_width(X: np.ndarray) -> None:
     assert ae.reconstruct(coarse).shape == X.shape
     assert ae.inverse_transform(ae.transform(coarse)).shape == X.shape
     assert ae.latent_sensitivity(coarse).shape == (3, 12)
-    with pytest.raises(ValueError, match="12 columns and X has 6: scoring needs a y"):
+    with pytest.raises(ValueError, match="12 columns and X has 6: pass the y to compare with"):
         ae.score(coarse)
     with pytest.raises(ValueError, match="tied_weights=True needs a target as wide"):
         small(tied_weights=True).fit(coarse, X)
@@ -427,7 +427,7 @@ def test_names_are_saved(X: np.ndarray, tmp_path: Path) -> None:
     ("change", "message"),
     [
         (lambda t, m: m.update({"class": "os.system"}), "unknown estimator 'os.system'"),
-        (lambda t, m: m["params"].update(n_components=4), "tensor .* has shape .* the parameters ask for"),
+        (lambda t, m: m["params"].update(n_components=4), "tensor .* has shape .* the parameters need"),
         (lambda t, m: m["params"].update(magic=4), "magic"),
         (lambda t, m: m["params"].update(loss="bad"), "loss='bad'"),
         (lambda t, m: m["fitted"].update(n_features_in_=13), "tensor W0 has shape"),
@@ -436,7 +436,7 @@ def test_names_are_saved(X: np.ndarray, tmp_path: Path) -> None:
         (lambda t, m: m["history"].update(loss=[1.0]), "history"),
         (lambda t, m: m.pop("network"), "network"),
         (lambda t, m: t.pop("b0"), "tensor b0 has shape None"),
-        (lambda t, m: t["W0"].__setitem__(0, np.nan), "tensor W0 is not of finite"),
+        (lambda t, m: t["W0"].__setitem__(0, np.nan), "tensor W0 must hold finite"),
         (lambda t, m: m.update(feature_names=["a"]), "1 feature names for 12"),
     ],
 )

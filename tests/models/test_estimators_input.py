@@ -170,7 +170,7 @@ BAD_PARAMETERS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"loss": "bce", "output_activation": "relu"}, ValueError, "choose from auto, sigmoid"),
     ({"loss": "multinomial", "output_activation": "linear"}, ValueError, "choose from auto, softmax"),
     ({"corruption": "rain"}, ValueError, "must be one of gaussian, masking, salt_and_pepper, None"),
-    ({"corruption": "masking", "corruption_level": 1.5}, ValueError, r"must be in \[0, 1\]: a probability"),
+    ({"corruption": "masking", "corruption_level": 1.5}, ValueError, r"must be in \[0, 1\]: it is a probability"),
     ({"corruption_level": -1}, ValueError, "corruption_level=-1"),
     ({"dropout": 1.0}, ValueError, r"dropout=1.0 must be in \[0, 1\)"),
     ({"kl_sparsity": 1.0}, ValueError, "kl_sparsity needs latent_activation='sigmoid'"),
@@ -228,7 +228,7 @@ BAD_DATA: list[tuple[str, Callable[[np.ndarray], Any], str]] = [
     ),
     ("val bce", lambda X: small(loss="bce").fit(X, X_val=_with(X, 9, 2, 1.5)), "^X_val: 1.5 in row 9, column 2"),
     ("val target", lambda X: small().fit(X, X, X_val=(X, _with(X, 7, 3, np.inf))), "^y_val: inf in row 7"),
-    ("val target rows", lambda X: small().fit(X, X, X_val=(X, X[:5])), "^y_val has 5 rows, X_val has 200"),
+    ("val target rows", lambda X: small().fit(X, X, X_val=(X, X[:5])), "^y_val has 5 rows, but X_val has 200"),
     (
         "beyond float32",
         lambda X: small().fit(_with(X.astype(float), 7, 3, -1e39)),
@@ -271,7 +271,7 @@ BAD_DATA: list[tuple[str, Callable[[np.ndarray], Any], str]] = [
     ("multinomial", lambda X: small(loss="multinomial").fit(_with(X, 9, 2, -1)), "-1 in row 9, column 2"),
     ("target", lambda X: small(loss="bce").fit(X, _with(X, 9, 2, 1.5)), "y: 1.5 in row 9, column 2"),
     ("score", lambda X: small(loss="bce").fit(X).score(_with(X, 9, 2, 1.5)), "X: 1.5 in row 9, column 2"),
-    ("y rows", lambda X: small().fit(X, X[:5]), "y has 5 rows, X has 200"),
+    ("y rows", lambda X: small().fit(X, X[:5]), "y has 5 rows, but X has 200"),
     ("y nan", lambda X: small().fit(X, _with(X, 7, 3, np.nan)), "y: NaN in row 7, column 3"),
     ("weight shape", lambda X: small().fit(X, sample_weight=np.ones(5)), r"sample_weight has shape \(5,\)"),
     ("weight sign", lambda X: small().fit(X, sample_weight=-np.ones(200)), "sample_weight: -1 at row 0"),
@@ -293,7 +293,7 @@ BAD_DATA: list[tuple[str, Callable[[np.ndarray], Any], str]] = [
     (
         "score width",
         lambda X: small().fit(X).score(X, X[:, :5]),
-        "y has 5 columns, the reconstruction has 12",
+        "y has 5 columns, but the reconstruction has 12",
     ),
 ]
 

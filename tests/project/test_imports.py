@@ -13,8 +13,6 @@ from imports import graph
 README = Path(__file__).parents[2] / "README.md"
 
 TO_MEND = {
-    ("fitting.run", "models.base"),
-    ("scanpy", "cli.settings"),
     ("plan.oplist", "plan.contractive"),
     ("plan.oplist", "plan.convolution"),
     ("plan.contractive", "plan.convolution"),

@@ -29,7 +29,7 @@ from ..data.readers import has_layers
 from ..data.source import with_names
 from ..errors import DataError
 from ..fitting.conditions import read_labels
-from ..fitting.inputs import read_batch
+from ..fitting.inputs import read_condition
 from ..fitting.table import check_values
 from ..machine import thread_choice
 from ..plan.spec import Loss
@@ -192,7 +192,7 @@ def _batches(estimator: Any, settings: ApplySettings, source: Source) -> Any:
         raise UsageError(f"{settings.model} was fitted with batches: give --batch-key NAME or --batch LABEL")
     else:
         name, label = f"{source.name}: obs[{key!r}]", obs_labels(settings.data, key, source)
-    read_batch(estimator, label, source.shape[0], name)
+    read_condition(estimator, label, source.shape[0], name)
     return label
 
 
@@ -238,7 +238,7 @@ def _normalizer_of(estimator: Any) -> Normalizer:
 def encoded(estimator: Any, table: Source, step_bytes: int) -> Iterator[npt.NDArray[Any]]:
     """The codes of a normalised source, block by block. The next block is read in the background."""
     spec, n_rows = estimator.plan_.spec, _rows_in(step_bytes, table.shape[1])
-    domain = estimator._encodes(spec.loss, separate_target=not spec.log_normalize)
+    domain = estimator._input_loss(spec.loss, separate_target=not spec.log_normalize)
     starts = range(0, table.shape[0], n_rows)
     blocks = read_ahead(partial(_read, table, slice(start, start + n_rows), spec.loss) for start in starts)
     for start, block in zip(starts, blocks, strict=True):

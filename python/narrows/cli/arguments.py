@@ -14,9 +14,10 @@ from ..backends import AUTO, BACKENDS
 from ..data import KINDS
 from ..data.bundled import NAMES
 from ..data.readers import FORMATS
+from ..models import REGISTRY
 from ..plan.losses import LOSSES
 from ..plan.spec import Precision
-from .settings import ESTIMATORS, FitSettings, UsageError, parse_setting, parse_size
+from .settings import FitSettings, UsageError, parse_setting, parse_size
 
 __all__ = ["apply_config", "build_parser"]
 
@@ -227,7 +228,7 @@ def _add_fit(parser: argparse.ArgumentParser, *, sweep: bool = False) -> None:
         type=_widths,
         metavar="N,N",
     )
-    add(model, "--estimator", ", ".join(ESTIMATORS), choices=tuple(ESTIMATORS), metavar="NAME")
+    add(model, "--estimator", ", ".join(REGISTRY), choices=tuple(REGISTRY), metavar="NAME")
     add(model, "--loss", f"{', '.join(LOSSES)} (default: mse; for count: nb)", choices=LOSSES, metavar="NAME")
     model.add_argument(
         "--set",

@@ -341,11 +341,11 @@ def _write_latent(
 
 def _training_facts(estimator: Any, n_rows: int) -> dict[str, Any]:
     history = estimator.history_
-    losses = history.get("val_loss") if estimator.early_stopping else history["loss"]
+    losses = history.get("val_loss") if estimator._validation_part() is not None else history["loss"]
     best = int(np.nanargmin(losses)) if losses and np.isfinite(losses).any() else len(history["loss"]) - 1
     held = held_rows(estimator, n_rows)
     seconds = sum(history["seconds"])
-    kept = best if estimator.early_stopping else -1
+    kept = best if estimator._validation_part() is not None else -1
     return {
         "epochs_run": len(history["loss"]),
         "best_epoch": best + 1,

@@ -22,7 +22,7 @@ from ..data.normalized import NormalizedSource
 from ..errors import OutOfMemoryError
 from ..evaluation.metrics import MAX_ROWS
 from ..fitting.feed import split_rows
-from ..fitting.spec_of import build_spec
+from ..fitting.spec_of import DataFacts
 from ..fitting.table import BLOCK_BYTES, Table, density
 from ..plan.lowering import lower
 from ..plan.spec import NetworkSpec, Precision
@@ -107,23 +107,17 @@ class Budget:
 
 def held_rows(estimator: Any, n_rows: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]] | None:
     """The training rows and the validation rows of a fit; None without validation. Its seed is an integer."""
-    if not estimator.early_stopping:
-        return None
-    return split_rows(n_rows, float(estimator.validation_fraction), draw_seed(estimator.random_state))
+    part = estimator._validation_part()
+    return None if part is None else split_rows(n_rows, part, draw_seed(estimator.random_state))
 
 
 def _spec(estimator: Any, table: Source, batch: int) -> NetworkSpec:
     """The network that a fit to this table trains."""
     stored, n_features = density(table), int(table.shape[1])
-    return build_spec(
-        estimator,
-        n_features,
-        n_features,
-        density=stored,
-        shifted=Table(table).shifted,
-        target_density=stored,
-        batch=batch,
-    )
+    shifted = Table(table).shifted
+    data = DataFacts(n_features, n_features, shifted=shifted, density=stored, target_density=stored, batch_rows=batch)
+    spec: NetworkSpec = estimator._spec(data)
+    return spec
 
 
 def plan_text(settings: FitSettings, estimator: Any, table: NormalizedSource, budget: Budget, threads: str) -> str:

@@ -19,20 +19,7 @@ from typing import Any
 
 from ..plan.losses import LOSSES
 
-__all__ = ["ESTIMATORS", "FitSettings", "UsageError", "in_flags", "parse_size", "read_config", "show_size"]
-
-ESTIMATORS = {
-    "autoencoder": "Autoencoder",
-    "linear": "LinearAutoencoder",
-    "denoising": "DenoisingAutoencoder",
-    "sparse": "SparseAutoencoder",
-    "contractive": "ContractiveAutoencoder",
-    "variational": "VariationalAutoencoder",
-    "conv": "ConvAutoencoder",
-    "deep": "DeepAutoencoder",
-    "rbm": "RBM",
-    "count": "CountAutoencoder",
-}
+__all__ = ["FitSettings", "UsageError", "in_flags", "parse_size", "read_config", "show_size"]
 
 #: Parameters of estimators that have a flag of their own, by the field of `FitSettings`.
 _PARAMETERS = {
@@ -116,11 +103,10 @@ class FitSettings:
         UsageError
             The estimator does not have a parameter, or its value is out of range.
         """
-        import narrows
+        from ..fitting.parameters import check_parameters
+        from ..models import estimator_class
 
-        from ..fitting.parameters import check_parameters, check_takes_batches
-
-        cls = getattr(narrows, ESTIMATORS[self.estimator])
+        cls = estimator_class(self.estimator)
         params = self.estimator_params()
         known = cls().get_params()
         if "likelihood" in known and "loss" in params:
@@ -151,22 +137,22 @@ class FitSettings:
             if self.genes_by_cells:
                 raise UsageError("--batch-key needs cells as rows: leave out --genes-by-cells, or the flag --batch-key")
             try:
-                check_takes_batches(estimator)
+                estimator._check_conditioned()
             except ValueError as error:
                 raise UsageError(f"--batch-key: {error}") from None
         return estimator
 
     def resolved(self, estimator: Any) -> FitSettings:
         """These settings with the defaults of the estimator and absolute paths filled in."""
-        hidden = estimator.hidden_layer_sizes
-        hidden = (hidden,) if isinstance(hidden, int) else tuple(hidden)
         given = estimator.get_params()
+        hidden = given.get("hidden_layer_sizes")
+        hidden = (hidden,) if isinstance(hidden, int) else hidden and tuple(hidden)
         data = str(Path(self.data).resolve()) if Path(self.data).exists() else self.data
         return dataclasses.replace(
             self,
             data=data,
             out=str(Path(self.out).resolve()),
-            hidden=hidden if "hidden_layer_sizes" in given else None,
+            hidden=hidden,
             loss=estimator.loss if {"loss", "likelihood"} & given.keys() else None,
         )
 

@@ -105,7 +105,7 @@ def sweep(
     sizes = sorted(set(sizes))
     fits = [dataclasses.replace(settings, components=size) for size in sizes]
     estimators = [each.build() for each in fits]
-    if not estimators[0].early_stopping:
+    if estimators[0]._validation_part() is None:
         raise UsageError("a sweep compares sizes on held-out rows: use --set early_stopping=true")
     fits = [each.resolved(estimator) for each, estimator in zip(fits, estimators, strict=True)]
     whole = fits[0]

@@ -1,7 +1,7 @@
-"""The order of training: which rows are held out, and in which order and batches the others are visited.
+"""The order of training: which rows are held out, and in which order training visits the others.
 
-Promises: a source that fits into one block is trained on exactly as the same array in memory; the order of rows is a
-function of the seed and the number of the epoch. Never: trains.
+- A source that fits into one block is trained on exactly as the same array in memory.
+- The order of rows depends on the seed and the number of the epoch only.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from .table import BLOCK_BYTES, Rows, Table
 __all__ = ["RowLosses", "TrainingFeed", "even_batch", "shuffled", "split_rows", "validator"]
 
 RowLosses = Callable[[Callable[..., NDArray[Any]], NetworkSpec, Any, Any, Any], NDArray[Any]]
-"""Losses of rows by a program's `apply`, its network, the rows, their target (None: themselves) and their batches."""
+"""Losses of rows, from a program's `apply`, its network, the rows, their target (None: the rows) and conditions."""
 
 
 def split_rows(n_rows: int, fraction: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Rows to train on and rows held out, both sorted: at least one of each."""
+    """Training rows and held-out rows, both sorted; at least one of each."""
     n_held = min(max(1, round(fraction * n_rows)), n_rows - 1)
     order = _generator(seed, 0).permutation(n_rows)
     return np.sort(order[n_held:]), np.sort(order[:n_held])
 
 
 def even_batch(n_rows: int, limit: int) -> int:
-    """Rows per step: at most `limit`, at least half of it, and such that the last step is not a remnant.
+    """Rows per step: at most `limit`, at least half of it, and chosen so that the last step is not much smaller.
 
-    A step of few rows gives each of them many times the weight of the others and its gradient many times the variance:
-    with it, adaptive solvers settle measurably beside the minimum.
+    In a step of few rows each row has many times the weight of other rows, and the gradient many times the variance.
+    Adaptive solvers then end measurably off the minimum.
     """
     limit = min(limit, n_rows)
     sizes = range(limit, (limit - 1) // 2, -1)
@@ -49,10 +49,11 @@ def _generator(seed: int, number: int) -> np.random.Generator:
 
 
 def shuffled(rows: NDArray[np.int64], generator: np.random.Generator) -> NDArray[np.int64]:
-    """Sorted `rows`, none of them negative or twice, in random order: that of words of 32 random bits above their row.
+    """Sorted `rows`, not negative and without duplicates, in random order.
 
-    Where NumPy sorts by vectors this takes half the time of exchanging rows one by one. No two words are equal, so the
-    order is the same wherever it is made, and whatever is added to all rows.
+    Each row becomes a word with 32 random bits above the row's number; the words are sorted. Where NumPy sorts with
+    vector instructions this takes half the time of exchanging rows. No two words are equal, so the order is the same on
+    every machine, and it does not change if a constant is added to all rows.
     """
     bits = np.uint64(int(rows[-1]).bit_length())
     drawn = generator.bit_generator.random_raw(-(-len(rows) // 2)).view(np.uint32)
@@ -72,19 +73,20 @@ class TrainingFeed:
     ----------
     table : Table
     rows : ndarray of int64
-        The rows to train on, sorted.
-    batch : int
+        The training rows, sorted.
+    batch_rows : int
+        Rows of a step.
     seed : int
     shuffle : bool or "blocks"
-        Visit blocks, and the rows inside them, in an order of each epoch's own.
+        Visit blocks, and the rows inside them, in a new random order in each epoch.
     block_bytes : int
-        A table of sources is visited in blocks of about this size, of whole batches; one in memory is one
-        block, unless it is shuffled by blocks.
+        A table of sources is visited in blocks of about this size, of whole steps. A table in memory is one block,
+        unless it is shuffled by blocks.
     """
 
     table: Table
     rows: NDArray[np.int64]
-    batch: int
+    batch_rows: int
     seed: int
     shuffle: bool | str
     block_bytes: int = BLOCK_BYTES
@@ -99,18 +101,18 @@ class TrainingFeed:
         """Rows of the table in a block."""
         if self.table.in_memory and self.shuffle != "blocks":
             return self.table.n_rows
-        batches = max(1, self.block_bytes // max(1, self.table.row_bytes) // self.batch)
-        return batches * self.batch
+        steps = max(1, self.block_bytes // max(1, self.table.row_bytes) // self.batch_rows)
+        return steps * self.batch_rows
 
     @cached_property
     def borders(self) -> NDArray[np.int64]:
-        """Where the rows of each block begin in `rows`, and the end."""
+        """Where each block's rows begin in `rows`; the last border is the end of `rows`."""
         starts = np.arange(0, self.table.n_rows, self.block_rows)
         return np.append(np.searchsorted(self.rows, starts), len(self.rows))
 
     @property
     def n_steps(self) -> int:
-        return int((-(-np.diff(self.borders) // self.batch)).sum())
+        return int((-(-np.diff(self.borders) // self.batch_rows)).sum())
 
     def blocks(self, epoch: int) -> Iterator[Block]:
         generator = _generator(self.seed, epoch + 1)
@@ -129,7 +131,7 @@ class TrainingFeed:
     def _load(self, first: int) -> Rows:
         if self.table.in_memory:
             if self._resident is None:
-                self._resident = Rows(self.table.X, self.table.target, self.table.weight, self.table.batch)
+                self._resident = Rows(self.table.X, self.table.target, self.table.weight, self.table.condition)
             return self._resident
         return self.table.read(slice(first, first + self.block_rows))
 
@@ -137,18 +139,18 @@ class TrainingFeed:
 def validator(
     table: Table, rows: NDArray[np.int64] | None, block_bytes: int, row_losses: RowLosses
 ) -> Callable[[Program], float]:
-    """A function that gives the mean loss of a program over `rows`, which are kept in memory if they fit."""
+    """A function that returns a program's mean loss over `rows`; the rows stay in memory if they fit."""
     n_rows = table.n_rows if rows is None else len(rows)
     if rows is not None and (table.in_memory or n_rows * table.row_bytes <= block_bytes):
         table, rows = Table(*table.read(rows)), None
     block_rows = n_rows if table.in_memory else max(1, block_bytes // max(1, table.row_bytes))
     if table.weight is not None and table.weight.sum() == 0:
-        table = Table(table.X, table.target, batch=table.batch)
+        table = Table(table.X, table.target, condition=table.condition)
 
     def validate(program: Program) -> float:
         total = weights = 0.0
-        for X, target, weight, batch in table.blocks(block_rows, rows):
-            losses = row_losses(program.apply, program.plan.spec, X, target, batch).astype(np.float64)
+        for X, target, weight, condition in table.blocks(block_rows, rows):
+            losses = row_losses(program.apply, program.plan.spec, X, target, condition).astype(np.float64)
             total += float(losses.sum() if weight is None else losses @ weight)
             weights += float(len(losses) if weight is None else weight.sum())
         return total / weights

@@ -1,15 +1,16 @@
 """Estimators as model files.
 
-Promises: what is loaded transforms to the same bits as what was saved; a file whose class, parameters or
-shapes are not what this version knows is a `ModelFileError`. Never: code in a file, pickle.
+- A loaded estimator gives the same bits as the saved one.
+- A file with a class, parameters or shapes that this version does not know is a `ModelFileError`.
+- A file holds no code and no pickle.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -18,25 +19,28 @@ from ..persistence import load_tensors, save_tensors
 from ..plan.spec import NetworkSpec
 from .network import Network
 from .parameters import check_parameters, plain_parameters
-from .spec_of import build_spec
+from .protocol import Estimator
+from .spec_of import DataFacts
 
 __all__ = ["read_model", "write_model"]
+
+E = TypeVar("E", bound=Estimator)
 
 _NUMBERS = {"n_features_in_": int, "n_iter_": int, "loss_": float, "best_loss_": float, "_seed": int}
 
 
-def write_model(estimator: Any, path: str | os.PathLike[str]) -> None:
+def write_model(estimator: Estimator, path: str | os.PathLike[str]) -> None:
     """Write a fitted estimator; see `BaseAutoencoder.save`."""
     network = estimator._network
     _check_as_trained(estimator)
-    names = getattr(estimator, "feature_names_in_", None)
+    names = estimator._feature_names
     fitted = {name: kind(getattr(estimator, name)) for name, kind in _NUMBERS.items()}
     meta = {
         "class": type(estimator).__name__,
         "params": plain_parameters(estimator),
         "fitted": fitted,
         "network": {
-            "batch": network.batch,
+            "batch": network.batch_rows,
             "n_outputs": network.spec.n_outputs,
             "corruption_range": tuple(float(v) for v in network.spec.corruption_range),
             "separate_target": network.spec.separate_target,
@@ -52,33 +56,30 @@ def write_model(estimator: Any, path: str | os.PathLike[str]) -> None:
     save_tensors(path, network.parameters, meta, kind="model")
 
 
-def _check_as_trained(estimator: Any) -> None:
-    """Refuse parameters that make another function of the network than the one that was trained.
-
-    Raises
-    ------
-    ValueError
-        They were set after the fit.
-    """
+def _check_as_trained(estimator: Estimator) -> None:
+    """Raise ValueError if parameters that were set after the fit describe another network."""
     check_parameters(estimator)
     spec = estimator._network.spec
-    like = "n_outputs", "corruption_range", "separate_target", "weighted", "library", "n_batches"
-    trained = {name: getattr(spec, name) for name in like}
-    given = build_spec(estimator, estimator.n_features_in_, **trained, target_density=0.0)
-    if _function(given) != _function(spec):
-        raise ValueError(
-            "parameters that were set after the fit make another network of it: fit again, or set them back"
-        )
+    data = DataFacts(
+        estimator.n_features_in_,
+        spec.n_outputs,
+        separate_target=spec.separate_target,
+        weighted=spec.weighted,
+        target_density=0.0,
+        n_conditions=spec.n_batches,
+    )
+    if _function(estimator._spec(data)) != _function(spec):
+        raise ValueError("parameters that were set after the fit change the network: fit again, or set them back")
 
 
 def _function(spec: NetworkSpec) -> tuple[Any, ...]:
-    """What codes, reconstructions and losses depend on besides the weights."""
+    """What codes, reconstructions and losses depend on, besides the weights and numbers taken from the data."""
     layers = tuple(dataclasses.replace(layer, dropout=0.0) for layer in spec.layers)
     names = "latent", "loss", "huber_delta", "variational", "cell_dispersion", "log_normalize"
     return layers, *(getattr(spec, name) for name in names)
 
 
-def read_model(path: str | os.PathLike[str], classes: Mapping[str, type[Any]]) -> Any:
+def read_model(path: str | os.PathLike[str], classes: Mapping[str, Callable[..., E]]) -> E:
     """Read an estimator of one of the named `classes`; see `narrows.load`."""
     tensors, meta = load_tensors(path, kind="model")
     try:
@@ -89,7 +90,7 @@ def read_model(path: str | os.PathLike[str], classes: Mapping[str, type[Any]]) -
         raise ModelFileError(f"{os.fspath(path)}: not a model that this version can read ({error})") from error
 
 
-def _restored(tensors: Mapping[str, Any], meta: Mapping[str, Any], classes: Mapping[str, type[Any]]) -> Any:
+def _restored(tensors: Mapping[str, Any], meta: Mapping[str, Any], classes: Mapping[str, Callable[..., E]]) -> E:
     cls = classes.get(meta["class"])
     if cls is None:
         raise ModelFileError(f"holds an unknown estimator {meta['class']!r}; known: {', '.join(classes)}")
@@ -110,34 +111,34 @@ def _restored(tensors: Mapping[str, Any], meta: Mapping[str, Any], classes: Mapp
         if type(size) is not int or size < 1:
             raise ModelFileError(f"{name} is {size!r}")
     low, high = shape["corruption_range"]
-    library = shape["library"]
-    if type(library) is not float or not 0 < library < np.inf:
-        raise ModelFileError(f"library is {library!r}")
-    # Models of before these had neither.
-    gram, batches = bool(shape.get("gram_decoder", False)), _batches(shape.get("batches"))
-    trained = {
-        "n_outputs": shape["n_outputs"],
-        "corruption_range": (float(low), float(high)),
-        "separate_target": bool(shape["separate_target"]),
-        "weighted": bool(shape["weighted"]),
-        "library": library,
-        "n_batches": 0 if batches is None else len(batches),
-    }
-    spec = build_spec(estimator, fitted["n_features_in_"], **trained, target_density=0.0)
+    size_sum = shape["library"]
+    if type(size_sum) is not float or not 0 < size_sum < np.inf:
+        raise ModelFileError(f"library is {size_sum!r}")
+    # The oldest model files have neither entry.
+    gram, labels = bool(shape.get("gram_decoder", False)), _labels(shape.get("batches"))
+    data = DataFacts(
+        fitted["n_features_in_"],
+        shape["n_outputs"],
+        separate_target=bool(shape["separate_target"]),
+        weighted=bool(shape["weighted"]),
+        target_density=0.0,
+        n_conditions=0 if labels is None else len(labels),
+    )
+    spec = estimator._spec(data)
     if gram and not spec.takes_gram_decoder:
-        raise ModelFileError("gram_decoder is set for a network that cannot have one")
-    spec = dataclasses.replace(spec, gram_decoder=gram)
+        raise ModelFileError("gram_decoder is set, but this network cannot have a Gram decoder")
+    spec = dataclasses.replace(spec, corruption_range=(float(low), float(high)), library=size_sum, gram_decoder=gram)
     expected = spec.parameter_shapes
     found = {name: array.shape for name, array in tensors.items()}
     if found != expected:
         name = min(n for n in found.keys() | expected.keys() if found.get(n) != expected.get(n))
-        raise ModelFileError(f"tensor {name} has shape {found.get(name)}, the parameters ask for {expected.get(name)}")
+        raise ModelFileError(f"tensor {name} has shape {found.get(name)}, but the parameters need {expected.get(name)}")
     for name, array in tensors.items():
         if array.dtype not in (np.float32, np.float64) or not np.isfinite(array).all():
-            raise ModelFileError(f"tensor {name} is not of finite floating-point numbers")
-    estimator.__dict__.update(fitted)
-    if batches is not None:
-        estimator.batches_ = batches
+            raise ModelFileError(f"tensor {name} must hold finite floating-point numbers")
+    vars(estimator).update(fitted)
+    if labels is not None:
+        estimator.batches_ = labels
     names = meta["feature_names"]
     if names is not None:
         if len(names) != fitted["n_features_in_"]:
@@ -160,11 +161,11 @@ def _restored(tensors: Mapping[str, Any], meta: Mapping[str, Any], classes: Mapp
     return estimator
 
 
-def _batches(labels: Any) -> np.ndarray[Any, Any] | None:
-    """Labels of batches, which must be as a fit leaves them."""
+def _labels(labels: Any) -> np.ndarray[Any, Any] | None:
+    """Labels of batches; they must be sorted and unique, as after a fit."""
     if labels is None:
         return None
     kinds = {type(label) for label in labels} if isinstance(labels, list) else set()
     if kinds not in ({str}, {int}) or labels != sorted(set(labels)):
-        raise ModelFileError("the batches are not different strings or whole numbers in order")
+        raise ModelFileError("batches must be unique, sorted strings or integers")
     return np.array(labels, str if kinds == {str} else np.int64)

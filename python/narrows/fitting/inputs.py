@@ -1,9 +1,10 @@
-"""What the methods of an estimator are given, checked and made a `Table`.
+"""The arguments of an estimator's methods, checked and made a `Table`.
 
-Promises: arrays come out finite, in float32 or float64, CSR canonical; those of a GPU come out as CuPy's, and do not
-leave it; widths and feature names are those of the fit, and values have a meaning for the loss; labels of batches come
-out as numbers; a source is checked for its shape and names here, for its values as it is read. The caller's objects are
-never changed; the estimator only where `reset` says so, and then as scikit-learn does it.
+- Arrays come out finite, in float32 or float64, and CSR canonical. Arrays on a GPU come out as CuPy arrays there.
+- Widths and feature names must be those of the fit, and values must lie in the domain of the loss.
+- Labels of batches come out as numbers.
+- A source's shape and names are checked here, its values when they are read.
+- The caller's objects never change. The estimator changes only with `reset`, in the way of scikit-learn.
 """
 
 from __future__ import annotations
@@ -26,10 +27,11 @@ from ..data.source import Source
 from ..plan.losses import LOSSES
 from ..plan.spec import Precision
 from ..rows.arrays import check_unmasked, float_dtype
-from ..rows.devices import beside, check_together, copying, gpu_array, on_gpu
+from ..rows.devices import check_together, copying, gpu_array, like, on_gpu
 from ..rows.shifted import Shifted
 from ..rows.sparse import check_csr, is_sparse
-from .conditions import declared_batches, numbers, read_labels
+from .conditions import condition_numbers, declared_labels, read_labels
+from .protocol import Estimator
 from .table import Table
 
 __all__ = [
@@ -37,7 +39,7 @@ __all__ = [
     "check_codes",
     "encoding_table",
     "make_table",
-    "read_batch",
+    "read_condition",
     "rebuilding_table",
     "scoring_table",
     "training_table",
@@ -46,14 +48,14 @@ __all__ = [
 ]
 
 
-def check_X(estimator: Any, X: Any, *, reset: bool, min_samples: int = 1, name: str = "X") -> Any:
-    """X as a finite float array, a canonical CSR of floats, or a Source; rows that were read as Shifted stay so.
+def check_X(estimator: Estimator, X: Any, *, reset: bool, min_samples: int = 1, name: str = "X") -> Any:
+    """X as a finite float array, a canonical CSR of floats, or a Source; Shifted rows stay as they are.
 
-    Messages call it `name`.
+    `name` is the name of X in messages.
     """
     if isinstance(X, Shifted) and not reset and X.shape[1] == estimator.n_features_in_:
         return X
-    X = estimator._rows(X, name)
+    X = estimator._flat_rows(X, name)
     if on_gpu(X):
         X = _gpu_rows(X, name, min_samples)
         _check_backend(estimator, name, X, trains=reset)
@@ -74,13 +76,13 @@ def check_X(estimator: Any, X: Any, *, reset: bool, min_samples: int = 1, name: 
                 ensure_min_samples=min_samples,
             )
         X = _plain(X, name)
-        check_finite(X, source=name, columns=_names(estimator))
+        check_finite(X, source=name, columns=estimator._feature_names)
         return X
     with _calling(name):
         return _checked_source(estimator, X, reset, min_samples)
 
 
-def _checked_source(estimator: Any, X: Source, reset: bool, min_samples: int) -> Source:
+def _checked_source(estimator: Estimator, X: Source, reset: bool, min_samples: int) -> Source:
     name = type(estimator).__name__
     if X.shape[0] < min_samples:
         raise ValueError(
@@ -89,7 +91,7 @@ def _checked_source(estimator: Any, X: Source, reset: bool, min_samples: int) ->
     names = None if X.var_names is None else np.asarray([str(n) for n in X.var_names], dtype=object)
     if reset:
         estimator.n_features_in_ = X.shape[1]
-        estimator.__dict__.pop("feature_names_in_", None)
+        vars(estimator).pop("feature_names_in_", None)
         if names is not None:
             estimator.feature_names_in_ = names
     elif X.shape[1] != estimator.n_features_in_:
@@ -97,7 +99,7 @@ def _checked_source(estimator: Any, X: Source, reset: bool, min_samples: int) ->
             f"X has {X.shape[1]} features, but {name} is expecting {estimator.n_features_in_} features as input"
         )
     else:
-        known = getattr(estimator, "feature_names_in_", None)
+        known = estimator._feature_names
         if known is not None and names is not None and not np.array_equal(known, names):
             at = int(np.argmax(known != names))
             raise ValueError(
@@ -109,7 +111,7 @@ def _checked_source(estimator: Any, X: Source, reset: bool, min_samples: int) ->
 
 @contextlib.contextmanager
 def _calling(name: str) -> Iterator[None]:
-    """Say of messages about X that they are about `name`, where it has another."""
+    """Put `name` before messages that speak of X, if the argument has another name."""
     try:
         yield
     except (TypeError, ValueError) as error:
@@ -119,8 +121,8 @@ def _calling(name: str) -> Iterator[None]:
         raise kind(f"{name}: {error}") from None
 
 
-def check_codes(estimator: Any, Z: Any) -> Any:
-    """Z as a finite float array or a Source of as many columns as there are latents."""
+def check_codes(estimator: Estimator, Z: Any) -> Any:
+    """Z as a finite float array or a Source, with one column for each latent."""
     if on_gpu(Z):
         Z = _gpu_rows(Z, "Z")
         _check_backend(estimator, "Z", Z)
@@ -137,7 +139,7 @@ def check_codes(estimator: Any, Z: Any) -> Any:
 
 
 def training_table(
-    estimator: Any,
+    estimator: Estimator,
     X: Any,
     y: Any,
     sample_weight: ArrayLike | None,
@@ -147,45 +149,48 @@ def training_table(
     declared: bool = False,
     min_samples: int = 1,
 ) -> Table:
-    """What `fit` is given; if `reset`, the estimator takes the number and the names of the features, and the batches:
-    those of the rows, and if `declared` those of a categorical without rows, too.
+    """The arguments of `fit` as a table.
+
+    With `reset` the estimator takes over the number and names of the features and the labels of batches. With
+    `declared` it also takes over the categories of a categorical that no row has.
     """
     X = check_X(estimator, X, reset=reset, min_samples=min_samples)
     n_rows = int(X.shape[0])
     target, columns = _read_target(estimator, y, n_rows)
     weight = _read_weight(sample_weight, X)
     if reset:
-        estimator.__dict__.pop("batches_", None)
+        vars(estimator).pop("batches_", None)
         if batch is not None:
             known = np.unique(read_labels(batch, n_rows))
-            further = declared_batches(batch) if declared else None
+            further = declared_labels(batch) if declared else None
             estimator.batches_ = known if further is None else np.unique(further)
-    return make_table(estimator, X, target, weight, read_batch(estimator, batch, n_rows), columns)
+    return make_table(estimator, X, target, weight, read_condition(estimator, batch, n_rows), columns)
 
 
 def make_table(
-    estimator: Any,
+    estimator: Estimator,
     X: Any,
     target: Any,
     weight: NDArray[np.float64] | None,
-    batch: NDArray[np.float32] | None = None,
+    condition: NDArray[np.float32] | None = None,
     columns: Any = None,
     names: tuple[str, str] = ("X", "y"),
 ) -> Table:
-    """Rows for an estimator to train on, checked; `columns` are names of the target's, `names` those of X and it."""
+    """A checked table to train on; `columns` names the target's columns, `names` X and the target in messages."""
     check_together(X, X if target is None else target, names[1])
     loss = LOSSES[estimator.loss].loss
-    meant = loss if target is None else estimator._encodes(loss, separate_target=True)
+    domain = loss if target is None else estimator._input_loss(loss, separate_target=True)
     dtype = Precision.of(estimator.precision).dtype
-    table = Table(X, target, weight, batch, (meant, loss), (_names(estimator), columns), names=names, dtype=dtype)
+    known = estimator._feature_names
+    table = Table(X, target, weight, condition, (domain, loss), (known, columns), names=names, dtype=dtype)
     table.check()
     return table
 
 
-def validation_table(estimator: Any, X_val: Any, table: Table) -> Table:
-    """What `fit` is given as `X_val`, beside the `table` that it trains on."""
+def validation_table(estimator: Estimator, X_val: Any, table: Table) -> Table:
+    """The argument `X_val` of `fit` as a table; `table` is the training table."""
     if isinstance(X_val, tuple) and len(X_val) not in (2, 3):
-        raise ValueError(f"X_val has {len(X_val)} parts, not X_val and y_val, or these and batch_val")
+        raise ValueError(f"X_val has {len(X_val)} parts; pass (X_val, y_val) or (X_val, y_val, batch_val)")
     X, y, batch = (*X_val, None)[:3] if isinstance(X_val, tuple) else (X_val, None, None)
     X = check_X(estimator, X, reset=False, name="X_val")
     check_together(table.X, X, "X_val")
@@ -194,87 +199,85 @@ def validation_table(estimator: Any, X_val: Any, table: Table) -> Table:
         raise ValueError("X_val must be a pair (X_val, y_val) if, and only if, fit has a y to reconstruct")
     if target is not None and target.shape[1] != table.target.shape[1]:
         raise ValueError(f"y_val has {target.shape[1]} columns, y has {table.target.shape[1]}")
-    if (batch is None) != (table.batch is None):
+    if (batch is None) != (table.condition is None):
         raise ValueError(
-            "X_val must be a tuple (X_val, y_val, batch_val) if, and only if, fit has a batch; y_val is None where "
-            "there is no y to reconstruct"
+            "X_val must be a tuple (X_val, y_val, batch_val) if, and only if, fit has a batch; y_val is None if "
+            "fit has no y"
         )
-    told = read_batch(estimator, batch, int(X.shape[0]), "batch_val")
-    # A shift of its own the network has only if that of the training data has made it take one.
-    found = make_table(estimator, X, target, None, told, columns, ("X_val", "y_val"))
+    condition = read_condition(estimator, batch, int(X.shape[0]), "batch_val")
+    found = make_table(estimator, X, target, None, condition, columns, ("X_val", "y_val"))
+    # The network takes shifted rows only if it is trained on them.
     return dataclasses.replace(found, implicit=table.shifted)
 
 
-def encoding_table(estimator: Any, X: Any) -> Table:
+def encoding_table(estimator: Estimator, X: Any) -> Table:
     """Rows to encode."""
     X, spec = check_X(estimator, X, reset=False), estimator._network.spec
-    meant = estimator._encodes(spec.loss, separate_target=not spec.log_normalize)
-    table = Table(X, meant=(meant, spec.loss), columns=(_names(estimator), None), dtype=estimator._network.dtype)
+    domain = estimator._input_loss(spec.loss, separate_target=not spec.log_normalize)
+    columns = estimator._feature_names, None
+    table = Table(X, domains=(domain, spec.loss), columns=columns, dtype=estimator._network.dtype)
     table.check()
     return table
 
 
-def rebuilding_table(estimator: Any, X: Any, batch: Any) -> Table:
-    """Rows to encode, and to decode as of their batches."""
+def rebuilding_table(estimator: Estimator, X: Any, batch: Any) -> Table:
+    """Rows to encode and to decode, with the conditions of the decoder."""
     table = encoding_table(estimator, X)
-    return dataclasses.replace(table, batch=read_batch(estimator, batch, table.n_rows))
+    return dataclasses.replace(table, condition=read_condition(estimator, batch, table.n_rows))
 
 
-def read_batch(estimator: Any, batch: Any, n_rows: int, name: str = "batch") -> NDArray[np.float32] | None:
-    """Numbers of the batches of rows, shape (n_rows, 1), None if the estimator knows none.
+def read_condition(estimator: Estimator, batch: Any, n_rows: int, name: str = "batch") -> NDArray[np.float32] | None:
+    """The number of each row's batch, shape (n_rows, 1); None if the decoder is not conditioned.
 
     Raises
     ------
     ValueError
-        Labels where the estimator knows no batches, or none where it does.
+        There are labels and the estimator was fitted without batches, or the other way round.
     """
-    known = getattr(estimator, "batches_", None)
+    known = estimator._conditions
     if known is None:
         if batch is None:
             return None
-        raise ValueError(f"{name} is given to a {type(estimator).__name__} that was fitted without")
+        raise ValueError(
+            f"{name} is given to a {type(estimator).__name__} that was fitted without batches: leave {name} out"
+        )
     if batch is None:
         raise ValueError(
-            f"this {type(estimator).__name__} was fitted with batches, on which what it decodes depends: give {name}, "
-            "the labels of the rows or one label for all"
+            f"this {type(estimator).__name__} was fitted with batches, and its output depends on them: give {name}, "
+            "one label for each row or one label for all"
         )
-    return numbers(read_labels(batch, n_rows, name), known, n_rows, name)
+    return condition_numbers(read_labels(batch, n_rows, name), known, n_rows, name)
 
 
-def scoring_table(estimator: Any, X: Any, y: Any, batch: Any) -> Table:
-    """Rows to score, and what to compare their reconstruction with if that is not themselves."""
+def scoring_table(estimator: Estimator, X: Any, y: Any, batch: Any) -> Table:
+    """Rows to score, with the target of their reconstruction if it is not X."""
     X = check_X(estimator, X, reset=False)
     spec = estimator._network.spec
     target, columns = _read_target(estimator, y, int(X.shape[0]))
     if target is None and spec.n_outputs != spec.n_features:
         raise ValueError(
-            f"the reconstruction has {spec.n_outputs} columns and X has {spec.n_features}: scoring needs a y to compare"
+            f"the reconstruction has {spec.n_outputs} columns and X has {spec.n_features}: pass the y to compare with"
         )
     if target is not None and target.shape[1] != spec.n_outputs:
-        raise ValueError(f"y has {target.shape[1]} columns, the reconstruction has {spec.n_outputs}")
+        raise ValueError(f"y has {target.shape[1]} columns, but the reconstruction has {spec.n_outputs}")
     check_together(X, X if target is None else target, "y")
-    meant = spec.loss if target is None else estimator._encodes(spec.loss, separate_target=not spec.log_normalize)
-    known = read_batch(estimator, batch, int(X.shape[0]))
-    table = Table(
-        X, target, None, known, (meant, spec.loss), (_names(estimator), columns), dtype=estimator._network.dtype
-    )
+    domain = spec.loss if target is None else estimator._input_loss(spec.loss, separate_target=not spec.log_normalize)
+    condition = read_condition(estimator, batch, int(X.shape[0]))
+    names, dtype = (estimator._feature_names, columns), estimator._network.dtype
+    table = Table(X, target, None, condition, (domain, spec.loss), names, dtype=dtype)
     table.check()
     return table
 
 
-def _names(estimator: Any) -> Any:
-    """Names of the features, if they have any."""
-    return getattr(estimator, "feature_names_in_", None)
+def _read_target(estimator: Estimator, y: Any, n_rows: int, names: tuple[str, str] = ("X", "y")) -> tuple[Any, Any]:
+    """The target y and the names of its columns, if it is a frame; None for no y, or for class labels.
 
-
-def _read_target(estimator: Any, y: Any, n_rows: int, names: tuple[str, str] = ("X", "y")) -> tuple[Any, Any]:
-    """The target that y is, or None for no y or labels, and the names of its columns, if a frame has them; `names` are
-    what messages call X and it.
+    `names` are the names of X and y in messages.
     """
     if y is None:
         return None, None
     name = names[1]
-    y = estimator._rows(y, name)
+    y = estimator._flat_rows(y, name)
     shape = y.shape if hasattr(y, "shape") else np.asarray(y).shape
     if len(shape) == 1:
         return None, None
@@ -288,18 +291,18 @@ def _read_target(estimator: Any, y: Any, n_rows: int, names: tuple[str, str] = (
         y = _plain(y, name)
         check_finite(y, source=name, columns=columns)
     if y.shape[0] != n_rows:
-        raise ValueError(f"{name} has {y.shape[0]} rows, {names[0]} has {n_rows}")
+        raise ValueError(f"{name} has {y.shape[0]} rows, but {names[0]} has {n_rows}")
     return y, columns
 
 
 def _read_weight(sample_weight: Any, X: Any) -> NDArray[np.float64] | None:
-    """Weights of the rows of X, beside which they come to lie."""
+    """Weights of the rows, in float64, on the device of X."""
     if sample_weight is None:
         return None
     n_rows = int(X.shape[0])
-    weight: NDArray[np.float64] = beside(sample_weight, X, np.float64)
+    weight: NDArray[np.float64] = like(sample_weight, X, np.float64)
     if weight.shape != (n_rows,):
-        raise ValueError(f"sample_weight has shape {weight.shape}, X has {n_rows} rows: ({n_rows},) is needed")
+        raise ValueError(f"sample_weight has shape {weight.shape}, but X has {n_rows} rows: pass shape ({n_rows},)")
     usable = np.isfinite(weight) & (weight >= 0)
     if not usable.all():
         at = int(usable.argmin())
@@ -307,14 +310,14 @@ def _read_weight(sample_weight: Any, X: Any) -> NDArray[np.float64] | None:
     return weight
 
 
-def wants_frames(estimator: Any) -> bool:
+def wants_frames(estimator: Estimator) -> bool:
     """Whether `set_output`, or scikit-learn's configuration, makes `transform` return data frames."""
     chosen = getattr(estimator, "_sklearn_output_config", {}).get("transform", get_config()["transform_output"])
     return bool(chosen != "default")
 
 
 def _gpu_rows(X: Any, name: str, min_samples: int = 1) -> Any:
-    """What is on a GPU, as `_plain` leaves it; said as scikit-learn says it of other arrays."""
+    """An array on a GPU, checked; messages are those of scikit-learn for arrays on the CPU."""
     X = gpu_array(X, name)
     if X.ndim != 2:
         raise ValueError(f"{name}: expected 2D array, got {X.ndim}D array instead: shape {tuple(X.shape)}")
@@ -329,8 +332,8 @@ def _gpu_rows(X: Any, name: str, min_samples: int = 1) -> Any:
         return _plain(X, name)
 
 
-def _check_backend(estimator: Any, name: str, X: Any, *, trains: bool = False) -> None:
-    """Refuse rows on a GPU for an estimator whose network is not on one."""
+def _check_backend(estimator: Estimator, name: str, X: Any, *, trains: bool = False) -> None:
+    """Raise TypeError for rows on a GPU if the estimator's network runs on the CPU."""
     network = None if trains else vars(estimator).get("_network")
     backend = resolve(estimator.backend, announce=False) if network is None else network.backend
     if backend != "cuda":
@@ -341,13 +344,13 @@ def _check_backend(estimator: Any, name: str, X: Any, *, trains: bool = False) -
 
 
 def _check_kind(X: Any, name: str) -> None:
-    """Refuse what scikit-learn would misread, and say what to pass."""
+    """Raise for objects that scikit-learn would misread, and say what to pass."""
     if isinstance(X, str | os.PathLike):
         raise TypeError(f"{name} is a path: pass narrows.data.open({name})")
     if hasattr(X, "obs_names") and hasattr(X, "var_names") and hasattr(X, "X"):
         raise TypeError(
-            f"{name} is an AnnData: pass its X, or narrows.data.as_source of it (of its file if it is backed), or fit "
-            "by narrows.scanpy.autoencoder"
+            f"{name} is an AnnData: pass its X, or narrows.data.as_source of it (of its file if it is backed), or "
+            "use narrows.scanpy.autoencoder"
         )
     check_unmasked(X, name)
 

@@ -1,6 +1,6 @@
 """The fitted network that an estimator holds and applies.
 
-Promises: `Network.apply` may be called from several threads and equals the serial result. Never: trains.
+Several threads may call `Network.apply`; the results equal those of one thread.
 """
 
 from __future__ import annotations
@@ -24,26 +24,26 @@ __all__ = ["Network"]
 
 
 class Network:
-    """A fitted network: parameters, and a program to apply them that is made when first needed.
+    """A fitted network: its parameters, and programs that are compiled when first needed.
 
     Parameters
     ----------
     spec : NetworkSpec
         As trained.
-    batch : int
-        Rows per step, in training and when applied.
+    batch_rows : int
+        Rows of a step, in training and when applied.
     state : dict of ndarray
-        Parameters and, where known, optimiser state: the network's own from here on.
+        Parameters and, if known, optimiser state. The network owns them from now on.
     precision : {"float32", "float64", "bfloat16", "tf32"}
     requested : str
-        The backend's name as given to the estimator, or to `run_on`.
+        The backend's name as passed to the estimator or to `run_on`.
     n_threads : int or None
     """
 
     def __init__(
         self,
         spec: NetworkSpec,
-        batch: int,
+        batch_rows: int,
         state: State,
         *,
         precision: str,
@@ -51,7 +51,7 @@ class Network:
         n_threads: int | None,
     ) -> None:
         self.spec = spec
-        self.batch = batch
+        self.batch_rows = batch_rows
         self.state = state
         self.precision = precision
         self.requested = requested
@@ -59,21 +59,21 @@ class Network:
         self._forget()
 
     def run_on(self, requested: str, n_threads: int | None) -> None:
-        """From now on run on this backend, with so many threads."""
+        """From now on run on this backend, with this number of threads."""
         if (requested, n_threads) != (self.requested, self.n_threads):
             self.requested, self.n_threads = requested, n_threads
             self._forget()
 
     def _forget(self) -> None:
         self._lock = threading.Lock()
-        # By whether input and target are taken as sparse rows, less a shift, and are the same.
+        # The key says: sparse input, Gram decoder, shifted rows, X is its own target.
         self._programs: dict[tuple[bool, ...], Program] = {}
         self._plan: Plan | None = None
         self._decoder: Network | None = None
         self._backend: str | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        # Programs and locks belong to a process, and the best backend to a machine.
+        # Programs and locks belong to this process, and the chosen backend to this machine.
         return {name: value for name, value in vars(self).items() if not name.startswith("_")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -87,21 +87,21 @@ class Network:
 
     @property
     def backend(self) -> str:
-        """The backend that runs it here."""
+        """The backend that runs the network here."""
         if self._backend is None:
             self._backend = resolve(self.requested)
         return self._backend
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """In which it holds its parameters and activations."""
+        """The dtype of parameters and activations."""
         return Precision.of(self.precision).dtype
 
     @property
     def plan(self) -> Plan:
         """The plan of training."""
         if self._plan is None:
-            self._plan = lower(self.spec, self.batch)
+            self._plan = lower(self.spec, self.batch_rows)
         return self._plan
 
     @property
@@ -110,8 +110,8 @@ class Network:
         return {slot.name: self.state[slot.name] for slot in self.plan.parameters}
 
     def coefs(self) -> list[NDArray[Any]]:
-        """Read-only weights of every layer, shape (n_in, n_out); a tied layer's are a transposed view. Those of a
-        convolution have shape (kernel height, kernel width, channels in, channels out).
+        """Read-only weights of every layer, shape (n_in, n_out); a tied layer has a transposed view. The weight of a
+        convolution has shape (kernel height, kernel width, channels in, channels out).
         """
         weights: list[NDArray[Any]] = []
         for i, layer in enumerate(self.spec.layers):
@@ -129,34 +129,34 @@ class Network:
             bias.flags.writeable = False
         return biases
 
-    def apply(self, X: Any, mode: Mode, target: Any = None, batch: Any = None) -> NDArray[Any]:
-        """Run an inference mode over the rows of an array, CSR or Shifted; SCORE needs a target, which may be X, and
-        must be if it is Shifted.
+    def apply(self, X: Any, mode: Mode, target: Any = None, condition: Any = None) -> NDArray[Any]:
+        """Run an inference mode over the rows of an array, CSR or Shifted.
 
-        What decodes needs the numbers of batches if the network knows such.
+        SCORE needs a target, which may be X; a Shifted target must be X. Modes that decode need the condition of each
+        row, if the decoder is conditioned.
         """
         with self._lock:
             own = isinstance(target, Shifted)
             shifted = own or isinstance(X, Shifted)
             spec = dataclasses.replace(_without_training(self.spec), shifted=shifted, separate_target=not own)
-            # By the form alone: by its density, a row's last bits could depend on the rows beside it.
+            # Only the format decides. If the density did, the last bits of a row could depend on other rows.
             sparse = is_sparse(stored_rows(X)) and mode not in FROM_CODES and spec.takes_sparse_input
             gram = is_sparse(stored_rows(target)) and spec.gram_decoder
             program = self._programs.get((sparse, gram, shifted, own))
             if program is None:
                 program = compile_plan(
-                    lower(dataclasses.replace(spec, sparse_input=sparse, gram_decoder=gram), self.batch),
+                    lower(dataclasses.replace(spec, sparse_input=sparse, gram_decoder=gram), self.batch_rows),
                     self.backend,
-                    # Without tensor cores nothing need be rounded for them: a model of a GPU runs on any machine.
+                    # tf32 only exists on a GPU; elsewhere the model runs in float32.
                     precision="float32" if self.precision == "tf32" and self.backend != "cuda" else self.precision,
                     n_threads=self.n_threads,
                 )
                 program.load(self.parameters)
                 self._programs[sparse, gram, shifted, own] = program
-            return program.apply(X, mode, target, batch)
+            return program.apply(X, mode, target, condition)
 
-    def decoder_outputs(self, Z: Any, batch: Any = None) -> NDArray[Any]:
-        """What the last layer puts out for codes before its activation, shape (n_rows, n_heads * n_outputs)."""
+    def decoder_outputs(self, Z: Any, condition: Any = None) -> NDArray[Any]:
+        """The outputs of the last layer for codes, before its activation; shape (n_rows, n_heads * n_outputs)."""
         with self._lock:
             if self._decoder is None:
                 last = dataclasses.replace(self.spec.layers[-1], activation=Activation.LINEAR)
@@ -170,17 +170,17 @@ class Network:
                 )
                 self._decoder = Network(
                     spec,
-                    self.batch,
+                    self.batch_rows,
                     self.parameters,
                     precision=self.precision,
                     requested=self.requested,
                     n_threads=self.n_threads,
                 )
-        return self._decoder.apply(Z, Mode.DECODE, batch=batch)
+        return self._decoder.apply(Z, Mode.DECODE, condition=condition)
 
 
 def _without_training(spec: NetworkSpec) -> NetworkSpec:
-    """The same network with a target of its own and as little memory for training as a plan can have."""
+    """The same network with a separate target, and without what only training needs."""
     return dataclasses.replace(
         spec,
         separate_target=True,

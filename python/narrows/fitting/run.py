@@ -1,8 +1,8 @@
-"""How an estimator is trained: from a checked table to the network that it then holds.
+"""How an estimator is trained: from a checked table to the network that the estimator then holds.
 
-Promises: an estimator is fitted or it is not: whatever interrupts a fit, it holds either what it held before or the
-parameters of a whole epoch. What goes on from a network, or from a checkpoint, is of the same shapes, or refused.
-Never: reads what the user passed (`inputs` does), knows one estimator from another but by its methods.
+- If anything stops a fit, the estimator is as it was before, or it has the parameters of a whole epoch.
+- Training that continues a network or a checkpoint needs the same shapes; otherwise it is an error.
+- Nothing here reads what the user passed (`inputs` does), and all estimators are treated alike (see `protocol`).
 """
 
 from __future__ import annotations
@@ -11,13 +11,12 @@ import contextlib
 import dataclasses
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..backends import Program, State, compile_plan, resolve
-from ..plan.losses import LOSSES
 from ..plan.lowering import lower
 from ..plan.spec import Corruption, LayerSpec, NetworkSpec
 from ..random.weights import draw_seed
@@ -26,37 +25,35 @@ from ..training import Callback, Checkpoint, EpochPrinter, Options, SavedRun, Tr
 from .feed import TrainingFeed, even_batch
 from .network import Network
 from .parameters import plain_parameters
-from .spec_of import build_spec
+from .protocol import Estimator
+from .spec_of import DataFacts
 from .table import BLOCK_BYTES, Table, density, fingerprint, value_range
 
-if TYPE_CHECKING:
-    from ..models.base import BaseAutoencoder
-
-__all__ = ["identity_of", "seed_of", "train", "whole"]
+__all__ = ["identity_of", "rollback_on_error", "seed_of", "train"]
 
 log = logging.getLogger("narrows")
 
 _NOT_IDENTITY = ("n_threads", "verbose", "random_state", "backend")
-"""Parameters that may change between parts of a run; the seed and the backend used are compared instead."""
+"""Parameters that may change between the parts of a run. The seed and the resolved backend are compared instead."""
 
 
 @contextlib.contextmanager
-def whole(estimator: BaseAutoencoder) -> Iterator[None]:
-    """Put the estimator back as it was if the body fails before it has trained a network."""
+def rollback_on_error(estimator: Estimator) -> Iterator[None]:
+    """Restore the estimator's attributes if the body raises before it has trained a network."""
     before = dict(vars(estimator))
     try:
         yield
     except BaseException:
         if vars(estimator).get("_network") is before.get("_network"):
-            estimator.__dict__.clear()
-            estimator.__dict__.update(before)
+            vars(estimator).clear()
+            vars(estimator).update(before)
         raise
 
 
 def identity_of(
-    estimator: BaseAutoencoder, table: Table, held: Table | None, checkpoint: Checkpoint, block_bytes: int
+    estimator: Estimator, table: Table, held: Table | None, checkpoint: Checkpoint, block_bytes: int
 ) -> dict[str, Any]:
-    """What must be the same for a checkpoint to be gone on from, but for the seed."""
+    """What must be the same to resume from a checkpoint, except the seed."""
     params = {n: v for n, v in plain_parameters(estimator).items() if n not in _NOT_IDENTITY}
     streamed = not table.in_memory and table.loaded(block_bytes) is table
     return {
@@ -67,20 +64,20 @@ def identity_of(
         "data": fingerprint(table),
         "validation": None if held is None else fingerprint(held),
         "block_bytes": block_bytes if streamed else None,
-        "batches": None if table.batch is None else estimator.batches_.tolist(),
+        "batches": None if table.condition is None else estimator.batches_.tolist(),
         "continued": estimator._step if estimator.warm_start and estimator.__sklearn_is_fitted__() else 0,
     }
 
 
-def seed_of(estimator: BaseAutoencoder, saved: SavedRun | None) -> int:
-    """The seed of a run that begins, or of the `saved` one that goes on."""
+def seed_of(estimator: Estimator, saved: SavedRun | None) -> int:
+    """The seed of a new run, or of the `saved` run that continues."""
     if saved is not None and estimator.random_state is None:
         return int(saved.identity["seed"])
     return draw_seed(estimator.random_state)
 
 
 def train(
-    estimator: BaseAutoencoder,
+    estimator: Estimator,
     table: Table,
     rows: NDArray[np.int64],
     options: Options,
@@ -94,30 +91,36 @@ def train(
     saved: SavedRun | None = None,
     block_bytes: int = BLOCK_BYTES,
 ) -> None:
-    """Run a trainer over `rows` of `table` and take what it leaves, also when it fails."""
+    """Train on `rows` of `table`; the estimator keeps the result, also if training fails after an epoch.
+
+    `again` continues the fitted network.
+    """
     if table.weight is not None:
         total = float(rows_of(table.weight, rows).sum())
         if total <= 0:
-            raise ValueError("sample_weight is zero for every row that would be trained on")
+            raise ValueError("sample_weight is zero for every row to train on")
         table = dataclasses.replace(table, weight=table.weight * (len(rows) / total))
-    spec = _spec(estimator, table, rows, block_bytes, again)
-    batch = even_batch(len(rows), int(estimator.batch_size))
+    batch_rows = even_batch(len(rows), int(estimator.batch_size))
+    spec = _spec(estimator, table, rows, batch_rows, block_bytes, again)
     if saved is not None:
         start, state = saved.state, saved.network
     elif again:
         network = estimator._network
         parameters = network.parameters
         state = dict(network.state) if network.spec.solver is spec.solver else parameters
-        # An optimiser that starts afresh counts its steps anew, by which it corrects its averages.
+        # An optimiser that starts afresh counts its steps from 0, because it corrects its averages by that count.
         step = estimator._step if state.keys() != parameters.keys() else 0
         epoch = estimator.n_iter_
         start = TrainingState(epoch=epoch, first_epoch=epoch, step=step, first_step=step, history=estimator.history_)
     else:
         stop = None if checkpoint is None else checkpoint.stop
         start, state = TrainingState(), estimator._first_state(spec, table, rows, options.seed, block_bytes, stop)
-    feed = TrainingFeed(table, rows, batch, options.seed, shuffle, block_bytes)
+    feed = TrainingFeed(table, rows, batch_rows, options.seed, shuffle, block_bytes)
     program = compile_plan(
-        lower(spec, batch), resolve(estimator.backend), precision=estimator.precision, n_threads=estimator.n_threads
+        lower(spec, batch_rows),
+        resolve(estimator.backend),
+        precision=estimator.precision,
+        n_threads=estimator.n_threads,
     )
     trainer = Trainer(
         program,
@@ -130,23 +133,23 @@ def train(
         identity=identity,
     )
     program.load(state)
-    state.clear()  # The program has it now. A saved run, which holds it too, is not read again.
+    state.clear()  # The program has a copy. `saved` holds this dict too, but nobody reads it again.
     try:
         trainer.run()
     finally:
         trained = trainer.finish()
         if trained is not None:
-            _adopt(estimator, trainer, trained, spec, batch, again)
+            _adopt(estimator, trainer, trained, spec, batch_rows, again)
 
 
 def _adopt(
-    estimator: BaseAutoencoder, trainer: Trainer, trained: State, spec: NetworkSpec, batch: int, again: bool
+    estimator: Estimator, trainer: Trainer, trained: State, spec: NetworkSpec, batch_rows: int, again: bool
 ) -> None:
-    """Make the estimator one that is fitted."""
+    """Set the fitted attributes."""
     s = trainer.state
     estimator._network = Network(
         spec,
-        batch,
+        batch_rows,
         trained,
         precision=estimator.precision,
         requested=estimator.backend,
@@ -163,58 +166,59 @@ def _adopt(
 
 
 def _spec(
-    estimator: BaseAutoencoder, table: Table, rows: NDArray[np.int64], block_bytes: int, again: bool
+    estimator: Estimator, table: Table, rows: NDArray[np.int64], batch_rows: int, block_bytes: int, again: bool
 ) -> NetworkSpec:
-    """The network for a table; one that goes on has the numbers that the fitted one took from its data."""
+    """The network for a table. If training continues, the numbers taken from the data stay those of the first fit."""
     n_features = int(table.X.shape[1])
-    n_outputs = n_features if table.target is None else int(table.target.shape[1])
-    low_high = (0.0, 1.0)
-    if estimator._corruption() is Corruption.SALT_AND_PEPPER and table.target is None:
-        known = again and estimator._network.spec.corruption is Corruption.SALT_AND_PEPPER
-        low_high = estimator._network.spec.corruption_range if known else value_range(table, rows, block_bytes)
-    library = 1.0
-    if LOSSES[estimator.loss].of_counts:
-        library = estimator._network.spec.library if again else _library(estimator, table, rows, block_bytes)
-    spec = build_spec(
-        estimator,
-        n_features,
-        n_outputs,
-        corruption_range=low_high,
-        separate_target=table.target is not None,
+    target = table.target
+    data = DataFacts(
+        n_features=n_features,
+        n_outputs=n_features if target is None else int(target.shape[1]),
+        separate_target=target is not None,
         weighted=table.weight is not None,
-        density=density(table.X),
         shifted=table.shifted,
-        library=library,
-        target_density=density(table.X) if table.target is None else density(table.target, implicit=False),
-        batch=even_batch(len(rows), int(estimator.batch_size)),
-        n_batches=0 if table.batch is None else len(estimator.batches_),
+        density=density(table.X),
+        target_density=density(table.X) if target is None else density(target, implicit=False),
+        batch_rows=batch_rows,
+        n_conditions=0 if table.condition is None else len(estimator.batches_),
     )
+    spec = estimator._spec(data)
+    if spec.corruption is Corruption.SALT_AND_PEPPER:
+        known = again and estimator._network.spec.corruption is Corruption.SALT_AND_PEPPER
+        ends = estimator._network.spec.corruption_range if known else value_range(table, rows, block_bytes)
+        spec = dataclasses.replace(spec, corruption_range=ends)
+    if spec.loss.info.of_counts:
+        size_sum = estimator._network.spec.library if again else _size_sum(table, rows, block_bytes)
+        spec = dataclasses.replace(spec, library=size_sum)
     if again:
-        shapes = [_shape(layer) for layer in spec.layers]
-        fitted = [_shape(layer) for layer in estimator._network.spec.layers]
-        if shapes != fitted or spec.latent != estimator._network.spec.latent:
-            raise ValueError(
-                f"layers of shapes {[s[:2] for s in shapes]} cannot go on from "
-                f"{[s[:2] for s in fitted]}; "
-                "fit with warm_start=False to start afresh"
-            )
-        if spec.n_chains != estimator._network.spec.n_chains:
-            raise ValueError(
-                f"{spec.n_chains} persistent chains cannot go on from {estimator._network.spec.n_chains}: keep "
-                "batch_size and persistent, or fit with warm_start=False to start afresh"
-            )
+        _check_continues(spec, estimator._network.spec)
     return spec
 
 
-def _library(estimator: BaseAutoencoder, table: Table, rows: NDArray[np.int64], block_bytes: int) -> float:
-    """The sum of a row of counts whose size factor is 1; says how many rows and columns hold nothing."""
+def _check_continues(spec: NetworkSpec, fitted: NetworkSpec) -> None:
+    """Raise ValueError if training cannot continue with other parameters."""
+    shapes, before = ([_shape(layer) for layer in s.layers] for s in (spec, fitted))
+    if shapes != before or spec.latent != fitted.latent:
+        raise ValueError(
+            f"layers of shapes {[s[:2] for s in shapes]} cannot continue from {[s[:2] for s in before]}; "
+            "fit with warm_start=False to start afresh"
+        )
+    if spec.n_chains != fitted.n_chains:
+        raise ValueError(
+            f"{spec.n_chains} persistent chains cannot continue from {fitted.n_chains}: keep batch_size and "
+            "persistent, or fit with warm_start=False to start afresh"
+        )
+
+
+def _size_sum(table: Table, rows: NDArray[np.int64], block_bytes: int) -> float:
+    """The sum of a row of counts with size factor 1; logs how many rows and columns are empty."""
     totals = table.totals(rows, block_bytes)
     for name, sums in (("rows", totals.rows), ("features", totals.columns)):
         if empty := int((sums == 0).sum()):
             log.warning("%d of %d %s to train on have no counts", empty, len(sums), name)
-    return totals.library
+    return totals.size_sum
 
 
 def _shape(layer: LayerSpec) -> tuple[Any, ...]:
-    """What must stay for training to go on."""
+    """What must stay the same for training to continue."""
     return layer.n_in, layer.n_out, layer.tied_to, layer.convolution

@@ -1,6 +1,6 @@
-"""Derivatives of the decoder: how the reconstruction moves with each latent.
+"""Derivatives of the decoder: how the reconstruction changes with each latent.
 
-Forward mode in float64 over blocks of rows; the Jacobians of all rows are never held at once.
+Forward mode in float64 over blocks of rows; only the Jacobians of one block are in memory.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ..plan.spec import Activation, LayerSpec, NetworkSpec
 __all__ = ["absolute_jacobian"]
 
 _ELEMENTS = 1 << 22
-"""Elements of the largest temporary."""
+"""Elements of the largest temporary array."""
 
 
 def absolute_jacobian(
@@ -27,7 +27,7 @@ def absolute_jacobian(
     coefs: Sequence[NDArray[Any]],
     intercepts: Sequence[NDArray[Any]],
     codes: NDArray[Any],
-    batch: NDArray[Any] | None = None,
+    condition: NDArray[Any] | None = None,
 ) -> NDArray[np.float64]:
     """Sum over rows of |d reconstruction / d latent|.
 
@@ -35,22 +35,22 @@ def absolute_jacobian(
     ----------
     spec : NetworkSpec
     coefs, intercepts : sequences of ndarray
-        Of all layers.
+        Weights and biases of all layers.
     codes : ndarray of shape (n_rows, n_components)
-    batch : ndarray of shape (n_rows, 1), optional
-        Numbers of the rows' batches.
+    condition : ndarray of shape (n_rows, 1), optional
+        Number of each row's batch.
 
     Returns
     -------
     ndarray of float64, shape (n_components, n_outputs)
-        Of counts, for rows of the sum ``spec.library``.
+        Rows of counts are scaled to the sum ``spec.library``.
     """
     decoder = [
         (layer, W.astype(np.float64), b.astype(np.float64))
         for layer, W, b in list(zip(spec.layers, coefs, intercepts, strict=True))[spec.latent :]
     ]
     scale = spec.library if spec.loss.info.of_counts and spec.layers[-1].activation is Activation.SOFTMAX else 1.0
-    if spec.n_heads > 1:  # of which the first gives the means
+    if spec.n_heads > 1:  # the first head gives the means
         layer, W, b = decoder[-1]
         n = spec.n_outputs
         decoder[-1] = dataclasses.replace(layer, n_out=n), W[:, :n], b[:n]
@@ -59,8 +59,8 @@ def absolute_jacobian(
     total = np.zeros((spec.n_components, spec.n_outputs))
     for start in range(0, len(codes), step):
         a = codes[start : start + step].astype(np.float64)
-        if batch is not None:
-            a = np.hstack([a, batch[start : start + step] == np.arange(spec.n_batches)])
+        if condition is not None:
+            a = np.hstack([a, condition[start : start + step] == np.arange(spec.n_batches)])
         tangent = np.broadcast_to(np.eye(spec.n_components, a.shape[1]), (len(a), spec.n_components, a.shape[1]))
         for layer, W, b in decoder:
             activation = layer.activation

@@ -1,6 +1,6 @@
 """The parameters that training begins with.
 
-Promises: the same specification and seed give the same first weights, to the last bit, on every backend.
+The same specification and seed give the same first weights, bit for bit, on every backend.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from .table import Totals
 __all__ = ["FIRST_DISPERSION", "begin_counts", "dispersions", "initial_state"]
 
 FIRST_DISPERSION = 5.0
-"""First inverse dispersion of counts, as of those of genes given the kind of cell. Moments would not do, which the
-differences between kinds swell; and from lesser ones codes learn more slowly at first.
+"""First inverse dispersion of counts: typical of genes within one kind of cell. Moments of the data are too small,
+because they include the differences between kinds; with smaller values codes learn more slowly at first.
 """
 FIRST_DROPOUT = -3.0
-"""First logit of a count being zero by dropout: one in twenty."""
+"""First logit of an additional zero (zinb): one in twenty."""
 
 
 def begin_counts(spec: NetworkSpec, state: State, totals: Totals) -> None:
-    """Let every row begin as the mean of all, with the first dispersions and with little dropout."""
+    """Set the output biases: each row begins as the mean of all rows, with the first dispersion and few extra zeros."""
     last, n = spec.layers[-1], spec.n_outputs
-    if last.convolution is not None:  # which has a bias for each filter
+    if last.convolution is not None:  # it has one bias for each filter, not for each feature
         return
     bias = state[f"b{len(spec.layers) - 1}"][0]
     bias[:n] = np.log(totals.shares * (spec.library if last.activation is Activation.EXP else 1.0))
@@ -41,7 +41,7 @@ def begin_counts(spec: NetworkSpec, state: State, totals: Totals) -> None:
 
 
 def initial_state(spec: NetworkSpec, seed: int, dtype: Any = np.float64) -> State:
-    """First weights; biases zero, learned variances one, inverse dispersions `FIRST_DISPERSION`."""
+    """Random weights; biases are zero, learned variances one, inverse dispersions `FIRST_DISPERSION`."""
     state: State = {}
     for i, layer in enumerate(spec.layers):
         n_in, n_out = layer.weight_shape
@@ -62,7 +62,7 @@ def initial_state(spec: NetworkSpec, seed: int, dtype: Any = np.float64) -> Stat
 
 
 def dispersions(parameter: NDArray[Any]) -> NDArray[np.float64]:
-    """Inverse dispersions of features, of the parameter ``log_dispersion``; shape (n_features,)."""
+    """Inverse dispersion of each feature, from the parameter ``log_dispersion``; shape (n_features,)."""
     held = DISPERSION_PACE * parameter.reshape(-1).astype(np.float64)
     found: NDArray[np.float64] = np.exp(np.clip(held, -LOG_DISPERSION_LIMIT, LOG_DISPERSION_LIMIT))
     return found

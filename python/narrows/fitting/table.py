@@ -1,6 +1,6 @@
-"""Rows that belong together: a `Table` in memory or read from a `Source`, and the checks of its values.
+"""`Table`: rows of X with their targets, weights and conditions, in memory or read from a `Source`.
 
-Promises: nothing is densified, copied or changed that does not have to be. Never: trains.
+Data are made dense, copied or changed only where they must be.
 """
 
 from __future__ import annotations
@@ -28,7 +28,10 @@ BLOCK_BYTES = 256 << 20
 
 
 def density(X: Any, *, implicit: bool = True) -> float:
-    """The part of the elements of an array, CSR or Source that is stored; the shift of `implicit` rows is not."""
+    """The part of the elements of an array, CSR or Source that is stored.
+
+    `implicit` rows of a source are read without their shift.
+    """
     X = stored_rows(X)
     stored = X.nnz if is_sparse(X) else _stored(X, implicit)
     return 1.0 if stored is None else float(stored) / max(1, int(X.shape[0]) * int(X.shape[1]))
@@ -41,8 +44,8 @@ class Totals(NamedTuple):
     columns: NDArray[np.float64]
 
     @property
-    def library(self) -> float:
-        """The median of the rows that have counts."""
+    def size_sum(self) -> float:
+        """The median sum of the rows that have counts: the sum of a row with size factor 1."""
         filled = self.rows[self.rows > 0]
         return float(np.median(filled)) if filled.size else 1.0
 
@@ -55,46 +58,45 @@ class Totals(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """Some rows of a `Table`, in memory, in the order in which `Program.bind` takes them."""
+    """Some rows of a `Table`, in memory, in the order of the arguments of `Program.bind`."""
 
     X: Any
     target: Any
     weight: NDArray[np.float64] | None
-    batch: NDArray[np.float32] | None
+    condition: NDArray[np.float32] | None
 
 
 @dataclass
 class Table:
-    """Rows to train on or to score: inputs, targets, weights and batches that belong together.
+    """Rows to train on, to score or to apply a network to.
 
-    What is read from a source is checked as it is read, what is in memory by `check`.
+    `check` checks the values in memory. The values of a source are checked when they are read.
 
     Attributes
     ----------
-    X : ndarray, CSR, Source or Shifted of shape (n_rows, n_features); arrays and CSR may be CuPy's, and then all are
+    X : ndarray, CSR, Source or Shifted of shape (n_rows, n_features); if X is on a GPU, all parts are
     target : the same, of shape (n_rows, n_outputs), or None
-        None if the input is its own target.
+        None if X is its own target.
     weight : ndarray of float64, shape (n_rows,), or None
-    batch : ndarray of float32, shape (n_rows, 1), or None
-        Numbers of the rows' batches, where the network knows such.
-    meant : pair of Loss
-        Those for which the values of X and of the target must have a meaning.
+    condition : ndarray of float32, shape (n_rows, 1), or None
+        Number of each row's batch, if the decoder is conditioned on batches.
+    domains : pair of Loss
+        Losses whose domain X and the target are checked against.
     columns : pair of sequences of str, or None
-        Names of the columns of X and of the target, where these do not know them.
+        Names of the columns of X and of the target, if X and the target do not hold them.
     implicit : bool
-        Whether rows of X from a source that has a shift come as `Shifted`; those of the target never do, nor what is
-        meant to be of counts.
+        Whether rows of X from a source with a shift come as `Shifted`. Rows of the target and of counts never do.
     names : pair of str
-        What messages call X and the target.
+        Names of X and of the target in messages.
     dtype : dtype
-        That of the network, which must be able to hold the values.
+        The network's dtype, which must be able to hold the values.
     """
 
     X: Any
     target: Any = None
     weight: NDArray[np.float64] | None = None
-    batch: NDArray[np.float32] | None = None
-    meant: tuple[Loss, Loss] = (Loss.MSE, Loss.MSE)
+    condition: NDArray[np.float32] | None = None
+    domains: tuple[Loss, Loss] = (Loss.MSE, Loss.MSE)
     columns: tuple[Any, Any] = (None, None)
     implicit: bool = True
     names: tuple[str, str] = ("X", "y")
@@ -102,7 +104,7 @@ class Table:
     _totals: Totals | None = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        self.implicit = self.implicit and not any(loss.info.of_counts for loss in self.meant)
+        self.implicit = self.implicit and not any(loss.info.of_counts for loss in self.domains)
 
     @property
     def n_rows(self) -> int:
@@ -125,18 +127,18 @@ class Table:
         )
 
     def loaded(self, block_bytes: int) -> Table:
-        """The same table in memory if it fits into a block, else itself."""
+        """The table in memory if it fits into a block, else the table itself."""
         if self.in_memory or self.n_rows * self.row_bytes > block_bytes:
             return self
         return Table(*self.read(slice(None)))
 
     def read(self, rows: slice | NDArray[np.int64]) -> Rows:
-        """Some rows of each part; those of a source are checked."""
+        """Some rows of each part; the rows of a source are checked."""
         return Rows(
             self._read(self.X, 0, rows),
             None if self.target is None else self._read(self.target, 1, rows),
             None if self.weight is None else rows_of(self.weight, rows),
-            None if self.batch is None else self.batch[rows],
+            None if self.condition is None else self.condition[rows],
         )
 
     def _read(self, part: Any, i: int, rows: slice | NDArray[np.int64]) -> Any:
@@ -144,23 +146,23 @@ class Table:
             return rows_of(part, rows)
         block = part.read_stored(rows) if self.implicit and i == 0 else part.read_rows(rows)
         first = (rows.start or 0) if isinstance(rows, slice) else rows
-        # A source has this name unless it was given another.
+        # Sources are named "X" by default.
         called = {"columns": self.columns[i], "name": self.names[i] if part.name == "X" else None}
         check_finite(stored_rows(block), first, part, **called)
         check_representable(stored_rows(block), self.dtype, first, part, **called)
-        check_values(block, self.meant[i], first, part, **called)
+        check_values(block, self.domains[i], first, part, **called)
         return block
 
     def check(self) -> None:
-        """Raise for the first value in memory that has no meaning; that all are finite is known."""
+        """Raise for the first value in memory outside its domain; finiteness was checked before."""
         for i, (name, part) in enumerate(zip(self.names, (self.X, self.target), strict=True)):
             if part is not None and not isinstance(part, Source):
                 with copying():
                     check_representable(stored_rows(part), self.dtype, 0, name, columns=self.columns[i])
-                    check_values(part, self.meant[i], 0, name, columns=self.columns[i])
+                    check_values(part, self.domains[i], 0, name, columns=self.columns[i])
 
     def blocks(self, block_rows: int, rows: NDArray[np.int64] | None = None) -> Iterator[Rows]:
-        """`read` of all rows, or of the sorted `rows`, in order, some at a time; those of a source are read ahead."""
+        """All rows, or the sorted `rows`, in order and `block_rows` at a time; a source is read one block ahead."""
         starts = range(0, self.n_rows if rows is None else len(rows), block_rows)
         parts = (slice(at, at + block_rows) if rows is None else rows[at : at + block_rows] for at in starts)
         if self.in_memory or len(starts) == 1:
@@ -169,7 +171,7 @@ class Table:
             yield from read_ahead(partial(self.read, part) for part in parts)
 
     def totals(self, rows: NDArray[np.int64], block_bytes: int) -> Totals:
-        """Sums of what is to be reconstructed in `rows`, read once whichever rows are asked for later."""
+        """Sums of the target in `rows`. The first call reads them; later calls return the same sums."""
         if self._totals is None:
             by_row: list[NDArray[np.float64]] = []
             by_column: Any = 0.0
@@ -182,7 +184,7 @@ class Table:
 
 
 def _sums(X: Any, axis: int) -> NDArray[np.float64]:
-    """On the host. They are of whole numbers, which float64 adds without a rounding, so in any order."""
+    """Sums by row or column, on the host. float64 adds whole numbers without rounding, so the order does not matter."""
     if not (on_gpu(X) and is_sparse(X)):
         return np.asarray(to_host(X.sum(axis=axis, dtype=np.float64))).reshape(-1)
     indptr, values = to_host(X.indptr), X.data.astype(np.float64)
@@ -204,7 +206,7 @@ def _row_bytes(X: Any, implicit: bool) -> int:
 
 
 def _stored(X: Any, implicit: bool) -> int | None:
-    """Values that are stored of a source, if it is one of CSR."""
+    """Number of stored values of a sparse source; None for others."""
     if not isinstance(X, Source):
         return None
     return X.n_stored if implicit else X.nnz
@@ -213,7 +215,7 @@ def _stored(X: Any, implicit: bool) -> int | None:
 def check_values(
     X: Any, loss: Loss, row_offset: int | NDArray[np.int64] = 0, source: Source | str = "X", **called: Any
 ) -> None:
-    """Raise for the first of finite values that the loss has no meaning for; see `data.checks.check_finite`."""
+    """Raise for the first value outside the domain of the loss; the values must be finite (see `check_finite`)."""
     info = loss.info
     if info.whole:
         check_counts(X.toarray() if isinstance(X, Shifted) else X, row_offset, source, **called)
@@ -230,7 +232,7 @@ def check_values(
 
 
 def value_range(table: Table, rows: NDArray[np.int64], block_bytes: int) -> tuple[float, float]:
-    """Least and greatest value of some rows of X, implicit zeros included."""
+    """Smallest and largest value of some rows of X; zeros that are not stored count."""
     low, high = np.inf, -np.inf
     step = max(1, block_bytes // max(1, table.row_bytes))
     for X, *_ in table.blocks(step, rows):
@@ -247,9 +249,9 @@ def value_range(table: Table, rows: NDArray[np.int64], block_bytes: int) -> tupl
 
 
 def fingerprint(table: Table) -> dict[str, Any]:
-    """What a checkpoint recognises data by."""
+    """Shapes, dtypes and hashes by which a checkpoint recognises data."""
     found: dict[str, Any] = {}
-    parts = ("X", table.X), ("y", table.target), ("sample_weight", table.weight), ("batch", table.batch)
+    parts = ("X", table.X), ("y", table.target), ("sample_weight", table.weight), ("batch", table.condition)
     for name, part in parts:
         if part is None:
             continue

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from ..backends import gpu_layers, layer_backend
 from ..machine import thread_count, usable_cpus
 from ..plan.spec import ACTIVATIONS, Activation
-from ..rows.devices import holder
-from .operands import FLOAT32, FLOAT64, cast, elementwise, like, operand
+from ..rows.devices import device_of
+from .operands import FLOAT32, FLOAT64, cast, elementwise, in_namespace, operand
 
 __all__ = ["DenseGrads", "dense", "dense_backward"]
 
@@ -82,7 +82,7 @@ def dense(
     """
     act = elementwise(activation)
     if type(X) is not np.ndarray or type(W) is not np.ndarray:
-        gpu = holder(X=X, W=W, b=b, out=out, Z=Z)
+        gpu = device_of(X=X, W=W, b=b, out=out, Z=Z)
         if gpu is not None:
             with gpu:
                 return _dense(act, X, W, b, out, Z, None, on_gpu=True)
@@ -111,7 +111,7 @@ def _dense(
     backend.dense_layer(x, w, bias, act, result, Z, _threads(n_threads, n * k * m))
     if out is not None:
         return out
-    return result if x is X else like(X, result)
+    return result if x is X else in_namespace(X, result)
 
 
 def dense_backward(
@@ -170,7 +170,7 @@ def dense_backward(
         raise ValueError(f"activation={activation!r} needs the pre-activation: pass Z, as written by dense(..., Z=Z)")
     saved_name, saved = ("Z", Z) if from_z else ("A", A)
     if type(X) is not np.ndarray or type(W) is not np.ndarray:
-        gpu = holder(X=X, W=W, dA=dA, **{saved_name: saved})
+        gpu = device_of(X=X, W=W, dA=dA, **{saved_name: saved})
         if gpu is not None:
             with gpu:
                 return _dense_backward(act, dA, X, W, saved_name, saved, need, out, None, on_gpu=True)
@@ -210,7 +210,7 @@ def _dense_backward(
     backend.dense_backward_layer(d, x, w, s, act, dX, dW, db, _threads(n_threads, 2 * n * k * m))
     if x is X:
         return DenseGrads(dX, dW, db)
-    return DenseGrads(*(r if r is g else like(X, r) for r, g in zip((dX, dW, db), given, strict=True)))
+    return DenseGrads(*(r if r is g else in_namespace(X, r) for r, g in zip((dX, dW, db), given, strict=True)))
 
 
 _most = 0

@@ -13,7 +13,7 @@ from ..rows.arrays import check_unmasked
 from ..rows.devices import gpu_array
 from ..rows.sparse import check_csr, is_sparse
 
-__all__ = ["FLOAT32", "FLOAT64", "cast", "elementwise", "like", "operand"]
+__all__ = ["FLOAT32", "FLOAT64", "cast", "elementwise", "in_namespace", "operand"]
 
 FLOAT32, FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
 _ELEMENTWISE = {name: act for name, act in ACTIVATIONS.items() if act is not Activation.SOFTMAX}
@@ -66,7 +66,7 @@ def cast(array: Any, dtype: np.dtype[Any]) -> Any:
     return array
 
 
-def like(X: Any, result: NDArray[Any]) -> Any:
+def in_namespace(X: Any, result: NDArray[Any]) -> Any:
     """`result` in the namespace of X."""
     if type(X) is type(result) or hasattr(X, "indptr") or not hasattr(X, "__dlpack__"):
         return result

@@ -15,8 +15,8 @@ from ..backends import Program, compile_plan, gpu_layers, host_backend, resolve
 from ..machine import thread_count
 from ..plan.spec import LayerSpec, NetworkSpec
 from ..random.weights import draw_seed
-from ..rows.devices import holder
-from .operands import FLOAT32, FLOAT64, cast, elementwise, like, operand
+from ..rows.devices import device_of
+from .operands import FLOAT32, FLOAT64, cast, elementwise, in_namespace, operand
 
 __all__ = ["Penalty", "contractive_penalty"]
 
@@ -95,7 +95,7 @@ def contractive_penalty(
         raise ValueError(
             f"{len(weights)} weights, {len(biases)} biases and {len(names)} activations: one for each layer"
         )
-    gpu = holder(
+    gpu = device_of(
         X=X,
         **{f"weights[{i}]": w for i, w in enumerate(weights)},
         **{f"biases[{i}]": b for i, b in enumerate(biases)},
@@ -155,8 +155,8 @@ def _penalty(
                 total[name] = g if part == 0 else total[name] + g
     if not grads:
         return Penalty(value, None, None)
-    dW = [like(X, total[f"W{i}"].astype(dtype, copy=False)) for i in range(len(layers))]
-    db = [like(X, total[f"b{i}"].reshape(-1).astype(dtype, copy=False)) for i in range(len(layers))]
+    dW = [in_namespace(X, total[f"W{i}"].astype(dtype, copy=False)) for i in range(len(layers))]
+    db = [in_namespace(X, total[f"b{i}"].reshape(-1).astype(dtype, copy=False)) for i in range(len(layers))]
     return Penalty(value, dW, db)
 
 

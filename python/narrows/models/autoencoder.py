@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+import dataclasses
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..fitting.start import dispersions
+from ..backends import State
+from ..fitting.parameters import boolean, choice, hidden_sizes, integer, layer_sizes, real
+from ..fitting.spec_of import DataFacts, conditioned, with_sparse_forms
+from ..fitting.start import begin_counts, dispersions
+from ..fitting.table import Table
+from ..plan.activations import ACTIVATIONS, Activation
+from ..plan.losses import LOSSES, Loss, LossInfo
+from ..plan.ops import JACOBIAN_LAYERS
+from ..plan.spec import Corruption, LayerSpec, NetworkSpec, Solver
+from ..training import Options
 from .base import BaseAutoencoder
 from .preset import preset
 
@@ -19,6 +30,9 @@ __all__ = [
     "LinearAutoencoder",
     "SparseAutoencoder",
 ]
+
+_HIDDEN = tuple(name for name, a in ACTIVATIONS.items() if a not in (Activation.SOFTMAX, Activation.EXP))
+_CORRUPTIONS = {c.name.lower(): c for c in Corruption}
 
 
 class Autoencoder(BaseAutoencoder):
@@ -173,6 +187,42 @@ class Autoencoder(BaseAutoencoder):
         JSON-able values of the user's own, saved with the model.
     """
 
+    _constraints = BaseAutoencoder._constraints | {
+        "hidden_layer_sizes": layer_sizes(),
+        "decoder_layer_sizes": layer_sizes(optional=True),
+        "activation": choice(_HIDDEN),
+        "latent_activation": choice(_HIDDEN),
+        "output_activation": choice(("auto", *ACTIVATIONS)),
+        "loss": choice(tuple(LOSSES)),
+        "dispersion": choice(("gene", "gene-cell")),
+        "huber_delta": real("(0, inf)"),
+        "tied_weights": boolean,
+        "corruption": choice(tuple(_CORRUPTIONS), optional=True),
+        "corruption_level": real("[0, inf)"),
+        "dropout": real("[0, 1)"),
+        "contractive": real("[0, inf)"),
+        "contractive_method": choice(("exact", "hutchinson")),
+        "n_probes": integer(1),
+        "contractive_hessian": real("[0, inf)"),
+        "n_corruptions": integer(1),
+        "hessian_std": real("(0, inf)"),
+        "activity_l1": real("[0, inf)"),
+        "kl_sparsity": real("[0, inf)"),
+        "sparsity_target": real("(0, 1)"),
+        "sparse_decoder": choice(("auto", "gram", "dense")),
+        "solver": choice(("sgd", "adam", "adamw")),
+        "beta_1": real("[0, 1)"),
+        "beta_2": real("[0, 1)"),
+        "epsilon": real("(0, inf)"),
+        "clip_norm": real("(0, inf)", optional=True),
+        "early_stopping": boolean,
+        "validation_fraction": real("(0, 1)"),
+        "n_iter_no_change": integer(1),
+        "tol": real("[0, inf)"),
+    }
+    _takes_conditions = True
+    """Whether the decoder can be conditioned on batches, if its weights are not tied."""
+
     def __init__(
         self,
         n_components: int = 32,
@@ -272,11 +322,219 @@ class Autoencoder(BaseAutoencoder):
 
     @property
     def dispersion_(self) -> NDArray[Any]:
-        """Inverse dispersions of the features' counts, shape (n_outputs,), with ``dispersion="gene"``."""
+        """Inverse dispersion of each feature's counts, shape (n_outputs,), with ``dispersion="gene"``."""
         state = self._fitted_network().state
         if "log_dispersion" not in state:
-            raise AttributeError(f"loss={self.loss!r}, dispersion={self.dispersion!r}: no dispersions of features")
+            raise AttributeError(
+                f"loss={self.loss!r}, dispersion={self.dispersion!r}: the model has no dispersion for each feature"
+            )
         return dispersions(state["log_dispersion"])
+
+    # --- what the parameters are together -------------------------------------------------------------------
+
+    def _check_together(self) -> None:
+        loss = LOSSES[self.loss]
+        if self.output_activation != "auto" and self.output_activation not in loss.link_names:
+            raise ValueError(
+                f"output_activation={self.output_activation!r} does not go with loss={self.loss!r}; "
+                f"choose from auto, {', '.join(loss.link_names)}"
+            )
+        if loss.of_counts:
+            self._check_counts(loss)
+        if self.corruption in ("masking", "salt_and_pepper") and self.corruption_level > 1:
+            raise ValueError(
+                f"corruption_level={self.corruption_level!r} must be in [0, 1]: it is a probability for "
+                f"corruption={self.corruption!r}"
+            )
+        if self.kl_sparsity > 0 and ACTIVATIONS[self.latent_activation] is not Activation.SIGMOID:
+            raise ValueError(
+                "kl_sparsity needs latent_activation='sigmoid', whose outputs are rates, "
+                f"not {self.latent_activation!r}"
+            )
+        self._check_contractive()
+        if self.sparse_decoder == "gram" and (
+            loss.loss is not Loss.MSE or self._output() is not Activation.LINEAR or self.tied_weights
+        ):
+            raise ValueError(
+                f"sparse_decoder='gram' needs loss='mse', a linear output and untied weights, not loss={self.loss!r}, "
+                f"output_activation={self.output_activation!r}, tied_weights={self.tied_weights!r}"
+            )
+        if self.tied_weights:
+            self._check_mirrored("tied_weights=True")
+
+    def _check_mirrored(self, given: str) -> None:
+        """Raise ValueError, naming the parameter `given`, if the decoder's widths are not the encoder's in reverse."""
+        mirrored = self._hidden_sizes()[::-1]
+        if self._decoder_sizes() != mirrored:
+            raise ValueError(
+                f"{given} needs a decoder that mirrors the encoder: decoder_layer_sizes="
+                f"{self.decoder_layer_sizes!r} must be None or {mirrored!r}"
+            )
+
+    def _check_counts(self, loss: LossInfo) -> None:
+        """What the likelihoods of counts need."""
+        if self.tied_weights and (several := self._several_heads(loss)):
+            raise ValueError(
+                f"{several}: the output layer has several outputs for each feature: set tied_weights=False"
+            )
+        if self.corruption == "salt_and_pepper":
+            raise ValueError(f"corruption='salt_and_pepper' cannot be used for counts, loss={self.loss!r}")
+
+    def _several_heads(self, loss: LossInfo) -> str:
+        """The parameters that give each feature several outputs, for messages; empty if each has one."""
+        if loss.heads > 1:
+            return f"loss={self.loss!r}"
+        return f"loss={self.loss!r}, dispersion='gene-cell'" if self._cell_dispersion(loss) else ""
+
+    def _check_contractive(self) -> None:
+        """What the contractive penalties need of the encoder."""
+        depth = len(self._hidden_sizes()) + 1
+        self._check_undropped(depth, " or hidden_layer_sizes=()")
+        if self._exact_penalty() and depth > JACOBIAN_LAYERS:
+            raise ValueError(
+                f"{self._contractive_given()}: the exact penalty needs an encoder of at most {JACOBIAN_LAYERS} layers, "
+                f"not {depth} (hidden_layer_sizes={self.hidden_layer_sizes!r}); contractive_method='hutchinson' takes "
+                "any number"
+            )
+
+    def _check_undropped(self, depth: int, otherwise: str) -> None:
+        """A contractive penalty needs an encoder without dropout."""
+        if (self._exact_penalty() or self.contractive > 0) and self.dropout > 0 and depth > 1:
+            raise ValueError(
+                f"{self._contractive_given()} with dropout={self.dropout!r} and hidden_layer_sizes="
+                f"{self.hidden_layer_sizes!r}: the penalty needs an encoder without dropout; set dropout=0{otherwise}"
+            )
+
+    def _exact_penalty(self) -> bool:
+        return self.contractive_hessian > 0 or (self.contractive > 0 and self.contractive_method == "exact")
+
+    def _contractive_given(self) -> str:
+        return f"contractive={self.contractive!r}, contractive_hessian={self.contractive_hessian!r}"
+
+    def _check_conditioned(self) -> None:
+        if not self._takes_conditions:
+            super()._check_conditioned()
+        if self.tied_weights:
+            raise ValueError(
+                f"the decoder of {type(self).__name__} cannot be conditioned on batches with tied_weights=True: set it "
+                "to False, or leave batch out"
+            )
+
+    # --- the network ----------------------------------------------------------------------------------------
+
+    def _hidden_sizes(self) -> tuple[int, ...]:
+        """Widths of the encoder's hidden layers."""
+        return hidden_sizes("hidden_layer_sizes", self.hidden_layer_sizes)
+
+    def _decoder_sizes(self) -> tuple[int, ...]:
+        """Widths of the decoder's hidden layers: as given, or the encoder's in reverse."""
+        if self.decoder_layer_sizes is None:
+            return self._hidden_sizes()[::-1]
+        return hidden_sizes("decoder_layer_sizes", self.decoder_layer_sizes)
+
+    def _output(self) -> Activation:
+        """The output layer's activation, ``"auto"`` resolved."""
+        name = self.output_activation
+        return LOSSES[self.loss].links[0] if name == "auto" else ACTIVATIONS[name]
+
+    def _cell_dispersion(self, loss: LossInfo) -> bool:
+        """Whether the network outputs a dispersion for each row and feature."""
+        return loss.dispersion and self.dispersion == "gene-cell"
+
+    def _layers(self, n_features: int, n_outputs: int) -> tuple[tuple[LayerSpec, ...], int]:
+        """The network's layers, and how many of them are the encoder's."""
+        if self.tied_weights and n_outputs != n_features:
+            raise ValueError(
+                f"tied_weights=True needs a target as wide as X: y has {n_outputs} columns, X has {n_features}"
+            )
+        hidden = self._hidden_sizes()
+        latent = len(hidden) + 1
+        widths = (n_features, *hidden, int(self.n_components), *self._decoder_sizes(), n_outputs)
+        last = len(widths) - 2
+        layers = []
+        for i, (n_in, n_out) in enumerate(itertools.pairwise(widths)):
+            named = ACTIVATIONS[self.latent_activation if i == latent - 1 else self.activation]
+            layers.append(
+                LayerSpec(
+                    n_in,
+                    n_out,
+                    self._output() if i == last else named,
+                    dropout=0.0 if i in (latent - 1, last) else float(self.dropout),
+                    tied_to=last - i if self.tied_weights and i >= latent else None,
+                )
+            )
+        return tuple(layers), latent
+
+    def _spec(self, data: DataFacts) -> NetworkSpec:
+        layers, latent = self._layers(data.n_features, data.n_outputs)
+        if data.n_conditions:
+            self._check_conditioned()
+            layers = conditioned(layers, latent, data.n_conditions)
+        loss = LOSSES[self.loss]
+        heads = loss.heads + self._cell_dispersion(loss)
+        if heads > 1:
+            layers = (*layers[:-1], dataclasses.replace(layers[-1], n_out=heads * layers[-1].n_out))
+        # A separate target brings its own noise.
+        corruption = None if self.corruption is None or data.separate_target else _CORRUPTIONS[self.corruption]
+        spec = NetworkSpec(
+            layers=layers,
+            latent=latent,
+            loss=loss.loss,
+            huber_delta=float(self.huber_delta),
+            corruption=corruption,
+            corruption_level=float(self.corruption_level) if corruption is not None else 0.0,
+            activity_l1=float(self.activity_l1),
+            kl_sparsity=float(self.kl_sparsity),
+            sparsity_target=float(self.sparsity_target),
+            contractive=float(self.contractive),
+            contractive_probes=int(self.n_probes) if self.contractive_method == "hutchinson" else 0,
+            contractive_hessian=float(self.contractive_hessian),
+            hessian_std=float(self.hessian_std),
+            n_corruptions=int(self.n_corruptions),
+            alpha=float(self.alpha),
+            weight_l1=float(self.weight_l1),
+            solver=Solver[self.solver.upper()],
+            momentum=float(self.momentum),
+            beta_1=float(self.beta_1),
+            beta_2=float(self.beta_2),
+            epsilon=float(self.epsilon),
+            clip_norm=None if self.clip_norm is None else float(self.clip_norm),
+            separate_target=data.separate_target,
+            weighted=data.weighted,
+            cell_dispersion=self._cell_dispersion(loss),
+            # X need not hold counts if the target is separate.
+            log_normalize=loss.of_counts and (self.counts_input or not data.separate_target),
+            shifted=data.shifted,
+            n_batches=data.n_conditions,
+        )
+        return with_sparse_forms(spec, data, self.sparse_decoder)
+
+    def _first_state(
+        self,
+        spec: NetworkSpec,
+        table: Table,
+        rows: NDArray[np.int64],
+        seed: int,
+        block_bytes: int,
+        stop: Callable[[], str | None] | None,
+    ) -> State:
+        state = super()._first_state(spec, table, rows, seed, block_bytes, stop)
+        if spec.loss.info.of_counts:
+            begin_counts(spec, state, table.totals(rows, block_bytes))
+        return state
+
+    def _validation_part(self) -> float | None:
+        return float(self.validation_fraction) if self.early_stopping else None
+
+    def _options(self, seed: int) -> Options:
+        # The cosine schedule needs all its epochs: an early stop would waste the low rates at its end.
+        monitored: Literal["loss"] | None = None if self.learning_rate == "cosine" else "loss"
+        return dataclasses.replace(
+            super()._options(seed),
+            monitor="val_loss" if self.early_stopping else monitored,
+            n_iter_no_change=int(self.n_iter_no_change),
+            tol=float(self.tol),
+        )
 
 
 _LINEAR: dict[str, Any] = {

@@ -1,17 +1,18 @@
-"""What every autoencoder estimator does: fit, apply, score, save; scikit-learn's conventions kept.
+"""`BaseAutoencoder`: what every estimator does: fit, apply, score, save, with scikit-learn's conventions.
 
-Promises: inputs are never changed, nor is global random state. A fit is whole or has not been (see `fitting`).
-Never: arithmetic on data beyond averages; programs do that.
+- Inputs and global random state never change.
+- A failed fit leaves the estimator as it was, or fitted with the parameters of a whole epoch (see `fitting.run`).
+- Programs do the arithmetic on data; this module only averages.
 
-Reading order: `BaseAutoencoder`; `inputs` (what a method is given), `fitting` (how it is trained on), `network` (what
-is held then), `files`.
+A subclass brings its parameters, their checks (`_constraints`, `_check_together`), and its network (`_spec`).
 """
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Callable, Sequence
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -24,7 +25,7 @@ from ..fitting.files import write_model
 from ..fitting.inputs import (
     check_codes,
     encoding_table,
-    read_batch,
+    read_condition,
     rebuilding_table,
     scoring_table,
     training_table,
@@ -32,14 +33,24 @@ from ..fitting.inputs import (
     wants_frames,
 )
 from ..fitting.network import Network
-from ..fitting.parameters import check_parameters
-from ..fitting.run import identity_of, seed_of, train, whole
-from ..fitting.spec_of import dense_layers
-from ..fitting.start import begin_counts, initial_state
+from ..fitting.parameters import (
+    Check,
+    boolean,
+    check_parameters,
+    choice,
+    integer,
+    randomness,
+    real,
+    row_order,
+    verbosity,
+)
+from ..fitting.run import identity_of, rollback_on_error, seed_of, train
+from ..fitting.spec_of import DataFacts
+from ..fitting.start import initial_state
 from ..fitting.table import BLOCK_BYTES, Table
-from ..plan.losses import LOSSES
+from ..plan.losses import LOSSES, Loss
 from ..plan.plan import Mode, Plan
-from ..plan.spec import Corruption, LayerSpec, Loss, NetworkSpec, Precision
+from ..plan.spec import NetworkSpec, Precision
 from ..rows.devices import to_host
 from ..rows.shifted import dense
 from ..training import Callback, Checkpoint, Options
@@ -48,40 +59,53 @@ __all__ = ["BaseAutoencoder"]
 
 
 class BaseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # type: ignore[misc]
-    """The methods of all autoencoders; a subclass brings the parameters."""
+    """The methods of all estimators, and the checks of the parameters that all of them have."""
 
     variational = False
-    """Whether the code is a distribution, of which training draws."""
+    """Whether the code is a distribution; training draws from it."""
     counts_input = False
-    """Whether X holds counts whatever there is to reconstruct."""
-    _runs_to_the_end = False
-    """Whether the training loss does not say when there is nothing more to learn."""
-    _takes_batches = True
-    """Whether the decoder can be told the batch of a row."""
+    """Whether X holds counts even if there is a separate target."""
+
+    _constraints: ClassVar[dict[str, Check]] = {
+        "n_components": integer(1),
+        "alpha": real("[0, inf)"),
+        "weight_l1": real("[0, inf)"),
+        "learning_rate_init": real("(0, inf)"),
+        "momentum": real("[0, 1)"),
+        "learning_rate": choice(("constant", "cosine", "plateau")),
+        "batch_size": integer(1),
+        "max_iter": integer(1),
+        "shuffle": row_order,
+        "warm_start": boolean,
+        "random_state": randomness,
+        "verbose": verbosity,
+        "precision": choice(("float32", "float64", "bfloat16", "tf32")),
+        "n_threads": integer(1, optional=True),
+    }
+    """The check of each parameter. `backends.resolve` checks `backend`."""
 
     n_components: Any
-    max_iter: Any
-    batch_size: Any
-    shuffle: Any
-    solver: Any
-    learning_rate: Any
+    alpha: Any
+    weight_l1: Any
     learning_rate_init: Any
-    early_stopping: Any
-    validation_fraction: Any
-    n_iter_no_change: Any
-    tol: Any
+    momentum: Any
+    learning_rate: Any
+    batch_size: Any
+    max_iter: Any
+    shuffle: Any
     warm_start: Any
     random_state: Any
     verbose: Any
-    loss: Any
     precision: Any
     backend: Any
     n_threads: Any
+    loss: Any
 
     _network: Network
     _seed: int
     _step: int
     n_features_in_: int
+    feature_names_in_: NDArray[Any]
     n_iter_: int
     history_: dict[str, list[float]]
     loss_: float
@@ -93,8 +117,9 @@ class BaseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         tags = super().__sklearn_tags__()
         tags.input_tags.sparse = True
         tags.transformer_tags.preserves_dtype = ["float64", "float32"]
-        if (loss := LOSSES.get(getattr(self, "loss", ""))) and loss.of_counts:
-            # Whole numbers from 0, which scikit-learn knows as categories.
+        loss = LOSSES.get(self.loss) if isinstance(self.loss, str) else None
+        if loss is not None and loss.of_counts:
+            # scikit-learn knows whole numbers from 0 as categories.
             tags.input_tags.positive_only = tags.input_tags.categorical = True
         return tags
 
@@ -104,8 +129,8 @@ class BaseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
     def set_params(self, **params: Any) -> Self:
         """Set parameters of the estimator.
 
-        Those of a fitted network are as trained, whatever is set, but for `backend` and `n_threads`, which belong to
-        the machine: it runs on them from now on.
+        A fitted network keeps the parameters that it was trained with. Only `backend` and `n_threads` take effect at
+        once: the network runs with them from now on.
 
         Parameters
         ----------
@@ -126,7 +151,69 @@ class BaseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
             self._network.run_on(self.backend, self.n_threads)
         return self
 
-    # --- fitted attributes that are views of the network ----------------------------------------------------
+    # --- what a subclass brings (see fitting.protocol) ------------------------------------------------------
+
+    def _check_together(self) -> None:
+        """Raise ValueError for parameters that do not go together."""
+
+    def _check_conditioned(self) -> None:
+        """Raise ValueError if the decoder cannot be conditioned on batches."""
+        raise ValueError(f"the decoder of {type(self).__name__} cannot be conditioned on batches: leave batch out")
+
+    def _spec(self, data: DataFacts) -> NetworkSpec:
+        """The network that the parameters describe, for data with these facts."""
+        raise NotImplementedError
+
+    def _flat_rows(self, X: Any, name: str) -> Any:
+        """X with one dimension for all features, if it has more."""
+        return X
+
+    def _input_loss(self, loss: Loss, *, separate_target: bool) -> Loss:
+        """The loss whose domain X must lie in; squared error if X may hold any number."""
+        return loss if loss.info.of_counts and (self.counts_input or not separate_target) else Loss.MSE
+
+    def _validation_part(self) -> float | None:
+        """The part of the rows that `fit` holds out for validation; None for no rows."""
+        return None
+
+    def _options(self, seed: int) -> Options:
+        """How `fit` trains."""
+        return Options(
+            max_iter=int(self.max_iter),
+            seed=seed,
+            learning_rate=self.learning_rate,
+            learning_rate_init=float(self.learning_rate_init),
+        )
+
+    def _first_state(
+        self,
+        spec: NetworkSpec,
+        table: Table,
+        rows: NDArray[np.int64],
+        seed: int,
+        block_bytes: int,
+        stop: Callable[[], str | None] | None,
+    ) -> State:
+        """The parameters that training begins with; `stop` is `Checkpoint.stop`, if there is a checkpoint."""
+        return initial_state(spec, seed, Precision.of(self.precision).dtype)
+
+    def _row_losses(
+        self, apply: Callable[..., NDArray[Any]], spec: NetworkSpec, X: Any, target: Any, condition: Any
+    ) -> NDArray[Any]:
+        """The loss of each row, without penalties (see `fitting.feed.RowLosses`)."""
+        return apply(X, Mode.SCORE, target, condition)[:, 0]
+
+    # --- fitted attributes ----------------------------------------------------------------------------------
+
+    @property
+    def _feature_names(self) -> NDArray[Any] | None:
+        """`feature_names_in_`, or None if X had no names."""
+        return vars(self).get("feature_names_in_")
+
+    @property
+    def _conditions(self) -> NDArray[Any] | None:
+        """`batches_`, or None if the decoder is not conditioned on batches."""
+        return vars(self).get("batches_")
 
     def _fitted_network(self) -> Network:
         if "_network" not in vars(self):
@@ -137,7 +224,7 @@ class BaseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
     def coefs_(self) -> list[NDArray[Any]]:
         """Weights of each layer, shape (n_in, n_out), read-only; tied ones are transposed views.
 
-        After a fit with batches that of the decoder's first layer has a row for each component and one for each batch.
+        After a fit with batches the decoder's first weight has one row for each component and one for each batch.
         """
         return self._fitted_network().coefs()
 
@@ -179,26 +266,25 @@ class BaseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         Parameters
         ----------
         X : array, CSR / CSC, data frame or Source of shape (n_samples, n_features)
-            A source that does not fit into `block_bytes` is trained on block by block. CuPy's arrays and CSR, and what
-            DLPack makes CuPy's, are trained on where they lie, by the backend "cuda".
+            A source that does not fit into `block_bytes` is trained on block by block. Arrays on a GPU (CuPy arrays
+            and CSR, or arrays that CuPy takes by DLPack) stay there; they need the backend "cuda".
         y : array, CSR, frame or Source of shape (n_samples, n_outputs), optional
-            What to reconstruct, if not X itself: clean rows for noisy ones, fine ones for coarse ones. Such
-            pairs bring their own noise: `corruption` is then not applied. One-dimensional y (class labels) is
-            ignored.
+            What to reconstruct, if it is not X itself: for example clean rows for noisy ones. `corruption` is then not
+            applied. One-dimensional y (class labels) is ignored.
         sample_weight : array of shape (n_samples,), optional
-            Not negative; scaled to mean one over the rows trained on.
+            Not negative; scaled to mean one over the training rows.
         batch : array-like of str or int, shape (n_samples,), or one label for all rows, optional
-            Labels of the rows' batches: lists, arrays, columns of frames, categoricals. The decoder is told which batch
-            a row is of, by an input for each batch beside the code (one-hot), so that the code need not tell it; the
-            encoder is not. `batches_` holds the labels, sorted; what decodes then takes a `batch`, too. Not with tied
-            weights, nor for convolutional and deep autoencoders and machines.
+            The label of each row's batch, from a list, an array, a column of a frame or a categorical. The decoder is
+            conditioned on it: it gets one more input for each batch (one-hot), so the code need not hold the batch. The
+            encoder does not see it. `batches_` holds the sorted labels; methods that decode then take a `batch` too.
+            Not with tied weights, and not for convolutional and deep autoencoders and RBMs.
         X_val : as X, or a tuple (X_val, y_val) or (X_val, y_val, batch_val), optional
-            Rows for ``history_["val_loss"]`` and early stopping, instead of holding some of X out. A tuple
-            where y or batch is given, in the order of these; y_val is None if y is not given.
+            Rows for ``history_["val_loss"]`` and early stopping, in place of rows of X. Give a tuple if y or batch is
+            given; y_val is None if y is not given.
         callbacks : sequence of narrows.training.Callback
         checkpoint : narrows.training.Checkpoint, optional
-            Save training under a path, and go on from there. Data in memory are recognised by a hash of their
-            content, a source by its shape and dtype alone.
+            Save the training under a path, and resume from there. Data in memory are recognised by a hash of their
+            content, a source by its shape and dtype only.
         block_bytes : int
             Bytes of a source that are in memory at once.
 
@@ -209,22 +295,22 @@ class BaseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         Raises
         ------
         ValueError, TypeError
-            A parameter or the data are not usable.
+            A parameter or the data cannot be used.
         DivergenceError
-            The loss is not finite; if an epoch was completed, the estimator is fitted with its parameters.
+            The loss is not finite. If one epoch was completed, the estimator is fitted with its parameters.
         ResumeError
-            The checkpoint belongs to another run, or is required and absent.
+            The checkpoint belongs to another run, or it is required and does not exist.
         """
-        with whole(self):
+        with rollback_on_error(self):
             check_parameters(self)
             if not isinstance(checkpoint, Checkpoint | None):
-                raise TypeError(f"checkpoint={checkpoint!r} must be a narrows.training.Checkpoint, of a path")
+                raise TypeError(f"checkpoint={checkpoint!r} must be a narrows.training.Checkpoint")
             for callback in callbacks:
                 if not (hasattr(callback, "on_batch") and hasattr(callback, "on_epoch_end")):
                     raise TypeError(f"callbacks: {callback!r} must be a narrows.training.Callback")
             again = bool(self.warm_start) and self.__sklearn_is_fitted__()
-            held_out = bool(self.early_stopping) and X_val is None
-            min_samples = 2 if held_out else 1
+            part = self._validation_part() if X_val is None else None
+            min_samples = 1 if part is None else 2
             table = training_table(self, X, y, sample_weight, batch, reset=not again, min_samples=min_samples)
             held = None if X_val is None else validation_table(self, X_val, table)
             identity: dict[str, Any] = {}
@@ -239,28 +325,16 @@ class BaseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
             table = table.loaded(block_bytes)
             rows = np.arange(table.n_rows)
             validate = None
-            if held_out:
-                rows, held_rows = split_rows(table.n_rows, float(self.validation_fraction), seed)
+            if part is not None:
+                rows, held_rows = split_rows(table.n_rows, part, seed)
                 validate = validator(table, held_rows, block_bytes, self._row_losses)
             elif held is not None:
                 validate = validator(held.loaded(block_bytes), None, block_bytes, self._row_losses)
-            # The cosine schedule has its end built in: stopping before the rate has come down would waste it.
-            to_the_end = self._runs_to_the_end or self.learning_rate == "cosine"
-            options = Options(
-                max_iter=int(self.max_iter),
-                seed=seed,
-                learning_rate=self.learning_rate,
-                learning_rate_init=float(self.learning_rate_init),
-                monitor="val_loss" if self.early_stopping else None if to_the_end else "loss",
-                n_iter_no_change=int(self.n_iter_no_change),
-                tol=float(self.tol),
-                **self._first_epochs(),
-            )
             train(
                 self,
                 table,
                 rows,
-                options,
+                self._options(seed),
                 again=again,
                 shuffle=self.shuffle,
                 validate=validate,
@@ -273,72 +347,30 @@ class BaseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         return self
 
     def partial_fit(self, X: Any, y: Any = None, sample_weight: ArrayLike | None = None, *, batch: Any = None) -> Self:
-        """Train for one pass over some rows, going on from the present parameters and optimiser state.
+        """Train for one pass over some rows, from the present parameters and optimiser state.
 
-        There is no validation and the learning rate is `learning_rate_init`; the first call initialises. The optimiser
-        starts afresh where its state is not kept: see `warm_start`.
+        There is no validation, and the learning rate is `learning_rate_init`. The first call initialises the network.
+        The optimiser starts afresh where its state is not kept: see `warm_start`.
 
         Parameters
         ----------
         X, y, sample_weight, batch
-            As for `fit`. The first call says which batches there are: those of its labels or, of a pandas categorical,
-            all of its categories, so that later calls may bring rows of the others.
+            As for `fit`. The labels of the first call are the batches. If they are a pandas categorical, all its
+            categories are, so that later calls may bring rows of other batches.
 
         Returns
         -------
         self
         """
-        with whole(self):
+        with rollback_on_error(self):
             check_parameters(self)
             again = self.__sklearn_is_fitted__()
             table = training_table(self, X, y, sample_weight, batch, reset=not again, declared=True)
             table = table.loaded(BLOCK_BYTES)
-            options = Options(
-                max_iter=1,
-                seed=self._seed if again else seed_of(self, None),
-                learning_rate_init=float(self.learning_rate_init),
-                **self._first_epochs(),
-            )
+            options = self._options(self._seed if again else seed_of(self, None))
+            options = dataclasses.replace(options, max_iter=1, learning_rate="constant", monitor=None)
             train(self, table, np.arange(table.n_rows), options, again=again, shuffle=self.shuffle)
         return self
-
-    def _first_epochs(self) -> dict[str, Any]:
-        """What is otherwise in the first epochs of a network: fields of `training.Options`."""
-        return {
-            "kl_warmup": int(getattr(self, "kl_warmup", 0)),
-            "initial_momentum": float(getattr(self, "initial_momentum", 0.0)),
-            "momentum_epochs": int(getattr(self, "momentum_epochs", 0)),
-        }
-
-    def _first_state(
-        self,
-        spec: NetworkSpec,
-        table: Table,
-        rows: NDArray[np.int64],
-        seed: int,
-        block_bytes: int,
-        stop: Callable[[], str | None] | None,
-    ) -> State:
-        """Parameters to begin with; `stop` is that of the checkpoint, if there is one.
-
-        Counts begin with the means of their columns.
-        """
-        state = initial_state(spec, seed, Precision.of(self.precision).dtype)
-        if spec.loss.info.of_counts:
-            begin_counts(spec, state, table.totals(rows, block_bytes))
-        return state
-
-    def _layers(self, n_features: int, n_outputs: int) -> tuple[tuple[LayerSpec, ...], int]:
-        """The network's layers, and how many of them are the encoder's."""
-        return dense_layers(self, n_features, n_outputs)
-
-    def _rows(self, X: Any, name: str = "X") -> Any:
-        """X as rows of features, if it is something else."""
-        return X
-
-    def _corruption(self) -> Corruption | None:
-        name = getattr(self, "corruption", None)
-        return None if name is None else Corruption[name.upper()]
 
     # --- applying -------------------------------------------------------------------------------------------
 
@@ -352,12 +384,12 @@ class BaseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         Returns
         -------
         ndarray of shape (n_samples, n_components)
-            Of X's dtype if that is float32 or float64, else float32. A CuPy array for X on a GPU, as from all methods
-            that return rows, or as many numbers as X has columns.
+            Of X's dtype if that is float32 or float64, else float32. All methods that return one number for each row or
+            feature return a CuPy array if X is on a GPU.
         """
         check_is_fitted(self)
         codes = self._apply(encoding_table(self, X), Mode.ENCODE)
-        # A frame, which set_output may ask for, is of the CPU.
+        # set_output may ask for a frame, and frames are on the CPU.
         return to_host(codes) if wants_frames(self) else codes
 
     def inverse_transform(self, Z: Any, *, batch: Any = None) -> NDArray[Any]:
@@ -375,8 +407,8 @@ class BaseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         """
         check_is_fitted(self)
         Z = check_codes(self, Z)
-        told = read_batch(self, batch, int(Z.shape[0]))
-        return self._apply(Table(Z, batch=told, implicit=False), Mode.DECODE)
+        condition = read_condition(self, batch, int(Z.shape[0]))
+        return self._apply(Table(Z, condition=condition, implicit=False), Mode.DECODE)
 
     def reconstruct(self, X: Any, *, batch: Any = None) -> NDArray[Any]:
         """Encode and decode rows.
@@ -385,8 +417,8 @@ class BaseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         ----------
         X : array, CSR / CSC, data frame or Source of shape (n_samples, n_features)
         batch : array-like of shape (n_samples,), or one label for all rows, optional
-            After a fit with batches, and only then: those of the rows. One label stands for all rows: what these would
-            be in that batch.
+            The batch of each row. Required after a fit with batches, and only then. One label for all rows gives what
+            the rows would be in that batch.
 
         Returns
         -------
@@ -442,7 +474,7 @@ class BaseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         total: Any = 0.0
         for part in table.blocks(self._block_rows()):
             wanted = part.X if part.target is None else part.target
-            rebuilt = self._network.apply(part.X, Mode.RECONSTRUCT, batch=part.batch).astype(np.float64)
+            rebuilt = self._network.apply(part.X, Mode.RECONSTRUCT, condition=part.condition).astype(np.float64)
             total = total + ((rebuilt - dense(wanted)) ** 2).sum(axis=0)
         mean: NDArray[np.float64] = total / table.n_rows
         return mean
@@ -459,7 +491,7 @@ class BaseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         Returns
         -------
         ndarray of float64, shape (n_components, n_outputs)
-            Mean over the rows of the absolute derivative of the reconstruction by the latent.
+            The absolute derivative of the reconstruction by the latent, averaged over the rows.
         """
         from ..fitting.sensitivity import absolute_jacobian
 
@@ -468,41 +500,31 @@ class BaseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         total = np.zeros((spec.n_components, spec.n_outputs))
         for part in table.blocks(self._block_rows()):
             codes = to_host(self._network.apply(part.X, Mode.ENCODE))
-            total += absolute_jacobian(spec, self.coefs_, self.intercepts_, codes, part.batch)
+            total += absolute_jacobian(spec, self.coefs_, self.intercepts_, codes, part.condition)
         return total / table.n_rows
 
     def _apply(self, table: Table, mode: Mode) -> NDArray[Any]:
         dtype = np.dtype(table.X.dtype)
         network = self._network
 
-        def run(block: Any, target: Any, batch: Any) -> NDArray[Any]:
+        def run(block: Any, target: Any, condition: Any) -> NDArray[Any]:
             if mode is Mode.SCORE:
-                goal = block if target is None else target
-                return self._row_losses(network.apply, network.spec, block, goal, batch)[:, None]
-            return network.apply(block, mode, batch=batch)
+                wanted = block if target is None else target
+                return self._row_losses(network.apply, network.spec, block, wanted, condition)[:, None]
+            return network.apply(block, mode, condition=condition)
 
         if table.in_memory:
-            return run(table.X, table.target, table.batch).astype(dtype, copy=False)
+            return run(table.X, table.target, table.condition).astype(dtype, copy=False)
         out: NDArray[Any] | None = None
         at = 0
-        for block, target, _, batch in table.blocks(max(1, BLOCK_BYTES // max(1, table.row_bytes))):
-            part = run(block, target, batch)
+        for block, target, _, condition in table.blocks(max(1, BLOCK_BYTES // max(1, table.row_bytes))):
+            part = run(block, target, condition)
             if out is None:
                 out = np.empty((table.n_rows, part.shape[1]), dtype)
             out[at : at + len(part)] = part
             at += len(part)
         assert out is not None
         return out
-
-    def _encodes(self, loss: Loss, *, separate_target: bool) -> Loss:
-        """The loss for which rows must have a meaning to be encoded: squared error if they need none."""
-        return loss if loss.info.of_counts and (self.counts_input or not separate_target) else Loss.MSE
-
-    def _row_losses(
-        self, apply: Callable[..., NDArray[Any]], spec: NetworkSpec, X: Any, target: Any, batch: Any
-    ) -> NDArray[Any]:
-        """The loss of each row, without penalties (see `data.RowLosses`)."""
-        return apply(X, Mode.SCORE, target, batch)[:, 0]
 
     def _block_rows(self) -> int:
         """Rows for which a few dense float64 blocks of the widest layer fit into a block's bytes."""
@@ -514,8 +536,8 @@ class BaseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the fitted estimator to a model file, which `narrows.load` reads.
 
-        The file holds parameters, never code, and is written whole or not at all. The optimiser's state is
-        left out: a loaded estimator that is trained further starts its optimiser afresh.
+        The file holds parameters, never code. It is written completely or not at all. It does not hold the state of the
+        optimiser: a loaded estimator that is trained further starts its optimiser afresh.
 
         Parameters
         ----------
@@ -527,7 +549,7 @@ class BaseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         OutputError
             The file cannot be written.
         ValueError
-            Parameters that the network depends on were set after the fit.
+            Parameters that change the network were set after the fit.
         """
         check_is_fitted(self)
         write_model(self, path)

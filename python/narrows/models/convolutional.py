@@ -1,6 +1,7 @@
 """`ConvAutoencoder`: an autoencoder of images and signals, whose layers are convolutions.
 
-Promises: rows are images whose channels are last, flattened or not; what comes back has the shape of what was given.
+- Rows are images or flattened images, with their channels last.
+- `reconstruct` returns the shape that it was given.
 """
 
 from __future__ import annotations
@@ -14,9 +15,19 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.utils.validation import check_is_fitted
 
-from ..fitting.parameters import decoder_sizes, hidden_sizes, output_activation, pairs_by_layer
-from ..plan.geometry import Convolution, Image
-from ..plan.spec import ACTIVATIONS, LayerSpec
+from ..fitting.parameters import (
+    choice,
+    filter_counts,
+    hidden_sizes,
+    image_shape,
+    integer,
+    kernel_steps,
+    pairs_by_layer,
+)
+from ..plan.activations import ACTIVATIONS
+from ..plan.geometry import PADDINGS, Convolution, Image
+from ..plan.losses import LossInfo
+from ..plan.spec import LayerSpec
 from ..rows.devices import gpu_array, on_gpu
 from .autoencoder import Autoencoder
 from .preset import preset
@@ -46,55 +57,55 @@ _ADDED: dict[str, Any] = {
 class ConvAutoencoder(Autoencoder):
     """Convolutional autoencoder of images and signals (Masci et al., ICANN 2011).
 
-    The encoder is a stack of convolutions, each with its bias and activation, and max pooling behind it if asked for;
-    then dense layers, if any, and the latent layer. The decoder mirrors it: what a stride made smaller a transposed
-    convolution of that stride makes larger, and what pooling made smaller is made larger by repeating pixels before a
-    convolution (Odena, Dumoulin and Olah, "Deconvolution and checkerboard artifacts", Distill, 2016).
+    The encoder is a stack of convolutions, each with a bias, an activation and optional max pooling. Dense layers, if
+    any, and the latent layer follow. The decoder mirrors the encoder. A transposed convolution reverses a stride.
+    Repeated pixels before a convolution reverse pooling (Odena, Dumoulin and Olah, "Deconvolution and checkerboard
+    artifacts", Distill, 2016).
 
     Parameters
     ----------
     n_components : int or None, default=32
-        Width of a dense latent layer. None for none: the code is the image that the last convolution of the encoder
-        puts out, flattened with its channels last (`latent_shape_` is its shape), and its activation is
-        `latent_activation`.
+        Width of the dense latent layer. None: there is no dense latent layer, and the code is the output of the
+        encoder's last convolution, flattened with its channels last. `latent_shape_` is its shape, and
+        `latent_activation` its activation.
     image_shape : (int, int, int) or (int, int), optional
         Height, width and channels of an image, or length and channels of a signal. None: rows are signals of as many
         values as X has features, and one channel.
     filters : int or sequence of int, default=(16, 32)
-        Channels that each convolution of the encoder puts out.
+        Output channels of each convolution of the encoder.
     kernel_size : int or sequence, default=3
-        Pixels that a convolution reads along height and width (of a signal, along its length). An integer is for all
-        layers; a sequence has an item for each of them, an integer or a pair (height, width).
+        Pixels that a convolution reads along height and width (of a signal, along its length). An integer sets all
+        layers. A sequence has one item for each layer: an integer or a pair (height, width).
     strides : int or sequence, default=2
-        Steps between these, likewise; must divide their image, as must `pooling`.
+        Steps between the positions of the kernel, in the same form. Strides and pooling must divide the image.
     pooling : int or sequence, default=1
-        Sides of the windows of which the greatest value is taken after the activation, likewise.
+        Sides of the windows of max pooling, after the activation, in the same form.
     padding : {"same", "valid"}, default="same"
-        ``"same"``: an image surrounded by zeros, so that its size depends on the strides alone. ``"valid"``: kernels
-        inside the image alone; goes without pooling.
+        ``"same"``: the image is padded with zeros, and its new size depends only on the strides. ``"valid"``: kernels
+        stay inside the image; needs ``pooling=1``.
     hidden_layer_sizes, decoder_layer_sizes : int or sequence of int
         Widths of dense layers between the convolutions and the code, and back.
     activation : str, default="relu"
-        Of all hidden layers, convolutions or dense.
+        Activation of all hidden layers, convolutions and dense ones.
     dropout : float, default=0.0
-        Of values of hidden layers, after pooling.
+        Probability that a value of a hidden layer is dropped, after pooling.
     contractive : float, default=0.0
-        Strength of the contractive penalty, as in `Autoencoder`; goes without `dropout`.
+        Strength of the contractive penalty, as in `Autoencoder`; needs ``dropout=0``.
     contractive_method : {"hutchinson"}, default="hutchinson"
-        The penalty is estimated, without bias, by products of the Jacobian with random signs (Hutchinson, 1989);
-        ``"exact"`` is for dense encoders alone.
+        An unbiased estimate of the penalty, from products of the Jacobian with random signs (Hutchinson, 1989).
+        ``"exact"`` needs a dense encoder.
     n_probes : int, default=1
-        Such products for each row and step.
+        Products for each row and step.
     loss, corruption, activity_l1, solver, ...
-        As in `Autoencoder`, less tied weights and `contractive_hessian`.
+        As in `Autoencoder`, without tied weights and `contractive_hessian`.
 
     Attributes
     ----------
     coefs_ : list of ndarray
-        Of convolutions, transposed ones included, of shape (kernel height, kernel width, channels in, channels out); of
-        dense layers (n_in, n_out). Images are flattened with their channels last where a dense layer reads them.
+        Shape (kernel height, kernel width, channels in, channels out) for convolutions and transposed convolutions,
+        (n_in, n_out) for dense layers. Dense layers read images flattened with their channels last.
     intercepts_ : list of ndarray
-        One bias for each channel that a convolution puts out.
+        One bias for each output channel of a convolution.
     latent_shape_ : tuple of int
         ``(n_components,)``, or height, width and channels of a convolutional code.
     history_, n_features_in_, ...
@@ -102,11 +113,22 @@ class ConvAutoencoder(Autoencoder):
 
     Notes
     -----
-    X, y and X_val of every method are arrays of flattened images (n_samples, n_features), sparse ones and sources
-    included, or arrays (n_samples, height, width, channels), for signals (n_samples, length, channels). `transform`
-    gives codes of two dimensions, `reconstruct` has the shape of its X, `inverse_transform` gives flattened images.
-    With ``precision="bfloat16"`` the products of dense layers are in bfloat16; convolutions stay in float32.
+    X, y and X_val of every method are flattened images (n_samples, n_features), sparse or from a source too, or arrays
+    (n_samples, height, width, channels), for signals (n_samples, length, channels). `transform` returns codes of two
+    dimensions, `reconstruct` returns the shape of its X, `inverse_transform` returns flattened images. With
+    ``precision="bfloat16"`` the products of dense layers are in bfloat16; convolutions stay in float32.
     """
+
+    _constraints = Autoencoder._constraints | {
+        "n_components": integer(1, optional=True),
+        "image_shape": image_shape,
+        "filters": filter_counts,
+        "kernel_size": kernel_steps,
+        "strides": kernel_steps,
+        "pooling": kernel_steps,
+        "padding": choice(PADDINGS),
+    }
+    _takes_conditions = False
 
     image_shape: Any
     filters: Any
@@ -117,12 +139,32 @@ class ConvAutoencoder(Autoencoder):
 
     @property
     def latent_shape_(self) -> tuple[int, ...]:
-        """Height, width and channels of a convolutional code (of a signal's the height is 1), or its one dimension."""
+        """Height, width and channels of a convolutional code (a signal has height 1), or ``(n_components,)``."""
         spec = self._fitted_network().spec
         code = spec.layers[spec.latent - 1].convolution
         return (spec.n_components,) if code is None else code.out_shape
 
-    _takes_batches = False
+    def _check_together(self) -> None:
+        super()._check_together()
+        if self.image_shape is not None:
+            n_features = math.prod(int(n) for n in self.image_shape)
+            self._layers(n_features, n_features)
+
+    def _check_counts(self, loss: LossInfo) -> None:
+        super()._check_counts(loss)
+        if several := self._several_heads(loss):
+            raise ValueError(
+                f"{several} needs dense output layers, and these are convolutions; 'poisson' and 'nb' take them"
+            )
+
+    def _check_contractive(self) -> None:
+        convolutions = hidden_sizes("filters", self.filters)
+        self._check_undropped(len(convolutions) + len(self._hidden_sizes()) + (self.n_components is not None), "")
+        if self._exact_penalty():
+            raise ValueError(
+                f"{self._contractive_given()}, filters={self.filters!r}: contractive_method='exact' needs a dense "
+                "encoder; contractive_method='hutchinson' takes convolutions"
+            )
 
     def reconstruct(self, X: Any, *, batch: Any = None) -> Array:
         """Encode and decode images.
@@ -143,14 +185,13 @@ class ConvAutoencoder(Autoencoder):
         rows = super().reconstruct(X, batch=batch)
         return rows.reshape(shape) if len(shape) > 2 else rows
 
-    def _rows(self, X: Any, name: str = "X") -> Any:
-        """Images as flat rows."""
+    def _flat_rows(self, X: Any, name: str) -> Any:
         shape: tuple[int, ...] = getattr(X, "shape", ())
         if len(shape) < 3:
             return X
         if self.image_shape is None:
             given = tuple(int(n) for n in shape[1:])
-            raise ValueError(f"{name} has shape {tuple(shape)}: say image_shape={given}, or give flattened images")
+            raise ValueError(f"{name} has shape {tuple(shape)}: set image_shape={given}, or pass flattened images")
         wanted = tuple(int(n) for n in self.image_shape)
         if tuple(shape[1:]) != wanted:
             raise ValueError(f"{name} has images of shape {tuple(shape[1:])}, not image_shape={wanted}")
@@ -159,17 +200,17 @@ class ConvAutoencoder(Autoencoder):
     def _layers(self, n_features: int, n_outputs: int) -> tuple[tuple[LayerSpec, ...], int]:
         shape = _image(self.image_shape, n_features)
         if n_outputs != n_features:
-            raise ValueError(f"y has {n_outputs} columns: a target must be images as X, of {n_features} values")
+            raise ValueError(f"y has {n_outputs} columns, but a target must be images like X, of {n_features} values")
         activation, latent_activation = ACTIVATIONS[self.activation], ACTIVATIONS[self.latent_activation]
         encoder = self._encoder(shape)
         dropout = float(self.dropout)
         layers = [LayerSpec(c.n_in, c.n_out, activation, dropout, convolution=c) for c in encoder]
-        hidden, back = hidden_sizes("hidden_layer_sizes", self.hidden_layer_sizes), decoder_sizes(self)
+        hidden, back = self._hidden_sizes(), self._decoder_sizes()
         if self.n_components is None:
             if hidden or back:
                 raise ValueError(
-                    f"n_components=None is a convolutional code, behind which hidden_layer_sizes="
-                    f"{self.hidden_layer_sizes!r} and decoder_layer_sizes={self.decoder_layer_sizes!r} have no place"
+                    f"n_components=None gives a convolutional code, which goes without hidden_layer_sizes="
+                    f"{self.hidden_layer_sizes!r} and decoder_layer_sizes={self.decoder_layer_sizes!r}"
                 )
             code = layers.pop()
             layers.append(LayerSpec(code.n_in, code.n_out, latent_activation, convolution=code.convolution))
@@ -186,7 +227,7 @@ class ConvAutoencoder(Autoencoder):
         decoder = [_mirrored(c, self.padding) for c in encoder[::-1]]
         layers += [LayerSpec(c.n_in, c.n_out, activation, dropout, convolution=c) for c in decoder[:-1]]
         last = decoder[-1]
-        return (*layers, LayerSpec(last.n_in, last.n_out, output_activation(self), convolution=last)), latent
+        return (*layers, LayerSpec(last.n_in, last.n_out, self._output(), convolution=last)), latent
 
     def _encoder(self, shape: Image) -> list[Convolution]:
         filters = hidden_sizes("filters", self.filters)
@@ -199,7 +240,7 @@ class ConvAutoencoder(Autoencoder):
         for i, (n, kernel, stride, pool) in enumerate(zip(filters, kernels, strides, pools, strict=True)):
             where = f"image_shape={self.image_shape!r}, convolution {i + 1} of {len(filters)}"
             if self.padding == "valid" and pool != (1, 1):
-                raise ValueError(f"padding='valid' goes without pooling, not with pooling={self.pooling!r}")
+                raise ValueError(f"padding='valid' needs pooling=1, not pooling={self.pooling!r}")
             for size, k, s, p in zip(shape[:2], kernel, stride, pool, strict=True):
                 step = size - k if self.padding == "valid" else size
                 if step >= 0 and step % (s * p):
@@ -227,7 +268,7 @@ def _image(image_shape: Sequence[int] | None, n_features: int) -> Image:
 
 
 def _mirrored(conv: Convolution, padding: str) -> Convolution:
-    """The layer that leads back from what a layer of the encoder puts out to what it was given."""
+    """The decoder's layer that turns the output shape of an encoder's layer into its input shape."""
     if conv.pooled or (conv.strides == (1, 1) and padding == "same"):
         up = conv.strides[0] * conv.pool[0], conv.strides[1] * conv.pool[1]
         return Convolution.of(conv.out_shape, conv.shape[2], conv.kernel, padding=padding, upsample=up)

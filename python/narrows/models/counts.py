@@ -1,6 +1,7 @@
 """`CountAutoencoder`: an autoencoder of counts, such as those of genes in cells.
 
-Promises: counts are neither copied nor made dense; the code and the mean of a row depend on that row alone.
+- Counts are neither copied nor made dense.
+- The code and the mean of a row depend on that row only.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..fitting.parameters import real
+from ..fitting.parameters import choice, real
+from ..plan.losses import LOSSES
 from .autoencoder import Autoencoder
 from .preset import preset
 
@@ -29,66 +31,67 @@ _FIXED: dict[str, Any] = {
 class CountAutoencoder(Autoencoder):
     """Autoencoder of counts: its decoder gives each count a distribution, and the loss is minus the log-likelihood.
 
-    The mean of a count y of a row whose counts sum to l is l times the feature's share, the softmax of the output
-    layer, or with ``link="exp"`` the row's size factor, l over the median of l in training, times the exponential. The
-    network sees log(1 + x) of the row's counts scaled to that median, made as they are read; what it is to give the
-    distribution of are the counts themselves. Rows and features without any count are let be: such a row adds nothing
-    to the loss.
+    Let l be the sum of a row's counts. The mean of a count is l times the feature's share, which is the softmax of the
+    output layer. With ``link="exp"`` it is the row's size factor (l over the median of l in training) times the
+    exponential. The network reads log(1 + x) of the row's counts x scaled to that median; the likelihood is taken of
+    the counts themselves. Rows and features may be empty: an empty row adds nothing to the loss.
 
     Parameters
     ----------
     likelihood : {"nb", "zinb", "poisson"}, default="nb"
-        ``"nb"``: negative binomial, of variance mean + mean**2 / theta. ``"zinb"``: zero-inflated, zero with a
-        probability besides that the decoder gives for each row and feature (a logit of an output of its own).
-        ``"poisson"``: variance as large as the mean.
+        ``"nb"``: negative binomial with variance mean + mean**2 / theta. ``"zinb"``: zero-inflated; the decoder gives
+        each row and feature the logit of the probability of an additional zero. ``"poisson"``: the variance is the
+        mean.
     link : {"softmax", "exp"}, default="softmax"
-        How means follow from the output layer: as in scVI (Lopez et al., Nature Methods 15, 2018), or as in DCA
+        How the output layer gives the means: as in scVI (Lopez et al., Nature Methods 15, 2018), or as in DCA
         (Eraslan et al., Nature Communications 10, 2019).
     dispersion : {"gene", "gene-cell"}, default="gene"
-        Whether theta is a parameter for each feature, the same for all rows, or another output for each row and
-        feature.
+        Whether theta is one parameter for each feature, or an output of the network for each row and feature.
     n_components, hidden_layer_sizes, ...
-        As in `Autoencoder`, less the loss and the output activation, which these stand for, tied weights,
-        `huber_delta` and `sparse_decoder`.
+        As in `Autoencoder`, without tied weights, `huber_delta` and `sparse_decoder`. `likelihood` and `link` replace
+        the loss and the output activation.
 
     Attributes
     ----------
     dispersion_ : ndarray of shape (n_features,)
         Inverse dispersions theta, with ``dispersion="gene"``.
     coefs_, intercepts_ : list of ndarray
-        Those of the last layer hold the columns of the means and then, where there are such, those of the logarithms of
-        theta and of the logits of zeros.
+        In the last layer the columns of the means come first, then those of log(theta), then those of the logits of
+        zeros, where these exist.
     history_ : dict of list of float
-        ``loss`` and ``val_loss`` are complete: minus log-probabilities in nats, summed over features.
+        ``loss`` and ``val_loss`` are minus log-probabilities in nats with all constants, summed over features.
 
     Notes
     -----
-    ``fit(X, y)`` and ``score(X, y)`` take other counts to be explained, as in molecular cross-validation; their means
-    are in proportion to the sums of y.
+    ``fit(X, y)`` and ``score(X, y)`` explain other counts y, as in molecular cross-validation. Their means are in
+    proportion to the row sums of y.
     """
 
     counts_input = True
+    _constraints = {
+        "likelihood": choice(tuple(name for name, loss in LOSSES.items() if loss.of_counts)),
+        "link": choice(("softmax", "exp")),
+    } | Autoencoder._constraints
 
     likelihood: str
     link: str
 
     def denoise(self, X: Any, *, library: float | None = None, batch: Any = None) -> NDArray[Any]:
-        """Means of the counts of each row given its code: `reconstruct`, or scaled to one sum.
+        """The means of each row's counts, given its code.
 
         Parameters
         ----------
         X : array, CSR / CSC, data frame or Source of shape (n_samples, n_features)
             Counts.
         library : float, optional
-            Give the means of rows that sum to this, so that they can be compared; by default of rows that sum to what
-            these do.
+            Scale the means of every row to this sum, so that rows can be compared. By default each row keeps its sum.
         batch : array-like of shape (n_samples,), or one label, optional
-            As for `reconstruct`: one label gives the means that these rows would have in that batch.
+            As for `reconstruct`; one label gives the means of the rows in that batch.
 
         Returns
         -------
         ndarray of shape (n_samples, n_features)
-            Dense: pass some rows at a time where that is too much.
+            Dense: pass some rows at a time if memory is short.
         """
         means = self.reconstruct(X, batch=batch)
         if library is not None:

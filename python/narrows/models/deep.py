@@ -1,13 +1,15 @@
-"""`DeepAutoencoder`: many layers that are trained one by one before they are trained together.
+"""`DeepAutoencoder`: layers are trained one by one, and then together.
 
-Promises: each layer learns from the codes of those before it, held whole only if they fit into the bytes of a block and
-made block by block otherwise; no codes are held but those that the layer at hand learns from.
+- Each layer learns from the codes of the layers before it. The codes are in memory if they fit into a block; otherwise
+  they are computed block by block.
+- No other codes are kept.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,27 +20,29 @@ from ..data.source import Source
 from ..errors import DivergenceError
 from ..fitting.inputs import make_table
 from ..fitting.network import Network
-from ..fitting.parameters import UNITS, hidden_sizes, pretrained_activations
+from ..fitting.parameters import choice, integer, real
 from ..fitting.run import train
 from ..fitting.table import Table
+from ..plan.activations import ACTIVATIONS, Activation
 from ..plan.plan import Mode
-from ..plan.spec import ACTIVATIONS, Activation, NetworkSpec
+from ..plan.spec import NetworkSpec
 from ..rows.devices import on_gpu, rows_of
-from ..training import Callback, Interrupted, Options, Progress
+from ..training import Callback, Interrupted, Progress
 from .autoencoder import Autoencoder
+from .base import BaseAutoencoder
 from .preset import preset
-from .rbm import RBM
+from .rbm import RBM, UNITS
 
 __all__ = ["DeepAutoencoder"]
 
 RATE, GAUSSIAN_RATE = 0.1, 0.001
-"""Learning rates of machines of binary units, and of those with Gaussian ones."""
+"""Learning rates of RBMs with binary units only, and of RBMs with Gaussian units."""
 
 _SHARED = (
     "solver", "momentum", "beta_1", "beta_2", "epsilon", "clip_norm", "alpha", "weight_l1", "tied_weights",
     "corruption", "corruption_level", "huber_delta", "dispersion",
 )  # fmt: skip
-"""Parameters that the layers of greedy pretraining have of the whole."""
+"""Parameters that greedy pretraining passes on to each layer."""
 
 
 @preset(
@@ -56,42 +60,49 @@ _SHARED = (
 class DeepAutoencoder(Autoencoder):
     """Deep autoencoder whose layers are pretrained (Hinton and Salakhutdinov, Science 313, 2006).
 
-    With ``pretrain="rbm"``, layer by layer a restricted Boltzmann machine learns from the codes of the layers before it
-    (CD-1). The stack is unrolled: the encoder has its weights and the biases of the hidden units, the decoder the
-    transposed weights and the biases of the visible units. Then all is trained as an `Autoencoder` is.
+    With ``pretrain="rbm"``, a restricted Boltzmann machine learns each layer from the codes of the layers before it
+    (CD-1). The stack is then unrolled. The encoder takes the weights and the biases of the hidden units; the decoder
+    takes the transposed weights and the biases of the visible units. Then the network is trained as in `Autoencoder`.
 
-    With ``pretrain="greedy"`` each layer is trained as an autoencoder of one hidden layer, which denoises where
+    With ``pretrain="greedy"`` each layer is trained as an autoencoder with one hidden layer, which denoises if
     `corruption` is set (Vincent et al., JMLR 11, 2010).
 
-    `fit` pretrains unless it goes on (`warm_start`), and so does the first `partial_fit`.
+    `fit` pretrains unless `warm_start` continues an earlier fit. The first `partial_fit` pretrains too.
 
     Parameters
     ----------
     pretrain : {"rbm", "greedy", None}, default="rbm"
         ``"rbm"`` needs sigmoid hidden layers, linear or sigmoid latents, a sigmoid or linear output, and a decoder that
-        mirrors the encoder. Sigmoid layers are binary units and linear ones Gaussian with variance 1; the visible units
-        are what the output layer is. With a linear output, standardise the features; with a sigmoid one they must lie
-        in [0, 1].
+        mirrors the encoder. Sigmoid layers are binary units; linear layers are Gaussian units of variance 1. The output
+        layer decides on the visible units: standardise the features for a linear output; they must lie in [0, 1] for a
+        sigmoid output.
     pretrain_max_iter : int, default=10
         Epochs of each layer.
     pretrain_learning_rate : float, optional
-        By default the published rates for ``"rbm"``: 0.1, and 0.001 where units are Gaussian; for ``"greedy"``
-        `learning_rate_init`, which falls along half a cosine.
+        The default for ``"rbm"`` is the published rate: 0.1, and 0.001 for Gaussian units. The default for ``"greedy"``
+        is `learning_rate_init`, which falls along half a cosine.
     pretrain_batch_size : int, default=100
     pretrain_alpha : float, default=0.02
-        L2 penalty of ``"rbm"``, divided by the batch's rows: with 100 the published weight cost of 0.0002.
+        L2 penalty of ``"rbm"``, divided by the rows of a step: with 100 rows, the published weight cost of 0.0002.
     n_components, hidden_layer_sizes, ...
-        As in `Autoencoder`. Dropout and the penalties on codes are for the training of the whole.
+        As in `Autoencoder`. Pretraining uses neither dropout nor the penalties on codes.
 
     Attributes
     ----------
     pretrain_history_ : list of dict of list of float
-        ``history_`` of each layer's pretraining; not in a saved model, nor after a resume.
+        ``history_`` of each layer's pretraining. It is neither saved nor restored by a resume.
     coefs_, history_, ...
         As in `Autoencoder`.
     """
 
-    _takes_batches = False
+    _takes_conditions = False
+    _constraints = Autoencoder._constraints | {
+        "pretrain": choice(("rbm", "greedy"), optional=True),
+        "pretrain_max_iter": integer(1),
+        "pretrain_learning_rate": real("(0, inf)", optional=True),
+        "pretrain_batch_size": integer(1),
+        "pretrain_alpha": real("[0, inf)"),
+    }
 
     pretrain: str | None
     pretrain_max_iter: int
@@ -100,6 +111,20 @@ class DeepAutoencoder(Autoencoder):
     pretrain_alpha: float
 
     pretrain_history_: list[dict[str, list[float]]]
+
+    def _check_together(self) -> None:
+        super()._check_together()
+        if self.pretrain is None:
+            return
+        self._check_mirrored(f"pretrain={self.pretrain!r}")
+        hidden, latent, output = ACTIVATIONS[self.activation], ACTIVATIONS[self.latent_activation], self._output()
+        binary = hidden is Activation.SIGMOID or not self._hidden_sizes()
+        if self.pretrain == "rbm" and not (binary and {latent, output} <= {*UNITS.values()}):
+            raise ValueError(
+                f"pretrain='rbm' needs activation='sigmoid' (not {self.activation!r}), latent_activation 'linear' or "
+                f"'sigmoid' (not {self.latent_activation!r}) and an output that is linear or sigmoid (not "
+                f"{output.name.lower()!r}); pretrain='greedy' takes any"
+            )
 
     def _first_state(
         self,
@@ -124,17 +149,11 @@ class DeepAutoencoder(Autoencoder):
             else:
                 weight = None if table.weight is None else table.weight[rows]
                 below, chosen = make_table(layer, _Codes(table.X, rows, trained), None, weight), np.arange(len(rows))
-            options = Options(
-                max_iter=int(self.pretrain_max_iter),
-                seed=(seed + 1 + i) % 2**64,
-                learning_rate=layer.learning_rate,
-                learning_rate_init=float(layer.learning_rate_init),
-                **layer._first_epochs(),
-            )
+            options = dataclasses.replace(layer._options((seed + 1 + i) % 2**64), monitor=None)
             try:
                 train(
                     layer,
-                    # On a GPU they stay, whatever a block may have of the host's memory.
+                    # Rows on a GPU stay there: block_bytes limits the host's memory.
                     below.loaded(sys.maxsize if on_gpu(table.X) else block_bytes),
                     chosen,
                     options,
@@ -153,7 +172,7 @@ class DeepAutoencoder(Autoencoder):
         return self._unrolled(spec, trained)
 
     def _unrolled(self, spec: NetworkSpec, trained: list[Network]) -> State:
-        """Parameters of the whole, from those of its layers, which are given up one by one."""
+        """Parameters of the deep network from the parameters of its layers, which are dropped one by one."""
         state: State = {}
         last = len(spec.layers) - 1
         for i in range(len(trained)):
@@ -163,19 +182,19 @@ class DeepAutoencoder(Autoencoder):
             if spec.layers[last - i].tied_to is None:
                 state[f"W{last - i}"] = own["W1"] if "W1" in own else own["W0"].T.copy()
             state |= {name: own[name] for name in ("logvar", "log_dispersion") if name in own}
-        for name, shape in spec.parameter_shapes.items():  # a variance is not learned by a machine
+        for name, shape in spec.parameter_shapes.items():  # an RBM learns no variance
             state.setdefault(name, np.zeros(shape, state["b0"].dtype))
         return state
 
-    def _stages(self, spec: NetworkSpec) -> list[Autoencoder]:
+    def _stages(self, spec: NetworkSpec) -> Sequence[BaseAutoencoder]:
         """An estimator for each layer of the encoder.
 
         Raises
         ------
         ValueError
-            A target whose width a machine's rows do not have.
+            ``pretrain="rbm"`` and a target that is not as wide as X.
         """
-        widths = [*hidden_sizes("hidden_layer_sizes", self.hidden_layer_sizes), int(self.n_components)]
+        widths = [*self._hidden_sizes(), int(self.n_components)]
         codes = [*([self.activation] * (len(widths) - 1)), self.latent_activation]
         shared = {name: getattr(self, name) for name in ("precision", "backend", "n_threads", "verbose", "shuffle")}
         shared |= {"batch_size": self.pretrain_batch_size, "max_iter": self.pretrain_max_iter}
@@ -191,13 +210,13 @@ class DeepAutoencoder(Autoencoder):
                 for width, code, (output, loss) in zip(widths, codes, outputs, strict=True)
             ]
         named = {activation: units for units, activation in UNITS.items()}
-        _, latent, output = pretrained_activations(self)
-        kinds = [named[output], *(["bernoulli"] * (len(widths) - 1)), named[latent]]
+        latent = ACTIVATIONS[self.latent_activation]
+        kinds = [named[self._output()], *(["bernoulli"] * (len(widths) - 1)), named[latent]]
         if spec.n_outputs != spec.n_features:
             raise ValueError(
-                f"pretrain='rbm' needs a target as wide as X: {spec.n_outputs} columns of y, {spec.n_features} of X"
+                f"pretrain='rbm' needs a target as wide as X: y has {spec.n_outputs} columns, X has {spec.n_features}"
             )
-        machines: list[Autoencoder] = []
+        machines = []
         for width, visible, hidden in zip(widths, kinds, kinds[1:], strict=False):
             rate = self.pretrain_learning_rate or (GAUSSIAN_RATE if "gaussian" in (visible, hidden) else RATE)
             own: dict[str, Any] = {"visible": visible, "hidden": hidden, "sample_visible": False}
@@ -206,7 +225,7 @@ class DeepAutoencoder(Autoencoder):
 
 
 class _Codes(Source):
-    """The codes that layers give some rows, made as they are read.
+    """The codes of some rows, computed as they are read.
 
     Parameters
     ----------
@@ -219,7 +238,7 @@ class _Codes(Source):
         width, dtype = layers[-1].spec.n_components, layers[-1].state["b0"].dtype
         super().__init__((len(rows), width), dtype, name="codes")
         self._X, self._rows, self._layers = X, rows, tuple(layers)
-        # Rows of the data for which the widest layer takes no more than a few MiB.
+        # Rows for which the output of the widest layer takes a few MiB at most.
         widest = max(max(layer.n_in, layer.n_out) for network in layers for layer in network.spec.layers)
         self._step = max(1, (1 << 20) // widest)
 
@@ -241,7 +260,7 @@ class _Codes(Source):
 
 
 class _Stopper(Callback):
-    """Ends the training of a layer when a checkpoint's `stop` asks for it; there is nothing to save yet."""
+    """Stops the training of a layer when `Checkpoint.stop` says so; there is nothing to save yet."""
 
     def __init__(self, stop: Callable[[], str | None]) -> None:
         self.stop = stop

@@ -1,7 +1,7 @@
-"""Estimators that are another estimator with some parameters changed or fixed.
+"""Estimators that change or fix some parameters of another estimator.
 
-Promises: a preset's signature is introspectable, so scikit-learn's get_params, set_params, clone, repr and
-searches work; a parameter's name and meaning are written once, in the base class.
+- scikit-learn's get_params, set_params, clone, repr and searches work, because the signature can be inspected.
+- The base class alone says what a parameter means.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ def preset(
     Parameters
     ----------
     fixed : mapping of str to values
-        Parameters that the class does not have: class attributes of these values take their place.
+        Parameters that the class does not have: class attributes with these values replace them.
     added : mapping of str to defaults
         Parameters that the base class does not have.
     **defaults
-        New defaults of parameters that it keeps.
+        New defaults of parameters that the class keeps.
 
     Raises
     ------
     TypeError
-        If the base class has no such parameter.
+        The base class has no such parameter.
     """
     constants = dict(fixed or {})
 

@@ -1,12 +1,14 @@
-"""`RBM`: the restricted Boltzmann machine, an undirected model of rows whose hidden units are independent given a row.
+"""`RBM`: the restricted Boltzmann machine, an undirected model whose hidden units are independent given a row.
 
-Promises: the seed gives the same bits on any number of threads, the chains' samples included; free energies are exact
-and a row's own. Memory is bounded by blocks of rows.
+- A seed gives the same bits on any number of threads, for the chains of training and for samples.
+- Free energies are exact, and the free energy of a row depends on that row only.
+- Memory is bounded by blocks of rows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -14,145 +16,150 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.utils.validation import check_is_fitted
 
 from .. import functional
-from ..fitting.inputs import encoding_table, read_batch
-from ..fitting.parameters import CHECKS, UNITS, integer
+from ..fitting.inputs import encoding_table, read_condition
+from ..fitting.parameters import boolean, choice, integer, randomness, real
+from ..fitting.spec_of import DataFacts
 from ..fitting.table import BLOCK_BYTES
+from ..plan.activations import Activation
 from ..plan.losses import LOSSES, Loss
 from ..plan.plan import Mode
-from ..plan.spec import Activation
+from ..plan.spec import LayerSpec, NetworkSpec, Solver
 from ..random import philox
 from ..random.weights import draw_seed
-from ..rows.devices import beside, on_gpu
+from ..rows.devices import like, on_gpu
 from ..rows.shifted import Shifted
 from ..rows.sparse import is_sparse
-from ..training import Callback, Checkpoint
-from .autoencoder import Autoencoder
-from .preset import preset
+from ..training import Callback, Checkpoint, Options
+from .base import BaseAutoencoder
 
-__all__ = ["RBM"]
+__all__ = ["RBM", "UNITS"]
 
 Array = NDArray[Any]
+
+UNITS: Mapping[str, Activation] = {"bernoulli": Activation.SIGMOID, "gaussian": Activation.LINEAR}
+"""Stochastic units, and the activation that gives their means."""
 
 _HIDDEN, _VISIBLE = 0, 1
 """Streams of `RBM.sample`."""
 
 
-def _activation(units: str) -> Any:
-    """A property: the activation that gives the means of the units named by a parameter."""
-    return property(lambda rbm: UNITS.get(getattr(rbm, units), Activation.LINEAR).name.lower())
-
-
-_FIXED: dict[str, Any] = {
-    "hidden_layer_sizes": (),
-    "decoder_layer_sizes": None,
-    "activation": "sigmoid",
-    "latent_activation": _activation("hidden"),
-    "output_activation": _activation("visible"),
-    "loss": property(lambda rbm: "bce" if rbm.visible == "bernoulli" else "mse"),
-    "huber_delta": 1.0,
-    "tied_weights": True,
-    "corruption": None,
-    "corruption_level": 0.0,
-    "dropout": 0.0,
-    "contractive": 0.0,
-    "contractive_method": "exact",
-    "n_probes": 1,
-    "contractive_hessian": 0.0,
-    "n_corruptions": 1,
-    "hessian_std": 0.1,
-    "activity_l1": 0.0,
-    "kl_sparsity": 0.0,
-    "sparsity_target": 0.05,
-    "sparse_decoder": "auto",
-    "solver": "sgd",
-    "beta_1": 0.9,
-    "beta_2": 0.999,
-    "epsilon": 1e-8,
-    "clip_norm": None,
-    "early_stopping": False,
-    "validation_fraction": 0.1,
-    "n_iter_no_change": 10,
-    "tol": 1e-4,
-}
-
-
-@preset(
-    fixed=_FIXED,
-    added={
-        "visible": "bernoulli",
-        "hidden": "bernoulli",
-        "n_gibbs": 1,
-        "persistent": False,
-        "sample_visible": True,
-        "initial_momentum": 0.5,
-        "momentum_epochs": 5,
-    },
-    n_components=256,
-    learning_rate_init=0.05,
-    batch_size=100,
-    max_iter=30,
-)
-class RBM(Autoencoder):
+class RBM(BaseAutoencoder):
     """Restricted Boltzmann machine (Smolensky, 1986; Hinton, Neural Computation 14, 2002).
 
-    Visible units v and hidden units h have p(v, h) ~ exp(-E(v, h)), E = -v'Wh - b'h - c'v for binary units; to each
-    Gaussian unit u, of variance 1, belongs u**2 / 2. Training follows an estimate of the gradient of the mean
-    log-likelihood, by gradient steps with momentum: the statistics of the data less those of the model, sampled by
-    Gibbs steps from the rows (contrastive divergence) or in chains that go on (`persistent`).
+    Visible units v and hidden units h have p(v, h) ~ exp(-E(v, h)), with E = -v'Wh - b'h - c'v for binary units. Each
+    Gaussian unit u, of variance 1, adds u**2 / 2. Training takes gradient steps with momentum along an estimate of the
+    gradient of the mean log-likelihood: statistics of the data minus statistics of the model. Gibbs steps sample the
+    model, from the rows (contrastive divergence) or in chains that continue from step to step (`persistent`).
 
     Parameters
     ----------
     n_components : int, default=256
         Hidden units.
     visible : {"bernoulli", "gaussian"}, default="bernoulli"
-        Binary units take values in [0, 1], which are read as probabilities. Gaussian units have variance 1: standardise
-        the features.
+        Binary units take values in [0, 1] as probabilities. Gaussian units have variance 1: standardise the features.
     hidden : {"bernoulli", "gaussian"}, default="bernoulli"
-        Gaussian ones are the linear code units of Hinton and Salakhutdinov (Science 313, 2006); they want a rate about
-        a hundred times lower, as Gaussian visible units do.
+        Gaussian units are the linear code units of Hinton and Salakhutdinov (Science 313, 2006). Gaussian units, hidden
+        or visible, need a learning rate about a hundred times lower.
     n_gibbs : int, default=1
         Gibbs steps of an update: the n of CD-n and PCD-n.
     persistent : bool, default=False
-        Let `batch_size` Markov chains go on from update to update (Tieleman, ICML 2008), which follows the likelihood
-        more closely than chains that begin at the rows. They are part of the model and are saved with it.
+        Continue `batch_size` Markov chains from update to update (Tieleman, ICML 2008). They follow the likelihood more
+        closely than chains that begin at the rows. They are part of the model and are saved with it.
     sample_visible : bool, default=True
-        Draw the visible units of a chain; if False they take their means, which is less noise, and not a sample of the
-        model.
+        Draw the visible units of a chain. If False, they take their means: less noise, but not a sample of the model.
     learning_rate_init : float, default=0.05
-        Of the mean gradient of a batch.
+        Learning rate for the mean gradient of a step.
     momentum : float, default=0.9
     initial_momentum, momentum_epochs : float and int, default=0.5 and 5
-        Momentum of so many first epochs.
+        Momentum of the first `momentum_epochs` epochs.
     alpha : float, default=0.0
-        L2 penalty on weights, divided by the batch's rows as in `Autoencoder`: a weight cost of 0.0002 for each update
-        is ``alpha=0.02`` with 100 rows.
+        L2 penalty on weights, divided by the rows of a step as in `Autoencoder`: with 100 rows, ``alpha=0.02`` is a
+        weight cost of 0.0002 for each update.
     batch_size : int, default=100
     max_iter : int, default=30
-        Epochs, all of which are run: no loss that is cheap to have says when to stop.
+        Number of epochs. There is no early stopping: the likelihood is intractable.
     weight_l1, learning_rate, shuffle, warm_start, random_state, verbose, precision, backend, n_threads
         As in `Autoencoder`.
+    dispersion : {"gene", "gene-cell"}, default="gene"
+        Has no effect. It remains so that earlier code and model files work.
 
     Attributes
     ----------
     coefs_, intercepts_ : list of ndarray
-        W and its transpose, shapes (n_features, n_components) and reverse; the biases b of the hidden and c of the
-        visible units.
+        W of shape (n_features, n_components) and its transpose; the biases b of the hidden units and c of the visible
+        units.
     history_ : dict of list of float
-        ``loss`` is the error of rebuilding a row from hidden units drawn given the row, a sum over features: the
-        cross-entropy for binary visible units, the squared error for Gaussian ones. (With `persistent`, from their
-        means.) It is no bound of the likelihood. The rest as in `Autoencoder`.
+        ``loss`` is the error of rebuilding a row from hidden units that are drawn given the row (with `persistent`,
+        from their means), a sum over features. It is the cross-entropy for binary visible units, the squared error for
+        Gaussian ones. It does not bound the likelihood. The rest as in `Autoencoder`.
     """
 
-    _runs_to_the_end = True
-    _takes_batches = False
+    _constraints = BaseAutoencoder._constraints | {
+        "dispersion": choice(("gene", "gene-cell")),
+        "visible": choice(tuple(UNITS)),
+        "hidden": choice(tuple(UNITS)),
+        "n_gibbs": integer(1),
+        "persistent": boolean,
+        "sample_visible": boolean,
+        "initial_momentum": real("[0, 1)"),
+        "momentum_epochs": integer(0),
+    }
 
-    visible: str
-    hidden: str
-    n_gibbs: int
-    persistent: bool
-    sample_visible: bool
-    initial_momentum: float
-    momentum_epochs: int
+    def __init__(
+        self,
+        n_components: int = 256,
+        *,
+        dispersion: str = "gene",
+        alpha: float = 0.0,
+        weight_l1: float = 0.0,
+        learning_rate_init: float = 0.05,
+        momentum: float = 0.9,
+        learning_rate: str = "constant",
+        batch_size: int = 100,
+        max_iter: int = 30,
+        shuffle: bool | str = True,
+        warm_start: bool = False,
+        random_state: int | np.random.RandomState | np.random.Generator | None = None,
+        verbose: int = 0,
+        precision: str = "float32",
+        backend: str = "auto",
+        n_threads: int | None = None,
+        visible: str = "bernoulli",
+        hidden: str = "bernoulli",
+        n_gibbs: int = 1,
+        persistent: bool = False,
+        sample_visible: bool = True,
+        initial_momentum: float = 0.5,
+        momentum_epochs: int = 5,
+    ) -> None:
+        self.n_components = n_components
+        self.dispersion = dispersion
+        self.alpha = alpha
+        self.weight_l1 = weight_l1
+        self.learning_rate_init = learning_rate_init
+        self.momentum = momentum
+        self.learning_rate = learning_rate
+        self.batch_size = batch_size
+        self.max_iter = max_iter
+        self.shuffle = shuffle
+        self.warm_start = warm_start
+        self.random_state = random_state
+        self.verbose = verbose
+        self.precision = precision
+        self.backend = backend
+        self.n_threads = n_threads
+        self.visible = visible
+        self.hidden = hidden
+        self.n_gibbs = n_gibbs
+        self.persistent = persistent
+        self.sample_visible = sample_visible
+        self.initial_momentum = initial_momentum
+        self.momentum_epochs = momentum_epochs
+
+    @property
+    def loss(self) -> str:
+        """The loss of reconstructions: ``"bce"`` for binary visible units, ``"mse"`` for Gaussian ones."""
+        return "bce" if self.visible == "bernoulli" else "mse"
 
     def fit(
         self,
@@ -166,7 +173,7 @@ class RBM(Autoencoder):
         checkpoint: Checkpoint | None = None,
         block_bytes: int = BLOCK_BYTES,
     ) -> Self:
-        """Train the machine.
+        """Train the RBM.
 
         Parameters
         ----------
@@ -174,9 +181,9 @@ class RBM(Autoencoder):
         y
             Ignored.
         sample_weight, X_val, callbacks, checkpoint, block_bytes
-            As for `Autoencoder.fit`; the rows of `X_val` are rebuilt for ``history_["val_loss"]`` and decide nothing.
+            As for `Autoencoder.fit`; the rows of `X_val` only give ``history_["val_loss"]``.
         batch
-            Must be None: a machine is told no batches.
+            Must be None: an RBM cannot be conditioned on batches.
 
         Returns
         -------
@@ -185,7 +192,7 @@ class RBM(Autoencoder):
         Raises
         ------
         ValueError, TypeError
-            A parameter or the data are not usable; values outside [0, 1] for binary units.
+            A parameter or the data cannot be used; values outside [0, 1] for binary units.
         DivergenceError, ResumeError
             As for `Autoencoder.fit`.
         """
@@ -200,7 +207,7 @@ class RBM(Autoencoder):
         )
 
     def partial_fit(self, X: Any, y: Any = None, sample_weight: ArrayLike | None = None, *, batch: Any = None) -> Self:
-        """Train for one pass over some rows, going on from the present state; see `Autoencoder.partial_fit`.
+        """Train for one pass over some rows, from the present state; see `Autoencoder.partial_fit`.
 
         Parameters
         ----------
@@ -214,7 +221,7 @@ class RBM(Autoencoder):
         return super().partial_fit(X, sample_weight=sample_weight, batch=batch)
 
     def free_energy(self, X: Any) -> Array:
-        """-log of the sum over the hidden units of exp(-E), exactly: minus log p(v), but for a constant of the model.
+        """Minus log p(v) up to a constant of the model: -log of the sum of exp(-E) over the hidden units, exactly.
 
         Parameters
         ----------
@@ -223,9 +230,9 @@ class RBM(Autoencoder):
         Returns
         -------
         ndarray of shape (n_samples,)
-            -c'v - sum softplus(b + W'v) for binary units. Gaussian visible units have the sum of (v - c)**2 / 2 in
-            place of -c'v; Gaussian hidden units that of (b + W'v)**2 / 2 in place of the softplus. Of X's dtype if
-            that is float32 or float64, else float32.
+            For binary units -c'v - sum softplus(b + W'v). For Gaussian visible units sum (v - c)**2 / 2 replaces -c'v;
+            for Gaussian hidden units sum (b + W'v)**2 / 2 replaces the sum of softplus. Of X's dtype if that is float32
+            or float64, else float32.
 
         Raises
         ------
@@ -239,9 +246,9 @@ class RBM(Autoencoder):
         return np.concatenate(parts).astype(np.dtype(table.X.dtype), copy=False)
 
     def score_samples(self, X: Any, y: Any = None, *, batch: Any = None) -> Array:
-        """Minus the free energy of each row: log p(v) but for a constant of the model, higher is better.
+        """Minus the free energy of each row: log p(v) up to a constant of the model. Higher is better.
 
-        It ranks rows, and differences between rows are exact; values of two models are not to be compared.
+        Differences between rows are exact. Do not compare values of two models.
 
         Parameters
         ----------
@@ -255,7 +262,7 @@ class RBM(Autoencoder):
         -------
         ndarray of shape (n_samples,)
         """
-        read_batch(self, batch, 0)
+        read_condition(self, batch, 0)
         return -self.free_energy(X)
 
     def sample(self, n: int = 1, n_gibbs: int = 1000, random_state: Any = None, *, noise: bool = False) -> Array:
@@ -264,7 +271,7 @@ class RBM(Autoencoder):
         Parameters
         ----------
         n : int
-            Number of rows, one for each chain.
+            Number of rows; each row has its own chain.
         n_gibbs : int
             Steps of each chain.
         random_state : int, RandomState, Generator or None
@@ -279,7 +286,7 @@ class RBM(Autoencoder):
         check_is_fitted(self)
         integer(1)("n", n)
         integer(1)("n_gibbs", n_gibbs)
-        CHECKS["random_state"]("random_state", random_state)
+        randomness("random_state", random_state)
         seed, network = draw_seed(random_state), self._network
         up, down = network.spec.layers
         dtype = network.state["W0"].dtype
@@ -298,8 +305,38 @@ class RBM(Autoencoder):
             rows[first : first + count] = v
         return rows
 
-    def _encodes(self, loss: Loss, *, separate_target: bool) -> Loss:
+    def _input_loss(self, loss: Loss, *, separate_target: bool) -> Loss:
         return LOSSES[self.loss].loss
+
+    def _spec(self, data: DataFacts) -> NetworkSpec:
+        if data.n_conditions:
+            self._check_conditioned()
+        n_hidden = int(self.n_components)
+        return NetworkSpec(
+            layers=(
+                LayerSpec(data.n_features, n_hidden, UNITS[self.hidden]),
+                LayerSpec(n_hidden, data.n_features, UNITS[self.visible], tied_to=0),
+            ),
+            latent=1,
+            loss=LOSSES[self.loss].loss,
+            alpha=float(self.alpha),
+            weight_l1=float(self.weight_l1),
+            solver=Solver.SGD,
+            momentum=float(self.momentum),
+            separate_target=data.separate_target,
+            weighted=data.weighted,
+            n_gibbs=int(self.n_gibbs),
+            n_chains=int(self.batch_size) if self.persistent else 0,
+            sample_visible=bool(self.sample_visible),
+            shifted=data.shifted,
+        )
+
+    def _options(self, seed: int) -> Options:
+        return dataclasses.replace(
+            super()._options(seed),
+            initial_momentum=float(self.initial_momentum),
+            momentum_epochs=int(self.momentum_epochs),
+        )
 
     def _free_energy(self, X: Any) -> Array:
         up, down = self._network.spec.layers
@@ -307,7 +344,7 @@ class RBM(Autoencoder):
         if X.dtype != W.dtype:
             X = X.astype(W.dtype)
         if on_gpu(X):
-            W, b, c = (beside(array, X, array.dtype) for array in (W, b, c))
+            W, b, c = (like(array, X, array.dtype) for array in (W, b, c))
         binary = up.activation is Activation.SIGMOID
         terms = functional.dense(X, W, b, "softplus" if binary else "linear", n_threads=self.n_threads)
         hidden = terms if binary else terms * terms / 2
@@ -320,7 +357,7 @@ class RBM(Autoencoder):
 
 
 def _drawn(mean: Array, activation: Activation, seed: int, stream: int, step: int, first: int) -> Array:
-    """States of units with these means, of rows from `first` on."""
+    """Units drawn with these means, for rows from `first` on."""
     if activation is Activation.SIGMOID:
         return philox.uniform(seed, stream, step, len(mean), mean.shape[1], first) < mean
     return mean + philox.normal(seed, stream, step, len(mean), mean.shape[1], first)

@@ -1,12 +1,13 @@
-"""`VariationalAutoencoder`: an autoencoder whose code is a distribution, with what that makes possible.
+"""`VariationalAutoencoder`: an autoencoder whose code is a distribution, with likelihoods and samples.
 
-Promises: noise outside training is a function of a row's content, the seed and the number of the draw alone, so that
-the bounds and likelihoods of a row depend neither on the rows beside it nor on the run. Memory is bounded by blocks of
-rows, whatever the number of draws.
+- Outside training, noise depends on the content of a row, the seed and the number of the draw only. So the bounds and
+  likelihoods of a row do not depend on the other rows or on the run.
+- Memory is bounded by blocks of rows, for any number of draws.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -14,17 +15,20 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.utils.validation import check_is_fitted
 
-from ..fitting.inputs import read_batch, scoring_table
-from ..fitting.parameters import CHECKS, integer
+from ..fitting.inputs import read_condition, scoring_table
+from ..fitting.parameters import integer, randomness, real
+from ..fitting.spec_of import DataFacts
 from ..fitting.start import dispersions
+from ..plan.losses import LOSSES, Loss
 from ..plan.ops import DROPOUT_LIMIT, LOG_DISPERSION_LIMIT, VARIANCE_FLOOR
 from ..plan.plan import Mode
-from ..plan.spec import Loss, NetworkSpec
+from ..plan.spec import LayerSpec, NetworkSpec
 from ..random import philox
 from ..random.weights import draw_seed
-from ..rows.devices import beside, on_gpu, to_host
+from ..rows.devices import like, on_gpu, to_host
 from ..rows.shifted import stored_rows
 from ..rows.sparse import is_sparse
+from ..training import Options
 from .autoencoder import Autoencoder
 from .preset import preset
 
@@ -49,71 +53,101 @@ _FIXED: dict[str, Any] = {
 class VariationalAutoencoder(Autoencoder):
     """Variational autoencoder (Kingma and Welling, "Auto-encoding variational Bayes", ICLR 2014).
 
-    The encoder gives each row x a normal distribution q(z|x) of its latents, with a mean and a variance for each; the
-    decoder gives each z a distribution p(x|z) of rows; the latents' prior p(z) is N(0, 1). Training draws z once for
-    each row and step and minimises, as a mean over rows,
+    The encoder gives each row x a normal distribution q(z|x), with a mean and a variance for each latent. The decoder
+    gives each z a distribution p(x|z) of rows. The prior p(z) of the latents is N(0, 1). Training draws z once for each
+    row and step, and minimises the mean over rows of
 
         -log p(x|z) + beta KL(q(z|x) || p(z)),   KL = 1/2 sum (mean^2 + variance - 1 - log variance),
 
-    which for ``beta=1`` is minus a lower bound of log p(x), in nats.
+    For ``beta=1`` this is minus a lower bound of log p(x), in nats.
 
     Parameters
     ----------
     loss : {"mse", "bce", "gaussian", "poisson", "nb", "zinb"}, default="mse"
         The decoder's distribution. ``"poisson"``, ``"nb"``, ``"zinb"``: counts, as in `CountAutoencoder`; with ``"nb"``
         or ``"zinb"`` this is scVI with the observed sums of rows, with its `batch_key` where fit is given a `batch`.
-        ``"bce"``: Bernoulli, for binary features; of features between 0 and 1 the cross-entropy, which is then not a
-        likelihood. ``"mse"``: normal of variance `decoder_variance`. ``"gaussian"``: normal, with a variance for each
-        feature that is learned from 1 on and shared by all rows; features should be standardised, or at least of order
-        one: variances stay above 1e-6.
+        ``"bce"``: Bernoulli, for binary features; for other features between 0 and 1 it is the cross-entropy, not a
+        likelihood. ``"mse"``: normal with variance `decoder_variance`. ``"gaussian"``: normal; each feature has
+        a learned variance, shared by all rows. It starts at 1 and stays above 1e-6: standardise the features, or scale
+        them to order one.
     beta : float, default=1.0
-        Weight of the divergence (Higgins et al., ICLR 2017). With 0 the latents' variances are free to shrink: what is
-        left is an autoencoder with noise that it can silence.
+        Weight of the divergence (Higgins et al., ICLR 2017). With 0 the latents' variances are free to shrink.
     kl_warmup : int, default=0
-        Epochs over which the divergence's weight grows linearly, step by step, from 0 to `beta`; they are counted from
-        the network's first and go on where `fit` does. Convergence is not judged before their end.
+        Epochs over which the weight of the divergence grows linearly, step by step, from 0 to `beta`. They are counted
+        from the network's first epoch, over several calls of fit too. Early stopping begins after them.
     decoder_variance : float, default=1.0
-        Variance v of each feature under ``loss="mse"``. Minus the log-likelihood is then ``squared error / (2 v) +
-        n_features / 2 log(2 pi v)``. As for every autoencoder ``history_["loss"]`` is the squared error itself, and the
-        whole objective is in its units: squared error + 2 v beta KL. `elbo` and `log_likelihood` are in nats, constant
-        included.
+        Variance v of each feature with ``loss="mse"``. Minus the log-likelihood is ``squared error / (2 v) + n_features
+        / 2 log(2 pi v)``. ``history_["loss"]`` is the squared error, and the objective is in its units: squared error +
+        2 v beta KL. `elbo` and `log_likelihood` are in nats, with the constant.
     n_components, hidden_layer_sizes, ...
-        As in `Autoencoder`, less the latents' activation and penalties, tied weights and `huber_delta`.
+        As in `Autoencoder`, without the latents' activation and penalties, tied weights and `huber_delta`.
 
     Attributes
     ----------
     history_ : dict of list of float
-        ``loss`` is the decoder's term and ``kl`` the divergence in nats, unweighted; ``objective`` both and the
-        penalties, with the full weight of the divergence, and ``val_loss`` the same of the rows held out, without the
-        penalties and with one draw for each row that is the same in each epoch. The rest as in `Autoencoder`.
+        ``loss`` is the decoder's term, and ``kl`` the unweighted divergence in nats. ``objective`` is the sum of both
+        and the penalties, with the full weight of the divergence. ``val_loss`` is the objective of the held-out rows
+        without penalties; each row has one draw, the same in every epoch. The rest as in `Autoencoder`.
     coefs_, intercepts_ : list of ndarray
-        Those of the encoder's last layer hold the means' columns and then the log-variances'.
+        In the encoder's last layer, the columns of the means come first, then those of the log-variances.
     decoder_variance_ : ndarray of shape (n_outputs,)
-        Of the features, given their latents; not with ``loss="bce"``.
+        Variance of each feature given the latents; not with ``loss="bce"``.
     """
 
     variational = True
+    _constraints = Autoencoder._constraints | {
+        "beta": real("[0, inf)"),
+        "kl_warmup": integer(0),
+        "decoder_variance": real("(0, inf)"),
+    }
 
     beta: float
     kl_warmup: int
     decoder_variance: float
 
+    def _check_together(self) -> None:
+        super()._check_together()
+        if not LOSSES[self.loss].likelihood:
+            raise ValueError(
+                f"loss={self.loss!r} is not a likelihood, which a variational decoder needs; choose from "
+                + ", ".join(name for name, known in LOSSES.items() if known.likelihood)
+            )
+        if self.loss != "mse" and self.decoder_variance != 1.0:
+            raise ValueError(
+                f"decoder_variance={self.decoder_variance!r} needs loss='mse': leave it at 1.0 with loss={self.loss!r}"
+            )
+
+    def _layers(self, n_features: int, n_outputs: int) -> tuple[tuple[LayerSpec, ...], int]:
+        layers, latent = super()._layers(n_features, n_outputs)
+        # Means and log-variances.
+        code = dataclasses.replace(layers[latent - 1], n_out=2 * layers[latent - 1].n_out)
+        return (*layers[: latent - 1], code, *layers[latent:]), latent
+
+    def _spec(self, data: DataFacts) -> NetworkSpec:
+        # Minus the log-likelihood of a Gaussian decoder of variance v is the squared error over 2 v, and a constant. So
+        # its sum with beta times the divergence is minimised as squared error + 2 v beta divergence.
+        scale = 2 * float(self.decoder_variance) if self.loss == "mse" else 1.0
+        return dataclasses.replace(super()._spec(data), variational=True, kl_weight=scale * float(self.beta))
+
+    def _options(self, seed: int) -> Options:
+        return dataclasses.replace(super()._options(seed), kl_warmup=int(self.kl_warmup))
+
     @property
     def decoder_variance_(self) -> Array:
-        """Variances of the features given their latents, shape (n_outputs,); learned ones with ``loss="gaussian"``."""
+        """Variance of each feature given the latents, shape (n_outputs,); learned with ``loss="gaussian"``."""
         network = self._fitted_network()
         if network.spec.loss.info.parameter == "logvar":
             learned: Array = np.exp(network.state["logvar"].reshape(-1)) + VARIANCE_FLOOR
             return learned
         if network.spec.loss is Loss.MSE:
             return np.full(network.spec.n_outputs, float(self.decoder_variance))
-        raise AttributeError(f"the decoder of loss={self.loss!r} has no variances of its own")
+        raise AttributeError(f"the decoder of loss={self.loss!r} has no variances")
 
     def score_samples(self, X: Any, y: Any = None, *, batch: Any = None) -> Array:
-        """Minus what training minimises, of each row: loss and weighted divergence; higher is better.
+        """Minus the loss and the weighted divergence of each row: higher is better.
 
-        One draw of the latents for each row, the same on every call. With ``loss="bce"`` or ``"gaussian"`` and
-        ``beta=1`` this is the evidence lower bound, `elbo` of one sample.
+        The latents of each row are drawn once; every call uses the same draw. With ``loss="bce"`` or ``"gaussian"``
+        and ``beta=1`` this is the evidence lower bound, `elbo` of one sample.
 
         Parameters
         ----------
@@ -129,10 +163,10 @@ class VariationalAutoencoder(Autoencoder):
         """
         return super().score_samples(X, y, batch=batch)
 
-    def _row_losses(self, apply: Callable[..., Array], spec: NetworkSpec, X: Any, target: Any, batch: Any) -> Array:
+    def _row_losses(self, apply: Callable[..., Array], spec: NetworkSpec, X: Any, target: Any, condition: Any) -> Array:
         posterior = _Posterior(apply(X, Mode.POSTERIOR), X)
         z, _ = posterior.draw(0, 0)
-        loss = apply(z, Mode.LIKELIHOOD, X if target is None else target, batch)[:, 0]
+        loss = apply(z, Mode.LIKELIHOOD, X if target is None else target, condition)[:, 0]
         weighted: Array = loss + spec.kl_weight * posterior.divergence()
         return weighted
 
@@ -145,9 +179,9 @@ class VariationalAutoencoder(Autoencoder):
         ----------
         X : array, CSR / CSC, data frame or Source of shape (n_samples, n_features)
         n_samples : int
-            Draws of the latents over which log p(x|z) is averaged; the divergence is exact.
+            Draws of the latents for the mean of log p(x|z); the divergence is exact.
         y : as X, of shape (n_samples, n_outputs), optional
-            The rows whose probability is bounded; X itself by default.
+            The rows to bound the probability of; X itself by default.
         batch : array-like of shape (n_samples,), or one label for all rows, optional
             As for `reconstruct`.
         random_state : int, RandomState, Generator or None
@@ -173,14 +207,15 @@ class VariationalAutoencoder(Autoencoder):
     ) -> NDArray[np.float64]:
         """Log-likelihood of each row by importance sampling, in nats.
 
-        log 1/K sum p(x|z) p(z) / q(z|x) over K draws of q(z|x): in the mean a lower bound of log p(x), which grows
-        with K, from the evidence lower bound at 1 (Burda, Grosse and Salakhutdinov, ICLR 2016).
+        The estimate is log 1/K sum p(x|z) p(z) / q(z|x) over K draws of q(z|x). Its expectation is a lower bound of
+        log p(x), which grows with K. For K = 1 it is the evidence lower bound (Burda, Grosse and Salakhutdinov, ICLR
+        2016).
 
         Parameters
         ----------
         X : array, CSR / CSC, data frame or Source of shape (n_samples, n_features)
         n_importance : int
-            Draws, K.
+            Number K of draws.
         y, batch
             As for `elbo`.
         random_state : int, RandomState, Generator or None
@@ -215,9 +250,9 @@ class VariationalAutoencoder(Autoencoder):
         random_state: Any,
         integral: Callable[[_Posterior, Callable[[Array], Array], int], Array],
     ) -> NDArray[np.float64]:
-        """An integral over q(z|x) of each row; it is handed the posterior, log p(x|z) as a function, and a seed."""
+        """An integral over q(z|x) for each row; `integral` gets the posterior, log p(x|z) as a function, and a seed."""
         check_is_fitted(self)
-        CHECKS["random_state"]("random_state", random_state)
+        randomness("random_state", random_state)
         seed = draw_seed(random_state)
         table, network = scoring_table(self, X, y, batch), self._network
         scale, offset = 1.0, 0.0
@@ -225,11 +260,11 @@ class VariationalAutoencoder(Autoencoder):
             v = float(self.decoder_variance)
             scale, offset = 1 / (2 * v), network.spec.n_outputs / 2 * np.log(2 * np.pi * v)
         parts = []
-        for block, target, _, known in table.blocks(self._block_rows()):
-            goal = block if target is None else target
+        for block, target, _, condition in table.blocks(self._block_rows()):
+            wanted = block if target is None else target
 
-            def density(z: Array, goal: Any = goal, known: Any = known) -> Array:
-                loss = network.apply(z, Mode.LIKELIHOOD, goal, known)[:, 0].astype(np.float64)
+            def density(z: Array, wanted: Any = wanted, condition: Any = condition) -> Array:
+                loss = network.apply(z, Mode.LIKELIHOOD, wanted, condition)[:, 0].astype(np.float64)
                 log_density: Array = -(scale * loss + offset)
                 return log_density
 
@@ -245,7 +280,7 @@ class VariationalAutoencoder(Autoencoder):
         library: ArrayLike | None = None,
         batch: Any = None,
     ) -> Array:
-        """New rows from the model: latents drawn from the prior N(0, 1), and decoded.
+        """New rows from the model: draw latents from the prior N(0, 1) and decode them.
 
         Parameters
         ----------
@@ -255,10 +290,10 @@ class VariationalAutoencoder(Autoencoder):
             The same integer gives the same rows.
         noise : bool
             Draw from p(x|z) instead of taking its mean: zeros and ones, values with the decoder's variance, or counts.
-            The means of ``"zinb"`` are those of the negative binomial, before zeros by dropout.
+            For ``"zinb"`` the mean is the mean of the negative binomial, without the additional zeros.
         library : float or array of shape (n,), optional
-            Of counts: what the means of a row sum to (with ``output_activation="exp"`` relative to the default); by
-            default the median of the sums of rows in training.
+            For counts: the sum of a row's means (with ``output_activation="exp"``, relative to the default). By default
+            the median sum of a training row.
         batch : array-like of shape (n,), or one label for all rows, optional
             As for `reconstruct`.
 
@@ -268,10 +303,10 @@ class VariationalAutoencoder(Autoencoder):
         """
         check_is_fitted(self)
         integer(1)("n", n)
-        CHECKS["random_state"]("random_state", random_state)
+        randomness("random_state", random_state)
         seed, network = draw_seed(random_state), self._network
         factors = _size_factors(network.spec, library, n)
-        known = read_batch(self, batch, n)
+        conditions = read_condition(self, batch, n)
         dtype = network.state["W0"].dtype
         rows = np.empty((n, network.spec.n_outputs), dtype)
         step = self._block_rows()
@@ -279,12 +314,12 @@ class VariationalAutoencoder(Autoencoder):
             count = min(step, n - first)
             z = philox.normal(seed, _CODES, 0, count, network.spec.n_components, first)
             z = z.astype(dtype)
-            told = None if known is None else known[first : first + count]
-            p = network.apply(z, Mode.DECODE, batch=told)
+            condition = None if conditions is None else conditions[first : first + count]
+            p = network.apply(z, Mode.DECODE, condition=condition)
             if factors is not None:
                 p = p * factors[first : first + count, None]
             if noise and network.spec.loss.info.of_counts:
-                p = self._counts(p, z, told, seed, first)
+                p = self._counts(p, z, condition, seed, first)
             elif noise and network.spec.loss is Loss.BCE:
                 p = philox.uniform(seed, _OBSERVATIONS, 0, count, p.shape[1], first) < p
             elif noise:
@@ -294,13 +329,13 @@ class VariationalAutoencoder(Autoencoder):
             rows[first : first + count] = p
         return rows
 
-    def _counts(self, mean: Array, z: Array, batch: Array | None, seed: int, first: int) -> Array:
-        """Draws of counts with these means, given the codes of rows from `first` on: quantiles of uniform numbers."""
+    def _counts(self, mean: Array, z: Array, condition: Array | None, seed: int, first: int) -> Array:
+        """Counts drawn with these means, for the codes of rows from `first` on, as quantiles of uniform numbers."""
         from scipy import special, stats
 
         network, (count, n) = self._network, mean.shape
         spec, mean = network.spec, mean.astype(np.float64)
-        heads = network.decoder_outputs(z, batch).astype(np.float64) if spec.n_heads > 1 else None
+        heads = network.decoder_outputs(z, condition).astype(np.float64) if spec.n_heads > 1 else None
         u = philox.uniform(seed, _OBSERVATIONS, 0, count, n, first)
         if not spec.loss.info.dispersion:
             drawn: Array = stats.poisson.ppf(u, mean)
@@ -317,34 +352,34 @@ class VariationalAutoencoder(Autoencoder):
 
 
 def _size_factors(spec: NetworkSpec, library: Any, n: int) -> NDArray[np.float64] | None:
-    """What the means of rows, which are those of the default library, are multiplied with.
+    """The factors that scale the means of rows from the default sum to the sums asked for.
 
     Raises
     ------
     ValueError
-        No counts, another shape, or sums that are negative or not finite.
+        The model is not of counts, or the sums have another shape, are negative or are not finite.
     """
     if library is None:
         return None
     if not spec.loss.info.of_counts:
-        raise ValueError(f"library: rows of loss={spec.loss.info.name!r} are no counts")
+        raise ValueError(f"library needs a loss on counts, not loss={spec.loss.info.name!r}")
     sums = np.asarray(library, dtype=np.float64)
     if sums.shape not in ((), (n,)):
         raise ValueError(f"library has shape {sums.shape}; a number or shape ({n},) is needed")
     if not (np.isfinite(sums) & (sums >= 0)).all():
-        raise ValueError("library: the sums of rows must be finite and not negative")
+        raise ValueError("library must be finite and not negative")
     return np.broadcast_to(sums / spec.library, (n,))
 
 
 class _Posterior:
-    """q(z|x) of some rows.
+    """The distribution q(z|x) for some rows.
 
     Parameters
     ----------
     stats : ndarray of shape (n_rows, 2 * n_components)
         Means and log-variances.
     X : ndarray or CSR of shape (n_rows, n_features)
-        The rows, for the keys of their noise.
+        The rows; their content seeds their noise.
     """
 
     def __init__(self, stats: Array, X: Any) -> None:
@@ -360,10 +395,10 @@ class _Posterior:
         return total
 
     def draw(self, seed: int, number: int) -> tuple[Array, NDArray[np.float64]]:
-        """Codes, and the logarithms of p(z) / q(z|x) there."""
+        """Codes, and the logarithm of p(z) / q(z|x) at each."""
         e = philox.keyed_normal(seed, number, self.keys, self.mean.shape[1])
         if on_gpu(self.mean):
-            e = beside(e, self.mean, np.float64)
+            e = like(e, self.mean, np.float64)
         z = self.mean + self.deviation * e
         return z.astype(self.dtype), (e * e + self.log_variance - z * z).sum(axis=1) / 2
 
@@ -371,9 +406,9 @@ class _Posterior:
 def row_keys(X: Any) -> NDArray[np.uint64]:
     """A 64-bit key of each row's content in float32, the same for dense rows and CSR.
 
-    Sums, modulo 2**64, of the values' bits times odd random numbers, of which every bit then takes part in every bit of
-    the key (the finaliser of splitmix64; Steele, Lea and Flood, OOPSLA 2014). A key chooses noise; nothing else depends
-    on two rows having two keys. Shifted rows have those of what is stored.
+    The key is a sum, modulo 2**64, of the values' bits times odd random numbers. The finaliser of splitmix64 then mixes
+    every bit into every bit (Steele, Lea and Flood, OOPSLA 2014). A key only chooses noise: two rows may share one. The
+    key of a shifted row is the key of its stored values.
     """
     X = stored_rows(X)
     halves = philox.words(0, 0, 0, 2, X.shape[1]).astype(np.uint64)
@@ -393,8 +428,8 @@ def row_keys(X: Any) -> NDArray[np.uint64]:
 
 
 def _gpu_keys(X: Any, factors: NDArray[np.uint64]) -> Any:
-    """The sums of `row_keys` for rows on a GPU, where no product of matrices is of integers."""
-    factors = beside(factors, X, np.uint64)
+    """The sums of `row_keys` for rows on a GPU, which has no matrix product of integers."""
+    factors = like(factors, X, np.uint64)
     if not is_sparse(X):
         step = max(1, (1 << 24) // X.shape[1])
         return np.concatenate([(_bits(X[i : i + step]) * factors).sum(axis=1) for i in range(0, X.shape[0], step)])
@@ -403,5 +438,5 @@ def _gpu_keys(X: Any, factors: NDArray[np.uint64]) -> Any:
 
 
 def _bits(values: Array) -> NDArray[np.uint64]:
-    """The float32 bits of values, with one zero only."""
+    """The float32 bits of values; -0.0 has the bits of 0.0."""
     return (values.astype(np.float32, copy=False) + np.float32(0)).view(np.uint32).astype(np.uint64)

@@ -1,7 +1,7 @@
 """Arrays of a GPU beside those of the CPU: how they are told apart, and what is done to either.
 
 Promises: CuPy is imported when an array of a GPU has come, not before; whatever is of the CPU is given back as it is;
-nothing goes from one side to the other but by `to_host` and `beside`.
+nothing goes from one side to the other but by `to_host` and `like`.
 Never: computes.
 
 What works for both needs nothing of this: CuPy's arrays have the methods of NumPy's, and NumPy's functions of elements
@@ -19,7 +19,7 @@ import numpy as np
 from .._extras import require
 from ..errors import OutOfMemoryError
 
-__all__ = ["beside", "check_together", "copying", "gpu_array", "gpu_of", "holder", "on_gpu", "rows_of", "to_host"]
+__all__ = ["check_together", "copying", "device_of", "gpu_array", "gpu_of", "like", "on_gpu", "rows_of", "to_host"]
 
 _CUDA = (2, 13)
 """DLPack's numbers for memory of CUDA, and for memory that CUDA moves as it is needed."""
@@ -69,7 +69,7 @@ def gpu_of(X: Any) -> int:
     return int((X.data if hasattr(X, "indptr") else X).device.id)
 
 
-def holder(**arrays: Any) -> Any:
+def device_of(**arrays: Any) -> Any:
     """CuPy's device that holds these arrays, absent ones None, to be entered; None if they are of the CPU.
 
     Raises
@@ -108,7 +108,7 @@ def to_host(X: Any) -> Any:
     return X.get() if hasattr(X, "get") else gpu_array(X).get()
 
 
-def beside(values: Any, X: Any, dtype: Any) -> Any:
+def like(values: Any, X: Any, dtype: Any) -> Any:
     """Numbers as an array of their own on the side of X, wherever they are now."""
     if on_gpu(X):
         return require("cupy", "cuda12", "an array on a GPU").array(values, dtype=dtype)
