@@ -45,8 +45,11 @@ struct Fiber {
   ucontext_t entry;
   jmp_buf at;
   std::unique_ptr<char[]> stack;
-  bool begun = false;
+  bool begun = false;    // whether it is within a thread
+  bool waiting = false;  // whether `at` leads into it
   int thread = -1;
+  const unsigned* generation = nullptr;  // what it waits for to be another than `mine`
+  unsigned mine = 0;
 };
 
 struct Machine {
@@ -55,6 +58,7 @@ struct Machine {
   bool reversed = false;
   std::string error;
   std::vector<std::unique_ptr<Fiber>> fibers;
+  std::vector<Fiber*> idle;  // fibers that are within no thread
   Fiber* current = nullptr;
   jmp_buf scheduler;
   void (*body)(const void*) = nullptr;
@@ -82,10 +86,10 @@ struct Machine {
       return;
     }
     Fiber* self = current;
-    while (generation == mine) {
-      if (!_setjmp(self->at)) give_way();
-      if (!error.empty()) give_way();  // never to return
-    }
+    self->waiting = true;
+    self->generation = &generation;
+    self->mine = mine;
+    if (!_setjmp(self->at)) give_way();
   }
 
   unsigned block_generation = 0;
@@ -95,27 +99,31 @@ struct Machine {
   static void enter() {
     Machine& m = get();
     // A fiber that has not waited serves the next thread, too.
+    Fiber* const self = m.current;
     for (;;) {
-      Fiber* self = m.current;
-      if (m.next >= m.last) break;
-      const int i = m.next++;
-      self->thread = m.reversed ? m.threads - 1 - i : i;
-      m.thread = self->thread;
-      m.body(m.argument);
-      self->thread = -1;
-      ++m.finished;
-      m.progress = true;
+      while (m.next < m.last) {
+        const int i = m.next++;
+        self->thread = m.reversed ? m.threads - 1 - i : i;
+        m.thread = self->thread;
+        m.body(m.argument);
+        self->thread = -1;
+        ++m.finished;
+        m.progress = true;
+      }
+      // All threads that may begin have begun: wait for more.
+      self->begun = false;
+      m.idle.push_back(self);
+      self->waiting = true;
+      if (!_setjmp(self->at)) m.give_way();
     }
-    m.current->begun = false;
-    m.give_way();
   }
 
   void resume(Fiber& f) {
     current = &f;
     thread = f.thread;
     if (_setjmp(scheduler)) return;
-    if (f.begun) _longjmp(f.at, 1);
     f.begun = true;
+    if (f.waiting) _longjmp(f.at, 1);
     getcontext(&f.entry);
     if (!f.stack) f.stack.reset(new char[STACK]);
     f.entry.uc_stack.ss_sp = f.stack.get();
@@ -138,7 +146,10 @@ struct Machine {
     at_shuffle.assign(size_t(threads / 32), 0);
     warp_generation.assign(size_t(threads / 32), 0);
     exchanged.assign(size_t(threads) * 16, 0);
-    for (auto& f : fibers) f->begun = false;
+    if (idle.size() < fibers.size()) {  // an error has left fibers within threads, to which they do not return
+      idle.clear();
+      for (auto& f : fibers) f->begun = f->waiting = false, idle.push_back(f.get());
+    }
     ++blocks_begun;
     // A warp goes as far as it can before the next one: what it does too early then meets what the others do late.
     bool any = true;
@@ -161,14 +172,14 @@ struct Machine {
     const size_t n = fibers.size();
     for (size_t i = 0; i < n && error.empty(); ++i) {
       const int turn = reversed ? threads - 1 - fibers[i]->thread : fibers[i]->thread;
-      if (fibers[i]->begun && turn >= first && turn < last) resume(*fibers[i]);
+      Fiber& f = *fibers[i];
+      if (f.begun && turn >= first && turn < last && *f.generation != f.mine) resume(f);
     }
     while (next < last && error.empty()) {
-      Fiber* idle = nullptr;
-      for (auto& f : fibers)
-        if (!f->begun) idle = f.get();
-      if (!idle) fibers.emplace_back(new Fiber), idle = fibers.back().get();
-      resume(*idle);
+      if (idle.empty()) fibers.emplace_back(new Fiber), idle.push_back(fibers.back().get());
+      Fiber* const fiber = idle.back();
+      idle.pop_back();
+      resume(*fiber);
       progress = true;
     }
   }
