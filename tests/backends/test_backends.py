@@ -6,6 +6,7 @@ A dense op is held to the textbook bound, element by element (`dense_bound`); a 
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +50,12 @@ def dense_bound(x: Array, W: Array, b: Array, dtype: Any) -> Array:
 # --- against the reference --------------------------------------------------------------------------------
 
 
+# Ninety rows are several tiles, as more rows are, and keep the float64 reference quick.
+wide_cases = tuple(replace(case, batch=min(case.batch, 90), rows=min(case.rows, 90)) for case in clear_cases)
+
+
 @dtypes
-@pytest.mark.parametrize("case", CASES + clear_cases, ids=str)
+@pytest.mark.parametrize("case", CASES + wide_cases, ids=str)
 def test_a_program_agrees_with_the_reference(fast_backend: str, case: Case, dtype: Any) -> None:
     """Every mode of inference, the terms and gradients of one batch, and a few training steps."""
     check_inference(program_of(fast_backend, case, dtype), case, dtype)

@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from agreement import assert_close, dtypes, reference_of
+from agreement import assert_close, reference_of
 from cases import CASES, MODEL_CASES
-from cuda_device import HERE, HostDevice, check_agreement, compiler, packed, program_on
+from cuda_device import HERE, HostDevice, check_agreement, compiler, named, packed, program_on, thinned
 from fake_cupy import FakeCupy
 from narrows import Autoencoder, functional
 from narrows.backends import compile_plan, cuda
@@ -95,8 +95,11 @@ def device_of(libraries: Any, library: Any) -> HostDevice:
 # --- whole programs ---------------------------------------------------------------------------------------------------
 
 
-@dtypes
-@pytest.mark.parametrize("case", CASES[::3], ids=str)
+@pytest.mark.parametrize(
+    ("case", "dtype"),
+    thinned([(case, dtype) for case in CASES[::3] for dtype in (np.float32, np.float64)], 3),
+    ids=named,
+)
 def test_programs_agree_with_the_reference(libraries: Any, library: Any, eager: None, case: Case, dtype: Any) -> None:
     case = away_from_kinks(case)
     device = device_of(libraries, library)

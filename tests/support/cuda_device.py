@@ -50,8 +50,14 @@ GARBAGE = 0xFF
 
 
 def thinned(cases: Sequence[Any], step: int) -> list[Any]:
-    """Cases of a test, of which every `step`-th is run at each commit, and the others are nightly."""
-    return [case if i % step == 0 else pytest.param(case, marks=pytest.mark.slow) for i, case in enumerate(cases)]
+    """Cases of a test: every `step`-th runs at each commit, the others run nightly. A tuple holds several arguments."""
+    given = [case if isinstance(case, tuple) else (case,) for case in cases]
+    return [pytest.param(*one, marks=pytest.mark.slow if i % step else ()) for i, one in enumerate(given)]
+
+
+def named(value: Any) -> str:
+    """The name of a case or a dtype in the id of a test."""
+    return getattr(value, "__name__", str(value))
 
 
 def compiler() -> str:
