@@ -133,7 +133,7 @@ def baseline_text(found: dict[str, Any]) -> str:
 
 
 def in_short(found: dict[str, Any]) -> str:
-    """The main figure beside that of the baseline, for a log line."""
+    """The main figure and the figure of the baseline, for a log line."""
     if not has_likelihood(found):
         return f"squared error {found['mse_per_feature']:.4g} per feature, PCA {found['baseline_pca_loss']:.4g}"
     ours, theirs = (held_out(found, name) for name in ("nll_per_row", "baseline_nll_per_row"))

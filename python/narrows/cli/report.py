@@ -94,23 +94,23 @@ def write_page(
     *,
     table: tuple[list[str], list[list[str]]] | None = None,
 ) -> Path:
-    """Write ``report.html`` into `folder`, whole or not at all.
+    """Write ``report.html`` into `folder`, complete or not at all.
 
     Parameters
     ----------
     folder : Path
-        Its name is the page's.
+        Its name is the title of the page.
     subtitle, version : str
-    tiles : list of (value, what it is, remark)
+    tiles : list of (value, name, remark)
         The headline figures.
     figures : list
-        Made by `figure`.
+        Results of `figure`.
     settings : dict
         The content of ``config.toml``.
     run : dict
         Facts about the run.
     table : (heads, rows), optional
-        To stand below the figures.
+        A table below the figures.
 
     Returns
     -------
@@ -238,7 +238,7 @@ def _tiles(m: dict[str, Any]) -> list[tuple[str, str, str]]:
             change = m["mse_per_feature"] / m["baseline_pca_loss"] - 1
             note = f"{abs(change):.1%} {'below' if change < 0 else 'above'} PCA"
             if change > 1:
-                note = f"{change + 1:.3g} times that of PCA"
+                note = f"{change + 1:.3g} times the error of PCA"
         tiles.append((f"{m['mse_per_feature']:.4g}", "squared error per feature", note))
     if measures.has_likelihood(m):
         ours, theirs = (measures.held_out(m, name) for name in ("nll_per_row", "baseline_nll_per_row"))

@@ -89,8 +89,7 @@ class Budget:
         least = BLOCKS * min(n_rows, 2 * plan.batch) * row
         process = _rss() + _LATER
         fixed = process + model + codes + sampled
-        # The memory of the process varies a little from run to run; the named limit must work next time too.
-        smallest = -(-(fixed + least + (16 << 20)) // 10**7) * 10**7
+        smallest = _sure_limit(fixed + least)
         if limit is not None and limit < fixed + least:
             raise OutOfMemoryError(
                 f"--max-memory {show_size(limit)} is too small: this fit needs at least "
@@ -103,6 +102,11 @@ class Budget:
     def block_bytes(self) -> int:
         """Bytes of normalised data that the estimator may keep in memory."""
         return max(1, self.data // BLOCKS)
+
+
+def _sure_limit(n_bytes: int) -> int:
+    """A limit a little above `n_bytes`. It works next time too, although a process varies from run to run."""
+    return -(-(n_bytes + (16 << 20)) // 10**7) * 10**7
 
 
 def held_rows(estimator: Any, n_rows: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]] | None:
@@ -121,6 +125,7 @@ def _spec(estimator: Any, table: Source, batch: int) -> NetworkSpec:
 
 
 def plan_text(settings: FitSettings, estimator: Any, table: NormalizedSource, budget: Budget, threads: str) -> str:
+    """The output of ``--dry-run``."""
     n_rows, n_features = table.shape
     spec = _spec(estimator, table, int(estimator.batch_size))
     widths = [n_features, *(layer.n_out for layer in spec.layers)]
@@ -159,10 +164,8 @@ def apply_bytes(estimator: Any, limit: int | None) -> int:
     needed = _rss() + (64 << 20) + 4 * sizes
     least = 8 * (1 << 20)
     if limit < needed + least:
-        enough = -(-(needed + least + (16 << 20)) // 10**7) * 10**7
-        raise OutOfMemoryError(
-            f"--max-memory {show_size(limit)} is too small: this model needs at least {show_size(enough)}"
-        )
+        enough = show_size(_sure_limit(needed + least))
+        raise OutOfMemoryError(f"--max-memory {show_size(limit)} is too small: this model needs at least {enough}")
     return int(min(APPLY_BYTES, (limit - needed) // 8))
 
 

@@ -108,17 +108,17 @@ def sweep(
     if estimators[0]._validation_part() is None:
         raise UsageError("a sweep compares sizes on held-out rows: use --set early_stopping=true")
     fits = [each.resolved(estimator) for each, estimator in zip(fits, estimators, strict=True)]
-    whole = fits[0]
-    run = SweepDir(Path(whole.out))
+    shared = fits[0]
+    run = SweepDir(Path(shared.out))
     run.inspect()
     started = time.time()
-    with Input.open(whole) as given, contextlib.ExitStack() as held:
-        identity = whole.identity() | {"run.input_sha256": given.digest}
+    with Input.open(shared) as given, contextlib.ExitStack() as held:
+        identity = shared.identity() | {"run.input_sha256": given.digest}
         del identity["components"]
         if run.resumes(identity, settings.resume) and run.finished and run.holds(sizes):
             run.note_finished()
             return
-        table = given.normalized(whole, estimators[0].loss)
+        table = given.normalized(shared, estimators[0].loss)
         # Check that every size fits into memory before the first one starts.
         room = [Budget.of(each, table, settings.max_memory).block_bytes for each in estimators][-1]
         if not settings.dry_run:
@@ -128,7 +128,7 @@ def sweep(
                 run.clear()
             (run / "_SUCCESS").unlink(missing_ok=True)
             facts = {"version": __version__, "input_sha256": given.digest}
-            run.write_config(whole.stored() | {"components": sizes, "run": facts})
+            run.write_config(shared.stored() | {"components": sizes, "run": facts})
         rows: list[dict[str, Any]] = []
         source = given.source
         result: dict[str, Any] = {

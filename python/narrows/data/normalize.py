@@ -115,18 +115,7 @@ class Normalizer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):  # type
         self._start(n_features)
         auto, loss = self.kind == "auto", LOSSES[self.loss]
         if self.kind == "none" or (auto and loss.raw_counts):
-            counted = loss.raw_counts
-            filled = np.zeros(n_features, bool)
-            n_empty = 0
-            for rows in row_blocks(n_rows, n_features):
-                block = source.read_rows(rows)
-                (check_counts if counted else check_finite)(block, rows.start, source)
-                if counted:
-                    n_empty += int(np.count_nonzero(row_totals(block) == 0))
-                    filled |= np.asarray(block.sum(axis=0)).ravel() > 0
-                source.release()
-            if counted:
-                self.n_empty_rows_, self.n_empty_features_ = n_empty, n_features - int(np.count_nonzero(filled))
+            self._check_unscaled(source, loss.raw_counts)
             self._resolve("none", f"the {loss.name} loss takes counts as they are" if auto else "as asked")
             return self
         moments = self.kind == "standard" or (auto and not loss.bounded)
@@ -164,6 +153,21 @@ class Normalizer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):  # type
         elif self.resolved_ == "minmax" and scan.low is not None:
             self._set_columns(scan.low, scan.high - scan.low)
         return self
+
+    def _check_unscaled(self, source: Source, raw_counts: bool) -> None:
+        """Check data that are not scaled: finite values, or counts. For counts, note the empty rows and features."""
+        n_rows, n_features = source.shape
+        filled = np.zeros(n_features, bool)
+        n_empty = 0
+        for rows in row_blocks(n_rows, n_features):
+            block = source.read_rows(rows)
+            (check_counts if raw_counts else check_finite)(block, rows.start, source)
+            if raw_counts:
+                n_empty += int(np.count_nonzero(row_totals(block) == 0))
+                filled |= np.asarray(block.sum(axis=0)).ravel() > 0
+            source.release()
+        if raw_counts:
+            self.n_empty_rows_, self.n_empty_features_ = n_empty, n_features - int(np.count_nonzero(filled))
 
     def _resolve(self, kind: str, reason: str) -> None:
         self.resolved_, self.reason_ = kind, reason
