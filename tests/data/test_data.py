@@ -16,6 +16,7 @@ from scipy import sparse
 import narrows.data as nd
 from data_files import CELLS, COUNTS, FORMATS, GENES, dense, shared, write_10x_folder, write_10x_h5, write_npz
 from narrows import datasets
+from narrows.data.readers import FORMATS as FORMATS_READ
 from narrows.errors import DataError
 
 # --- every format
@@ -559,3 +560,10 @@ def test_import_is_light():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_the_docstring_of_open_names_every_format():
+    text = " ".join(nd.open.__doc__.split())
+    for form in FORMATS_READ:
+        assert form.name in text, form
+        assert all(part in text for part in form.contents.split(", ")), form

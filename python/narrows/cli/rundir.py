@@ -93,7 +93,7 @@ class RunDir:
         while not nearest.exists() and nearest != nearest.parent:
             nearest = nearest.parent
         if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
-            raise OutputError(f"--out {self.path} cannot be written: no permission to write in {nearest}")
+            raise OutputError(f"--out {self.path} cannot be written: {nearest} is not a writable folder")
         if not self.path.exists():
             return
         content = [p.name for p in self.path.iterdir() if not (p.name.startswith(".") and p.suffix == ".tmp")]
