@@ -314,7 +314,7 @@ def _conclude(run: RunDir, metrics: dict[str, Any]) -> None:
         metrics["latent"],
         ", report.html" if metrics["report"] else "",
         metrics["epochs_run"],
-        metrics["exit_reason"],
+        report.REASONS[metrics["exit_reason"]],
         measures.in_short(metrics),
     )
     run.write_success()

@@ -250,14 +250,14 @@ def _tiles(m: dict[str, Any]) -> list[tuple[str, str, str]]:
             )
     elif m.get("val_loss") is not None:
         tiles.append((f"{m['val_loss']:.5g}", "validation loss", f"epoch {m['best_epoch']}"))
-    reason = _REASONS.get(m["exit_reason"], m["exit_reason"])
+    reason = REASONS.get(m["exit_reason"], m["exit_reason"])
     tiles.append((str(m["epochs_run"]), "epochs", reason))
     tiles.append((duration(m["wall_s"]), "wall time", _rate(m.get("samples_per_s"))))
     tiles.append((f"{m['peak_rss_bytes'] / 1e9:.2f} GB", "peak memory", f"{m['backend']}, {m['n_threads']} thread(s)"))
     return tiles
 
 
-_REASONS = {"max_iter": "limit reached", "converged": "no more improvement"}
+REASONS = {"max_iter": "limit reached", "converged": "no more improvement"}
 
 
 def duration(seconds: float) -> str:

@@ -43,20 +43,11 @@ def plot_loss(history: Any, ax: Axes | None = None) -> Axes:
     ax.plot(epochs, loss, color=BLUE, lw=1.8, marker=few, ms=4, label="training")
     if np.isfinite(validation).any():
         at = np.arange(1, len(validation) + 1)
-        ax.plot(at, validation, color=ORANGE, lw=1.8, marker=few, ms=4, label="validation")
         best = int(np.nanargmin(validation))
+        label = f"validation, best {validation[best]:.4g} (epoch {best + 1})"
+        ax.plot(at, validation, color=ORANGE, lw=1.8, marker=few, ms=4, label=label)
         ax.plot(best + 1, validation[best], "o", ms=7, mfc="white", mec=ORANGE, mew=1.8, zorder=3)
-        ax.annotate(
-            f"best: {validation[best]:.4g}\n(epoch {best + 1})",
-            (best + 1, validation[best]),
-            xytext=(0, 14),
-            textcoords="offset points",
-            ha="right" if best > len(loss) / 2 else "left",
-            va="bottom",
-            fontsize=9,
-            color=INK,
-        )
-        ax.legend(frameon=True, framealpha=0.9, edgecolor="none", loc="upper right")
+        ax.legend(frameon=True, framealpha=0.9, edgecolor="none", loc="best")
     shown = np.concatenate([loss, validation])
     shown = shown[np.isfinite(shown)]
     if shown.size and shown.min() > 0 and shown.max() > 20 * shown.min():
