@@ -16,7 +16,7 @@ import narrows as nw
 from cli_runs import SMALL, metrics, narrows, table
 from narrows.backends import probe
 from narrows.cli import rundir, tables
-from narrows.cli.settings import FitSettings, parse_setting, parse_size
+from narrows.cli.settings import FitSettings, in_flags, parse_setting, parse_size
 
 # --- usage and bad input ----------------------------------------------------------------------------------
 
@@ -390,3 +390,20 @@ def test_table_of_wrong_length_leaves_no_file(tmp_path):
     with pytest.raises(ValueError, match="rows"):
         tables.write_table(tmp_path / "t.npy", [np.zeros((3, 2))], (4, 2), np.float64)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("message", "shown"),
+    [
+        ("n_components=0 must be at least 1", "--components 0 must be at least 1"),
+        ("hidden_layer_sizes=(3, 0) must be positive", "--hidden 3,0 must be positive"),
+        ("choose one with layer=NAME: raw, scaled", "choose one with --layer NAME: raw, scaled"),
+        ("drop genes_by_cells=True", "drop --genes-by-cells"),
+        ("likelihood='zinb', resume='never'", "--loss zinb, --resume never"),
+        ("n_threads", "--threads"),
+        ("--set n_components: 'batch_size' in /data/batch_size/n_threads.npy", None),
+        ("alpha=-1 must be in [0, inf); the loss and the layer are words", None),
+    ],
+)
+def test_messages_name_flags(message: str, shown: str | None) -> None:
+    assert in_flags(message) == (message if shown is None else shown)
