@@ -14,8 +14,6 @@ from .registry import LOWER, act, lowers
 PLAIN: dict[OpCode, tuple[Callable[..., None], str, str]] = {
     OpCode.ACTIVITY_L1: (Writer.by_row, "activity_l1<{act}>", "a"),
     OpCode.COLUMN_DECAY: (Writer.each, "column_decay", "dW"),
-    OpCode.CONDITION: (Writer.each, "condition", "out"),
-    OpCode.CONTRAST: (Writer.each, "contrast", "out"),
     OpCode.COTANGENT: (Writer.each, "cotangent", "dout"),
     OpCode.CURVES: (Writer.each, "curves<{act}>", "dz"),
     OpCode.DROPOUT: (Writer.quads, "dropout", "x"),
@@ -26,16 +24,13 @@ PLAIN: dict[OpCode, tuple[Callable[..., None], str, str]] = {
     OpCode.LATENT_KL: (Writer.by_row, "latent_kl", "noise"),
     OpCode.LOG_NORMALIZE: (Writer.each, "log_normalize", "x"),
     OpCode.MAXPOOL_DGRAD: (Writer.each, "maxpool_dgrad<{act}>", "out"),
-    OpCode.MAXPOOL_PICK: (Writer.each, "maxpool_pick", "out"),
     OpCode.PROBE: (Writer.quads, "probe_signs", "out"),
     OpCode.SAMPLE: (Writer.quads, "sample", "z"),
-    OpCode.SHIFT: (Writer.each, "shift", "out"),
     OpCode.SHRINK: (Writer.each, "shrink", "W"),
     OpCode.SLOPES: (Writer.each, "slopes<{act}>", "saved"),
     OpCode.SQUARED_NORM: (Writer.by_row, "squared_norm", "x"),
-    OpCode.TANGENT: (Writer.each, "tangent", "out"),
 }
-"""Ops that are one launch: how its threads are shared out, its kernel, and the operand that has as many elements."""
+"""Other ops that are one launch: how threads share it, its kernel, and the operand that has as many elements."""
 
 
 def plain(code: OpCode) -> Callable[[Writer, Operands], None]:

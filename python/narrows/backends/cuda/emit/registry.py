@@ -7,18 +7,28 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ....plan.ops import OpCode
+from ....plan.ops import SIGNATURES, OpCode
 from ....plan.spec import Activation
 from ..layout import Operands
-from ..table import FUNCTORS
+from ..table import FUNCTORS, KERNELS
 
 __all__ = ["LOWER", "act", "lowers"]
 
 Function = Callable[..., None]
 
-LOWER: dict[OpCode, Function] = {}
-"""For each op the function that writes its launches, of a `launches.Writer` and the op's operands. Gradients of weights
-take as a third argument the operands of the op that sums the same dz for the bias, if they are to do that, too."""
+
+def _each(kernel: str) -> Function:
+    return lambda w, o: w.each(kernel, o.out, o)
+
+
+LOWER: dict[OpCode, Function] = {
+    code: _each(code.name.lower())
+    for code, signature in SIGNATURES.items()
+    if code.name.lower() in KERNELS and "out" in signature.writes
+}
+"""The function that writes the launches of an op, from a `launches.Writer` and the op's operands. Gradients of weights
+take a third argument if they also sum dz for the bias: the operands of the op that would do it. An op with a kernel of
+its own name and a thread for each element of `out` needs no function: it is here already."""
 
 
 def lowers(code: OpCode) -> Callable[[Function], Function]:
