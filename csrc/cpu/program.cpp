@@ -168,7 +168,9 @@ class TypedProgram final : public Program {
       const Kernel<T>& kernel = kernels.ops[op.code];
       compiled.run = kernel.run(args);
       compiled.modes = op.modes;
-      if (!compiled.run) throw std::invalid_argument(std::string("plan: no kernel for ") + OPS[op.code].name);
+      if (!compiled.run)
+        throw std::invalid_argument(std::string("plan: op ") + OPS[op.code].name +
+                                    " has no kernel for its activation, loss or solver");
       const Cost cost = kernel.cost(args, plan_.batch, precision == BFLOAT16);
       if (cost.scratch > scratch_size_) scratch_size_ = (cost.scratch + LANES - 1) / LANES * LANES;
       if (cost.turnable) turnable_.push_back(ops_.size());
