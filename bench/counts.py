@@ -72,17 +72,23 @@ def counts(batch: int) -> Any:
 def network(loss: str, X: Any) -> Any:
     """The specification and first parameters."""
     from narrows.fitting.start import initial_state
-    from narrows.plan.spec import Activation, LayerSpec, Loss, NetworkSpec
+    from narrows.plan.spec import Activation, Data, Form, LayerSpec, Loss, NetworkSpec, Training, Update
 
     kind = Loss[loss.upper()]
     activations = [Activation.RELU] * 3 + [Activation.SOFTMAX if kind.info.of_counts else Activation.LINEAR]
     layers = [LayerSpec(*pair, a) for pair, a in zip(itertools.pairwise(WIDTHS), activations, strict=True)]
     if kind is Loss.ZINB:
         layers[-1] = LayerSpec(WIDTHS[-2], 2 * WIDTHS[-1], Activation.SOFTMAX)
-    form: dict[str, Any] = {"gram_decoder": True}
-    if kind.info.of_counts:
-        form = {"log_normalize": True, "library": float(np.median(X.sum(axis=1)))}
-    spec = NetworkSpec(tuple(layers), 2, loss=kind, sparse_input=True, epsilon=EPSILON, **form)
+    counted = kind.info.of_counts
+    spec = NetworkSpec(
+        tuple(layers),
+        2,
+        loss=kind,
+        log_normalize=counted,
+        training=Training(update=Update(epsilon=EPSILON)),
+        data=Data(size_sum=float(np.median(X.sum(axis=1))) if counted else 1.0),
+        form=Form(sparse_input=True, gram_decoder=not counted),
+    )
     return spec, initial_state(spec, 0, np.float32)
 
 

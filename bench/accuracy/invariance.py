@@ -27,7 +27,7 @@ from narrows.backends import Hyper, compile_plan, resolve
 from narrows.functional import contractive_penalty
 from narrows.plan.lowering import lower
 from narrows.plan.plan import Mode
-from narrows.plan.spec import Activation, LayerSpec, Loss, NetworkSpec
+from narrows.plan.spec import Activation, Data, LayerSpec, Loss, NetworkSpec
 
 Floats = NDArray[np.float32]
 
@@ -84,7 +84,7 @@ def fine_tuned_error(model: Any, data: Split, test: Split, seed: int) -> dict[st
     """
     n_in, n_code = model.coefs_[0].shape
     layers = (LayerSpec(n_in, n_code, Activation.SIGMOID), LayerSpec(n_code, 10, Activation.SOFTMAX))
-    spec = NetworkSpec(layers, 1, loss=Loss.MULTINOMIAL, separate_target=True)
+    spec = NetworkSpec(layers, 1, loss=Loss.MULTINOMIAL, data=Data(separate_target=True))
     batch, epochs = FINE_TUNING["batch"], FINE_TUNING["epochs"]
     program = compile_plan(lower(spec, batch), resolve())
     first = {"W0": model.coefs_[0], "b0": model.intercepts_[0]}

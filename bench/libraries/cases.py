@@ -136,7 +136,9 @@ class SparseCase(Case):
 
     @property
     def spec(self) -> NetworkSpec:
-        return replace(super().spec, sparse_input=True, gram_decoder=True)
+        from narrows.plan.spec import Form
+
+        return replace(super().spec, form=Form(sparse_input=True, gram_decoder=True))
 
     def data(self, rows: int | None = None) -> Any:
         import scipy.sparse as sp

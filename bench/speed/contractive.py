@@ -98,12 +98,13 @@ def step_way(contractive: float, threads: int) -> Callable[[int], object]:
     """Training steps of 784-256-784 with sigmoid layers and Adam."""
     from narrows.backends import Hyper, compile_plan
     from narrows.plan.lowering import lower
-    from narrows.plan.spec import Activation, LayerSpec, Loss, NetworkSpec
+    from narrows.plan.spec import Activation, LayerSpec, Loss, NetworkSpec, Penalties, Training
 
     X, W, _ = operands((784, 256, 784))
     layers = tuple(LayerSpec(w.shape[0], w.shape[1], Activation.SIGMOID) for w in W)
+    training = Training(penalties=Penalties(contractive=contractive))
     program = compile_plan(
-        lower(NetworkSpec(layers, 1, loss=Loss.BCE, contractive=contractive), ROWS), "cpp", n_threads=threads
+        lower(NetworkSpec(layers, 1, loss=Loss.BCE, training=training), ROWS), "cpp", n_threads=threads
     )
     program.load({f"W{i}": w for i, w in enumerate(W)} | {f"b{i}": np.zeros(w.shape[1]) for i, w in enumerate(W)})
     program.bind(X)

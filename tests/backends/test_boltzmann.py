@@ -18,7 +18,7 @@ from narrows.plan.lowering import lower
 from narrows.plan.plan import Mode
 from narrows.plan.spec import Activation, Corruption, LayerSpec, Solver
 from narrows.random import philox
-from networks import Case, boltzmann
+from networks import Case, boltzmann, changed
 from oracle import SEED, STEP
 
 Array = NDArray[Any]
@@ -52,15 +52,17 @@ def step_by_hand(case: Case, rows: Array) -> dict[str, Array]:
     h0 = mean[up](v0 @ W + b)
     h = state["chain"][: len(rows)] if spec.n_chains else h0
     stream = itertools.count()
-    for _ in range(spec.n_gibbs):
+    for _ in range(spec.training.gibbs.n_steps):
         s = states(h, up, next(stream))
         v = mean[down](s @ W.T + c)
-        if spec.sample_visible:
+        if spec.training.gibbs.sample_visible:
             v = states(v, down, next(stream))
         h = mean[up](v @ W + b)
     m = len(rows)
-    decay = 0.0 if spec.solver is Solver.ADAMW else spec.alpha  # which decays outside the gradient
-    dW = ((w * v).T @ h - (w * v0).T @ h0 + decay * W + spec.weight_l1 * np.sign(W)) / m
+    penalties = spec.training.penalties
+    decoupled = spec.training.update.solver is Solver.ADAMW  # its decay is no part of the gradient
+    decay = 0.0 if decoupled else penalties.alpha
+    dW = ((w * v).T @ h - (w * v0).T @ h0 + decay * W + penalties.weight_l1 * np.sign(W)) / m
     sums = {"b0": (w * (h - h0)).sum(axis=0) / m, "b1": (w * (v - v0)).sum(axis=0) / m}
     return {"W0": dW, **{name: value[None] for name, value in sums.items()}, "chain": h}
 
@@ -186,10 +188,8 @@ def test_any_number_of_threads_gives_the_same_bits(cpp: str, case: Case, dtype: 
     ],
 )
 def test_what_is_no_machine_is_refused(changes: dict[str, Any], message: str) -> None:
-    from dataclasses import replace
-
     with pytest.raises(ValueError, match=message):
-        lower(replace(boltzmann(3, 2), **changes), 4)
+        lower(changed(boltzmann(3, 2), **changes), 4)
 
 
 # --- the likelihood ---------------------------------------------------------------------------------------------------

@@ -21,8 +21,8 @@ from narrows.backends.reference import CURVATURE, DERIVATIVE
 from narrows.functional import penalty as functional
 from narrows.plan.lowering import lower, lower_penalty
 from narrows.plan.ops import OpCode
-from narrows.plan.spec import Activation, LayerSpec, NetworkSpec
-from networks import ELEMENTWISE, network
+from narrows.plan.spec import Activation, LayerSpec
+from networks import ELEMENTWISE, make_spec, network
 
 Array = NDArray[Any]
 Encoder = tuple[Array, list[Array], list[Array]]
@@ -362,7 +362,7 @@ def test_only_what_is_asked_for_is_lowered() -> None:
     contractive = {op for op in OpCode if op >= OpCode.CONTRACTIVE}
     assert not contractive & {op.code for op in lower(network((9, 4, 9)), 8).ops}
     layers = (LayerSpec(9, 6, Activation.TANH), LayerSpec(6, 3, Activation.TANH))
-    value = lower_penalty(NetworkSpec(layers, 2, contractive=1.0), 8, grads=False)
+    value = lower_penalty(make_spec(layers, 2, contractive=1.0), 8, grads=False)
     assert not {OpCode.CURVES, OpCode.WGRAD, OpCode.COLSUM} & {op.code for op in value.ops}
 
 
@@ -392,7 +392,7 @@ def test_noise_is_that_of_the_second_derivatives() -> None:
     X, W, b = rng.random((64, 5)), rng.normal(size=(5, 3)), rng.normal(size=3)
     std, draws = 1e-3, 400
     layers = (LayerSpec(5, 3, Activation.TANH), LayerSpec(3, 5, Activation.LINEAR))
-    spec = NetworkSpec(layers, 1, contractive_hessian=1.0, hessian_std=std, n_corruptions=draws)
+    spec = make_spec(layers, 1, contractive_hessian=1.0, hessian_std=std, n_corruptions=draws)
     program = compile_plan(lower(spec, 64), "reference")
     program.load({"W0": W, "b0": b, "W1": np.zeros((3, 5)), "b1": np.zeros(5)})
     program.bind(X)

@@ -18,7 +18,7 @@ from narrows.plan.geometry import Convolution
 from narrows.plan.lowering import lower
 from narrows.plan.plan import Mode
 from narrows.plan.spec import Activation, LayerSpec, Precision, Solver
-from networks import Case, conv, images
+from networks import Case, changed, conv, images
 from oracle import SEED, STEP, forward, jacobian
 
 Array = NDArray[Any]
@@ -136,7 +136,8 @@ def test_nan_comes_through_a_pooling(backend: str) -> None:
 @pytest.mark.parametrize("name", ["contractive", "contractive-pool", "contractive-code", "contractive-back"])
 def test_probes_estimate_the_squared_jacobian(backend: str, name: str) -> None:
     """The mean over many probes is the norm of Jacobians written out, within five standard errors."""
-    spec = replace(convolutional(name), contractive_probes=4, contractive=1.0, corruption=None)
+    spec = changed(convolutional(name), contractive_probes=4, contractive=1.0)
+    spec = replace(spec, training=replace(spec.training, corruption=None))
     case = Case("probes", spec, batch=12, rows=12)
     square = np.square(jacobian(case, forward(case, np.arange(12), training=True))).sum(axis=(1, 2))
     weight = case.data().weight

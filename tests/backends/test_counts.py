@@ -14,8 +14,8 @@ from narrows.backends import compile_plan
 from narrows.plan.lowering import lower
 from narrows.plan.ops import LOG_DISPERSION_LIMIT
 from narrows.plan.plan import Mode
-from narrows.plan.spec import Activation, LayerSpec, Loss, NetworkSpec
-from networks import Case, network
+from narrows.plan.spec import Activation, LayerSpec, Loss
+from networks import Case, make_spec, network
 
 # --- the op, far from where networks are -----------------------------------------------------------------------------
 
@@ -31,7 +31,7 @@ def judged(
         logits = logits - np.log(y.sum(axis=1, keepdims=True))
     W1 = np.concatenate([logits, np.log(theta), zeta][:heads], axis=1)
     layers = LayerSpec(m, m, Activation.LINEAR), LayerSpec(m, heads * n, link)
-    spec = NetworkSpec(layers, 1, loss=loss, cell_dispersion=heads > 1, separate_target=True)
+    spec = make_spec(layers, 1, loss=loss, cell_dispersion=heads > 1, separate_target=True)
     program = compile_plan(lower(spec, m), backend, precision=np.float32, n_threads=1)
     zero = {"b0": np.zeros((1, m)), "b1": np.zeros((1, heads * n))}
     program.load({"W0": np.eye(m), "W1": W1, **zero})

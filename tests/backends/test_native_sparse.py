@@ -16,7 +16,7 @@ from narrows.backends.reference import ReferenceProgram
 from narrows.plan.lowering import lower
 from narrows.plan.plan import Mode
 from narrows.plan.spec import Precision
-from networks import Case, network
+from networks import Case, changed, network
 
 pytestmark = pytest.mark.usefixtures("cpp")
 
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.usefixtures("cpp")
 @pytest.mark.parametrize("precision", [Precision.FLOAT32, Precision.FLOAT64], ids=str)
 @pytest.mark.parametrize("case", SPARSE_CASES, ids=str)
 def test_sparse_rows_train_to_the_bits_of_dense_ones(case: Case, precision: Precision) -> None:
-    dense = dataclasses.replace(case, spec=dataclasses.replace(case.spec, sparse_input=False))
+    dense = dataclasses.replace(case, spec=changed(case.spec, sparse_input=False))
     data = case.data(precision.dtype)
     rows, rates = np.arange(case.rows)[::-1].copy(), np.full(-(-case.rows // case.batch), 1e-2)
     found = []
@@ -95,7 +95,7 @@ def test_the_gram_form_is_as_accurate_as_documented(inner: int, part: float) -> 
     noise = rng.normal(size=y.shape)
     y = (y + noise * np.sqrt(part * (y**2).sum() / (noise**2).sum())).astype(np.float32)
 
-    reference = ReferenceProgram(lower(dataclasses.replace(spec, gram_decoder=False), batch))
+    reference = ReferenceProgram(lower(changed(spec, gram_decoder=False), batch))
     program = CppProgram(lower(spec, batch), Precision.FLOAT32, 2)
     wide = X.astype(np.float64), y.astype(np.float64)
     for p, data in ((reference, wide), (program, (X, y))):

@@ -214,7 +214,7 @@ def test_apply_takes_any_number_of_rows(backend: str) -> None:
 
 
 def test_what_is_no_number_of_a_batch_is_refused(backend: str) -> None:
-    case = Case("numbers", network((7, 4, 7), n_batches=3), batch=8, rows=21)
+    case = Case("numbers", network((7, 4, 7), n_conditions=3), batch=8, rows=21)
     program, data = program_of(backend, case), case.data(np.float32)
     for value in (3.0, -1.0, 0.5, np.nan):
         batch = data.batch.copy()
@@ -228,7 +228,7 @@ def test_what_is_no_number_of_a_batch_is_refused(backend: str) -> None:
 
 
 def test_the_one_batch_of_a_decoder_is_another_bias(backend: str) -> None:
-    case = Case("bias", network((7, 4, 7), n_batches=1), batch=8, rows=21)
+    case = Case("bias", network((7, 4, 7), n_conditions=1), batch=8, rows=21)
     program, data, state = program_of(backend, case, np.float64), case.data(), case.state()
     assert state["W1"].shape == (5, 7)
     codes = program.apply(data.X, Mode.ENCODE)

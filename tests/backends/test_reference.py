@@ -15,8 +15,8 @@ from narrows.backends import Hyper
 from narrows.backends.reference import ReferenceProgram
 from narrows.plan.lowering import lower
 from narrows.plan.plan import Mode
-from narrows.plan.spec import Activation, LayerSpec, Loss, NetworkSpec, Solver
-from networks import Case, network
+from narrows.plan.spec import Activation, LayerSpec, Loss, Solver
+from networks import Case, make_spec, network
 from oracle import SEED, STEP, away_from_kinks, forward
 
 Array = NDArray[Any]
@@ -111,7 +111,7 @@ def test_training_is_that_of_scikit_learn(activation: str, solver: str) -> None:
     layers = tuple(
         LayerSpec(i, o, a if k < 3 else Activation.LINEAR) for k, (i, o) in enumerate(itertools.pairwise(sizes))
     )
-    spec = NetworkSpec(layers, 2, alpha=2 * alpha, solver=Solver[solver.upper()], momentum=0.8, epsilon=1e-14)
+    spec = make_spec(layers, 2, alpha=2 * alpha, solver=Solver[solver.upper()], momentum=0.8, epsilon=1e-14)
     case = Case(f"sklearn-{activation}", spec, batch=n, rows=n)
     X, state = case.data().X, case.state()
     peer = MLPRegressor(

@@ -17,11 +17,11 @@ from narrows.plan.lowering import lower
 from narrows.plan.plan import Mode
 from narrows.plan.spec import Activation, LayerSpec, Loss, NetworkSpec, Solver
 from narrows.random import philox
-from networks import Case, network
+from networks import Case, make_spec, network
 from oracle import SEED, STEP, log_probability, row_loss
 
 Array = NDArray[Any]
-CASES = [case for case in MODEL_CASES + BATCH_CASES if case.spec.variational and not case.spec.gram_decoder]
+CASES = [case for case in MODEL_CASES + BATCH_CASES if case.spec.variational and not case.spec.form.gram_decoder]
 variational_cases = pytest.mark.parametrize("case", CASES, ids=str)
 
 
@@ -57,12 +57,12 @@ def test_posterior_and_likelihood(backend: str, case: Case) -> None:
 def decoded(case: Case, codes: Array, counts: Array) -> tuple[Array, Array]:
     """What the decoder puts out for codes, and the means of rows with as many counts as these."""
     spec, state, a = case.spec, case.state(), codes
-    if spec.n_batches:
-        a = np.hstack([a, np.eye(spec.n_batches)[case.data().batch[:, 0].astype(int)]])
+    if spec.data.n_conditions:
+        a = np.hstack([a, np.eye(spec.data.n_conditions)[case.data().batch[:, 0].astype(int)]])
     for i in range(spec.latent, len(spec.layers)):
         z = a @ state[f"W{i}"] + state[f"b{i}"]
         a = ACTIVATION[spec.layers[i].activation.name](z if i < len(spec.layers) - 1 else z[:, : spec.n_outputs])
-    unit = 1.0 if spec.layers[-1].activation is Activation.SOFTMAX else spec.library
+    unit = 1.0 if spec.layers[-1].activation is Activation.SOFTMAX else spec.data.size_sum
     return z, a * (counts.sum(axis=1, keepdims=True) / unit)
 
 
@@ -72,7 +72,7 @@ def test_the_noise_is_philox(backend: str, k: int, dtype: Any) -> None:
     """A decoder that is the identity and an encoder that gives a mean and a variance: the gradient of the decoder's
     weight is that of one row's draw."""
     layers = (LayerSpec(1, 2 * k, Activation.LINEAR), LayerSpec(k, 1, Activation.LINEAR))
-    plan = lower(NetworkSpec(layers, 1, variational=True, weighted=True), 3)
+    plan = lower(make_spec(layers, 1, variational=True, weighted=True), 3)
     program = compile_plan(plan, backend, precision=dtype, n_threads=2)
     mean, log_variance = 0.25, -1.5
     stats_bias = np.r_[np.full(k, mean), np.full(k, log_variance)]
@@ -89,7 +89,7 @@ def test_divergence_by_closed_form_and_by_monte_carlo(backend: str) -> None:
     k = 5
     rng = np.random.default_rng(3)
     layers = (LayerSpec(1, 2 * k, Activation.LINEAR), LayerSpec(k, 1, Activation.LINEAR))
-    plan = lower(NetworkSpec(layers, 1, variational=True), 4)
+    plan = lower(make_spec(layers, 1, variational=True), 4)
     mean, log_variance = rng.normal(size=k), rng.normal(size=k)
     program = compile_plan(plan, backend, precision="float64", n_threads=1)
     program.load(
@@ -166,4 +166,4 @@ def test_a_variance_has_a_floor(backend: str) -> None:
 def test_networks_that_are_not_variational(changes: dict[str, Any], message: str) -> None:
     layers = (LayerSpec(5, 6, Activation.LINEAR), LayerSpec(3, 5, Activation.LINEAR))
     with pytest.raises(ValueError, match=message):
-        lower(NetworkSpec(**({"layers": layers, "latent": 1, "variational": True} | changes)), 4)
+        lower(make_spec(**({"layers": layers, "latent": 1, "variational": True} | changes)), 4)

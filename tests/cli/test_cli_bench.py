@@ -216,19 +216,20 @@ def check_work(case):
     for mode in (Mode.GRADIENT, Mode.TRAIN):
         assert sum(op_flops(case.plan, op) for op in case.plan.ops if op.modes & mode) == case.plan.flops, case
     layers = [multiply_adds(layer) for layer in case.spec.layers]
-    if case.spec.n_gibbs:
+    gibbs, penalties = case.spec.training.gibbs, case.spec.training.penalties
+    if gibbs is not None:
         # Up, two in each Gibbs step, two for the gradient; chains that go on rebuild no row, so that is one more.
-        products = 1 + 2 * case.spec.n_gibbs + 2 + (case.spec.n_chains > 0)
+        products = 1 + 2 * gibbs.n_steps + 2 + (gibbs.n_chains > 0)
         assert case.plan.flops == 2 * case.batch * products * layers[0], case
-    elif case.spec.contractive == case.spec.contractive_hessian == 0:
+    elif penalties.contractive == penalties.contractive_hessian == 0:
         work = 3 * sum(layers) - layers[0]
         # Products with sparse rows depend on the data.
-        if case.spec.sparse_input:
+        if case.spec.form.sparse_input:
             work -= 2 * layers[0]
         grams = 0
-        if case.spec.latent < len(layers) - case.spec.gram_decoder:  # The gradient by the batches is nobody's.
-            work -= case.spec.n_batches * case.spec.layers[case.spec.latent].n_out
-        if case.spec.gram_decoder:
+        if case.spec.latent < len(layers) - case.spec.form.gram_decoder:  # The gradient by the batches is nobody's.
+            work -= case.spec.data.n_conditions * case.spec.layers[case.spec.latent].n_out
+        if case.spec.form.gram_decoder:
             work -= 3 * layers[-1]
             last = case.spec.layers[-1]
             grams = (last.n_in + 1) ** 2 * (2 * last.n_out + case.batch)

@@ -60,7 +60,7 @@ WALK_CASES = tuple(
     Case(
         f"walk-counts-{m}x{n}-{link.name}-{'cell' if cell else 'gene'}",
         network(
-            (n, 3, n), output=link, loss=loss, cell_dispersion=cell, weighted=cell, sparse_input=True, library=30.0,
+            (n, 3, n), output=link, loss=loss, cell_dispersion=cell, weighted=cell, sparse_input=True, size_sum=30.0,
             log_normalize=True,
         ),
         batch=m, rows=2 * m, density=density,
@@ -160,7 +160,7 @@ def test_bfloat16_rounds_the_factors_that_the_reference_rounds(libraries: Any, c
 @pytest.mark.parametrize("kind", ["csr", "dense"])
 def test_sparse_and_dense_rows(libraries: Any, kind: str) -> None:
     """Rows without a stored element, and the last of an array."""
-    spec = network((33, 9, 33), loss=Loss.ZINB, output=Activation.SOFTMAX, separate_target=True, library=9.0)
+    spec = network((33, 9, 33), loss=Loss.ZINB, output=Activation.SOFTMAX, separate_target=True, size_sum=9.0)
     case = Case("rows", spec, rows=21)
     data = case.data()
     X, target = data.X * (data.X > 2), data.target

@@ -165,7 +165,7 @@ def test_without_labels_nothing_is_told(estimator: Any) -> None:
     X, batch = rows_in_batches()
     model = fresh(estimator).fit(X)
     assert not hasattr(model, "batches_")
-    assert model.plan_.spec.n_batches == 0
+    assert model.plan_.spec.data.n_conditions == 0
     for name in ("reconstruct", "score_samples", "latent_sensitivity"):
         with pytest.raises(ValueError, match=r"batch is given to a .* that was fitted without"):
             getattr(model, name)(X, batch=batch)

@@ -63,7 +63,8 @@ def test_learns_and_is_saved(X: sp.csr_array, likelihood: str, dispersion: str, 
         (model.score_samples(X), loaded.score_samples(X)),
     ):
         np.testing.assert_array_equal(one, other)
-    assert loaded.plan_.spec.library == model.plan_.spec.library == np.median(X.sum(axis=1)[X.sum(axis=1) > 0])
+    size_sum = np.median(X.sum(axis=1)[X.sum(axis=1) > 0])
+    assert loaded.plan_.spec.data.size_sum == model.plan_.spec.data.size_sum == size_sum
 
 
 @links
@@ -94,7 +95,7 @@ def test_denoised_rows_keep_their_sums(X: sp.csr_array) -> None:
     with pytest.raises(ValueError, match="library=-1"):
         model.denoise(X, library=-1)
     decoded = model.inverse_transform(model.transform(X))
-    np.testing.assert_allclose(decoded.sum(axis=1), model.plan_.spec.library, rtol=1e-5)
+    np.testing.assert_allclose(decoded.sum(axis=1), model.plan_.spec.data.size_sum, rtol=1e-5)
 
 
 def test_denoising_explains_counts_left_out() -> None:
@@ -145,7 +146,7 @@ def test_counts_of_other_genes_can_be_explained(X: sp.csr_array) -> None:
     model = small("zinb", link="exp", early_stopping=False).fit(X, target)
     assert model.denoise(X).shape == (300, 25)
     assert model.plan_.spec.log_normalize
-    assert model.plan_.spec.library == np.median(target.sum(axis=1)[target.sum(axis=1) > 0])
+    assert model.plan_.spec.data.size_sum == np.median(target.sum(axis=1)[target.sum(axis=1) > 0])
     assert np.isfinite(model.score_samples(X, target)).all()
     plain = Autoencoder(2, loss="nb", **SMALL).fit(np.random.default_rng(0).normal(size=(300, 6)), target)
     assert not plain.plan_.spec.log_normalize
@@ -185,7 +186,7 @@ def test_samples_have_the_moments_of_the_likelihood(
     logits, *others = np.split(outputs, len(outputs) // 12)
     mean = special.softmax(logits) * library
     if link == "exp":
-        mean = np.exp(logits) * library / model.plan_.spec.library
+        mean = np.exp(logits) * library / model.plan_.spec.data.size_sum
     np.testing.assert_allclose(means[0], mean, rtol=1e-4)
     theta, zero = np.inf, 0.0
     if likelihood != "poisson":
@@ -211,7 +212,7 @@ def test_samples_have_the_moments_of_the_likelihood(
 def test_libraries_of_samples(X: sp.csr_array) -> None:
     model = VariationalAutoencoder(3, loss="nb", hidden_layer_sizes=8, batch_size=32, **SMALL).fit(X)
     library = np.array([0.0, 10.0, 1e4])
-    np.testing.assert_allclose(model.sample(3, 0).sum(axis=1), model.plan_.spec.library, rtol=1e-5)
+    np.testing.assert_allclose(model.sample(3, 0).sum(axis=1), model.plan_.spec.data.size_sum, rtol=1e-5)
     np.testing.assert_allclose(model.sample(3, 0, library=library).sum(axis=1), library, rtol=1e-5)
     drawn = model.sample(3, 0, noise=True, library=library).sum(axis=1)
     assert drawn[0] == 0
@@ -226,11 +227,11 @@ def test_libraries_of_samples(X: sp.csr_array) -> None:
 
 def test_going_on_keeps_the_library(X: sp.csr_array) -> None:
     model = small(warm_start=True).fit(X)
-    library = model.plan_.spec.library
+    library = model.plan_.spec.data.size_sum
     model.fit(X[:100])
-    assert model.plan_.spec.library == library
+    assert model.plan_.spec.data.size_sum == library
     model.partial_fit(X[:50])
-    assert model.plan_.spec.library == library
+    assert model.plan_.spec.data.size_sum == library
 
 
 @links

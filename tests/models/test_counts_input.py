@@ -24,7 +24,8 @@ from narrows.data import open as open_data
 from narrows.errors import DataError
 from narrows.fitting.start import initial_state
 from narrows.plan.lowering import lower
-from narrows.plan.spec import Activation, LayerSpec, Loss, NetworkSpec
+from narrows.plan.spec import Activation, LayerSpec, Loss
+from networks import make_spec
 
 CELLS, GENES = [f"cell{i}" for i in range(60)], [f"gene{j}" for j in range(30)]
 BAD = (43, 4)
@@ -341,7 +342,7 @@ def far() -> sp.csr_array:
 
 def test_steps_on_rows_past_2_to_the_31() -> None:
     layers = LayerSpec(30, 4, Activation.LINEAR), LayerSpec(4, 30, Activation.SOFTMAX)
-    spec = NetworkSpec(layers, 1, loss=Loss.NB, log_normalize=True)
+    spec = make_spec(layers, 1, loss=Loss.NB, log_normalize=True)
     found = []
     for X, rows in ((far(), np.arange(1, 17)), (sp.csr_array(table()), np.arange(16))):
         program = compile_plan(lower(spec, 16), BACKEND, precision="float32", n_threads=2)

@@ -90,8 +90,8 @@ def test_labels_are_ignored(X: np.ndarray) -> None:
 def test_pairs(X: np.ndarray) -> None:
     noisy = X + np.random.default_rng(0).normal(0, 0.3, X.shape).astype(np.float32)
     ae = DenoisingAutoencoder(3, **(SMALL | {"max_iter": 60})).fit(noisy, X)
-    assert ae.plan_.spec.corruption is None
-    assert ae.plan_.spec.separate_target
+    assert ae.plan_.spec.training.corruption is None
+    assert ae.plan_.spec.data.separate_target
     assert ((ae.reconstruct(noisy) - X) ** 2).sum(1).mean() == pytest.approx(-ae.score(noisy, X), rel=1e-4)
     assert -ae.score(noisy, X) < ((noisy - X) ** 2).sum(1).mean() / 2
     assert ae.score(noisy) == ae.score(noisy, noisy), "X is its own target unless y is given"

@@ -23,6 +23,7 @@ from narrows.plan.lowering import lower
 from narrows.plan.spec import Activation, LayerSpec, NetworkSpec
 from narrows.random import philox
 from narrows.training import Callback, Checkpoint, Progress
+from networks import make_spec
 
 Array = NDArray[Any]
 
@@ -157,7 +158,7 @@ def test_without_noise_and_divergence_it_is_an_autoencoder(backend: str, X: Arra
     """beta = 0 and log-variances of -80: the loss and the gradient are those of the plain network."""
     shapes = ((12, 6, Activation.TANH), (6, 3, Activation.LINEAR), (3, 12, Activation.LINEAR))
     plain = NetworkSpec(tuple(LayerSpec(*shape) for shape in shapes), 2)
-    widened = NetworkSpec(
+    widened = make_spec(
         (LayerSpec(*shapes[0]), LayerSpec(6, 6, Activation.LINEAR), LayerSpec(*shapes[2])),
         2,
         variational=True,
@@ -362,7 +363,7 @@ def test_sample(X: Array) -> None:
 def test_pairs_and_weights(X: Array) -> None:
     noisy = X + np.random.default_rng(0).normal(0, 0.2, X.shape).astype(np.float32)
     model = vae(decoder_variance=0.01, max_iter=60).fit(noisy, X)
-    assert model.plan_.spec.separate_target
+    assert model.plan_.spec.data.separate_target
     assert model.elbo(noisy, 3, y=X).shape == (200,)
     assert model.score(noisy, X) > model.score(noisy)
     weight = np.r_[np.ones(100), np.zeros(100)]

@@ -19,7 +19,7 @@ from narrows.plan.lowering import lower
 from narrows.plan.ops import LANES, SAME_SETS, SIGNATURES, OpCode, Units
 from narrows.plan.plan import Mode, Op, Plan, Region, Slot
 from narrows.plan.spec import Activation, Corruption, LayerSpec, Loss, NetworkSpec, Solver
-from networks import Case, network, specs
+from networks import Case, changed, network, specs
 
 LEARN = Mode.GRADIENT | Mode.TRAIN
 LAYERS = (OpCode.DENSE, OpCode.CONVOLVE, OpCode.MAXPOOL, OpCode.SPARSE_DENSE, OpCode.CONDITION)
@@ -246,7 +246,7 @@ def check_modes(case: Case) -> None:
     """Each mode runs the ops that its name stands for: parts of the training step."""
     plan = case.plan
     train, gradient = ops_of(plan, Mode.TRAIN), ops_of(plan, Mode.GRADIENT)
-    if case.spec.clip_norm is not None:
+    if case.spec.training.update.clip_norm is not None:
         assert gradient == [op for op in train if op.code not in (OpCode.SHRINK, OpCode.UPDATE, OpCode.KEEP)]
         assert train[-1].code is OpCode.UPDATE
     else:
@@ -256,12 +256,12 @@ def check_modes(case: Case) -> None:
     drawn = [OpCode.SAMPLE] * case.spec.variational
     encoder = [code for layer in case.spec.layers[: case.spec.latent] for code in forward_codes(layer)]
     normalized = case.spec.log_normalize
-    if case.spec.shifted:  # told once for the batch, whatever it is for
+    if case.spec.data.shifted:  # told once for the batch, whatever it is for
         first, encode = encode[0], encode[1:]
         assert first.code is OpCode.SHIFT
         assert reconstruct[0] is score[0] is first
         reconstruct = reconstruct[1:]
-    if case.spec.sparse_input:
+    if case.spec.form.sparse_input:
         first = [OpCode.SIZE_SUM] * normalized + [OpCode.SPARSE_DENSE]
         assert [op.code for op in encode] == first + encoder[1:] + drawn
     else:
@@ -282,7 +282,7 @@ def check_modes(case: Case) -> None:
     assert [op for op in score if op.code not in (*JUDGES, OpCode.SIZE_SUM, OpCode.SHIFT)] == [
         op
         # A chain from each row rebuilds it in training.
-        for op in (plan.ops if case.spec.n_gibbs else train)
+        for op in (plan.ops if case.spec.training.gibbs else train)
         if op.code in (OpCode.GATHER, OpCode.LOG_NORMALIZE, OpCode.SAMPLE, *LAYERS) and op.modes & Mode.SCORE
     ]
     posterior, likelihood = ops_of(plan, Mode.POSTERIOR), ops_of(plan, Mode.LIKELIHOOD)
@@ -320,11 +320,11 @@ def check_fusion(plan: Plan) -> None:
         expected |= {OpCode.COLSUM_UPDATE}
     if "log_dispersion" in plan.spec.parameter_shapes:
         expected |= {OpCode.GRAIN_UPDATE}
-    if plan.spec.sparse_input:
+    if plan.spec.form.sparse_input:
         expected |= {OpCode.SPARSE_WGRAD_UPDATE}
-    if plan.spec.gram_decoder:
+    if plan.spec.form.gram_decoder:
         expected |= {OpCode.SPARSE_MSE_UPDATE}
-    inner = plan.spec.layers[int(plan.spec.sparse_input) : len(plan.spec.layers) - plan.spec.gram_decoder]
+    inner = plan.spec.layers[int(plan.spec.form.sparse_input) : len(plan.spec.layers) - plan.spec.form.gram_decoder]
     if all(layer.tied_to is not None or layer.convolution is not None for layer in inner):
         expected -= {OpCode.WGRAD_UPDATE}
     if plan.spec.n_chains:
@@ -356,7 +356,7 @@ def test_a_decoder_in_gram_form_needs_no_row_of_its_outputs(case: Case) -> None:
     plan, n_outputs = case.plan, case.spec.n_outputs
     judged = Mode.TRAIN | Mode.GRADIENT | Mode.SCORE | Mode.LIKELIHOOD
     assert "decoder in gram form" in str(plan)
-    if n_outputs not in {layer.n_in for layer in case.spec.layers[case.spec.sparse_input :]}:
+    if n_outputs not in {layer.n_in for layer in case.spec.layers[case.spec.form.sparse_input :]}:
         slots = {plan.slots[i] for op in plan.ops if op.modes & judged for i in op.slots if i >= 0}
         assert not any(s.region is Region.BATCH and s.cols == n_outputs for s in slots)
 
@@ -427,23 +427,23 @@ def test_the_cases_use_everything() -> None:
     ("wrong", "message"),
     [
         ({"tied": True}, "cannot be told batches"),
-        ({"n_batches": 3}, "8 inputs for 3 latents and 3 batches"),
-        ({"n_batches": -1}, "8 inputs for 3 latents and -1 batches"),
-        ({"variational": True, "n_batches": 0}, "6 linear outputs for 8 latents"),
+        ({"n_conditions": 3}, "8 inputs for 3 latents and 3 batches"),
+        ({"n_conditions": -1}, "8 inputs for 3 latents and -1 batches"),
+        ({"variational": True, "n_conditions": 0}, "6 linear outputs for 8 latents"),
     ],
     ids=["tied", "more", "negative", "without"],
 )
 def test_a_decoder_that_is_told_batches_has_inputs_for_them(wrong: dict[str, Any], message: str) -> None:
-    given = {"n_batches": 5} | wrong
-    spec = network((7, 6, 3, 6, 7), **(given | {"n_batches": 0 if "tied" in wrong else 5}))
+    given = {"n_conditions": 5} | wrong
+    spec = network((7, 6, 3, 6, 7), **(given | {"n_conditions": 0 if "tied" in wrong else 5}))
     with pytest.raises(ValueError, match=message):
-        lower(replace(spec, n_batches=given["n_batches"]), 8)
+        lower(changed(spec, n_conditions=given["n_conditions"]), 8)
 
 
 def test_a_convolution_that_decodes_is_told_no_batches() -> None:
     case = next(c for c in MODEL_CASES if c.name == "convolution-LINEAR")
     with pytest.raises(ValueError, match="convolutional"):
-        lower(replace(case.spec, n_batches=2), 8)
+        lower(changed(case.spec, n_conditions=2), 8)
 
 
 def test_terms_name_the_penalties() -> None:

@@ -98,7 +98,8 @@ def tolerance(case: Case, dtype: Any) -> float:
     chain = sum(layer.n_in + 8 for layer in case.spec.layers) + case.batch
     # The derivatives on noisy input differ from those on the input by about the noise, and their rounding errors do not
     # shrink with the difference.
-    cancellation = 1 / case.spec.hessian_std if case.spec.contractive_hessian > 0 else 1.0
+    penalties = case.spec.training.penalties
+    cancellation = 1 / penalties.hessian_std if penalties.contractive_hessian > 0 else 1.0
     return chain * cancellation * float(np.finfo(np.float32).eps) / 2
 
 

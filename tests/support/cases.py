@@ -99,7 +99,7 @@ MODEL_CASES: tuple[Case, ...] = (
     *(
         Case(
             f"loss-{loss.name}-{a.name}",
-            network((7, 4, 7), output=a, loss=loss, huber_delta=0.7, log_normalize=loss.info.of_counts, library=8.0),
+            network((7, 4, 7), output=a, loss=loss, huber_delta=0.7, log_normalize=loss.info.of_counts, size_sum=8.0),
         )
         for loss in Loss
         for a in Activation
@@ -176,7 +176,7 @@ MODEL_CASES: tuple[Case, ...] = (
                 cell_dispersion=cell,
                 weighted=cell,
                 log_normalize=True,
-                library=30.0,
+                size_sum=30.0,
             ),
             batch=19,
             rows=24,
@@ -185,7 +185,7 @@ MODEL_CASES: tuple[Case, ...] = (
         for link in (_A.SOFTMAX, _A.EXP)
         for cell in ((False, True) if loss.info.dispersion else (False,))
     ),
-    Case("counts-clip", network(_SIZES, output=_A.SOFTMAX, loss=Loss.NB, clip_norm=0.1, alpha=0.2, library=5.0)),
+    Case("counts-clip", network(_SIZES, output=_A.SOFTMAX, loss=Loss.NB, clip_norm=0.1, alpha=0.2, size_sum=5.0)),
     Case(
         "counts-target",
         network(
@@ -194,7 +194,7 @@ MODEL_CASES: tuple[Case, ...] = (
             loss=Loss.ZINB,
             separate_target=True,
             log_normalize=True,
-            library=40.0,
+            size_sum=40.0,
             solver=Solver.ADAMW,
             alpha=0.1,
             corruption=Corruption.MASKING,
@@ -213,7 +213,7 @@ MODEL_CASES: tuple[Case, ...] = (
             cell_dispersion=True,
             weighted=True,
             kl_weight=0.3,
-            library=20.0,
+            size_sum=20.0,
             clip_norm=0.5,
             dropout=0.2,
         ),
@@ -267,9 +267,9 @@ BATCHES: dict[str, dict[str, Any]] = {
     "clip": {"clip_norm": 0.3, "alpha": 0.2, "separate_target": True, "weighted": True, "solver": Solver.SGD},
     "variational": {"variational": True, "weighted": True, "kl_weight": 0.7},
     "variational-bce": {"variational": True, "loss": Loss.BCE, "output": _A.SIGMOID, "separate_target": True},
-    "counts": {"loss": Loss.NB, "output": _A.SOFTMAX, "log_normalize": True, "library": 8.0, "variational": True},
+    "counts": {"loss": Loss.NB, "output": _A.SOFTMAX, "log_normalize": True, "size_sum": 8.0, "variational": True},
     "counts-sparse": {
-        "loss": Loss.ZINB, "output": _A.EXP, "log_normalize": True, "library": 8.0, "cell_dispersion": True,
+        "loss": Loss.ZINB, "output": _A.EXP, "log_normalize": True, "size_sum": 8.0, "cell_dispersion": True,
         "sparse_input": True, "clip_norm": 0.5,
     },
     "gram": {"gram_decoder": True, "sparse_input": True},
@@ -280,7 +280,7 @@ BATCHES: dict[str, dict[str, Any]] = {
 
 BATCH_CASES: tuple[Case, ...] = (
     *(
-        Case(f"batches-{name}-{len(sizes)}-{n}", network(sizes, n_batches=n, **options), batch=17, rows=40)
+        Case(f"batches-{name}-{len(sizes)}-{n}", network(sizes, n_conditions=n, **options), batch=17, rows=40)
         for name, options in BATCHES.items()
         for sizes, n in (((11, 5, 11), 3), ((7, 6, 3, 6, 7), 2))
     ),
@@ -288,7 +288,7 @@ BATCH_CASES: tuple[Case, ...] = (
     *(
         Case(
             f"batches-{m}x{k}x{n}-{b}",
-            network((k, n, k), latent=a, n_batches=b, **options),
+            network((k, n, k), latent=a, n_conditions=b, **options),
             batch=m,
             rows=m,
         )
@@ -347,9 +347,9 @@ SPARSE: dict[str, dict[str, Any]] = {
     "tied": {"tied": True, "weighted": True, "weight_l1": 0.2, "solver": Solver.ADAMW, "alpha": 0.3},
     "target": {"separate_target": True, "clip_norm": 0.3, "alpha": 0.2},
     "contractive": {"contractive": 0.5, "latent": _A.TANH, "alpha": 0.2, "weight_l1": 0.1},
-    "counts": {"loss": Loss.NB, "output": _A.SOFTMAX, "log_normalize": True, "library": 20.0},
+    "counts": {"loss": Loss.NB, "output": _A.SOFTMAX, "log_normalize": True, "size_sum": 20.0},
     "counts-all": {
-        "loss": Loss.ZINB, "output": _A.EXP, "log_normalize": True, "library": 20.0, "cell_dispersion": True,
+        "loss": Loss.ZINB, "output": _A.EXP, "log_normalize": True, "size_sum": 20.0, "cell_dispersion": True,
         "corruption": Corruption.MASKING, "corruption_level": 0.3, "weighted": True, "clip_norm": 0.3,
         "separate_target": True,
     },

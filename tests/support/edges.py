@@ -35,7 +35,7 @@ from narrows.plan.ops import Source
 from narrows.plan.plan import FROM_CODES, Mode, Region
 from narrows.plan.spec import Activation, Corruption, LayerSpec, Loss, NetworkSpec, Precision, Solver
 from narrows.rows.shifted import Shifted
-from networks import Case, boltzmann, network
+from networks import Case, boltzmann, make_spec, network
 
 MR, PACK_DEPTH = 6, 512
 ROWS = (1, MR - 1, MR, MR + 1, 2 * MR + 1)
@@ -218,7 +218,7 @@ def random_spec(rng: np.random.Generator, k: int, n: int, m: int) -> NetworkSpec
     shifted = loss in (Loss.MSE, Loss.GAUSSIAN) and bool(rng.random() < 0.4)
     return network(
         sizes,
-        n_batches=0 if tied else int(sometimes(rng.choice([1, 2, 3, 15, 16, 17, 33]), 0)),
+        n_conditions=0 if tied else int(sometimes(rng.choice([1, 2, 3, 15, 16, 17, 33]), 0)),
         hidden=ACTIVATIONS[rng.integers(len(ACTIVATIONS) - 1)],  # exp of exp leaves the range
         latent=latent,
         output=output,
@@ -230,7 +230,7 @@ def random_spec(rng: np.random.Generator, k: int, n: int, m: int) -> NetworkSpec
         cell_dispersion=by_cell,
         # The exponential of a sum of raw counts leaves the range.
         log_normalize=loss.info.of_counts and (output is Activation.EXP or bool(rng.random() < 0.7)),
-        library=20.0,
+        size_sum=20.0,
         corruption=corruption,
         sparse_input=corruption in (None,) + (Corruption.MASKING,) * (not shifted) and bool(rng.random() < 0.3),
         shifted=shifted,
@@ -316,7 +316,7 @@ def random_images(rng: np.random.Generator, height: int, width: int) -> NetworkS
         latent += 1
     loss, output = LINKS[rng.integers(3)]
     layers[-1] = replace(layers[-1], activation=output)
-    return NetworkSpec(
+    return make_spec(
         tuple(layers),
         latent,
         loss=loss,
@@ -355,7 +355,7 @@ def run_network(rng: np.random.Generator, spec: NetworkSpec, m: int, precision: 
     room = Room(rng)
     data = case.data(dtype)
     kept = rng.random(data.X.shape) < 0.7
-    X = source(room, Shifted(data.X.rows * kept, data.X.shift) if spec.shifted else data.X * kept)
+    X = source(room, Shifted(data.X.rows * kept, data.X.shift) if spec.data.shifted else data.X * kept)
     target = None if data.target is None else source(room, data.target)
     weight = None if data.weight is None else room.operand(data.weight)
     batch = None if data.batch is None else numbers(room, data.batch)
@@ -393,14 +393,14 @@ def run_network(rng: np.random.Generator, spec: NetworkSpec, m: int, precision: 
         codes = mode in FROM_CODES
         X = source(room, rng.random((m + 3, spec.n_components)).astype(dtype) if codes else data.X)
         target = None
-        if mode is Mode.LIKELIHOOD or (mode is Mode.SCORE and spec.separate_target):
-            target = source(room, data.target if spec.separate_target else data.X)
+        if mode is Mode.LIKELIHOOD or (mode is Mode.SCORE and spec.data.separate_target):
+            target = source(room, data.target if spec.data.separate_target else data.X)
         out = room.place(np.full((m + 3, plan.slots[result].cols), np.nan, dtype), written=True)
         poison(program)
         # CppProgram.apply, but for the array that the result goes to.
         program._bind(_APPLY, Source.LATENT if codes else Source.X, X)
         if target is not None:
-            program._bind(_APPLY, Source.TARGET if spec.separate_target else Source.X, target)
+            program._bind(_APPLY, Source.TARGET if spec.data.separate_target else Source.X, target)
         if data.batch is not None:
             batch = numbers(room, data.batch)
             program._bind(_APPLY, Source.CONDITION, batch)
@@ -419,10 +419,10 @@ def run_network(rng: np.random.Generator, spec: NetworkSpec, m: int, precision: 
 def comparable(spec: NetworkSpec) -> bool:
     """Whether a rounding leads to no other result than a rounding: no kink, and nothing that is clipped."""
     smooth = {layer.activation for layer in spec.layers} <= {*SMOOTH, Activation.SOFTMAX}
-    clipped = spec.kl_sparsity > 0 and spec.weighted  # a mean activity above 1
+    clipped = spec.training.penalties.kl_sparsity > 0 and spec.data.weighted  # a mean activity above 1
     clipped = clipped or any(layer.convolution is not None and layer.convolution.pooled for layer in spec.layers)
-    drawn = spec.n_gibbs > 0  # a state on the verge is drawn to either side
-    return not drawn and smooth and spec.activity_l1 == 0 and not clipped
+    drawn = spec.training.gibbs is not None  # a state on the verge is drawn to either side
+    return not drawn and smooth and spec.training.penalties.activity_l1 == 0 and not clipped
 
 
 def same(found: dict[str, Array], expected: dict[str, Array]) -> None:

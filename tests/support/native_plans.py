@@ -13,6 +13,7 @@ from narrows.plan.geometry import Convolution
 from narrows.plan.lowering import lower
 from narrows.plan.plan import Plan
 from narrows.plan.spec import Activation, Corruption, LayerSpec, Loss, NetworkSpec, Precision, Solver
+from networks import changed, make_spec
 
 
 def small_spec(**changes: object) -> NetworkSpec:
@@ -22,7 +23,7 @@ def small_spec(**changes: object) -> NetworkSpec:
         LayerSpec(19, 70, Activation.TANH, dropout=0.1),
         LayerSpec(70, 37, Activation.LINEAR),
     )
-    return NetworkSpec(layers, 2, **changes)  # type: ignore[arg-type]
+    return make_spec(layers, 2, **changes)
 
 
 def rich_plan(batch: int = 29) -> Plan:
@@ -48,7 +49,7 @@ def variational_plan(batch: int = 29) -> Plan:
         LayerSpec(70, 38, Activation.LINEAR),
         LayerSpec(19, 37, Activation.TANH),
     )
-    return lower(NetworkSpec(layers, 2, loss=Loss.GAUSSIAN, variational=True, weighted=True), batch)
+    return lower(make_spec(layers, 2, loss=Loss.GAUSSIAN, variational=True, weighted=True), batch)
 
 
 def contractive_plan(batch: int = 29) -> Plan:
@@ -59,22 +60,22 @@ def contractive_plan(batch: int = 29) -> Plan:
         LayerSpec(19, 37, Activation.LINEAR),
     )
     penalties = {"contractive": 0.3, "contractive_hessian": 0.2, "n_corruptions": 2}
-    return lower(NetworkSpec(layers, 3, weighted=True, **penalties), batch)  # type: ignore[arg-type]
+    return lower(make_spec(layers, 3, weighted=True, **penalties), batch)
 
 
 def probing_plan(batch: int = 29) -> Plan:
-    spec = dataclasses.replace(contractive_plan(batch).spec, contractive_hessian=0.0, contractive_probes=2)
+    spec = changed(contractive_plan(batch).spec, contractive_hessian=0.0, contractive_probes=2)
     return lower(spec, batch)
 
 
 def closed_plan(batch: int = 29) -> Plan:
     layers = (LayerSpec(37, 70, Activation.SOFTPLUS), LayerSpec(70, 37, Activation.LINEAR))
-    return lower(NetworkSpec(layers, 1, contractive=0.3, contractive_hessian=0.2, weighted=True), batch)
+    return lower(make_spec(layers, 1, contractive=0.3, contractive_hessian=0.2, weighted=True), batch)
 
 
 def boltzmann_plan(batch: int = 29) -> Plan:
     layers = LayerSpec(37, 70, Activation.SIGMOID), LayerSpec(70, 37, Activation.LINEAR, tied_to=0)
-    spec = NetworkSpec(layers, 1, n_gibbs=2, n_chains=batch + 3, weighted=True, alpha=0.1, solver=Solver.SGD)
+    spec = make_spec(layers, 1, n_gibbs=2, n_chains=batch + 3, weighted=True, alpha=0.1, solver=Solver.SGD)
     return lower(spec, batch)
 
 
@@ -96,11 +97,11 @@ def convolution_plan(batch: int = 29) -> Plan:
         activation = Activation.GELU if i < len(layers) - 1 else Activation.LINEAR
         specs.append(LayerSpec(width, n_out, activation, convolution=None if isinstance(layer, int) else layer))
         width = n_out
-    return lower(NetworkSpec(tuple(specs), 3, weighted=True, alpha=0.1), batch)
+    return lower(make_spec(tuple(specs), 3, weighted=True, alpha=0.1), batch)
 
 
 def probing_convolution_plan(batch: int = 29) -> Plan:
-    return lower(dataclasses.replace(convolution_plan().spec, contractive=0.3, contractive_probes=2), batch)
+    return lower(changed(convolution_plan().spec, contractive=0.3, contractive_probes=2), batch)
 
 
 def sparse_plan(batch: int = 20) -> Plan:
@@ -115,7 +116,7 @@ def gram_plan(batch: int = 20) -> Plan:
 
 
 def shifted_plan(batch: int = 20) -> Plan:
-    return lower(dataclasses.replace(gram_plan().spec, shifted=True), batch)
+    return lower(changed(gram_plan().spec, shifted=True), batch)
 
 
 def counts_plan(batch: int = 29) -> Plan:
@@ -125,14 +126,14 @@ def counts_plan(batch: int = 29) -> Plan:
         LayerSpec(5, 19, Activation.TANH),
         LayerSpec(19, 37, Activation.SOFTMAX),
     )
-    options = {"loss": Loss.NB, "log_normalize": True, "library": 40.0}
-    return lower(NetworkSpec(layers, 2, weighted=True, sparse_input=True, **options), batch)  # type: ignore[arg-type]
+    options = {"loss": Loss.NB, "log_normalize": True, "size_sum": 40.0}
+    return lower(make_spec(layers, 2, weighted=True, sparse_input=True, **options), batch)
 
 
 def inflated_plan(batch: int = 29) -> Plan:
     layers = LayerSpec(37, 19, Activation.TANH), LayerSpec(19, 3 * 37, Activation.EXP)
-    options = {"loss": Loss.ZINB, "cell_dispersion": True, "log_normalize": True, "library": 40.0}
-    return lower(NetworkSpec(layers, 1, weighted=True, **options), batch)  # type: ignore[arg-type]
+    options = {"loss": Loss.ZINB, "cell_dispersion": True, "log_normalize": True, "size_sum": 40.0}
+    return lower(make_spec(layers, 1, weighted=True, **options), batch)
 
 
 def batches_plan(batch: int = 29) -> Plan:
@@ -142,14 +143,14 @@ def batches_plan(batch: int = 29) -> Plan:
         LayerSpec(5 + 3, 19, Activation.TANH),
         LayerSpec(19, 37, Activation.SOFTMAX),
     )
-    options = {"loss": Loss.NB, "log_normalize": True, "library": 40.0, "variational": True, "n_batches": 3}
-    return lower(NetworkSpec(layers, 2, weighted=True, **options), batch)  # type: ignore[arg-type]
+    options = {"loss": Loss.NB, "log_normalize": True, "size_sum": 40.0, "variational": True, "n_conditions": 3}
+    return lower(make_spec(layers, 2, weighted=True, **options), batch)
 
 
 def gram_batches_plan(batch: int = 29) -> Plan:
     layers = LayerSpec(37, 5, Activation.TANH), LayerSpec(5 + 17, 37, Activation.LINEAR)
-    options = {"weighted": True, "sparse_input": True, "gram_decoder": True, "n_batches": 17}
-    return lower(NetworkSpec(layers, 1, **options), batch)  # type: ignore[arg-type]
+    options = {"weighted": True, "sparse_input": True, "gram_decoder": True, "n_conditions": 17}
+    return lower(make_spec(layers, 1, **options), batch)
 
 
 PLANS = (
@@ -175,4 +176,4 @@ def started(plan: Plan, dtype: Any = np.float32, n_rows: int = 60, **options: in
 
 def numbers_of(plan: Plan, n_rows: int) -> np.ndarray | None:
     """Of batches."""
-    return np.arange(n_rows, dtype=np.float32) % plan.spec.n_batches if plan.spec.n_batches else None
+    return np.arange(n_rows, dtype=np.float32) % plan.spec.data.n_conditions if plan.spec.data.n_conditions else None

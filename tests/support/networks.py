@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -20,7 +20,22 @@ from narrows.plan.geometry import Convolution
 from narrows.plan.lowering import lower
 from narrows.plan.ops import DISPERSION_PACE
 from narrows.plan.plan import Plan
-from narrows.plan.spec import Activation, Corruption, LayerSpec, Loss, NetworkSpec, Solver
+from narrows.plan.spec import (
+    Activation,
+    Corruption,
+    Form,
+    Gibbs,
+    LayerSpec,
+    Loss,
+    NetworkSpec,
+    Noise,
+    Penalties,
+    Solver,
+    Update,
+)
+from narrows.plan.spec import (
+    Data as DataSpec,
+)
 from narrows.rows.shifted import Shifted
 
 Array = NDArray[Any]
@@ -76,16 +91,17 @@ class Case:
         """Values are float32 numbers in every dtype, so that every backend sees the same data."""
         rng, spec = self._rng(0), self.spec
         X: Any = self._values(rng, spec.n_features)
-        target = self._values(rng, spec.n_outputs) if spec.separate_target else None
+        target = self._values(rng, spec.n_outputs) if spec.data.separate_target else None
         for source, rows in enumerate((X, target)):
             if source in spec.sparse_sources:
                 rows *= self._rng(2).random(rows.shape) < self.density
                 rows[self.rows // 2], rows[:, rows.shape[1] // 2] = 0, 0
-        weight = rng.uniform(0.5, 2.0, self.rows).astype(np.float32) if spec.weighted else None
+        weight = rng.uniform(0.5, 2.0, self.rows).astype(np.float32) if spec.data.weighted else None
         # The last batch has no row where there are few.
-        batch = self._rng(3).integers(0, spec.n_batches, (self.rows, 1)).astype(np.float32) if spec.n_batches else None
+        n = spec.data.n_conditions
+        batch = self._rng(3).integers(0, n, (self.rows, 1)).astype(np.float32) if n else None
         X, *others = [None if a is None else a.astype(dtype) for a in (X, target, weight, batch)]
-        if spec.shifted:
+        if spec.data.shifted:
             shift = self._rng(4).uniform(-0.4, 0.4, spec.n_features).astype(np.float32)
             X = Shifted(X, shift.astype(dtype))
         return Data(X, *others)
@@ -124,6 +140,38 @@ def allowed(loss: Loss, link: Activation) -> bool:
     return link in loss.info.links
 
 
+def make_spec(layers: Sequence[LayerSpec], latent: int, **options: Any) -> NetworkSpec:
+    """A specification from the fields of all its groups, without the groups (see `changed`)."""
+    return changed(NetworkSpec(tuple(layers), latent), **options)
+
+
+def changed(spec: NetworkSpec, **options: Any) -> NetworkSpec:
+    """The specification with other values: the fields of any group, or `corruption`, `corruption_level`,
+    `corruption_range`, and `n_gibbs`, `n_chains`, `sample_visible`.
+    """
+    training = spec.training
+    kind, level = options.pop("corruption", None), options.pop("corruption_level", 0.0)
+    bounds = options.pop("corruption_range", (0.0, 1.0))
+    if kind is not None:
+        training = replace(training, corruption=Noise(kind, level, *bounds))
+    if "n_gibbs" in options:
+        training = replace(training, gibbs=Gibbs(options.pop("n_gibbs")))
+    if training.gibbs is not None:
+        training = replace(training, gibbs=replace(training.gibbs, **_taken(Gibbs, options)))
+    training = replace(
+        training,
+        penalties=replace(training.penalties, **_taken(Penalties, options)),
+        update=replace(training.update, **_taken(Update, options)),
+    )
+    data, form = replace(spec.data, **_taken(DataSpec, options)), replace(spec.form, **_taken(Form, options))
+    return replace(spec, training=training, data=data, form=form, **options)
+
+
+def _taken(group: type[Any], options: dict[str, Any]) -> dict[str, Any]:
+    """Remove and return the options that are fields of a group."""
+    return {field.name: options.pop(field.name) for field in fields(group) if field.name in options}
+
+
 def network(
     sizes: Sequence[int],
     hidden: Activation = Activation.TANH,
@@ -147,7 +195,7 @@ def network(
         activation = output if i == n - 1 else latent if i == middle - 1 else hidden
         layers.append(
             LayerSpec(
-                sizes[i] + (options.get("n_batches", 0) if i == middle else 0),
+                sizes[i] + (options.get("n_conditions", 0) if i == middle else 0),
                 sizes[i + 1] * (heads if i == n - 1 else 2 if variational and i == middle - 1 else 1),
                 activation,
                 dropout=dropout if i not in (middle - 1, n - 1) else 0.0,
@@ -155,7 +203,7 @@ def network(
             )
         )
     # Adam's usual epsilon makes a whole step of a rounding error in a small gradient; this one does not.
-    return NetworkSpec(tuple(layers), middle, variational=variational, **{"epsilon": 1e-3, **options})
+    return make_spec(layers, middle, variational=variational, **{"epsilon": 1e-3, **options})
 
 
 def images(
@@ -184,7 +232,7 @@ def images(
         conv = Convolution.of(given.pop("shape", at), **given)
         specs.append(LayerSpec(n_in, conv.n_out, activation, rate, convolution=conv))
         at = conv.out_shape
-    return NetworkSpec(tuple(specs), latent, **{"epsilon": 1e-3, **options})
+    return make_spec(specs, latent, **{"epsilon": 1e-3, **options})
 
 
 def conv(filters: int, kernel: int | tuple[int, int] = 3, **options: Any) -> dict[str, Any]:
@@ -201,7 +249,7 @@ def boltzmann(n_visible: int, n_hidden: int, visible: str = "b", hidden: str = "
     units = {"b": Activation.SIGMOID, "g": Activation.LINEAR}
     layers = LayerSpec(n_visible, n_hidden, units[hidden]), LayerSpec(n_hidden, n_visible, units[visible], tied_to=0)
     loss = Loss.BCE if visible == "b" else Loss.MSE
-    return NetworkSpec(layers, 1, **{"loss": loss, "n_gibbs": 1, "solver": Solver.SGD, "epsilon": 1e-3, **options})
+    return make_spec(layers, 1, **{"loss": loss, "n_gibbs": 1, "solver": Solver.SGD, "epsilon": 1e-3, **options})
 
 
 @st.composite
@@ -250,14 +298,14 @@ def specs(draw: st.DrawFn) -> NetworkSpec:
         n_corruptions=draw(st.integers(1, 2)),
         alpha=draw(strength),
         weight_l1=draw(strength),
-        n_batches=0 if tied else draw(st.sampled_from([0, 0, 1, 3])),
+        n_conditions=0 if tied else draw(st.sampled_from([0, 0, 1, 3])),
         solver=draw(st.sampled_from(Solver)),
         clip_norm=draw(st.sampled_from([None, 1.0])),
         separate_target=separate,
         weighted=draw(st.booleans()),
         shifted=draw(st.booleans()) and not loss.info.of_counts,
     )
-    return replace(
+    return changed(
         spec,
         sparse_input=spec.takes_sparse_input and draw(st.booleans()),
         gram_decoder=spec.takes_gram_decoder and draw(st.booleans()),

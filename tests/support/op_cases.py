@@ -46,7 +46,7 @@ OP_CASES: tuple[Case, ...] = (
     Case(
         "counts",
         network(
-            (2000, 128, 32, 128, 2000), output=_A.SOFTMAX, loss=Loss.NB, log_normalize=True, library=2000.0,
+            (2000, 128, 32, 128, 2000), output=_A.SOFTMAX, loss=Loss.NB, log_normalize=True, size_sum=2000.0,
             sparse_input=True,
         ),
         batch=256,
@@ -55,7 +55,7 @@ OP_CASES: tuple[Case, ...] = (
     Case(
         "counts-inflated",
         network(
-            (2000, 128, 32, 128, 2000), output=_A.EXP, loss=Loss.ZINB, cell_dispersion=True, library=2000.0,
+            (2000, 128, 32, 128, 2000), output=_A.EXP, loss=Loss.ZINB, cell_dispersion=True, size_sum=2000.0,
             log_normalize=True,
         ),
         batch=256,
@@ -64,8 +64,8 @@ OP_CASES: tuple[Case, ...] = (
     Case(
         "counts-batches",
         network(
-            (2000, 128, 10, 128, 2000), output=_A.SOFTMAX, loss=Loss.NB, log_normalize=True, library=2000.0,
-            sparse_input=True, variational=True, n_batches=4,
+            (2000, 128, 10, 128, 2000), output=_A.SOFTMAX, loss=Loss.NB, log_normalize=True, size_sum=2000.0,
+            sparse_input=True, variational=True, n_conditions=4,
         ),
         batch=256,
         rows=256,

@@ -75,17 +75,17 @@ def forward(case: Case, rows: Array, *, training: bool, penalties: bool = True) 
     raw = a
     if spec.log_normalize:
         total = a.sum(axis=1, keepdims=True)
-        a = np.log1p(np.divide(a * spec.library, total, out=np.zeros_like(a), where=total > 0))
-    if spec.corruption is not None:
+        a = np.log1p(np.divide(a * spec.data.size_sum, total, out=np.zeros_like(a), where=total > 0))
+    if (noise := spec.training.corruption) is not None:
         if training:
             u = philox.uniform(SEED, stream, STEP, *a.shape)
-            low, high = spec.corruption_range
-            if spec.corruption is Corruption.GAUSSIAN:
-                a += spec.corruption_level * special.ndtri(u)
-            elif spec.corruption is Corruption.MASKING:
-                a = a * (u >= spec.corruption_level)
+            low, high = noise.low, noise.high
+            if noise.kind is Corruption.GAUSSIAN:
+                a += noise.level * special.ndtri(u)
+            elif noise.kind is Corruption.MASKING:
+                a = a * (u >= noise.level)
             else:
-                level = spec.corruption_level
+                level = noise.level
                 a = np.where(u >= level, a, np.where(u < level / 2, low, high))
         stream += 1
     given = a
@@ -119,11 +119,11 @@ def forward(case: Case, rows: Array, *, training: bool, penalties: bool = True) 
         if i == spec.latent - 1:
             result.code = a
             if data.batch is not None:
-                a = np.hstack([a, np.eye(spec.n_batches)[data.batch[rows, 0].astype(int)]])
+                a = np.hstack([a, np.eye(spec.data.n_conditions)[data.batch[rows, 0].astype(int)]])
     result.decoded = a
     if spec.loss.info.of_counts:
-        unit = 1.0 if layer.activation is Activation.SOFTMAX else spec.library
-        result.decoded = a * (spec.library / unit)
+        unit = 1.0 if layer.activation is Activation.SOFTMAX else spec.data.size_sum
+        result.decoded = a * (spec.data.size_sum / unit)
         result.out[-1] = a * (raw.sum(axis=1, keepdims=True) / unit)
         result.row_loss = -log_probability(spec, z, a * (y.sum(axis=1, keepdims=True) / unit), y, state)
     else:
@@ -131,36 +131,37 @@ def forward(case: Case, rows: Array, *, training: bool, penalties: bool = True) 
     result.terms["loss"] = float(w @ result.row_loss) / len(rows)
     if not penalties:
         return result
-    if spec.activity_l1 > 0:
-        result.terms["activity_l1"] = spec.activity_l1 * float(w @ np.abs(result.code).sum(axis=1)) / len(rows)
-    if spec.kl_sparsity > 0:
-        mean, target = w @ result.code / len(rows), spec.sparsity_target
+    strengths = spec.training.penalties
+    if strengths.activity_l1 > 0:
+        result.terms["activity_l1"] = strengths.activity_l1 * float(w @ np.abs(result.code).sum(axis=1)) / len(rows)
+    if strengths.kl_sparsity > 0:
+        mean, target = w @ result.code / len(rows), strengths.sparsity_target
         kl = special.rel_entr(target, mean) + special.rel_entr(1 - target, 1 - mean)
-        result.terms["kl_sparsity"] = spec.kl_sparsity * float(kl.sum())
-    J = jacobian(case, result) if spec.contractive > 0 or spec.contractive_hessian > 0 else np.empty(0)
-    if spec.contractive_hessian > 0 and training:
+        result.terms["kl_sparsity"] = strengths.kl_sparsity * float(kl.sum())
+    J = jacobian(case, result) if strengths.contractive > 0 or strengths.contractive_hessian > 0 else np.empty(0)
+    if strengths.contractive_hessian > 0 and training:
         changes = []
-        for _ in range(spec.n_corruptions):
-            noise = spec.hessian_std * special.ndtri(philox.uniform(SEED, stream, STEP, *given.shape))
+        for _ in range(strengths.n_corruptions):
+            noise = strengths.hessian_std * special.ndtri(philox.uniform(SEED, stream, STEP, *given.shape))
             changes.append(np.square(J - jacobian(case, encode(case, given + noise))).sum(axis=(1, 2)))
             stream += 1
         change = float(w @ np.mean(changes, axis=0)) / len(rows)
-        result.terms["contractive_hessian"] = spec.contractive_hessian * change
-    if spec.contractive > 0:
+        result.terms["contractive_hessian"] = strengths.contractive_hessian * change
+    if strengths.contractive > 0:
         square = np.square(J).sum(axis=(1, 2))
         closed = spec.latent == 1 and spec.layers[0].convolution is None
-        if spec.contractive_probes > 0 and not closed:
+        if strengths.contractive_probes > 0 and not closed:
             estimates = []
-            for _ in range(spec.contractive_probes):
+            for _ in range(strengths.contractive_probes):
                 v = np.where(philox.uniform(SEED, stream, STEP, *result.code.shape) < 0.5, -1.0, 1.0)
                 estimates.append(np.square(np.einsum("nk,nki->ni", v, J)).sum(axis=1))
                 stream += 1
             square = np.mean(estimates, axis=0)
-        result.terms["contractive"] = spec.contractive * float(w @ square) / len(rows)
-    l2 = 0.0 if spec.solver is Solver.ADAMW else spec.alpha
-    if l2 > 0 or spec.weight_l1 > 0:
+        result.terms["contractive"] = strengths.contractive * float(w @ square) / len(rows)
+    l2 = 0.0 if spec.training.update.solver is Solver.ADAMW else strengths.alpha
+    if l2 > 0 or strengths.weight_l1 > 0:
         weights = [v for name, v in state.items() if name[0] == "W"]
-        total = sum(l2 / 2 * np.square(W).sum() + spec.weight_l1 * np.abs(W).sum() for W in weights)
+        total = sum(l2 / 2 * np.square(W).sum() + strengths.weight_l1 * np.abs(W).sum() for W in weights)
         result.terms["weight_penalty"] = float(total) / len(rows)
     return result
 
@@ -247,7 +248,7 @@ def kink_distance(case: Case) -> float:
     for z, layer in zip(run.pre, spec.layers, strict=True):
         if layer.convolution is not None and layer.convolution.pooled:
             distances.append(window_gap(layer.convolution, ACTIVATION[layer.activation.name](z)))
-    if spec.activity_l1 > 0 and spec.layers[spec.latent - 1].activation not in KINKED:
+    if spec.training.penalties.activity_l1 > 0 and spec.layers[spec.latent - 1].activation not in KINKED:
         distances.append(np.abs(run.pre[spec.latent - 1]).min())
     if spec.loss is Loss.HUBER:
         y = dense(case.data().X[rows])

@@ -197,7 +197,7 @@ class CppProgram:
         try:
             self._bind(_APPLY, Source.LATENT if mode in FROM_CODES else Source.X, X)
             # Without a target of its own the network judges by X, which of codes is the target.
-            if target is not None and self.plan.spec.separate_target:
+            if target is not None and self.plan.spec.data.separate_target:
                 self._bind(_APPLY, Source.TARGET, target)
             elif target is not None and mode in FROM_CODES:
                 self._bind(_APPLY, Source.X, target)

@@ -24,7 +24,7 @@ from ..fitting.table import Table
 from ..plan.lowering import lower
 from ..plan.ops import DISPERSION_PACE, LOG_DISPERSION_LIMIT
 from ..plan.plan import Mode
-from ..plan.spec import Activation, LayerSpec, Loss, NetworkSpec
+from ..plan.spec import Activation, Data, LayerSpec, Loss, NetworkSpec
 from .metrics import sample_rows
 
 __all__ = ["Baseline", "measure"]
@@ -67,7 +67,7 @@ class Baseline:
         shares = (sums + 0.5) / (sums + 0.5).sum()
         # A network with a zero latent code: the output bias alone gives the logits.
         layers = LayerSpec(1, 1, Activation.LINEAR), LayerSpec(1, n_features, Activation.SOFTMAX)
-        spec = NetworkSpec(layers, 1, loss=self.loss, separate_target=True)
+        spec = NetworkSpec(layers, 1, loss=self.loss, data=Data(separate_target=True))
         self._program: Program = compile_plan(lower(spec, _BATCH), backend, precision="float32", n_threads=n_threads)
         self._state = {
             **{name: np.zeros(shape, np.float32) for name, shape in spec.parameter_shapes.items()},

@@ -42,12 +42,12 @@ def write_model(estimator: Estimator, path: str | os.PathLike[str]) -> None:
         "network": {
             "batch": network.batch_rows,
             "n_outputs": network.spec.n_outputs,
-            "corruption_range": tuple(float(v) for v in network.spec.corruption_range),
-            "separate_target": network.spec.separate_target,
-            "weighted": network.spec.weighted,
-            "library": network.spec.library,
-            "gram_decoder": network.spec.gram_decoder,
-            "batches": estimator.batches_.tolist() if network.spec.n_batches else None,
+            "corruption_range": _corruption_range(network.spec),
+            "separate_target": network.spec.data.separate_target,
+            "weighted": network.spec.data.weighted,
+            "library": network.spec.data.size_sum,
+            "gram_decoder": network.spec.form.gram_decoder,
+            "batches": estimator.batches_.tolist() if network.spec.data.n_conditions else None,
         },
         "feature_names": None if names is None else [str(name) for name in names],
         "history": estimator.history_,
@@ -63,13 +63,19 @@ def _check_as_trained(estimator: Estimator) -> None:
     data = DataFacts(
         estimator.n_features_in_,
         spec.n_outputs,
-        separate_target=spec.separate_target,
-        weighted=spec.weighted,
+        separate_target=spec.data.separate_target,
+        weighted=spec.data.weighted,
         target_density=0.0,
-        n_conditions=spec.n_batches,
+        n_conditions=spec.data.n_conditions,
     )
     if _function(estimator._spec(data)) != _function(spec):
         raise ValueError("parameters that were set after the fit change the network: fit again, or set them back")
+
+
+def _corruption_range(spec: NetworkSpec) -> tuple[float, float]:
+    """The values that salt-and-pepper noise sets; from 0 to 1 if the network has no noise."""
+    noise = spec.training.corruption
+    return (0.0, 1.0) if noise is None else (float(noise.low), float(noise.high))
 
 
 def _function(spec: NetworkSpec) -> tuple[Any, ...]:
@@ -127,7 +133,15 @@ def _restored(tensors: Mapping[str, Any], meta: Mapping[str, Any], classes: Mapp
     spec = estimator._spec(data)
     if gram and not spec.takes_gram_decoder:
         raise ModelFileError("gram_decoder is set, but this network cannot have a Gram decoder")
-    spec = dataclasses.replace(spec, corruption_range=(float(low), float(high)), library=size_sum, gram_decoder=gram)
+    noise = spec.training.corruption
+    if noise is not None:
+        noise = dataclasses.replace(noise, low=float(low), high=float(high))
+    spec = dataclasses.replace(
+        spec,
+        training=dataclasses.replace(spec.training, corruption=noise),
+        data=dataclasses.replace(spec.data, size_sum=size_sum),
+        form=dataclasses.replace(spec.form, gram_decoder=gram),
+    )
     expected = spec.parameter_shapes
     found = {name: array.shape for name, array in tensors.items()}
     if found != expected:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ..backends import Program, State, compile_plan, resolve
 from ..plan.lowering import lower
 from ..plan.plan import FROM_CODES, Mode, Plan
-from ..plan.spec import Activation, Loss, NetworkSpec, Precision, Solver
+from ..plan.spec import Activation, Form, Loss, NetworkSpec, Precision, Solver, Training, Update
 from ..rows.shifted import Shifted, stored_rows
 from ..rows.sparse import is_sparse
 
@@ -138,14 +138,14 @@ class Network:
         with self._lock:
             own = isinstance(target, Shifted)
             shifted = own or isinstance(X, Shifted)
-            spec = dataclasses.replace(_without_training(self.spec), shifted=shifted, separate_target=not own)
+            spec = _without_training(self.spec, shifted=shifted, separate_target=not own)
             # Only the format decides. If the density did, the last bits of a row could depend on other rows.
             sparse = is_sparse(stored_rows(X)) and mode not in FROM_CODES and spec.takes_sparse_input
-            gram = is_sparse(stored_rows(target)) and spec.gram_decoder
+            gram = is_sparse(stored_rows(target)) and spec.form.gram_decoder
             program = self._programs.get((sparse, gram, shifted, own))
             if program is None:
                 program = compile_plan(
-                    lower(dataclasses.replace(spec, sparse_input=sparse, gram_decoder=gram), self.batch_rows),
+                    lower(dataclasses.replace(spec, form=Form(sparse, gram)), self.batch_rows),
                     self.backend,
                     # tf32 only exists on a GPU; elsewhere the model runs in float32.
                     precision="float32" if self.precision == "tf32" and self.backend != "cuda" else self.precision,
@@ -166,7 +166,7 @@ class Network:
                     loss=Loss.MSE,
                     cell_dispersion=False,
                     log_normalize=False,
-                    library=1.0,
+                    data=dataclasses.replace(self.spec.data, size_sum=1.0),
                 )
                 self._decoder = Network(
                     spec,
@@ -179,21 +179,10 @@ class Network:
         return self._decoder.apply(Z, Mode.DECODE, condition=condition)
 
 
-def _without_training(spec: NetworkSpec) -> NetworkSpec:
-    """The same network with a separate target, and without what only training needs."""
+def _without_training(spec: NetworkSpec, *, shifted: bool, separate_target: bool) -> NetworkSpec:
+    """The same network for these data, without what only training needs."""
     return dataclasses.replace(
         spec,
-        separate_target=True,
-        corruption=None,
-        weighted=False,
-        n_gibbs=0,
-        n_chains=0,
-        activity_l1=0.0,
-        kl_sparsity=0.0,
-        contractive=0.0,
-        contractive_hessian=0.0,
-        alpha=0.0,
-        weight_l1=0.0,
-        solver=Solver.SGD,
-        clip_norm=None,
+        training=Training(update=Update(Solver.SGD)),
+        data=dataclasses.replace(spec.data, weighted=False, shifted=shifted, separate_target=separate_target),
     )

@@ -107,7 +107,8 @@ def train(
     elif again:
         network = estimator._network
         parameters = network.parameters
-        state = dict(network.state) if network.spec.solver is spec.solver else parameters
+        same_solver = network.spec.training.update.solver is spec.training.update.solver
+        state = dict(network.state) if same_solver else parameters
         # An optimiser that starts afresh counts its steps from 0, because it corrects its averages by that count.
         step = estimator._step if state.keys() != parameters.keys() else 0
         epoch = estimator.n_iter_
@@ -183,13 +184,18 @@ def _spec(
         n_conditions=0 if table.condition is None else len(estimator.batches_),
     )
     spec = estimator._spec(data)
-    if spec.corruption is Corruption.SALT_AND_PEPPER:
-        known = again and estimator._network.spec.corruption is Corruption.SALT_AND_PEPPER
-        ends = estimator._network.spec.corruption_range if known else value_range(table, rows, block_bytes)
-        spec = dataclasses.replace(spec, corruption_range=ends)
+    noise = spec.training.corruption
+    if noise is not None and noise.kind is Corruption.SALT_AND_PEPPER:
+        before = estimator._network.spec.training.corruption if again else None
+        if before is not None and before.kind is noise.kind:
+            low, high = before.low, before.high
+        else:
+            low, high = value_range(table, rows, block_bytes)
+        noise = dataclasses.replace(noise, low=low, high=high)
+        spec = dataclasses.replace(spec, training=dataclasses.replace(spec.training, corruption=noise))
     if spec.loss.info.of_counts:
-        size_sum = estimator._network.spec.library if again else _size_sum(table, rows, block_bytes)
-        spec = dataclasses.replace(spec, library=size_sum)
+        size_sum = estimator._network.spec.data.size_sum if again else _size_sum(table, rows, block_bytes)
+        spec = dataclasses.replace(spec, data=dataclasses.replace(spec.data, size_sum=size_sum))
     if again:
         _check_continues(spec, estimator._network.spec)
     return spec

@@ -43,13 +43,13 @@ def absolute_jacobian(
     Returns
     -------
     ndarray of float64, shape (n_components, n_outputs)
-        Rows of counts are scaled to the sum ``spec.library``.
+        Rows of counts are scaled to the sum ``spec.data.size_sum``.
     """
     decoder = [
         (layer, W.astype(np.float64), b.astype(np.float64))
         for layer, W, b in list(zip(spec.layers, coefs, intercepts, strict=True))[spec.latent :]
     ]
-    scale = spec.library if spec.loss.info.of_counts and spec.layers[-1].activation is Activation.SOFTMAX else 1.0
+    scale = spec.data.size_sum if spec.loss.info.of_counts and spec.layers[-1].activation is Activation.SOFTMAX else 1.0
     if spec.n_heads > 1:  # the first head gives the means
         layer, W, b = decoder[-1]
         n = spec.n_outputs
@@ -60,7 +60,7 @@ def absolute_jacobian(
     for start in range(0, len(codes), step):
         a = codes[start : start + step].astype(np.float64)
         if condition is not None:
-            a = np.hstack([a, condition[start : start + step] == np.arange(spec.n_batches)])
+            a = np.hstack([a, condition[start : start + step] == np.arange(spec.data.n_conditions)])
         tangent = np.broadcast_to(np.eye(spec.n_components, a.shape[1]), (len(a), spec.n_components, a.shape[1]))
         for layer, W, b in decoder:
             activation = layer.activation

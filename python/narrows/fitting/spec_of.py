@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
-from ..plan.spec import LayerSpec, NetworkSpec
+from ..plan.spec import Data, Form, LayerSpec, NetworkSpec
 
 __all__ = ["SPARSE_DENSITY", "DataFacts", "conditioned", "gram_pays", "with_sparse_forms"]
 
@@ -48,6 +48,11 @@ class DataFacts:
     batch_rows: int = 1
     n_conditions: int = 0
 
+    @property
+    def bound(self) -> Data:
+        """What the program is given."""
+        return Data(self.separate_target, self.weighted, self.shifted, n_conditions=self.n_conditions)
+
 
 def conditioned(layers: tuple[LayerSpec, ...], latent: int, n_conditions: int) -> tuple[LayerSpec, ...]:
     """The layers with one more input of the decoder for each condition."""
@@ -74,11 +79,8 @@ def with_sparse_forms(spec: NetworkSpec, data: DataFacts, sparse_decoder: str) -
         and data.target_density < 1
         and gram_pays(data.batch_rows, spec.layers[-1].n_in, data.target_density)
     )
-    return dataclasses.replace(
-        spec,
-        sparse_input=data.density <= SPARSE_DENSITY and spec.takes_sparse_input,
-        gram_decoder=gram and spec.takes_gram_decoder,
-    )
+    sparse = data.density <= SPARSE_DENSITY and spec.takes_sparse_input
+    return dataclasses.replace(spec, form=Form(sparse, gram and spec.takes_gram_decoder))
 
 
 def gram_pays(batch_rows: int, inner: int, density: float) -> bool:

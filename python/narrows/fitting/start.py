@@ -33,7 +33,7 @@ def begin_counts(spec: NetworkSpec, state: State, totals: Totals) -> None:
     if last.convolution is not None:  # it has one bias for each filter, not for each feature
         return
     bias = state[f"b{len(spec.layers) - 1}"][0]
-    bias[:n] = np.log(totals.shares * (spec.library if last.activation is Activation.EXP else 1.0))
+    bias[:n] = np.log(totals.shares * (spec.data.size_sum if last.activation is Activation.EXP else 1.0))
     if spec.cell_dispersion:
         bias[n : 2 * n] = math.log(FIRST_DISPERSION)
     if spec.loss.info.heads > 1:
@@ -46,7 +46,7 @@ def initial_state(spec: NetworkSpec, seed: int, dtype: Any = np.float64) -> Stat
     for i, layer in enumerate(spec.layers):
         n_in, n_out = layer.weight_shape
         state[f"b{i}"] = np.zeros((1, n_out), dtype)
-        if layer.tied_to is None and spec.n_gibbs:
+        if layer.tied_to is None and spec.training.gibbs is not None:
             state[f"W{i}"] = initial_coupling(n_in, n_out, seed, dtype)
         elif layer.tied_to is None:
             fans = None if layer.convolution is None else layer.convolution.fans

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ..backends import Program, compile_plan, gpu_layers, host_backend, resolve
 from ..machine import thread_count
-from ..plan.spec import LayerSpec, NetworkSpec
+from ..plan.spec import LayerSpec, NetworkSpec, Penalties, Training
 from ..random.weights import draw_seed
 from ..rows.devices import device_of
 from .operands import FLOAT32, FLOAT64, cast, elementwise, in_namespace, operand
@@ -135,7 +135,8 @@ def _penalty(
     layers = tuple(LayerSpec(*n, elementwise(a)) for n, a in zip(itertools.pairwise(widths), names, strict=True))
     probes = n_probes if method == "hutchinson" else 0
     seed = draw_seed(random_state) if probes else 0
-    spec = NetworkSpec(layers, len(layers), contractive=1.0, contractive_probes=probes)
+    penalties = Penalties(contractive=1.0, contractive_probes=probes)
+    spec = NetworkSpec(layers, len(layers), training=Training(penalties=penalties))
     n = x.shape[0]
     # Parts of nearly equal size, as many as it takes
     parts = -(-n // PENALTY_ROWS)

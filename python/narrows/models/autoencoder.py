@@ -18,7 +18,7 @@ from ..fitting.table import Table
 from ..plan.activations import ACTIVATIONS, Activation
 from ..plan.losses import LOSSES, Loss, LossInfo
 from ..plan.ops import JACOBIAN_LAYERS
-from ..plan.spec import Corruption, LayerSpec, NetworkSpec, Solver
+from ..plan.spec import Corruption, LayerSpec, NetworkSpec, Noise, Penalties, Solver, Training, Update
 from ..training import Options
 from .base import BaseAutoencoder
 from .preset import preset
@@ -474,15 +474,10 @@ class Autoencoder(BaseAutoencoder):
         heads = loss.heads + self._cell_dispersion(loss)
         if heads > 1:
             layers = (*layers[:-1], dataclasses.replace(layers[-1], n_out=heads * layers[-1].n_out))
-        # A separate target brings its own noise.
-        corruption = None if self.corruption is None or data.separate_target else _CORRUPTIONS[self.corruption]
-        spec = NetworkSpec(
-            layers=layers,
-            latent=latent,
-            loss=loss.loss,
-            huber_delta=float(self.huber_delta),
-            corruption=corruption,
-            corruption_level=float(self.corruption_level) if corruption is not None else 0.0,
+        noise = None
+        if self.corruption is not None and not data.separate_target:  # a separate target brings its own noise
+            noise = Noise(_CORRUPTIONS[self.corruption], float(self.corruption_level))
+        penalties = Penalties(
             activity_l1=float(self.activity_l1),
             kl_sparsity=float(self.kl_sparsity),
             sparsity_target=float(self.sparsity_target),
@@ -493,19 +488,25 @@ class Autoencoder(BaseAutoencoder):
             n_corruptions=int(self.n_corruptions),
             alpha=float(self.alpha),
             weight_l1=float(self.weight_l1),
+        )
+        update = Update(
             solver=Solver[self.solver.upper()],
             momentum=float(self.momentum),
             beta_1=float(self.beta_1),
             beta_2=float(self.beta_2),
             epsilon=float(self.epsilon),
             clip_norm=None if self.clip_norm is None else float(self.clip_norm),
-            separate_target=data.separate_target,
-            weighted=data.weighted,
+        )
+        spec = NetworkSpec(
+            layers=layers,
+            latent=latent,
+            loss=loss.loss,
+            huber_delta=float(self.huber_delta),
             cell_dispersion=self._cell_dispersion(loss),
             # X need not hold counts if the target is separate.
             log_normalize=loss.of_counts and (self.counts_input or not data.separate_target),
-            shifted=data.shifted,
-            n_batches=data.n_conditions,
+            training=Training(noise, penalties, update),
+            data=data.bound,
         )
         return with_sparse_forms(spec, data, self.sparse_decoder)
 

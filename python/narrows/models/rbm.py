@@ -23,7 +23,7 @@ from ..fitting.table import BLOCK_BYTES
 from ..plan.activations import Activation
 from ..plan.losses import LOSSES, Loss
 from ..plan.plan import Mode
-from ..plan.spec import LayerSpec, NetworkSpec, Solver
+from ..plan.spec import Gibbs, LayerSpec, NetworkSpec, Penalties, Solver, Training, Update
 from ..random import philox
 from ..random.weights import draw_seed
 from ..rows.devices import like, on_gpu
@@ -319,16 +319,16 @@ class RBM(BaseAutoencoder):
             ),
             latent=1,
             loss=LOSSES[self.loss].loss,
-            alpha=float(self.alpha),
-            weight_l1=float(self.weight_l1),
-            solver=Solver.SGD,
-            momentum=float(self.momentum),
-            separate_target=data.separate_target,
-            weighted=data.weighted,
-            n_gibbs=int(self.n_gibbs),
-            n_chains=int(self.batch_size) if self.persistent else 0,
-            sample_visible=bool(self.sample_visible),
-            shifted=data.shifted,
+            training=Training(
+                penalties=Penalties(alpha=float(self.alpha), weight_l1=float(self.weight_l1)),
+                update=Update(Solver.SGD, momentum=float(self.momentum)),
+                gibbs=Gibbs(
+                    int(self.n_gibbs),
+                    n_chains=int(self.batch_size) if self.persistent else 0,
+                    sample_visible=bool(self.sample_visible),
+                ),
+            ),
+            data=data.bound,
         )
 
     def _options(self, seed: int) -> Options:

@@ -368,7 +368,7 @@ def _size_factors(spec: NetworkSpec, library: Any, n: int) -> NDArray[np.float64
         raise ValueError(f"library has shape {sums.shape}; a number or shape ({n},) is needed")
     if not (np.isfinite(sums) & (sums >= 0)).all():
         raise ValueError("library must be finite and not negative")
-    return np.broadcast_to(sums / spec.library, (n,))
+    return np.broadcast_to(sums / spec.data.size_sum, (n,))
 
 
 class _Posterior:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 from .ops import OpCode, Units
 from .plan import LEARN, Mode
-from .spec import Activation, LayerSpec, NetworkSpec
+from .spec import Activation, Gibbs, LayerSpec, NetworkSpec, Penalties
 
 if TYPE_CHECKING:
     from .oplist import OpList
@@ -42,30 +42,34 @@ def check_boltzmann(spec: NetworkSpec, batch: int) -> None:
         fewer chains than a batch has rows.
     """
     layers = spec.layers
+    gibbs = spec.training.gibbs
+    assert gibbs is not None
     if len(layers) != 2 or layers[1].tied_to != 0 or any(layer.activation not in UNITS for layer in layers):
         raise ValueError(
-            f"n_gibbs={spec.n_gibbs}: a Boltzmann machine has two layers of one weight, sigmoid or linear, not "
+            f"n_gibbs={gibbs.n_steps}: a Boltzmann machine has two layers of one weight, sigmoid or linear, not "
             + ", ".join(f"{layer.n_in}-{layer.n_out} {layer.activation.name.lower()}" for layer in layers)
         )
     foreign = {
-        "corruption": spec.corruption is not None,
-        "separate_target": spec.separate_target,
-        "variational": spec.variational,
-        "loss": spec.loss.info.op is not OpCode.LOSS,
-        **{
-            name: getattr(spec, name) > 0
-            for name in ("activity_l1", "kl_sparsity", "contractive", "contractive_hessian")
-        },
+        f"corruption={spec.training.corruption!r}": spec.training.corruption is not None,
+        "separate_target=True": spec.data.separate_target,
+        "variational=True": spec.variational,
+        f"loss={spec.loss.info.name!r}": spec.loss.info.op is not OpCode.LOSS,
     }
-    if any(foreign.values()):
-        named = ", ".join(f"{name}={getattr(spec, name)!r}" for name, given in foreign.items() if given)
-        raise ValueError(f"n_gibbs={spec.n_gibbs}: {named} has no meaning for a Boltzmann machine")
-    if 0 < spec.n_chains < batch:
-        raise ValueError(f"n_chains={spec.n_chains} must not be less than the rows of a batch, {batch}")
+    found = [name for name, given in foreign.items() if given] + on_codes(spec.training.penalties)
+    if found:
+        raise ValueError(f"n_gibbs={gibbs.n_steps}: {', '.join(found)} has no meaning for a Boltzmann machine")
+    if 0 < gibbs.n_chains < batch:
+        raise ValueError(f"n_chains={gibbs.n_chains} must not be less than the rows of a batch, {batch}")
+
+
+def on_codes(penalties: Penalties) -> list[str]:
+    """The penalties on codes that are not 0, as ``name=value``."""
+    names = "activity_l1", "kl_sparsity", "contractive", "contractive_hessian"
+    return [f"{name}={getattr(penalties, name):g}" for name in names if getattr(penalties, name) > 0]
 
 
 def write_phases(
-    low: OpList, spec: NetworkSpec, W: str, visible: str, hidden: str, weight: str | None, rowloss: str
+    low: OpList, spec: NetworkSpec, gibbs: Gibbs, W: str, visible: str, hidden: str, weight: str | None, rowloss: str
 ) -> tuple[list[str], dict[int, str]]:
     """Write the chains and both phases of a step.
 
@@ -73,6 +77,7 @@ def write_phases(
     ----------
     low : OpList
     spec : NetworkSpec
+    gibbs : Gibbs
     W : str
         Slot of the weight.
     visible, hidden : str
@@ -102,10 +107,10 @@ def write_phases(
         low.op(OpCode.DENSE, LEARN, slots, activation=layer.activation, transposed=layer is down)
         return out
 
-    h = "chain" if spec.n_chains else hidden
-    for step in range(spec.n_gibbs):
+    h = "chain" if gibbs.n_chains else hidden
+    for step in range(gibbs.n_steps):
         states = drawn(h, up, f"hidden{step}")
-        judged = low.rows("rebuilt", down.n_out) if step == 0 and not spec.n_chains else None
+        judged = low.rows("rebuilt", down.n_out) if step == 0 and not gibbs.n_chains else None
         v = mean(states, down, "b1", f"visible{step}", judged)
         if judged is not None:
             low.op(
@@ -116,13 +121,13 @@ def write_phases(
                 activation=down.activation,
                 delta=spec.huber_delta,
             )
-        if spec.sample_visible:
+        if gibbs.sample_visible:
             v = drawn(v, down, f"state{step}")
         h = mean(v, up, "b0", f"mean{step}")
     deltas = {}
     for i, (late, early) in enumerate(((h, hidden), (v, visible))):
         deltas[i] = low.rows(f"d{i}", spec.layers[i].n_out)
         low.op(OpCode.CONTRAST, LEARN, {"x": late, "y": early, "weight": weight, "out": deltas[i]})
-    if spec.n_chains:
+    if gibbs.n_chains:
         low.op(OpCode.KEEP, Mode.TRAIN, {"x": h, "out": "chain"})
     return [visible, h], deltas

@@ -19,9 +19,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from .ops import JACOBIAN_LAYERS, OpCode, jacobian_segments, padded, segments
+from .ops import JACOBIAN_LAYERS, OpCode, Source, jacobian_segments, padded, segments
 from .plan import LEARN, Region
-from .spec import Activation, Corruption, NetworkSpec
+from .spec import Activation, Corruption, NetworkSpec, Noise
 
 if TYPE_CHECKING:
     from .convolution import Convolutions
@@ -49,9 +49,10 @@ def check_contractive(spec: NetworkSpec) -> None:
         Dropout in the encoder, or more layers in it than the exact penalty takes, or convolutions, of which it takes
         none.
     """
-    if spec.contractive <= 0 and spec.contractive_hessian <= 0:
+    penalties = spec.training.penalties
+    if penalties.contractive <= 0 and penalties.contractive_hessian <= 0:
         return
-    given = f"contractive={spec.contractive:g}, contractive_hessian={spec.contractive_hessian:g}"
+    given = f"contractive={penalties.contractive:g}, contractive_hessian={penalties.contractive_hessian:g}"
     for i, layer in enumerate(spec.layers[: spec.latent]):
         if layer.dropout > 0:
             raise ValueError(
@@ -60,7 +61,7 @@ def check_contractive(spec: NetworkSpec) -> None:
             )
         if layer.tied_to is not None:
             raise ValueError(f"{given} with layer {i} of the encoder tied to layer {layer.tied_to}")
-    exact = spec.contractive_probes == 0 or spec.contractive_hessian > 0
+    exact = penalties.contractive_probes == 0 or penalties.contractive_hessian > 0
     if exact and any(layer.convolution is not None for layer in spec.layers[: spec.latent]):
         raise ValueError(
             f"{given}: the exact penalty, and contractive_hessian, are of dense encoders, not of convolutions; "
@@ -103,6 +104,7 @@ class Contraction:
 
     def __post_init__(self) -> None:
         self.layers = self.spec.layers[: self.spec.latent]
+        self.penalties = self.spec.training.penalties
         self.outputs = self.saved
         # Slopes are those before a pooling.
         self.saved = [self.convolutions.unpooled.get(i, (s, s))[1] for i, s in enumerate(self.outputs)]
@@ -119,18 +121,20 @@ class Contraction:
         onto : bool
             Whether it holds something.
         """
-        spec = self.spec
+        penalties = self.penalties
         passes = []
-        if spec.contractive_hessian > 0:
-            passes = [_NoisyPass(self, c) for c in range(spec.n_corruptions)]
-        hessian = [(spec.contractive_hessian / spec.n_corruptions, noisy) for noisy in passes]
-        plain: list[tuple[float, _NoisyPass | None]] = [(spec.contractive, None)] if spec.contractive > 0 else []
+        if penalties.contractive_hessian > 0:
+            passes = [_NoisyPass(self, c) for c in range(penalties.n_corruptions)]
+        hessian = [(penalties.contractive_hessian / penalties.n_corruptions, noisy) for noisy in passes]
+        plain: list[tuple[float, _NoisyPass | None]] = (
+            [(penalties.contractive, None)] if penalties.contractive > 0 else []
+        )
         if len(self.layers) == 1 and self.layers[0].convolution is None:
             self._closed_form([*plain, *hessian], dz, onto)
         elif plain or hessian:
             slopes = self._slopes(self.saved, "slopes")
             self.dslopes = self.low.rows("dslopes", self.columns[-1])
-            by_probes = spec.contractive > 0 and spec.contractive_probes > 0
+            by_probes = penalties.contractive > 0 and penalties.contractive_probes > 0
             exact = [*(plain if not by_probes else []), *hessian]
             if exact:
                 self._exact(exact, slopes)
@@ -248,12 +252,12 @@ class Contraction:
 
     def _probes(self, slopes: str, onto: bool) -> None:
         """For each probe v, J'v layer by layer down to the input, its squared norm, and back."""
-        low, spec, last = self.low, self.spec, len(self.layers) - 1
+        low, penalties, last = self.low, self.penalties, len(self.layers) - 1
         conv = self.convolutions
         rowpenalty = low.rows("contractive", 1)
-        for r in range(spec.contractive_probes):
+        for r in range(penalties.contractive_probes):
             x, t = [""] * (last + 1), [""] * (last + 1)
-            below = low.rows(f"probe{r}", spec.n_components)
+            below = low.rows(f"probe{r}", self.spec.n_components)
             low.op(OpCode.PROBE, LEARN, {"out": below}, stream=low.stream())
             for i in range(last, -1, -1):
                 x[i] = conv.spread(i, below, f"spread{i}.{r}") if i in conv.unpooled else below
@@ -270,7 +274,7 @@ class Contraction:
                 LEARN,
                 {"x": below, "weight": self.weight, "rowpenalty": rowpenalty},
                 accumulate=r > 0,
-                strength=spec.contractive / spec.contractive_probes,
+                strength=penalties.contractive / penalties.contractive_probes,
             )
             above = below
             for i in range(last + 1):
@@ -301,11 +305,11 @@ class _NoisyPass:
         self.dslopes: str | None = None
         low, spec = contraction.low, contraction.spec
         x = low.rows(f"x{self.name}", spec.n_features)
-        low.op(OpCode.GATHER, LEARN, {"out": x, "shift": "shift" if spec.shifted else None}, source=0)
-        if spec.corruption is not None:
+        low.op(OpCode.GATHER, LEARN, {"out": x, "shift": "shift" if spec.data.shifted else None}, source=Source.X)
+        if spec.training.corruption is not None:
             # The same stream gives the same corruption as in the step.
-            low.corrupt(x, spec.corruption, spec.corruption_level, spec.corruption_range, low.corruption_stream)
-        low.corrupt(x, Corruption.GAUSSIAN, spec.hessian_std, (0.0, 1.0), low.stream())
+            low.corrupt(x, spec.training.corruption, low.corruption_stream)
+        low.corrupt(x, Noise(Corruption.GAUSSIAN, contraction.penalties.hessian_std), low.stream())
         self.inputs: list[str] = []
         self.saved: list[str] = []
         self.deltas: dict[int, str] = {}

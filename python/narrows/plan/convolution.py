@@ -178,7 +178,7 @@ class Convolutions:
         """Write the update of the weight, with its decays, and of the bias of layer i."""
         for name, column in self._columns(i).items():
             weight = name == self.weights[i]
-            state = {f"moment{k + 1}": f"moment{k + 1}.{name}" for k in range(self.spec.n_moments)}
+            state = {f"moment{k + 1}": f"moment{k + 1}.{name}" for k in range(self.spec.training.update.n_moments)}
             self.low.op(
                 OpCode.GRAIN_UPDATE,
                 Mode.TRAIN,

@@ -5,7 +5,7 @@ alone.
 Never: touches data or knows a backend.
 
 The mean of a count is either the row's sum times the softmax of the output layer, as in scVI (Lopez et al., Nature
-Methods 15, 2018), or its size factor, the sum over `NetworkSpec.library`, times the exponential, as in DCA (Eraslan et
+Methods 15, 2018), or its size factor, the sum over `Data.size_sum`, times the exponential, as in DCA (Eraslan et
 al., Nature Communications 10, 2019). Negative binomial counts of mean mu have the variance mu + mu**2 / theta; theta,
 the inverse dispersion, is a parameter for each feature, the same for all rows, or comes out of the network for each
 row and feature. Zero-inflated ones are zero with a probability besides that comes out of the network.
@@ -47,8 +47,8 @@ def check_counts(spec: NetworkSpec) -> None:
             f"loss {name} needs the output activation {' or '.join(loss.link_names)}, "
             f"not {last.activation.name.lower()}"
         )
-    if not spec.library > 0:
-        raise ValueError(f"library={spec.library!r} must be positive")
+    if not spec.data.size_sum > 0:
+        raise ValueError(f"size_sum={spec.data.size_sum!r} must be positive")
     if spec.cell_dispersion and not loss.dispersion:
         raise ValueError(f"loss {name} has no dispersion")
     if spec.n_heads > 1 and (last.tied_to is not None or last.convolution is not None or last.n_out % spec.n_heads):
@@ -93,7 +93,7 @@ class Counts:
             activation=spec.layers[-1].activation,
             by_cell=spec.cell_dispersion,
             source=source,
-            scale=spec.library,
+            scale=spec.data.size_sum,
         )
 
     def means(self, z: str) -> str:
@@ -106,7 +106,7 @@ class Counts:
                 mode,
                 {"z": z, "size_sum": size_sum, "out": out},
                 activation=spec.layers[-1].activation,
-                scale=spec.library,
+                scale=spec.data.size_sum,
             )
         return out
 
@@ -117,6 +117,6 @@ class Counts:
         name = "log_dispersion"
         self.low.op(OpCode.GRAIN_SUM, apart, {"partial": self.partial, "out": f"d{name}"}, column=0, form=2)
         if fused:
-            moments = {f"moment{i + 1}": f"moment{i + 1}.{name}" for i in range(self.spec.n_moments)}
+            moments = {f"moment{i + 1}": f"moment{i + 1}.{name}" for i in range(self.spec.training.update.n_moments)}
             slots = {"partial": self.partial, "W": name, **moments}
             self.low.op(OpCode.GRAIN_UPDATE, Mode.TRAIN, slots, **rule, column=0, l2=0.0, l1=0.0, rate=0.0)

@@ -15,7 +15,7 @@ from .convolution import Convolutions
 from .oplist import OpList
 from .ops import CELL_ROWS, GRAIN, LANES, OpCode, padded
 from .plan import LEARN, Mode, Region
-from .spec import NetworkSpec, Solver
+from .spec import NetworkSpec, Solver, Update
 
 __all__ = ["Gradients", "SparseInput", "parameters", "reduce", "rule"]
 
@@ -32,7 +32,7 @@ def parameters(low: OpList, spec: NetworkSpec) -> tuple[list[str], int]:
     for name in list(low.names):
         _, rows, cols = low.shapes[name]
         if name != "chain":
-            for prefix, region in _STATE[: 1 + spec.n_moments]:
+            for prefix, region in _STATE[: 1 + spec.training.update.n_moments]:
                 low.slot(f"{prefix}{name}", region, rows, cols)
         parameter_size += rows * padded(cols)
     return weights, parameter_size
@@ -46,10 +46,10 @@ def reduce(low: OpList, reductions: Sequence[Reduction]) -> None:
         low.op(OpCode.REDUCE, LEARN, slots, index=low.term(term), mean=mean)
 
 
-def rule(spec: NetworkSpec) -> dict[str, float]:
+def rule(update: Update) -> dict[str, float]:
     """The attributes of the update rule."""
-    beta_1 = spec.momentum if spec.solver is Solver.SGD else spec.beta_1
-    return {"solver": spec.solver, "beta_1": beta_1, "beta_2": spec.beta_2, "epsilon": spec.epsilon}
+    beta_1 = update.momentum if update.solver is Solver.SGD else update.beta_1
+    return {"solver": update.solver, "beta_1": beta_1, "beta_2": update.beta_2, "epsilon": update.epsilon}
 
 
 @dataclass(frozen=True)
@@ -105,12 +105,12 @@ class Gradients:
     reductions: list[Reduction] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        spec = self.spec
-        self.fused = self.update and spec.clip_norm is None
+        update, penalties = self.spec.training.update, self.spec.training.penalties
+        self.fused = self.update and update.clip_norm is None
         self.apart = Mode.GRADIENT if self.fused else LEARN
-        decoupled = spec.solver is Solver.ADAMW
-        self.decay = {"l2": 0.0 if decoupled else spec.alpha, "l1": spec.weight_l1}
-        self.step = {**rule(spec), **self.decay, "rate": spec.alpha if decoupled else 0.0}
+        decoupled = update.solver is Solver.ADAMW
+        self.decay = {"l2": 0.0 if decoupled else penalties.alpha, "l1": penalties.weight_l1}
+        self.step = {**rule(update), **self.decay, "rate": penalties.alpha if decoupled else 0.0}
         self.seen = set(self.contraction.begun)
 
     def write(self) -> None:
@@ -119,7 +119,7 @@ class Gradients:
         for i in range(last, -1, -1):
             if self.spec.layers[i].convolution is not None:
                 self._convolution(i)
-            elif self.spec.gram_decoder and i == last:
+            elif self.spec.form.gram_decoder and i == last:
                 self._gram(i)
             else:
                 self._product(i)
@@ -129,25 +129,25 @@ class Gradients:
 
     def clipped(self, parameter_size: int) -> None:
         """One update of all that is learned, by gradients whose norm is clipped."""
-        low, spec = self.low, self.spec
+        low, update = self.low, self.spec.training.update
         partial = low.slot("gradnorm", Region.SCRATCH, 1, -(-parameter_size // GRAIN))
         low.op(OpCode.SQNORM, LEARN, {"partial": partial})
         if self.step["rate"] > 0:
             for name in dict.fromkeys(self.weights):
                 low.op(OpCode.SHRINK, Mode.TRAIN, {"W": name}, rate=self.step["rate"])
-        low.op(OpCode.UPDATE, Mode.TRAIN, {"partial": partial}, **rule(spec), clip=float(spec.clip_norm or 0))
+        low.op(OpCode.UPDATE, Mode.TRAIN, {"partial": partial}, **rule(update), clip=float(update.clip_norm or 0))
 
     def _convolution(self, i: int) -> None:
         self.convolutions.gradient(i, self.apart)
         penalty = self._decayed(self.weights[i])
         if self.fused:
             decays = {name: self.step[name] for name in ("l2", "l1", "rate")}
-            self.convolutions.update(i, penalty, decays, rule(self.spec))
+            self.convolutions.update(i, penalty, decays, rule(self.spec.training.update))
 
     def _gram(self, i: int) -> None:
         """Of an output layer that is judged in Gram form."""
         low, spec, W = self.low, self.spec, self.weights[i]
-        inner, source = spec.layers[i].n_in + 1, int(spec.separate_target)
+        inner, source = spec.layers[i].n_in + 1, spec.target_source
         gram = low.slot("gram.rows", Region.SCRATCH, inner, inner)
         sides = {"h": self.inputs[i], "weight": self.weight}
         low.op(OpCode.ROW_GRAM, LEARN, {**sides, "out": gram})
@@ -194,10 +194,10 @@ class Gradients:
         self.low.op(OpCode.COLSUM, self.apart, {"x": rows, "out": f"d{name}"}, mean=False, accumulate=again)
         if self.fused:
             slots = {"x": rows, "db": f"d{name}" if again else None, "b": name, **self._state(name)}
-            self.low.op(OpCode.COLSUM_UPDATE, Mode.TRAIN, slots, **rule(self.spec))
+            self.low.op(OpCode.COLSUM_UPDATE, Mode.TRAIN, slots, **rule(self.spec.training.update))
 
     def _state(self, name: str) -> dict[str, str]:
-        return {f"moment{i + 1}": f"moment{i + 1}.{name}" for i in range(self.spec.n_moments)}
+        return {f"moment{i + 1}": f"moment{i + 1}.{name}" for i in range(self.spec.training.update.n_moments)}
 
     def _decayed(self, W: str) -> str | None:
         """The slot of a weight's penalty, if it has one."""

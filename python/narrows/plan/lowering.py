@@ -9,13 +9,13 @@ Reading order: `lower`, `Writer` (phase by phase), `oplist`, `gradients`; `contr
 
 from __future__ import annotations
 
-from .boltzmann import check_boltzmann, write_phases
+from .boltzmann import check_boltzmann, on_codes, write_phases
 from .contractive import Contraction, Reduction, check_contractive
 from .convolution import Convolutions, check_convolutions, outward
 from .counts import Counts, check_counts
 from .gradients import Gradients, SparseInput, parameters, reduce, rule
 from .oplist import OpList, saved_scale
-from .ops import OpCode
+from .ops import OpCode, Source
 from .plan import FORWARD, LEARN, Mode, Plan, Region
 from .spec import Activation, NetworkSpec
 
@@ -75,7 +75,7 @@ class Writer:
         self.forward, self.score = FORWARD, Mode.SCORE
         if spec.variational:
             self.forward, self.score = FORWARD | Mode.POSTERIOR, Mode.SCORE | Mode.LIKELIHOOD
-        self.goal = 1 if spec.separate_target else 0
+        self.target_source = spec.target_source
         self.last_bias = f"b{self.last}"
         self.weight: str | None = None
         self.noise: str | None = None
@@ -106,46 +106,45 @@ class Writer:
 
     def _data(self) -> None:
         """Rows of X, what they are judged by, and their weights."""
-        spec, low, forward, score, goal = self.spec, self.low, self.forward, self.score, self.goal
+        spec, low, forward, score = self.spec, self.low, self.forward, self.score
+        source, noise = self.target_source, spec.training.corruption
         self.x = ""  # none: sparse rows
-        apart = spec.corruption is not None or spec.separate_target or spec.sparse_input or self.counts is not None
-        apart = apart or spec.gram_decoder
+        apart = noise is not None or self.counts is not None or spec.data.separate_target
+        apart = apart or spec.form.sparse_input or spec.form.gram_decoder
         normalized: dict[str, str] = {}
-        if spec.shifted:
+        if spec.data.shifted:
             normalized["shift"] = low.slot("shift", Region.SCRATCH, 1, spec.n_features)
-            low.op(OpCode.SHIFT, forward | score if goal == 0 else forward, {"out": "shift"})
-            if spec.gram_decoder and goal == 0:
+            low.op(OpCode.SHIFT, forward | score if source is Source.X else forward, {"out": "shift"})
+            if spec.form.gram_decoder and source is Source.X:
                 # |h V + b - (y - shift)|^2: of the rows as they are stored, with another bias.
                 self.last_bias = low.slot("shifted.b", Region.SCRATCH, 1, spec.n_outputs)
                 low.op(OpCode.SHIFT, score | LEARN, {"b": f"b{self.last}", "out": self.last_bias})
-        if not spec.sparse_input:
+        if not spec.form.sparse_input:
             self.x = low.rows("x", spec.n_features)
-            low.op(OpCode.GATHER, forward if apart else forward | score, {"out": self.x} | normalized, source=0)
+            low.op(OpCode.GATHER, forward if apart else forward | score, {"out": self.x} | normalized, source=Source.X)
         self.target = self.x
         if self.counts is not None:
             judged_by = score | LEARN
             seen = forward if spec.log_normalize else Mode.RECONSTRUCT
-            size_sum = self.counts.size_sum(seen | judged_by if goal == 0 else seen, 0)
-            self.counts.size_sum(judged_by, goal)
+            size_sum = self.counts.size_sum(seen | judged_by if source is Source.X else seen, Source.X)
+            self.counts.size_sum(judged_by, source)
             if spec.log_normalize:
                 normalized = {"size_sum": size_sum}
                 if self.x:
-                    low.op(OpCode.LOG_NORMALIZE, forward, {"x": self.x} | normalized, scale=spec.library)
-        elif apart and not spec.gram_decoder:
+                    low.op(OpCode.LOG_NORMALIZE, forward, {"x": self.x} | normalized, scale=spec.data.size_sum)
+        elif apart and not spec.form.gram_decoder:
             self.target = low.rows("target", spec.n_outputs)
-            shift = normalized if goal == 0 else {}
-            low.op(OpCode.GATHER, score | LEARN, {"out": self.target} | shift, source=goal)
-        if spec.weighted:
+            shift = normalized if source is Source.X else {}
+            low.op(OpCode.GATHER, score | LEARN, {"out": self.target} | shift, source=source)
+        if spec.data.weighted:
             self.weight = low.rows("weight", 1)
-            low.op(OpCode.GATHER, LEARN, {"out": self.weight}, source=2)
-        if spec.corruption is not None:
+            low.op(OpCode.GATHER, LEARN, {"out": self.weight}, source=Source.WEIGHT)
+        if noise is not None:
             low.corruption_stream = low.stream()
             if self.x:
-                low.corrupt(
-                    self.x, spec.corruption, spec.corruption_level, spec.corruption_range, low.corruption_stream
-                )
-        level = spec.corruption_level if spec.corruption is not None else 0.0
-        masking = {"stream": low.corruption_stream, "level": level, "scale": spec.library}
+                low.corrupt(self.x, noise, low.corruption_stream)
+        level = noise.level if noise is not None else 0.0
+        masking = {"stream": low.corruption_stream, "level": level, "scale": spec.data.size_sum}
         self.sparse = SparseInput(normalized, masking)
 
     def _layers(self) -> None:
@@ -159,7 +158,7 @@ class Writer:
             else:
                 operands = {"W": self.weights[i], "b": f"b{i}", **({"x": x} if x else self.sparse.normalized)}
                 # What is judged in Gram form is not computed.
-                judged = i == self.last and spec.gram_decoder
+                judged = i == self.last and spec.form.gram_decoder
                 out, kept = low.dense(
                     f"{i}",
                     self.modes & (Mode.DECODE | Mode.RECONSTRUCT) if judged else self.modes,
@@ -186,11 +185,12 @@ class Writer:
         self.codes = out
         from_codes = Mode.DECODE | (self.score & ~Mode.SCORE)
         self.modes = (FORWARD & ~Mode.ENCODE) | from_codes
-        if spec.n_gibbs and not spec.n_chains:
+        gibbs = spec.training.gibbs
+        if gibbs is not None and not gibbs.n_chains:
             self.modes &= ~LEARN  # the chain from each row rebuilds it
-        low.op(OpCode.GATHER, from_codes, {"out": self.codes}, source=3)
-        if spec.n_batches:
-            out = low.rows("conditioned", spec.n_components + spec.n_batches)
+        low.op(OpCode.GATHER, from_codes, {"out": self.codes}, source=Source.LATENT)
+        if spec.data.n_conditions:
+            out = low.rows("conditioned", spec.n_components + spec.data.n_conditions)
             low.op(OpCode.CONDITION, self.modes, {"z": self.codes, "out": out})
         return out
 
@@ -210,8 +210,8 @@ class Writer:
             self.rates = low.rows("rates", spec.n_outputs)
             low.op(OpCode.GAUSSIAN, self.score, judged | {"logvar": "logvar", "rates": self.rates}, activation=link)
         elif self.counts is not None:
-            self.counts.loss(self.score, {"z": z, "weight": self.weight, "rowloss": self.rowloss}, self.goal)
-        elif not spec.gram_decoder:
+            self.counts.loss(self.score, {"z": z, "weight": self.weight, "rowloss": self.rowloss}, self.target_source)
+        elif not spec.form.gram_decoder:
             low.op(OpCode.LOSS, self.score, judged, loss=spec.loss, activation=link, delta=spec.huber_delta)
 
     def _backward(self) -> None:
@@ -221,9 +221,9 @@ class Writer:
         self.reductions: list[Reduction] = [(self.rowloss, self.weight, "loss", True)]
         self.deltas = deltas = {self.last: self.z}
         self.contraction = Contraction(low, spec, self.weights, self.saved, self.weight, self.convolutions)
-        if spec.n_gibbs:
+        if spec.training.gibbs is not None:
             self.inputs, self.deltas = write_phases(
-                low, spec, self.weights[0], self.inputs[0], self.codes, self.weight, self.rowloss
+                low, spec, spec.training.gibbs, self.weights[0], self.inputs[0], self.codes, self.weight, self.rowloss
             )
             return
         for i in range(self.last, 0, -1):
@@ -231,10 +231,10 @@ class Writer:
             dx = deltas[i - 1] = low.rows(f"d{i - 1}", before.n_out)
             drawn = self.noise is not None and i == spec.latent
             by, onto = (self.codes, low.rows("dz", spec.n_components)) if drawn else (self.saved[i - 1], dx)
-            if i == self.last and spec.gram_decoder:
+            if i == self.last and spec.form.gram_decoder:
                 sides = {"h": self.inputs[i], "W": self.weights[i], "b": self.last_bias, "saved": by}
                 low.gram_loss(
-                    self.score, {**sides, "weight": self.weight}, before, self.rowloss, onto, source=self.goal
+                    self.score, {**sides, "weight": self.weight}, before, self.rowloss, onto, source=self.target_source
                 )
             elif layers[i].convolution is not None:
                 self.convolutions.dgrad(i, deltas[i], by, onto, saved_scale(before), outward(before))
@@ -274,9 +274,9 @@ class Writer:
         )
         gradients.write()
         if self.counts is not None:
-            self.counts.gradient(gradients.apart, rule(spec), fused=gradients.fused)
+            self.counts.gradient(gradients.apart, rule(spec.training.update), fused=gradients.fused)
         reduce(low, self.reductions + gradients.reductions)
-        if spec.clip_norm is not None:
+        if spec.training.update.clip_norm is not None:
             gradients.clipped(self.parameter_size)
 
 
@@ -284,19 +284,19 @@ def _latent_penalties(
     low: OpList, spec: NetworkSpec, a: str, saved: str, weight: str | None, dz: str
 ) -> list[Reduction]:
     """Penalties on the latent layer, added to its dz once the decoder's part is there."""
-    activation = outward(spec.layers[spec.latent - 1])
+    activation, penalties = outward(spec.layers[spec.latent - 1]), spec.training.penalties
     reductions: list[Reduction] = []
-    if spec.activity_l1 > 0:
+    if penalties.activity_l1 > 0:
         penalty = low.rows("rowpenalty", 1)
         low.op(
             OpCode.ACTIVITY_L1,
             LEARN,
             {"a": a, "saved": saved, "weight": weight, "dz": dz, "rowpenalty": penalty},
             activation=activation,
-            strength=spec.activity_l1,
+            strength=penalties.activity_l1,
         )
         reductions.append((penalty, weight, "activity_l1", True))
-    if spec.kl_sparsity > 0:
+    if penalties.kl_sparsity > 0:
         mean = low.slot("mean_activity", Region.SCRATCH, 1, spec.n_components)
         penalty = low.slot("kl_penalty", Region.SCRATCH, 1, spec.n_components)
         low.op(OpCode.COLSUM, LEARN, {"x": a, "weight": weight, "out": mean}, mean=True, accumulate=False)
@@ -305,8 +305,8 @@ def _latent_penalties(
             LEARN,
             {"saved": saved, "mean": mean, "weight": weight, "dz": dz, "penalty": penalty},
             activation=activation,
-            strength=spec.kl_sparsity,
-            target=spec.sparsity_target,
+            strength=penalties.kl_sparsity,
+            target=penalties.sparsity_target,
         )
         reductions.append((penalty, None, "kl_sparsity", False))
     return reductions
@@ -337,7 +337,7 @@ def lower_penalty(spec: NetworkSpec, batch: int, *, grads: bool = True) -> Plan:
     low = OpList(batch)
     weights, parameter_size = parameters(low, spec)
     x = low.rows("x", spec.n_features)
-    low.op(OpCode.GATHER, Mode.GRADIENT, {"out": x}, source=0)
+    low.op(OpCode.GATHER, Mode.GRADIENT, {"out": x}, source=Source.X)
     inputs, saved = [], []
     for i, layer in enumerate(spec.layers):
         inputs.append(x)
@@ -373,32 +373,32 @@ def _check(spec: NetworkSpec, batch: int) -> None:
     check_counts(spec)
     if spec.variational:
         _check_variational(spec)
-    if spec.n_batches:
+    if spec.data.n_conditions:
         _check_batches(spec)
-    if spec.n_gibbs:
+    if spec.training.gibbs is not None:
         check_boltzmann(spec, batch)
-    if spec.gram_decoder and not spec.takes_gram_decoder:
+    if spec.form.gram_decoder and not spec.takes_gram_decoder:
         raise ValueError(
             "gram_decoder needs the squared error of a dense linear output layer with a weight of its own: no other "
             "loss or output activation, no tied weight, convolution or Gibbs sampling"
         )
-    if spec.sparse_input and not spec.takes_sparse_input:
+    if spec.form.sparse_input and not spec.takes_sparse_input:
         raise ValueError(
             "sparse_input needs a dense first layer and no noise but masking: convolutions, gaussian and "
             "salt-and-pepper corruption, contractive_hessian, contractive probes, Gibbs sampling and any corruption of "
             "shifted rows work on dense rows"
         )
-    if spec.shifted and spec.loss.info.of_counts:
+    if spec.data.shifted and spec.loss.info.of_counts:
         raise ValueError(f"loss {spec.loss.info.name} is of counts, and shifted rows are none")
 
 
 def _check_variational(spec: NetworkSpec) -> None:
     latent, after = spec.layers[spec.latent - 1], spec.layers[spec.latent]
-    penalties = ("activity_l1", "kl_sparsity", "contractive", "contractive_hessian")
-    if any(getattr(spec, name) > 0 for name in penalties):
-        given = ", ".join(f"{name}={getattr(spec, name):g}" for name in penalties if getattr(spec, name) > 0)
-        raise ValueError(f"{given}: a penalty on codes, of which a variational network has distributions; must be 0")
-    n_latents = after.n_in - spec.n_batches
+    if given := on_codes(spec.training.penalties):
+        raise ValueError(
+            f"{', '.join(given)}: a penalty on codes, of which a variational network has distributions; must be 0"
+        )
+    n_latents = after.n_in - spec.data.n_conditions
     if latent.n_out != 2 * n_latents or latent.activation is not Activation.LINEAR or latent.tied_to or after.tied_to:
         raise ValueError(
             f"a variational network's latent layer must be linear, untied and twice as wide as the decoder's input: "
@@ -409,10 +409,14 @@ def _check_variational(spec: NetworkSpec) -> None:
 def _check_batches(spec: NetworkSpec) -> None:
     """The decoder's first layer takes the code and the batches; tied, or a convolution, it has no place for them."""
     first = spec.layers[spec.latent]
-    if spec.n_gibbs or any(layer.tied_to is not None for layer in spec.layers) or first.convolution is not None:
+    if (
+        spec.training.gibbs is not None
+        or any(layer.tied_to is not None for layer in spec.layers)
+        or first.convolution is not None
+    ):
         raise ValueError("a decoder with tied weights, convolutional or of a Boltzmann machine cannot be told batches")
-    if spec.n_batches < 0 or first.n_in != spec.n_components + spec.n_batches:
+    latents, conditions = spec.n_components, spec.data.n_conditions
+    if conditions < 0 or first.n_in != latents + conditions:
         raise ValueError(
-            f"the decoder's first layer has {first.n_in} inputs for {spec.n_components} latents and {spec.n_batches} "
-            "batches"
+            f"the decoder's first layer has {first.n_in} inputs for {latents} latents and {conditions} batches"
         )

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from .convolution import outward
-from .ops import SIGNATURES, OpCode, padded
+from .ops import SIGNATURES, OpCode, Source, padded
 from .plan import LEARN, Mode, Op, Region, Slot
-from .spec import Activation, Corruption, LayerSpec
+from .spec import Activation, LayerSpec, Noise
 
 __all__ = ["OpList", "saved_scale"]
 
@@ -58,9 +58,9 @@ class OpList:
         self.n_streams += 1
         return self.n_streams - 1
 
-    def corrupt(self, x: str, kind: Corruption, level: float, bounds: tuple[float, float], stream: int) -> None:
-        low, high = bounds
-        self.op(OpCode.CORRUPT, LEARN, {"x": x}, kind=kind, stream=stream, level=level, low=low, high=high)
+    def corrupt(self, x: str, noise: Noise, stream: int) -> None:
+        bounds = {"low": noise.low, "high": noise.high}
+        self.op(OpCode.CORRUPT, LEARN, {"x": x}, kind=noise.kind, stream=stream, level=noise.level, **bounds)
 
     def dense(
         self,
@@ -102,7 +102,7 @@ class OpList:
         )
 
     def gram_loss(
-        self, modes: Mode, operands: dict[str, str | None], before: LayerSpec, rowloss: str, out: str, *, source: int
+        self, modes: Mode, operands: dict[str, str | None], before: LayerSpec, rowloss: str, out: str, *, source: Source
     ) -> None:
         """Write the squared error of a layer against CSR rows, and the gradient by the pre-activations of the layer
         `before` (by its output, if that is pooled).

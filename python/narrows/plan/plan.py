@@ -153,7 +153,7 @@ class Plan:
     @property
     def n_moments(self) -> int:
         """Regions of optimiser state."""
-        return self.spec.n_moments
+        return self.spec.training.update.n_moments
 
     @property
     def arena_size(self) -> int:
@@ -170,7 +170,7 @@ class Plan:
         lines = [
             f"plan: batch {self.batch}, {sum(s.rows * s.cols for s in self.parameters)} parameters, "
             f"{self.flops / 1e9:.4g} GFLOP a step, arena of {self.arena_size} elements"
-            + (", decoder in gram form" if self.spec.gram_decoder else "")
+            + (", decoder in gram form" if self.spec.form.gram_decoder else "")
         ]
         for op in self.ops:
             signature = SIGNATURES[op.code]

@@ -77,7 +77,7 @@ def split_shift(spec: NetworkSpec, X: Any) -> tuple[Any, NDArray[Any] | None]:
     ValueError
         X has a shift and the network takes none.
     """
-    if not spec.shifted:
+    if not spec.data.shifted:
         if isinstance(X, Shifted):
             raise ValueError("these rows have a shift, and the network takes none")
         return X, None

@@ -327,8 +327,8 @@ class CudaProgram:
         records["learning_rate"] = hyper.learning_rate[steps]
         records["kl_factor"] = 1.0 if hyper.kl_factor is None else hyper.kl_factor[steps]
         records["momentum"] = -1.0 if hyper.momentum is None else hyper.momentum[steps]
-        records["adam_rate"] = records["learning_rate"] / (1 - spec.beta_1**t)
-        records["adam_root"] = 1 / np.sqrt(1 - spec.beta_2**t)
+        records["adam_rate"] = records["learning_rate"] / (1 - spec.training.update.beta_1**t)
+        records["adam_root"] = 1 / np.sqrt(1 - spec.training.update.beta_2**t)
         return records
 
     def gradient(
@@ -353,7 +353,7 @@ class CudaProgram:
         """Refuse what is no number of a batch."""
         if batch is None:
             return
-        number, n = np.asarray(batch), self.plan.spec.n_batches
+        number, n = np.asarray(batch), self.plan.spec.data.n_conditions
         bad = ~((number >= 0) & (number < n) & (number == np.floor(number)))
         if bad.any():
             raise ValueError(f"batch number {number[bad][0]:g} is outside 0..{n - 1}")
@@ -366,11 +366,11 @@ class CudaProgram:
         out = self.device.empty(shape, self.dtype) if there else np.empty(shape, self.dtype)
         if not shape[0]:
             return out
-        apart = target if self.plan.spec.separate_target else None
+        apart = target if self.plan.spec.data.separate_target else None
         sources: dict[int, Any] = {Source.X: X_, Source.TARGET: apart, Source.CONDITION: batch}
         if mode in FROM_CODES:
             # Without a target of its own the network judges by X, which of codes is the target.
-            sources |= {Source.X: None if self.plan.spec.separate_target else target, Source.LATENT: X_}
+            sources |= {Source.X: None if self.plan.spec.data.separate_target else target, Source.LATENT: X_}
         for i in wanted(self.plan, mode):
             if i != Source.SHIFT and (sources.get(i) is None or sources[i].shape[0] != len(out)):
                 found = "is not bound" if sources.get(i) is None else f"has {sources[i].shape[0]} rows"

@@ -84,7 +84,7 @@ class ReferenceProgram:
 
     def _sources(self, X: Any, target: Any) -> dict[int, Any]:
         rows, shift = split_shift(self.plan.spec, X)
-        given = {Source.X: rows, Source.TARGET: target if self.plan.spec.separate_target else None}
+        given = {Source.X: rows, Source.TARGET: target if self.plan.spec.data.separate_target else None}
         wanted = self.plan.spec.sparse_sources
         sources = {i: sparse_rows(data) if i in wanted and data is not None else data for i, data in given.items()}
         return sources | {Source.SHIFT: shift}
@@ -128,7 +128,7 @@ class ReferenceProgram:
         result = self.plan.slots[slot := self.plan.outputs[mode]]
         n = X.shape[0]
         out = np.empty((n, result.cols), self.dtype)
-        apart = self.plan.spec.separate_target
+        apart = self.plan.spec.data.separate_target
         inputs, codes = (None if apart else target, X) if mode in FROM_CODES else (X, None)
         sources = self._sources(inputs, target) | {Source.LATENT: codes, Source.CONDITION: batch}
         for start in range(0, n, self.plan.batch):
