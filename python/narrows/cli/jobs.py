@@ -136,8 +136,7 @@ def fit_opened(
     """`fit` with resolved settings on open data, which several fits may share."""
     run = RunDir(Path(settings.out))
     started = time.time() if started is None else started
-    digest = given.digest
-    identity = settings.identity() | {"run.input_sha256": digest}
+    identity = settings.identity() | {"run.input_sha256": given.digest}
     if run.resumes(identity, settings.resume) and run.finished:
         run.note_finished()
         return
@@ -146,7 +145,6 @@ def fit_opened(
     if settings.dry_run:
         print(plan_text(settings, estimator, table, budget, f"{given.n_threads} ({given.threads_from})"))
         return
-    facts = {"version": __version__, "input_sha256": digest, "n_rows": table.shape[0], "n_features": table.shape[1]}
     metrics = _known_facts(settings, estimator, given, table, started, argv)
     with run.claimed(), _logged(run):
         # Another run may have finished here before this one got the lock.
@@ -159,13 +157,14 @@ def fit_opened(
         elif run.succeeded:
             log.warning("%s was finished, but %s is missing: writing it again", run.path, ", ".join(run.missing))
             (run / "_SUCCESS").unlink()
-        run.write_config(settings.stored() | {"run": facts})
+        facts = ("version", "input_sha256", "n_rows", "n_features")
+        run.write_config(settings.stored() | {"run": {name: metrics[name] for name in facts}})
         log.debug("narrows %s: %s", __version__, " ".join(argv))
         log.info("%s: %d rows x %d features, normalisation: %s", settings.data, *table.shape, table.describe())
         try:
-            _train(estimator, table, given.batch, run, settings, budget, stop, callbacks, digest)
+            _train(settings, estimator, given, table, run, budget.block_bytes, stop, callbacks)
             metrics |= {"status": "finished"}
-            _finish(estimator, table, given.batch, run, settings, budget, metrics, identity)
+            _finish(settings, estimator, given, table, run, budget.block_bytes, metrics)
         except BaseException as error:
             if hasattr(estimator, "history_"):
                 metrics |= _training_facts(estimator, table.shape[0])
@@ -214,53 +213,32 @@ def _known_facts(
 
 
 def _train(
-    estimator: Any,
-    table: Source,
-    batch: npt.NDArray[Any] | None,
-    run: RunDir,
-    settings: FitSettings,
-    budget: Budget,
-    stop: Stop,
+    settings: FitSettings, estimator: Any, given: Input, table: Source, run: RunDir, block_bytes: int, stop: Stop,
     callbacks: Sequence[Callback],
-    digest: str,
-) -> None:
-    resuming = run.checkpoint.exists()
-    if resuming:
+) -> None:  # fmt: skip
+    if run.checkpoint.exists():
         log.info("resuming from %s", run.checkpoint)
     checkpoint = Checkpoint(
         run.checkpoint,
         minutes=settings.checkpoint_minutes,
         resume="auto",
-        identity={"input_sha256": digest, "normalize": settings.normalize},
+        identity={"input_sha256": given.digest, "normalize": settings.normalize},
         stop=stop,
     )
     writer = HistoryWriter(run / "history.jsonl")
     try:
         with stop.training():
-            estimator.fit(
-                table,
-                batch=batch,
-                callbacks=[writer, *callbacks],
-                checkpoint=checkpoint,
-                block_bytes=budget.block_bytes,
-            )
+            watching = [writer, *callbacks]
+            estimator.fit(table, batch=given.batch, callbacks=watching, checkpoint=checkpoint, block_bytes=block_bytes)
     finally:
         for callback in (writer, *callbacks):
-            close = getattr(callback, "close", None)
-            if close is not None:
-                close()
+            getattr(callback, "close", lambda: None)()
 
 
 def _finish(
-    estimator: Any,
-    table: NormalizedSource,
-    batch: npt.NDArray[Any] | None,
-    run: RunDir,
-    settings: FitSettings,
-    budget: Budget,
+    settings: FitSettings, estimator: Any, given: Input, table: NormalizedSource, run: RunDir, block_bytes: int,
     metrics: dict[str, Any],
-    identity: dict[str, Any],
-) -> None:
+) -> None:  # fmt: skip
     """Write the model, then the codes, the measures and the report."""
     estimator.metadata_ = {
         "normalizer": table.normalizer.to_dict(),
@@ -268,25 +246,26 @@ def _finish(
             "name": table.name,
             "layer": settings.layer,
             "batch_key": settings.batch_key,
-            "sha256": identity["run.input_sha256"],
+            "sha256": given.digest,
         },
     }
     estimator.save(run / "model.safetensors")
     run.write_history(estimator.history_)
-    step = min(APPLY_BYTES, budget.block_bytes)
+    step = min(APPLY_BYTES, block_bytes)
     codes = np.concatenate(list(encoded(estimator, table, step)))
-    latent = _write_latent(run, codes, table, estimator, {} if batch is None else {str(settings.batch_key): batch})
+    obs = {} if given.batch is None else {str(settings.batch_key): given.batch}
+    latent = _write_latent(run, codes, table, estimator, obs)
     begin = time.perf_counter()
     metrics |= _training_facts(estimator, table.shape[0])
     metrics |= measures.measure(
         estimator,
         table,
-        batch,
+        given.batch,
         codes,
         seed=settings.seed,
-        n_threads=metrics["n_threads"],
+        n_threads=given.n_threads,
         step_bytes=step,
-        cache_bytes=budget.block_bytes,
+        cache_bytes=block_bytes,
     )
     log.debug("measured in %.1f s", time.perf_counter() - begin)
     metrics["report"] = _write_report(run, metrics, codes, table.labels)
