@@ -20,6 +20,7 @@ from bench.pages.tables import number
 from bench.support.results import load, path_of
 from narrows.backends.cuda.emit import launches
 from narrows.backends.cuda.launches import Area, Launch, View
+from narrows.backends.cuda.layout import Operands
 from narrows.backends.cuda.schedule import schedule
 from narrows.benchmark import CASES
 from narrows.plan.ops import OpCode
@@ -51,7 +52,7 @@ def test_a_few_of_each_file_run() -> None:
         env=environment,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
     assert result.returncode == 0, result.stdout + result.stderr
     passed = set(re.findall(r"^PASSED bench/speed/(test_\w+\.py)", result.stdout, flags=re.MULTILINE))
@@ -81,8 +82,9 @@ LAUNCHES = {"keras-simple": 6, "keras-deep": 8, "tabular": 2, "conv-pool": 19, "
 def test_a_training_step_of_the_peers_networks_takes_few_launches() -> None:
     from bench.libraries.cases import CASES as PEER_CASES
 
-    slots = tuple(View(Area.CONTROL, 64 * i, 1, 16, 16) for i in range(3))
-    begin, end = Launch("begin_step", 1, 32, slots), Launch("end_step", 1, 32, slots)
+    names = ("records", "begun", "terms", "kept")
+    operands = Operands("step", **{name: View(Area.CONTROL, 64 * i, 1, 16, 16) for i, name in enumerate(names)})
+    begin, end = Launch("begin_step", 1, 32, operands), Launch("end_step", 1, 32, operands)
     cases = {case.name: case for case in PEER_CASES}
     for name, most in LAUNCHES.items():
         steps = schedule(launches(cases[name].plan(), cases[name].batch, Mode.TRAIN), begin, end)
@@ -93,7 +95,7 @@ def run(script: str, *arguments: object) -> None:
     """Run a script of bench in its own process."""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(str(Path(p).resolve()) for p in sys.path if p)}
     command = [sys.executable, str(ROOT / "bench" / script), *map(str, arguments)]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert result.returncode == 0, result.stdout + result.stderr
 
 
