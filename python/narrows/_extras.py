@@ -1,4 +1,4 @@
-"""Lazy import of optional dependencies, with an error that names the extra to install."""
+"""Import of optional dependencies when they are needed, with an error that names the extra to install."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .errors import MissingExtraError
 
 
 def require(module: str, extra: str, purpose: str) -> ModuleType:
-    """Import `module`, or say which extra brings it.
+    """Import `module`; the error names the extra that installs it.
 
     Parameters
     ----------
@@ -18,7 +18,7 @@ def require(module: str, extra: str, purpose: str) -> ModuleType:
     extra : str
         The extra of narrows that installs it, e.g. ``"anndata"``.
     purpose : str
-        What it is wanted for, as the start of the message: ``"reading .h5ad files"``.
+        What needs the module, as the start of the message: ``"reading .h5ad files"``.
     """
     try:
         return importlib.import_module(module)

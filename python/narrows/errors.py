@@ -1,8 +1,8 @@
 """The exceptions of narrows that no built-in type expresses.
 
-Bad arguments raise ``ValueError`` or ``TypeError``, a missing file ``FileNotFoundError`` and an unfitted
-estimator scikit-learn's ``NotFittedError``; these classes cover the rest. Each message is one line that says
-what is wrong, where, and what to do. ``exit_code`` is what the command line returns for the error.
+Bad arguments raise ``ValueError`` or ``TypeError``, a missing file raises ``FileNotFoundError``, and an unfitted
+estimator raises scikit-learn's ``NotFittedError``. These classes cover the rest. Each message is one line that says
+what is wrong, where, and what to do. The command line exits with the error's ``exit_code``.
 """
 
 from __future__ import annotations
@@ -21,31 +21,31 @@ __all__ = [
 
 
 class NarrowsError(Exception):
-    """Base of every error that is narrows's own."""
+    """Base of all errors of narrows."""
 
     exit_code = 1
 
 
 class DataError(NarrowsError, ValueError):
-    """A data file, or what is in it, cannot be used."""
+    """A data file or its content cannot be used."""
 
     exit_code = 3
 
 
 class ModelFileError(NarrowsError, ValueError):
-    """A model file is damaged, foreign, or of a newer version."""
+    """A model file is damaged, from another program, or of a newer version."""
 
     exit_code = 3
 
 
 class OutputError(NarrowsError, OSError):
-    """An output path cannot be written, or belongs to something else."""
+    """An output path cannot be written, or something else uses it."""
 
     exit_code = 3
 
 
 class MissingExtraError(NarrowsError, ImportError):
-    """An optional dependency is absent; the message names the extra that installs it."""
+    """An optional dependency is missing; the message names the extra that installs it."""
 
     exit_code = 3
 
@@ -57,7 +57,7 @@ class DivergenceError(NarrowsError, ArithmeticError):
 
 
 class ResumeError(NarrowsError, ValueError):
-    """A checkpoint does not belong to this command: the message names the fields that differ."""
+    """A checkpoint belongs to another run; the message names the fields that differ."""
 
     exit_code = 5
 
@@ -69,6 +69,6 @@ class OutOfMemoryError(NarrowsError, MemoryError):
 
 
 class BackendError(NarrowsError, RuntimeError):
-    """A backend that was asked for does not exist or cannot run here."""
+    """The requested backend does not exist or cannot run here."""
 
     exit_code = 6

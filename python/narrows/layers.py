@@ -1,8 +1,7 @@
 """Dense layers with parameters, for libraries that write their own training loop.
 
-Promises: forward and backward are `functional.dense` and `functional.dense_backward`; parameters and gradients are
-plain arrays of NumPy's, or of CuPy's, that the caller may update in place.
-Never: updates a parameter itself.
+- Forward and backward are `functional.dense` and `functional.dense_backward`.
+- Parameters and gradients are plain NumPy or CuPy arrays. Only the caller updates them, in place if it likes.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ __all__ = ["Dense", "Sequential"]
 
 
 class Dense:
-    """``activation(X @ W + b)`` with parameters of its own.
+    """A dense layer ``activation(X @ W + b)`` that holds its parameters.
 
     Parameters
     ----------
@@ -31,18 +30,28 @@ class Dense:
     activation : str
         An elementwise activation.
     random_state : int, RandomState, Generator or None
-        For the first weights: He uniform before rectifiers, Glorot uniform otherwise; biases start at zero.
+        Seed of the first weights: He uniform before rectifiers, Glorot uniform otherwise. Biases start at zero.
     dtype : dtype
         float32 or float64.
     device : {"cpu", "cuda"}
-        Where the parameters lie, and with them the work: in NumPy's arrays, or in CuPy's on its current GPU.
+        Where the layer computes: with NumPy arrays, or with CuPy arrays on CuPy's current GPU.
 
     Attributes
     ----------
     params : dict
         ``"W"`` (in_features, out_features) and ``"b"`` (out_features,).
     grads : dict
-        The same names; filled by :meth:`backward`.
+        The same names; :meth:`backward` fills it.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from narrows.layers import Dense
+    >>> layer = Dense(4, 2, "relu", random_state=0)
+    >>> layer.forward(np.ones((3, 4), np.float32)).shape
+    (3, 2)
+    >>> layer.backward(np.ones((3, 2), np.float32)).shape
+    (3, 4)
     """
 
     def __init__(
@@ -78,7 +87,7 @@ class Dense:
         self._saved: tuple[Any, Any, Any] | None = None
 
     def forward(self, X: Any) -> Any:
-        """The layer's output; X and what the derivative needs are kept for :meth:`backward`.
+        """The layer's output. The layer keeps what :meth:`backward` needs.
 
         Parameters
         ----------
@@ -88,7 +97,7 @@ class Dense:
         Returns
         -------
         array, shape (n, out_features)
-            float64 if X or the weights are, else float32; in X's namespace.
+            float64 if X or the weights are, else float32; an array of X's library.
         """
         Z = None
         if isinstance(X, list | tuple):
@@ -101,7 +110,7 @@ class Dense:
         return A
 
     def backward(self, dA: Any) -> Any:
-        """Fill `grads` and return the gradient by the last :meth:`forward`'s X.
+        """Fill `grads` and return the gradient by X of the last :meth:`forward`.
 
         Parameters
         ----------
@@ -115,10 +124,10 @@ class Dense:
         Raises
         ------
         RuntimeError
-            There was no :meth:`forward`.
+            :meth:`forward` was not called before.
         """
         if self._saved is None:
-            raise RuntimeError("backward() needs a forward() before it")
+            raise RuntimeError("call forward() before backward()")
         X, A, Z = self._saved
         dX, dW, db = functional.dense_backward(dA, X, self.params["W"], A, self.activation, Z=Z)
         self.grads = {"W": dW, "b": db}
@@ -132,7 +141,7 @@ class Dense:
 
 
 class Sequential:
-    """Layers one after the other.
+    """A chain of layers.
 
     Parameters
     ----------
@@ -159,7 +168,7 @@ class Sequential:
         return X
 
     def backward(self, dA: Any) -> Any:
-        """Fill the layers' `grads` from the gradient by the last one's output, and return that by X."""
+        """Fill the layers' `grads`, given the gradient by the last layer's output; return the gradient by X."""
         for layer in reversed(self.layers):
             dA = layer.backward(dA)
         return dA

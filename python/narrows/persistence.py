@@ -1,12 +1,12 @@
 """Durable files and the model format.
 
-Promises: a file written here is either the old one or the new one, whole, even if the process is killed or
-the power fails in between; a model file is data and cannot run code; a damaged, foreign or newer one is a
-`ModelFileError`, and what does load is exactly what was saved. Never done: pickle, `eval`, writing in place.
+- A written file is the complete old file or the complete new one, even if the process is killed or the power fails.
+- A model file is data and cannot run code: no pickle, no `eval`.
+- A damaged, foreign or newer file is a `ModelFileError`. A file that loads holds exactly what was saved.
 
-A model file is a safetensors file. Its ``__metadata__`` has the single key ``narrows``, a JSON text
-``{"format": 1, "kind": ..., "version": ..., "meta": ..., "sha256": ...}``; the digest covers the other four
-and the names, dtypes, shapes and bytes of all tensors.
+A model file is a safetensors file. Its ``__metadata__`` has one key ``narrows`` with a JSON text
+``{"format": 1, "kind": ..., "version": ..., "meta": ..., "sha256": ...}``. The digest covers the other four entries and
+the names, dtypes, shapes and bytes of all tensors.
 """
 
 from __future__ import annotations
@@ -31,37 +31,37 @@ from .errors import ModelFileError, NarrowsError, OutputError
 __all__ = ["FORMAT", "atomic_write", "load_tensors", "save_tensors"]
 
 FORMAT = 1
-_HEADER_LIMIT = 32 << 20  # bytes; a header names tensors and holds settings and feature names, never data
+_HEADER_LIMIT = 32 << 20  # bytes; a header holds names of tensors and features, and settings, but no data
 _DTYPES = {"bool": "BOOL", "float16": "F16", "float32": "F32", "float64": "F64"} | {
     f"{sign}int{bits}": f"{sign or 'i'}{bits}".upper() for sign in ("", "u") for bits in (8, 16, 32, 64)
 }
-"""What safetensors calls NumPy's dtypes."""
-# JSON has neither of these; each is written as an object with one of the keys, which meta itself may not use.
+"""Names of NumPy's dtypes in safetensors."""
+# JSON has no such floats and no tuples. Each becomes an object with one of these keys, which meta may not use.
 _FLOAT, _TUPLE = "__float__", "__tuple__"
 
 
 def atomic_write(
     path: str | os.PathLike[str], write: Callable[[BinaryIO], object] | bytes, *, mode: int = 0o666
 ) -> None:
-    """Write a file so that a reader, now or after a crash, finds the old content or the new, never a part.
+    """Write a file so that a reader finds the old content or the new, also after a crash, but never a part.
 
-    The content goes to a temporary file in the same folder, is flushed to the disk and moved over `path`;
-    then the folder is flushed. On any failure before the move, ``KeyboardInterrupt`` included, the temporary
-    file is removed and `path` is as it was. A symbolic link is followed: its target is replaced.
+    The content goes to a temporary file in the same folder, is flushed to the disk and moved over `path`. Then the
+    folder is flushed. On any failure before the move, ``KeyboardInterrupt`` too, the temporary file is removed and
+    `path` stays as it was. A symbolic link is followed: its target is replaced.
 
     Parameters
     ----------
     path : path
         The file to create or replace; its folder must exist.
     write : bytes or callable
-        The content, or a function that writes it to the binary stream it is given.
+        The content, or a function that writes it to a binary stream.
     mode : int
-        Permissions of the file, less the process's umask.
+        Permissions of the file, without those in the process's umask.
 
     Raises
     ------
     OutputError
-        Also an ``OSError``, with its ``errno``. The path cannot be written: the message says why.
+        The path cannot be written; the message says why. It is also an ``OSError`` with its ``errno``.
     """
     shown = os.fspath(path)
     target = os.path.realpath(shown)
@@ -71,7 +71,7 @@ def atomic_write(
         if os.path.isdir(target):
             raise IsADirectoryError(errno.EISDIR, "it is a folder")
         try:
-            # os.open applies the umask itself; reading it would need a process-wide change.
+            # os.open applies the umask. Reading the umask would change it for the whole process.
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
             with os.fdopen(os.open(temporary, flags, mode), "wb") as stream:
                 if callable(write):
@@ -114,25 +114,25 @@ def save_tensors(
     *,
     kind: str,
 ) -> None:
-    """Write arrays and settings as one model file, atomically.
+    """Write arrays and settings to one model file, atomically.
 
     Parameters
     ----------
     path : path
     tensors : mapping of str to ndarray
-        Any shape, 0-d and empty included; any memory layout; bool, (unsigned) integers, float16, 32, 64.
+        Any shape, also 0-d and empty; any memory layout; bool, signed and unsigned integers, float16, 32 and 64.
     meta : mapping of str to values
         None, bool, int, float (NaN and infinity too), str, and lists, tuples and dicts of these (str keys).
         NumPy scalars are stored as Python numbers; tuples come back as tuples.
     kind : str
-        What the file is, for example ``"model"``; `load_tensors` asks for it by this word.
+        What the file is, for example ``"model"``; `load_tensors` needs the same word.
 
     Raises
     ------
     TypeError
-        If a tensor's dtype or a value of `meta` has no place in the format; the message names it.
+        The format cannot hold a tensor's dtype or a value of `meta`; the message names it.
     OutputError
-        If the file cannot be written.
+        The file cannot be written.
     """
     arrays: dict[str, npt.NDArray[Any]] = {}
     for name, tensor in tensors.items():
@@ -146,15 +146,15 @@ def save_tensors(
     envelope["sha256"] = _digest(envelope, arrays)
     parts = _serialized(arrays, _json(envelope))
     if len(parts[1]) > _HEADER_LIMIT:
-        raise TypeError(f"meta is too large: names and settings may take {_HEADER_LIMIT >> 20} MiB")
+        raise TypeError(f"meta is too large: names and settings may take at most {_HEADER_LIMIT >> 20} MiB")
     atomic_write(path, lambda stream: stream.writelines(parts))
 
 
 def _serialized(arrays: Mapping[str, npt.NDArray[Any]], settings: str) -> list[bytes | memoryview]:
-    """A safetensors file in parts: length of the header, header, and the arrays' own memory, widest numbers first.
+    """A safetensors file in parts: length of the header, header, and the arrays' memory, widest numbers first.
 
-    safetensors writes such a file from two copies of all arrays, and where there is no room for them it ends the thread
-    in Rust, by what is no `Exception`: a checkpoint is wanted most when memory is short.
+    The safetensors library would need two copies of all arrays. Without room for them it panics in Rust, which Python
+    does not raise as an `Exception`. A checkpoint must work when memory is short.
     """
     header: dict[str, Any] = {"__metadata__": {"narrows": settings}}
     data: list[memoryview] = []
@@ -164,7 +164,7 @@ def _serialized(arrays: Mapping[str, npt.NDArray[Any]], settings: str) -> list[b
         header[name] = {"dtype": _DTYPES[array.dtype.name], "shape": array.shape, "data_offsets": [begin, end]}
         data.append(array.astype(array.dtype.newbyteorder("<"), copy=False).reshape(-1).view(np.uint8).data)
     text = _json(header).encode()
-    text += b" " * (-len(text) % 8)  # the numbers begin at a multiple of their width
+    text += b" " * (-len(text) % 8)  # numbers begin at a multiple of their width
     return [len(text).to_bytes(8, "little"), text, *data]
 
 
@@ -187,9 +187,9 @@ def load_tensors(path: str | os.PathLike[str], *, kind: str) -> tuple[dict[str, 
     Raises
     ------
     FileNotFoundError
-        If there is no such file.
+        There is no such file.
     ModelFileError
-        If the file is damaged, is not a model file of narrows, is of another kind or of a newer format.
+        The file is damaged, is not a model file of narrows, is of another kind or of a newer format.
     """
     shown = os.fspath(path)
     try:
@@ -224,7 +224,7 @@ def load_tensors(path: str | os.PathLike[str], *, kind: str) -> tuple[dict[str, 
 
 
 def _envelope(content: bytes, shown: str) -> dict[str, Any]:
-    """The JSON object of narrows in the safetensors header, which is bounded before it is parsed."""
+    """The JSON object of narrows in the safetensors header. The header's size is checked before it is parsed."""
     if len(content) < 8:
         raise ModelFileError(f"{shown}: damaged or not a model file: {len(content)} bytes long")
     size = int.from_bytes(content[:8], "little")
@@ -251,11 +251,11 @@ def _tensors(content: bytes, shown: str) -> dict[str, npt.NDArray[Any]]:
 
     try:
         views = load(content)
-        # One after the other: what is not copied yet is all that there is twice.
+        # One after the other, so that only the tensors not yet copied are in memory twice.
         return {name: np.array(views.pop(name), order="C", copy=True) for name in list(views)}
     except MemoryError:
         raise
-    except Exception as error:  # whatever the parser of another project makes of hostile bytes
+    except Exception as error:  # hostile bytes may raise anything in the parser
         raise ModelFileError(f"{shown}: damaged: {_short(error)}") from error
 
 

@@ -1,7 +1,9 @@
-"""Autoencoders on AnnData, in the manner of scanpy: results go where its users look for them.
+"""Autoencoders on AnnData, in the style of scanpy.
 
-Promises: what is written can be stored in an .h5ad file; X is never written to nor, if sparse or on disk, densified;
-the object is unchanged if anything fails. Needs anndata objects, not scanpy. Never: draws.
+- An .h5ad file can store every result.
+- X never changes. It is not made dense if it is sparse or on disk.
+- If anything fails, the object stays as it was.
+- This needs anndata objects, but not scanpy.
 """
 
 from __future__ import annotations
@@ -28,13 +30,13 @@ if TYPE_CHECKING:
 __all__ = ["autoencoder"]
 
 Genes = NDArray[np.int64] | None
-"""Numbers of the genes used; None: all."""
+"""Numbers of the genes in use; None for all."""
 
 BLOCK_VALUES = 32 << 20
-"""Of the reconstruction, that are made at once."""
+"""Values of the reconstruction that are computed at once."""
 
 SENSITIVITY_ROWS = 1000
-"""Cells over which the sensitivity of features to latents is averaged, at most."""
+"""Most cells for the mean sensitivity of features to latents."""
 
 
 def autoencoder(
@@ -53,84 +55,84 @@ def autoencoder(
     random_state: int = 0,
     **params: Any,
 ) -> AnnData | None:
-    """Fit an autoencoder to the cells of an AnnData and write what it finds beside them.
+    """Fit an autoencoder to the cells of an AnnData and write the results into it.
 
     Parameters
     ----------
     adata : AnnData of shape (n_obs, n_vars)
-        Cells by genes, in memory or backed. Of what is on a GPU a copy in the CPU's memory is used, in which it is
-        normalised; results are NumPy's.
+        Cells by genes, in memory or backed. Data on a GPU are copied to the CPU and normalised there; results are NumPy
+        arrays.
     n_components : int
         Width of the latent layer.
     estimator : str
-        Which one, as the command line names them: ``"autoencoder"``, ``"count"`` (of raw counts), ``"linear"``,
+        Name of the estimator, as on the command line: ``"autoencoder"``, ``"count"`` (for raw counts), ``"linear"``,
         ``"denoising"``, ``"sparse"``, ``"contractive"``, ``"variational"``, ...
     layer : str, optional
         Use ``adata.layers[layer]`` instead of ``adata.X``.
     obsm : str, optional
-        Use ``adata.obsm[obsm]``, for example principal components; nothing is then written by gene.
+        Use ``adata.obsm[obsm]``, for example principal components. Results by gene are then left out.
     mask_var : str or ndarray of bool, shape (n_vars,), optional
         The genes to use: a column of ``adata.var``, for example ``"highly_variable"``, or a mask; None takes all.
     normalize : {"auto", "log1p", "standard", "minmax", "none"}
-        Done to the data before training (see `Normalizer`); ``"auto"`` takes the logarithm of counts scaled to equal
-        totals, for losses on counts the counts themselves, and standardises what are no counts.
+        How to normalise the data before training (see `Normalizer`). ``"auto"`` takes the logarithm of counts scaled to
+        equal totals, keeps counts for losses on counts, and standardises other data.
     batch_key : str, optional
-        Column of ``adata.obs`` that says which batch a cell is of, for example ``"sample"``. The decoder is told, so
-        that codes need not tell it.
+        Column of ``adata.obs`` with the batch of each cell, for example ``"sample"``. The decoder is conditioned on it,
+        so that codes need not hold it.
     layers : bool
-        Write the reconstruction of each cell, too. It is dense.
+        Whether to write the dense reconstruction of each cell.
     key_added : str, optional
-        Write under this name instead.
+        Name of the results instead of ``ae``.
     copy : bool
         Write to a copy and return it.
     random_state : int
     **params
-        Of the estimator: ``hidden_layer_sizes``, ``loss``, ``max_iter``, ``batch_size``, ...
+        Parameters of the estimator: ``hidden_layer_sizes``, ``loss``, ``max_iter``, ``batch_size``, ...
 
     Returns
     -------
     AnnData or None
-        The copy, with these fields; None if they were written to `adata`.
+        The copy with the results; None if they were written to `adata`.
 
         ``.obsm["X_ae" | key_added]`` : float32, (n_obs, n_components)
             Latent codes.
         ``.obs["ae_recon_error"]`` : (n_obs,)
-            Loss of the reconstruction of a cell, on the scale of training.
+            Loss of each cell's reconstruction, on the scale of training.
         ``.var["ae_recon_error"]`` : (n_vars,)
-            Mean squared error of a gene, on the scale of training; NaN for those left out.
+            Mean squared error of each gene, on the scale of training; NaN for genes left out.
         ``.var["ae_dispersion"]`` : (n_vars,), with ``loss`` or ``likelihood`` ``"nb"`` and ``"zinb"``
-            Inverse dispersion of a gene, unless there is one for each cell; NaN for genes left out.
+            Inverse dispersion of each gene, unless each cell has its own; NaN for genes left out.
         ``.varm["AE_sensitivity"]`` : (n_vars, n_components)
-            Mean absolute derivative of the reconstruction of a gene by each latent, over at most 1000 cells; zero for
+            Mean absolute derivative of each gene's reconstruction by each latent, over at most 1000 cells; zero for
             genes left out.
         ``.uns["ae" | key_added]`` : dict
             ``params``, ``history`` and ``version``.
         ``.layers["ae_denoised"]`` : float32, (n_obs, n_vars), if `layers`
-            Reconstruction on the scale of the data (after ``log1p``: cells scaled to one total); NaN for genes left
+            Reconstruction on the scale of the data (after ``log1p``, cells scaled to one total); NaN for genes left
             out.
 
-        With `key_added`, ``ae`` and ``AE`` are replaced by it in the other names, too.
+        `key_added` replaces ``ae`` and ``AE`` in all names.
 
     Raises
     ------
     KeyError
         There is no such layer, entry of obsm, or column of var or obs.
     ValueError
-        A parameter or the data do not fit; the message says which.
+        A parameter or the data cannot be used; the message says which.
     TypeError
-        This is no AnnData.
+        `adata` is not an AnnData.
     """
     if not hasattr(adata, "obsm"):
-        raise TypeError(f"adata is a {type(adata).__name__}, not an AnnData: narrows.Autoencoder takes arrays")
+        raise TypeError(f"adata is a {type(adata).__name__}, not an AnnData; for arrays use narrows.Autoencoder")
     model = _build(estimator, {"n_components": n_components, "random_state": random_state} | params)
     if obsm is not None and (layer is not None or mask_var is not None or layers):
-        raise ValueError("obsm is used instead of genes: it goes with neither layer, mask_var nor layers=True")
+        raise ValueError("obsm replaces the genes: leave out layer, mask_var and layers")
     batch = None if batch_key is None else read_labels(_column(adata, batch_key), adata.n_obs, f"obs[{batch_key!r}]")
     genes = None if mask_var is None else _mask(adata, mask_var)
     source = _source(adata, layer, obsm, genes)
     normalizer = Normalizer(normalize, loss=model.loss).fit(source)
     table = NormalizedSource(source, normalizer)
-    table.var_names = None  # The model is applied to blocks, which have none.
+    table.var_names = None  # The model is applied to blocks, and blocks have no names.
     stays = isinstance(source, _BackedSource) or table.shift is not None
     X: Any = table if stays else table.read_rows(slice(None))
     model.fit(X, batch=batch)
@@ -156,14 +158,14 @@ def autoencoder(
     if obsm is None:
         gene_errors = _among_all(model.feature_errors(X, batch=batch), genes, adata.n_vars, np.nan)
         some = np.linspace(0, len(codes) - 1, min(len(codes), SENSITIVITY_ROWS)).round().astype(np.int64)
-        told = None if batch is None else batch[some]
-        moved = model.latent_sensitivity(table.read_rows(some), batch=told)
+        chosen = None if batch is None else batch[some]
+        moved = model.latent_sensitivity(table.read_rows(some), batch=chosen)
         sensitivity = _among_all(moved.T, genes, adata.n_vars, 0.0)
         dispersions = getattr(model, "dispersion_", None)
     if layers:
         denoised = _denoised(model, normalizer, table, batch, genes, adata.n_vars)
 
-    # Nothing has been written so far.
+    # Nothing was written to adata up to here.
     if copy:
         adata = adata.to_memory() if adata.isbacked else adata.copy()
     elif adata.is_view:
@@ -222,8 +224,8 @@ def _source(adata: AnnData, layer: str | None, obsm: str | None, genes: Genes) -
     name = "X" if layer is None else f"layers[{layer!r}]"
     matrix = adata.X if layer is None else _entry(adata.layers, layer, "layers")
     if matrix is None:
-        raise DataError("this AnnData has no X: name the layer to use")
-    if hasattr(matrix, "file") or hasattr(matrix, "group"):  # of h5py, or sparse on disk
+        raise DataError("this AnnData has no X: set layer")
+    if hasattr(matrix, "file") or hasattr(matrix, "group"):  # h5py, or sparse on disk
         return _BackedSource(matrix, genes, adata, name)
     rows = ArraySource(to_host(matrix), name=name)
     names = np.asarray(adata.var_names)
@@ -239,16 +241,16 @@ def _entry(mapping: Mapping[str, Any], key: str, name: str) -> Any:
 
 
 class _BackedSource(Source):
-    """Rows of a matrix that AnnData keeps in its file."""
+    """Rows of a matrix in the file of a backed AnnData."""
 
     def __init__(self, matrix: Any, genes: Genes, adata: AnnData, name: str) -> None:
         form = getattr(matrix, "format", None)
         if form not in (None, "csr"):
             raise DataError(
-                f"{name} is stored by {form}, which is slow to read by rows: adata.to_memory(), or write it as csr"
+                f"{name} is stored as {form}, which is slow to read by rows: use adata.to_memory(), or write it as csr"
             )
         if adata.is_view:
-            raise DataError(f"{name}: a view of a backed AnnData is not read from its file: take adata.to_memory()")
+            raise DataError(f"{name}: views of a backed AnnData cannot be read: use adata.to_memory()")
         shape = (matrix.shape[0], matrix.shape[1] if genes is None else len(genes))
         stored = None if form is None else matrix.group["data"].shape[0]
         names = np.asarray(adata.var_names)
@@ -270,14 +272,14 @@ def _denoised(
 ) -> NDArray[np.float32]:
     out = np.full((table.shape[0], n_vars), np.nan, np.float32)
     for start, block in table.blocks(max(1, BLOCK_VALUES // n_vars)):
-        told = None if batch is None else batch[start : start + block.shape[0]]
-        rebuilt = normalizer.inverse_transform(model.reconstruct(block, batch=told))
+        labels = None if batch is None else batch[start : start + block.shape[0]]
+        rebuilt = normalizer.inverse_transform(model.reconstruct(block, batch=labels))
         out[start : start + len(rebuilt), slice(None) if genes is None else genes] = rebuilt
     return out
 
 
 def _among_all(values: NDArray[Any], genes: Genes, n_vars: int, rest: float) -> NDArray[Any]:
-    """Values of the genes used, at their places among all."""
+    """An array for all genes, with the values of the genes in use."""
     if genes is None:
         return values
     out = np.full((n_vars, *values.shape[1:]), rest)
@@ -286,7 +288,7 @@ def _among_all(values: NDArray[Any], genes: Genes, n_vars: int, rest: float) -> 
 
 
 def _plain(params: Mapping[str, Any]) -> dict[str, Any]:
-    """Plain parameters in a form that .h5ad files hold; those that are None are left out."""
+    """Plain parameters in a form that .h5ad files can hold, without those that are None."""
     return {
         name: _stored(value) if isinstance(value, tuple) else value
         for name, value in params.items()
@@ -295,6 +297,6 @@ def _plain(params: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _stored(value: tuple[Any, ...]) -> Any:
-    """An array, or text for what is none: numbers beside pairs of them."""
+    """An array; text for a mix of numbers and pairs, which is no array."""
     mixed = len({isinstance(item, tuple) for item in value}) > 1
     return repr(value) if mixed else np.asarray(value)

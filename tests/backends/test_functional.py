@@ -268,7 +268,7 @@ def csr(X: np.ndarray, at: int, column: int) -> sp.csr_array:
         ),
         (lambda X, W: layers.Dense(0, 3), ValueError, "in_features=0"),
         (lambda X, W: layers.Dense(2, 3, dtype=int), ValueError, "must be float32 or float64"),
-        (lambda X, W: layers.Dense(3, 3).backward(X), RuntimeError, "needs a forward"),
+        (lambda X, W: layers.Dense(3, 3).backward(X), RuntimeError, "call forward"),
     ],
 )
 def test_errors_are_one_clear_line(call: Any, exception: type[Exception], message: str) -> None:

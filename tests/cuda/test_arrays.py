@@ -127,7 +127,7 @@ def test_the_current_device_is_the_one_that_is_used(cupy: Any) -> None:
         estimator = small().fit(there)
         codes = estimator.transform(there)
         assert codes.device.id == 1
-    with pytest.raises(ValueError, match=r"X is on GPU 1 and CuPy's current one is GPU 0: .*cupy\.cuda\.Device\(1\)"):
+    with pytest.raises(ValueError, match=r"X is on GPU 1, but CuPy's current GPU is 0: .*cupy\.cuda\.Device\(1\)"):
         estimator.transform(there)
     with pytest.raises(ValueError, match=r"an array is on GPU 0 and the network on GPU 1: move it there"):
         estimator.transform(cupy.asarray(X))
@@ -171,7 +171,7 @@ def test_too_little_memory_says_what_to_do(cupy: Any) -> None:
     for message, call in (
         (r"the results take .* or ask for fewer rows at a time", lambda: estimator.transform(there)),
         (r"the network and its batches take .* smaller batch_size", lambda: small(**whole).fit(there)),
-        (r"no room on the GPU for a copy of some of the data .* cupy\.asnumpy\(X\)", lambda: small().fit(there)),
+        (r"the GPU has no room for a copy of some of the data .* cupy\.asnumpy\(X\)", lambda: small().fit(there)),
         (r"no room on the GPU for a copy", lambda: small().fit(whole_numbers)),
     ):
         with pytest.raises(OutOfMemoryError, match=message):

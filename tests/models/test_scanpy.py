@@ -224,7 +224,7 @@ def test_batch_key(kind: str, tmp_path: Path) -> None:
         ({"mask_var": "none"}, KeyError, "some"),
         ({"mask_var": np.ones(3, bool)}, ValueError, "20 booleans"),
         ({"mask_var": np.zeros(20, bool)}, ValueError, "no gene"),
-        ({"obsm": "X_pca", "layers": True}, ValueError, "instead of genes"),
+        ({"obsm": "X_pca", "layers": True}, ValueError, "replaces the genes"),
         ({"estimator": "none"}, ValueError, "variational"),
         ({"betta": 3}, ValueError, "betta"),
         ({"n_components": 0}, ValueError, "n_components=0"),

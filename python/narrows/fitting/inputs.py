@@ -26,10 +26,10 @@ from ..data.checks import check_finite, check_representable
 from ..data.source import Source
 from ..plan.losses import LOSSES
 from ..plan.spec import Precision
-from ..rows.arrays import check_unmasked, float_dtype
+from ..rows.arrays import check_unmasked
 from ..rows.devices import check_together, copying, gpu_array, like, on_gpu
 from ..rows.shifted import Shifted
-from ..rows.sparse import check_csr, is_sparse
+from ..rows.sparse import sound_rows
 from .conditions import condition_numbers, declared_labels, read_labels
 from .protocol import Estimator
 from .table import Table
@@ -75,7 +75,7 @@ def check_X(estimator: Estimator, X: Any, *, reset: bool, min_samples: int = 1, 
                 ensure_all_finite=False,
                 ensure_min_samples=min_samples,
             )
-        X = _plain(X, name)
+        X = sound_rows(X, name)
         check_finite(X, source=name, columns=estimator._feature_names)
         return X
     with _calling(name):
@@ -129,7 +129,7 @@ def check_codes(estimator: Estimator, Z: Any) -> Any:
         check_finite(Z, source="Z")
     elif not isinstance(Z, Source):
         _check_kind(Z, "Z")
-        Z = _plain(check_array(Z, dtype="numeric", ensure_all_finite=False, input_name="Z"), "Z")
+        Z = sound_rows(check_array(Z, dtype="numeric", ensure_all_finite=False, input_name="Z"), "Z")
         check_finite(Z, source="Z")
         check_representable(Z, estimator._network.dtype, source="Z")
     if Z.shape[1] != estimator._network.spec.n_components:
@@ -288,7 +288,7 @@ def _read_target(estimator: Estimator, y: Any, n_rows: int, names: tuple[str, st
     elif not isinstance(y, Source):
         _check_kind(y, name)
         y = check_array(y, accept_sparse="csr", dtype="numeric", ensure_all_finite=False, input_name=name)
-        y = _plain(y, name)
+        y = sound_rows(y, name)
         check_finite(y, source=name, columns=columns)
     if y.shape[0] != n_rows:
         raise ValueError(f"{name} has {y.shape[0]} rows, but {names[0]} has {n_rows}")
@@ -329,7 +329,7 @@ def _gpu_rows(X: Any, name: str, min_samples: int = 1) -> Any:
                 f"Found array with {n} {what} (shape={tuple(X.shape)}) while a minimum of {least} is required."
             )
     with copying():
-        return _plain(X, name)
+        return sound_rows(X, name)
 
 
 def _check_backend(estimator: Estimator, name: str, X: Any, *, trains: bool = False) -> None:
@@ -353,19 +353,3 @@ def _check_kind(X: Any, name: str) -> None:
             "use narrows.scanpy.autoencoder"
         )
     check_unmasked(X, name)
-
-
-def _plain(X: Any, name: str) -> Any:
-    """An array or CSR as the backends take it: float32 or float64 in native byte order, CSR canonical."""
-    dtype = float_dtype(X.dtype)
-    if is_sparse(X) and not on_gpu(X):
-        check_csr(X, name)
-        if len(X.data) > X.indptr[-1]:
-            X = X.copy()
-            X.prune()
-    if X.dtype != dtype or not X.dtype.isnative:
-        X = X.astype(dtype)
-    if is_sparse(X) and not X.has_canonical_format:
-        X = X.copy()
-        X.sum_duplicates()
-    return X

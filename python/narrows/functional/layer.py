@@ -1,9 +1,9 @@
 """Single fused layers, for libraries that bring their own model.
 
-Promises: no copy of a layer's operand that is already float32 or float64, whatever its strides (dA, A and Z with
-contiguous rows); results in the namespace of X; the same bits for any number of threads on the native backend. Arrays
-of a GPU are worked on by that GPU, in the order of CuPy's current stream there; those of the CPU never are.
-Never: keeps an operand or a result (but memory to work in, of the last penalties' shapes); changes an input.
+- An operand in float32 or float64 is not copied, for any strides (dA, A and Z need contiguous rows).
+- Results are arrays of X's library. The native backend gives the same bits for any number of threads.
+- Arrays on a GPU are computed there, on CuPy's current stream. Arrays on the CPU are computed on the CPU.
+- Inputs do not change, and no operand or result is kept.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from .operands import FLOAT32, FLOAT64, cast, elementwise, in_namespace, operand
 __all__ = ["DenseGrads", "dense", "dense_backward"]
 
 SERIAL = 1 << 19
-"""Multiply-adds up to which one thread is as fast as two: about the time that it takes to wake the second one."""
+"""Up to this number of multiply-adds one thread is as fast as two: waking the second one takes as long."""
 _FROM_Z = frozenset(name for name, act in ACTIVATIONS.items() if act.needs_preactivation)
 _GRADIENTS = ("X", "W", "b")
 
 
 class DenseGrads(NamedTuple):
-    """Gradients of a dense layer; None where not asked for."""
+    """Gradients of a dense layer; None for those that were not asked for."""
 
     dX: Any
     dW: Any
@@ -54,31 +54,38 @@ def dense(
     Parameters
     ----------
     X : array-like or CSR, shape (n, k)
-        NumPy array or anything with ``__dlpack__``, any strides; SciPy CSR. Or all operands are on one GPU: arrays of
-        CuPy's and what DLPack makes such, CSR of CuPy's.
+        A NumPy array or anything with ``__dlpack__``, with any strides; or SciPy CSR. Or all operands are on one GPU:
+        arrays that CuPy can take by DLPack, or CuPy CSR.
     W : array-like, shape (k, m)
         C- or F-order alike.
     b : array-like, shape (m,), optional
     activation : str
         An elementwise activation, see :data:`narrows.plan.spec.ACTIVATIONS`.
     out : ndarray, shape (n, m), optional
-        Where to write; C-contiguous rows, of the result's dtype, in memory that no operand has a part in.
+        The array to write to. It has the result's dtype and C-contiguous rows, and shares no memory with an operand.
     Z : ndarray, shape (n, m), optional
-        Where to write the pre-activation too, which `dense_backward` needs for gelu and silu.
+        An array for the pre-activation, which `dense_backward` needs for gelu and silu.
     n_threads : int, optional
-        Of the CPU; by default what :func:`narrows.show_config` reports.
+        Threads on the CPU; the default is what :func:`narrows.show_config` reports.
 
     Returns
     -------
     A : array, shape (n, m)
-        float64 if X or W is float64, else float32; `out` if given, else in X's namespace.
+        float64 if X or W is float64, else float32; `out` if given, else an array of X's library.
 
     Raises
     ------
     ValueError
-        Shapes that do not fit, an unknown activation, or an `out` that does not fit; operands on two GPUs.
+        Shapes or `out` do not fit, the activation is unknown, or operands are on two GPUs.
     TypeError
-        Operands on a GPU and on the CPU.
+        Some operands are on a GPU and some on the CPU.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from narrows.functional import dense
+    >>> dense(np.array([[1.0, -2.0]]), np.eye(2), activation="relu").tolist()
+    [[1.0, 0.0]]
     """
     act = elementwise(activation)
     if type(X) is not np.ndarray or type(W) is not np.ndarray:
@@ -103,7 +110,7 @@ def _dense(
             bias = bias.copy()
         if len(bias) != m:
             raise ValueError(f"b has {len(bias)} elements but W has {m} columns")
-    _hint_malloc(n * m * dtype.itemsize)
+    hint_malloc(n * m * dtype.itemsize)
     result = _empty((n, m), dtype, on_gpu) if out is None else _output(out, (n, m), dtype, "out", on_gpu)
     if Z is not None:
         _output(Z, (n, m), dtype, "Z", on_gpu)
@@ -137,28 +144,28 @@ def dense_backward(
     X, W : array-like
         As given to :func:`dense`; X may be CSR.
     A : array-like, shape (n, m)
-        What :func:`dense` returned.
+        The output of :func:`dense`.
     activation : str
     Z : array-like, shape (n, m), optional
-        The pre-activation; needed for gelu and silu, whose derivative cannot be told from A.
+        The pre-activation; needed for gelu and silu, whose derivative does not follow from A.
     need : tuple of {"X", "W", "b"}
-        Which gradients to compute.
+        The gradients to compute.
     out : DenseGrads or tuple (dX, dW, db), optional
-        Where to write; None in it for what is not needed or is to be a new array. As `out` of :func:`dense`.
+        Arrays to write to, as `out` of :func:`dense`. None stands for a new array, or for a gradient not needed.
     n_threads : int, optional
-        Of the CPU.
+        Threads on the CPU.
 
     Returns
     -------
     DenseGrads
-        ``(dX, dW, db)``, None where not needed; dX is dense; those of `out` if given, else in X's namespace.
+        ``(dX, dW, db)``, None where not needed. dX is dense. They are those of `out` if given, else of X's library.
 
     Raises
     ------
     ValueError
-        Shapes that do not fit, an unknown activation, a missing Z, or an `out` that does not fit; operands on two GPUs.
+        Shapes or `out` do not fit, the activation is unknown, Z is missing, or operands are on two GPUs.
     TypeError
-        Operands on a GPU and on the CPU.
+        Some operands are on a GPU and some on the CPU.
     """
     act = elementwise(activation)
     if need is not _GRADIENTS:
@@ -198,7 +205,7 @@ def _dense_backward(
         name, shape = ("dA", d.shape) if d.shape != (n, m) else (saved_name, s.shape)
         raise ValueError(f"{name} has shape {shape}, expected {(n, m)} from X and W")
     given = _NEW if out is None else _outputs(out, need, ((n, k), (k, m), (m,)), dtype, on_gpu)
-    _hint_malloc((n * k + k * m) * dtype.itemsize)
+    hint_malloc((n * k + k * m) * dtype.itemsize)
     dX, dW, db = given
     if dX is None and "X" in need:
         dX = _empty((n, k), dtype, on_gpu)
@@ -214,15 +221,15 @@ def _dense_backward(
 
 
 _most = 0
-"""Bytes of the largest results of one call so far."""
+"""Bytes of the largest results of a call so far."""
 
 
-def _hint_malloc(size: int) -> None:
-    """Have malloc keep the memory of a few results of so many bytes between one use and the next.
+def hint_malloc(size: int) -> None:
+    """Make malloc keep memory for a few results of `size` bytes between calls.
 
-    glibc hands memory at the end of the heap back to the system as soon as there is more of it than twice the largest
-    block ever freed (up to 32 MiB, see mallopt(3), M_MMAP_THRESHOLD). Results that are freed together are more than
-    that, and every call would take them anew, page by page, which costs as much as the products of a layer.
+    glibc returns free memory at the end of the heap to the system once it exceeds twice the largest block ever freed
+    (at most 32 MiB, see mallopt(3), M_MMAP_THRESHOLD). The results of a call, freed together, exceed that. Each call
+    would then get its memory again page by page, which costs as much as the products of a layer.
     """
     global _most
     if size > _most:
@@ -231,7 +238,7 @@ def _hint_malloc(size: int) -> None:
 
 
 def _threads(n_threads: int | None, work: int) -> int:
-    """At most `n_threads`; one where two would not be faster."""
+    """At most `n_threads`; one if two would not be faster."""
     if n_threads is None:
         return 1 if work <= SERIAL else _default_threads(usable_cpus()[0])
     threads = thread_count(n_threads)
@@ -240,12 +247,12 @@ def _threads(n_threads: int | None, work: int) -> int:
 
 @cache
 def _default_threads(usable: int) -> int:
-    """`thread_count` where so many CPUs are usable: to read the environment again takes as long as a small layer."""
+    """`thread_count`, kept for each number of usable CPUs: reading the environment takes as long as a small layer."""
     return thread_count()
 
 
 def _ready(value: Any) -> bool:
-    """Whether `value` is what the native layers take, but for its shape. Small layers live from asking little."""
+    """Whether the native layers take `value`, apart from its shape. Small layers need cheap checks."""
     if type(value) is not np.ndarray:
         return False
     dtype = value.dtype
@@ -253,7 +260,7 @@ def _ready(value: Any) -> bool:
 
 
 def _operands(X: Any, W: Any, on_gpu: bool) -> tuple[Any, NDArray[Any], np.dtype[Any]]:
-    """X and W as matrices of their common dtype."""
+    """X and W as matrices of one dtype."""
     if _ready(X) and _ready(W) and X.dtype is W.dtype and X.ndim == W.ndim == 2:
         return X, W, X.dtype
     x, w = operand(X, "X", 2, on_gpu), operand(W, "W", 2, on_gpu)
@@ -284,9 +291,9 @@ def _output(array: Any, shape: tuple[int, ...], dtype: np.dtype[Any], name: str,
 
 
 def _outputs(out: Any, need: tuple[str, ...], shapes: Any, dtype: np.dtype[Any], on_gpu: bool) -> DenseGrads:
-    """The gradients that the caller has a place for."""
+    """The arrays of `out`, checked."""
     if not isinstance(out, tuple) or len(out) != 3:
-        raise ValueError("out must be a tuple (dX, dW, db), with None for what is not given")
+        raise ValueError("out must be a tuple (dX, dW, db), with None for a missing array")
     for name, array, shape in zip(_GRADIENTS, out, shapes, strict=True):
         if array is not None:
             if name not in need:

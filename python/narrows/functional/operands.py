@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from ..plan.spec import ACTIVATIONS, Activation
 from ..rows.arrays import check_unmasked
 from ..rows.devices import gpu_array
-from ..rows.sparse import check_csr, is_sparse
+from ..rows.sparse import any_sparse, check_csr, is_sparse
 
 __all__ = ["FLOAT32", "FLOAT64", "cast", "elementwise", "in_namespace", "operand"]
 
@@ -20,7 +20,7 @@ _ELEMENTWISE = {name: act for name, act in ACTIVATIONS.items() if act is not Act
 
 
 def elementwise(name: str) -> Activation:
-    """The activation called `name`, or a ValueError with the choices; softmax couples a row and is none."""
+    """The activation called `name`; a ValueError with the choices if it is not elementwise, as softmax."""
     act = _ELEMENTWISE.get(name)
     if act is None:
         raise ValueError(f"activation={name!r} is not an elementwise activation; choose from {', '.join(_ELEMENTWISE)}")
@@ -28,13 +28,13 @@ def elementwise(name: str) -> Activation:
 
 
 def operand(value: Any, name: str, ndim: int = 2, on_gpu: bool = False) -> Any:
-    """`value` as an ndarray or CSR, or that of CuPy, without a copy where there is one in it."""
+    """`value` as an ndarray or CSR, of NumPy or CuPy, without a copy if possible."""
     if isinstance(value, np.ndarray):
         array = value
         if isinstance(value, np.ma.MaskedArray):
             check_unmasked(value, name)
-    elif hasattr(value, "tocsr"):
-        if getattr(value, "format", None) != "csr" or name != "X":
+    elif any_sparse(value):
+        if value.format != "csr" or name != "X":
             raise TypeError(f"{name}: only X may be sparse, and only CSR; got {type(value).__name__}")
         if on_gpu:
             return value
@@ -45,7 +45,7 @@ def operand(value: Any, name: str, ndim: int = 2, on_gpu: bool = False) -> Any:
         try:
             array = np.from_dlpack(value)
         except (BufferError, RuntimeError) as error:
-            raise TypeError(f"{name}: not in the memory of this CPU ({error})") from None
+            raise TypeError(f"{name} is not in the memory of this CPU ({error})") from None
     else:
         array = np.asarray(value)
     if array.ndim != ndim:
@@ -58,7 +58,7 @@ def operand(value: Any, name: str, ndim: int = 2, on_gpu: bool = False) -> Any:
 
 
 def cast(array: Any, dtype: np.dtype[Any]) -> Any:
-    """The native dtype, without a copy where it is that already (with aligned elements and strides)."""
+    """An aligned array of this native dtype; `array` itself if it is that already."""
     if array.dtype is not dtype and (array.dtype != dtype or not array.dtype.isnative):
         return array.astype(dtype)
     if isinstance(array, np.ndarray) and not array.flags.aligned:
@@ -67,8 +67,8 @@ def cast(array: Any, dtype: np.dtype[Any]) -> Any:
 
 
 def in_namespace(X: Any, result: NDArray[Any]) -> Any:
-    """`result` in the namespace of X."""
-    if type(X) is type(result) or hasattr(X, "indptr") or not hasattr(X, "__dlpack__"):
+    """`result` as an array of X's library."""
+    if type(X) is type(result) or is_sparse(X) or not hasattr(X, "__dlpack__"):
         return result
     namespace = (
         X.__array_namespace__() if hasattr(X, "__array_namespace__") else sys.modules[type(X).__module__.split(".")[0]]

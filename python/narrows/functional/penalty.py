@@ -21,15 +21,15 @@ from .operands import FLOAT32, FLOAT64, cast, elementwise, in_namespace, operand
 __all__ = ["Penalty", "contractive_penalty"]
 
 PENALTY_ROWS = 512
-"""Rows whose penalty is computed at once."""
+"""Rows of one run of the program."""
 SPARE_PROGRAMS = 2
-"""Programs for penalties that are kept for the next call of the same shape."""
+"""Programs that are kept for the next call of the same shape."""
 _spare: dict[Any, Program] = {}
 _spare_lock = threading.Lock()
 
 
 class Penalty(NamedTuple):
-    """A penalty and its gradients by each layer's weight and bias; None where not asked for."""
+    """A penalty and its gradients by each layer's weight and bias; None if they were not asked for."""
 
     value: float
     dW: Any
@@ -48,43 +48,44 @@ def contractive_penalty(
     grads: bool = True,
     n_threads: int | None = None,
 ) -> Penalty:
-    """The contractive penalty of an encoder: the mean over rows of ``|J|**2``, J being the derivatives of its last
-    layer's outputs by its input and ``|J|`` their Frobenius norm (Rifai et al., ICML 2011).
+    """The contractive penalty of an encoder: the mean over rows of ``|J|**2`` (Rifai et al., ICML 2011).
+
+    J holds the derivatives of the last layer's outputs by the input, and ``|J|`` is its Frobenius norm.
 
     Parameters
     ----------
     X : array-like or CSR, shape (n, n_in)
         float32 or float64, any strides; at least one row.
     weights : sequence of array-like, shape (n_in, n_out) each
-        Of the encoder's layers, from the input on.
+        The encoder's weights, from the input on.
     biases : sequence of array-like, shape (n_out,) each, or None
     activations : str or sequence of str
-        One for all layers, or one for each; elementwise, see :data:`narrows.plan.spec.ACTIVATIONS`.
+        One for all layers or one for each. They are elementwise, see :data:`narrows.plan.spec.ACTIVATIONS`.
     method : {"exact", "hutchinson"}
-        Exact, for up to four layers; or the unbiased estimate ``mean over v of |J'v|**2`` with random signs v. One
-        layer has a closed form, which is taken in either case.
+        ``"exact"`` takes up to four layers. ``"hutchinson"`` is the unbiased estimate ``mean over v of |J'v|**2`` with
+        random signs v. One layer always uses a closed form.
     n_probes : int
         Vectors v for each row.
     random_state : int, RandomState, Generator or None
-        Of the probes.
+        Seed of the probes.
     grads : bool
-        False leaves the gradients out.
+        Whether to compute the gradients.
     n_threads : int, optional
-        Of the CPU.
+        Threads on the CPU.
 
     Returns
     -------
     Penalty
-        ``(value, dW, db)``, with the gradients of the value in lists, in X's namespace; computed in float64 if X or a
-        weight is, else in float32.
+        ``(value, dW, db)``, with lists of gradients as arrays of X's library. They are float64 if X or a weight is,
+        else float32.
 
     Raises
     ------
     ValueError
-        Shapes that do not fit, an unknown activation or method, or more layers than the exact penalty takes; operands
-        on two GPUs.
+        Shapes do not fit, the activation or the method is unknown, the exact penalty does not take so many layers, or
+        operands are on two GPUs.
     TypeError
-        Operands on a GPU and on the CPU.
+        Some operands are on a GPU and some on the CPU.
     """
     if method not in ("exact", "hutchinson"):
         raise ValueError(f"method={method!r} must be 'exact' or 'hutchinson'")
@@ -118,7 +119,7 @@ def _penalty(
 ) -> Penalty:
     x = operand(X, "X", 2, on_gpu)
     if x.shape[0] < 1:
-        raise ValueError("X has no rows, whose penalties could be averaged")
+        raise ValueError("X must have at least one row")
     W = [operand(w, f"weights[{i}]", 2, on_gpu) for i, w in enumerate(weights)]
     dtype = FLOAT64 if any(a.dtype.char == "d" for a in (x, *W)) else FLOAT32
     state: dict[str, NDArray[Any]] = {}
@@ -138,7 +139,7 @@ def _penalty(
     penalties = Penalties(contractive=1.0, contractive_probes=probes)
     spec = NetworkSpec(layers, len(layers), training=Training(penalties=penalties))
     n = x.shape[0]
-    # Parts of nearly equal size, as many as it takes
+    # Parts of nearly equal size.
     parts = -(-n // PENALTY_ROWS)
     value = 0.0
     total: dict[str, NDArray[Any]] = {}
@@ -147,7 +148,7 @@ def _penalty(
         program.bind(cast(x, dtype))
         for part in range(parts):
             rows = np.arange(n * part // parts, n * (part + 1) // parts)
-            # Where the arrays are, the gradients are wanted.
+            # The gradients stay on the device of the arrays.
             terms, gradient = program.gradient(rows, seed, part, **({"there": True} if on_gpu else {}))
             value += float(terms[0]) * (len(rows) / n)
             for name, g in gradient.items() if grads else ():
@@ -165,14 +166,14 @@ def _penalty(
 def _penalty_program(
     spec: NetworkSpec, batch: int, grads: bool, dtype: np.dtype[Any], n_threads: int, on_gpu: bool
 ) -> Iterator[Any]:
-    """A program for `contractive_penalty`: one that an earlier call has left, or a new one.
+    """A program for `contractive_penalty`: a spare one of an earlier call, or a new one.
 
-    To make one takes longer than to run it, most of it for memory that is touched for the first time.
+    Compiling takes longer than running, mostly because new memory is touched for the first time.
     """
     from ..plan.lowering import lower_penalty
 
     backend = resolve("cuda") if on_gpu else host_backend()
-    # Of a GPU, the current one.
+    # CuPy's current GPU.
     place = gpu_layers().current() if on_gpu else None
     key = (spec, batch, grads, dtype, n_threads, backend, place)
     with _spare_lock:
@@ -181,7 +182,7 @@ def _penalty_program(
         plan = lower_penalty(spec, batch, grads=grads)
         program = compile_plan(plan, backend, precision=dtype, n_threads=n_threads)
     yield program
-    # The data are not the program's to keep.
+    # The spare program must not keep the caller's data.
     program.bind(np.zeros((1, spec.n_features), dtype))
     with _spare_lock:
         _spare[key] = program

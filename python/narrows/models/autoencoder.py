@@ -50,141 +50,136 @@ class Autoencoder(BaseAutoencoder):
     decoder_layer_sizes : int or sequence of int, optional
         Widths of the decoder's hidden layers, from the latent on; the encoder's in reverse by default.
     activation : str, default="relu"
-        Of all hidden layers: linear (identity), relu, leaky_relu, elu, gelu, silu, sigmoid (logistic), tanh,
+        Activation of all hidden layers: linear (identity), relu, leaky_relu, elu, gelu, silu, sigmoid (logistic), tanh,
         softplus.
     latent_activation : str, default="linear"
-        Of the latent layer; the same choices.
+        Activation of the latent layer; the same choices.
     output_activation : str, default="auto"
-        Of the output layer; also softmax and exp. ``"auto"`` is linear for mse, huber and gaussian, sigmoid for
-        bce, softmax for multinomial, poisson, nb and zinb. bce also goes with softmax; multinomial with nothing
-        else; poisson, nb and zinb also with exp.
+        Activation of the output layer; also softmax and exp. ``"auto"`` is linear for mse, huber and gaussian, sigmoid
+        for bce, softmax for multinomial, poisson, nb and zinb. bce also takes softmax; poisson, nb and zinb also take
+        exp; multinomial takes softmax only.
     loss : {"mse", "bce", "huber", "multinomial", "gaussian", "poisson", "nb", "zinb"}, default="mse"
-        Sum over features of squared errors; of cross-entropies (targets in [0, 1]); of Huber's function of
-        the errors; minus the multinomial log-likelihood of non-negative counts, without the coefficient; minus
-        the log-density of a normal distribution whose variance, one for each feature, is learned too (from 1 on,
-        and above 1e-6); or minus the log-likelihood of counts, which X must hold: see `CountAutoencoder`.
+        A sum over features. ``"mse"``: squared errors. ``"bce"``: cross-entropies; targets lie in [0, 1]. ``"huber"``:
+        Huber's function of the errors. ``"multinomial"``: minus the multinomial log-likelihood of non-negative counts,
+        without the coefficient. ``"gaussian"``: minus the log-density of a normal distribution with one learned
+        variance for each feature, which starts at 1 and stays above 1e-6. ``"poisson"``, ``"nb"``, ``"zinb"``: minus
+        the log-likelihood of the counts in X, see `CountAutoencoder`.
     dispersion : {"gene", "gene-cell"}, default="gene"
-        Of nb and zinb: a parameter for each feature, or an output for each row and feature.
+        For nb and zinb: one parameter for each feature, or one output for each row and feature.
     huber_delta : float, default=1.0
-        Error from which on Huber's function is linear.
+        Huber's function is linear for larger errors.
     tied_weights : bool, default=False
-        Let each decoder layer use the transposed weight of its encoder layer (with a bias and an activation
-        of its own: hidden ones `activation`, the last `output_activation`). Needs a decoder that mirrors the
-        encoder.
+        Each decoder layer uses the transposed weight of its encoder layer, with its own bias. Needs a decoder that
+        mirrors the encoder.
     corruption : {"gaussian", "masking", "salt_and_pepper"}, optional
-        Noise drawn anew in each step on the input, never on the target: additive; features set to zero;
-        features set to the least or greatest value of the training data. Not applied when fit is given a
-        target of its own.
+        Noise on the input, drawn anew in each step; the target stays clean. ``"gaussian"`` adds noise, ``"masking"``
+        sets features to zero, ``"salt_and_pepper"`` sets features to the smallest or largest value of the training
+        data. Not applied if fit gets a y to reconstruct.
     corruption_level : float, default=0.0
-        Standard deviation of gaussian noise, in the data's units, or the probability for a feature to be hit.
+        Standard deviation of gaussian noise, in the data's units, or the probability that a feature is changed.
     dropout : float, default=0.0
-        Probability for each output of a hidden layer to be dropped in a training step; never of the latent
-        layer.
+        Probability that an output of a hidden layer is dropped in a training step. The latent layer has no dropout.
     contractive : float, default=0.0
-        Strength of the contractive penalty: the squared Frobenius norm of the derivatives of the latents by the input
-        (Rifai et al., ICML 2011), summed for each row, at the input that the encoder sees. Of a kinked activation
-        (relu), almost everywhere. An encoder with hidden layers then takes no dropout.
+        Strength of the contractive penalty of each row: the squared Frobenius norm of the derivatives of the latents by
+        the encoder's input (Rifai et al., ICML 2011). An encoder with hidden layers then needs ``dropout=0``.
     contractive_method : {"exact", "hutchinson"}, default="exact"
-        Exact, for encoders of up to four layers; or an unbiased estimate from `n_probes` random combinations of the
-        latents for each row, which costs less where there are many latents. An encoder of one layer has a closed form
-        that costs less than a probe, and is taken in either case.
+        ``"exact"`` takes encoders of up to four layers. ``"hutchinson"`` is an unbiased estimate from `n_probes` random
+        combinations of the latents for each row; it costs less if there are many latents. An encoder of one layer
+        always uses a closed form, which is cheaper than both.
     n_probes : int, default=1
     contractive_hessian : float, default=0.0
-        Strength of a second penalty that stands for the second derivatives: the squared Frobenius norm of the change of
-        those derivatives under gaussian noise on the input (Rifai et al., ECML 2011), exact given the noise.
+        Strength of a second penalty, which approximates second derivatives: the squared Frobenius norm of the change of
+        the derivatives under gaussian noise on the input (Rifai et al., ECML 2011). It is exact for the noise drawn.
     n_corruptions : int, default=1
-        Draws of that noise for each row and step, averaged over.
+        Draws of that noise for each row and step; the penalty is their mean.
     hessian_std : float, default=0.1
         Standard deviation of that noise, in the data's units.
     activity_l1 : float, default=0.0
-        Strength of the L1 penalty on the latents, a sum per sample.
+        Strength of the L1 penalty on the latents, a sum for each row.
     kl_sparsity : float, default=0.0
-        Strength of the Kullback-Leibler penalty between `sparsity_target` and the mean of each latent over
-        the batch; needs ``latent_activation="sigmoid"``.
+        Strength of the Kullback-Leibler penalty between `sparsity_target` and the mean of each latent over the rows
+        of a step; needs ``latent_activation="sigmoid"``.
     sparsity_target : float, default=0.05
     sparse_decoder : {"auto", "gram", "dense"}, default="auto"
-        How the squared error of a linear output against CSR rows is taken. ``"gram"``: from Gram matrices and the
-        stored values, without an array of the batch's rows by features; in float32 a row's loss is then accurate to
-        5e-7 of its sum of squares |y|^2, and gradients to 5e-6 |y| / |error| of their size. ``"dense"``: feature by
-        feature. ``"auto"`` takes what should be faster for these layers, batches and part of stored values; `plan_`
-        shows which.
+        How to compute the squared error of a linear output against CSR rows. ``"gram"`` uses Gram matrices and the
+        stored values, and needs no dense array of rows by features. In float32 the loss of a row y is then accurate to
+        5e-7 of |y|^2, and gradients to 5e-6 |y| / |error| of their size. ``"dense"`` goes feature by feature.
+        ``"auto"`` takes the one that should be faster; `plan_` shows which.
     alpha : float, default=0.0
-        L2 penalty on weights, never on biases: ``alpha / 2`` times the sum of squares, divided by the batch's
-        rows, as in scikit-learn's multilayer perceptrons; with adamw, the rate of its decoupled decay.
+        L2 penalty on weights, not on biases: ``alpha / 2`` times the sum of squares, divided by the rows of a step, as
+        in scikit-learn's multilayer perceptrons. With adamw, the rate of its decoupled decay.
     weight_l1 : float, default=0.0
-        L1 penalty on weights, likewise divided by the batch's rows.
+        L1 penalty on weights, also divided by the rows of a step.
     solver : {"adam", "adamw", "sgd"}, default="adam"
     learning_rate_init : float, default=1e-3
     momentum : float, default=0.9
-        Of sgd.
+        For sgd.
     beta_1, beta_2, epsilon : float, default=0.9, 0.999, 1e-8
-        Of adam and adamw.
+        For adam and adamw.
     clip_norm : float, optional
-        Scale a step's gradient down to this norm if it is larger.
+        A larger gradient is scaled down to this norm.
     learning_rate : {"constant", "cosine", "plateau"}, default="constant"
-        Constant; from `learning_rate_init` to zero along half a cosine over `max_iter` epochs, step by step;
-        or halved after each ``n_iter_no_change // 2`` epochs without improvement.
+        ``"cosine"`` goes from `learning_rate_init` to zero along half a cosine over `max_iter` epochs, step by step.
+        ``"plateau"`` halves the rate after each ``n_iter_no_change // 2`` epochs without improvement.
     batch_size : int, default=256
-        Most rows per step; up to a quarter fewer where that makes the last step of an epoch as full as the
-        others.
+        Most rows of a step. Steps may have fewer, so that the last step of an epoch is about as full as the others.
     max_iter : int, default=100
         Epochs.
     shuffle : bool or "blocks", default=True
-        Visit the rows in a new random order in each epoch: data in memory in any order, a source on disk block by
-        block, and the rows of a block in any order. ``"blocks"``: data in memory, too, so that the bits are the same.
+        Visit the rows in a new random order in each epoch. A source on disk is visited in random order of its blocks,
+        and of the rows inside a block. ``"blocks"`` does the same for data in memory, so that the bits are the same.
     early_stopping : bool, default=True
-        Hold rows out, stop when their loss has not improved for `n_iter_no_change` epochs, and keep the
-        parameters of the best epoch. If False, stop when the training loss has not improved (never, with
-        ``learning_rate="cosine"``, before `max_iter`), and keep the last parameters.
+        Hold rows out, stop when their loss has not improved for `n_iter_no_change` epochs, and keep the parameters of
+        the best epoch. If False, stop when the training loss has not improved, and keep the last parameters. With
+        ``learning_rate="cosine"`` the training loss stops nothing.
     validation_fraction : float, default=0.1
-        Part of the rows to hold out; at least one row is held out and one left.
+        Part of the rows to hold out: at least one row, and not all.
     n_iter_no_change : int, default=10
     tol : float, default=1e-4
-        An improvement is a loss below that of the last improvement by more than this part of it.
+        The loss must fall by more than this part of the loss at the last improvement.
     warm_start : bool, default=False
-        Let fit go on from the present parameters and optimiser state. The optimiser starts afresh where its
-        state is not kept: with another solver, after loading, and where fit went back to the parameters of an
-        earlier epoch, be it the best one or the last whole one before an interruption.
+        Let fit continue from the present parameters and optimiser state. The optimiser starts afresh if its state was
+        not kept: with another solver, after loading, and if fit went back to the parameters of an earlier epoch (the
+        best one, or the last one before an interruption).
     random_state : int, RandomState, Generator or None
-        An integer below 2**64 gives the same bits on every run and any number of threads; None draws fresh
-        entropy. NumPy's global state is never used.
+        An integer below 2**64 gives the same bits on every run and any number of threads. None draws a new seed.
+        NumPy's global state is never used.
     verbose : int, default=0
         1 prints a line for each epoch.
     precision : {"float32", "float64", "bfloat16", "tf32"}, default="float32"
-        Of the arithmetic; ``"bfloat16"`` is float32 with the factors of its matrix products rounded to bfloat16, about
-        half the time for wide layers on CPUs that multiply it (`narrows doctor` says which); ``"tf32"``, of
-        ``backend="cuda"`` alone, lets cuBLAS round those of large products to 11 significant bits. Outputs have the
-        dtype of X all the same.
+        Precision of the arithmetic. ``"bfloat16"`` is float32 with the factors of matrix products rounded to bfloat16:
+        about half the time for wide layers on CPUs with such instructions (`narrows doctor` shows them). ``"tf32"``,
+        only with ``backend="cuda"``, lets cuBLAS round the factors of large products to 11 significant bits. Outputs
+        have the dtype of X in any case.
     backend : {"auto", "cuda", "cpp", "numba", "reference"}, default="auto"
-        ``"auto"`` takes an NVIDIA GPU if one can be used, see ``docs/gpu.md``.
+        ``"auto"`` takes an NVIDIA GPU if it can, see ``docs/gpu.md``.
     n_threads : int, optional
-        By default ``NARROWS_NUM_THREADS``, ``SLURM_CPUS_PER_TASK``, or what the process may use of the
-        machine: fewer in the workers of joblib, and where threadpoolctl or ``OMP_NUM_THREADS`` limits OpenMP. Of the
-        CPU: a GPU does not heed it.
+        Threads on the CPU. The default is ``NARROWS_NUM_THREADS``, ``SLURM_CPUS_PER_TASK``, or the CPUs that the
+        process may use; fewer in the workers of joblib, and if threadpoolctl or ``OMP_NUM_THREADS`` limits OpenMP.
 
     Attributes
     ----------
     batches_ : ndarray of str or int
-        The batches that the decoder is told, sorted, after a fit with `batch`.
+        The sorted labels of the batches, after a fit with `batch`.
     coefs_ : list of ndarray of shape (n_in, n_out)
         Weights of each layer, read-only.
     intercepts_ : list of ndarray of shape (n_out,)
     history_ : dict of list of float
-        One value for each epoch of ``loss``, ``learning_rate``, ``seconds`` (of the epoch), and where they
-        exist ``val_loss``, ``mse_per_feature`` and ``penalty``, followed by its parts: ``contractive``,
-        ``contractive_hessian``, ``activity_l1``, ``kl_sparsity``, ``weight_penalty``.
+        One value for each epoch: ``loss``, ``learning_rate``, ``seconds``, and if they exist ``val_loss``,
+        ``mse_per_feature``, ``penalty`` and its parts: ``contractive``, ``contractive_hessian``, ``activity_l1``,
+        ``kl_sparsity``, ``weight_penalty``.
     n_iter_ : int
-        Epochs, those of earlier calls included where training went on.
+        Epochs, with those of earlier calls that training continued.
     loss_, best_loss_ : float
-        Training loss of the last epoch; lowest monitored loss (validation loss, or training loss with
+        Training loss of the last epoch; lowest monitored loss (the validation loss, or the training loss with
         penalties).
     n_features_in_ : int
     feature_names_in_ : ndarray of str
-        Where X has names.
+        If X has names.
     backend_ : str
     plan_ : narrows.plan.Plan
     metadata_ : dict
-        JSON-able values of the user's own, saved with the model.
+        Values of the user that JSON can hold; saved with the model.
     """
 
     _constraints = BaseAutoencoder._constraints | {
@@ -565,14 +560,13 @@ _LINEAR: dict[str, Any] = {
 class LinearAutoencoder(Autoencoder):
     """Linear autoencoder with squared error: its decoder spans the principal subspace.
 
-    It learns by gradients alone, from a random start. Without corruption and penalties, the only minima are
-    those where the decoder's rows span the space of the leading principal components and the biases take the
-    mean's place (Baldi and Hornik, Neural Networks 2, 1989); the latents are coordinates in it, not the
-    components themselves.
+    It learns by gradient steps from a random start. Without corruption and penalties, the decoder's rows span the space
+    of the leading principal components at every minimum, and the biases hold the mean (Baldi and Hornik, Neural
+    Networks 2, 1989). The latents are coordinates in this space, not the components themselves.
 
-    The parameters are those of `Autoencoder`, less activations, hidden layers, dropout, loss and rate-based
-    sparsity. The defaults (a long cosine schedule from a high rate) converge on some thousand rows in a
-    second; columns of very different scales should be standardised first, and large data need fewer epochs.
+    The parameters are those of `Autoencoder` without activations, hidden layers, dropout, loss and rate-based sparsity.
+    The defaults (a long cosine schedule from a high rate) converge on some thousand rows in a second. Standardise
+    columns of very different scales first. Large data need fewer epochs.
     """
 
 
@@ -580,8 +574,8 @@ class LinearAutoencoder(Autoencoder):
 class DenoisingAutoencoder(Autoencoder):
     """Autoencoder that rebuilds clean rows from corrupted ones (Vincent et al., JMLR 11, 2010).
 
-    ``fit(X)`` corrupts X anew in each step; ``fit(X_noisy, X_clean)`` learns from explicit pairs, to which
-    nothing is added. Applying it corrupts nothing. ``score(X_noisy, X_clean)`` says how well it cleans.
+    ``fit(X)`` corrupts X anew in each step. ``fit(X_noisy, X_clean)`` learns from given pairs and adds no noise. The
+    fitted estimator adds no noise either. ``score(X_noisy, X_clean)`` says how well it removes noise.
 
     The parameters are those of `Autoencoder`, with ``corruption="masking"`` and ``corruption_level=0.3`` by
     default.
@@ -590,12 +584,12 @@ class DenoisingAutoencoder(Autoencoder):
 
 @preset(hidden_layer_sizes=(), latent_activation="relu", activity_l1=0.1)
 class SparseAutoencoder(Autoencoder):
-    """Autoencoder of which few latents are active for a row; there may be more of them than features.
+    """Autoencoder with few active latents for each row; it may have more latents than features.
 
-    By default an L1 penalty on rectified latents, of a strength for features of order one: the penalty weighs
-    the latents, in the data's units, against the squared error, a sum over features. For rates near a target
-    instead, set ``activity_l1=0``, ``latent_activation="sigmoid"``, `kl_sparsity` and `sparsity_target` (Ng,
-    CS294A lecture notes, 2011).
+    The default is an L1 penalty on rectified latents. Its strength suits features of order one, because it weighs
+    latents, in the data's units, against the squared error, a sum over features. To train for rates near a target
+    instead, set ``activity_l1=0``, ``latent_activation="sigmoid"``, `kl_sparsity` and `sparsity_target` (Ng, CS294A
+    lecture notes, 2011).
 
     The parameters are those of `Autoencoder`, with other defaults: see the signature.
     """
@@ -609,11 +603,12 @@ class SparseAutoencoder(Autoencoder):
     contractive=0.1,
 )
 class ContractiveAutoencoder(Autoencoder):
-    """Autoencoder whose codes change little with the input, but for directions that the reconstruction needs.
+    """Autoencoder whose codes change little with the input, except in directions that the reconstruction needs.
 
     The penalty is the squared Frobenius norm of the Jacobian of the latents by the input (Rifai et al., ICML 2011),
-    with its exact gradient, for encoders of one to four layers. It is in the latents' units squared by the data's, and
-    is weighed against the loss, a sum over features. `contractive_hessian` penalises the Jacobian's change, too.
+    with its exact gradient, for encoders of one to four layers. `contractive_hessian` also penalises the change of the
+    Jacobian. Penalties are weighed against the loss, a sum over features.
 
-    The parameters are those of `Autoencoder`; by default one layer of sigmoid units with tied weights, as in the paper.
+    The parameters are those of `Autoencoder`. The default is one layer of sigmoid units with tied weights, as in the
+    paper.
     """

@@ -1,4 +1,4 @@
-"""Checks that need an array alone: its dtype, and masked values."""
+"""Questions to an array alone: is it sparse, what is its dtype, are values masked."""
 
 from __future__ import annotations
 
@@ -9,7 +9,18 @@ import numpy.typing as npt
 
 from ..errors import DataError
 
-__all__ = ["check_unmasked", "float_dtype"]
+__all__ = ["any_sparse", "check_unmasked", "float_dtype", "is_sparse"]
+
+
+def is_sparse(X: Any) -> bool:
+    """Whether X is CSR, of SciPy or CuPy."""
+    return hasattr(X, "indptr")
+
+
+def any_sparse(X: Any) -> bool:
+    """Whether X is sparse in any layout, of SciPy or CuPy."""
+    # Duck typing avoids the import of scipy.sparse for dense data.
+    return hasattr(X, "tocsr") and hasattr(X, "nnz")
 
 
 def float_dtype(dtype: npt.DTypeLike) -> np.dtype[Any]:

@@ -1,11 +1,10 @@
-"""Arrays of a GPU beside those of the CPU: how they are told apart, and what is done to either.
+"""Arrays on the CPU and on a GPU: which device an array is on, and how to move it.
 
-Promises: CuPy is imported when an array of a GPU has come, not before; whatever is of the CPU is given back as it is;
-nothing goes from one side to the other but by `to_host` and `like`.
-Never: computes.
+- CuPy is imported when the first array on a GPU arrives.
+- Functions return arrays on the CPU as they are. Only `to_host` and `like` move data between devices.
 
-What works for both needs nothing of this: CuPy's arrays have the methods of NumPy's, and NumPy's functions of elements
-(``np.isfinite``) are CuPy's where they are given its arrays.
+Much code needs nothing of this. CuPy arrays have NumPy's methods, and NumPy's elementwise functions (``np.isfinite``)
+take CuPy arrays.
 """
 
 from __future__ import annotations
@@ -18,18 +17,19 @@ import numpy as np
 
 from .._extras import require
 from ..errors import OutOfMemoryError
+from .arrays import any_sparse, is_sparse
 
 __all__ = ["check_together", "copying", "device_of", "gpu_array", "gpu_of", "like", "on_gpu", "rows_of", "to_host"]
 
 _CUDA = (2, 13)
-"""DLPack's numbers for memory of CUDA, and for memory that CUDA moves as it is needed."""
+"""DLPack's numbers for CUDA memory, and for managed memory, which CUDA moves when needed."""
 
 
 def on_gpu(X: Any) -> bool:
-    """Whether X is an array, or sparse rows, in the memory of an NVIDIA GPU: CuPy's or any other library's."""
+    """Whether X is an array or a sparse matrix on an NVIDIA GPU, of CuPy or another library."""
     if isinstance(X, np.ndarray):
         return False
-    if hasattr(X, "tocsr"):
+    if any_sparse(X):
         X = getattr(X, "data", None)
     device = getattr(X, "__dlpack_device__", None)
     if device is not None:
@@ -38,17 +38,17 @@ def on_gpu(X: Any) -> bool:
 
 
 def gpu_array(X: Any, name: str = "X") -> Any:
-    """X, which is on a GPU, as CuPy has it, without a copy: an array, or CSR.
+    """X on a GPU as a CuPy array or CuPy CSR, without a copy.
 
     Raises
     ------
     TypeError
-        Its library does not give it away, as PyTorch does not give a tensor that requires gradients.
+        Its library does not share the array. PyTorch, for example, does not share a tensor that requires gradients.
     ValueError
-        It is on another GPU than CuPy's current one.
+        X is not on CuPy's current GPU.
     """
     cupy = require("cupy", "cuda12", f"{name} on a GPU")
-    if hasattr(X, "tocsr"):
+    if any_sparse(X):
         X = X if X.format == "csr" else X.tocsr()
     elif not isinstance(X, cupy.ndarray):
         try:
@@ -58,24 +58,24 @@ def gpu_array(X: Any, name: str = "X") -> Any:
     current, own = int(cupy.cuda.Device().id), gpu_of(X)
     if own != current:
         raise ValueError(
-            f"{name} is on GPU {own} and CuPy's current one is GPU {current}: call this inside "
+            f"{name} is on GPU {own}, but CuPy's current GPU is {current}: call this inside "
             f"`with cupy.cuda.Device({own}):`"
         )
     return X
 
 
 def gpu_of(X: Any) -> int:
-    """The number of the GPU that holds an array or CSR of CuPy's."""
-    return int((X.data if hasattr(X, "indptr") else X).device.id)
+    """The number of the GPU that holds a CuPy array or CuPy CSR."""
+    return int((X.data if is_sparse(X) else X).device.id)
 
 
 def device_of(**arrays: Any) -> Any:
-    """CuPy's device that holds these arrays, absent ones None, to be entered; None if they are of the CPU.
+    """CuPy's device of these arrays, as a context manager; None if they are on the CPU. Arrays may be None.
 
     Raises
     ------
     TypeError, ValueError
-        Some are on a GPU and some are not, or on several.
+        The arrays are on several devices.
     """
     given = {name: X for name, X in arrays.items() if X is not None}
     there = {name: _device_of(X) for name, X in given.items() if on_gpu(X)}
@@ -95,28 +95,28 @@ def device_of(**arrays: Any) -> Any:
 
 def _device_of(X: Any) -> int:
     """The number of the GPU that holds X, which is on one."""
-    X = X.data if hasattr(X, "tocsr") else X
+    X = X.data if any_sparse(X) else X
     if hasattr(X, "__dlpack_device__"):
         return int(X.__dlpack_device__()[1])
     return gpu_of(require("cupy", "cuda12", "an array on a GPU").asarray(X))
 
 
 def to_host(X: Any) -> Any:
-    """A copy in the memory of the CPU of what is on a GPU; itself if it is not."""
+    """X on the CPU: a copy if X is on a GPU, otherwise X itself."""
     if not on_gpu(X):
         return X
     return X.get() if hasattr(X, "get") else gpu_array(X).get()
 
 
 def like(values: Any, X: Any, dtype: Any) -> Any:
-    """Numbers as an array of their own on the side of X, wherever they are now."""
+    """`values` as a new array on the device of X."""
     if on_gpu(X):
         return require("cupy", "cuda12", "an array on a GPU").array(values, dtype=dtype)
     return np.array(to_host(values), dtype=dtype)
 
 
 def rows_of(X: Any, rows: Any) -> Any:
-    """X[rows] for a slice or an array of the CPU."""
+    """X[rows] for a slice, or for row numbers on the CPU."""
     if isinstance(rows, np.ndarray) and on_gpu(X):
         with copying():
             return X[require("cupy", "cuda12", "rows on a GPU").asarray(rows)]
@@ -125,20 +125,20 @@ def rows_of(X: Any, rows: Any) -> Any:
 
 @contextlib.contextmanager
 def copying() -> Iterator[None]:
-    """While something of the size of the data may be allocated on a GPU."""
+    """Turn a GPU's lack of memory, while data are copied there, into an error that says what to do."""
     try:
         yield
     except MemoryError as error:
         if not type(error).__module__.startswith("cupy"):
             raise
         raise OutOfMemoryError(
-            f"there is no room on the GPU for a copy of some of the data ({error}): free some of it, or pass "
-            "cupy.asnumpy(X), of which a part at a time is taken"
+            f"the GPU has no room for a copy of some of the data ({error}): free memory there, or pass "
+            "cupy.asnumpy(X), which is copied to the GPU in parts"
         ) from None
 
 
 def check_together(X: Any, other: Any, name: str) -> None:
-    """Refuse what belongs to rows X and is on another side."""
+    """Raise TypeError if X and `other` are on different devices."""
     if on_gpu(X) != on_gpu(other):
         raise TypeError(_apart(*(("X", name) if on_gpu(X) else (name, "X"))))
 

@@ -1,7 +1,8 @@
-"""Reading the next block of a data set while the present one is worked on.
+"""Reads the next block of a data set while the current one is in use.
 
-Promises: results come in order, one read at a time, in one thread that ends with the iteration; what a read raises is
-raised where its result would have come. Never: holds a block that has been handed out, or reads more than one ahead.
+- Results come in order. One thread does one read at a time, and ends with the iteration.
+- An error of a read is raised in place of its result.
+- At most one block is read ahead, and a block that was returned is not kept.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ T = TypeVar("T")
 
 
 def read_ahead(reads: Iterable[Callable[[], T]]) -> Iterator[T]:
-    """The results of `reads`, in order; while one is used, the next is made in another thread."""
+    """The results of `reads`, in order; another thread makes the next one while one is in use."""
     with ThreadPoolExecutor(1, "narrows-read") as reader:
         queue = (reader.submit(read) for read in reads)
         pending = next(queue, None)

@@ -1,6 +1,7 @@
-"""Rows less a shift: what moves every zero of sparse rows, and is told once in place of being done to each.
+"""Shifted rows: sparse rows minus one vector, such as standardised sparse data.
 
-Promises: nothing is subtracted before it is asked for, a few rows at a time. Never: reads files or knows a network.
+The vector is kept apart, because subtracting it would turn zeros into values. It is subtracted when rows are made
+dense.
 """
 
 from __future__ import annotations
@@ -12,20 +13,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..plan.spec import NetworkSpec
+from .arrays import any_sparse
 
 __all__ = ["Shifted", "dense", "split_shift", "stored_rows"]
 
 
 @dataclass(frozen=True)
 class Shifted:
-    """The rows of a table less a shift.
+    """Rows of a table minus a shift.
 
     Attributes
     ----------
     rows : CSR or ndarray of shape (n_rows, n_columns)
-        As stored.
+        The stored rows.
     shift : ndarray of shape (n_columns,)
-        What each row is less than it.
+        Vector subtracted from every row.
     """
 
     rows: Any
@@ -46,13 +48,13 @@ class Shifted:
         return Shifted(self.rows[rows], self.shift)
 
     def toarray(self) -> NDArray[Any]:
-        """The rows themselves, in the type of those stored."""
+        """The rows minus the shift, dense, in the dtype of the stored rows."""
         rows: NDArray[Any] = np.array(dense(self.rows), self.dtype)
         rows -= self.shift.astype(self.dtype)
         return rows
 
     def extremes(self) -> tuple[float, float]:
-        """Least and greatest value of the rows, which must be CSR and not empty."""
+        """Smallest and largest value of the rows, which must be CSR and not empty."""
         X = self.rows
         absent = np.bincount(X.indices, minlength=X.shape[1]) < X.shape[0]
         values = np.concatenate([X.data - self.shift[X.indices], -self.shift[absent]])
@@ -60,26 +62,26 @@ class Shifted:
 
 
 def stored_rows(X: Any) -> Any:
-    """X without its shift, if it has one."""
+    """The stored rows of X, without a shift."""
     return X.rows if isinstance(X, Shifted) else X
 
 
 def dense(X: Any) -> Any:
-    """An array as it is, or that of rows which are not one."""
-    return X.toarray() if hasattr(X, "toarray") else X
+    """X as a dense array; a dense array is returned as it is."""
+    return X.toarray() if isinstance(X, Shifted) or any_sparse(X) else X
 
 
 def split_shift(spec: NetworkSpec, X: Any) -> tuple[Any, NDArray[Any] | None]:
-    """The rows of X as stored, and their shift as one row if the network takes shifted rows: zeros if X has none.
+    """The stored rows of X, and their shift as one row if the network takes shifted rows (zeros if X has no shift).
 
     Raises
     ------
     ValueError
-        X has a shift and the network takes none.
+        X has a shift and the network does not take shifted rows.
     """
     if not spec.data.shifted:
         if isinstance(X, Shifted):
-            raise ValueError("these rows have a shift, and the network takes none")
+            raise ValueError("these rows have a shift, but the network does not take shifted rows")
         return X, None
     if isinstance(X, Shifted):
         return X.rows, X.shift.reshape(1, -1)

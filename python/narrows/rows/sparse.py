@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from .._extras import require
 from ..errors import DataError
-from .arrays import float_dtype
+from .arrays import any_sparse, float_dtype, is_sparse
 from .devices import on_gpu
 
 __all__ = [
@@ -20,19 +20,9 @@ __all__ = [
     "check_indices",
     "check_indptr",
     "is_sparse",
+    "sound_rows",
     "sparse_rows",
 ]
-
-
-def is_sparse(X: Any) -> bool:
-    """Whether X is CSR, of SciPy or CuPy."""
-    return hasattr(X, "indptr")
-
-
-def any_sparse(X: Any) -> bool:
-    """Whether X is sparse in any layout, of SciPy or CuPy."""
-    # Duck typing avoids the import of scipy.sparse for dense data.
-    return hasattr(X, "tocsr") and hasattr(X, "nnz")
 
 
 def canonical(X: Any) -> Any:
@@ -52,6 +42,30 @@ def sparse_rows(X: Any) -> Any:
     import scipy.sparse as sp
 
     return sp.csr_array(X)
+
+
+def sound_rows(X: Any, name: str = "X") -> Any:
+    """An array or CSR as the backends take it, without a copy if X is that already.
+
+    Returns
+    -------
+    ndarray or CSR, of NumPy and SciPy or of CuPy
+        float32 or float64 in native byte order; CSR is canonical.
+
+    Raises
+    ------
+    DataError
+        X holds no numbers, or the parts of a CSR do not fit its shape.
+    """
+    dtype = float_dtype(X.dtype)
+    if is_sparse(X) and not on_gpu(X):
+        check_csr(X, name)
+        if len(X.data) > X.indptr[-1]:
+            X = X.copy()
+            X.prune()
+    if X.dtype != dtype or not X.dtype.isnative:
+        X = X.astype(dtype)
+    return canonical(X)
 
 
 def canonical_csr(

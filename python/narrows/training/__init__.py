@@ -1,4 +1,4 @@
-"""Training: the loop over epochs, and the checkpoints that it can go on from."""
+"""Training: the loop over epochs, and checkpoints to resume it."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Checkpoints: everything a run of training knows, in one file, so that it can go on bit for bit.
+"""Checkpoints: the state of a training run in one file. A resumed run gives the same bits as an uninterrupted one.
 
-Promises: a checkpoint is whole or absent; one of another run is refused, naming what differs.
-Never: trains.
+- A checkpoint file is complete or absent.
+- A checkpoint of another run is an error that names the differences.
 """
 
 from __future__ import annotations
@@ -21,37 +21,37 @@ __all__ = ["Checkpoint", "SavedRun", "TrainingState", "differences", "flat"]
 
 @dataclass(frozen=True)
 class TrainingState:
-    """Everything a run knows besides the network: replaced as a whole, never changed in place.
+    """The state of a run besides the network. It is never changed in place.
 
     Attributes
     ----------
     epoch, step : int
-        Whole epochs and updates done, in earlier runs too.
+        Completed epochs and updates, with those of earlier runs.
     first_epoch, first_step : int
-        Their values when this run began.
+        The same when this run began.
     epoch_step : int
-        Updates done in the running epoch.
+        Updates of the current epoch.
     sums : tuple of float
-        Sums over the samples of the running epoch, one per term of the plan.
+        Sums over the rows of the current epoch, one for each term of the plan.
     rows : int
-        Those samples.
+        Number of those rows.
     spent : float
-        Seconds spent on the running epoch.
+        Seconds spent on the current epoch.
     factor : float
-        What the plateau schedule has made of the learning rate.
+        Factor of the learning rate in the plateau schedule.
     best_loss, best_epoch
         Lowest monitored loss, and its epoch counted from 1.
     reference : float
         The monitored loss at the last improvement by more than `Options.tol`.
     stale, stale_rate : int
-        Epochs since then, and since then or the last cut of the learning rate.
+        Epochs since that improvement; and since that improvement or the last cut of the learning rate.
     finished : str
-        Why training ended: "max_iter", "converged", "callback", or "" while it has not.
+        Why training ended: "max_iter", "converged" or "callback"; "" while it runs.
     history : dict of list of float
     good : dict of ndarray, or None
-        Parameters after the last whole epoch; None while the program still holds them, until the next epoch begins.
+        Parameters after the last completed epoch; None while the program still holds them.
     best : dict of ndarray, or None
-        Parameters after the best epoch, if validation decides; None while that is the last whole one.
+        Parameters after the best epoch, if validation decides; None while that is the last completed epoch.
     """
 
     epoch: int = 0
@@ -75,7 +75,7 @@ class TrainingState:
 
     @property
     def epochs_done(self) -> int:
-        """Whole epochs of this run."""
+        """Completed epochs of this run."""
         return self.epoch - self.first_epoch
 
 
@@ -103,21 +103,22 @@ def _unpack(tensors: State, meta: Mapping[str, Any]) -> tuple[TrainingState, Sta
 
 @dataclass
 class Checkpoint:
-    """Where training saves itself, and whether it goes on from there.
+    """Where training saves its state, and whether it resumes from there.
 
     Attributes
     ----------
     path : Path
         The file; its folder must exist.
     minutes : float
-        Least time between two saves during training; stops, Ctrl-C and the end of training always save.
+        Shortest time between two saves. Stops, Ctrl-C and the end of training always save.
     resume : {"auto", "never", "require"}
-        Go on from `path` if it exists; start afresh; or fail with `ResumeError` if it does not exist.
+        ``"auto"`` resumes from `path` if it exists; ``"never"`` starts afresh; ``"require"`` raises `ResumeError` if it
+        does not exist.
     identity : dict
-        What, besides the estimator's parameters, seed and data, must be the same for a resume: JSON-able
-        values.
+        Further values that must be the same to resume, besides the estimator's parameters, seed and data. JSON must be
+        able to hold them.
     stop : callable, optional
-        Asked about every 50 ms; a text ends training after the running step with `Interrupted`.
+        Called about every 50 ms. If it returns a text, training ends after the current step with `Interrupted`.
     """
 
     path: Path
@@ -134,14 +135,14 @@ class Checkpoint:
             raise ValueError(f"minutes={self.minutes!r} must not be negative")
 
     def read(self) -> SavedRun | None:
-        """What is saved under `path`, or None if training starts afresh.
+        """The run saved under `path`, or None if training starts afresh.
 
         Raises
         ------
         ResumeError
-            If ``resume="require"`` and there is no checkpoint.
+            ``resume="require"`` and there is no checkpoint.
         ModelFileError
-            If the file is damaged or not a checkpoint.
+            The file is damaged or not a checkpoint.
         """
         from ..persistence import load_tensors
 
@@ -175,7 +176,7 @@ class SavedRun:
     network: State
 
     def check(self, identity: Mapping[str, Any]) -> None:
-        """Raise `ResumeError`, naming the fields that differ, unless this run is the one of `identity`."""
+        """Raise `ResumeError` with the differing fields unless this run has this `identity`."""
         here, there = flat(identity), flat(self.identity)
         differing = differences(there, here, sorted(here.keys() | there.keys()))
         if differing:
@@ -186,7 +187,7 @@ class SavedRun:
 
 
 def flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested tables as one, their names joined by dots; sequences become lists, as files give them back."""
+    """Nested tables as one flat table; names are joined by dots, and sequences become lists as in files."""
     out: dict[str, Any] = {}
     for name, value in table.items():
         if isinstance(value, Mapping):
@@ -197,7 +198,7 @@ def flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def differences(there: Mapping[str, Any], here: Mapping[str, Any], names: Iterable[str]) -> list[str]:
-    """Which of the fields differ between two flat tables (absent and None are the same), for an error message."""
+    """The fields that differ between two flat tables, for a message; absent and None are the same."""
 
     def shown(value: Any) -> str:
         text = "unset" if value is None else str(value)

@@ -1,10 +1,11 @@
 """The training loop: epochs, validation, early stopping, learning rates, callbacks, checkpoints.
 
-Promises: the same data, seed and options give the same bits, whether or not the run was interrupted and
-resumed, and whatever the speed of the machine; after any exception the trainer's state belongs to a whole
-number of steps, and what `Trainer.finish` returns to a whole number of epochs; beside the program there are at most two
-copies of the parameters, and none of the optimiser's state. Never: knows an estimator or computes on data; a `Program`
-does that.
+- The same data, seed and options give the same bits, on a machine of any speed, also if the run was interrupted and
+  resumed.
+- After an exception the trainer's state belongs to a whole step, and `Trainer.finish` returns the parameters of a whole
+  epoch.
+- Besides the program there are at most two copies of the parameters, and no copy of the optimiser's state.
+- Only a `Program` computes on data, and nothing here knows an estimator.
 
 Reading order: `Options`, `checkpoint.TrainingState`, `Feed`, `Trainer.run`.
 """
@@ -46,17 +47,16 @@ __all__ = [
 ]
 
 CHUNK_SECONDS = 0.25
-"""Aim for the length of one call of `Program.train`: callbacks and checkpoints come between two of them."""
+"""Target length of one call of `Program.train`. Callbacks and checkpoints run between two calls."""
 
 
 class Interrupted(Exception):
-    """Training stopped, after a whole step and after writing the checkpoint, because `Checkpoint.stop` said
-    so.
+    """`Checkpoint.stop` ended training, after a whole step and after the checkpoint was written.
 
     Attributes
     ----------
     reason : str
-        What `Checkpoint.stop` returned.
+        The text that `Checkpoint.stop` returned.
     """
 
     def __init__(self, reason: str) -> None:
@@ -71,19 +71,19 @@ class Progress:
     Attributes
     ----------
     epoch : int
-        Epochs done by this call of fit; in `Callback.on_batch` the running one is not counted.
+        Epochs completed by this call of fit.
     max_iter : int
     step : int
-        Steps done in the running epoch, or in the one just ended.
+        Steps of the current epoch, or of the epoch that just ended.
     steps_per_epoch : int
     loss : float
-        Mean loss per sample, penalties left out, over the epoch so far.
+        Mean loss of the epoch's rows so far, without penalties.
     val_loss : float or None
-        Of the last epoch that has one.
+        Validation loss of the last completed epoch.
     seconds : float
-        Since this process began to train.
+        Time since this process began to train.
     learning_rate : float
-        Of the last step.
+        Learning rate of the last step.
     best_epoch : int
         The epoch (from 1) with the lowest monitored loss; 0 before the first ends.
     """
@@ -100,18 +100,18 @@ class Progress:
 
 
 class Callback:
-    """Told about the progress of training; override what is wanted."""
+    """Follows the progress of training; override one method or both."""
 
     def on_batch(self, progress: Progress) -> None:
-        """Called between two steps, at least once an epoch and about four times a second."""
+        """Called between steps: at least once in an epoch, and about four times a second."""
 
     def on_epoch_end(self, progress: Progress) -> bool | None:
-        """Called after each epoch; returning True ends training there, as convergence would."""
+        """Called after each epoch; True ends training, as convergence does."""
         return None
 
 
 class EpochPrinter(Callback):
-    """One line per epoch on standard output: what ``verbose=1`` shows."""
+    """Prints one line for each epoch, for ``verbose=1``."""
 
     def on_epoch_end(self, progress: Progress) -> None:
         val = "" if progress.val_loss is None else f"  val_loss {progress.val_loss:.6g}"
@@ -131,13 +131,13 @@ class Options:
     max_iter : int
         Epochs, counted from the start of this run.
     monitor : {"val_loss", "loss", None}
-        What decides on convergence and on the best epoch. With "val_loss" the best parameters are the result,
-        else the last; with None all `max_iter` epochs are run.
+        The loss that decides on convergence and on the best epoch. With "val_loss" the best parameters are the result,
+        otherwise the last ones. With None all `max_iter` epochs run.
     kl_warmup : int
-        Epochs of the network, those of earlier runs included, over which the KL term of a variational one grows
-        linearly from nothing to its weight; convergence is not judged before their end.
+        Epochs over which the KL term of a variational network grows linearly to its weight, counted over earlier runs
+        too. Training does not converge before their end.
     initial_momentum, momentum_epochs : float, int
-        The momentum of sgd in so many first epochs of the network, in place of the plan's.
+        The momentum of sgd in the network's first `momentum_epochs` epochs.
     """
 
     max_iter: int
@@ -161,7 +161,7 @@ class Block:
     rows : ndarray of int64
         Rows of the block's arrays in the order in which to train on them.
     load : callable
-        Returns the arrays for `Program.bind`; the same object means the same arrays.
+        Returns the arrays for `Program.bind`. The same object holds the same arrays.
     """
 
     rows: NDArray[np.int64]
@@ -173,14 +173,14 @@ class Feed(Protocol):
 
     @property
     def n_rows(self) -> int:
-        """Rows trained on in an epoch."""
+        """Training rows of an epoch."""
 
     @property
     def n_steps(self) -> int:
         """Steps of an epoch."""
 
     def blocks(self, epoch: int) -> Iterator[Block]:
-        """The blocks of an epoch, in order: a function of the epoch's number alone."""
+        """The blocks of an epoch, in order. They depend on the epoch's number only."""
 
 
 class Trainer:
@@ -189,11 +189,11 @@ class Trainer:
     Parameters
     ----------
     program : Program
-        Loaded with the start of the run, which is what `state` speaks of.
+        Holds the parameters that belong to `state`.
     feed : Feed
     options : Options
     state : TrainingState, optional
-        To go on from; a new run by default.
+        The state to continue from; a new run by default.
     validate : callable, optional
         Returns the validation loss of a program.
     callbacks : sequence of Callback
@@ -231,10 +231,10 @@ class Trainer:
         self._begun = self._saved = time.perf_counter()
 
     def finish(self) -> State | None:
-        """Close the program and return the network to keep, None before the first whole epoch.
+        """Close the program and return the parameters to keep; None before the end of the first epoch.
 
-        It is that after the best epoch if validation is monitored, else after the last whole one; with the optimiser's
-        state if no step has been made since.
+        They are those of the best epoch if validation is monitored, otherwise of the last completed epoch. The
+        optimiser's state comes with them if no step was made since.
         """
         s = self.state
         if s.epochs_done and s.best is None and s.good is None:
@@ -243,16 +243,16 @@ class Trainer:
         return s.best or s.good
 
     def run(self) -> None:
-        """Train until `max_iter`, convergence or a callback's wish.
+        """Train until `max_iter`, convergence or a callback ends it.
 
         Raises
         ------
         DivergenceError
-            If a loss or a parameter is not finite.
+            A loss or a parameter is not finite.
         Interrupted
-            If `Checkpoint.stop` asks for it.
+            `Checkpoint.stop` returned a text.
         KeyboardInterrupt
-            After the running step, and after writing the checkpoint if there is one.
+            After the current step, and after the checkpoint was written if there is one.
         """
         self._begun = self._saved = time.perf_counter()
         try:
@@ -267,10 +267,10 @@ class Trainer:
         self._save()
 
     def _epoch(self) -> bool:
-        """Do the rest of an epoch; return whether there is another."""
+        """Train for the rest of an epoch; return whether another epoch follows."""
         s = self.state
         if s.epochs_done and s.good is None:
-            # Before the first step: until now the program itself holds what a whole epoch has led to.
+            # Until the first step the program itself holds the parameters of the last completed epoch.
             self.state = dataclasses.replace(s, good=self.program.state(optimiser=False))
         with contextlib.closing(self._loaded(list(self._left()))) as blocks:
             for rows, arrays in blocks:
@@ -284,7 +284,7 @@ class Trainer:
         return not self.state.finished
 
     def _left(self) -> Iterator[Block]:
-        """What of the running epoch's blocks is still to be trained on."""
+        """The blocks of the current epoch, without the rows that were trained on."""
         skip = self.state.epoch_step
         for block in self.feed.blocks(self.state.epoch):
             n_steps = -(-len(block.rows) // self._batch)
@@ -293,14 +293,14 @@ class Trainer:
             skip = max(0, skip - n_steps)
 
     def _loaded(self, blocks: list[Block]) -> Generator[tuple[NDArray[np.int64], tuple[Any, ...]]]:
-        """Rows and arrays of blocks; several are read ahead."""
+        """Rows and arrays of each block. If there are several, the next one is read ahead."""
         if len(blocks) == 1:
             yield blocks[0].rows, blocks[0].load()
         else:
             yield from zip((block.rows for block in blocks), read_ahead([block.load for block in blocks]), strict=True)
 
     def _steps(self, rows: NDArray[np.int64]) -> int:
-        """Train on the first of `rows`, as many steps as make a chunk; return how many were done."""
+        """Train on the first of `rows` for one chunk of steps; return the number of steps done."""
         rows = rows[: self._chunk * self._batch]
         count = -(-len(rows) // self._batch)
         s = self.state
@@ -320,7 +320,7 @@ class Trainer:
                 s,
                 step=s.step + done,
                 epoch_step=s.epoch_step + done,
-                # cumsum adds strictly one step after the other, so the sums do not depend on the chunks.
+                # cumsum adds step after step, so the sums do not depend on the chunks.
                 sums=tuple(weighted.cumsum(axis=0)[-1].tolist()),
                 rows=s.rows + trained,
                 spent=s.spent + seconds,
@@ -347,7 +347,7 @@ class Trainer:
         return self._reason is not None
 
     def _rate(self, step: int) -> float:
-        """Learning rate of a step of the running epoch."""
+        """Learning rate of a step of the current epoch."""
         o, s = self.options, self.state
         if o.learning_rate != "cosine":
             return o.learning_rate_init * s.factor
@@ -355,21 +355,21 @@ class Trainer:
         return 0.5 * o.learning_rate_init * (1 + math.cos(math.pi * part))
 
     def _rates(self, first: int, count: int) -> NDArray[np.float64]:
-        """Learning rates of consecutive steps; where they differ one by one, so that they cannot depend on the chunks,
-        which a vector's cosine might."""
+        """Learning rates of consecutive steps."""
         if self.options.learning_rate != "cosine":
             return np.full(count, self._rate(first))
+        # One by one: the bits of a vector's cosine could depend on the length of the chunk.
         return np.array([self._rate(first + i) for i in range(count)])
 
     def _kl_factors(self, count: int) -> NDArray[np.float64] | None:
-        """Of the next steps: how much of the KL term's weight is there."""
+        """The part of the KL term's weight in each of the next steps; None for all of it."""
         s, warmup = self.state, self.options.kl_warmup
         if s.epoch >= warmup:
             return None
         return np.minimum(1.0, (s.epoch + (s.epoch_step + np.arange(count)) / self._n_steps) / warmup)
 
     def _momenta(self, count: int) -> NDArray[np.float64] | None:
-        """Of the next steps, where it is not the plan's."""
+        """Momentum of each of the next steps; None for the plan's momentum."""
         early = self.state.epoch < self.options.momentum_epochs
         return np.full(count, self.options.initial_momentum) if early else None
 
@@ -407,15 +407,15 @@ class Trainer:
             spent=0.0,
             good=None,
             history=extended(s.history, values, s.epoch),
-            **self._judged(values["val_loss"] if o.monitor == "val_loss" else objective),
+            **self._progressed(values["val_loss"] if o.monitor == "val_loss" else objective),
         )
         if self.callbacks:
             progress = self._progress()
             if any([callback.on_epoch_end(progress) for callback in self.callbacks]):
                 self.state = dataclasses.replace(self.state, finished=self.state.finished or "callback")
 
-    def _judged(self, loss: float) -> dict[str, Any]:
-        """What the monitored `loss` of the epoch now ending changes in the state."""
+    def _progressed(self, loss: float) -> dict[str, Any]:
+        """The changes of the state that follow from the monitored `loss` of the epoch that ends."""
         o, s = self.options, self.state
         epoch = s.epoch + 1
         changes: dict[str, Any] = {"finished": "max_iter" if epoch - s.first_epoch >= o.max_iter else ""}
@@ -467,15 +467,15 @@ class Trainer:
 
 
 def extended(history: Mapping[str, list[float]], values: Mapping[str, float], epoch: int) -> dict[str, list[float]]:
-    """`history` of `epoch` epochs and one more; what an epoch lacks is NaN: the lists stay in step."""
+    """`history` with one more epoch. A missing value becomes NaN, so that all lists have the same length."""
     names = dict.fromkeys([*history, *values])
     return {n: [*history.get(n, [math.nan] * epoch), values.get(n, math.nan)] for n in names}
 
 
 class _HeldInterrupt:
-    """Holds Ctrl-C back while steps and their bookkeeping are done, then lets it through.
+    """Delays Ctrl-C until the steps and their bookkeeping are done.
 
-    Only in the main thread and only Python's own handler: others do what their owner wants.
+    It only acts in the main thread, and only on Python's own handler.
     """
 
     def __init__(self) -> None:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from ...plan.ops import Source
 from ...plan.plan import Mode, Plan, gathered
+from ...rows.arrays import is_sparse
 from ...rows.devices import on_gpu
 from ...rows.shifted import split_shift
 from ...rows.sparse import sparse_rows
@@ -95,7 +96,7 @@ def data_on(device: Device, plan: Plan, dtype: np.dtype[Any], modes: Mode, sourc
     for i, data in given.items():
         if getattr(data, "format", "") == "csr":
             check_csr(i, data)  # SciPy walks it without a look
-        if hasattr(data, "indptr") or i in spec.sparse_sources:
+        if is_sparse(data) or i in spec.sparse_sources:
             given[i] = sparse_rows(data)
         elif data.ndim == 1:
             given[i] = data[:, None]
@@ -117,7 +118,7 @@ def data_on(device: Device, plan: Plan, dtype: np.dtype[Any], modes: Mode, sourc
 
 def stored_size(data: Any, dtype: np.dtype[Any]) -> int:
     """Bytes that it takes on the device."""
-    if hasattr(data, "indptr"):
+    if is_sparse(data):
         return len(data.indptr) * 8 + len(data.data) * (dtype.itemsize + 4)
     return int(data.size) * dtype.itemsize
 
@@ -130,7 +131,7 @@ def laid_out(
     entry["rows"], entry["cols"] = data.shape
     types = {"data": dtype}
     parts = {"data": data}
-    if hasattr(data, "indptr"):
+    if is_sparse(data):
         entry["stored"], entry["csr"] = len(data.data), 1
         types |= {"indptr": np.dtype(np.int64), "indices": np.dtype(np.int32)}
         parts = {name: getattr(data, name) for name in types}
@@ -239,7 +240,7 @@ class Staged:
         table, size = self._shift.table.copy(), 0
         picked: list[tuple[int, Picked]] = []
         for i, data in self._sources.items():
-            pick = csr_rows if hasattr(data, "indptr") else dense_rows
+            pick = csr_rows if is_sparse(data) else dense_rows
             parts = pick(data, rows, self._dtype)
             table[i]["rows"], table[i]["cols"] = len(rows), data.shape[1]
             if "indptr" in parts:

@@ -19,6 +19,7 @@ from ..._extras import require
 from ...plan.ops import OpCode
 from ...plan.plan import Mode
 from ...plan.spec import Activation, Loss, Precision
+from ...rows.arrays import is_sparse
 from ...rows.sparse import sparse_rows
 from .data import N_SOURCES, check_csr, laid_out
 from .device import blas_on, calls_of, launch
@@ -74,7 +75,7 @@ class Operand:
 
 def dense_layer(X: Any, W: Any, b: Any, activation: int, out: Any, Z: Any, n_threads: int) -> None:
     """out = activation(X @ W + b); Z, if given, takes the pre-activation."""
-    sparse = hasattr(X, "indptr")
+    sparse = is_sparse(X)
     _check_apart({"out": out, "Z": Z}, {"X": X, "W": W, "b": b})
     x, w = None if sparse else _matrix(X), _matrix(W, turned=not sparse)
     places = {Operand.X: x, Operand.W: w, Operand.B: _row(b), Operand.OUT: _matrix(out), Operand.Z: _matrix(Z)}
@@ -113,8 +114,8 @@ def dense_backward_layer(
     derivative follows from.
     """
     _check_apart({"dX": dX, "dW": dW, "db": db}, {"dA": dA, "X": X, "W": W, "A": saved})
-    sparse = hasattr(X, "indptr") and dW is not None
-    x, w = None if hasattr(X, "indptr") else _matrix(X), _matrix(W, turned=True)
+    sparse = is_sparse(X) and dW is not None
+    x, w = None if is_sparse(X) else _matrix(X), _matrix(W, turned=True)
     places = {
         Operand.X: x,
         Operand.W: w,
@@ -197,7 +198,7 @@ def current() -> int:
 
 def _check_apart(results: dict[str, Any], operands: dict[str, Any]) -> None:
     """Refuse a result that shares memory with an operand or with a result before it."""
-    others = {name: array.data if hasattr(array, "indptr") else array for name, array in operands.items()}
+    others = {name: array.data if is_sparse(array) else array for name, array in operands.items()}
     for name, array in results.items():
         for other, theirs in others.items():
             if array is not None and theirs is not None and _overlap(array, theirs):
