@@ -299,7 +299,7 @@ def test_batches_that_cannot_be_read_are_one_line(tmp_path, line):
     fit = [tmp_path / "x.h5ad", "--out", out, *COUNT[:-1]]
     refused(3, "fit", *fit, "none", word="obs has no column 'none'; it has 'holes', 'sample', 'share'")
     refused(3, "fit", *fit, "holes", word="column 'holes' of obs has a missing value in row 41")
-    refused(3, "fit", *fit, "share", word="obs['share']: 0.0 in row 0: labels must all be strings, or all whole")
+    refused(3, "fit", *fit, "share", word="obs['share']: 0.0 in row 0: labels must be all strings or all integers")
     refused(
         3,
         "fit",
