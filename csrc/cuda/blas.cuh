@@ -1,11 +1,11 @@
-// What a product by cuBLAS leaves to do: factors rounded before, the epilogue behind.
+// Launches around a product by cuBLAS: they round the factors before it, and run the epilogue after it.
 
 #pragma once
 
 #include "gemm.cuh"
 
-// The epilogue of a product that is there: product, -, and the slots of the epilogue; ints: rows and columns, and what
-// gemm has. It may lie where the epilogue leaves its result: an element is one thread's.
+// The epilogue of a finished product. The product may lie where the epilogue stores its result, because one thread has
+// both.
 template <class Epilogue>
 KERNEL finish(const Op op) {
   using At = launch::finish;
@@ -13,8 +13,8 @@ KERNEL finish(const Op op) {
   each(op[At::rows], op[At::cols], [&](int i, int j) { Epilogue::apply(op, i, j, product(i, j)); });
 }
 
-// The same of a weight's gradient, and the gradient of the bias besides, by blocks of 256 threads: product, dz, and the
-// slots of WithBias; ints[0] is one more than the product has rows. The first blocks have 32 columns of dz each.
+// The same for a weight's gradient, with the gradient of the bias, by blocks of 256 threads. Each of the first blocks
+// sums 32 columns of dz.
 template <class To>
 KERNEL finish_with_bias(const Op op) {
   using At = launch::finish_with_bias;
@@ -31,8 +31,7 @@ KERNEL finish_with_bias(const Op op) {
   if (i < rows) WithBias<To>::apply(op, i, j, product(i, j));
 }
 
-// Two matrices in bfloat16: x, x rounded, y, y rounded. Two rounded numbers take the room of one as it was; odd rows
-// end with a zero.
+// Rounds two matrices. Two rounded numbers take the room of one number; odd rows end with a zero.
 KERNEL to_bfloat16(const Op op) {
   using At = launch::to_bfloat16;
   const int first = op[At::left_rounded].rows * op[At::left_rounded].cols;

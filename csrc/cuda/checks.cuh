@@ -1,4 +1,4 @@
-// What is asked of results.
+// Checks of results.
 //
 // Promises: a number is finite if it is neither NaN nor infinite, however large.
 
@@ -6,8 +6,7 @@
 
 #include "op.h"
 
-// Whether a block has met a number that is not finite: x (one row), found; ints: the row of `found`, which has an
-// element for each block.
+// x is one row. Each block has an element of `found`.
 KERNEL not_finite(const Op op) {
   using At = launch::not_finite;
   const Matrix &x = op[At::x], &found = op[At::found];

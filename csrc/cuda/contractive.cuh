@@ -1,4 +1,4 @@
-// The contractive penalty: of one layer in closed form, and of several what JACOBIAN needs besides matrix products.
+// The contractive penalty of one layer in closed form, and the parts of JACOBIAN that are not products.
 
 #pragma once
 
@@ -6,11 +6,11 @@
 
 // --- one layer -------------------------------------------------------------------------------------------------------
 
-// Columns of a block: few, so that the rows of a layer have many threads.
+// Columns of a block. They are few, so that the rows of a layer have many threads.
 constexpr int CONTRACTED = NARROWS_CONTRACTED;
 
-// The sums over rows of CONTRACTIVE: saved, noisy, W, weight, colrate, norms, sums; ints[0]: accumulate. Of two blocks
-// with the same columns one has the squared norms of those of W, the other the weighted squares of slopes.
+// The sums over rows of CONTRACTIVE. Two blocks have the same columns: one computes the squared norms of the columns of
+// W, the other the weighted sums of squared slopes.
 template <class Act>
 KERNEL contractive_columns(const Op op) {
   using At = op::CONTRACTIVE;
@@ -34,7 +34,7 @@ KERNEL contractive_columns(const Op op) {
         });
 }
 
-// The rest: dz, saved, weight, norms, noisy, dnoisy, sums, penalty. The threads of the first row leave the penalties.
+// The rest of CONTRACTIVE. The threads of the first row store the penalties.
 template <class Act>
 KERNEL contractive_rows(const Op op) {
   using At = op::CONTRACTIVE;
@@ -52,9 +52,9 @@ KERNEL contractive_rows(const Op op) {
 }
 
 // --- several ---------------------------------------------------------------------------------------------------------
-// Chains of derivatives have `ints[0]` rows, one for each latent, for a row of the batch.
+// A row of the batch has `latents` rows in a chain of derivatives.
 
-// The derivatives of the latents by their pre-activations: slopes, out; ints[1]: first column of the last slopes
+// The derivatives of the latents by their pre-activations; `column` is the first one of the last layer's slopes.
 KERNEL jacobian_seed(const Op op) {
   using At = launch::jacobian_seed;
   const Matrix &slopes = op[At::slopes], &out = op[At::out];
@@ -70,7 +70,7 @@ KERNEL subtract(const Op op) {
   each(x.rows, x.cols, [&](int i, int j) { x(i, j) -= y(i, j); });
 }
 
-// out = number * share of the row * x: x, weight, out
+// out = factor * share of the row * x
 KERNEL share_rows(const Op op) {
   using At = launch::share_rows;
   const Matrix &x = op[At::x], &out = op[At::out];
@@ -79,14 +79,14 @@ KERNEL share_rows(const Op op) {
   });
 }
 
-// x *= the slopes of the row of the batch, from column ints[1] on: x, slopes
+// x *= the slopes of the row of the batch
 KERNEL times_slopes(const Op op) {
   using At = launch::times_slopes;
   const Matrix &x = op[At::x], &slopes = op[At::slopes];
   each(x.rows, x.cols, [&](int r, int j) { x(r, j) *= slopes(r / op[At::latents], op[At::column] + j); });
 }
 
-// The derivatives by slopes: d, by_out (absent: the identity), dslopes; ints[1]: first column
+// The derivatives by slopes. An absent `by_out` is the identity.
 KERNEL jacobian_slopes(const Op op) {
   using At = launch::jacobian_slopes;
   const Matrix &d = op[At::d], &by_out = op[At::by_out], &dslopes = op[At::dslopes];
@@ -98,7 +98,7 @@ KERNEL jacobian_slopes(const Op op) {
   });
 }
 
-// rowpenalty = strength * share * tr(B product'): B, product, weight, rowpenalty. A block has a row of the batch.
+// rowpenalty = strength * share * tr(B product'). A block has a row of the batch.
 KERNEL jacobian_norm(const Op op) {
   using At = launch::jacobian_norm;
   const Matrix &B = op[At::B], &product = op[At::product];

@@ -1,25 +1,24 @@
-// Likelihoods of counts: the loss of wide layers with its gradient, and no gamma function for zeros.
+// Likelihoods of counts with their gradients. Zeros need no gamma function.
 //
-// Promises: counts are read where they lie, dense or CSR; the bits of a row depend on that row alone; besides z no
-// array of rows x features is needed: what a softmax adds to a derivative is known once a row has been walked, and then
-// derivatives are formed anew, in place.
+// Promises: kernels read counts in place, dense or CSR. The bits of a row depend on that row alone. z is the only array
+// of rows x features: once the sums of a row are known, the derivatives are computed again, in place.
 
 #pragma once
 
 #include "rows.cuh"
 #include "sparse.cuh"
 
-// exp(tau), tau the logarithm of an inverse dispersion.
+// exp(tau), where tau is the logarithm of an inverse dispersion.
 DEVICE real inverse_dispersion(real tau) {
   const real limit = real(LOG_DISPERSION_LIMIT);
   return exp_(max_(-limit, min_(limit, tau)));
 }
 
-// What a block judges: GROUP rows.
+// GROUP rows of a block.
 template <class L, bool SOFTMAX, bool BY_CELL>
-struct Judged {
+struct CountRows {
   using At = op::COUNTS;
-  static constexpr int GROUP = 2;
+  static constexpr int GROUP = NARROWS_COUNT_GROUP;
   static constexpr bool BY_GENE = L::DISPERSED && !BY_CELL;
   const Op& op;
   const Matrix &z, &log_dispersion, &sums;
@@ -29,7 +28,7 @@ struct Judged {
   // Means are factor * exp(logit - highest), or exp(logit + log_factor).
   real highest[GROUP], factor[GROUP], log_factor[GROUP], share[GROUP], part[GROUP];
 
-  DEVICE explicit Judged(const Op& op)
+  DEVICE explicit CountRows(const Op& op)
       : op(op),
         z(op[At::z]),
         log_dispersion(op[At::log_dispersion]),
@@ -49,7 +48,7 @@ struct Judged {
     }
   }
 
-  // The terms of an element, and exp(logit - highest). What a caller does not use is not computed.
+  // The terms of an element; e becomes exp(logit - highest). The compiler drops what a caller does not use.
   DEVICE CountTerms<real> terms(int r, int j, real y, real& e) const {
     const real logit = z(first + r, j);
     e = exp_(logit - highest[r]);
@@ -71,8 +70,8 @@ struct Judged {
     if (BY_CELL) z(first + r, n + j) = t.by_dispersion * share[r];
   }
 
-  // Calls fn(r, j, y) for all elements: zeros first, the threads side by side, then the counts, whose gamma functions
-  // would hold up a whole warp. What it returns is added to `sums` if that `keeps` it.
+  // Calls fn(r, j, y) for all elements. Zeros come first, spread over the threads. Then come the counts, because their
+  // gamma functions would delay a whole warp. If `keeps`, adds what fn returns to `sums`.
   template <class Fn>
   DEVICE void visit(bool keeps, const Fn& fn) const {
     each_column(n, [&](int j) {
@@ -104,13 +103,12 @@ struct Judged {
   }
 };
 
-// COUNTS: z, weight, library, log_dispersion, rowloss, found (see scan_rows; of CSR), and the derivatives by
-// log_dispersion, summed over the rows of a block; ints: source, features.
+// COUNTS. `found` is there for CSR rows alone.
 template <class L, bool SOFTMAX, bool BY_CELL>
 KERNEL_OF(512, sizeof(real) == 4 ? 2 : 1)
 counts(const Op op) {
-  Judged<L, SOFTMAX, BY_CELL> of(op);
-  constexpr int GROUP = Judged<L, SOFTMAX, BY_CELL>::GROUP;
+  CountRows<L, SOFTMAX, BY_CELL> of(op);
+  constexpr int GROUP = CountRows<L, SOFTMAX, BY_CELL>::GROUP;
   real loss[GROUP] = {}, slope[GROUP] = {};
   of.visit(of.BY_GENE && of.sums, [&](int r, int j, real y) {
     real e;
@@ -126,7 +124,7 @@ counts(const Op op) {
     if (i >= op.m) break;
     loss[r] = block_sum(loss[r]);
     if (thread() == 0) op[op::COUNTS::rowloss](i, 0) = loss[r];
-    // share * sum_k d_k / the softmax's sum, which is library / factor.
+    // share * sum_k d_k / the softmax's sum, which is size_sum / factor.
     const double d = block_sum(double(slope[r])), total = double(op[op::COUNTS::size_sum](i, 0));
     of.part[r] = total > 0 ? real(d * double(of.share[r]) * double(of.factor[r]) / total) : real(0);
   }

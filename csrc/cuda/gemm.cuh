@@ -1,29 +1,25 @@
-// Matrix products, tile by tile: where their factors come from as operands, what becomes of each element as an
-// epilogue.
+// Matrix products, tile by tile. Operands fill the tiles, and an epilogue uses each element of the result.
 //
-// Promises: an element is one chain of multiply-adds over k = 0, 1, 2, ... in every tile but Deep, where it is eight,
-// cut by the depth alone and added in order: so its bits depend on its row and its column alone, and tiles of one kind
-// give the same bits. Ragged edges are filled with zeros. Large products are better left to cuBLAS, where it is found.
-//
-// Slots 0 and 1 are the factors, as stored; ints: rows, columns and depth of the product, two of the epilogue's, and
-// whether bfloat16 programs round the factors.
+// Promises: an element is one chain of multiply-adds over k = 0, 1, 2, ... In the tile Deep it is eight chains, cut by
+// the depth alone and added in order. So its bits depend on its row and its column alone, and all tiles but Deep give
+// the same bits. Ragged edges are filled with zeros. cuBLAS is faster for large products, where it is there.
 
 #pragma once
 
 #include "updates.cuh"
 
-// ROWS x COLS elements by THREADS threads, each EACH_ROW x EACH_COL of them; DEPTH of the sum at a time, of which each
-// of WAYS groups of threads takes its part.
+// ROWS x COLS elements by THREADS threads; each thread has EACH_ROW x EACH_COL of them. DEPTH terms of the sum at a
+// time, of which each of WAYS groups of threads takes a part.
 template <int ROWS_, int COLS_, int DEPTH_, int EACH_ROW_, int EACH_COL_, int WAYS_>
 struct Tile {
   static constexpr int ROWS = ROWS_, COLS = COLS_, DEPTH = DEPTH_, EACH_ROW = EACH_ROW_, EACH_COL = EACH_COL_;
   static constexpr int WAYS = WAYS_, DOWN = ROWS / EACH_ROW, ACROSS = COLS / EACH_COL, GROUP = DOWN * ACROSS;
   static constexpr int THREADS = GROUP * WAYS;
-  // Of a multiprocessor, whose registers are then 128 a thread, or 168 where it has many elements.
+  // Blocks that a multiprocessor should hold: 128 registers for a thread, or 168 if it has many elements.
   static constexpr int BLOCKS = (EACH_ROW * EACH_COL < 32 ? 512 : 384) / THREADS;
   static_assert(ROWS % 8 == 0 && COLS % 8 == 0 && DEPTH % (8 * WAYS) == 0, "see Held");
 };
-// Theirs are the numbers of table.TILES.
+// The numbers come from table.TILES.
 #ifdef NARROWS_DOUBLE
 typedef Tile<NARROWS_TILE_SMALL_DOUBLE> Small;
 typedef Tile<NARROWS_TILE_MEDIUM_DOUBLE> Medium;
@@ -36,7 +32,7 @@ typedef Tile<NARROWS_TILE_LARGE> Large;
 typedef Tile<NARROWS_TILE_DEEP> Deep;
 #endif
 
-// x rounded to bfloat16 (to nearest, ties to even; subnormals become zero): its bits as a float's.
+// x rounded to bfloat16 (to nearest, ties to even; subnormals become zero), as the bits of a float.
 DEVICE uint32_t bfloat16_bits(float x) {
   union {
     float number;
@@ -48,7 +44,7 @@ DEVICE uint32_t bfloat16_bits(float x) {
   return subnormal ? u.bits & 0x80000000u : (u.bits + 0x7fffu + (u.bits >> 16 & 1u)) & 0xffff0000u;
 }
 
-// A factor of a product: as it is, or rounded to bfloat16.
+// A factor of a product, rounded to bfloat16 if `rounds`.
 DEVICE real rounded(bool rounds, real x) {
   (void)rounds;
 #ifdef NARROWS_BFLOAT16
@@ -66,15 +62,15 @@ DEVICE real rounded(bool rounds, real x) {
 DEVICE real factor(const Op& op, real x) { return rounded(op[launch::gemm::rounds], x); }
 
 // --- operands --------------------------------------------------------------------------------------------------------
-// A side of a product is `outer` rows of the result on the left, columns of it on the right, by the depth of the sum.
-// An operand is a class with a member template Of<OUTER, DEPTH, THREADS>: what one of THREADS threads has of it, a tile
-// of OUTER x DEPTH at a time. All threads of a block make one from (op, side, outer, depth), side 0 being the left and
-// 1 the right, and then call in turn
-//   load(first, k)          to read, into registers if it can, what the tile has from (first, k) on,
-//   fill<PITCH>(shared)     to leave element (first + o, k + d) in shared[d * PITCH + o], zeros outside of the operand.
-// Between the two other tiles are multiplied, so what is read from far belongs into load. Both may hold state, have
-// shared arrays of their own and call sync(); what fill leaves is read behind another sync(), and not written again
-// before one more. Slots `side`, and whatever the epilogue leaves, are the operand's.
+// A side of a product has `outer` rows (left) or columns (right) of the result, and the depth of the sum. An operand is
+// a class with a member template Of<OUTER, DEPTH, THREADS>: one thread's share of a tile of OUTER x DEPTH. All threads
+// of a block make one from (op, x, outer, depth), where x is the matrix as stored, and then call in turn
+//   load(first, k)          reads the thread's share of the tile at (first, k), into registers if possible,
+//   fill<PITCH>(shared)     stores element (first + o, k + d) in shared[d * PITCH + o], and zeros outside of the
+//   operand.
+// Two other tiles are multiplied between the two calls, so slow reads belong into load. Both may have state and shared
+// arrays, and may call sync(). Threads read what fill stored after another sync(), and one more comes before it is
+// overwritten.
 
 // N numbers in one or two reads of memory.
 template <int N>
@@ -82,9 +78,9 @@ struct alignas(N * sizeof(real) < 16 ? N * sizeof(real) : 16) Run {
   real at[N];
 };
 
-// A thread's part of a tile, in runs of four: along the depth if ALONG, of which two runs lie side by side in a warp
-// for each of 16 outer indices, or along the outer indices. With a pitch that is four more than a multiple of eight,
-// the writes of a warp then fall on different banks.
+// A thread's share of a tile, in runs of four: along the depth if ALONG, else along the outer indices. ALONG, a warp
+// has two runs side by side for each of 16 outer indices. If the pitch is four more than a multiple of eight, the
+// writes of a warp fall on different banks.
 template <int OUTER, int DEPTH, int THREADS, bool ALONG>
 struct Held {
   static constexpr int EACH = OUTER * DEPTH / (4 * THREADS), PAIR = ALONG ? 2 : 1, SIDE = THREADS / PAIR;
@@ -92,12 +88,12 @@ struct Held {
   static_assert(EACH * 4 * THREADS == OUTER * DEPTH && (SIDE % ACROSS == 0 || ACROSS % SIDE == 0), "all have as many");
   Run<4> held[EACH];
 
-  // Where run n begins: a number of the thread, and a constant.
+  // Where run n begins: a number of the thread plus a constant.
   DEVICE static int outer(int n) { return (thread() / PAIR % ACROSS + n * SIDE % ACROSS) * (ALONG ? 1 : 4); }
   DEVICE static int deep(int n) {
     return (thread() / PAIR / ACROSS + n * SIDE / ACROSS) * (ALONG ? 8 : 1) + (ALONG ? thread() % 2 * 4 : 0);
   }
-  // Each element by at(o, d).
+  // Loads each element as at(o, d).
   template <class Fn>
   DEVICE void take(const Fn& at) {
     take_runs([&](int o, int d) {
@@ -107,7 +103,7 @@ struct Held {
       return run;
     });
   }
-  // Each run by run_at(o, d).
+  // Loads each run as run_at(o, d).
   template <class Fn>
   DEVICE void take_runs(const Fn& run_at) {
     UNROLL
@@ -130,8 +126,8 @@ struct Held {
   }
 };
 
-// A matrix whose rows (TURNED: whose columns) are those of the result on the left, or its columns on the right; behind
-// them a row (column) of ones if it is EXTENDED, by which the result has the sums of the other factor.
+// A matrix whose rows (TURNED: columns) are the rows (left) or columns (right) of the result. If EXTENDED, a row of
+// ones follows, so the result also has the sums of the other factor.
 template <bool TURNED, bool EXTENDED>
 struct Dense {
   template <int OUTER, int DEPTH, int THREADS>
@@ -195,7 +191,7 @@ struct From {
   DEVICE real& operator[](int i) const { return shared[first + i]; }
 };
 
-// Tile `at` of them.
+// Tile `at` of the product.
 template <class T, class Left, class Right, class Epilogue>
 DEVICE void product(const Op& op, int at) {
   using At = launch::gemm;
@@ -214,7 +210,7 @@ DEVICE void product(const Op& op, int at) {
   of_left.load(row, 0);
   of_right.load(col, 0);
   for (int k = 0; k < depth; k += T::DEPTH) {
-    // Two buffers take turns: threads that are still at the one before are in nobody's way.
+    // Two buffers take turns, so threads that still read the last one are not disturbed.
     const int buffer = k / T::DEPTH % BUFFERS;
     From<decltype(left)> up = {left, buffer * T::DEPTH * UP};
     From<decltype(right)> wide = {right, buffer * T::DEPTH * WIDE};
@@ -253,7 +249,8 @@ DEVICE void product(const Op& op, int at) {
     }
     return;
   }
-  // The sums of all groups, one behind the other where the left factor was; a thread adds those of an element.
+  // The sums of all groups, one after the other, in the memory of the left factor. Each thread then adds the sums of an
+  // element.
   constexpr int TILE = T::ROWS * T::COLS;
   static_assert(APART || T::WAYS * TILE <= T::DEPTH * UP, "room for the sums");
   UNROLL
@@ -278,7 +275,7 @@ gemm(const Op op) {
   product<T, Left, Right, Epilogue>(op, block());
 }
 
-// For `group`
+// A product as a member of `group`
 template <class T, class Left, class Right, class Epilogue>
 struct Gemm {
   static constexpr int THREADS = T::THREADS, BLOCKS = T::BLOCKS;
@@ -287,7 +284,7 @@ struct Gemm {
 
 // --- epilogues -------------------------------------------------------------------------------------------------------
 
-// DENSE: slots from 2 on: b, out, pre
+// DENSE
 template <class Act>
 struct Activate {
   DEVICE static void apply(const Op& op, int i, int j, real z) {
@@ -299,7 +296,7 @@ struct Activate {
   }
 };
 
-// DGRAD: slots from 2 on: saved, out; floats[0]: scale
+// DGRAD
 template <class Act>
 struct Slope {
   using At = launch::Slope;
@@ -308,8 +305,7 @@ struct Slope {
   }
 };
 
-// A link of JACOBIAN's chain: slots from 2 on: slopes, product, and the product times the slopes of its row; a row of
-// the batch has ints[3] rows here, and its slopes begin at column ints[4].
+// A link of JACOBIAN's chain
 struct Link {
   using At = launch::Link;
   DEVICE static void apply(const Op& op, int i, int j, real d) {
@@ -318,12 +314,10 @@ struct Link {
   }
 };
 
-// Of an Extended left factor: the last row is the gradient of the bias. Slots from 7 on: what the bias has of those of
-// the other epilogue from 2 on.
+// With an Extended left factor, the last row of the result is the gradient of the bias.
 template <class To>
 struct WithBias;
 
-// ints[4]: accumulate
 template <>
 struct WithBias<Store> {
   DEVICE static void apply(const Op& op, int i, int j, real g) {

@@ -1,11 +1,12 @@
-// Squared error of a linear layer against CSR rows, and its gradients: no array of batch x features.
+// Squared error of a linear layer against CSR rows, and its gradients, without an array of batch x features.
 //
-// With V = [W; b] and g = [h 1], the loss of a row y is g Q g' - 2 g p' + |y|^2, where Q = V V' and p = y V'; by g it
-// is 2 (g Q - p), by V, summed over rows, G V - H' Y, where H has rows 2 s g, G = H' g, and s is the row's share.
+// With V = [W; b] and g = [h 1], the loss of a row y is g Q g' - 2 g p' + |y|^2, where Q = V V' and p = y V'. Its
+// derivative by g is 2 (g Q - p). Its derivative by V, summed over rows, is G V - H' Y, where H has the rows 2 s g, G =
+// H' g, and s is the row's share.
 //
-// Promises: Q, G, p and the loss are summed in double (short sums of Q, G and p in the slots' type); a row whose loss
-// is a small part of |y|^2, where these sums cancel, is taken from its residuals. The weight is read as it lies, and no
-// gradient of it is in memory unless it is asked for or the layer is wide.
+// Promises: Q, G, p and the loss are summed in double; short sums of Q, G and p are in the slots' type. If a row's loss
+// is a small part of |y|^2, these sums cancel, and the loss is computed from the residuals instead. The weight is read
+// in place. Its gradient is in memory only if an op asks for it or the layer is wide.
 
 #pragma once
 
@@ -16,14 +17,14 @@ struct alignas(4 * sizeof(real)) Quad {
   real of[4];
 };
 
-// Elements (i, j) of a symmetric matrix that are summed have j <= i.
+// The position of element (i, j) in the sums of a symmetric matrix, which are there for j <= i.
 DEVICE int in_lower(int i, int j, int n) { return i < j ? j * n + i : i * n + j; }
 
-// The part of V V' that ints[0] columns of V make: W, b, and a row of sums in double for each such grain. Blocks of 256
-// threads, of each grain one for each tile of 64 x 64 in the lower triangle of W W', and one for what b makes.
+// The part of V V' for `columns` columns of V: a row of `sums`, in double. Each part has blocks of 256 threads: one for
+// each tile of 64 x 64 in the lower triangle of W W', and one for b.
 KERNEL_OF(256, sizeof(real) == 4 ? 3 : 2) weight_gram_grains(const Op op) {
   using At = launch::weight_gram_grains;
-  constexpr int TILE = 64, DEPTH = 32, SHORT = 128, EACH = 4, DOWN = TILE / EACH, PITCH = DOWN + 1;
+  constexpr int TILE = NARROWS_GRAM_TILE, DEPTH = 32, SHORT = 128, EACH = 4, DOWN = TILE / EACH, PITCH = DOWN + 1;
   SHARED(Quad, upper, DEPTH * PITCH);
   SHARED(Quad, lower, DEPTH * PITCH);
   const Matrix &W = op[At::W], &b = op[At::b];
@@ -82,7 +83,7 @@ KERNEL_OF(256, sizeof(real) == 4 ? 3 : 2) weight_gram_grains(const Op op) {
   }
 }
 
-// The sum of the grains, in two parts: sums, high, low
+// The sum of the parts, as high + low
 KERNEL weight_gram(const Op op) {
   using At = launch::weight_gram;
   const MatrixOf<double> sums = wide(op[At::sums]);
@@ -95,8 +96,7 @@ KERNEL weight_gram(const Op op) {
   });
 }
 
-// SPARSE_MSE: h, W, high, low, saved, weight, rowloss, out, 2 (g Q - p) in double, b, and the parts of y W'; ints:
-// source; floats: scale. A block has a row.
+// SPARSE_MSE. A block has a row.
 template <class Act>
 KERNEL sparse_mse(const Op op) {
   using At = op::SPARSE_MSE;
@@ -167,7 +167,7 @@ KERNEL sparse_mse(const Op op) {
   });
 }
 
-// ROW_GRAM: h, weight, out. Blocks of 256 threads, a tile of 32 x 32 each.
+// ROW_GRAM. A block of 256 threads has a tile of 32 x 32.
 KERNEL row_gram(const Op op) {
   using At = op::ROW_GRAM;
   constexpr int TILE = 32, PITCH = TILE + 1, EACH = 4, WARPS = TILE / EACH;
@@ -203,16 +203,16 @@ KERNEL row_gram(const Op op) {
 }
 
 // --- the gradient by V -----------------------------------------------------------------------------------------------
-// What becomes of it: slots from 3 on are W, two of `To`, b.
+// To is what becomes of the gradient.
 
-// Kept: dW, db
+// Stores it
 struct GramStore {
   static constexpr bool IN_PLACE = false;
   DEVICE static void weight(const Op& op, int l, int c, real g) { op[launch::GramStore::dW](l, c) = g; }
   DEVICE static void bias(const Op& op, int c, real g) { op[launch::GramStore::db](0, c) = g; }
 };
 
-// Used up: moment1, moment2, and behind b those of b
+// Updates W and b with it
 template <class Rule>
 struct GramDescend {
   using At = launch::GramDescend;
@@ -227,7 +227,7 @@ struct GramDescend {
   }
 };
 
-// Calls fn(l, c) for rows `from` to `to` of a band, of which there are `cols` columns, neighbours side by side.
+// Calls fn(l, c) for rows `from` to `to` of a band with `cols` columns; neighbouring threads have neighbouring columns.
 template <class Fn>
 DEVICE void rows_of_band(int from, int to, int cols, const Fn& fn) {
   UNROLL_BY_2
@@ -235,9 +235,8 @@ DEVICE void rows_of_band(int from, int to, int cols, const Fn& fn) {
     if (at % BAND < cols) fn(from + at / BAND, at % BAND);
 }
 
-// G V - H' Y: h, G, weight of the rows, W, the slots of `To`, what is added to b (9), starts (10), and room for the
-// gradient of W (11) where it is updated in place and has more rows than a block takes at once; ints[0]: the source. A
-// block has a band of columns and all rows of V, so nobody else reads what it changes.
+// G V - H' Y. A block has a band of columns and all rows of V, so no other block reads what it changes. If W is updated
+// in place and has more rows than a block takes at once, its gradient goes through `kept`.
 template <int EACH, class To>
 KERNEL_OF(OUTER_THREADS, sizeof(real) == 4 ? 3 : 2)
 sparse_mse_slopes(const Op op) {
@@ -290,12 +289,12 @@ sparse_mse_slopes(const Op op) {
           for (int g = 0; g < COLUMNS; ++g) sum[g][q] += v.of[g] * by;
         }
       }
-      // The row of b: a warp has every eighth of the products.
+      // The row of b: a warp has every eighth product.
       for (int d = warp; d < depth; d += WARPS) last += G(a + d, inner) * slice[d * WARPS + lane / 4].of[lane % 4];
       sync();
     }
     of_b[warp * BAND + lane] = last;
-    // Turned, so that neighbours in memory go to neighbours among the threads.
+    // Transposed, so that neighbouring threads have neighbouring elements in memory.
     UNROLL
     for (int g = 0; g < COLUMNS; ++g) {
       UNROLL

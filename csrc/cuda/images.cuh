@@ -1,7 +1,7 @@
-// Convolutions and poolings, as sums over what an element is joined to.
+// Convolutions and poolings.
 //
-// Promises: names are those of ops.GEOMETRY, whose numbers are ints 4 to 19; an element (ky, kx) of the kernel joins
-// the narrow pixel y to the wide pixel stride * y + ky - pad. No patch of an image is ever written out.
+// Promises: the geometry is GEOMETRY and POOLING of ops.def. Element (ky, kx) of the kernel connects the narrow pixel y
+// with the wide pixel stride * y + ky - pad. No patch of an image is ever stored.
 
 #pragma once
 
@@ -15,7 +15,7 @@ struct Geometry {
   Axis y, x;
   int channels, filters, transposed, x_last, out_last;
 
-  // Of an op At.
+  // The geometry of an op
   template <class At>
   DEVICE static Geometry of(const Op& op) {
     return {{op[At::h], op[At::out_h], op[At::ky], op[At::sy], op[At::py], op[At::uy]},
@@ -32,19 +32,19 @@ struct Geometry {
   DEVICE int at_out(int row, int col, int f) const {
     return out_last ? (row * x.out + col) * filters + f : (f * y.out + row) * x.out + col;
   }
-  // The pixel of x that an element of the kernel joins to one of the output, along an axis; -1 outside.
+  // The pixel of x that kernel element k connects with pixel `out` of the output, along an axis; -1 if it is outside.
   DEVICE int joined(const Axis& a, int out, int k) const {
     if (transposed) return quotient(out + a.pad - k, a.stride, a.size);
     const int at = out * a.stride + k - a.pad;
     return at >= 0 && at < a.size * a.up ? copied(at, a.up) : -1;
   }
-  // The pixel of the output that it joins to copy `copy` of a pixel of x.
+  // The pixel of the output that kernel element k connects with copy `copy` of pixel `at` of x.
   DEVICE int joined_out(const Axis& a, int at, int copy, int k) const {
     if (!transposed) return quotient(at * a.up + copy + a.pad - k, a.stride, a.out);
     const int out = at * a.stride + k - a.pad;
     return out >= 0 && out < a.out ? out : -1;
   }
-  // far / stride where that is a whole number below `end`, else -1. Strides of one and two need no division.
+  // far / stride if it is a whole number below `end`, else -1. Strides of one and two need no division.
   DEVICE static int quotient(int far, int stride, int end) {
     if (far < 0) return -1;
     int at = far;
@@ -60,7 +60,7 @@ struct Geometry {
   DEVICE static int copied(int at, int up) { return up == 1 ? at : up == 2 ? at >> 1 : at / up; }
 };
 
-// Where a column of a row of images lies: row and column of the pixel, and channel.
+// Row, column and channel of element j of an image.
 struct Pixel {
   int row, col, channel;
   DEVICE Pixel(int j, int height, int width, int channels, bool last) {
@@ -71,14 +71,13 @@ struct Pixel {
 };
 
 // --- convolutions as products ----------------------------------------------------------------------------------------
-// Rows of the product are pixels of all images, its columns filters (channels on the way back), its depth what a pixel
-// is joined to. A thread has a pixel and EACH columns, so what it reads of an image serves as many multiply-adds; a
-// block's weights go through shared memory. The sum of an element is one chain, in an order that the shapes alone
-// decide.
+// A convolution as a product: its rows are the pixels of all images, its columns are filters (backwards: channels), its
+// depth is the kernel. A thread has a pixel and EACH columns, so a value that was read once serves many multiply-adds.
+// Weights go through shared memory. The sum of an element is one chain, and shapes alone decide its order.
 
-constexpr int CONV_THREADS = 128, CONV_DEPTH = 128;
+constexpr int CONV_THREADS = NARROWS_CONV_THREADS, CONV_DEPTH = 128;
 
-// What a block of a convolution has, of `pixels` to an image and `columns`.
+// A block's part of a convolution, for `pixels` pixels of an image and `columns` columns.
 template <int EACH>
 struct Patch {
   static_assert(CONV_THREADS <= CONV_DEPTH, "sums find room where the weights were");
@@ -93,7 +92,7 @@ struct Patch {
     pixel = at - i * pixels;
     alive = i < op.m;
   }
-  // The weights from depth k on, weight(k, column).
+  // Loads the weights from depth k on into shared memory, as weight(k, column).
   template <class Shared, class Fn>
   DEVICE int load(Shared& weights, int k, int depth, int columns, const Fn& weight) const {
     const int n = depth - k < CONV_DEPTH ? depth - k : CONV_DEPTH;
@@ -105,7 +104,7 @@ struct Patch {
     sync();
     return n;
   }
-  // Adds n products, of the columns of row i of x from j on, `step` apart, with the weights from k on.
+  // Adds n products: the elements of row i of x from j on, `step` apart, times the weights from k on.
   template <class Shared>
   DEVICE void add(const Matrix& x, int j, int step, Shared& weights, int k, int n) {
     UNROLL_BY_8
@@ -115,8 +114,8 @@ struct Patch {
       for (int e = 0; e < EACH; ++e) sum[e] += value * weights[(k + l) * EACH + e];
     }
   }
-  // Calls visit(ky, kx, c, l, n) for the depth in its order, of which each element of the kernel has `inner`: n of them
-  // from c on, whose weights are the n from l on of those that are there.
+  // Calls visit(ky, kx, c, l, n) over the depth in order. A kernel element has `inner` channels. The call covers n
+  // channels from c on; their weights start at l of those in shared memory.
   template <class Shared, class Weight, class Visit>
   DEVICE void walk(Shared& weights, const Geometry& g, int inner, int columns, const Weight& weight,
                    const Visit& visit) const {
@@ -125,7 +124,7 @@ struct Patch {
     for (int k = 0; k < depth; k += CONV_DEPTH) {
       const int n = load(weights, k, depth, columns, weight);
       for (int l = 0; l < n;) {
-        // As many as are left of an element, or of what is there.
+        // Up to the end of the kernel element, or of the loaded weights.
         const int run = inner - c < n - l ? inner - c : n - l;
         visit(ky, kx, c, l, run);
         l += run, c += run;
@@ -136,7 +135,7 @@ struct Patch {
       }
     }
   }
-  // Leaves the sums in shared memory, each where `kept` finds it.
+  // Leaves the sums in shared memory, where `kept` finds them.
   template <class Shared>
   DEVICE void keep(Shared& shared) const {
     sync();
@@ -149,7 +148,7 @@ struct Patch {
   }
 };
 
-// CONVOLVE: x, W, b, out, pre; ints[0]: activation
+// CONVOLVE
 template <int EACH, class Shared>
 struct Convolved {
   const Op& op;
@@ -193,7 +192,7 @@ convolve(const Op op) {
     with_activation(op[At::activation], Convolved<EACH, decltype(weights)>{op, g, patch, row, col, weights});
 }
 
-// CONV_DGRAD: dz, W, saved, out; floats: scale; ints[0]: activation
+// CONV_DGRAD
 template <int EACH, class Shared>
 struct Descended {
   const Op& op;
@@ -239,7 +238,7 @@ conv_dgrad(const Op op) {
     with_activation(op[At::activation], Descended<EACH, decltype(weights)>{op, g, patch, row, col, weights});
 }
 
-// Each lane has the sum over the warp of the element of its number: lanes HALF apart exchange half of what they have.
+// Lane l gets the sum over the warp of element l: lanes that are HALF apart exchange half of their elements.
 template <int HALF>
 DEVICE real scattered_sum(real (&values)[WARP]) {
   const bool upper = thread() & HALF;
@@ -254,9 +253,8 @@ DEVICE real scattered_sum(real (&values)[WARP]) {
     return values[0];
 }
 
-// CONV_WGRAD: x, dz, partial; ints: bias, accumulate, elements from one row of the weight to the next in `partial`. A
-// block has WEIGHTS rows of the weight by FILTERS of it, in one grain; its threads share rows and pixels. The row
-// behind the weight's is the bias's.
+// CONV_WGRAD. A block has WEIGHTS rows by FILTERS columns of the weight, in one grain. Its threads share the pixels.
+// The row after the last row of the weight is the bias.
 template <int WEIGHTS, int FILTERS>
 struct ConvWgrad {
   static constexpr int THREADS = CONV_THREADS, BLOCKS = 4;
@@ -315,11 +313,11 @@ conv_wgrad(const Op op) {
 }
 
 // --- pooling ---------------------------------------------------------------------------------------------------------
-// ints from 4 on: ops.POOLING. The input has one channel after the other.
+// The input has one channel after the other.
 
 struct Pool {
   int height, width, channels, down, across, last;
-  // Of an op At.
+  // The geometry of an op
   template <class At>
   DEVICE static Pool of(const Op& op) {
     return {op[At::h], op[At::w], op[At::c], op[At::pool_y], op[At::pool_x], op[At::layout] & 2};
@@ -329,7 +327,7 @@ struct Pool {
     const int w = width / across;
     return last ? (p.row * w + p.col) * channels + p.channel : (p.channel * (height / down) + p.row) * w + p.col;
   }
-  // The column of x with the greatest of a window, the first one if there are several.
+  // The column of the maximum of a window of x, the first one of several.
   DEVICE int greatest(const Matrix& x, int i, const Pixel& window) const {
     const int first = (window.channel * height + window.row * down) * width + window.col * across;
     int best = first;
@@ -341,7 +339,7 @@ struct Pool {
   }
 };
 
-// MAXPOOL_PICK and, of x itself, MAXPOOL: y, x, out
+// MAXPOOL_PICK, and MAXPOOL, whose y is x
 KERNEL maxpool_pick(const Op op) {
   using At = op::MAXPOOL_PICK;
   const Matrix &y = op[At::y], &x = op[At::x], &out = op[At::out];
@@ -349,7 +347,7 @@ KERNEL maxpool_pick(const Op op) {
   each(out.rows, out.cols, [&](int i, int j) { out(i, j) = y(i, pool.greatest(x, i, pool.out(j))); });
 }
 
-// MAXPOOL_DGRAD: dout, x, saved, out
+// MAXPOOL_DGRAD
 template <class Act>
 KERNEL maxpool_dgrad(const Op op) {
   using At = op::MAXPOOL_DGRAD;

@@ -1,4 +1,5 @@
-// The operands of kernels by name: `op[op::GATHER::out]` of an op, `op[launch::fill::value]` of a row of launches.def.
+// The operands of kernels by name: op[op::GATHER::out] is an operand of an op, op[launch::fill::value] one of a row of
+// launches.def.
 
 #pragma once
 

@@ -1,4 +1,4 @@
-// All kernels. They are templates; python/narrows/backends/cuda/table.py has their instances.
+// All kernels. They are templates; python/narrows/backends/cuda/table.py lists their instances.
 
 #include "blas.cuh"
 #include "checks.cuh"

@@ -1,13 +1,13 @@
 // Corruption, dropout, samples.
 //
-// Promises: an element's word is the one philox.h gives its row and column, so what is dropped, set or drawn is what
-// every backend drops, sets or draws. A thread has a block of Philox: four columns of a row.
+// Promises: philox.h gives each element its random word by row and column, so every backend drops, sets and draws the
+// same elements. A thread has one Philox block: four columns of a row.
 
 #pragma once
 
 #include "scalar.h"
 
-// The cells of columns 4 `quad` to 4 `quad` + 3 of a row.
+// The cells of columns 4 quad to 4 quad + 3 of a row.
 DEVICE void draw_cells(const Op& op, int stream, int row, int quad, uint32_t (&cells)[4]) {
   uint32_t x[1][4] = {{uint32_t(quad), uint32_t(row), op.step->step, uint32_t(stream)}};
   philox4x32(x, op.step->seed);
@@ -25,8 +25,8 @@ DEVICE void each_cell(const Op& op, int rows, int cols, int stream, const Fn& fn
   });
 }
 
-// The standard normal number of a cell. All exact: q = u - 1/2 and its distance to the end of the interval are odd
-// multiples of 2**-25.
+// The standard normal number of a cell. All steps are exact: q = u - 1/2 and its distance to the end of the interval
+// are odd multiples of 2**-25.
 DEVICE real normal_of(uint32_t cell) {
   const real unit = real(2.98023223876953125e-08);  // 2**-25
   const real odd = real(2 * int(cell) - (1 << 24) + 1);
@@ -67,7 +67,7 @@ KERNEL dropout(const Op op) {
             [&](int i, int j, uint32_t cell) { x(i, j) = cell < drop ? real(0) : x(i, j) * scale; });
 }
 
-// PROBE: out
+// PROBE
 KERNEL probe_signs(const Op op) {
   using At = op::PROBE;
   const Matrix& out = op[At::out];
@@ -76,7 +76,7 @@ KERNEL probe_signs(const Op op) {
             [&](int i, int j, uint32_t cell) { out(i, j) = real(cell < half ? -1 : 1); });
 }
 
-// SAMPLE: stats, z, noise
+// SAMPLE
 KERNEL sample(const Op op) {
   using At = op::SAMPLE;
   const Matrix &stats = op[At::stats], &z = op[At::z], &noise = op[At::noise];
@@ -89,7 +89,7 @@ KERNEL sample(const Op op) {
   });
 }
 
-// DRAW: mean, out. The uniform number is compared with the mean without rounding.
+// DRAW. The uniform number is compared with the mean without rounding.
 KERNEL draw_binary(const Op op) {
   using At = op::DRAW;
   const Matrix &mean = op[At::mean], &out = op[At::out];

@@ -1,8 +1,8 @@
-// What a kernel is handed: the operands of one launch, and the step and the data behind them.
+// The operands of a launch, and the step and the data behind them.
 //
-// Promises: the layout is that of LAUNCH_DTYPE, STEP_DTYPE and SOURCE_DTYPE in python/narrows/backends/cuda/table.py
-// (the sizes are compared when this is compiled). What changes from step to step is behind `step` and `sources`, so
-// that a launch can be captured once and replayed.
+// Promises: the layouts are LAUNCH_DTYPE, STEP_DTYPE and SOURCE_DTYPE of python/narrows/backends/cuda/table.py; the
+// compiler compares the sizes. What changes from step to step is behind `step` and `sources`, so a launch can be
+// captured once and replayed.
 
 #pragma once
 
@@ -16,7 +16,7 @@ typedef double real;
 typedef float real;
 #endif
 
-// A row-major matrix in the arena; absent without data.
+// A row-major matrix on the device; absent if `data` is null.
 template <class T>
 struct MatrixOf {
   T* data;
@@ -30,14 +30,14 @@ struct MatrixOf {
 };
 typedef MatrixOf<real> Matrix;
 
-// Numbers of another type in memory that launches have for themselves.
+// The same memory as numbers of another type.
 template <class T>
 DEVICE MatrixOf<T> as(const Matrix& m) {
   return {reinterpret_cast<T*>(m.data), m.rows, m.cols, m.ld, 0};
 }
 DEVICE MatrixOf<double> wide(const Matrix& m) { return as<double>(m); }
 
-// Data that rows are taken from: dense, or CSR whose columns increase.
+// Rows to gather: dense, or CSR with increasing columns.
 struct Source {
   const real* data;
   const int64_t* indptr;
@@ -94,8 +94,7 @@ struct Op {
 
 constexpr int MAX_MEMBERS = NARROWS_MAX_MEMBERS;
 
-// Several launches as one. The blocks of a member come behind those of the one before, up to ends[i]; what kinds[i]
-// says of it is the kernel's affair.
+// Several launches as one. Member i has the blocks from ends[i - 1] to ends[i]. The kernel defines what kinds[i] means.
 struct Ops {
   Op members[MAX_MEMBERS];
   int ends[MAX_MEMBERS], kinds[MAX_MEMBERS];
@@ -106,14 +105,14 @@ static_assert(sizeof(Ops) == NARROWS_GROUP_SIZE, "GROUP_DTYPE has another layout
 static_assert(sizeof(Step) == NARROWS_STEP_SIZE, "STEP_DTYPE has another layout");
 static_assert(sizeof(Source) == NARROWS_SOURCE_SIZE, "SOURCE_DTYPE has another layout");
 
-// d(mean weighted loss) / d(the loss of row i): what gradients of a row are multiplied with. `op` knows the rows.
+// The derivative of the mean weighted loss by the loss of row i. Gradients of the row are multiplied with it.
 template <class Operands>
 DEVICE real row_share(const Operands& op, const Matrix& weight, int i) {
   const real share = real(1.0 / op.m);
   return weight ? share * weight(i, 0) : share;
 }
 
-// Calls fn(i, j) for the element of a matrix of `rows` x `cols` that is this thread's, in block `b` of its launch.
+// Calls fn(i, j) for this thread's element of a matrix of `rows` x `cols`, in block `b` of the launch.
 template <class Fn>
 DEVICE void each_of(int b, int rows, int cols, const Fn& fn) {
   const int64_t at = int64_t(b) * threads() + thread();
@@ -125,7 +124,7 @@ DEVICE void each(int rows, int cols, const Fn& fn) {
   each_of(block(), rows, cols, fn);
 }
 
-// Calls fn(j) for the columns of a row that are this thread's, a block having the row.
+// Calls fn(j) for this thread's columns of the row that the block works on.
 template <class Fn>
 DEVICE void each_column(int cols, const Fn& fn) {
   for (int j = thread(); j < cols; j += threads()) fn(j);

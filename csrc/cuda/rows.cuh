@@ -1,7 +1,7 @@
-// Ops that take a row at a time: rows of the data, losses, penalties with a sum over a row.
+// Ops that work on one row at a time: gathers, losses, penalties with a sum over a row.
 //
-// Promises: a block has a row, and adds in an order that the row's width alone decides, so a row's bits do not depend
-// on the rows beside it.
+// Promises: a block has a row. The width of the row alone decides the order of its sums, so a row's bits do not depend
+// on other rows.
 
 #pragma once
 
@@ -9,7 +9,7 @@
 
 // --- data in ---------------------------------------------------------------------------------------------------------
 
-// GATHER: out, shift. A block has row i, which is row `row` of the data.
+// GATHER of row i of the batch, which is row `row` of the source.
 DEVICE void gather_row(const Op& op, int i, int64_t row) {
   using At = op::GATHER;
   const Matrix &out = op[At::out], &shift = op[At::shift];
@@ -27,7 +27,7 @@ DEVICE void gather_row(const Op& op, int i, int64_t row) {
 
 KERNEL gather(const Op op) { gather_row(op, block(), op.row(block())); }
 
-// The first launch of a step: members that begin it, and gather.
+// The first launch of a step: member 0 begins the step, member 1 is GATHER.
 KERNEL begin_gather(const GRID_CONSTANT Ops ops) {
   const Op &begin = ops.members[0], &op = ops.members[1];
   using At = launch::step;
@@ -39,7 +39,7 @@ KERNEL begin_gather(const GRID_CONSTANT Ops ops) {
 
 // --- softmax ---------------------------------------------------------------------------------------------------------
 
-// The greatest of the first `cols` of row i of z, and the sum of exp(z - it).
+// The sum of exp(z - highest) over the first `cols` columns of row i; `highest` becomes the maximum of z there.
 DEVICE real exponentials(const Matrix& z, int i, int cols, real& highest) {
   real most = z(i, 0), sum = 0;
   each_column(cols, [&](int j) { most = max_(z(i, j), most); });
@@ -48,7 +48,7 @@ DEVICE real exponentials(const Matrix& z, int i, int cols, real& highest) {
   return block_sum(sum);
 }
 
-// LINK: z
+// LINK with softmax
 KERNEL activate_softmax(const Op op) {
   using At = op::LINK;
   const Matrix& z = op[At::z];
@@ -58,7 +58,7 @@ KERNEL activate_softmax(const Op op) {
   each_column(z.cols, [&](int j) { z(i, j) = exp_(z(i, j) - highest) / sum; });
 }
 
-// MEANS: z, library, out
+// MEANS
 template <bool SOFTMAX>
 KERNEL means(const Op op) {
   using At = op::MEANS;
@@ -71,9 +71,9 @@ KERNEL means(const Op op) {
 }
 
 // --- losses ----------------------------------------------------------------------------------------------------------
-// z, target, weight, rowloss; z becomes the derivative in training.
+// LOSS. In training z becomes the derivative.
 
-// BceSigmoid with the logarithm that it leaves to the caller.
+// BceSigmoid, with the logarithm that it leaves to its caller.
 struct Logistic {
   DEVICE static real eval(real z, real y, real, real& dz) {
     real e;
@@ -118,7 +118,7 @@ KERNEL loss_multinomial(const Op op) {
   if (thread() == 0) op[At::rowloss](i, 0) = counts * log_(sum) - inner;
 }
 
-// Any other loss behind softmax, by the chain rule: dz = p (dp - sum_k p_k dp_k).
+// Any other loss behind a softmax, by the chain rule: dz = p (dp - sum_k p_k dp_k).
 template <class L>
 KERNEL loss_softmax(const Op op) {
   using At = op::LOSS;
@@ -142,7 +142,7 @@ KERNEL loss_softmax(const Op op) {
   if (thread() == 0) op[At::rowloss](i, 0) = value;
 }
 
-// GAUSSIAN: z, target, weight, logvar, rowloss, rates
+// GAUSSIAN
 template <class Act>
 KERNEL gaussian(const Op op) {
   using At = op::GAUSSIAN;
@@ -164,7 +164,7 @@ KERNEL gaussian(const Op op) {
 
 // --- penalties -------------------------------------------------------------------------------------------------------
 
-// ACTIVITY_L1: a, saved, weight, dz, rowpenalty
+// ACTIVITY_L1
 template <class Act>
 KERNEL activity_l1(const Op op) {
   using At = op::ACTIVITY_L1;
@@ -180,7 +180,7 @@ KERNEL activity_l1(const Op op) {
   if (thread() == 0) op[At::rowpenalty](i, 0) = strength * sum;
 }
 
-// LATENT_KL: stats, noise, weight, dz, dstats, rowkl
+// LATENT_KL
 KERNEL latent_kl(const Op op) {
   using At = op::LATENT_KL;
   const Matrix &stats = op[At::stats], &noise = op[At::noise], &dz = op[At::dz], &dstats = op[At::dstats];
@@ -197,7 +197,7 @@ KERNEL latent_kl(const Op op) {
   if (thread() == 0) op[At::rowkl](i, 0) = sum / real(2);
 }
 
-// SQUARED_NORM: x, weight, rowpenalty
+// SQUARED_NORM
 KERNEL squared_norm(const Op op) {
   using At = op::SQUARED_NORM;
   const Matrix &x = op[At::x], &rowpenalty = op[At::rowpenalty];

@@ -1,7 +1,7 @@
-// The mathematics that functors.h and counts.h ask for, of single numbers.
+// The functions of single numbers that functors.h and likelihoods.h need.
 //
-// Promises: float32 is accurate to a few ulp over all numbers, if the functions of CUDA (or the C library) are, though
-// CuPy has subnormal numbers be zero on GPUs; nothing is rounded to double and back in float32.
+// Promises: float32 is accurate to a few ulp for all numbers, if CUDA's (or the C library's) functions are; on GPUs
+// CuPy flushes subnormal numbers to zero. In float32 nothing is computed in double.
 
 #pragma once
 
@@ -43,26 +43,26 @@ DEVICE double log1p_(double x) { return log1p(x); }
 DEVICE double tanh_(double x) { return tanh(x); }
 DEVICE double sqrt_(double x) { return sqrt(x); }
 
-// w exp(x). Half of the exponent at a time, so that no factor is subnormal where the product is not.
+// w exp(x). Half of the exponent at a time, so that no factor is subnormal unless the product is.
 DEVICE float exp_times_(float x, float w) {
   const float e = exp_(0.5f * x);
   return (w * e) * e;
 }
 DEVICE double exp_times_(double x, double w) { return w * exp_(x); }
 
-// exp(x) - 1 for x <= 0, of which the exponential is at hand.
+// exp(x) - 1 for x <= 0; e = exp(x).
 DEVICE float expm1_beside(float x, float e) { return x > -0.34f ? expm1_(x) : e - 1.0f; }
 DEVICE double expm1_beside(double x, double) { return expm1_(x); }
 
-// w phi(a), phi the normal density, 0 <= a <= 15. The square of a in two parts, as its rounding would come out
-// a**2 / 2 times as large.
+// w phi(a) for 0 <= a <= 15; phi is the normal density. The square of a has two parts, because its rounding error would
+// grow by a**2 / 2.
 DEVICE float normal_pdf_times(float a, float w) {
   const float head = float(int(a * 256.0f)) * 0.00390625f;  // 12 bits: its square is exact
   const float low = 0.5f * (head - a) * (head + a);
   return exp_times_(-0.5f * head * head, w * 0.398942280f * exp_(low));
 }
 
-// phi(a) / Phi(-a), Phi the normal distribution function, 0 <= a <= 15; as in cpu/vec.inl.
+// phi(a) / Phi(-a) for 0 <= a <= 15; Phi is the normal distribution function. As in cpu/kernels/vec.inl.
 DEVICE float normal_hazard(float a) {
   float p = a * 0.00767060556f + 0.0626053885f;
   p = p * a + 0.222651899f;
@@ -98,14 +98,15 @@ DEVICE V sign_(V a) {
   return V(a > V(0)) - V(a < V(0));
 }
 
-// Those of ops.py.
+// Constants of narrows.plan.ops.
 constexpr double DROPOUT_LIMIT = NARROWS_DROPOUT_LIMIT, LOG_DISPERSION_LIMIT = NARROWS_LOG_DISPERSION_LIMIT;
 constexpr double DISPERSION_PACE = NARROWS_DISPERSION_PACE;
 constexpr double VARIANCE_FLOOR = NARROWS_VARIANCE_FLOOR, GRAM_GUARD = NARROWS_GRAM_GUARD;
 constexpr int SOURCE_SHIFT = NARROWS_SOURCE_SHIFT, SOURCE_CONDITION = NARROWS_SOURCE_CONDITION;
+constexpr int LOSS_MSE = NARROWS_LOSS_MSE, LOSS_BCE = NARROWS_LOSS_BCE;
 constexpr int CELL_ROWS = NARROWS_CELL_ROWS, LANES = NARROWS_LANES, GRAIN = NARROWS_GRAIN;
 
-// In this order: each uses the one before it.
+// In this order: each file uses the one before it.
 #include "../shared/functors.h"
 #include "../shared/philox.h"
 // clang-format off
@@ -118,7 +119,7 @@ enum ActivationNumber : int {
 #undef X
 };
 
-// Calls fn.as<A>(), A being the activation with a number of spec.Activation.
+// Calls fn.as<A>(), where A is the activation with this number in spec.Activation.
 template <class Fn>
 DEVICE void with_activation(int number, const Fn& fn) {
   switch (number) {

@@ -1,13 +1,13 @@
-// What a kernel is written in: threads of a block, a barrier, shuffles in a warp, shared memory.
+// The words that kernels are written in: threads of a block, a barrier, shuffles in a warp, shared memory.
 //
-// Promises: under NVRTC (and nvcc) these are CUDA's own, and no system header is needed; on a host they come from the
-// includer's NARROWS_SIMT_HOST, so that tests run the very kernels without a GPU, with every access checked.
-// Never: says anything of ops.
+// Promises: under NVRTC and nvcc they are CUDA's own, without a system header. On a host they come from the header that
+// NARROWS_SIMT_HOST names, so tests run the same kernels without a GPU and check every access.
+// Never: knows an op.
 //
-// Blocks are of one dimension, in whole warps; every thread of a block reaches every sync() and every lane of a warp
-// every shuffle, ballot and sync_warp(). KERNEL is an entry (KERNEL_OF: one of which a multiprocessor is to hold some
-// blocks), DEVICE a function of kernels, SHARED(T, name, N) an array of the block, GRID_CONSTANT a parameter of a
-// kernel that is read where it lies; REQUIRE(condition) is checked on the host alone.
+// Blocks have one dimension and whole warps. Every thread of a block must reach every sync(), and every lane of a warp
+// every shuffle, ballot and sync_warp(). KERNEL starts an entry point; KERNEL_OF also says how many blocks a
+// multiprocessor should hold. DEVICE starts a function that kernels call. SHARED(T, name, N) is an array of the block.
+// GRID_CONSTANT marks a parameter that is read in place. Only the host checks REQUIRE(condition).
 
 #pragma once
 
@@ -38,13 +38,12 @@ DEVICE int thread() { return int(threadIdx.x); }
 DEVICE int threads() { return int(blockDim.x); }
 DEVICE int block() { return int(blockIdx.x); }
 DEVICE void sync() { __syncthreads(); }
-// The same number, of which the compiler knows nothing: what is made of it inside a loop is not kept in registers from
-// before the loop.
+// The same number, hidden from the compiler: it then does not keep values that depend on it in registers before a loop.
 DEVICE int unknown(int number) {
   asm volatile("" : "+r"(number));
   return number;
 }
-// What is read behind it is not read before it, into registers that are wanted for other things.
+// Keeps later reads from moving up here, where they would take registers.
 DEVICE void in_turn() { asm volatile("" ::: "memory"); }
 template <class T>
 DEVICE T shuffle_xor(T value, int mask) {
@@ -61,7 +60,7 @@ DEVICE int ones(uint32_t bits) { return __popc(bits); }
 constexpr int WARP = 32;
 
 // --- sums over a block -----------------------------------------------------------------------------------------------
-// In an order fixed by the size of the block; every thread has the result.
+// The size of the block alone decides the order. Every thread gets the result.
 
 template <class T, class Fn>
 DEVICE T warp_combine(T value, const Fn& fn) {

@@ -1,8 +1,8 @@
-// Products with sparse rows, which are walked where they lie, a band of 32 columns at a time.
+// Products with CSR rows, which are read in place, a band of 32 columns at a time.
 //
-// Promises: a sum leaves out the steps with a zero and keeps the order of the others; masking noise is drawn at the
-// stored elements alone, from the counters of the dense op. Once in a step it is noted where each row's stored elements
-// of each band begin, so that no product searches for them; what a band needs of a weight is read once for many rows.
+// Promises: a sum skips zeros and keeps the order of the other terms. Masking noise is drawn for stored elements alone,
+// from the counters of the dense op. One launch per step finds where each band of each row begins, so products do not
+// search. A band of the weight is read once for many rows.
 
 #pragma once
 
@@ -10,13 +10,12 @@
 #include "noise.cuh"
 #include "values.cuh"
 
-// Columns that are taken together: those of a word's bits.
-constexpr int BAND = 32;
+// Columns that are taken together: one for each bit of a word.
+constexpr int BAND = NARROWS_BAND;
 
-// Once for a source and a step, for its rows in the batch: LIBRARY's out, `starts` (64-bit numbers, a column for each
-// row: where its stored elements of each band begin, and the end), `found` (a word for each band and row, a bit for
-// each column that is not zero); any of them may be absent, and of dense rows there is the first alone. A block has a
-// row.
+// Once for a source and a step, for the rows of the batch. `starts` (64-bit numbers) has a column for each row: where
+// its stored elements of each band begin, and their end. `found` has a word for each band and row: a bit for each
+// column that is not zero. Dense rows have size_sum alone. A block has a row.
 KERNEL scan_rows(const Op op) {
   using At = launch::scan_rows;
   const Source& x = op.sources[op[At::source]];
@@ -32,7 +31,7 @@ KERNEL scan_rows(const Op op) {
     const int64_t begin = x.begin(row), end = x.end(row);
     for (int64_t k = begin + thread(); k < end; k += threads()) {
       sum += double(x.value(k));
-      // Every band begins here that no element before does.
+      // All bands begin here that are not behind an earlier element.
       if (starts)
         for (int b = k == begin ? 0 : x.column(k - 1) / BAND + 1; b <= x.column(k) / BAND; ++b) starts(b, i) = k;
     }
@@ -53,8 +52,7 @@ KERNEL scan_rows(const Op op) {
   if (size_sum && thread() == 0) size_sum(i, 0) = real(sum);
 }
 
-// A stored element of row i of the batch as the network sees it: floats[6] is the level of masking noise, floats[7] the
-// scale of counts, ints[5] the random stream; `library` holds the sums of the rows if they are to be normalised.
+// A stored element of row i of the batch as the network sees it: normalised if there is a size_sum, then masked.
 template <class At>
 DEVICE real seen(const Op& op, int i, int column, real value) {
   const Matrix& size_sum = op[At::size_sum];
@@ -71,14 +69,13 @@ DEVICE real seen(const Op& op, int i, int column, real value) {
 
 // --- rows times a weight ---------------------------------------------------------------------------------------------
 
-// X W, or X W' if ints[1], in parts of ints[2] columns of X each, which later launches add: W, library, starts and the
-// parts (those of a row are as many rows apart as the batch has). A block of 512 threads has a part for TILE rows and
-// 32 EACH outputs; a warp has some of the rows, and a lane every 32nd output.
+// X W, or X W' if `turned`, in parts that a later launch adds. The parts of a row are m rows apart. A block of 512
+// threads has one part for TILE rows and 32 EACH outputs. A warp has some of the rows, and a lane every 32nd output.
 template <int EACH>
-KERNEL_OF(512, sizeof(real) == 4 ? 2 : 1)
+KERNEL_OF(NARROWS_SPARSE_THREADS, sizeof(real) == 4 ? 2 : 1)
 sparse_parts(const Op op) {
   using At = launch::sparse_parts;
-  constexpr int TILE = 64, THREADS = 512, STRIP = WARP * EACH, PITCH = STRIP + 1;
+  constexpr int TILE = NARROWS_SPARSE_ROWS, THREADS = NARROWS_SPARSE_THREADS, STRIP = WARP * EACH, PITCH = STRIP + 1;
   constexpr int ROWS = sizeof(real) == 4 ? TILE : TILE / 2, SHARE = THREADS / ROWS, OF_WARP = ROWS / (THREADS / WARP);
   SHARED(real, weight, BAND * PITCH);
   SHARED(real, value, ROWS * BAND);
@@ -94,8 +91,8 @@ sparse_parts(const Op op) {
             col = block() / tiles / (parts.rows / op.m) * STRIP;
   const int warp = thread() / WARP, lane = thread() % WARP, slot = thread() / SHARE;
 
-  // What the next band has, on its way while this one is multiplied: of the weight, and of a row the first element that
-  // is this thread's. Neighbours read along a row of W, and then of others `step` apart.
+  // What the next band needs, loaded while this band is multiplied: the weight, and the first element of a row that is
+  // this thread's. Neighbours read along a row of W, then along other rows `step` apart.
   constexpr int HELD = BAND * STRIP / THREADS;
   const int wide = turned ? BAND : STRIP, down = thread() / wide, across = thread() % wide, step = THREADS / wide;
   const int at = turned ? across * PITCH + down : down * PITCH + across, at_step = turned ? step : step * PITCH;
@@ -160,7 +157,7 @@ sparse_parts(const Op op) {
   }
 }
 
-// SPARSE_DENSE: the parts, what the shift of the rows comes to (shift W), and the slots of Activate
+// SPARSE_DENSE: adds the parts. `moved` is shift W.
 template <class Act>
 KERNEL sparse_dense(const Op op) {
   using At = launch::sparse_dense;
@@ -174,23 +171,23 @@ KERNEL sparse_dense(const Op op) {
 
 // --- sums over rows, column by column --------------------------------------------------------------------------------
 
-// Of a band a warp has COLUMNS; rows are taken CHUNK at a time.
+// A warp has COLUMNS of a band. Rows are taken CHUNK at a time.
 constexpr int OUTER_THREADS = 256, COLUMNS = BAND / (OUTER_THREADS / WARP);
 constexpr int CHUNK = sizeof(real) == 4 ? 4 * WARP : WARP, CHUNK_PITCH = CHUNK + 1;
 
-// A value that is not zero, and the row of the batch it belongs to.
+// A value that is not zero, and its row of the batch.
 struct Entry {
   real value;
   int row;
 };
 
-// Adds to sum[g][q] what column `COLUMNS * warp + g` of a band makes with column `col + 32 q + lane` of d: products
-// over the rows that have the column, in their order. `value(i, column, x)` is what is taken of a stored element;
-// `beside(g, sum)` is called by whole warps for each chunk of rows, with the values of a lane's rows added up. A block
-// of OUTER_THREADS; `tile` has room for a chunk of the band, `list` for CHUNK entries of each warp.
-template <int EACH, class Tile, class List, class Value, class Beside>
+// Adds to sum[g][q] the products of column COLUMNS warp + g of a band with column col + 32 q + lane of d, over the rows
+// that have the column, in their order. value(i, column, x) turns a stored element into a factor. also(g, sum) is
+// called by whole warps for each chunk of rows, with the sum of each lane's values. For blocks of OUTER_THREADS. `tile`
+// has room for a chunk of the band, `list` for CHUNK entries of each warp.
+template <int EACH, class Tile, class List, class Value, class Also>
 DEVICE void band_sums(const Op& op, const Source& x, const MatrixOf<int64_t>& starts, int band, const Matrix& d,
-                      int col, Tile& tile, List& list, const Value& value, const Beside& beside,
+                      int col, Tile& tile, List& list, const Value& value, const Also& also,
                       real (&sum)[COLUMNS][EACH]) {
   constexpr int AHEAD = 4;  // loads on their way at once
   const int warp = thread() / WARP, lane = thread() % WARP, mine = warp * CHUNK;
@@ -217,7 +214,7 @@ DEVICE void band_sums(const Op& op, const Source& x, const MatrixOf<int64_t>& st
         n += ones(found);
         total += v;
       }
-      beside(g, total);
+      also(g, total);
       sync_warp();
       for (int e = 0; e < n; e += AHEAD) {
         real v[AHEAD], by[AHEAD][EACH];
@@ -245,10 +242,8 @@ constexpr int WITH_BIAS = 0;
 template <class To>
 constexpr int WITH_BIAS<WithBias<To>> = 1;
 
-// The weight gradient of sparse rows, X' dz: dz, library, and the slots of the epilogue; ints[0]: columns of X (and one
-// more WithBias, for which some blocks add the rows of dz), ints[1]: the source. Behind the epilogue's, without bias,
-// slots 7 and 8 are the shift of the rows and the sums of dz's columns, whose product is what shifted rows have less;
-// slot 11 is `starts`. A block has a band of X and 32 EACH columns of dz; blocks side by side read the same columns.
+// The gradient of a weight, X' dz. A block has a band of X and 32 EACH columns of dz; neighbouring blocks read the same
+// columns. With bias, other blocks add the rows of dz. Shifted rows subtract shift times the column sums of dz.
 template <int EACH, class Epilogue>
 KERNEL_OF(OUTER_THREADS, sizeof(real) == 4 ? 3 : 2)
 sparse_outer(const Op op) {

@@ -1,11 +1,12 @@
-// Runs of ops on narrow layers as one launch: rows of the data, products up to 128 wide, the loss, and the way back.
+// A run of ops on narrow layers as one launch: a gather, products up to 128 wide, the loss, and the products of the
+// backward pass.
 //
-// Promises: a block has some rows for as long as the run lasts and needs no other block, so a barrier of threads stands
-// where a launch would; an element comes out of the same chain of operations as from the launches of the stages
-// (gather, gemm, loss), so its bits are theirs; whatever those leave in memory is left there.
+// Promises: a block keeps its rows for the whole run and needs no other block, so a barrier stands where a launch would
+// end. An element is the same chain of operations as in the separate launches (gather, gemm, loss), so its bits are the
+// same. The launch leaves the same values in memory.
 //
-// Weights come through shared memory, slice by slice: the next slice, be it another stage's, is read from afar while
-// the one at hand is multiplied.
+// Weights go through shared memory, slice by slice. The next slice, also that of the next stage, is loaded while this
+// one is multiplied.
 
 #pragma once
 
@@ -15,11 +16,11 @@
 constexpr int STACK_WIDTH = NARROWS_STACK_WIDTH, STACK_THREADS = NARROWS_STACK_THREADS;
 constexpr int MAX_STAGES = NARROWS_MAX_STAGES;
 
-// What a stage does, as in backends/cuda/schedule.py. Slots are those of the op's own launch.
+// A stage is an op (its kind is the OpCode, its slots are those of the op), or it begins the step.
 constexpr int STAGE_BEGIN = -1;
 
-// The rows that the stage begins with are read from memory, not those that the one before has left; the weight is used
-// as it is stored, or turned; bfloat16 programs round the factors.
+// LOADS: the stage reads its rows from memory, not from the stage before. WEIGHT_TURNED: the weight is used transposed.
+// ROUNDS: bfloat16 programs round the factors.
 enum StageFlag { LOADS = 1, WEIGHT_TURNED = 2, ROUNDS = 4 };
 
 struct Stage {
@@ -29,7 +30,7 @@ struct Stage {
 
   DEVICE const Matrix& operator[](Slot at) const { return slots[int(at)]; }
   DEVICE bool multiplies() const { return kind == narrows::OP_DENSE || kind == narrows::OP_DGRAD; }
-  // The factors and the result of a stage that multiplies.
+  // The factors and the result of a stage that multiplies; DENSE and DGRAD have them in the same slots.
   DEVICE const Matrix& factor() const { return slots[int(op::DENSE::x)]; }
   DEVICE const Matrix& weight() const { return slots[int(op::DENSE::W)]; }
   DEVICE const Matrix& out() const { return slots[int(op::DENSE::out)]; }
@@ -44,14 +45,13 @@ struct Stack {
 
 static_assert(sizeof(Stack) == NARROWS_STACK_SIZE, "STACK_DTYPE has another layout");
 
-// A slice of a stage's weight: on its way in registers, then element (k + d, j) of the product in shared[d * PITCH +
-// j].
+// A slice of a stage's weight: first in registers, then element (k + d, j) of the factor in shared[d * PITCH + j].
 struct Slice {
   static constexpr int DEPTH = sizeof(real) == 4 ? 32 : 16, PITCH = STACK_WIDTH + 1;
   static constexpr int EACH = DEPTH * STACK_WIDTH / STACK_THREADS;
   real held[EACH];
 
-  // Columns of the product for which there are threads: a power of two, by its logarithm.
+  // The logarithm of the number of threads for the columns of the product, a power of two.
   DEVICE static int lanes(int cols) { return cols <= 32 ? 5 : cols <= 64 ? 6 : 7; }
 
   template <class Fn>
@@ -82,8 +82,8 @@ struct Slice {
   }
 };
 
-// The stages of ROWS rows. Between two of them the rows of `act` are what the one has left as the other uses it: column
-// by column, factors rounded.
+// The stages of ROWS rows. Between two stages, `act` holds the rows, column by column, rounded as the next stage needs
+// them.
 template <int ROWS>
 struct Stages {
   static_assert(STACK_THREADS == 2 * STACK_WIDTH && ROWS >= 4, "threads have rows of columns");
@@ -100,10 +100,10 @@ struct Stages {
     while (s < op.n && !op.stages[s].multiplies()) ++s;
     return s;
   }
-  // As the stage behind s uses it.
+  // x as the stage after s uses it.
   DEVICE real onward(int s, real x) const { return rounded(s + 1 < op.n && op.stages[s + 1].flags & ROUNDS, x); }
 
-  // Calls fn(r, j) for this thread's elements of the rows at hand, neighbours in a row going to neighbours.
+  // Calls fn(r, j) for this thread's elements of the rows; neighbouring threads have neighbouring elements.
   template <class Fn>
   DEVICE void elements(int cols, const Fn& fn) const {
     for (int l = thread(); l < rows * cols; l += STACK_THREADS) fn(l / cols, l % cols);
@@ -141,8 +141,8 @@ struct Stages {
     sync();
   }
 
-  // The sums of stage s: a thread has part `part`, of EACH rows, of column j. Returns EACH, by which `act` is known to
-  // be read in whole vectors.
+  // The sums of stage s. A thread has part `part`, of EACH rows, of column j. Returns EACH, so that the compiler reads
+  // `act` in whole vectors.
   template <int EACH, class Act, class Shared>
   DEVICE int multiply(int s, int part, int j, Act& act, Shared& weights) {
     const Stage& stage = op.stages[s];
@@ -178,7 +178,7 @@ struct Stages {
   DEVICE void product(int s, Act& act, Shared& weights) {
     const Stage& stage = op.stages[s];
     if (stage.flags & LOADS) load(stage, act);
-    // Two threads or more share a column, a part of the rows each.
+    // Two or more threads share a column. Each has a part of the rows.
     const int log = Slice::lanes(stage.out().cols), j = thread() & ((1 << log) - 1), part = thread() >> log;
     int each;
     if (log == 7)
@@ -188,7 +188,7 @@ struct Stages {
     else
       each = multiply<(ROWS < 8 ? 1 : ROWS / 8)>(s, part, j, act, weights);
     const int from = part * each;
-    // A thread goes on with its own sums.
+    // A thread continues with its own sums.
     const int end = from + each < rows ? from + each : rows;
     if (j < stage.out().cols) with_activation(stage.activation, Finish<Act>{*this, s, from, end, j, act});
     sync();
@@ -223,7 +223,7 @@ struct Stages {
 
   // A warp has a row, as in `loss`.
   template <class L, class Act>
-  DEVICE void judge(int s, Act& act) const {
+  DEVICE void row_losses(int s, Act& act) const {
     using At = op::LOSS;
     const Matrix &z = op.stages[s][At::z], &target = op.stages[s][At::target];
     const real delta = real(op.stages[s].number);
@@ -248,27 +248,27 @@ struct Stages {
   DEVICE void loss(int s, Act& act) const {
     const Stage& stage = op.stages[s];
     if (stage.flags & LOADS) load(stage, act);
-    if (stage.option == 1) return judge<Logistic>(s, act);
-    with_activation(stage.activation, Judge<Act>{*this, s, act});
+    if (stage.option == LOSS_BCE) return row_losses<Logistic>(s, act);
+    with_activation(stage.activation, Losses<Act>{*this, s, act});
   }
 
   template <class Act>
-  struct Judge {
+  struct Losses {
     const Stages& stages;
     const int s;
     Act& act;
 
     template <class A>
     DEVICE void as() const {
-      if (stages.op.stages[s].option == 0)
-        stages.template judge<Linked<Mse, A>>(s, act);
+      if (stages.op.stages[s].option == LOSS_MSE)
+        stages.template row_losses<Linked<Mse, A>>(s, act);
       else
-        stages.template judge<Linked<Huber, A>>(s, act);
+        stages.template row_losses<Linked<Huber, A>>(s, act);
     }
   };
 };
 
-// Stages are in the order of the launches that they stand for.
+// Stages are in the order of the launches that they replace.
 template <int ROWS>
 KERNEL_OF(STACK_THREADS, 2)
 stack(const GRID_CONSTANT Stack op) {

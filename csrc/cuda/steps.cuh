@@ -1,15 +1,14 @@
-// How a step begins and ends, and several launches as one.
+// The beginning and the end of a step, and several launches as one.
 //
-// Promises: the first launch of a step reads the count of steps begun and the last one moves it on, so both can do
-// other work besides; the record of a step lies still from its second launch on.
+// Promises: the first launch of a step reads the number of steps begun, and the last launch increases it, so both can
+// do other work, too. The record of a step does not change from its second launch on.
 
 #pragma once
 
 #include "updates.cuh"
 
 // --- steps -----------------------------------------------------------------------------------------------------------
-// Slots: the records of the steps to come, the count of steps begun, terms, and the terms of all steps so far. The one
-// element of the count is an int; a record is as many elements of `real` as it needs.
+// See `step` in launches.def. A record takes as many elements of `real` as it needs.
 
 DEVICE int& steps_begun(const Matrix& count) { return *reinterpret_cast<int*>(&count(0, 0)); }
 
@@ -19,7 +18,7 @@ DEVICE const Step* next_record(const Matrix& records, const Matrix& count) {
   return reinterpret_cast<const Step*>(&records(steps_begun(count), 0));
 }
 
-// It becomes that of the step, for the launches to come, whose terms begin at zero. By one block.
+// Copies the record to where the other launches of the step read it, and sets the terms to zero. For one block.
 DEVICE void begin_terms(const Matrix& records, const Matrix& count, const Matrix& terms, const Step* step) {
   const int at = steps_begun(count);
   real* current = reinterpret_cast<real*>(const_cast<Step*>(step));
@@ -32,7 +31,7 @@ KERNEL begin_step(const Op op) {
   begin_terms(op[At::records], op[At::begun], op[At::terms], op.step);
 }
 
-// By one block.
+// For one block.
 DEVICE void end_terms(const Op& op) {
   using At = launch::step;
   const Matrix &count = op[At::begun], &terms = op[At::terms], &kept = op[At::kept];
@@ -50,8 +49,8 @@ struct Nothing : Whole {
   DEVICE static void run(const Op&, int) {}
 };
 
-// Members of Body, which do not touch what another writes: as many blocks as they would have alone (kind 0). Behind
-// them a block may end the step: REDUCE (kind 1) and end_step (kind 2), one after the other.
+// Members of Body that share no memory. Each has as many blocks as it would have alone (kind 0). One more block may end
+// the step: it runs REDUCE (kind 1) and end_step (kind 2), one after the other.
 template <class Body>
 KERNEL_OF(Body::THREADS, Body::BLOCKS)
 group(const GRID_CONSTANT Ops ops) {

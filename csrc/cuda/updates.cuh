@@ -1,16 +1,16 @@
-// Sums over rows, and what uses them up: penalties of weights, update rules.
+// Sums over rows, and what uses them: penalties of weights, update rules.
 //
-// Promises: no atomics; sums are cut by shapes alone and added in a fixed order, over rows in two passes where there
-// are many. Rules leave state and parameter of an element to the thread that has its gradient.
+// Promises: there are no atomics. Shapes alone cut the sums, and the parts are added in a fixed order: over many rows
+// in two passes. The thread that has a gradient updates its parameter and its optimiser state.
 
 #pragma once
 
 #include "scalar.h"
 
 // --- update rules ----------------------------------------------------------------------------------------------------
-// floats: beta_1, beta_2, epsilon
+// Their numbers are `Rule` in launches.def.
 
-// With momentum (Polyak, 1964).
+// SGD with momentum (Polyak, 1964).
 struct Sgd {
   DEVICE static void step(const Op& op, real& w, real g, real& m, real*) {
     const double momentum = op.step->momentum < 0 ? op[launch::Rule::beta_1] : op.step->momentum;
@@ -19,7 +19,7 @@ struct Sgd {
   }
 };
 
-// Kingma and Ba, 2015, the bias corrections folded into two scalars.
+// Adam (Kingma and Ba, 2015). Two factors hold the bias corrections.
 struct Adam {
   DEVICE static void step(const Op& op, real& w, real g, real& m, real* v) {
     using At = launch::Rule;
@@ -34,8 +34,7 @@ DEVICE real decay_of(const Op& op, real w, double l2, double l1) {
   return real(l2 / op.m) * w + real(l1 / op.m) * sign_(w);
 }
 
-// What becomes of an element of a weight's gradient: decays and step. Slots from 2 on: dW (its part so far), W,
-// moment1, moment2, colrate; floats from 3 on: l2, l1, rate; ints[3]: whether the weight has a penalty.
+// Updates an element of a weight with its gradient: decays, then the rule.
 template <class Rule>
 struct Descend {
   DEVICE static void apply(const Op& op, int i, int j, real g) {
@@ -46,7 +45,7 @@ struct Descend {
     if (colrate) g += colrate(0, j) * W(i, j);
     element(op, W(i, j), g, m(i, j), v ? &v(i, j) : nullptr);
   }
-  // With what `floats` and `ints` say alone.
+  // Needs the operands Rule and Decays alone.
   DEVICE static void element(const Op& op, real& W, real g, real& m, real* v) {
     using At = launch::Decays;
     real w = W;
@@ -57,7 +56,7 @@ struct Descend {
   }
 };
 
-// Kept instead: slot 2 (+)= the gradient times floats[0]; ints[3]: accumulate
+// Stores the gradient times a factor.
 struct Store {
   DEVICE static void apply(const Op& op, int i, int j, real g) {
     using At = launch::Store;
@@ -67,7 +66,7 @@ struct Store {
   }
 };
 
-// UPDATE of the flat regions: gradient, gradnorm, -, W, moment1, moment2 (each one row); floats[3]: clip
+// UPDATE of the whole regions, each one row
 template <class Rule>
 KERNEL update(const Op op) {
   using At = launch::update;
@@ -81,19 +80,19 @@ KERNEL update(const Op op) {
   });
 }
 
-// DECAY: dW, W
+// DECAY
 KERNEL decay(const Op op) {
   using At = op::DECAY;
   const Matrix &dW = op[At::dW], &W = op[At::W];
   each(W.rows, W.cols, [&](int i, int j) { dW(i, j) += decay_of(op, W(i, j), op[At::l2], op[At::l1]); });
 }
 
-// Of launches that can be members of a `group`: blocks that a multiprocessor is to hold.
+// For launches that can be members of a `group`: threads, and blocks that a multiprocessor should hold.
 struct Whole {
   static constexpr int THREADS = 256, BLOCKS = 2;
 };
 
-// The penalties of a weight, by cells: W, penalty. A warp has a cell.
+// The penalties of a weight, cell by cell. A warp has a cell.
 struct Penalties : Whole {
   DEVICE static void run(const Op& op, int b) {
     using At = launch::penalties;
@@ -116,8 +115,8 @@ KERNEL penalties(const Op op) { Penalties::run(op, block()); }
 
 // --- sums over rows --------------------------------------------------------------------------------------------------
 
-// A block has COLS columns and its share of the rows, of which every COLS threads take a part. Calls done(j, sum) once
-// for each column. For one call in each place: every place has its own instance, with shared memory of its own.
+// A block has COLS columns and some rows. Each group of COLS threads adds a part of the rows. Calls done(j, sum) once
+// for each column. Each place in the code must have its own call, because each instance has its own shared memory.
 template <int COLS = WARP, class Value, class Done>
 DEVICE void column_sums(int first_row, int end_row, int first_col, int cols, const Value& value, const Done& done) {
   SHARED(real, part, 32 * WARP);
@@ -135,7 +134,7 @@ DEVICE void column_sums(int first_row, int end_row, int first_col, int cols, con
   }
 }
 
-// The first pass: x, weight, partial (a row for each ints[0] rows of x)
+// The first pass
 KERNEL colsum_grains(const Op op) {
   using At = launch::colsum_grains;
   const Matrix &x = op[At::x], &weight = op[At::weight], &partial = op[At::partial];
@@ -147,7 +146,7 @@ KERNEL colsum_grains(const Op op) {
       [&](int j, real sum) { partial(grain, j) = sum; });
 }
 
-// The last pass: x (or what the first pass has left), weight, and the slots of what becomes of the sums
+// The last pass: over x, or over the sums of the first pass
 template <class Finish>
 struct ColSum : Whole {
   DEVICE static void run(const Op& op, int b) {
@@ -163,8 +162,7 @@ KERNEL colsum(const Op op) {
   ColSum<Finish>::run(op, block());
 }
 
-// GRAIN_SUM and GRAIN_UPDATE: partial, -, and the slots of what becomes of the sums, a matrix of ints[0] x ints[1] in
-// the columns of `partial` from ints[4] on, row by row, ints[5] apart. ints[2]: ops.GRAIN_SUM's form
+// GRAIN_SUM and GRAIN_UPDATE
 template <class Finish>
 struct GrainSum : Whole {
   DEVICE static void run(const Op& op, int b) {
@@ -187,8 +185,8 @@ KERNEL grain_sum(const Op op) {
 
 // --- what a step reports ---------------------------------------------------------------------------------------------
 
-// REDUCE: x, weight, the term; ints: 0, mean. One block, of which as many threads work as the smallest has, so that the
-// order of the sum is not the block's affair.
+// REDUCE by one block. Only as many threads work as the smallest block has, so the size of the block does not change
+// the order of the sum.
 DEVICE void reduce_term(const Op& op) {
   using At = op::REDUCE;
   constexpr int WORKING = 64;
@@ -205,7 +203,7 @@ DEVICE void reduce_term(const Op& op) {
 }
 KERNEL reduce(const Op op) { reduce_term(op); }
 
-// SQNORM: gradient (one row), partial. A block has a grain.
+// SQNORM. A block has a grain.
 KERNEL sqnorm(const Op op) {
   using At = launch::sqnorm;
   const Matrix &g = op[At::gradient], &partial = op[At::partial];

@@ -1,12 +1,10 @@
-// Ops whose elements have nothing to do with each other.
-//
-// Each kernel names its slots in order; what is absent has no data. A thread has an element.
+// Ops that work on each element alone. A thread has an element.
 
 #pragma once
 
 #include "scalar.h"
 
-// LINK: z = activation(z)
+// LINK without softmax
 template <class Act>
 KERNEL activate(const Op op) {
   using At = op::LINK;
@@ -14,7 +12,7 @@ KERNEL activate(const Op op) {
   each(z.rows, z.cols, [&](int i, int j) { z(i, j) = Act::value(z(i, j)); });
 }
 
-// SLOPES: saved, out
+// SLOPES
 template <class Act>
 KERNEL slopes(const Op op) {
   using At = op::SLOPES;
@@ -22,7 +20,7 @@ KERNEL slopes(const Op op) {
   each(saved.rows, saved.cols, [&](int i, int j) { out(i, op[At::column] + j) = Act::slope(saved(i, j)); });
 }
 
-// CURVES: dz, saved, dslopes
+// CURVES
 template <class Act>
 KERNEL curves(const Op op) {
   using At = op::CURVES;
@@ -33,14 +31,14 @@ KERNEL curves(const Op op) {
   });
 }
 
-// TANGENT: out, x, slopes
+// TANGENT
 KERNEL tangent(const Op op) {
   using At = op::TANGENT;
   const Matrix &out = op[At::out], &x = op[At::x], &slopes = op[At::slopes];
   each(out.rows, out.cols, [&](int i, int j) { out(i, j) = x(i, j) * slopes(i, op[At::column] + j); });
 }
 
-// COTANGENT: dout, x, slopes, dslopes
+// COTANGENT
 KERNEL cotangent(const Op op) {
   using At = op::COTANGENT;
   const Matrix &dout = op[At::dout], &x = op[At::x], &slopes = op[At::slopes], &dslopes = op[At::dslopes];
@@ -52,21 +50,21 @@ KERNEL cotangent(const Op op) {
   });
 }
 
-// CONTRAST: out, x, y, weight
+// CONTRAST
 KERNEL contrast(const Op op) {
   using At = op::CONTRAST;
   const Matrix &out = op[At::out], &x = op[At::x], &y = op[At::y];
   each(out.rows, out.cols, [&](int i, int j) { out(i, j) = row_share(op, op[At::weight], i) * (x(i, j) - y(i, j)); });
 }
 
-// KEEP: x, out
+// KEEP
 KERNEL copy(const Op op) {
   using At = op::KEEP;
   const Matrix &x = op[At::x], &out = op[At::out];
   each(x.rows, x.cols, [&](int i, int j) { out(i, j) = x(i, j); });
 }
 
-// SHIFT: out, b; ints: the source of the shift
+// SHIFT
 KERNEL shift(const Op op) {
   using At = op::SHIFT;
   const Matrix &out = op[At::out], &b = op[At::b];
@@ -74,7 +72,7 @@ KERNEL shift(const Op op) {
   each(1, out.cols, [&](int, int j) { out(0, j) = source.dense(0, j) + (b ? b(0, j) : real(0)); });
 }
 
-// CONDITION: out, z; ints: the source of the numbers
+// CONDITION
 KERNEL condition(const Op op) {
   using At = op::CONDITION;
   const Matrix &out = op[At::out], &z = op[At::z];
@@ -83,17 +81,17 @@ KERNEL condition(const Op op) {
        [&](int i, int j) { out(i, j) = j < z.cols ? z(i, j) : real(source.dense(op.row(i), 0) == real(j - z.cols)); });
 }
 
-// out = number
+// out = value
 KERNEL fill(const Op op) {
   using At = launch::fill;
   const Matrix& out = op[At::out];
   each(out.rows, out.cols, [&](int i, int j) { out(i, j) = real(op[At::value]); });
 }
 
-// What the counts of a row are multiplied with that sum to `total`.
+// The factor that scales a row with the sum `total` to the sum `scale`.
 DEVICE real size_factor(real scale, real total) { return scale / (total > real(0) ? total : real(1)); }
 
-// LOG_NORMALIZE: x, library
+// LOG_NORMALIZE
 KERNEL log_normalize(const Op op) {
   using At = op::LOG_NORMALIZE;
   const Matrix &x = op[At::x], &size_sum = op[At::size_sum];
@@ -101,14 +99,14 @@ KERNEL log_normalize(const Op op) {
        [&](int i, int j) { x(i, j) = log1p_(x(i, j) * size_factor(real(op[At::scale]), size_sum(i, 0))); });
 }
 
-// COLUMN_DECAY: dW, W, colrate
+// COLUMN_DECAY
 KERNEL column_decay(const Op op) {
   using At = op::COLUMN_DECAY;
   const Matrix &dW = op[At::dW], &W = op[At::W], &colrate = op[At::colrate];
   each(dW.rows, dW.cols, [&](int i, int j) { dW(i, j) += W(i, j) * colrate(0, j); });
 }
 
-// SHRINK: W
+// SHRINK
 KERNEL shrink(const Op op) {
   using At = op::SHRINK;
   const Matrix& W = op[At::W];
@@ -116,7 +114,7 @@ KERNEL shrink(const Op op) {
   each(W.rows, W.cols, [&](int i, int j) { W(i, j) *= factor; });
 }
 
-// KL_SPARSITY: saved, mean, weight, dz, penalty. The threads of the first row leave the penalties.
+// KL_SPARSITY. The threads of the first row store the penalties.
 template <class Act>
 KERNEL kl_sparsity(const Op op) {
   using At = op::KL_SPARSITY;

@@ -1,6 +1,6 @@
-"""Arrays of a GPU in and out, over a fake of CuPy, whose kernels are the host's; see `cuda_arrays`.
+"""Arrays on a GPU as inputs and outputs, with a fake of CuPy that runs kernels on the host; see `cuda_arrays`.
 
-Beside what is asked of CuPy as well: what is done in which order on which stream, and what is copied.
+These tests also check the order of work on the streams, and what is copied.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def test_rows_do_not_leave_the_gpu(cupy: Any, kind: str) -> None:
     estimator.reconstruct(there)
     estimator.score_samples(there)
     estimator.feature_errors(there)
-    # Numbers of rows go there.
+    # Row numbers go to the GPU.
     moved = [call for call in cupy.calls if call[0] in ("down", "up") and call[1] != np.dtype(np.int64)]
     assert moved == []
     assert max(call[1] for call in cupy.calls if call[0] == "memcpy") < X.nbytes
@@ -91,9 +91,7 @@ def test_rows_do_not_leave_the_gpu(cupy: Any, kind: str) -> None:
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("tile", list(launches.CLOCKS))
-def test_layers_are_cut_by_the_tiles_of_their_type(
-    cupy: Any, monkeypatch: pytest.MonkeyPatch, tile: str, dtype: Any
-) -> None:
+def test_layers_use_the_tiles_of_their_type(cupy: Any, monkeypatch: pytest.MonkeyPatch, tile: str, dtype: Any) -> None:
     monkeypatch.setattr(launches, "CLOCKS", {tile: 1})
     rng = np.random.default_rng(0)
     X, W = rng.normal(size=(201, 20)).astype(dtype), rng.normal(size=(20, 70)).astype(dtype)
@@ -114,13 +112,13 @@ def test_work_follows_the_stream_of_the_caller(cupy: Any, monkeypatch: pytest.Mo
         same(layer, made.get())
     same(codes, estimator.transform(2 * X))
     assert any(call[0] == "wait" and call[2] == stream.ptr for call in cupy.calls)
-    # The fake sees it if nobody waits.
+    # The fake reports a missing wait.
     monkeypatch.setattr(CupyDevice, "follow", lambda self: None)
     with stream, pytest.raises(AssertionError, match="before what it reads is written"):
         estimator.transform(cupy.asarray(X) * np.float32(3))
 
 
-def test_the_current_device_is_the_one_that_is_used(cupy: Any) -> None:
+def test_the_current_device_is_used(cupy: Any) -> None:
     X = low_rank()
     with cupy.cuda.Device(1):
         there = cupy.asarray(X)
@@ -129,11 +127,11 @@ def test_the_current_device_is_the_one_that_is_used(cupy: Any) -> None:
         assert codes.device.id == 1
     with pytest.raises(ValueError, match=r"X is on GPU 1, but CuPy's current GPU is 0: .*cupy\.cuda\.Device\(1\)"):
         estimator.transform(there)
-    with pytest.raises(ValueError, match=r"an array is on GPU 0 and the network on GPU 1: move it there"):
+    with pytest.raises(ValueError, match=r"an array is on GPU 0, but the network is on GPU 1: move the array with"):
         estimator.transform(cupy.asarray(X))
     with pytest.raises(ValueError, match=r"X is on GPU 1 and W on GPU 0: move one"):
         functional.dense(there, cupy.asarray(np.ones((12, 2), np.float32)))
-    # A layer goes where its operands are.
+    # A layer runs where its operands are.
     with cupy.cuda.Device(1):
         W = cupy.asarray(np.ones((12, 2), np.float32))
     A = functional.dense(there, W)
@@ -141,7 +139,7 @@ def test_the_current_device_is_the_one_that_is_used(cupy: Any) -> None:
     assert cupy.device == 0
 
 
-def test_auto_takes_the_gpu_and_a_cpu_backend_is_told(cupy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_takes_the_gpu_and_a_cpu_backend_refuses(cupy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     there = cupy.asarray(low_rank())
     assert small(backend="auto").fit(there).backend_ == "cuda"
     monkeypatch.setenv("NARROWS_BACKEND", "reference")
@@ -149,7 +147,7 @@ def test_auto_takes_the_gpu_and_a_cpu_backend_is_told(cupy: Any, monkeypatch: py
         small(backend="auto").fit(there)
 
 
-def test_layers_of_the_cpu_are_not_sent_to_a_gpu(cupy: Any) -> None:
+def test_layers_on_cpu_arrays_stay_on_the_cpu(cupy: Any) -> None:
     cupy.calls.clear()
     functional.dense(np.ones((3, 4)), np.ones((4, 2)))
     functional.contractive_penalty(np.ones((3, 4)), [np.ones((4, 2))], [None], "tanh")
@@ -164,29 +162,30 @@ def test_too_little_memory_says_what_to_do(cupy: Any) -> None:
     whole_numbers = cupy.asarray(X.astype(np.int32))
     cupy.left = X.nbytes - 1
     with pytest.raises(
-        OutOfMemoryError, match=r"the data take 0\.183 MiB, which GPU 0 has not got: .* or train on them"
+        OutOfMemoryError,
+        match=r"the data need 0\.183 MiB, but GPU 0 has only .* free: free GPU memory, or pass the data in the CPU",
     ):
         estimator._network.apply(doubled, Mode.ENCODE)
     cupy.left = 100
     for message, call in (
-        (r"the results take .* or ask for fewer rows at a time", lambda: estimator.transform(there)),
-        (r"the network and its batches take .* smaller batch_size", lambda: small(**whole).fit(there)),
+        (r"the results need .* or ask for fewer rows at a time", lambda: estimator.transform(there)),
+        (r"the network and its batches need .* smaller batch_size", lambda: small(**whole).fit(there)),
         (r"the GPU has no room for a copy of some of the data .* cupy\.asnumpy\(X\)", lambda: small().fit(there)),
-        (r"no room on the GPU for a copy", lambda: small().fit(whole_numbers)),
+        (r"the GPU has no room for a copy", lambda: small().fit(whole_numbers)),
     ):
         with pytest.raises(OutOfMemoryError, match=message):
             call()
 
 
-def test_sources_are_of_the_host(cupy: Any) -> None:
+def test_sources_are_on_the_host(cupy: Any) -> None:
     from narrows.data import ArraySource
 
     for there in (cupy.asarray(low_rank()), Csr(sp.csr_matrix(low_rank()))):
-        with pytest.raises(DataError, match=r"X: the data are on a GPU; pass cupy\.asnumpy\(X\)"):
+        with pytest.raises(DataError, match=r"X: a Source cannot hold data on a GPU; pass cupy\.asnumpy\(X\)"):
             ArraySource(there)
 
 
-def test_without_a_gpu_it_is_one_line(cupy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_gpu_the_error_is_one_line(cupy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cupy.cuda.runtime, "driverGetVersion", lambda: 11080)
-    with pytest.raises(BackendError, match=r"backend='cuda' cannot run here: the NVIDIA driver is of CUDA 11\.8"):
+    with pytest.raises(BackendError, match=r"backend='cuda' cannot run here: the NVIDIA driver is for CUDA 11\.8"):
         small().fit(low_rank())

@@ -1,8 +1,7 @@
-"""Large products by cuBLAS, without a GPU: real calls to a library of the host that has cuBLAS's signatures
-(``cuda_host/cublas.cpp``), over the memory of a `HostDevice`.
+"""Large products with cuBLAS, without a GPU: real calls to a library of the host with cuBLAS's signatures
+(``cuda_host/cublas.cpp``), on the memory of a `HostDevice`.
 
-What is shown is which matrices in which order, sizes, strides, types and modes cuBLAS is asked for; nothing of its
-speed or of its rounding.
+The tests check which matrices, sizes, strides, types and modes cuBLAS gets. They say nothing on its speed and rounding.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ from narrows.plan.spec import Precision
 from networks import Case, network
 from oracle import SEED, STEP, away_from_kinks
 
-# Of CAE+H the penalty is a difference of what is rounded.
+# The penalty of CAE+H is a difference of rounded numbers.
 DENSE_CASES = [
     c for c in MODEL_CASES[::10] if any(op.code is OpCode.DENSE for op in c.plan.ops) and "hessian" not in c.name
 ]
@@ -48,7 +47,7 @@ WIDE = network((784, 1000, 784))
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The library of the host."""
+    """Path of the host's library."""
     try:
         command = [compiler(), "-std=c++17", "-O1", "-fPIC", "-shared", "-fvisibility=hidden", "-Wall", "-Wextra"]
     except FileNotFoundError as error:
@@ -70,13 +69,13 @@ def library(path: Path, monkeypatch: pytest.MonkeyPatch) -> ctypes.CDLL:
 
 @pytest.fixture
 def eager(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every product is large enough."""
+    """Every product is large enough for cuBLAS."""
     monkeypatch.setattr(rules, "BLAS_LEAST", dict.fromkeys(Precision, 0))
     monkeypatch.setattr(rules, "BLAS_SIDE", 1)
 
 
 class Watched(Blas):
-    """Which may touch what its device has allocated, and nothing else."""
+    """A handle that may touch only what its device has allocated."""
 
     def __init__(self, library: Any, allocate: Any) -> None:
         super().__init__(library, 7, allocate)
@@ -152,7 +151,7 @@ def test_bfloat16_rounds_the_factors_that_own_kernels_round(
 
 
 def test_contractive_chains_are_not_rounded(eager: None) -> None:
-    """What is in float32 under bfloat16 is so under TF32, too."""
+    """Products that stay in float32 under bfloat16 also do so under TF32."""
     case = next(c for c in CASES if "contractive" in c.name and any(op.code is OpCode.JACOBIAN for op in c.plan.ops))
     for precision in (Precision.TF32, Precision.BFLOAT16):
         found = launches(case.plan, case.batch, Mode.TRAIN, precision, blas=True)
@@ -191,8 +190,8 @@ def test_a_product_of_any_layout(libraries: Any, library: Any, left_turned: bool
         device.blas.product(beyond)
 
 
-def test_what_is_where_the_product_is_to_be_is_read_before() -> None:
-    """A result may take the place of what its epilogue reads: then the product lies elsewhere."""
+def test_a_product_does_not_overwrite_what_its_epilogue_reads() -> None:
+    """If the result replaces what the epilogue reads, the product lies elsewhere."""
     writer = rules.Writer(Case("own", WIDE, batch=256).plan, 256, Mode.TRAIN, Precision.FLOAT32, blas=True)
     x, W = View(Area.WORK, 0, 256, 1000, 1008), View(Area.PARAMETER, 0, 784, 1000, 1008)
     saved, out = (View(Area.WORK, offset, 256, 784, 784) for offset in (300000, 600000))
@@ -212,7 +211,7 @@ def test_what_is_where_the_product_is_to_be_is_read_before() -> None:
 # --- the choice -------------------------------------------------------------------------------------------------------
 
 
-def test_large_products_alone_are_for_cublas() -> None:
+def test_cublas_gets_large_products_only() -> None:
     for precision in Precision:
         assert by_blas((256, 1000, 784), precision)
         assert not by_blas((256, 128, 784), precision)
@@ -222,7 +221,7 @@ def test_large_products_alone_are_for_cublas() -> None:
     assert wants_blas(Case("wide", WIDE, batch=256).plan, Precision.FLOAT32)
     assert not wants_blas(Case("small", network((784, 32, 784)), batch=256).plan, Precision.FLOAT32)
     found = launches(Case("wide", WIDE, batch=256).plan, 256, Mode.TRAIN, blas=True)
-    # Two layers forward, the one back, and two weights; each has its epilogue behind, which sums for the bias, too.
+    # Two layers forward, one backward, and two weights. An epilogue follows each and also sums for the bias.
     assert [launch.kernel.split("<")[0] for launch in found].count(BLAS) == 5
     assert sum(launch.kernel.startswith("finish") for launch in found) == 5
     assert not any(launch.kernel.startswith("colsum") for launch in found)
@@ -232,7 +231,7 @@ def test_large_products_alone_are_for_cublas() -> None:
 
 
 @pytest.mark.parametrize("backend", ["reference", "numba", "cpp"])
-def test_tf32_is_of_the_gpu(backend: str) -> None:
+def test_tf32_needs_the_gpu(backend: str) -> None:
     with pytest.raises(BackendError, match=r"precision='tf32' is of the cuda backend"):
         compile_plan(Case("own", network((7, 4, 7))).plan, backend, precision="tf32")
     if backend == "reference":
@@ -243,7 +242,7 @@ def test_tf32_is_of_the_gpu(backend: str) -> None:
 # --- the library ------------------------------------------------------------------------------------------------------
 
 
-def test_a_library_of_the_driver_or_older_is_taken(
+def test_the_library_is_not_newer_than_the_driver(
     library: Any, path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     wheel = tmp_path / "cublas" / "lib"
@@ -257,15 +256,15 @@ def test_a_library_of_the_driver_or_older_is_taken(
     assert module.described(13) == "cuBLAS 12.9"
     library.fake_reset(13, 0)
     load.cache_clear()
-    with pytest.raises(OSError, match=r"libcublas.so.12 is of CUDA 13.9, and the driver of 12"):
+    with pytest.raises(OSError, match=r"libcublas.so.12 is for CUDA 13.9, the driver for 12"):
         load(12)
     monkeypatch.setattr(module, "_candidates", lambda driver: iter(["libno-such.so.12"]))
     with pytest.raises(OSError, match=MISSING):
         load(12)
-    assert module.described(12) == f"without cuBLAS, wide layers are slower: there is no cuBLAS: {MISSING}"
+    assert module.described(12) == f"without cuBLAS, wide layers are slower: cuBLAS was not found: {MISSING}"
 
 
-def test_a_handle_has_its_stream_and_workspace_and_goes(library: Any, libraries: Any) -> None:
+def test_a_handle_has_stream_and_workspace_and_is_destroyed(library: Any, libraries: Any) -> None:
     device = HostDevice(libraries)
     before = library.fake_handles()
     blas = Watched(library, device.allocate)
@@ -305,10 +304,10 @@ def test_products_are_called_while_a_graph_is_captured(
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_layers_of_arrays_of_the_gpu_call_it_on_the_current_stream(
+def test_layers_on_gpu_arrays_use_the_current_stream(
     libraries: Any, library: Any, eager: None, monkeypatch: pytest.MonkeyPatch, dtype: Any
 ) -> None:
-    """Turned or not; without a graph."""
+    """For transposed and other weights, without a graph."""
     monkeypatch.setattr(device_module, "load", lambda driver: library)
     library.fake_memory(None, ctypes.c_size_t(-1))
     fake = FakeCupy(libraries).install(monkeypatch)
@@ -338,7 +337,7 @@ def test_layers_of_arrays_of_the_gpu_call_it_on_the_current_stream(
 
 
 @pytest.mark.parametrize("missing", ["library", "handle"])
-def test_without_the_library_own_kernels_serve_and_it_is_said_once(
+def test_without_the_library_own_kernels_run_and_one_warning_appears(
     libraries: Any,
     library: Any,
     eager: None,
@@ -364,13 +363,13 @@ def test_without_the_library_own_kernels_serve_and_it_is_said_once(
     assert len(said) == 1, said
 
 
-def test_small_networks_do_not_look_for_it(libraries: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_small_networks_do_not_load_cublas(libraries: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device_module, "load", lambda driver: pytest.fail("looked for"))
     case = Case("small", network((33, 9, 33)), batch=8, rows=8)
     program_through(FakeCupy(libraries), case, monkeypatch).gradient(np.arange(8))
 
 
-def test_the_real_library_has_the_names() -> None:
+def test_the_real_library_has_all_functions() -> None:
     load.cache_clear()
     try:
         library = load(99)
@@ -383,7 +382,7 @@ def test_the_real_library_has_the_names() -> None:
             Blas(library, 0, lambda size: 0)
 
 
-def test_the_search_of_nvidia_exists_where_it_is_installed() -> None:
+def test_nvidias_search_function_exists_where_installed() -> None:
     if importlib.util.find_spec("cuda") is None or importlib.util.find_spec("cuda.pathfinder") is None:
         pytest.skip("cuda-pathfinder is not installed")
     from cuda import pathfinder

@@ -1,7 +1,7 @@
-"""Every instance of a CUDA kernel compiles, through NVRTC, for each generation of GPUs that is supported.
+"""Every instance of a CUDA kernel compiles with NVRTC for each supported generation of GPUs.
 
-NVRTC needs no GPU and no driver: ``pip install nvidia-cuda-nvrtc-cu12`` is all, and without it these are skipped. The
-report of its assembler says what a kernel takes: none may keep registers in local memory.
+NVRTC needs neither a GPU nor a driver: ``pip install nvidia-cuda-nvrtc-cu12``. Without it these tests are skipped. No
+kernel may spill registers to local memory, by the report of the assembler.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ ARCHITECTURES = ("sm_75", "sm_80", "sm_90")
 
 
 def library() -> Path | None:
-    """NVRTC of the wheels for CUDA 12 and 13."""
+    """NVRTC in the wheels for CUDA 12 and 13."""
     found = importlib.util.find_spec("nvidia")
     for folder in found.submodule_search_locations or [] if found else []:
         for path in sorted(Path(folder).glob("*/lib/libnvrtc.so.*")):
@@ -38,12 +38,12 @@ def nvrtc() -> Nvrtc:
     return Nvrtc(path)
 
 
-def test_the_sources_are_found() -> None:
+def test_the_sources_exist() -> None:
     assert (source_folder() / "cuda" / "narrows.cu").is_file()
     assert (source_folder() / "shared" / "functors.h").is_file()
 
 
-# The precisions differ alike on every architecture; tf32 has the kernels of float32.
+# One architecture is enough to compare precisions. tf32 has the kernels of float32.
 @pytest.mark.parametrize(
     ("architecture", "precision"),
     [
@@ -66,7 +66,7 @@ def test_every_kernel_compiles_and_spills_nothing(nvrtc: Nvrtc, architecture: st
     assert {entry[0] for entry in report} >= set(compiled.names.values()), "the report speaks of every kernel"
     registers = {entry[0]: int(entry[4]) for entry in report}
     for kernel, name in compiled.names.items():
-        # Blocks of 256 threads: two of them find room in a multiprocessor's 65536; of the 128 of large tiles three.
+        # A multiprocessor has 65536 registers: room for two blocks of 256 threads, or three of the 128 of large tiles.
         assert registers[name] <= (170 if kernel.count("emm<Large") else 128), kernel
     assert "warning" not in compiled.log
 
@@ -76,6 +76,6 @@ def test_one_kernel_alone_is_quick_to_compile(nvrtc: Nvrtc) -> None:
     assert len(compiled.names) == 1
 
 
-def test_what_does_not_compile_says_why(nvrtc: Nvrtc) -> None:
+def test_a_compiler_error_has_the_compilers_message(nvrtc: Nvrtc) -> None:
     with pytest.raises(RuntimeError, match=r"sm_80.*Abacus"):
         nvrtc.compile(["activate<Abacus>"], "sm_80", Precision.FLOAT32)

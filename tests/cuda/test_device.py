@@ -1,6 +1,6 @@
-"""What the CUDA backend asks of CuPy, in which order: a fake of CuPy's calls, whose kernels are the host's.
+"""The calls of the CUDA backend to CuPy and their order, with a fake of CuPy that runs kernels on the host.
 
-Nothing of a GPU is shown here; that the names exist in CuPy is looked up where it is installed.
+The tests say nothing on a GPU. Where CuPy is installed, they check that it has the names.
 """
 
 from __future__ import annotations
@@ -68,16 +68,14 @@ def test_steps_are_graphs_captured_once(libraries: Any, monkeypatch: pytest.Monk
     assert not fake.host.memory
 
 
-def test_data_that_stay_on_the_host_are_copied_on_a_stream_of_their_own(
-    libraries: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_data_on_the_host_have_their_own_copy_stream(libraries: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     fake = FakeCupy(libraries)
     monkeypatch.setattr(data, "RESIDENT_SHARE", 0)
     check_training(program_on(fake, monkeypatch))
     assert ("wait", 7, 8) in fake.calls, "launches wait for what is copied ahead of them"
 
 
-def test_without_graphs_it_says_so_once(
+def test_without_graphs_one_warning_appears(
     libraries: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     fake = FakeCupy(libraries, captures=False)
@@ -86,22 +84,25 @@ def test_without_graphs_it_says_so_once(
     assert "launch" in fake.calls
     assert "graph" not in fake.calls
     (record,) = caplog.records
-    assert "one by one and not as a graph: RuntimeError: cudaErrorStreamCaptureUnsupported" in record.getMessage()
+    assert (
+        "one by one, because they could not be captured as a graph: RuntimeError: cudaErrorStreamCaptureUnsupported"
+        in record.getMessage()
+    )
 
 
-def test_too_little_memory_is_one_clear_line(libraries: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_little_memory_is_a_one_line_error(libraries: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(
         OutOfMemoryError,
-        match=r"network and its batches take .* MiB, which GPU 0 has not got: .* take a smaller batch_size",
+        match=r"network and its batches need .* MiB, but GPU 0 has only .* MiB free: set a smaller batch_size",
     ):
         program_on(FakeCupy(libraries, capacity=1000), monkeypatch)
 
 
-def test_a_compiler_that_fails_is_one_line(libraries: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_compiler_error_is_one_line(libraries: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     fake = FakeCupy(libraries)
     program = program_on(fake, monkeypatch)
     fake.log = "nvrtc: error: failed to open libnvrtc-builtins.so.13.0.\n  Make sure that it is installed.\n"
-    line = r"NVRTC does not compile the CUDA kernels: nvrtc: error: .*13\.0\. Make sure that it is installed\.$"
+    line = r"NVRTC could not compile the CUDA kernels: nvrtc: error: .*13\.0\. Make sure that it is installed\.$"
     device._kernels.cache_clear()
     with pytest.raises(BackendError, match=line):
         program.train(np.arange(21), Hyper(1, 0, np.full(3, 1e-3)))
@@ -131,8 +132,8 @@ def test_cupy_compiles_with_the_flags_that_the_tests_compile_with() -> None:
         assert f"'{flag}'" in source
 
 
-def test_cupy_takes_plain_integers_where_it_is_given_some() -> None:
-    """Without a GPU calls fail for want of a driver, after they have taken their arguments."""
+def test_cupy_accepts_plain_integers() -> None:
+    """Without a GPU, calls accept their arguments and then fail because there is no driver."""
     cupy = pytest.importorskip("cupy", reason="CuPy is not installed")
     if cupy.is_available():
         pytest.skip("with a GPU, tests/cuda/test_gpu.py makes such calls")
@@ -149,12 +150,12 @@ def test_cupy_takes_plain_integers_where_it_is_given_some() -> None:
     with pytest.raises(TypeError):
         runtime.memcpyAsync(np.uint64(2**40), 2**40, 8, runtime.memcpyHostToDevice, 7)
     assert runtime.driverGetVersion() == 0
-    # What a capture is asked for: one that lets memory be allocated beside it.
+    # The capture mode must allow allocations meanwhile.
     assert "streamCaptureModeRelaxed" in cupy.cuda.Stream.begin_capture.__doc__
 
 
 def test_cupy_takes_operands_by_value() -> None:
-    """A function of no kernel fails for want of a driver, after it has taken its arguments."""
+    """A function without a kernel accepts its arguments and then fails because there is no driver."""
     cupy = pytest.importorskip("cupy", reason="CuPy is not installed")
     if cupy.is_available():
         pytest.skip("with a GPU, tests/cuda/test_gpu.py launches kernels")
@@ -165,7 +166,7 @@ def test_cupy_takes_operands_by_value() -> None:
     operands = np.zeros((), LAUNCH_DTYPE)
     with pytest.raises(cupy.cuda.runtime.CUDARuntimeError):
         function((1,), (1,), (operands,), 0, stream)
-    # Where a kernel reads them: behind the head of an object of Cython's there are its functions and the address.
+    # A kernel reads them there: a Cython object has a head, then its functions and the address.
     taken = cupy.cuda.function.CNumpyArray(operands)
     words = (ctypes.c_size_t * 4).from_address(id(taken))
     assert operands.ctypes.data in words

@@ -1,4 +1,4 @@
-"""The CUDA backend on a GPU: what `test_cuda_host` asks of it, and that it does not vary."""
+"""The CUDA backend on a GPU: the checks of `test_host`, and the same bits in every run."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ if not (_found := cuda.probe()).ok:
 
 
 PARTS = 8
-"""Of the kernels of a precision, each of which a process compiles."""
+"""Parts of the kernels of a precision; a process compiles each part."""
 
 
 def compile_part(precision: Precision, part: int) -> None:
@@ -50,8 +50,8 @@ def compile_part(precision: Precision, part: int) -> None:
 
 @pytest.fixture(scope="module")
 def device() -> Any:
-    # At once: by the way, each new case would have the compiler read all the sources again. And side by side: all of
-    # them take one process minutes. CuPy keeps on disk what the others have compiled.
+    # All at once, because each later compilation would read all sources again; and in parallel, because one process
+    # would need minutes. CuPy keeps the results of the other processes on disk.
     parts = list(product((Precision.FLOAT32, Precision.FLOAT64, Precision.BFLOAT16), range(PARTS)))
     with ProcessPoolExecutor(min(PARTS, os.cpu_count() or 1), multiprocessing.get_context("spawn")) as pool:
         list(pool.map(compile_part, *zip(*parts, strict=True)))
@@ -83,11 +83,11 @@ def test_programs_agree_with_the_reference(device: Any, case: Case, dtype: Any) 
 def test_launches_are_captured(
     device: Any, products: str, request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """They would run one by one with the same results."""
+    """Otherwise they would run one by one with the same results."""
     if products == "cuBLAS":
         request.getfixturevalue("eager")
     with caplog.at_level(logging.WARNING, "narrows"):
-        # Of its own, whose handle has multiplied nothing yet.
+        # A new device, whose handle has not multiplied yet.
         bits(CupyDevice(), MODEL_CASES[0])
     assert caplog.records == []
 
@@ -141,7 +141,7 @@ def test_cublas_gives_the_same_bits_from_run_to_run(device: Any, eager: None, ca
     assert bits(device, case) == bits(device, case)
 
 
-# What cuBLAS multiplies may depend on the size of the batch.
+# Results of cuBLAS may depend on the size of the batch.
 OWN_CASES = [case for case in MODEL_CASES[::8] if not wants_blas(case.plan, Precision.FLOAT32)]
 
 
@@ -156,11 +156,11 @@ def test_rows_do_not_depend_on_their_neighbours(device: Any, case: Case) -> None
 
 @pytest.mark.parametrize("case", OP_CASES, ids=str)
 def test_ops_run_sanitized(case: Case) -> None:
-    """Each op once and no more, for compute-sanitizer, under which all that runs is slow."""
+    """Each op just once, because compute-sanitizer is slow."""
     found = cuda.probe()
     if not found.ok:
         pytest.skip(found.reason)
-    # Without CuPy's pool, in whose memory nothing is out of bounds.
+    # Without CuPy's pool, which hides accesses out of bounds.
     with importlib.import_module("cupy").cuda.using_allocator(None):
         assert all(bits(CupyDevice(), case))
 
@@ -194,8 +194,8 @@ def test_layers(cupy: Any, csr: Any, activation: str, dtype: Any) -> None:
 
 @pytest.mark.parametrize("activation", elementwise)
 def test_activations_over_all_numbers(cupy: Any, activation: str) -> None:
-    """As the GPU's compiler has it, in float32: within 8 units of the last place, or of the least normal number, below
-    which there is zero."""
+    """In float32, as compiled for the GPU: within 8 units of the last place, or of the smallest normal number, because
+    smaller numbers are zero."""
     z = np.concatenate([np.geomspace(1e-44, 3e38, 3000), np.linspace(0.001, 120, 6001), [0.0]]).astype(np.float32)
     z = np.concatenate([z, -z, np.array([np.nan, np.inf, -np.inf], np.float32)])
     found = functional.dense(cupy.asarray(z[:, None]), cupy.ones((1, 1), np.float32), activation=activation).get()[:, 0]
@@ -220,7 +220,7 @@ def test_checkpoints(cupy: Any, csr: Any, tmp_path: Path) -> None:
 
 
 def test_work_follows_the_stream_of_the_caller(cupy: Any) -> None:
-    """What is asked on a stream of the caller's, behind work that takes a while, and read on another."""
+    """Arrays are written on the caller's stream after long work, and read on another stream."""
     X = np.random.default_rng(0).random((2000, 12)).astype(np.float32)
     estimator = cuda_arrays.small().fit(X)
     expected = estimator.transform(X)

@@ -1,8 +1,8 @@
-"""The CUDA backend without a GPU: its kernels as host C++, its plans as launches, whole trainings on this CPU.
+"""The CUDA backend without a GPU: whole trainings with its kernels as host C++.
 
-`cuda_device.HostDevice` runs the very kernels with threads as fibers and every access checked, so these are proofs of
-indices, barriers, formulas and lowering; of nothing that a GPU's compiler or memory does. Bounds are those of
-`agreement`. Kernels alone are in `test_cuda_kernels`, the ways of a program in `test_cuda_program`.
+`cuda_device.HostDevice` runs the real kernels with threads as fibers, and checks every access. So these tests prove
+indices, barriers, formulas and launches, but nothing on a GPU's compiler or memory. `agreement` has the bounds. Single
+kernels are in `test_kernels`, the behaviour of programs in `test_program`.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from oracle import SEED, STEP, away_from_kinks
 # --- whole programs ---------------------------------------------------------------------------------------------------
 
 BIAS_CASES = tuple(
-    # Many rows, whose sums take two passes
+    # Many rows: sums take two passes
     Case(f"rows-{solver.name}", network((5, 3, 5), solver=solver, kl_sparsity=0.1, latent=Activation.SIGMOID), 300, 310)
     for solver in Solver
 )
@@ -56,7 +56,7 @@ WALK_CASES = tuple(
         (260, 641, 3, 0.05, Solver.ADAM), (3, 1281, 66, 0.1, Solver.SGD), (7, 64, 130, 0.5, Solver.SGD),
     )
 ) + tuple(
-    # An odd number of rows, and a width from which on blocks have more threads
+    # An odd number of rows, and a width with more threads per block
     Case(
         f"walk-counts-{m}x{n}-{link.name}-{'cell' if cell else 'gene'}",
         network(
@@ -78,7 +78,7 @@ WALK_CASES = tuple(
 HOST_CASES = (*CASES, *BIAS_CASES, *WALK_CASES)
 
 
-# Means outside of (0, 1) are held inside by the dtype's own precision.
+# Means are clipped to (0, 1) with the precision of the dtype.
 @pytest.mark.parametrize("case", KL_CASES, ids=str)
 def test_sparsity_behind_any_activation(libraries: Any, case: Case) -> None:
     test_programs_agree_with_the_reference(libraries, case, np.float64)
@@ -96,7 +96,7 @@ def test_programs_agree_with_the_reference(libraries: Any, case: Case, dtype: An
     program.close()  # checks the guards
 
 
-def test_every_kernel_that_the_table_names_is_asked_for_or_tested_alone(libraries: Any) -> None:
+def test_every_kernel_of_the_table_is_used_or_tested_alone(libraries: Any) -> None:
     asked = {
         launch.kernel
         for case in (*HOST_CASES, *KL_CASES)
@@ -108,7 +108,7 @@ def test_every_kernel_that_the_table_names_is_asked_for_or_tested_alone(librarie
         )
     }
     assert asked <= set(KERNELS)
-    # What is behind products of cuBLAS, test_cuda_blas asks for.
+    # test_blas asks for the launches after products by cuBLAS.
     elsewhere = ("gemm<", "finish", "to_bfloat16", "group<Gemm<", "stack<16>", "conv")
     alone = {kernel for kernel in KERNELS if kernel.startswith(elsewhere)}
     assert set(KERNELS) - asked - alone <= {"not_finite", "activate<Linear>"}
@@ -143,7 +143,7 @@ def test_rows_do_not_depend_on_their_neighbours(libraries: Any, case: Case) -> N
 
 @pytest.mark.parametrize("case", MODEL_CASES[::12], ids=str)
 def test_bfloat16_rounds_the_factors_that_the_reference_rounds(libraries: Any, case: Case) -> None:
-    """A factor near the middle of two may go to either, and a step on is then off by one unit of 2**-8 in a term."""
+    """A factor near the middle may be rounded either way; a term of the next layer is then off by a unit of 2**-8."""
     case = away_from_kinks(case)
     reference = ReferenceProgram(case.plan, bfloat16=True)
     reference.load(case.state())
@@ -159,7 +159,7 @@ def test_bfloat16_rounds_the_factors_that_the_reference_rounds(libraries: Any, c
 
 @pytest.mark.parametrize("kind", ["csr", "dense"])
 def test_sparse_and_dense_rows(libraries: Any, kind: str) -> None:
-    """Rows without a stored element, and the last of an array."""
+    """Rows without stored elements, and the last row of an array."""
     spec = network((33, 9, 33), loss=Loss.ZINB, output=Activation.SOFTMAX, separate_target=True, size_sum=9.0)
     case = Case("rows", spec, rows=21)
     data = case.data()
@@ -225,17 +225,17 @@ def test_operands_lie_inside_their_areas_and_temporaries_apart(case: Case) -> No
 
 @pytest.mark.parametrize("solver", list(Solver), ids=lambda solver: solver.name)
 @pytest.mark.parametrize("tied", [False, True])
-def test_biases_take_no_launch_of_their_own(solver: Solver, tied: bool) -> None:
+def test_biases_need_no_launch_of_their_own(solver: Solver, tied: bool) -> None:
     spec = network((33, 9, 33), solver=solver, alpha=0.1)
     if tied:
         spec = replace(spec, layers=(spec.layers[0], replace(spec.layers[1], tied_to=0)))
     plan = Case(f"biases-{tied}", spec).plan
     for mode in (Mode.TRAIN, Mode.GRADIENT):
         kernels = [launch.kernel for launch in launches(plan, 300, mode)]
-        # A transposed weight's dz is the left factor, whose rows are those of the sum.
+        # For a transposed weight dz is the left factor, and its rows are the rows of the sum.
         assert sum(kernel.startswith("colsum<") for kernel in kernels) == tied, kernels
         assert sum("WithBias" in kernel for kernel in kernels) == 2 - tied
-        # The sums of a network in bfloat16 are of numbers that are not rounded.
+        # A network in bfloat16 sums numbers that are not rounded.
         kernels = [launch.kernel for launch in launches(plan, 300, mode, Precision.BFLOAT16)]
         assert sum(kernel.startswith("colsum<") for kernel in kernels) == 2
 
@@ -252,7 +252,7 @@ GENES = (20000, 128, 32, 128, 20000)
     ids=["mse", "nb"],
 )
 def test_steps_of_wide_sparse_rows(spec: Any, most: int, part: float) -> None:
-    """Launches of a step do not creep up, nor does what it needs besides the slots: a `part` of a dense batch."""
+    """The launches of a step and its memory besides the slots, as a `part` of a dense batch, do not grow."""
     plan = Case("genes", spec, 512).plan
     assert len(launches(plan, 512, Mode.TRAIN)) <= most
     assert sum(working_sizes(plan).values()) <= part * 512 * 20000

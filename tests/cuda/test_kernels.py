@@ -1,5 +1,5 @@
-"""Kernels of the CUDA backend alone, as host C++: products tile by tile, activations number by number; and the checks
-of the host's device, which must find what is wrong with one.
+"""Single kernels of the CUDA backend as host C++: products by tile, activations over all numbers; and the checks of the
+host's device, which must find faults.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ PRODUCTS = tuple(kernel for kernel in KERNELS if kernel.startswith("gemm<"))
 
 
 class Bench:
-    """Matrices in the memory of a device, for a kernel alone; around them is garbage."""
+    """Matrices on a device for a single kernel, surrounded by garbage."""
 
     def __init__(self, libraries: Any) -> None:
         self.device, self.libraries = HostDevice(libraries), libraries
@@ -147,7 +147,7 @@ def check_product(libraries: Any, kernel: str, size: tuple[int, int, int]) -> No
 
 @pytest.mark.parametrize("size", [(70, 129, 17), (5, 33, 300), (130, 65, 64)], ids=str)
 def test_tiles_of_one_kind_have_the_same_bits(libraries: Any, size: tuple[int, int, int]) -> None:
-    """Deep ones whatever the number of rows; so a row's bits are its own."""
+    """Also Deep, for any number of rows; so a row's bits do not depend on other rows."""
     rows, cols, depth = size
     rng, bench = np.random.default_rng(1), Bench(libraries)
     A, B = bench.matrix(rows, depth, rng), bench.matrix(depth, cols, rng)
@@ -168,7 +168,7 @@ def test_tiles_of_one_kind_have_the_same_bits(libraries: Any, size: tuple[int, i
         np.testing.assert_array_equal(bits("Deep", A[i : i + 1])[0], deep[i])
 
 
-def test_the_bits_of_rows_do_not_hang_on_how_many_there_are() -> None:
+def test_the_number_of_rows_does_not_choose_the_tile_deep() -> None:
     for cols, depth in product((1, 30, 128, 256, 257, 1000), (1, 128, 129, 784, 5000)):
         tiles = {tile_of((rows, cols, depth), of_batch=True) for rows in (1, 16, 128, 1000, 10**6)}
         assert tiles == {"Deep"} or "Deep" not in tiles
@@ -179,7 +179,7 @@ def test_the_bits_of_rows_do_not_hang_on_how_many_there_are() -> None:
 
 @pytest.mark.parametrize("act", [a for a in Activation if a is not Activation.SOFTMAX], ids=lambda a: a.name)
 def test_activations_over_all_numbers(libraries: Any, act: Activation) -> None:
-    """Values and slopes in float32, from subnormal numbers to those that overflow, within 8 units of the last place."""
+    """Values and slopes in float32, from subnormal numbers to overflow, within 8 units of the last place."""
     z = np.concatenate([np.geomspace(1e-44, 3e38, 3000), np.linspace(0.001, 120, 6001), [0.0]]).astype(np.float32)
     z = np.concatenate([z, -z, np.array([np.nan, np.inf, -np.inf], np.float32)])[None]
     name, exact = FUNCTORS[act], z.astype(np.float64)
@@ -194,7 +194,7 @@ def test_activations_over_all_numbers(libraries: Any, act: Activation) -> None:
         finite = np.isfinite(right32)
         units = np.spacing(np.abs(right32[finite])).astype(np.float64)
         error = np.abs(actual[finite].astype(np.float64) - right[finite]) / units
-        # Slopes are differences where tanh is near 1 and where gelu turns: the bound is a unit of 1 there.
+        # Slopes are differences where tanh is near 1 and where gelu turns, so the bound there is a unit of 1.
         turns = (kernel[0] == "s") & ((act is not Activation.GELU) | (np.abs(given[finite]) < 2))
         smallest = np.where(turns, np.spacing(np.float32(1)) / units, 0)
         assert (error <= 8 + smallest).all(), (given[finite][error.argmax()], error.max())
@@ -239,7 +239,7 @@ def test_a_fault_ends_the_launch(faulty: Any, name: str) -> None:
     assert faulty("meets")[0] == "", "the next launch begins afresh"
 
 
-def test_a_missing_barrier_and_unwritten_memory_show(faulty: Any) -> None:
+def test_a_missing_barrier_and_unwritten_memory_are_visible(faulty: Any) -> None:
     expected = np.arange(64)[None, ::-1]
     for reverse in (False, True):
         np.testing.assert_array_equal(faulty("meets", reverse=reverse)[1], expected)

@@ -1,4 +1,4 @@
-"""Whether the CUDA backend can run here, what is said where it cannot, and that asking takes nothing."""
+"""The probe of the CUDA backend: whether it can run here, and the message if it cannot. Probing is cheap."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from narrows.errors import BackendError
 
 
 class Runtime:
-    """What `probe` asks of CuPy's runtime."""
+    """The part of CuPy's runtime that `probe` calls."""
 
     def __init__(
         self, driver: int, devices: int = 1, capability: tuple[int, int] = (9, 0), cupy: str = "14.2.0"
@@ -47,7 +47,7 @@ class Runtime:
         return {"name": b"GPU", "major": self.capability[0], "minor": self.capability[1]}
 
     def getVersion(self) -> tuple[int, int]:
-        """Of NVRTC, which is not here if there are more than two devices."""
+        """The version of NVRTC, which is missing if there are more than two devices."""
         if self.devices > 2:
             raise RuntimeError('Failure finding "libnvrtc.so.12"')
         return 12, 9
@@ -58,17 +58,17 @@ class Runtime:
     [
         (None, r"CuPy is missing: pip install 'narrows\[cuda12\]'"),
         (Runtime(0), "no NVIDIA driver"),
-        (Runtime(11080), r"the NVIDIA driver is of CUDA 11\.8: install one of CUDA 12\.0 or newer"),
+        (Runtime(11080), r"the NVIDIA driver is for CUDA 11\.8: install a driver for CUDA 12\.0 or newer"),
         (Runtime(12040, 0), "no NVIDIA GPU"),
         (Runtime(12040, -1), r"no usable NVIDIA GPU: RuntimeError: cudaErrorNoDevice: [\w -]+$"),
-        (Runtime(12040, -2), "no usable NVIDIA GPU: .* a process forked from one that uses CUDA .* by spawn"),
+        (Runtime(12040, -2), "no usable NVIDIA GPU: .* a forked process cannot use CUDA if its parent does: .* spawn"),
         (Runtime(13000, 3), r"NVRTC, .* does not load: pip install 'narrows\[cuda12\]'.* Failure finding"),
         (Runtime(13000, cupy="12.3.0"), r"CuPy 12\.3\.0 is too old, it must be 13\.0 or newer: pip install"),
-        (Runtime(12040, 1, (7, 0)), r"GPU has compute capability 7\.0: it must be 7\.5 or newer"),
+        (Runtime(12040, 1, (7, 0)), r"GPU has compute capability 7\.0; narrows needs 7\.5 or newer"),
     ],
     ids=["no CuPy", "no driver", "old driver", "no GPU", "none usable", "forked", "no NVRTC", "old CuPy", "old GPU"],
 )
-def test_what_is_missing_is_said(monkeypatch: pytest.MonkeyPatch, runtime: Any, reason: str) -> None:
+def test_the_probe_names_what_is_missing(monkeypatch: pytest.MonkeyPatch, runtime: Any, reason: str) -> None:
     with_cupy(monkeypatch, runtime)
     found = cuda.probe()
     assert not found.ok
@@ -76,27 +76,27 @@ def test_what_is_missing_is_said(monkeypatch: pytest.MonkeyPatch, runtime: Any, 
     assert re.match(reason, found.reason)
 
 
-def test_headers_that_are_missing_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_probe_names_missing_headers(monkeypatch: pytest.MonkeyPatch) -> None:
     with_cupy(monkeypatch, Runtime(12090))
     found, where = importlib.import_module, ["/usr/include"]
     pathfinder = SimpleNamespace(find_nvidia_header_directory=lambda name: where[0])
     monkeypatch.setattr(importlib, "import_module", lambda n, *of: pathfinder if "pathfinder" in n else found(n, *of))
     assert cuda.probe().ok
     where[0] = None
-    assert cuda.probe() == Probe(False, f"CUDA's headers are missing, which CuPy needs: {cuda.EXTRA}")
+    assert cuda.probe() == Probe(False, f"CUDA's headers, which CuPy needs, are missing: {cuda.EXTRA}")
 
 
-def test_a_driver_older_than_cupy_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_probe_names_a_driver_older_than_cupy(monkeypatch: pytest.MonkeyPatch) -> None:
     runtime = Runtime(12040)
     monkeypatch.setattr(runtime, "runtimeGetVersion", lambda: 13020)
     with_cupy(monkeypatch, runtime)
     assert re.match(
-        r"the NVIDIA driver is of CUDA 12\.4 and CuPy of CUDA 13: install a newer driver, or have CuPy for CUDA 12, ",
+        r"the NVIDIA driver is for CUDA 12\.4, CuPy for CUDA 13: install a newer driver, or CuPy for CUDA 12, ",
         cuda.probe().reason,
     )
 
 
-def test_a_gpu_that_is_new_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_new_enough_gpu_is_usable(monkeypatch: pytest.MonkeyPatch) -> None:
     with_cupy(monkeypatch, Runtime(12090, 2))
     found = cuda.probe()
     assert found.ok
@@ -104,11 +104,11 @@ def test_a_gpu_that_is_new_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     with_cupy(monkeypatch, Runtime(12090, 2, cupy="14.1.1"))
     found = cuda.probe()
     assert found.ok
-    assert found.reason.endswith("; CuPy 14.1.1 compiles the kernels in each process, 14.2 keeps them")
+    assert found.reason.endswith("; CuPy 14.1.1 compiles the kernels in each process, CuPy 14.2 keeps them")
 
 
 @pytest.mark.parametrize("runtime", [None, Runtime(12090)], ids=["alone", "with CuPy"])
-def test_a_machine_without_a_gpu_is_told_of_it_only_if_it_has_cupy(
+def test_a_missing_gpu_is_reported_only_with_cupy(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, runtime: Any
 ) -> None:
     with_cupy(monkeypatch, runtime, gpu=False)
@@ -118,7 +118,7 @@ def test_a_machine_without_a_gpu_is_told_of_it_only_if_it_has_cupy(
 
 
 @pytest.mark.parametrize("value", ["", " ", "-1", "NoDevFiles"])
-def test_a_gpu_that_is_hidden_is_not_looked_for(
+def test_a_hidden_gpu_is_not_searched(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, value: str
 ) -> None:
     with_cupy(monkeypatch, Runtime(12090))
@@ -129,9 +129,7 @@ def test_a_gpu_that_is_hidden_is_not_looked_for(
     assert cuda.probe().ok
 
 
-def test_a_gpu_that_cannot_be_used_is_told_once(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_an_unusable_gpu_is_reported_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     with_cupy(monkeypatch, None)
     check_what_auto_says(monkeypatch, caplog, "WARNING", "pip install 'narrows[cuda12]'")
     with pytest.raises(BackendError, match=r"backend='cuda' cannot run here: CuPy is missing: pip install"):
@@ -161,19 +159,19 @@ def test_auto_takes_the_gpu_first(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NARROWS_BACKEND", raising=False)
     assert AUTO == ("cuda", "cpp", "numba")
     assert resolve("auto") == "cuda"
-    # A layer of the CPU is worth no trip.
+    # A layer on CPU arrays stays on the CPU.
     assert host_backend.__wrapped__() in AUTO[1:]
 
 
 def build_driver(folder: Path, answer: int) -> str:
-    """A library with the driver's first function."""
+    """A library with the first function of the driver."""
     source, library = folder / f"driver{answer}.c", folder / f"driver{answer}.so"
     source.write_text(f"int cuInit(unsigned flags) {{ (void)flags; return {answer}; }}\n")
     subprocess.run([compiler(), "-shared", "-fPIC", "-x", "c", str(source), "-o", str(library)], check=True)
     return str(library)
 
 
-def test_looking_for_a_gpu_imports_nothing_and_takes_no_time(tmp_path: Path) -> None:
+def test_probing_imports_nothing_and_is_fast(tmp_path: Path) -> None:
     assert not cuda.has_gpu(str(tmp_path), "no such driver")
     for answer in (100, 0):  # no device; success
         library = build_driver(tmp_path, answer)

@@ -1,6 +1,4 @@
-"""Programs of the CUDA backend on the host's device: graphs, chunks that follow one another, data that stay on the
-host, and what is refused.
-"""
+"""Programs of the CUDA backend on the host's device: graphs, chunks of steps, data on the host, and errors."""
 
 from __future__ import annotations
 
@@ -56,10 +54,10 @@ STREAMED = (
 
 
 @pytest.mark.parametrize("case", STREAMED, ids=str)
-def test_data_that_stay_on_the_host_change_no_bit(
+def test_data_on_the_host_change_no_bit(
     libraries: Any, case: Case, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Chunks of one step and of several; nothing is read or written before the device has come to it."""
+    """With chunks of one step and of several. The device does its work as late as possible."""
     hyper = Hyper(SEED, STEP, np.full(2 * -(-case.rows // case.batch), 1e-2))
     rows = np.concatenate([np.random.default_rng(i).permutation(case.rows) for i in range(2)])
     data, expected = case.data(np.float32), None
@@ -79,8 +77,8 @@ def test_data_that_stay_on_the_host_change_no_bit(
         assert bits == expected, (left, most)
 
 
-def test_chunks_follow_one_another_without_waiting(libraries: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a device that does nothing before it is waited for, two chunks are under way at a time."""
+def test_the_host_does_not_wait_between_chunks(libraries: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two chunks are under way at a time, on a device that works only when someone waits for it."""
     case = Case("chunks", network((7, 4, 7)), batch=4, rows=20)
     device = HostDevice(libraries, late=True)
     program = program_on(device, case)
@@ -98,7 +96,7 @@ def test_chunks_follow_one_another_without_waiting(libraries: Any, monkeypatch: 
 def test_a_run_that_ends_early_leaves_nothing_behind(
     libraries: Any, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
-    """What the device still has to do would read what the next run changes, or what has been freed."""
+    """Work that remains on the device would read memory that the next run changes, or that is freed."""
     case = Case("chunks", network((7, 4, 7)), batch=4, rows=20)
     device = HostDevice(libraries, late=True)
     program, n = program_on(device, case), 3 * CHUNK
@@ -130,12 +128,12 @@ CSR_CASE = next(c for c in SPARSE_CASES if c.name == "sparse-plain-3")
 @pytest.mark.parametrize(
     ("indptr", "indices", "message"),
     [
-        ([1, 1, 3], [1, 5, 6], "begin at 0"),
-        ([0, 2], [1, 5, 6], "a number more than rows"),
-        ([0, 3, 2], [1, 5, 6], "never decrease"),
-        ([0, 0, 9], [1, 5, 6], "past the 3 stored values"),
-        ([0, 0, 3], [1, 5, 23], "a column outside of the 23"),
-        ([0, 0, 3], [-1, 5, 6], "a column outside of the 23"),
+        ([1, 1, 3], [1, 5, 6], "source 0: indptr runs from 1 to 3"),
+        ([0, 2], [1, 5, 6], "2 entries; 2 rows need 3"),
+        ([0, 3, 2], [1, 5, 6], "decreases at row 1"),
+        ([0, 0, 9], [1, 5, 6], "runs from 0 to 9, but 3 values are stored"),
+        ([0, 0, 3], [1, 5, 23], "23"),
+        ([0, 0, 3], [-1, 5, 6], "-1"),
     ],
 )
 @pytest.mark.parametrize("sorted_", [True, False], ids=["sorted", "to sort"])

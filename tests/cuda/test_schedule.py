@@ -1,7 +1,6 @@
-"""The launches of the CUDA backend put together: the same bits as one by one, and how many a step takes.
+"""Combined launches of the CUDA backend: they give the same bits as single launches, and a step takes few.
 
-On the host device of `cuda_device`, whose memory is looked at between launches: what `schedule` knows of them is what
-they do.
+The tests compare the memory of the host's device before and after each launch with what `schedule` knows of it.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ STACK_CASES = (
         for a in (Activation.LINEAR, Activation.SILU, Activation.TANH)
     ),
     Case("bce", network((7, 6, 3, 6, 7), output=Activation.SIGMOID, loss=Loss.BCE)),
-    # On both sides of what threads are shared by, of a slice of a weight, and of what a stack can have.
+    # On both sides of the limits: threads per column, slices of a weight, stages of a stack.
     Case("widths", network((40, 128, 65, 64, 33, 32, 33, 64, 65, 128, 40))),
     Case("slices", network((33, 31, 1, 31, 33), tied=True)),
     Case("wide", network((129, 128, 30, 128, 129))),
@@ -90,7 +89,7 @@ def test_bits_are_those_of_launches_one_by_one(
     assert [np.asarray(a).tobytes() for a in found] == [np.asarray(a).tobytes() for a in expected]
 
 
-def test_a_stack_of_many_rows_has_more_of_them_to_a_block(libraries: Any) -> None:
+def test_a_stack_of_many_rows_has_more_rows_per_block(libraries: Any) -> None:
     kernels = {
         launch.kernel
         for name in ("rows", "deep")
@@ -105,7 +104,7 @@ def test_a_stack_of_many_rows_has_more_of_them_to_a_block(libraries: Any) -> Non
 
 
 def watch(program: CudaProgram) -> Counter[str]:
-    """Let it run launch by launch, and look at its memory in between; which kernels have run."""
+    """Make a program run launch by launch and check its memory after each. Returns the kernels that ran."""
     [(memory, _, _)] = [entry for address, entry in program.device.memory.items() if address == program._base]  # type: ignore[attr-defined]
     step = program.arena.begins["step"], program.arena.begins["begun"]
     ran: Counter[str] = Counter()
@@ -136,9 +135,7 @@ def watch(program: CudaProgram) -> Counter[str]:
 
 
 @pytest.mark.parametrize("case", [*STACK_CASES[::3], *MODEL_CASES[::5], *CASES[1::9]], ids=str)
-def test_launches_write_only_what_they_are_known_to(
-    libraries: Any, case: Case, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_launches_write_only_their_known_memory(libraries: Any, case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     for how in (schedule, one_by_one):
         program = programs_of(libraries, case, np.float32, monkeypatch, how)
         ran = watch(program)
@@ -180,7 +177,7 @@ def test_launches_that_depend_on_each_other_keep_their_order(case: Case) -> None
 
 
 def identity(launch: Launch) -> tuple[str, frozenset[View]]:
-    """What is the same of a launch and of the stage that it becomes."""
+    """What a launch and its stage in a stack have in common."""
     return launch.kernel, frozenset(launch.views.values())
 
 
@@ -201,11 +198,11 @@ def copy(x: View, out: View) -> Launch:
     return Launch("copy", 1, 32, Operands("KEEP", x=x, out=out))
 
 
-def test_launches_move_past_others_only_where_nothing_is_shared() -> None:
+def test_launches_pass_only_independent_launches() -> None:
     reader = copy(View(Area.GRADIENT, 64, 4, 4, 16), View(Area.WORK, 512, 4, 4, 16))
     one, two, three = (product_of(64 * i, 128 * i) for i in range(3))
     assert [len(launch.members) for launch in grouped([one, two, three])] == [3]
-    # The second gradient is read in between: what writes it stays in front, and what comes after may pass.
+    # `reader` reads the second gradient, so its writer stays before it; later launches may pass.
     assert [len(launch.members) for launch in grouped([one, two, reader, three])] == [3, 0]
     assert [len(launch.members) for launch in grouped([one, reader, two, three])] == [0, 0, 2]
     assert [len(launch.members) for launch in grouped([one, one, two])] == [0, 2]
@@ -213,14 +210,14 @@ def test_launches_move_past_others_only_where_nothing_is_shared() -> None:
     assert [len(launch.members) for launch in grouped(many)] == [8, 3]
 
 
-def test_temporaries_are_one_piece() -> None:
-    """They are counted in elements, and may be of doubles."""
+def test_temporaries_count_as_one_area() -> None:
+    """Their sizes are in elements, but the elements may be doubles."""
     one, other = (copy(View(Area.WORK, i, 1, 16, 16), View(Area.TEMPORARY, i, 1, 16, 16)) for i in (0, 64))
     assert not independent(one, other)
 
 
 def test_rows_that_share_memory_end_a_stack() -> None:
-    """A slot that takes the place of one that is no longer needed, but has other rows."""
+    """A slot that reuses the memory of another one, with other rows."""
     x, W, a = View(Area.WORK, 0, 8, 32, 32), View(Area.PARAMETER, 0, 32, 16, 16), View(Area.WORK, 256, 8, 16, 16)
     V, over = View(Area.PARAMETER, 512, 16, 16, 16), View(Area.WORK, 0, 8, 16, 16)
     name = "gemm<Small, Rows, Turned, Activate<Relu>>"

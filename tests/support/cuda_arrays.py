@@ -1,6 +1,6 @@
-"""What is asked of arrays of a GPU: of those of a fake in `test_cuda_arrays`, of CuPy's in `test_cuda_gpu`.
+"""Checks of arrays on a GPU: `test_arrays` runs them with a fake of CuPy, `test_gpu` with CuPy.
 
-Each check is given CuPy, or the fake, and the class of its CSR.
+Each check takes CuPy, or the fake, and its CSR class.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def small(**params: Any) -> Autoencoder:
 
 
 def same(there: Any, here: Any) -> None:
-    """The same numbers to the bit, of which the first are on a GPU."""
+    """Both are the same, bit for bit; the first is on a GPU."""
     np.testing.assert_array_equal(there.get(), here)
 
 
@@ -40,7 +40,7 @@ def same(there: Any, here: Any) -> None:
 
 
 def check_estimator(cupy: Any, csr: Any, estimator: Any, kind: str) -> None:
-    """An estimator does with arrays of the GPU what it does with those of the CPU, to the bit, and returns such."""
+    """An estimator gives the same bits for arrays on the GPU as on the CPU, and returns arrays on the GPU."""
     X = fitting(estimator, low_rank()[:100]).astype(np.float32)
     if kind == "csr":
         X[np.median(X) > X] = 0
@@ -81,7 +81,7 @@ def check_all_that_fit_takes(cupy: Any, csr: Any) -> None:
 
 
 def check_training_curves(cupy: Any, csr: Any) -> None:
-    """Losses of five epochs, of the data and of what is held out, within 0.1 % of the float64 reference's."""
+    """Training and validation losses of five epochs are within 0.1 % of the float64 reference."""
     X = low_rank()
     counts = np.random.default_rng(0).poisson(np.exp(np.abs(X))).astype(np.float32)
     for estimator, data in (
@@ -112,7 +112,7 @@ def check_partial_fit(cupy: Any, csr: Any) -> None:
 
 
 def check_layouts(cupy: Any, csr: Any) -> None:
-    """Of whatever type and in whatever order, sparse rows with columns twice and out of order."""
+    """Arrays of all types and orders; sparse rows with repeated and unsorted columns."""
     X, up = low_rank(), cupy.asarray
     estimator = small().fit(X)
     expected = estimator.transform(X)
@@ -145,7 +145,7 @@ def check_images(cupy: Any, csr: Any) -> None:
 
 
 def check_integrals(cupy: Any, csr: Any) -> None:
-    """Of a variational network, whose noise is keyed by the content of rows."""
+    """Scores of a variational network, with noise keyed by the content of rows."""
     X, up = low_rank(), cupy.asarray
     for there in (up(X), csr(sp.csr_matrix(X))):
         estimator = VariationalAutoencoder(2, hidden_layer_sizes=8, max_iter=2, backend="cuda", random_state=0)
@@ -167,7 +167,7 @@ def check_frames(cupy: Any, csr: Any) -> None:
 
 
 def check_checkpoints(cupy: Any, csr: Any, path: Any) -> None:
-    """Data are recognised by their content, wherever they lie."""
+    """A checkpoint recognises data by their content, on any device."""
     X = low_rank()
     whole = small(max_iter=4).fit(cupy.asarray(X))
     small(max_iter=2).fit(cupy.asarray(X), checkpoint=Checkpoint(path))
@@ -178,7 +178,7 @@ def check_checkpoints(cupy: Any, csr: Any, path: Any) -> None:
 
 
 class Tensor:
-    """An array of a library that knows DLPack and no CuPy."""
+    """An array of a library that knows DLPack but not CuPy."""
 
     def __init__(self, array: Any) -> None:
         self.array, self.dtype, self.shape = array, array.dtype, array.shape
@@ -262,7 +262,7 @@ def operands(dtype: Any, n: int = 37, k: int = 33, m: int = 21) -> tuple[Any, ..
 
 
 def placed(cupy: Any, a: Any) -> dict[str, Any]:
-    """The same matrix in every kind of the device's memory."""
+    """The same matrix in each layout on the device."""
     padded = np.zeros((2 * a.shape[0], 3 * a.shape[1] + 1), a.dtype)
     padded[::2, 1::3] = a
     beside = np.hstack([a, a])
@@ -277,7 +277,7 @@ def placed(cupy: Any, a: Any) -> dict[str, Any]:
 
 
 def check_dense(cupy: Any, csr: Any, activation: str, dtype: Any) -> None:
-    """A layer and its gradients, beside NumPy's own in float64."""
+    """A layer and its gradients agree with NumPy in float64."""
     relative = 2e-5 if dtype is np.float32 else 1e-12
     X, W, b, dA = operands(dtype)
     up = cupy.asarray
@@ -317,7 +317,7 @@ def check_layer_layouts(cupy: Any, csr: Any) -> None:
         if size[0]:
             db = functional.dense_backward(up(dA), up(X), up(W), found, "relu").db
             np.testing.assert_allclose(db.get(), (dA * (found.get() > 0)).sum(axis=0), rtol=1e-4, atol=1e-5)
-    # Tiles of every size, of which those of float64 are others
+    # Tiles of every size; float64 has its own
     for size in ((70, 300, 20), (130, 90, 200), (9, 260, 300)):
         for dtype, relative in ((np.float32, 1e-4), (np.float64, 1e-12)):
             big, W64, _, d64 = operands(dtype, *size)
@@ -350,7 +350,7 @@ def check_sparse_layers(cupy: Any, csr: Any) -> None:
 
 
 def check_layer_results(cupy: Any, csr: Any) -> None:
-    """`out` is written and returned, and nothing beside it; what cannot be one is refused."""
+    """`out` is written and returned, and nothing else changes; unfit arrays are refused."""
     X, W, b, dA = (cupy.asarray(a) for a in operands(np.float32))
     whole = cupy.asarray(np.full((40, 60), 7, np.float32))
     out = whole[1:38][:, 3:24]
@@ -408,7 +408,7 @@ def check_penalty(cupy: Any, csr: Any, dtype: Any) -> None:
                 assert one.shape == other.shape
                 np.testing.assert_allclose(one.get(), other, rtol=relative, atol=relative * np.abs(other).max())
     assert functional.contractive_penalty(up(X), [up(W)], [None], "tanh", grads=False).dW is None
-    # A weight of one row, which lies anywhere from the next
+    # A weight of one row, with any stride between rows
     expected = functional.contractive_penalty(X[:, :1], [W[:1]], [b], "tanh")
     for name, one in placed(cupy, W[:1]).items():
         found = functional.contractive_penalty(up(X[:, :1]), [one], [up(b)], "tanh")

@@ -1,10 +1,8 @@
-"""A device for `backends.cuda` on this CPU: the kernels as host C++, memory with guards, launches one by one.
+"""A device for `backends.cuda` on this CPU: kernels as host C++, memory with guards, launches one by one.
 
-Promises: the kernels are those of ``csrc/cuda``, compiled by g++ through ``cuda_host/simt_host.h``, which checks every
-access; what nobody has written is NaN; a byte written behind an area is found when the memory is freed or asked for.
-Never: counts as a GPU.
-
-What is asked of a program on it, `test_cuda_gpu` asks of a program on a GPU.
+Promises: runs the kernels of ``csrc/cuda``, compiled by g++ with ``cuda_host/simt_host.h``, which checks every access.
+Memory that nobody wrote is NaN. A byte written behind an area is found when the memory is freed or used.
+Never: counts as a GPU. `test_gpu` runs the same checks on one.
 """
 
 from __future__ import annotations
@@ -66,10 +64,10 @@ def compiler() -> str:
     Raises
     ------
     FileNotFoundError
-        There is none, or no Linux, whose contexts the fibers are.
+        There is no compiler, or the system is not Linux, which the fibers need.
     """
     if sys.platform != "linux":
-        raise FileNotFoundError("threads as fibers take Linux")
+        raise FileNotFoundError("threads as fibers need Linux")
     found = shutil.which("g++") or shutil.which("clang++")
     if found is None:
         raise FileNotFoundError("no C++ compiler (g++ or clang++) on this machine")
@@ -77,7 +75,7 @@ def compiler() -> str:
 
 
 def build(source: str, folder: Path, precision: Precision) -> ctypes.CDLL:
-    """A file of ``cuda_host``, compiled by the first who asks for it in a folder; all kernels take some ten seconds."""
+    """A file of ``cuda_host``, compiled by the first caller for a folder. All kernels take some ten seconds."""
     import fcntl
 
     library = folder / f"{source}-{precision.name}.so"
@@ -96,7 +94,7 @@ def _compile(source: str, library: Path, precision: Precision) -> None:
         "NARROWS_KERNELS": f'"{kernels}"',
     }
     flags = [f"-D{name}={value}" for name, value in defines.items()] + PRECISION_FLAGS[precision]
-    # Hidden, or the linker would take another library's shared arrays for this one's.
+    # Hidden, or the linker would use the shared arrays of another library.
     flags += [
         f"-I{source_folder()}",
         "-std=c++17",
@@ -107,7 +105,7 @@ def _compile(source: str, library: Path, precision: Precision) -> None:
         "-Wall",
         "-Wextra",
     ]
-    # Some distributions have jumps checked, which takes one from fiber to fiber for a mistake.
+    # Some distributions check jumps, and report those between fibers as errors.
     flags += ["-U_FORTIFY_SOURCE"]
     command = [compiler(), *flags]
     unfinished = library.with_suffix(".part")
@@ -116,7 +114,7 @@ def _compile(source: str, library: Path, precision: Precision) -> None:
 
 
 def program_on(device: Device, case: Case, dtype: Any = np.float32, **bound: Any) -> CudaProgram:
-    """A case's program with its state and its data, or those that are `bound`."""
+    """The program of a case with its state and its data; `bound` replaces some of the data."""
     precision = Precision.of(dtype)
     program = CudaProgram(case.plan, precision, device)
     program.load(case.state(precision.dtype))
@@ -126,7 +124,7 @@ def program_on(device: Device, case: Case, dtype: Any = np.float32, **bound: Any
 
 
 def check_agreement(program: CudaProgram, case: Case, dtype: Any) -> None:
-    """Gradients, a few steps and all modes of inference, within the bounds of `agreement`."""
+    """Compare gradients, a few steps and all modes of inference with the reference, within `agreement`'s bounds."""
     relative = tolerance(case, dtype)
     terms, gradient = program.gradient(first_rows(case), SEED, STEP)
     expected_terms, expected = expected_gradient(case)
@@ -155,7 +153,7 @@ def check_agreement(program: CudaProgram, case: Case, dtype: Any) -> None:
 
 
 def packed(operands: Operands) -> Any:
-    """The structure of a launch whose operands are arrays of the host."""
+    """The structure of a launch with host arrays as operands."""
     found, known = np.zeros((), LAUNCH_DTYPE), layout(operands.rows)
     for name, value in operands.named.items():
         kind, position, *_ = known[name]
@@ -169,7 +167,7 @@ def packed(operands: Operands) -> Any:
 
 
 class LaunchError(RuntimeError):
-    """A launch that a check ended."""
+    """A check ended a launch."""
 
 
 class HostDevice:
@@ -257,7 +255,7 @@ class HostDevice:
             self.catch_up()
 
     def catch_up(self, until: int | None = None) -> None:
-        """Do what has been asked for, or the first so many calls of it."""
+        """Do the queued work, or the work of the first `until` calls."""
         while self.to_do and (until is None or self.done < until):
             self.done += 1
             self.to_do.pop(0)()
@@ -278,7 +276,7 @@ class HostDevice:
             row["operands"] = launch.operands.ctypes.data
         self.launched |= {launch.kernel for launch in planned}
         self.n_graphs += 1
-        # Kernels between two calls of cuBLAS go together.
+        # Kernels between two calls of cuBLAS run together.
         parts = [
             (is_blas, list(part))
             for is_blas, part in groupby(range(len(table)), lambda i: bool(table[i]["kernel"] < 0))
@@ -303,5 +301,5 @@ class HostDevice:
 
 
 def on_host(libraries: Any, case: Case, dtype: Any = np.float32, *, reverse: bool = False, **bound: Any) -> CudaProgram:
-    """`program_on` a device of the host's."""
+    """`program_on` a host device."""
     return program_on(HostDevice(libraries, reverse), case, dtype, **bound)

@@ -1,10 +1,10 @@
-"""CuPy's names over a `HostDevice`: arrays in its memory, streams and events that note what is done in which order.
+"""CuPy's names over a `HostDevice`: arrays in its memory, and streams and events that record the order of work.
 
-Promises: refuses what CuPy and CUDA refuse (an array of NumPy's beside one of its own, or its own where NumPy wants
-one; an array of a device that is not the current one; addresses that are numbers of NumPy's; rows that are wider than
-the way from one to the next); a program that reads an array before it has waited for the stream that wrote it, or gives
-one back before it is written, fails; a byte written behind an array is found when it is freed.
-Never: counts as CuPy: that its names exist there is looked up in `NAMES`, where CuPy is installed.
+Promises: refuses what CuPy and CUDA refuse: a NumPy array together with its own arrays, its own array where NumPy needs
+one, an array of a device that is not current, addresses as NumPy numbers, rows wider than their stride. A program fails
+if it reads an array before it waited for the stream that wrote it, or returns one before it is written. A byte written
+behind an array is found when the array is freed.
+Never: proves that CuPy has these names; `NAMES` lists them, and a test looks them up where CuPy is installed.
 """
 
 from __future__ import annotations
@@ -48,24 +48,24 @@ NAMES = {
     "RawModule": ("get_function",),
     "RawKernel": ("kernel",),
 }  # fmt: skip
-"""What narrows asks of CuPy."""
+"""The names of CuPy that narrows uses."""
 METHODS = (
     "__array_function__", "__array_ufunc__", "__cuda_array_interface__", "__dlpack__", "__dlpack_device__", "all",
     "any", "argmax", "argmin", "astype", "copy", "cumsum", "data", "device", "dtype", "flags", "get", "item", "max",
     "mean", "min", "nbytes", "ndim", "reshape", "shape", "size", "strides", "sum", "T", "tobytes", "view",
 )  # fmt: skip
-"""What an array of CuPy's has of what narrows and its tests use."""
+"""The attributes of CuPy's arrays that narrows and its tests use."""
 FUNCTIONS = ("bincount", "concatenate", "empty_like", "reshape", "split", "zeros_like")
-"""NumPy's functions that CuPy takes over for its arrays."""
+"""NumPy's functions that CuPy implements for its arrays."""
 
 
 class Stream(contextlib.AbstractContextManager["Stream"]):
     def __init__(self, fake: FakeCupy, number: int) -> None:
         self.fake, self.ptr, self.device = fake, number, fake.device
         self.asked = 0
-        """Of the stream so far."""
+        """Calls on this stream so far."""
         self.seen: dict[int, int] = {}
-        """Of other streams, what this one comes after."""
+        """For each other stream, the number of its calls that come before this stream's next call."""
         self.n_entered: list[Stream] = []
 
     def __enter__(self) -> Stream:
@@ -116,23 +116,23 @@ class Stream(contextlib.AbstractContextManager["Stream"]):
 
 
 class Memory:
-    """Of a `HostDevice`, as long as somebody has it."""
+    """Memory of a `HostDevice`, freed with its last reference."""
 
     def __init__(self, fake: FakeCupy, size: int) -> None:
         host = fake.host
         self.ptr = host.allocate(size)
         self.inside = host._inside(self.ptr, size)
         self.touched(fake.current)
-        # No later than this: an array of NumPy's may outlive it.
+        # Check now, because a NumPy array may outlive the memory.
         weakref.finalize(self, host.free, self.ptr)
 
     def touched(self, stream: Stream) -> None:
-        """Written, by what this stream was asked at last."""
+        """Record that this stream's last call wrote the memory."""
         self.written = stream.ptr, stream.asked
 
 
 class Array(np.lib.mixins.NDArrayOperatorsMixin):
-    """An array in the memory of a device, which NumPy cannot read."""
+    """An array in a device's memory, which NumPy cannot read."""
 
     fake: FakeCupy
 
@@ -147,7 +147,7 @@ class Array(np.lib.mixins.NDArrayOperatorsMixin):
         self.number = fake.device if number is None else number
 
     def of(self) -> Any:
-        """The values, for what runs on the current stream of the current device."""
+        """The values, for work on the current stream of the current device."""
         fake = self.fake
         assert self.number == fake.device, f"array of device {self.number} used on {fake.device}"
         stream, asked = self.memory.written
@@ -168,7 +168,7 @@ class Array(np.lib.mixins.NDArrayOperatorsMixin):
         return SimpleNamespace(ptr=self._address())
 
     def _address(self) -> int:
-        # Whoever asks is going to read or write there, on a stream that must come after.
+        # The caller will read or write there, on a stream that must come after.
         self.fake.expected.append(self.memory.written)
         self.fake.lent[self.inner.ctypes.data] = self.memory
         return int(self.inner.ctypes.data)
@@ -202,7 +202,7 @@ class Array(np.lib.mixins.NDArrayOperatorsMixin):
 
     def __getitem__(self, at: Any) -> Any:
         parts = at if isinstance(at, tuple) else (at,)
-        if all(part is None or isinstance(part, slice) for part in parts):  # a view, for which nothing is read
+        if all(part is None or isinstance(part, slice) for part in parts):  # a view, so nothing is read
             return wrapped(self.inner[at], self)
         return wrapped(self.of()[inside(at, of_numpy=True)], self)
 
@@ -238,7 +238,7 @@ class Array(np.lib.mixins.NDArrayOperatorsMixin):
 
 
 def inside(value: Any, *, of_numpy: bool = False) -> Any:
-    """What NumPy takes for what CuPy was given."""
+    """An argument of CuPy as an argument of NumPy."""
     if isinstance(value, Array):
         return value.of()
     if isinstance(value, list | tuple):
@@ -251,7 +251,7 @@ def inside(value: Any, *, of_numpy: bool = False) -> Any:
 
 
 def wrapped(value: Any, owner: Array | None = None) -> Any:
-    """What CuPy returns where NumPy returned this."""
+    """A result of NumPy as a result of CuPy."""
     if isinstance(value, tuple | list):
         return type(value)(wrapped(v, owner) for v in value)
     if owner is not None and isinstance(value, np.ndarray) and np.may_share_memory(value, owner.inner):
@@ -260,7 +260,7 @@ def wrapped(value: Any, owner: Array | None = None) -> Any:
 
 
 class Csr:
-    """``cupyx.scipy.sparse.csr_matrix``, of three arrays."""
+    """``cupyx.scipy.sparse.csr_matrix``, with three arrays."""
 
     format, ndim = "csr", 2
 
@@ -311,7 +311,7 @@ class Csr:
 
 
 class FakeCupy:
-    """CuPy's names; `calls` has what was asked of it.
+    """CuPy's names; `calls` records the calls.
 
     Parameters
     ----------
@@ -335,13 +335,13 @@ class FakeCupy:
         self.current = Stream(self, 0)
         self.streams: dict[int, Stream] = {}
         self.settled: dict[int, int] = {}
-        """Of streams, what the host has waited for."""
+        """For each stream, the number of calls that the host has waited for."""
         self.expected: list[tuple[int, int]] = []
-        """What the next launches must come after, by stream and number."""
+        """The calls, by stream and number, that must come before the next launches."""
         self.lent: weakref.WeakValueDictionary[int, Memory] = weakref.WeakValueDictionary()
         self.precision = Precision.FLOAT32
         self.log: str | None = None
-        """Of a compiler that fails."""
+        """The message of a compiler that fails."""
         Array.fake = self
         memory = SimpleNamespace(
             OutOfMemoryError=type("OutOfMemoryError", (MemoryError,), {"__module__": "cupy.cuda.memory"})
@@ -371,7 +371,7 @@ class FakeCupy:
         )
 
     def install(self, monkeypatch: pytest.MonkeyPatch) -> FakeCupy:
-        """Be the CuPy that narrows imports, on a machine with a GPU."""
+        """Make narrows import this as CuPy, on a machine with a GPU."""
         monkeypatch.setitem(sys.modules, "cupy", self)
         monkeypatch.setitem(sys.modules, "cupyx.scipy.sparse", SimpleNamespace(csr_matrix=Csr))
         monkeypatch.setattr(cuda, "has_gpu", lambda: True)
@@ -412,7 +412,7 @@ class FakeCupy:
         return Memory(self, size)
 
     def runs_on(self, stream: Stream) -> None:
-        """Something of narrows's that reads and writes what it was lent."""
+        """Make a function of narrows record its reads and writes of lent arrays."""
         for written_on, asked in self.expected:
             later = stream.ptr == written_on or stream.seen.get(written_on, 0) >= asked
             assert later or self.settled.get(written_on, 0) >= asked, "launched before what it reads is written"

@@ -1,8 +1,8 @@
-// A cuBLAS of the host for tests: the calls that narrows makes, by the signatures and numbers of cublas_v2.h.
+// A cuBLAS of the host for tests: the functions that narrows calls, with the signatures and numbers of cublas_v2.h.
 //
-// Promises: what the library refuses is refused here, too (sizes, strides, types that do not go together, a handle that
-// is none); a call that touches memory outside of what fake_memory has named, or comes before a stream and a workspace
-// are there, fails; factors are rounded as the type of the sums says. Where beta is zero the product is not read.
+// Promises: refuses what the library refuses (sizes, strides, types that do not match, an invalid handle). A call fails
+// if it touches memory that fake_memory did not name, or if the handle has no stream or workspace. Factors are rounded
+// as the type of the sums says. If beta is zero the product is not read.
 
 #include <cmath>
 #include <cstddef>
@@ -56,7 +56,7 @@ float from_bits(uint32_t bits) {
   return x;
 }
 
-// An element as the product takes it.
+// An element as the product uses it.
 double element(const void* data, int64_t at, int type, int sums) {
   if (type == CUDA_R_64F) return static_cast<const double*>(data)[at];
   if (type == CUDA_R_16BF) return double(from_bits(uint32_t(static_cast<const uint16_t*>(data)[at]) << 16));

@@ -1,4 +1,4 @@
-// Kernels with a fault each, which the checks of simt_host.h must find.
+// Kernels with one fault each, which the checks of simt_host.h must find.
 
 #include "../../../csrc/cuda/op.h"
 
@@ -14,12 +14,12 @@ void leaves(const Op&) {
   if (thread() < threads() / 2) sync();
 }
 
-// A warp of which some lanes skip a shuffle.
+// Some lanes of a warp skip a shuffle.
 void skips(const Op&) {
   if (thread() % 2) shuffle_xor(1, 1);
 }
 
-// Reads what another thread writes, without a barrier between.
+// Reads what another thread writes, without a barrier.
 void races(const Op& op) {
   SHARED(real, value, 64);
   value[thread()] = real(thread());
@@ -40,7 +40,7 @@ void forgets(const Op& op) {
   out_of(op)(0, thread()) = value[thread()];
 }
 
-// Reads behind a shared array.
+// Reads beyond a shared array.
 void overruns(const Op& op) {
   SHARED(real, value, 32);
   value[thread()] = 0;

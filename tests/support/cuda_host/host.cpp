@@ -1,10 +1,10 @@
-// All instances of the kernels as functions of the host, by their places in the table.
+// All instances of the kernels as functions of the host, in the order of the table.
 
 #include "../../../csrc/cuda/narrows.cu"
 
 namespace {
 
-// A kernel, which takes one structure.
+// Calls a kernel with its one structure.
 template <class Operands>
 void hand_over(void (*kernel)(const Operands), const void* operands) {
   kernel(*static_cast<const Operands*>(operands));
@@ -25,7 +25,7 @@ struct Planned {
   const void* operands;
 };
 
-// Runs launches one after the other; the number of the one that failed, with why in `error`, or -1.
+// Runs launches one after the other. Returns -1, or the number of the launch that failed, with its message in `error`.
 extern "C" __attribute__((visibility("default"))) int run(const Planned* planned, int n, int reversed, char* error,
                                                           int size) {
   simt::Machine& m = simt::Machine::get();

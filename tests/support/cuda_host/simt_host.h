@@ -1,9 +1,9 @@
-// The threads of a GPU on a CPU, for tests: a launch is a loop over blocks, a block's threads are fibers.
+// The threads of a GPU on a CPU, for tests: a launch is a loop over blocks, and the threads of a block are fibers.
 //
-// Promises: a thread runs until a barrier or a shuffle and then waits for the others; a warp goes as far as it can
-// before the next, and they take turns in either order (`reversed`), so a missing barrier shows as other bits; shared
-// memory is garbage when a block begins; an access outside a matrix or a shared array, a thread that leaves while
-// others wait, or a barrier that not all reach ends the launch with a message.
+// Promises: a thread runs until a barrier or a shuffle and then waits for the others. A warp runs as far as it can
+// before the next warp starts. They take turns in either order (`reversed`), so a missing barrier shows as different
+// bits. Shared memory is garbage when a block begins. A launch ends with a message if a thread leaves a matrix or a
+// shared array, returns while others wait, or if not all threads reach a barrier.
 // Never: used outside tests; safe for two OS threads.
 
 #pragma once
@@ -33,12 +33,12 @@
 
 namespace simt {
 
-// What is in memory that nobody has written: for floating-point numbers NaN.
+// The content of memory that nobody wrote: NaN as floating-point numbers.
 constexpr int GARBAGE = 0xff;
 
 [[noreturn]] inline void fail(const char* file, int line, const char* what);
 
-// Blocks so far: what is in shared memory goes with its block.
+// Blocks so far. Shared memory belongs to a block.
 inline uint64_t blocks_begun = 0;
 
 struct Fiber {
@@ -64,7 +64,7 @@ struct Machine {
   void (*body)(const void*) = nullptr;
   const void* argument = nullptr;
   int next = 0, last = 0, finished = 0;  // threads that have begun, that may, and that are done
-  // Threads at the barrier they are to reach together: the block's, and each warp's.
+  // Threads that wait at the barrier of the block, and at that of each warp.
   int at_barrier = 0;
   std::vector<int> at_shuffle;
   std::vector<char> exchanged;
@@ -76,7 +76,7 @@ struct Machine {
 
   [[noreturn]] void give_way() { _longjmp(scheduler, 1); }
 
-  // Waits until `arrived` is zero again, which the last of `expected` threads makes it.
+  // Waits until `arrived` is zero again. The last of `expected` threads sets it to zero.
   void wait(int& arrived, int expected, unsigned& generation) {
     const unsigned mine = generation;
     if (++arrived == expected) {
@@ -151,7 +151,7 @@ struct Machine {
       for (auto& f : fibers) f->begun = f->waiting = false, idle.push_back(f.get());
     }
     ++blocks_begun;
-    // A warp goes as far as it can before the next one: what it does too early then meets what the others do late.
+    // A warp runs as far as it can before the next one, so early reads and writes meet late ones of other warps.
     bool any = true;
     while (finished < threads && error.empty()) {
       if (!any) error = "block " + std::to_string(block) + ": a barrier or a shuffle that not all threads reach";
@@ -167,7 +167,7 @@ struct Machine {
     }
   }
 
-  // Threads that have begun go on, where what they wait for has come; those that have not, begin.
+  // Continues the threads that can go on, and starts those that have not begun.
   void run_warp(int first) {
     const size_t n = fibers.size();
     for (size_t i = 0; i < n && error.empty(); ++i) {
@@ -222,7 +222,7 @@ inline void sync() {
   m.thread = self;
 }
 
-// What the lanes of a warp have given is read between two meetings of all of them.
+// The lanes of a warp meet twice; between the two, each reads the values of the others.
 template <class T, class Fn>
 inline auto among_lanes(T value, const Fn& read) {
   simt::Machine& m = simt::Machine::get();

@@ -1,11 +1,11 @@
-"""The backend for NVIDIA GPUs: kernels of ``csrc/cuda``, compiled at run time, over the launches of a plan.
+"""The backend for NVIDIA GPUs: it runs a plan as a list of launches of the kernels in ``csrc/cuda``.
 
-Promises: needs neither nvcc nor a compiler; a plan runs the same launches step after step, without a copy or a choice
-between them; `probe` says what is missing, and imports nothing where there is no GPU.
-Never: measured yet: it has run on no GPU; the tests compile its kernels for GPUs and run them on the host.
+Promises: needs neither nvcc nor a compiler, because kernels are compiled at run time. Every step runs the same
+launches, without a decision on the host. `probe` says what is missing, and imports nothing on a machine without a GPU.
+No GPU has run it yet. The tests compile the kernels for GPUs and run them on the host.
 
-Reading order: `table` (what Python and C++ agree on), `launches`, `lowering` (op by op), `program`, `nvrtc`, `blas`,
-`device`, `layers`.
+Reading order: `table` (what Python and C++ agree on), `layout` (operands by name), `launches`, `emit` (op by op),
+`schedule`, `program`, `nvrtc`, `blas`, `device`, `layers`.
 """
 
 from __future__ import annotations
@@ -30,23 +30,23 @@ if TYPE_CHECKING:
 __all__ = ["compile", "own_ops", "probe"]
 
 LEAST_DRIVER = 12000
-"""CUDA 12.0, the first driver that runs what the CuPy packages bring."""
+"""CUDA 12.0: older drivers do not run the CuPy packages."""
 LEAST_CAPABILITY = (7, 5)
 LEAST_CUPY = (13, 0)
 KEEPING_CUPY = (14, 2)
-"""The first CuPy that keeps compiled templates on disk: with others each process compiles anew what it runs."""
+"""The first CuPy that keeps compiled templates on disk. With older ones each process compiles its kernels again."""
 EXTRA = "pip install 'narrows[cuda12]', or 'narrows[cuda13]' for CUDA 13"
 
 
 def own_ops() -> frozenset[OpCode]:
-    """Every op: nothing is left to the generic ones."""
+    """Every op."""
     from .emit import LOWER
 
     return frozenset(LOWER)
 
 
 def compile(plan: Plan, *, precision: Precision, n_threads: int) -> CudaProgram:
-    """For the GPU that is CuPy's current one; its threads are its own affair, and `n_threads` has no meaning."""
+    """Compile for CuPy's current GPU; `n_threads` has no effect."""
     from .device import CupyDevice
     from .program import CudaProgram
 
@@ -54,9 +54,9 @@ def compile(plan: Plan, *, precision: Precision, n_threads: int) -> CudaProgram:
 
 
 def probe() -> Probe:
-    """Whether CuPy's current GPU is one that the kernels are compiled for, and what is missing.
+    """Whether CuPy's current GPU can run the kernels, and what is missing if not.
 
-    Nothing is said to be missing where a GPU is hidden on purpose, or where there is neither a GPU nor CuPy.
+    The hardware counts as absent if GPUs are hidden on purpose, or if there is neither a GPU nor CuPy.
     """
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
     if hidden is not None and hidden.strip() in ("", "-1", "NoDevFiles"):
@@ -69,7 +69,7 @@ def probe() -> Probe:
     from ...plan.ops import source_folder
 
     if not (source_folder() / "cuda" / "narrows.cu").is_file():
-        return Probe(False, f"the package was installed without its kernels: {source_folder()} has none")
+        return Probe(False, f"the package was installed without its kernels: there are none in {source_folder()}")
     try:
         cupy = importlib.import_module("cupy")
         runtime, version = cupy.cuda.runtime, str(cupy.__version__)
@@ -85,43 +85,43 @@ def probe() -> Probe:
         if driver < LEAST_DRIVER:
             least = _version(LEAST_DRIVER)
             return Probe(
-                False, f"the NVIDIA driver is of CUDA {_version(driver)}: install one of CUDA {least} or newer"
+                False, f"the NVIDIA driver is for CUDA {_version(driver)}: install a driver for CUDA {least} or newer"
             )
         if driver // 1000 < built // 1000:
             return Probe(
                 False,
-                f"the NVIDIA driver is of CUDA {_version(driver)} and CuPy of CUDA {built // 1000}: install a newer "
-                f"driver, or have CuPy for CUDA {driver // 1000}, {EXTRA}",
+                f"the NVIDIA driver is for CUDA {_version(driver)}, CuPy for CUDA {built // 1000}: install a newer "
+                f"driver, or CuPy for CUDA {driver // 1000}, {EXTRA}",
             )
         if runtime.getDeviceCount() == 0:
             return Probe(False, "no NVIDIA GPU")
         found = runtime.getDeviceProperties(runtime.getDevice())
     except Exception as error:
         why = _line(error)
-        forked = "; a process forked from one that uses CUDA cannot use it: start it by spawn"
+        forked = "; a forked process cannot use CUDA if its parent does: start the process with the method spawn"
         return Probe(False, f"no usable NVIDIA GPU: {why}{forked if 'InitializationError' in why else ''}")
     name, capability = found["name"].decode(), (found["major"], found["minor"])
     if capability < LEAST_CAPABILITY:
         own, least = _dotted(capability), _dotted(LEAST_CAPABILITY)
-        return Probe(False, f"{name} has compute capability {own}: it must be {least} or newer")
+        return Probe(False, f"{name} has compute capability {own}; narrows needs {least} or newer")
     if lacking := _lacking(cupy):
         return Probe(False, lacking)
     from .blas import described
 
     said = f"{name}, CUDA {_version(driver)}, {described(driver // 1000)}"
     if numbers < KEEPING_CUPY:
-        said += f"; CuPy {version} compiles the kernels in each process, {_dotted(KEEPING_CUPY)} keeps them"
+        said += f"; CuPy {version} compiles the kernels in each process, CuPy {_dotted(KEEPING_CUPY)} keeps them"
     return Probe(True, said)
 
 
 DEVICE_FILES = ("nvidiactl", "nvidia0", "dxg", "nvgpu", "nvhost-gpu")
-"""Where Linux shows NVIDIA's GPUs: in /dev, of a graphics card, of a GPU under WSL, of a Jetson."""
+"""Files in /dev of NVIDIA's graphics cards, of GPUs under WSL, and of a Jetson."""
 
 
 def has_gpu(dev: str = "/dev", driver: str = "libcuda.so.1") -> bool:
-    """Whether this machine has an NVIDIA GPU; takes some microseconds where it has none.
+    """Whether this machine has an NVIDIA GPU. Takes microseconds if it has none.
 
-    Some sandboxes pass a GPU on without its device files: there the driver is asked, if it can be loaded.
+    Some sandboxes pass a GPU on without its device files. So the driver is asked, too, if it loads.
     """
     windows = os.name == "nt"
     if not windows and any(os.path.exists(f"{dev}/{name}") for name in DEVICE_FILES):
@@ -134,19 +134,19 @@ def has_gpu(dev: str = "/dev", driver: str = "libcuda.so.1") -> bool:
 
 
 def _lacking(cupy: Any) -> str:
-    """What of CUDA's compiler at run time is not there, without which CuPy compiles nothing; empty if all is."""
+    """The part of CUDA's run-time compiler that is missing; empty if nothing is. CuPy cannot compile without it."""
     try:
         cupy.cuda.nvrtc.getVersion()
     except Exception as error:
-        return f"NVRTC, which compiles the kernels, does not load: {EXTRA} ({_line(error)})"
-    with contextlib.suppress(ImportError, AttributeError):  # CuPy of other packagers may find them without it
+        return f"NVRTC, the compiler of the kernels, does not load: {EXTRA} ({_line(error)})"
+    with contextlib.suppress(ImportError, AttributeError):  # CuPy from other packagers may find them without it
         if importlib.import_module("cuda.pathfinder").find_nvidia_header_directory("cudart") is None:
-            return f"CUDA's headers are missing, which CuPy needs: {EXTRA}"
+            return f"CUDA's headers, which CuPy needs, are missing: {EXTRA}"
     return ""
 
 
 def _line(error: Exception) -> str:
-    """What an error says, in one line."""
+    """An error as one line."""
     return " ".join(f"{type(error).__name__}: {error}".split())[:300]
 
 

@@ -1,11 +1,11 @@
-"""Large products by cuBLAS, on a handle of our own: CuPy's refuses to be captured in a graph.
+"""Large products with cuBLAS. The handle is our own, because a graph cannot capture calls on CuPy's handle.
 
-Promises: the stream, the workspace and the mode of a handle are set when it is made, so that a call can be captured,
-waits for nothing and gives the same bits from run to run; float32 is not rounded to TF32 unless that is asked for.
-Never: links against CUDA. The library is found and called at run time, and where there is none `load` says so.
+Promises: stream, workspace and mode of a handle are set once. So a call can be captured, waits for nothing, and gives
+the same bits in each run. float32 is not rounded to TF32 unless the program asks for it.
+Never: links against CUDA. The library is found and called at run time; `load` raises an error if there is none.
 
-cuBLAS has columns where narrows has rows: a row-major matrix is its transpose there, so the product of two is asked for
-as that of their transposes in the other order.
+cuBLAS stores matrices by columns, narrows by rows, so each sees the transpose of the other's matrix. A product is
+therefore computed as the product of the transposes in the other order.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from .layout import layout
 __all__ = ["WORKSPACE", "Blas", "described", "load"]
 
 WORKSPACE = 32 << 20
-"""Bytes that a handle works in: what cuBLAS recommends for Hopper, and more than for others."""
+"""Bytes of a handle's workspace: cuBLAS recommends this for Hopper, and less for other GPUs."""
 OLDEST = 12
-"""The first CUDA whose library is taken."""
+"""The first version of CUDA with a usable library."""
 MISSING = "pip install nvidia-cublas-cu12, or nvidia-cublas for CUDA 13"
 
 # Of cublas_api.h and library_types.h
@@ -48,7 +48,7 @@ TYPES = {
     Precision.BFLOAT16: (R_16BF, R_32F, COMPUTE_32F),
     Precision.FLOAT64: (R_64F, R_64F, COMPUTE_64F),
 }
-"""Of the factors, of their product, and of the sums."""
+"""Types of the factors, of their product, and of the sums."""
 
 _int, _pointer = ctypes.c_int, ctypes.c_void_p
 _GEMM = (
@@ -71,12 +71,12 @@ SIGNATURES: dict[str, list[Any]] = {
 
 @cache
 def load(driver: int) -> ctypes.CDLL:
-    """The library that runs with a driver of a major version of CUDA.
+    """The library for a driver with this major version of CUDA.
 
     Raises
     ------
     OSError
-        There is none.
+        No library was found, or none loads.
     """
     said = []
     for path in _candidates(driver):
@@ -88,14 +88,14 @@ def load(driver: int) -> ctypes.CDLL:
             continue
         if OLDEST <= int(version.split(".")[0]) <= driver:
             return library
-        said.append(f"{path} is of CUDA {version}, and the driver of {driver}")
-    # What is not found at all is said once; what is there and does not load, by its error.
+        said.append(f"{path} is for CUDA {version}, the driver for {driver}")
+    # Missing files get one message; a library that does not load gets its own error.
     there = [line for line in said if "cannot open shared object file" not in line and "not find module" not in line]
-    raise OSError("; ".join(there) or f"there is no cuBLAS: {MISSING}")
+    raise OSError("; ".join(there) or f"cuBLAS was not found: {MISSING}")
 
 
 def described(driver: int) -> str:
-    """For the probe: that the library is there, or what wide layers lack."""
+    """A line for the probe: the version of the library, or why there is none."""
     try:
         return f"cuBLAS {_version(load(driver))}"
     except OSError as error:
@@ -117,8 +117,8 @@ def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
 
 
 def _candidates(driver: int) -> Iterator[str]:
-    """Paths and names: what NVIDIA's own search finds, if it is installed; wheels; the system's; a toolkit's."""
-    with contextlib.suppress(Exception):  # whatever it says, there are other places
+    """Paths and names to try: from NVIDIA's own search, if installed; in wheels; in the system; in a toolkit."""
+    with contextlib.suppress(Exception):  # there are other places to look
         yield str(importlib.import_module("cuda.pathfinder").load_nvidia_dynamic_lib("cublas").abs_path)
     versions = range(driver, OLDEST - 1, -1)
     windows = sys.platform == "win32"
@@ -139,14 +139,14 @@ class Blas:
     library : ctypes.CDLL
         See `load`.
     stream : int
-        That the products run on.
+        The stream of the products.
     allocate : callable
-        Memory of the device, for as long as the handle lives.
+        Allocates device memory that lives as long as the handle.
 
     Raises
     ------
     RuntimeError
-        No handle can be made.
+        cuBLAS cannot make a handle.
     """
 
     def __init__(self, library: ctypes.CDLL, stream: int, allocate: Callable[[int], int]) -> None:
@@ -154,7 +154,7 @@ class Blas:
         self._handle = _pointer()
         self._call("cublasCreate_v2", ctypes.byref(self._handle))
         weakref.finalize(self, library.cublasDestroy_v2, self._handle).atexit = False
-        # In this order: a new stream takes the workspace away.
+        # In this order, because a new stream removes the workspace.
         self._call("cublasSetStream_v2", self._handle, stream)
         self._call("cublasSetWorkspace_v2", self._handle, allocate(WORKSPACE), WORKSPACE)
         self._call("cublasSetMathMode", self._handle, DEFAULT_MATH)
@@ -165,7 +165,7 @@ class Blas:
             raise RuntimeError(f"{name}: {self._library.cublasGetStatusString(status).decode()}")
 
     def product(self, operands: Any) -> None:
-        """A launch of `launches.BLAS` (see there for what it is given)."""
+        """Run a launch of `launches.BLAS`; its operands are `blas` of ``launches.def``."""
         known = layout((BLAS,))
 
         def of(name: str) -> Any:
@@ -175,7 +175,7 @@ class Blas:
         of_factors, of_product, sums = TYPES[Precision(of("precision"))]
         number = ctypes.c_double if sums == COMPUTE_64F else ctypes.c_float
         alpha, beta = number(of("alpha")), number(of("beta"))
-        # An element of bfloat16 is half as large as those that strides count.
+        # Strides count elements of 32 bits; bfloat16 has two numbers in each.
         unit = 2 if of_factors == R_16BF else 1
         self._call(
             "cublasGemmEx", self._handle, OP_T if of("right_rows") else OP_N, OP_T if of("left_turned") else OP_N,

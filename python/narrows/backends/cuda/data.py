@@ -1,10 +1,9 @@
-"""Where the rows of a program lie: on the device from the start, or on the host, which hands them over chunk by chunk.
+"""The data of a program: on the device, or on the host, which sends the rows of a chunk of steps at a time.
 
-Promises: what a kernel would follow out of an array is refused here: rows of other widths, damaged CSR. What lies on
-the device already is used where it lies; what fits there is copied once. Of what does not, the rows of a chunk of steps
-are gathered into pinned memory while the device is busy with the chunk before, and copied beside its launches; the bits
-are the same.
-Never: changes what it was given, or knows what is done with it.
+Promises: this module refuses rows of a wrong width and damaged CSR, so kernels stay inside their arrays. Arrays on the
+device are used in place. Other data are copied there once if they fit. If they do not, the rows of a chunk are gathered
+into pinned memory and copied while the device works on the chunk before. The bits are the same in all cases.
+Never: changes the data; knows what is done with them.
 """
 
 from __future__ import annotations
@@ -16,12 +15,13 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from ...errors import DataError
 from ...plan.ops import Source
 from ...plan.plan import Mode, Plan, gathered
 from ...rows.arrays import is_sparse
 from ...rows.devices import on_gpu
 from ...rows.shifted import split_shift
-from ...rows.sparse import sparse_rows
+from ...rows.sparse import check_csr, sparse_rows
 from .protocol import ALIGNMENT, Device
 from .table import SOURCE_DTYPE
 
@@ -30,39 +30,39 @@ __all__ = ["CHUNK", "N_SOURCES", "Data", "Resident", "Staged", "data_on"]
 Array = NDArray[Any]
 
 CHUNK = 32
-"""Steps between two looks at what they reported, and at the clock."""
+"""Steps of a chunk. Between two chunks the host reads the terms and looks at the clock."""
 N_SOURCES = len(Source)
 
 RESIDENT_SHARE = 0.8
-"""Of the device's free memory, that data may take up for good."""
+"""Share of the device's free memory that data may take."""
 STAGED_BYTES = 64 * 2**20
-"""Aim for what a chunk of steps brings along from the host: two such lie on either side."""
+"""Aim for the data that a chunk sends. The host and the device have room for two such chunks."""
 
 log = logging.getLogger("narrows")
 
 
 class Taken(NamedTuple):
-    """Rows for a chunk of steps: where the sources lie (`SOURCE_DTYPE`), and the numbers of the rows there."""
+    """Rows for a chunk of steps: the sources (`SOURCE_DTYPE`), and the numbers of the rows there."""
 
     table: Array
     rows: NDArray[np.int64]
 
 
 class Data(Protocol):
-    """The sources of a program."""
+    """The bound sources of a program."""
 
     most_steps: int
-    """Of a chunk."""
+    """The most steps that a chunk may have."""
 
     def take(self, rows: NDArray[np.int64], turn: int) -> Taken:
-        """Have these rows on the device when the launches to come run. There are two turns, and one comes again only
-        when the device is done with what it had."""
+        """Have these rows on the device for the next launches. There are two turns. A turn is used again only when the
+        device no longer needs its rows."""
 
     def close(self) -> None: ...
 
 
 def wanted(plan: Plan, modes: Mode) -> dict[int, int]:
-    """The sources that ops of these modes take rows from, and how many columns each must have (any: 0)."""
+    """The sources that ops of these modes gather from, and how many columns each must have (0: any number)."""
     found: dict[int, int] = {}
     for op in plan.ops:
         if op.modes & modes and (taken := gathered(plan, op)) is not None:
@@ -70,32 +70,33 @@ def wanted(plan: Plan, modes: Mode) -> dict[int, int]:
     return found
 
 
-def check_csr(i: int, data: Any) -> None:
-    """Refuse what is no CSR; whether columns increase is `sparse_rows`' affair."""
+def check_csr_there(data: Any, where: str) -> None:
+    """`rows.sparse.check_csr` for CSR on a GPU: a few reductions that run there, so nothing is copied to the host."""
     indptr, indices = data.indptr, data.indices
     if len(indptr) != data.shape[0] + 1 or indptr[0] != 0 or bool((indptr[1:] < indptr[:-1]).any()):
-        raise ValueError(f"CSR of source {i}: indptr must have a number more than rows, begin at 0 and never decrease")
+        raise DataError(f"{where}: indptr must have {data.shape[0] + 1} entries, start at 0 and never decrease")
     if (used := int(indptr[-1])) > min(len(indices), len(data.data)):
-        raise ValueError(f"CSR of source {i}: indptr ends at {used}, past the {len(indices)} stored values")
+        raise DataError(f"{where}: indptr runs to {used}, but {len(indices)} values are stored")
     indices = indices[:used]
     if used and not (indices.min() >= 0 and indices.max() < data.shape[1]):
-        raise ValueError(f"CSR of source {i}: a column outside of the {data.shape[1]}")
+        raise DataError(f"{where}: a column index is outside 0..{data.shape[1] - 1}")
 
 
 def data_on(device: Device, plan: Plan, dtype: np.dtype[Any], modes: Mode, sources: Mapping[int, Any]) -> Data:
-    """Sources for ops of these modes by their numbers, absent ones None; on the device if they fit.
+    """Bind sources, given by their numbers, for ops of these modes; on the device if they fit.
 
     Raises
     ------
     ValueError
-        A source has another width than the plan expects, or is damaged.
+        A source has a wrong width, or is damaged CSR.
     """
     spec = plan.spec
     rows, shift = split_shift(spec, sources[Source.X]) if sources.get(Source.X) is not None else (None, None)
     given = {i: data for i, data in {**sources, Source.X: rows, Source.SHIFT: shift}.items() if data is not None}
     for i, data in given.items():
         if getattr(data, "format", "") == "csr":
-            check_csr(i, data)  # SciPy walks it without a look
+            # Before `sparse_rows`, since SciPy does not check what it sorts.
+            (check_csr_there if on_gpu(data) else check_csr)(data, f"source {i}")
         if is_sparse(data) or i in spec.sparse_sources:
             given[i] = sparse_rows(data)
         elif data.ndim == 1:
@@ -109,7 +110,7 @@ def data_on(device: Device, plan: Plan, dtype: np.dtype[Any], modes: Mode, sourc
     if any(there) or size <= RESIDENT_SHARE * free:
         return Resident(device, dtype, given)
     log.info(
-        "data of %.0f MiB stay on the host and are handed over batch by batch: the device has %.0f MiB free",
+        "the data (%.0f MiB) stay on the host and are sent batch by batch: the device has %.0f MiB free",
         size / 2**20,
         free / 2**20,
     )
@@ -117,7 +118,7 @@ def data_on(device: Device, plan: Plan, dtype: np.dtype[Any], modes: Mode, sourc
 
 
 def stored_size(data: Any, dtype: np.dtype[Any]) -> int:
-    """Bytes that it takes on the device."""
+    """Bytes of a source on the device."""
     if is_sparse(data):
         return len(data.indptr) * 8 + len(data.data) * (dtype.itemsize + 4)
     return int(data.size) * dtype.itemsize
@@ -126,7 +127,7 @@ def stored_size(data: Any, dtype: np.dtype[Any]) -> int:
 def laid_out(
     data: Any, dtype: np.dtype[Any], contiguous: Callable[..., Any] = np.ascontiguousarray
 ) -> tuple[dict[str, Array], Array]:
-    """The arrays of a source by their names in `SOURCE_DTYPE`, and its entry but for their addresses."""
+    """The arrays of a source by their names in `SOURCE_DTYPE`, and its entry without their addresses."""
     entry = np.zeros((), SOURCE_DTYPE)
     entry["rows"], entry["cols"] = data.shape
     types = {"data": dtype}
@@ -147,7 +148,7 @@ class Resident:
         self._device = device
         self._addresses: list[int] = []
         self._kept: list[Any] = []
-        """Arrays of others on the device."""
+        """Arrays of the caller on the device."""
         self.table = np.zeros(N_SOURCES, SOURCE_DTYPE)
         try:
             for i, data in sources.items():
@@ -162,7 +163,7 @@ class Resident:
             device.follow()
 
     def _copied(self, array: Array) -> int:
-        # Something, even where nothing is stored.
+        # An empty array needs an address, too.
         address = self._device.allocate(max(array.nbytes, 1), "the data")
         self._addresses.append(address)
         self._device.upload(address, array)
@@ -182,7 +183,7 @@ class Resident:
 
 
 class Picked(NamedTuple):
-    """An array of some rows of a source: how large it is, and what writes it where it is wanted."""
+    """An array of some rows of a source: its size, and the function that writes it into pinned memory."""
 
     size: int
     dtype: np.dtype[Any]
@@ -199,7 +200,7 @@ def dense_rows(data: Array, rows: NDArray[np.int64], dtype: np.dtype[Any]) -> di
     def put(out: Array) -> None:
         out = out.reshape(shape)
         if data.dtype == dtype:
-            data.take(rows, axis=0, out=out, mode="clip")  # they are inside; "raise" would have them copied twice
+            data.take(rows, axis=0, out=out, mode="clip")  # rows are valid; "raise" would copy them twice
         else:
             out[...] = data[rows]
 
@@ -207,8 +208,8 @@ def dense_rows(data: Array, rows: NDArray[np.int64], dtype: np.dtype[Any]) -> di
 
 
 def csr_rows(data: Any, rows: NDArray[np.int64], dtype: np.dtype[Any]) -> dict[str, Picked]:
-    """SciPy would copy what is stored three times, and with 64-bit indices, which large matrices have, slowly."""
-    # Numba takes its time to be imported, and only data that stay on the host want it.
+    """Like indexing with SciPy, which copies the stored values three times, and slowly with 64-bit indices."""
+    # Imported here, because Numba takes long to import and only data on the host need it.
     from ..numba.kernels import segments
 
     first = data.indptr[rows]
@@ -226,7 +227,7 @@ def csr_rows(data: Any, rows: NDArray[np.int64], dtype: np.dtype[Any]) -> dict[s
 
 
 class Staged:
-    """Sources on the host, but for the shift of rows."""
+    """Sources on the host, except the shift of rows."""
 
     def __init__(self, device: Device, dtype: np.dtype[Any], batch: int, sources: Mapping[int, Any]) -> None:
         self._device, self._dtype = device, dtype
@@ -266,20 +267,20 @@ class Staged:
 
 
 class Stage:
-    """Memory on both sides, for what a chunk of steps brings along."""
+    """Memory on both sides for the data that a chunk sends."""
 
     def __init__(self, device: Device) -> None:
         self._device = device
         self.address, self.pinned = 0, np.empty(0, np.uint8)
 
     def fit(self, size: int) -> None:
-        """Have as many bytes as this, or none."""
+        """Have at least this many bytes; 0 frees the memory."""
         if 0 < size <= len(self.pinned):
             return
         if self.address:
             self._device.free(self.address)
             self.address, self.pinned = 0, np.empty(0, np.uint8)
         if size:
-            # A little more, since chunks of sparse rows differ in size.
+            # A little more, because chunks of sparse rows differ in size.
             size += size // 8
             self.address, self.pinned = self._device.allocate(size), self._device.pinned(size)

@@ -1,13 +1,13 @@
-"""A GPU through CuPy, as `protocol.Device` has it.
+"""A GPU as a `protocol.Device`, through CuPy.
 
-Promises: streams of its own, so that nothing here waits for another library's work; kernels are compiled once for a
-device and kept in CuPy's cache on disk, whose key has the digest of their sources; a list of launches becomes a graph.
-Never: touches CuPy's current stream or device outside of a call. It has run on no GPU; the tests run it over a fake.
+Promises: it has its own streams, so it never waits for another library's work. Kernels are compiled once per device and
+kept in CuPy's cache on disk, under a key with the digest of their sources. A list of launches becomes a graph.
+Never: changes CuPy's current stream or device outside of a call. No GPU has run it yet; the tests run it on a fake.
 
-Arrays of the caller's are in the order of the caller's stream, CuPy's current one: before one is read or written, an
-event recorded there is waited for by the stream here (`follow`), not by the host. What it is converted to, and results,
-are allocated on the caller's stream. A program gives results back when the event behind the last of its own chunks has
-come, so whatever the caller does next, on any stream, comes after; the device is never waited for as a whole.
+The caller queues work on CuPy's current stream. Before this module reads or writes an array of the caller, its stream
+waits for an event of that stream (`follow`); the host does not wait. Converted copies and results are allocated on the
+caller's stream. A program returns when the event after its last chunk has come, so everything that the caller does next
+comes after it. Nothing waits for the whole device.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ __all__ = ["CupyDevice"]
 log = logging.getLogger("narrows")
 
 WAYS_OUT = {
-    "the data": "free some of it, or train on them from the CPU's memory, from which a part at a time is taken",
-    "the results": "free some of it, or ask for fewer rows at a time",
-    "": "take a smaller batch_size, or free some of it",
+    "the data": "free GPU memory, or pass the data in the CPU's memory, from where they are sent in parts",
+    "the results": "free GPU memory, or ask for fewer rows at a time",
+    "": "set a smaller batch_size, or free GPU memory",
 }
-"""What to do if there is no room, by what it was for."""
+"""What to do if memory runs out, by the purpose of the memory."""
 
 
 class CupyMark:
@@ -56,7 +56,7 @@ class CupyDevice:
     Parameters
     ----------
     index : int, optional
-        Of the device, as CUDA counts them; CuPy's current one by default.
+        CUDA's number of the device; CuPy's current device by default.
     """
 
     guard = 0
@@ -79,19 +79,19 @@ class CupyDevice:
 
     @contextlib.contextmanager
     def _room(self, size: int, what: str) -> Iterator[None]:
-        """On this device, on which there may be no room for so many bytes."""
+        """On this device; says what to do if so many bytes cannot be allocated."""
         with self._device:
             try:
                 yield
             except self._cupy.cuda.memory.OutOfMemoryError as error:
                 free, total = self._device.mem_info
                 raise OutOfMemoryError(
-                    f"{what} take {size / 2**20:.3g} MiB, which GPU {self.index} has not got: {free / 2**20:.0f} of "
-                    f"{total / 2**20:.0f} MiB are free; {WAYS_OUT.get(what, WAYS_OUT[''])}"
+                    f"{what} need {size / 2**20:.3g} MiB, but GPU {self.index} has only {free / 2**20:.0f} of "
+                    f"{total / 2**20:.0f} MiB free: {WAYS_OUT.get(what, WAYS_OUT[''])}"
                 ) from error
 
     def free(self, address: int) -> None:
-        # The pool hands it out again on this stream alone, so nothing that still runs can lose it.
+        # The pool reuses the memory on this stream alone, so running work cannot lose it.
         del self._memory[address]
 
     def free_memory(self) -> int:
@@ -144,7 +144,7 @@ class CupyDevice:
         return run
 
     def _captured(self, calls: Sequence[tuple[Any, ...]]) -> Any:
-        """A graph of these calls; None, and a warning once, if they cannot be captured."""
+        """A graph of these calls; None, with one warning, if they cannot be captured."""
         try:
             with _uncollected():
                 self._stream.begin_capture()
@@ -154,14 +154,18 @@ class CupyDevice:
                     graph = self._stream.end_capture()
         except Exception as error:
             if not self._eager:
-                log.warning("launches run one by one and not as a graph: %s: %s", type(error).__name__, error)
+                log.warning(
+                    "the GPU runs launches one by one, because they could not be captured as a graph: %s: %s",
+                    type(error).__name__,
+                    error,
+                )
             self._eager = True
             return None
         return graph
 
     @cached_property
     def blas(self) -> Any:
-        """cuBLAS on our stream; None, and a warning once, if there is none."""
+        """cuBLAS on our stream; None, with one warning, if there is none."""
         with self._device:
             return blas_on(self._cupy, self._stream.ptr, self.allocate)
 
@@ -173,8 +177,8 @@ class CupyDevice:
     def address(self, array: Any) -> int:
         if (own := int(array.device.id)) != self.index:
             raise ValueError(
-                f"an array is on GPU {own} and the network on GPU {self.index}: move it there, by cupy.asarray(array) "
-                f"inside `with cupy.cuda.Device({self.index}):`"
+                f"an array is on GPU {own}, but the network is on GPU {self.index}: move the array with "
+                f"cupy.asarray(array) inside `with cupy.cuda.Device({self.index}):`"
             )
         return int(array.data.ptr)
 
@@ -189,7 +193,7 @@ class CupyDevice:
         self._copy_rows(array, address, ld, into=False)
 
     def _copy_rows(self, array: Any, address: int, ld: int, *, into: bool) -> None:
-        """Into an array or out of it, which has no gaps; by its strides one row may be anywhere from the next."""
+        """Copy rows into an array without gaps, or out of it. A row of one element has no meaningful stride."""
         runtime, (rows, cols), size = self._cupy.cuda.runtime, array.shape, array.dtype.itemsize
         outside, inside = (address, ld * size), (int(array.data.ptr), cols * size)
         to, origin = (inside, outside) if into else (outside, inside)
@@ -203,8 +207,7 @@ class CupyDevice:
 
 @contextlib.contextmanager
 def _uncollected() -> Iterator[None]:
-    """Without the collector of cycles: a handle of cuBLAS that it came upon would wait for the device, which ends a
-    capture."""
+    """Without garbage collection. If it freed a cuBLAS handle, that would wait for the device and end a capture."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -220,37 +223,35 @@ def _warn_once(line: str) -> None:
 
 
 def blas_on(cupy: Any, stream: int, allocate: Callable[[int], int]) -> Blas | None:
-    """cuBLAS on a stream of the current device; None, and a warning once, if there is none."""
+    """cuBLAS on a stream of the current device; None, with one warning, if there is none."""
     try:
         return Blas(load(int(cupy.cuda.runtime.driverGetVersion()) // 1000), stream, allocate)
     except (OSError, RuntimeError) as error:
-        _warn_once(f"wide layers take longer than they need to, without cuBLAS: {error}")
+        _warn_once(f"wide layers are slower on the GPU without cuBLAS: {error}")
         return None
 
 
 @cache
 def _kernels(cupy: Any, index: int) -> dict[tuple[str, ...], Any]:
-    """Those that a device has, for all programs of this process, by name and what they are compiled with: tf32 has the
-    kernels of float32."""
+    """The loaded kernels of a device, for all programs of this process, by name and compiler flags."""
     return {}
 
 
 def calls_of(
     cupy: Any, planned: Sequence[Planned], precision: Precision, product: Callable[[Any], None] | None = None
 ) -> list[tuple[Any, ...]]:
-    """Launches on the current device as calls, whose kernels are compiled and loaded; those of cuBLAS are a `product`'s
-    to run."""
+    """Launches on the current device as calls, with kernels compiled and loaded. `product` runs those of cuBLAS."""
     known, of = _kernels(cupy, int(cupy.cuda.Device().id)), tuple(PRECISION_FLAGS[precision])
     wanted = dict.fromkeys(call.kernel for call in planned if call.kernel != BLAS)
     if new := [kernel for kernel in wanted if (kernel, *of) not in known]:
         module = cupy.RawModule(code=source(), options=tuple(flags(precision)), name_expressions=tuple(new))
         try:
             for kernel in new:
-                # Loaded now: a first call would load it, which cannot be captured.
+                # Load it now, because a load during the first call cannot be captured.
                 known[kernel, *of] = module.get_function(kernel).kernel
         except cupy.cuda.compiler.CompileException as error:
             raise BackendError(
-                f"NVRTC does not compile the CUDA kernels: {' '.join(str(error).split())[:500]}"
+                f"NVRTC could not compile the CUDA kernels: {' '.join(str(error).split())[:500]}"
             ) from None
     return [
         (product, call.operands)
@@ -261,6 +262,6 @@ def calls_of(
 
 
 def launch(calls: Sequence[tuple[Any, ...]]) -> None:
-    """Have them run on the current stream."""
+    """Run the calls on the current stream."""
     for function, *arguments in calls:
         function(*arguments)

@@ -1,12 +1,12 @@
-"""Launches of kernels, and how an op writes its own.
+"""Launches of kernels as data, and the writer that ops use to make them.
 
-Promises: plain data, no GPU and no array library: the launches of a plan, a mode and a number of rows are always the
-same list, of kernels that `table.KERNELS` names.
+Promises: launches are plain data: no GPU, no array library. A plan, a mode and a number of rows always give the same
+list, of kernels in `table.KERNELS`.
 Never: touches data, allocates, or launches anything.
 
-A launch has one structure of operands (`table.LAUNCH_DTYPE`): matrices in the arena, integers, numbers. What changes
-from step to step is not among them, so a list of launches can be captured as a graph and replayed. Launches run one
-after the other, so the temporaries of an op share their memory with those of the next.
+The operands of a launch are matrices in the memory of the program, integers and floats. What changes from step to step
+is not among them, so a list of launches can be captured as a graph and replayed. Launches run one after the other, so
+the temporaries of an op share their memory with those of the next op.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ __all__ = ["BLAS", "EXTENDED", "ROWS", "TURNED", "Area", "Launch", "Sink", "View
 
 
 class Area(enum.IntEnum):
-    """Where a matrix lies in the memory of a program; the first four are those of `Region`."""
+    """The parts of a program's memory; the first four are those of `Region`."""
 
     PARAMETER = 0
     GRADIENT = 1
@@ -33,11 +33,11 @@ class Area(enum.IntEnum):
     WORK = 4
     """Batch and scratch slots."""
     TEMPORARY = 5
-    """Of one op at a time."""
+    """Temporaries of one op at a time."""
     CONTROL = 6
-    """Steps, rows and terms."""
+    """Messages for a chunk of steps, and terms."""
     KEPT = 7
-    """What ops of a run make for later ones of the same run."""
+    """Results of ops for later ops of the same run."""
 
 
 class View(NamedTuple):
@@ -50,20 +50,20 @@ class View(NamedTuple):
     ld: int
 
     def meets(self, other: View) -> bool:
-        """Whether they have memory in common, gaps between rows included."""
+        """Whether they share memory; gaps between rows count."""
         if self.area is not other.area:
             return False
         ends = [view.offset + (view.rows - 1) * view.ld + view.cols for view in (self, other)]
         return self.offset < ends[1] and other.offset < ends[0]
 
     def part(self, offset: int, rows: int, cols: int, ld: int) -> View:
-        """A matrix that lies in this one's elements from `offset` on."""
+        """A matrix in this one's memory from element `offset` on."""
         return View(self.area, self.offset + offset, rows, cols, ld)
 
 
 class Launch(NamedTuple):
-    """A kernel, by its name in `table.KERNELS`, over blocks of threads, with its operands. A launch that stands for
-    several has these as members (see `schedule`)."""
+    """A kernel, by its name in `table.KERNELS`, with its blocks, threads and operands. A stack or a group of launches
+    has them as members instead (see `schedule`)."""
 
     kernel: str
     blocks: int
@@ -73,50 +73,50 @@ class Launch(NamedTuple):
 
     @property
     def views(self) -> dict[str, View]:
-        """The matrices that are there, by name."""
+        """The matrices by name, without absent ones."""
         return {name: value for name, value in self.operands.named.items() if isinstance(value, View)}
 
 
 class Sink(NamedTuple):
-    """What becomes of each sum of a product: an epilogue (a class of C++), and the operands that it has."""
+    """What becomes of each sum of a product: an epilogue (a C++ class) and its operands."""
 
     epilogue: str
     operands: Operands
 
 
 def stored(out: View, accumulate: int = 0, factor: float = 1.0) -> Sink:
-    """The sum, times a factor, is kept in `out`, or added to it."""
+    """Store each sum, times a factor, in `out`, or add it."""
     return Sink("Store", Operands("Store", out=out, accumulate=accumulate, factor=factor))
 
 
 THREADS = 256
 MOST_ELEMENTS = 2**31 - 2**16
-"""Of a matrix whose elements have a thread each: what blocks can count."""
+"""The most elements of a matrix with a thread for each: kernels count them in 32 bits."""
 GRAIN_ROWS, ONE_PASS = 64, 256
-"""Rows of a partial sum over rows, and as many as one pass adds."""
+"""Rows for each partial sum over rows, and the most rows that one pass adds."""
 MULTIPROCESSORS = 132
-"""That tiles are chosen for, wherever they run: those of an H100."""
+"""Those of an H100; tiles are chosen for it on every GPU."""
 CLOCKS = {"Small": 6, "Medium": 12, "Large": 75}
-"""Of a multiprocessor, for what a block adds for one k: by the reads of shared memory, or by the multiply-adds."""
+"""Clocks of a multiprocessor for a block's work on one k, by reads of shared memory or by multiply-adds."""
 LATENCY = 700
-"""Clocks from one slice of a sum to the next, at the least: the way to the L2 cache and back, and a barrier."""
+"""The fewest clocks from one slice of a sum to the next: a read from the L2 cache, and a barrier."""
 LONG, DEEP_COLS, DEEP_ELEMENTS = 128, 256, 2**18
-"""A sum longer than this is shared by the warps of a block, if the product has no more columns (or, where its rows are
-not the batch's, elements) than these."""
+"""The warps of a block share a sum longer than LONG if the product has at most DEEP_COLS columns or, where its rows are
+not the batch's, DEEP_ELEMENTS elements."""
 ROWS, TURNED, EXTENDED = "Rows", "Turned", "Extended"
-"""Matrices as operands of a product: whose rows, or whose columns, are the rows of the result on the left, or its
-columns on the right; whose columns and a column of ones."""
+"""How a matrix is an operand of a product (classes of csrc/cuda/gemm.cuh). The rows of the result (left) or its columns
+(right) are the matrix's rows, its columns, or its columns and one column of ones."""
 
 
 BLAS = "blas"
 """In place of a kernel's name: a product by cuBLAS."""
 BLAS_LEAST = {Precision.FLOAT32: 2**27, Precision.TF32: 2**26, Precision.BFLOAT16: 2**27, Precision.FLOAT64: 2**26}
 BLAS_SIDE = 32
-"""Multiply-adds from which on a product is given to cuBLAS, and the least of each of its sides. By count: on an H100
-2**26 take some 2 us at the full rate of float32 and twice that in own kernels, next to nothing in tensor cores, and as
-long as a launch, which the epilogue then needs; so does the rounding to bfloat16. To be tuned by measurement."""
+"""cuBLAS takes products with at least so many multiply-adds and sides of at least BLAS_SIDE. Estimated, not measured:
+on an H100, 2**26 multiply-adds take some 2 us at the full rate of float32, twice that in own kernels, almost nothing in
+tensor cores. The extra launch for the epilogue takes as long; so does the launch that rounds to bfloat16."""
 BIAS_ROWS = 2048
-"""As many as the launch behind a product by cuBLAS sums for a bias: a block has all rows of its columns."""
+"""The most rows that the launch after a product by cuBLAS sums for a bias: a block sums all rows of a column."""
 
 
 def by_blas(size: tuple[int, int, int], precision: Precision) -> bool:
@@ -125,11 +125,11 @@ def by_blas(size: tuple[int, int, int], precision: Precision) -> bool:
 
 
 def tile_of(size: tuple[int, int, int], *, of_batch: bool) -> str:
-    """The tile by which a product is cut, by shapes alone. Deep has bits of its own: where rows are those `of_batch`,
-    their number has no say in it.
+    """The tile for a product; shapes alone decide.
 
-    The others have the same bits: of these the one whose blocks, a wave for each multiprocessor at a time, take the
-    fewest clocks, of which a slice of the sum takes `LATENCY` at the least.
+    Deep gives other bits than the other tiles. So if the rows are those `of_batch`, their number does not decide
+    whether it is taken. The others give the same bits. The one is taken whose waves of blocks need the fewest clocks; a
+    slice of the sum needs at least `LATENCY`.
     """
     rows, cols, depth = size
     if depth > LONG and (cols <= DEEP_COLS if of_batch else rows * cols <= DEEP_ELEMENTS):
@@ -148,21 +148,21 @@ def blocks_of(tile: Tile, rows: int, cols: int) -> int:
 
 
 class Writer:
-    """The launches of a run over `m` rows while they are being written; with cuBLAS, if there is one."""
+    """Collects the launches of a run over `m` rows; `blas` says whether cuBLAS may do products."""
 
     def __init__(self, plan: Plan, m: int, mode: Mode, precision: Precision, *, blas: bool = False) -> None:
         self.plan, self.m, self.precision, self.blas = plan, m, precision, blas
         self.learns = bool(mode & LEARN)
         self.launches: list[Launch] = []
         self.most_used = 0
-        """Elements that the temporaries of any op take."""
+        """The most elements that the temporaries of an op take."""
         self.most_kept = 0
-        """Elements that are kept to the end of the run."""
+        """Elements that stay until the end of the run."""
         self._used = 0
         self._kept: dict[str, View] = {}
 
     def operands(self, op: Op) -> Operands:
-        """Views, integers and numbers by the names of the op's signature."""
+        """The operands of an op, by the names of its signature."""
         signature = SIGNATURES[op.code]
         views = zip(signature.slots, map(self.view, op.slots), strict=True)
         numbers = zip((*signature.ints, *signature.floats), (*op.ints, *op.floats), strict=True)
@@ -177,19 +177,19 @@ class Writer:
         return View(Area(min(slot.region, Area.WORK)), slot.offset, rows, slot.cols, slot.ld)
 
     def region(self, area: Area) -> View:
-        """All of a parameter-like region as one row."""
+        """A region of the layout of the parameters, as one row."""
         size = self.plan.parameter_size
         return View(area, 0, 1, size, size)
 
     def temporary(self, rows: int, cols: int, *, wide: bool = False) -> View:
-        """A matrix for the op at hand, in double if it is to be `wide`."""
+        """A matrix for this op alone, in double if `wide`."""
         view = View(Area.TEMPORARY, self._used, rows, cols, cols)
         self._used += room(view, wide)
         self.most_used = max(self.most_used, self._used)
         return view
 
     def kept(self, name: str, rows: int, cols: int, *, wide: bool = False) -> tuple[View, bool]:
-        """A matrix for this op and later ones, likewise, and whether this one is the first that asks for it."""
+        """A matrix for this op and later ones, and whether this op is the first to ask for it."""
         new = name not in self._kept
         if new:
             self._kept[name] = View(Area.KEPT, self.most_kept, rows, cols, cols)
@@ -197,25 +197,28 @@ class Writer:
         return self._kept[name], new
 
     def launch(self, kernel: str, blocks: int, threads: int, *given: Operands, **own: Any) -> None:
-        """With the operands of an op or of an epilogue that are `given`, and its `own` (a row of ``launches.def``)."""
+        """Add a launch with `given` operands (of an op, of an epilogue) and its `own`, from the kernel's row of
+        ``launches.def``."""
         if own:
             given = (*given, Operands(kernel.partition("<")[0], **own))
         self.launches.append(Launch(kernel, blocks, threads, sum(given, Operands()).checked()))
 
     def each(self, kernel: str, shape: View | tuple[int, int], *given: Operands, **own: Any) -> None:
-        """A thread for each element."""
+        """Add a launch with a thread for each element."""
         rows, cols = (shape.rows, shape.cols) if isinstance(shape, View) else shape
         if rows * cols > MOST_ELEMENTS:
-            raise ValueError(f"a matrix of {rows} x {cols} elements is too large for the CUDA backend")
+            raise ValueError(
+                f"a matrix of {rows} x {cols} elements is too large for the CUDA backend: reduce batch_size"
+            )
         threads = whole_warps(rows * cols)
         self.launch(kernel, -(-rows * cols // threads), threads, *given, **own)
 
     def quads(self, kernel: str, x: View, *given: Operands) -> None:
-        """A thread for each four columns, which one block of Philox serves."""
+        """Add a launch with a thread for each four columns: one Philox block."""
         self.each(kernel, (x.rows, -(-x.cols // 4)), *given)
 
     def by_row(self, kernel: str, x: View, *given: Operands, **own: Any) -> None:
-        """A block for each row of the batch; the width of x alone decides the size of a block."""
+        """Add a launch with a block for each row of the batch; the width of x alone decides the size of a block."""
         self.launch(kernel, self.m, whole_warps(-(-x.cols // 4)), *given, **own)
 
     def product(
@@ -229,9 +232,9 @@ class Writer:
         rounds: bool = False,
         dz: View | None = None,
     ) -> None:
-        """Of two matrices, as `sides` says (`ROWS`, `TURNED`, `EXTENDED`); `size` is rows, columns and depth. Programs
-        in bfloat16 round the factors if the product `rounds` them. A product by cuBLAS whose sink has a bias is given
-        the dz to sum."""
+        """Add a product. `size` is rows, columns and depth; `sides` is how left and right are operands (`ROWS`,
+        `TURNED`, `EXTENDED`). With `rounds`, bfloat16 programs round the factors. `dz` is for a product by cuBLAS whose
+        sink has a bias."""
         rows, cols, depth = size
         if self.by_blas(size, rounds) and set(sides) <= {ROWS, TURNED}:
             self._product_by_blas(to, size, sides, left, right, rounds, dz)
@@ -247,7 +250,7 @@ class Writer:
         return self.blas and by_blas(size, self._precision(rounds))
 
     def _precision(self, rounds: bool) -> Precision:
-        """That a product is in, if the program's `rounds` its factors, or if not."""
+        """The precision of a product."""
         return self.precision if rounds or self.precision is Precision.FLOAT64 else Precision.FLOAT32
 
     def _product_by_blas(
@@ -274,7 +277,7 @@ class Writer:
         if epilogue == "Store":
             multiply(operands.out, operands.factor, float(operands.accumulate))
             return
-        # Where the result is to be, if the epilogue reads nothing there.
+        # The product may lie where the epilogue stores its result, unless the epilogue reads something there.
         out = operands.get("out")
         others = [view for view in operands.named.values() if isinstance(view, View) and view is not out]
         if out is None or any(view.meets(out) for view in others):
@@ -288,7 +291,7 @@ class Writer:
             self.launch(kernel, blocks, THREADS, operands, product=out, dz=dz, rows=rows, cols=cols)
 
     def _in_bfloat16(self, left: View, right: View) -> tuple[View, View]:
-        """Two to an element, rows at multiples of 16 bytes."""
+        """Round both factors; two numbers per element, rows at multiples of 16 bytes."""
         halves = [self.temporary(x.rows, -(-x.cols // 8) * 4) for x in (left, right)]
         pairs = sum(half.rows * half.cols for half in halves)
         one, other = halves
@@ -296,7 +299,7 @@ class Writer:
         return one, other
 
     def column_sums(self, to: Sink, x: View, weight: View | None = None) -> None:
-        """Of x, in one pass or two."""
+        """Add the column sums of x, each row times its weight, in one pass or two."""
         strips = -(-x.cols // 32)
         if x.rows > ONE_PASS:
             partial = self.temporary(-(-x.rows // GRAIN_ROWS), x.cols)
@@ -308,10 +311,10 @@ class Writer:
 
 
 def room(view: View, wide: bool) -> int:
-    """Elements that a matrix without gaps takes, in double if it is `wide`."""
+    """Elements of memory for a matrix without gaps, in double if `wide`."""
     return -(-view.rows * view.cols * (2 if wide else 1) // LANES) * LANES
 
 
 def whole_warps(threads: int) -> int:
-    """As many threads, in whole warps, and no more than a block has."""
+    """So many threads, rounded up to whole warps, at most those of a block."""
     return min(THREADS, -(-threads // 32) * 32)

@@ -1,4 +1,4 @@
-"""Where the parts of a program lie in its one allocation on the device."""
+"""The memory of a program on the device: one allocation, and where its parts begin."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FINITE_BLOCKS = 256
 
 @cache
 def control_dtype(batch: int) -> np.dtype[Any]:
-    """What a chunk of steps is told: where its data lie, and for each step its record and its rows."""
+    """The message for a chunk of steps: the sources, and the record and the rows of each step."""
     return np.dtype(
         [
             ("sources", SOURCE_DTYPE, N_SOURCES),
@@ -35,7 +35,7 @@ def control_dtype(batch: int) -> np.dtype[Any]:
 
 
 class Arena:
-    """Where the areas of a program begin, in bytes from the start of its memory."""
+    """Where each area of a program begins, in bytes from the start of its memory."""
 
     def __init__(self, plan: Plan, precision: Precision, guard: int = 0, *, blas: bool = False) -> None:
         self.itemsize = itemsize = precision.dtype.itemsize
@@ -64,5 +64,5 @@ class Arena:
         return self.begins[view.area] + view.offset * self.itemsize
 
     def control(self, name: str, rows: int, cols: int) -> View:
-        """Part of the memory of steps, in elements, as a matrix."""
+        """A part of the memory of the steps as a matrix; it counts elements."""
         return View(Area.CONTROL, self.begins[name] // self.itemsize, rows, cols, cols)

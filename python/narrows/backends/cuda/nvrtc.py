@@ -1,8 +1,8 @@
-"""Compiling kernels at run time, by NVRTC, which needs neither nvcc nor a GPU.
+"""Compiles kernels with NVRTC, which needs neither nvcc nor a GPU.
 
-Promises: what is compiled is `table.KERNELS`, or some of them, from the sources that the package ships; the same flags
-wherever it is done, those of CuPy included; a failure says what the compiler said.
-Never: loads what it has compiled.
+Promises: compiles kernels of `table.KERNELS` from the sources in the package, with the same flags everywhere, including
+those that CuPy adds. An error has the compiler's message.
+Never: loads the result.
 """
 
 from __future__ import annotations
@@ -27,42 +27,42 @@ def source() -> str:
 
 @cache
 def digest() -> str:
-    """Of all that kernels are made of: caches of compiled code look at the one file that includes the others."""
+    """Of all sources of the kernels. Caches of compiled code look only at the one file that includes the others."""
     folder = source_folder()
     files = sorted(file for part in ("cuda", "plan", "shared") for file in (folder / part).iterdir())
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
 
 
 def flags(precision: Precision) -> list[str]:
-    """Of the compiler, but for the architecture."""
+    """The compiler's flags, without the architecture."""
     folder = source_folder()
     defines = [f"-D{name}={value}" for name, value in constants().items()] + [f"-DNARROWS_SOURCES=0x{digest()}"]
-    # Products and sums are fused where that is one rounding less; all else is as IEEE 754 has it. Pragmas that are the
-    # host compiler's are no concern of this one's.
+    # The compiler fuses multiply-adds; everything else follows IEEE 754. It need not warn about pragmas for the host's
+    # compiler.
     include = [f"-I{folder / 'cuda'}", f"-I{folder}"]
     return ["-std=c++17", *include, "-diag-suppress=161", *defines, *PRECISION_FLAGS[precision]]
 
 
 CUPYS = ["-ftz=true", "--device-as-default-execution-space"]
-"""What CuPy has the compiler do besides, whatever it is asked for: subnormal numbers of float32 are zero."""
+"""Flags that CuPy always adds: subnormal numbers of float32 become zero."""
 
 
 class Compiled(NamedTuple):
-    """Machine code, and what the kernels are called in it."""
+    """Machine code, and the names of the kernels in it."""
 
     code: bytes
     names: dict[str, str]
     log: str
-    """Of the compiler and of the assembler, which says what each kernel takes."""
+    """Messages of the compiler, and of the assembler on the registers and memory of each kernel."""
 
 
 class Nvrtc:
-    """The library at a path.
+    """The NVRTC library at a path.
 
     Raises
     ------
     OSError
-        It cannot be loaded.
+        The library cannot be loaded.
     """
 
     def __init__(self, path: Path | str) -> None:
@@ -82,12 +82,12 @@ class Nvrtc:
         return out.raw
 
     def compile(self, kernels: Sequence[str], architecture: str, precision: Precision) -> Compiled:
-        """Machine code of some kernels, for an architecture such as ``"sm_80"``.
+        """Compile some kernels for an architecture such as ``"sm_80"``.
 
         Raises
         ------
         RuntimeError
-            It does not compile.
+            The compiler reports an error.
         """
         program = ctypes.c_void_p()
         text = source().encode()

@@ -1,4 +1,4 @@
-"""The operands of a launch as its kernel takes them: one structure."""
+"""The operands of a launch as the one structure that its kernel takes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["Where", "planned"]
 
 
 class Where(NamedTuple):
-    """What launches are handed besides matrices and numbers of their own; addresses are of the device."""
+    """What all launches of a run share: addresses on the device, rows of the batch, whether the step learns."""
 
     address: Callable[[View], int]
     step: int

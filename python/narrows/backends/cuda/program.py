@@ -1,9 +1,9 @@
-"""A plan on a device: its memory, its graphs, and the protocol of `backends.Program` over them.
+"""A plan on a device: its memory and its graphs, as a `backends.Program`.
 
-Promises: one allocation holds all of a program but its data; whatever changes from step to step lies in it, so that the
-launches of a number of rows are captured once and replayed; nothing is waited for inside a chunk of steps, and a chunk
-is on its way before what the one before it reports is read.
-Never: knows whose device it is. `Device` is what it needs of one: CuPy's, or a test's.
+Promises: one allocation holds everything but the data. What changes from step to step lies in it, so the launches for a
+number of rows are captured once and replayed. The host does not wait inside a chunk of steps, and sends a chunk before
+it reads the report of the chunk before.
+Never: knows which device it is (see `protocol.Device`).
 """
 
 from __future__ import annotations
@@ -38,29 +38,29 @@ __all__ = ["CudaProgram"]
 Array = NDArray[Any]
 
 GRAPH_STEPS = 8
-"""Steps of training in a graph, where as many of the same size come one after the other: a launch of a graph takes the
-host longer than the device takes for a step of a small network."""
+"""Training steps in a graph, where so many of the same size follow each other. The host needs longer to launch a graph
+than the device needs for a step of a small network."""
 RESULT_BYTES = 64 * 2**20
-"""Aim for what a chunk of steps gives back to the host."""
+"""Aim for the results of a chunk of steps."""
 FINITE_THREADS = 256
 
 
 @dataclass
 class Turn:
-    """What of a chunk of steps the host must leave alone until the device is done with it."""
+    """Host memory of a chunk of steps, which the host must not touch until the device is done with it."""
 
     control: Array
-    """One `control_dtype`, in pinned memory."""
+    """The message, one `control_dtype` in pinned memory."""
     kept: Array
-    """The terms of its steps, likewise."""
+    """The terms of the steps, in pinned memory."""
     results: Array
-    """What its steps give back, likewise: bytes."""
+    """The results of the steps as bytes, in pinned memory."""
     mark: Mark | None = None
     taken: Callable[[], None] = lambda: None
-    """What takes over the terms and results."""
+    """Takes the terms and results out of this memory."""
 
     def settle(self) -> None:
-        """Wait for the device, and take over what it has left."""
+        """Wait for the device, and take the terms and results."""
         if self.mark is not None:
             self.mark.wait()
             self.mark = None
@@ -104,13 +104,13 @@ class CudaProgram:
         self.device.upload(self._at(name), data)
 
     def _region(self, area: Area) -> Array:
-        """A copy of a parameter-like region."""
+        """A copy of a region of the layout of the parameters."""
         out = np.empty(self.plan.parameter_size, self.dtype)
         self.device.download(self._at(area), out)
         return out
 
     def _regions(self, optimiser: bool = True) -> tuple[tuple[str, Area], ...]:
-        """Of parameters and of the optimiser's state, and how names in them begin."""
+        """The regions of parameters and optimiser state, each with the prefix of its names."""
         moments = (("moment1.", Area.MOMENT1), ("moment2.", Area.MOMENT2))
         return (("", Area.PARAMETER), *(moments[: self.plan.n_moments] if optimiser else ()))
 
@@ -127,7 +127,7 @@ class CudaProgram:
                     array = self.device.contiguous(given, self.dtype).reshape(slot.rows, slot.cols)
                     self.device.follow()
                     self.device.fill(self._at(area) + slot.offset * self.dtype.itemsize, slot.ld, array)
-                    # It may be the caller's, who is free to change it.
+                    # The caller may change the array when this returns.
                     self.device.mark().wait()
 
     def state(self, *, optimiser: bool = True) -> State:
@@ -148,7 +148,7 @@ class CudaProgram:
         return not found[: len(regions)].any()
 
     def _not_finite(self, i: int, area: Area) -> Planned:
-        """What notes in row i of "finite" which blocks have met a number in `area` that is not."""
+        """The launch that stores in row i of "finite" which blocks found a number in `area` that is not finite."""
         size = self.plan.parameter_size
         found = self.arena.control("finite", 3, FINITE_BLOCKS)
         operands = Operands("not_finite", x=View(area, 0, 1, size, size), found=found, row=i)
@@ -185,14 +185,14 @@ class CudaProgram:
     # --- runs -------------------------------------------------------------------------------------------------------
 
     def _graph(self, mode: Mode, m: int, steps: int = 1) -> Callable[[], None]:
-        """What runs the launches of so many steps of m rows; captured when first asked for."""
+        """A function that runs so many steps of m rows; captured on the first call."""
         if (mode, m, steps) not in self._graphs:
             of_step = [self._planned(launch, mode, m) for launch in self.steps(mode, m)]
             self._graphs[mode, m, steps] = self.device.graph(of_step * steps, self.precision)
         return self._graphs[mode, m, steps]
 
     def steps(self, mode: Mode, m: int) -> tuple[Launch, ...]:
-        """The launches of a step, from taking its record to keeping its terms."""
+        """The launches of a step, from reading its record to storing its terms."""
         terms = self.plan.slots[self.plan.index["terms"]]
         words = STEP_DTYPE.itemsize // self.dtype.itemsize
         operands = Operands(
@@ -223,7 +223,8 @@ class CudaProgram:
         poll: Callable[[], bool] | None = None,
         out: Array | None = None,
     ) -> NDArray[np.float64]:
-        """A step for each record, over consecutive batches of rows: their terms. `out` takes the mode's result."""
+        """Run a step for each record, over consecutive batches of rows, and return the terms. `out` takes the mode's
+        result."""
         batch, most = self.plan.batch, data.most_steps
         terms = np.empty((len(records), len(self.plan.terms)))
         done = 0
@@ -243,8 +244,8 @@ class CudaProgram:
                 if poll is not None and poll():
                     break
         except BaseException:
-            # Of a chunk that was cut short there is no mark, and what it reads is about to be changed and freed.
-            with contextlib.suppress(Exception):  # what broke off says more
+            # An interrupted chunk has no mark, and its memory will be changed and freed.
+            with contextlib.suppress(Exception):  # the first error says more
                 self.device.mark().wait()
             raise
         finally:
@@ -253,7 +254,7 @@ class CudaProgram:
         return terms[:done]
 
     def _send(self, turn: Turn, taken: Any, records: Array) -> None:
-        """Tell the device of a chunk of steps."""
+        """Send the message for a chunk of steps."""
         control = turn.control[0]
         control["sources"], control["begun"] = taken.table, 0
         records = records.copy()
@@ -265,7 +266,7 @@ class CudaProgram:
     def _steps(
         self, turn: Turn, mode: Mode, steps: slice, n_rows: int, terms: NDArray[np.float64], out: Array | None
     ) -> Callable[[], None]:
-        """Launch these steps, and return what takes over their terms and, for `out`, their results."""
+        """Launch these steps. Returns the function that takes their terms and, for `out`, their results."""
         batch, n, whole = self.plan.batch, steps.stop - steps.start, min(steps.stop, n_rows // self.plan.batch)
         first, last = steps.start * batch, min(steps.stop * batch, n_rows)
         if out is None:
@@ -298,16 +299,16 @@ class CudaProgram:
         return take
 
     def _bound(self, rows: NDArray[np.int64]) -> Data:
-        """The data that these rows are of."""
+        """The bound data; checks the rows."""
         for i in wanted(self.plan, LEARN):
             if i == Source.SHIFT:
-                continue  # there whenever X is
+                continue  # bound together with X
             if self._data is None or i not in self._rows_of:
                 raise ValueError(f"source {i} is not bound")
             n = self._rows_of[i]
             if len(rows) and not 0 <= rows.min() <= rows.max() < n:
                 raise IndexError(f"rows {rows.min()} to {rows.max()} are outside the {n} rows of source {i}")
-        assert self._data is not None  # a network learns from something
+        assert self._data is not None  # every network has a source to learn from
         return self._data
 
     def _alone(self) -> Alone:
@@ -334,7 +335,7 @@ class CudaProgram:
     def gradient(
         self, rows: NDArray[np.int64], seed: int = 0, step: int = 0, *, there: bool = False
     ) -> tuple[NDArray[np.float64], State]:
-        """See `Program.gradient`; gradients stay `there`, on the device, if they are wanted so."""
+        """See `Program.gradient`; with `there`, gradients stay on the device."""
         data, record = self._bound(rows), self._records(Hyper(seed, step, np.zeros(1)), np.arange(1))
         with self._alone():
             terms = self._run(Mode.GRADIENT, data, rows, record)
@@ -350,7 +351,7 @@ class CudaProgram:
         return terms[0], arrays
 
     def _check_batches(self, batch: Any) -> None:
-        """Refuse what is no number of a batch."""
+        """Refuse numbers that are not those of a batch."""
         if batch is None:
             return
         number, n = np.asarray(batch), self.plan.spec.data.n_conditions
@@ -361,7 +362,9 @@ class CudaProgram:
     def apply(self, X_: Any, mode: Mode, target: Any = None, batch: Any = None) -> Array:
         self._check_batches(batch)
         if batch is None and any(op.code is OpCode.CONDITION and op.modes & mode for op in self.plan.ops):
-            raise ValueError(f"{(mode.name or '').lower()} of a network with batches needs the batch of each row")
+            raise ValueError(
+                f"{(mode.name or '').lower()} of a network with batches needs the batch number of each row"
+            )
         shape, there = (X_.shape[0], self.plan.slots[self.plan.outputs[mode]].cols), on_gpu(X_)
         out = self.device.empty(shape, self.dtype) if there else np.empty(shape, self.dtype)
         if not shape[0]:
@@ -369,13 +372,13 @@ class CudaProgram:
         apart = target if self.plan.spec.data.separate_target else None
         sources: dict[int, Any] = {Source.X: X_, Source.TARGET: apart, Source.CONDITION: batch}
         if mode in FROM_CODES:
-            # Without a target of its own the network judges by X, which of codes is the target.
+            # Without a separate target the loss compares with X. For codes, that is the target.
             sources |= {Source.X: None if self.plan.spec.data.separate_target else target, Source.LATENT: X_}
         for i in wanted(self.plan, mode):
             if i != Source.SHIFT and (sources.get(i) is None or sources[i].shape[0] != len(out)):
                 found = "is not bound" if sources.get(i) is None else f"has {sources[i].shape[0]} rows"
                 raise ValueError(f"source {i} {found}, expected {len(out)} rows")
-        # Steps of inference are all alike.
+        # All steps of inference are the same.
         record = self._records(Hyper(0, 0, np.zeros(1)), np.zeros(-(-shape[0] // self.plan.batch), np.int64))
         with self._alone():
             data = self._data_of(mode, sources)
@@ -387,7 +390,7 @@ class CudaProgram:
 
 
 class Alone:
-    """Held while a program runs; a second run at the same time is an error."""
+    """Held while a program runs. A second run at the same time is an error."""
 
     def __init__(self, lock: threading.Lock) -> None:
         self._lock = lock
@@ -401,5 +404,5 @@ class Alone:
 
 
 def of(region: Array, slot: Slot) -> Array:
-    """A slot in a flat region."""
+    """The part of a flat region that is a slot."""
     return region[slot.offset : slot.offset + slot.size].reshape(slot.rows, slot.ld)[:, : slot.cols]

@@ -1,6 +1,6 @@
-"""What a program asks of a device, and the launches that it hands over.
+"""What a program needs of a device, and the launches that it hands over.
 
-Never: knows which device it is.
+Never: knows which device it is: CuPy's, or a test's.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ __all__ = ["ALIGNMENT", "Device", "Mark", "Planned"]
 Array = NDArray[Any]
 
 ALIGNMENT = 256
-"""Addresses of device memory are multiples of this many bytes."""
+"""Bytes; addresses of device memory are multiples of it."""
 
 
 class Planned(NamedTuple):
-    """A launch with its operands as the device takes them, one structure of shape () (see `schedule.operands`)."""
+    """A launch with its operands as one structure, of shape () (see `operands.operands`)."""
 
     kernel: str
     blocks: int
@@ -31,70 +31,70 @@ class Planned(NamedTuple):
 
 
 class Mark(Protocol):
-    """A place in the order of a device's work."""
+    """A point in the order of a device's work."""
 
     def wait(self) -> None:
-        """Until all that came before it is done."""
+        """Wait until all earlier work is done."""
 
 
 class Device(Protocol):
-    """What a program needs of a device. Addresses are numbers; calls take effect in the order they are made."""
+    """What a program needs of a device. Addresses are numbers. Calls take effect in their order."""
 
     guard: int
-    """Bytes to leave unused behind each area."""
+    """Unused bytes after each area."""
 
     @property
     def blas(self) -> Any:
-        """What runs launches of `launches.BLAS`; None if large products are to be own kernels, too."""
+        """What runs launches of `launches.BLAS`; None if own kernels do large products, too."""
 
     def allocate(self, size: int, what: str = ...) -> int:
-        """The address of `size` bytes, a multiple of `ALIGNMENT`; what they hold is not defined. `what` is to lie
-        there, for the message if they are not to be had."""
+        """The address of `size` bytes, a multiple of `ALIGNMENT`, with undefined content. `what` names their purpose
+        in the message if there is not enough memory."""
 
     def free(self, address: int) -> None: ...
 
     def free_memory(self) -> int:
-        """Bytes that could be allocated."""
+        """Bytes that can still be allocated."""
 
     def pinned(self, size: int) -> Array:
-        """Bytes on the host that the device reads and writes by itself."""
+        """Pinned bytes on the host, which the device can read and write."""
 
     def upload(self, address: int, data: Array) -> None:
-        """Copy a contiguous array there; it may be changed once this returns."""
+        """Copy a contiguous array to the device. The array may be changed when this returns."""
 
     def download(self, address: int, out: Array) -> None:
-        """Wait for all that came before, and copy from there into a contiguous array."""
+        """Wait for all earlier work, then copy from the device into a contiguous array."""
 
     def send(self, address: int, pinned: Array) -> None:
-        """Have pinned memory copied there; it must stay as it is until a later mark has been waited for."""
+        """Queue a copy of pinned memory. The memory must not change until a later mark was waited for."""
 
     def send_ahead(self, address: int, pinned: Array) -> None:
-        """As `send`, but beside launches that came before; those that come later wait for it."""
+        """Like `send`, but in parallel with earlier launches. Later launches wait for it."""
 
     def fetch(self, address: int, pinned: Array) -> None:
-        """Have pinned memory overwritten from there, before a later mark."""
+        """Queue a copy into pinned memory, done before a later mark."""
 
     def mark(self) -> Mark: ...
 
     def graph(self, planned: Sequence[Planned], precision: Precision) -> Callable[[], None]:
-        """What runs these launches, one after the other, as often as it is called."""
+        """A function that runs these launches, one after the other, each time it is called."""
 
-    # Of arrays that lie on the device, but are others':
+    # For arrays of the caller on the device:
 
     def contiguous(self, array: Any, dtype: np.dtype[Any]) -> Any:
-        """Such an array without gaps and of this type, itself if it is that."""
+        """The array without gaps and in this type, without a copy if it is that already."""
 
     def address(self, array: Any) -> int:
-        """Where it lies."""
+        """The address of the array."""
 
     def empty(self, shape: tuple[int, int], dtype: np.dtype[Any]) -> Any:
-        """A new one for the caller, to be written after `follow`."""
+        """A new array for the caller, to be written after `follow`."""
 
     def store(self, array: Any, address: int, ld: int) -> None:
-        """Have the rows of a matrix without gaps overwritten with those at an address, `ld` elements apart."""
+        """Queue a copy into a matrix without gaps, from rows at an address that are `ld` elements apart."""
 
     def fill(self, address: int, ld: int, array: Any) -> None:
-        """The other way round."""
+        """Queue the copy in the other direction."""
 
     def follow(self) -> None:
-        """Have what comes run after all that the caller has asked of the device."""
+        """Run later work after all work that the caller has queued on the device."""

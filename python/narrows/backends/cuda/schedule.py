@@ -1,13 +1,12 @@
-"""Fewer launches than an op by itself takes: stacks, groups, and steps that begin and end in launches of others.
+"""Combines the launches of a step into fewer: stacks, groups, and launches that also begin or end the step.
 
-Promises: memory holds what the launches of `lowering`, one after the other, leave there, bit for bit. A launch moves
-only past launches that write nothing it touches and touch nothing it writes; which memory a launch touches is known to
-the element, and where its kernel is not known here, it is taken to write all of it.
-Never: looks at the number of rows to decide on more than how many of them a block takes.
+Promises: memory holds the same bits as after the single launches. A launch moves only past launches that share no
+memory with it which either of them writes. The rows of operands say what a launch reads and writes.
+Never: decides by the number of rows, except how many rows a block of a stack has.
 
-A *stack* is a run of launches whose rows need no other rows, on layers up to `STACK_WIDTH` wide: a block has some rows
-from the first launch to the last (csrc/cuda/stack.cuh). A *group* is launches of one kernel that have nothing to do
-with each other, each with its own blocks (`group` of csrc/cuda/steps.cuh).
+A *stack* is a run of launches on layers up to `STACK_WIDTH` wide in which no row needs another row. A block keeps its
+rows from the first launch to the last (csrc/cuda/stack.cuh). A *group* is several independent launches of one kernel,
+each with its own blocks (`group` in csrc/cuda/steps.cuh).
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ __all__ = ["schedule"]
 
 BEGIN = -1
 LOADS, WEIGHT_TURNED, ROUNDS = 1, 2, 4
-"""The kind of a stage that is no op, and flags, as in csrc/cuda/stack.cuh."""
+"""The kind of a stage that is not an op, and the flags, as in csrc/cuda/stack.cuh."""
 BODIES = {
     "gemm": "Gemm",
     "colsum": "ColSum",
@@ -43,15 +42,15 @@ BODIES = {
     "penalties": "Penalties",
     "conv_wgrad": "ConvWgrad",
 }
-"""What `group` calls the kernels that it can have members of."""
+"""Kernels that can be members of a group, and their C++ classes."""
 ENDING = 64
-"""Threads of a block that ends a step, at the least."""
+"""The fewest threads of a block that ends a step."""
 FEW_BLOCKS = 264
-"""Blocks of a stack up to which they take few rows each: two for each multiprocessor of a large GPU."""
+"""Blocks of a stack take few rows each up to this number: two for each multiprocessor of a large GPU."""
 
 
 def schedule(launches: Sequence[Launch], begin: Launch, end: Launch) -> tuple[Launch, ...]:
-    """The launches of a step, which `begin` has to precede and `end` to follow."""
+    """The launches of a step; `begin` comes first and `end` last."""
     rest, reduces = parted(launches)
     return with_end(grouped(with_begin(stacked(rest), begin)), [*reduces, end])
 
@@ -72,7 +71,7 @@ class Touched(NamedTuple):
 
 
 def touched(launch: Launch) -> list[Touched]:
-    """Temporaries, and what is kept through a step, may be of other types, so all of each count as one."""
+    """Temporaries and kept matrices may have other types, so each of these areas counts as a whole."""
     if launch.members:
         return [part for member in launch.members for part in touched(member)]
     known, found = layout(launch.operands.rows), []
@@ -96,18 +95,18 @@ _NUMBERS = {functor: int(activation) for activation, functor in FUNCTORS.items()
 
 
 class Stage(NamedTuple):
-    """A launch as a stage: the op that it is, and the rows that it begins with and leaves."""
+    """A launch as a stage of a stack: its op, and the rows that it reads and leaves."""
 
     launch: Launch
     op: OpCode
     named: dict[str, Any]
-    """Its operands by the names of the op, and what else a stage has (see `table.STACK_DTYPE`)."""
+    """Its operands by the names of the op, and the other fields of a stage (see `table.STACK_DTYPE`)."""
     needs: View | None
     leaves: View
 
 
 def stage_of(launch: Launch) -> Stage | None:
-    """None if it cannot be one."""
+    """The launch as a stage; None if it cannot be one."""
     o = launch.operands
     if launch.kernel == "gather" and o.out.cols <= STACK_WIDTH:
         named = {"out": o.out, "shift": o.shift, "option": o.source}
@@ -128,7 +127,7 @@ def stage_of(launch: Launch) -> Stage | None:
 
 
 def by_rows(one: Launch, other: Launch) -> bool:
-    """Whether what both touch, if one writes it, is a matrix of whose rows each is one block's."""
+    """Whether all memory that both touch and one writes is the same matrix, so each block needs its own rows alone."""
     meeting = (pair for pair in product(touched(one), touched(other)) if pair[0].meets(pair[1]))
     return all((a.view.offset, a.view.ld, a.view.rows) == (b.view.offset, b.view.ld, b.view.rows) for a, b in meeting)
 
@@ -143,7 +142,7 @@ def stacked(launches: Iterable[Launch]) -> list[Launch]:
 
     for launch in launches:
         stage = stage_of(launch)
-        # One stage more may be the beginning of the step.
+        # Leave room for one more stage, which begins the step.
         if stage is None or len(run) == MAX_STAGES - 1 or not all(by_rows(s.launch, launch) for s in run):
             close()
         if stage is None:
@@ -171,7 +170,7 @@ def stack_of(run: Sequence[Stage]) -> Launch:
 
 
 def with_begin(launches: Sequence[Launch], begin: Launch) -> list[Launch]:
-    """The first launch begins the step, if it can."""
+    """Let the first launch begin the step, if it can."""
     if not launches:
         return [begin]
     first, *rest = launches
@@ -184,7 +183,7 @@ def with_begin(launches: Sequence[Launch], begin: Launch) -> list[Launch]:
 
 
 def parted(launches: Sequence[Launch]) -> tuple[list[Launch], list[Launch]]:
-    """Reductions to terms can end the step where nothing behind them touches what they do."""
+    """Split off the reductions to terms that can move to the end of the step."""
     rest: list[Launch] = []
     ends: list[Launch] = []
     for launch in reversed(launches):
@@ -194,7 +193,7 @@ def parted(launches: Sequence[Launch]) -> tuple[list[Launch], list[Launch]]:
 
 
 def with_end(launches: Sequence[Launch], ends: Sequence[Launch]) -> tuple[Launch, ...]:
-    """The last launch ends the step, if it can, in one block more."""
+    """Let one more block of the last launch end the step, if it can."""
     spared = max(0, len(ends) - MAX_MEMBERS)
     alone, ends = [*launches, *ends[:spared]], ends[spared:]
     last = alone[-1]
@@ -213,7 +212,7 @@ _NAMES = frozenset(KERNELS)
 
 
 def group_name(launch: Launch) -> str | None:
-    """Of the kernel for several of this one's; its own if it is of that kind."""
+    """The kernel for a group of such launches; None if there is none."""
     if launch.kernel.startswith("group"):
         return launch.kernel
     name, _, rest = launch.kernel.partition("<")
@@ -237,7 +236,7 @@ def grouped(launches: Iterable[Launch]) -> list[Launch]:
 
 
 def whole(launch: Launch) -> Launch:
-    """With full blocks, where a thread has an element whatever its block."""
+    """With full blocks, for kernels whose threads have one element each."""
     if launch.kernel.startswith("grain_sum"):
         return launch._replace(threads=THREADS, blocks=-(-launch.blocks * launch.threads // THREADS))
     return launch

@@ -1,8 +1,8 @@
-"""What Python and the kernels in ``csrc/cuda`` agree on: layouts, constants, and the table of instances.
+"""What Python and the kernels in ``csrc/cuda`` agree on: layouts of structures, constants, and the list of instances.
 
-Promises: every kernel that a plan can ask for is in `KERNELS`, so all of them can be compiled and tested ahead; the
-sizes of the layouts are compared with C++ when a kernel is compiled.
-Never: needs a GPU or an array library other than NumPy.
+Promises: `KERNELS` has every kernel that a plan can ask for, so all can be compiled and tested in advance. The compiler
+compares the sizes of the layouts with C++.
+Never: needs a GPU, or an array library other than NumPy.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ STEP_DTYPE = np.dtype(
     ],
     align=True,
 )
-"""``Step``: what changes from step to step. A negative `momentum` stands for the op's own."""
+"""``Step``: what changes from step to step. If `momentum` is negative, the op's own one holds."""
 SOURCE_DTYPE = np.dtype(
     [
         ("data", "u8"),
@@ -75,20 +75,20 @@ SOURCE_DTYPE = np.dtype(
     ],
     align=True,
 )
-"""``Source``: dense rows without gaps, or CSR of 64-bit `indptr` and increasing columns."""
+"""``Source``: dense rows without gaps, or CSR with 64-bit `indptr` and increasing columns."""
 
 MOST_OPERANDS = 4096
-"""Bytes that a kernel can be handed."""
+"""Bytes that the operands of a kernel may take."""
 MAX_MEMBERS = MOST_OPERANDS // (LAUNCH_DTYPE.itemsize + 8)
 GROUP_DTYPE = np.dtype(
     [("members", LAUNCH_DTYPE, MAX_MEMBERS), ("ends", "i4", MAX_MEMBERS), ("kinds", "i4", MAX_MEMBERS)], align=True
 )
-"""``Ops`` of csrc/cuda/op.h: several launches as one."""
+"""``Ops`` of csrc/cuda/op.h: a group of launches."""
 ENDS = {"reduce": 1, "end_step": 2}
-"""Kinds of members that end a step."""
+"""Kinds of the members that end a step (see `group` in csrc/cuda/steps.cuh); others have kind 0."""
 STAGE_SLOTS, MAX_STAGES, STACK_WIDTH, STACK_THREADS = 5, 24, 128, 256
 STACK_ROWS = (4, 16)
-"""Rows that a block of a stack can have."""
+"""Rows per block of a stack: few, or many."""
 STAGE_DTYPE = np.dtype(
     [("slots", _MATRIX, STAGE_SLOTS), *((name, "i4") for name in ("kind", "activation", "option", "flags")),
      ("number", "f8")],
@@ -99,26 +99,32 @@ STACK_DTYPE = np.dtype(
      ("unused", "i4")],
     align=True,
 )  # fmt: skip
-"""``Stack`` of csrc/cuda/stack.cuh: launches for narrow layers as stages of one."""
+"""``Stack`` of csrc/cuda/stack.cuh: launches for narrow layers as stages of one launch."""
 
-CONV_COLUMNS = (16, 8, 4, 1)
-"""Filters (channels on the way back) that a thread of a convolution can have."""
-CONTRACTED = 8
-"""Columns of a layer that a block of its contractive penalty has."""
+CONV_THREADS, CONV_COLUMNS = 128, (16, 8, 4, 1)
+"""Threads per block of a convolution, and the choices of filters (backwards: channels) per thread."""
 CONV_TILES = ((4, 8), (32, 1))
-"""Rows and columns of a weight that a block of its gradient can have."""
+"""Choices of rows and columns of a convolution's weight per block of its gradient."""
+CONTRACTED = 8
+"""Columns of a layer per block of its contractive penalty."""
+BAND, SPARSE_ROWS, SPARSE_THREADS = 32, 64, 512
+"""Columns of CSR rows that kernels take together; rows and threads per block of a product with CSR rows."""
+GRAM_TILE = 64
+"""Edge of the tile per block of a weight's Gram matrix."""
+COUNT_GROUP = 2
+"""Rows per block of a likelihood of counts."""
 
 
 class Tile(NamedTuple):
-    """What a block makes of a product (``Tile`` of csrc/cuda/gemm.cuh)."""
+    """The part of a product that a block computes (``Tile`` of csrc/cuda/gemm.cuh)."""
 
     rows: int
     cols: int
     depth: int
-    """Of the sum, at a time."""
+    """Terms of the sum at a time."""
     each_row: int
     each_col: int
-    """Elements of a thread."""
+    """Elements per thread."""
     ways: int
     """Groups of threads that share the depth."""
 
@@ -133,35 +139,35 @@ TILES = {
     "Large": Tile(128, 64, 8, 8, 8, 1),
     "Deep": Tile(8, 16, 256, 2, 2, 8),
 }
-"""By what products are cut. Deep is for long sums of few elements, which the others would walk on few multiprocessors;
-the others differ in nothing but size."""
+"""Deep is for long sums of few elements; other tiles would keep few multiprocessors busy. They differ in size alone."""
 DOUBLE_TILES = TILES | {
     "Medium": Tile(32, 32, 16, 4, 4, 1),
     "Large": Tile(64, 64, 8, 8, 4, 1),
     "Deep": Tile(8, 16, 128, 2, 2, 8),
 }
-"""In float64, whose numbers take twice the registers and the shared memory."""
+"""For float64, whose numbers take twice the registers and shared memory."""
 
 
 def constants() -> dict[str, float | str]:
-    """What the kernels know of `ops`, tiles, and the sizes by which they check this module's layouts."""
-    names = (
+    """Macros for the compiler: constants of `plan.ops` and of this module, tiles, and sizes to check layouts with."""
+    ops_names = (
         "CELL_ROWS", "DISPERSION_PACE", "DROPOUT_LIMIT", "GRAIN", "GRAM_GUARD", "LANES", "LOG_DISPERSION_LIMIT",
         "VARIANCE_FLOOR",
     )  # fmt: skip
-    sources = {f"NARROWS_SOURCE_{source.name}": int(source) for source in (ops.Source.SHIFT, ops.Source.CONDITION)}
+    numbers = {f"SOURCE_{source.name}": int(source) for source in (ops.Source.SHIFT, ops.Source.CONDITION)}
+    numbers |= {f"LOSS_{loss.name}": int(loss) for loss in (Loss.MSE, Loss.BCE)}
     sizes = {
         "LAUNCH": LAUNCH_DTYPE, "STEP": STEP_DTYPE, "SOURCE": SOURCE_DTYPE, "GROUP": GROUP_DTYPE, "STACK": STACK_DTYPE,
     }  # fmt: skip
-    most = {
-        "MAX_MEMBERS": MAX_MEMBERS, "MAX_STAGES": MAX_STAGES, "STACK_WIDTH": STACK_WIDTH,
-        "STACK_THREADS": STACK_THREADS, "CONTRACTED": CONTRACTED,
-    }  # fmt: skip
+    own_names = (
+        "BAND", "CONTRACTED", "CONV_THREADS", "COUNT_GROUP", "GRAM_TILE", "MAX_MEMBERS", "MAX_STAGES", "SPARSE_ROWS",
+        "SPARSE_THREADS", "STACK_THREADS", "STACK_WIDTH",
+    )  # fmt: skip
     tiles = TILES | {f"{name}_DOUBLE": tile for name, tile in DOUBLE_TILES.items()}
     return (
-        {f"NARROWS_{name}": getattr(ops, name) for name in names}
-        | sources
-        | {f"NARROWS_{name}": value for name, value in most.items()}
+        {f"NARROWS_{name}": getattr(ops, name) for name in ops_names}
+        | {f"NARROWS_{name}": globals()[name] for name in own_names}
+        | {f"NARROWS_{name}": value for name, value in numbers.items()}
         | {f"NARROWS_{name}_SIZE": dtype.itemsize for name, dtype in sizes.items()}
         | {f"NARROWS_TILE_{name.upper()}": ",".join(map(str, tile)) for name, tile in tiles.items()}
     )
@@ -173,7 +179,7 @@ PRECISION_FLAGS: Mapping[Precision, list[str]] = {
     Precision.BFLOAT16: ["-DNARROWS_BFLOAT16"],
     Precision.TF32: [],
 }
-"""Of the compiler."""
+"""Compiler flags per precision."""
 
 
 # --- the table of kernels -------------------------------------------------------------------------------------------
@@ -220,7 +226,7 @@ def _alone() -> Iterator[str]:
 
 
 def _sparse() -> Iterator[str]:
-    """By outputs of a lane; likelihoods by link, and by whether dispersions are of a cell or of a gene."""
+    """By outputs per lane; likelihoods by link, and by whether each cell or each gene has a dispersion."""
     for each in (1, 2, 4):
         yield f"sparse_parts<{each}>"
         for to in ("Store", *_DESCENTS):
@@ -234,7 +240,7 @@ def _sparse() -> Iterator[str]:
 
 
 def _several() -> Iterator[str]:
-    """Launches as one; see `schedule`."""
+    """Kernels that stand for several launches; see `schedule`."""
     yield from (f"stack<{rows}>" for rows in STACK_ROWS)
     yield from (f"group<{body}>" for body in ("Nothing", "Penalties"))
     yield from (f"group<ConvWgrad<{weights}, {filters}>>" for weights, filters in CONV_TILES)
@@ -246,7 +252,7 @@ def _several() -> Iterator[str]:
 
 
 def _products() -> Iterator[str]:
-    """By tile, operands and epilogue."""
+    """By tile, operand classes and epilogue."""
     for tile in TILES:
         for right, act in product(("Rows", "Turned"), _ACTS):
             yield f"gemm<{tile}, Rows, {right}, Activate<{act}>>"
@@ -261,4 +267,4 @@ def _products() -> Iterator[str]:
 
 
 KERNELS: tuple[str, ...] = tuple(_instances())
-"""Every instance of a kernel that a plan can ask for, as an expression of C++."""
+"""Every instance of a kernel that a plan can ask for, as a C++ expression."""

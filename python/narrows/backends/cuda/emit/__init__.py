@@ -1,8 +1,7 @@
-"""Each op of a plan as launches: what the kernels of ``csrc/cuda`` are given, op by op.
+"""Each op of a plan as launches.
 
-Promises: an op of `ops.SIGNATURES` has one function here, which reads its operands by the names of its signature and
-names the slots, integers and numbers of its kernels in their order (see the comments there).
-Never: touches data or knows a device.
+Promises: each op has one function, which gives kernels their operands by name.
+Never: touches data, or knows a device.
 """
 
 from __future__ import annotations
@@ -22,12 +21,12 @@ __all__ = ["LOWER", "launches", "working_sizes"]
 def launches(
     plan: Plan, m: int, mode: Mode, precision: Precision = Precision.FLOAT32, *, blas: bool = False
 ) -> tuple[Launch, ...]:
-    """The launches of a run over m rows, in the order they run; with cuBLAS for large products, if there is one."""
+    """The launches of a run over m rows, in order; with `blas`, cuBLAS does large products."""
     return tuple(_written(plan, m, mode, precision, blas).launches)
 
 
 def working_sizes(plan: Plan, precision: Precision = Precision.FLOAT32, *, blas: bool = False) -> dict[Area, int]:
-    """Elements that the temporaries of any op take, and what is kept through a run, for up to `plan.batch` rows."""
+    """Elements for temporaries and for results that stay through a run, for up to `plan.batch` rows."""
     written = [_written(plan, plan.batch, mode, precision, blas) for mode in Mode]
     return {Area.TEMPORARY: max(w.most_used for w in written), Area.KEPT: max(w.most_kept for w in written)}
 
@@ -51,8 +50,8 @@ def _written(plan: Plan, m: int, mode: Mode, precision: Precision, blas: bool) -
 
 
 def _biases(ops: Sequence[Op]) -> dict[int, int]:
-    """For weight gradients the op that sums the same dz over the rows for the bias: it takes one more row of the
-    product. What stands between the two touches neither dz nor the bias."""
+    """For weight gradients, by position, the op that sums the same dz for the bias: one more row of the product can do
+    it. The ops between the two touch neither dz nor the bias."""
     sums_of = {
         OpCode.WGRAD: OpCode.COLSUM,
         OpCode.WGRAD_UPDATE: OpCode.COLSUM_UPDATE,
@@ -66,7 +65,7 @@ def _biases(ops: Sequence[Op]) -> dict[int, int]:
             j = next((j for j in range(i + 1, len(ops)) if ops[j].code not in between), i)
             dz, sums = op.slots[_slot(op, "dz")], ops[j]
             plain = sums.code is sums_of[op.code] and sums.slots[_slot(sums, "x")] == dz
-            # Shifted rows need the sums themselves.
+            # A gradient of shifted rows needs the sums itself.
             plain = plain and ("shift" not in SIGNATURES[op.code].slots or op.slots[_slot(op, "shift")] < 0)
             if plain and (sums.code is OpCode.COLSUM_UPDATE or not _scaled(sums)):
                 out[i] = j

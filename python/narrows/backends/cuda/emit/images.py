@@ -1,20 +1,20 @@
-"""Convolutions and poolings."""
+"""Convolutions and max pooling."""
 
 from __future__ import annotations
 
 from ....plan.ops import OpCode, padded
 from ..launches import MULTIPROCESSORS, Writer
 from ..layout import Operands
-from ..table import CONV_COLUMNS, CONV_TILES
+from ..table import CONV_COLUMNS, CONV_THREADS, CONV_TILES
 from .registry import lowers
 
-CONV_THREADS, CONV_OVERHEAD = 128, 3
-"""Threads of a block of a convolution, and what a step of its sum costs besides its columns."""
+CONV_OVERHEAD = 3
+"""Cost of a step of a convolution's sum, in columns, besides the columns of a thread."""
 
 
 def columns_of(w: Writer, pixels: int, columns: int) -> tuple[int, int]:
-    """Columns that a thread of a convolution has, of which its bits know nothing, and blocks: as a multiprocessor takes
-    the fewest steps, four blocks at a time, a step costing its columns and `CONV_OVERHEAD`."""
+    """Columns per thread and number of blocks; neither changes a result. They minimise the time of a multiprocessor,
+    which runs four blocks at a time: each step of a block costs its columns plus `CONV_OVERHEAD`."""
 
     def blocks(each: int) -> int:
         return -(-w.m * pixels // CONV_THREADS) * -(-columns // each)

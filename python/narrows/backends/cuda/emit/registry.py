@@ -1,7 +1,4 @@
-"""The functions that write the launches of each op.
-
-Never: knows what they write.
-"""
+"""The registry of the functions that write the launches of each op."""
 
 from __future__ import annotations
 
@@ -32,7 +29,7 @@ its own name and a thread for each element of `out` needs no function: it is her
 
 
 def lowers(code: OpCode) -> Callable[[Function], Function]:
-    """Makes a function the one of an op."""
+    """Register a function for an op."""
 
     def keep(function: Function) -> Function:
         LOWER[code] = function

@@ -12,20 +12,16 @@ from ....plan.ops import OpCode, Source
 from ....plan.spec import Activation, Loss
 from ..launches import THREADS, Sink, View, Writer, stored, whole_warps
 from ..layout import Operands
-from ..table import BOOL, RULES, loss_name
+from ..table import BAND, BOOL, COUNT_GROUP, GRAM_TILE, RULES, SPARSE_ROWS, SPARSE_THREADS, loss_name
 from .registry import act, lowers
 from .updates import descent, rule, with_bias
 
-BAND = 32
-"""Columns that kernels take together."""
-TILE_ROWS, PART = 64, 640
-"""Rows and columns of X for each block of a product of CSR rows; another launch adds the parts of a row."""
-GRAM_TILE, GRAM_COLUMNS = 64, 256
-"""Edge of the tile of a weight's Gram matrix for each block, and the columns of the weight that the block adds."""
-COUNT_GROUP = 2
-"""Rows for each block of a likelihood of counts."""
+PART = 640
+"""Columns of X for each block of a product of CSR rows; another launch adds the parts of a row."""
+GRAM_COLUMNS = 256
+"""Columns of a weight for each block of its Gram matrix."""
 WIDE_ROW = 4096
-"""Such blocks have twice the threads from this many features on."""
+"""Blocks of a likelihood of counts have twice the threads from this many features on."""
 
 
 def lanes_of(cols: int) -> tuple[int, int]:
@@ -60,9 +56,9 @@ def parts(w: Writer, W: View, *, turned: bool, source: int, noise: dict[str, Any
     columns, cols = (W.cols, W.rows) if turned else (W.rows, W.cols)
     out = w.temporary(-(-columns // PART) * w.m, cols)
     each, strips = lanes_of(cols)
-    blocks = -(-w.m // TILE_ROWS) * (out.rows // w.m) * strips
+    blocks = -(-w.m // SPARSE_ROWS) * (out.rows // w.m) * strips
     own = {"W": W, "starts": starts, "parts": out, "source": source, "turned": int(turned), "width": PART}
-    w.launch(f"sparse_parts<{each}>", blocks, 512, **own, **noise)
+    w.launch(f"sparse_parts<{each}>", blocks, SPARSE_THREADS, **own, **noise)
     return out
 
 
