@@ -130,6 +130,17 @@ def test_a_script_that_times_runs_to_its_end(script: str, name: str, arguments: 
     assert (tmp_path / "docs" / "benchmarks.md").exists()
 
 
+def test_two_builds_are_compared(cpp: str, tmp_path: Path) -> None:
+    from narrows import _core
+
+    run("speed/builds.py", _core.__file__, _core.__file__, "--cases", "tabular", "--rounds", 1, "--results", tmp_path)
+    (path,) = tmp_path.glob("*/builds.json")
+    (found,) = load(path)["cases"]
+    assert found["case"] == "tabular"
+    assert found["same_bits"]
+    assert found["old"]["median"] > 0
+
+
 @pytest.fixture(scope="module")
 def tiny_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with 300 and 40 images of squares, in the files of MNIST and Fashion-MNIST."""
