@@ -68,10 +68,10 @@ def test_a_program_agrees_with_the_reference(fast_backend: str, case: Case, dtyp
 def check_inference(program: Any, case: Case, dtype: Any) -> None:
     data, expected, relative = case.data(dtype), expected_outputs(case), tolerance(case, dtype)
     for mode in inference:
-        actual = program.apply(data.X, mode, data.target, data.batch)
+        actual = program.apply(data.X, mode, data.target, data.condition)
         assert actual.dtype == dtype, f"dtype of {mode.name}"
         assert_close(actual, expected[mode], relative, f"{mode.name}")
-    actual = program.apply(expected[Mode.ENCODE].astype(dtype), Mode.DECODE, batch=data.batch)
+    actual = program.apply(expected[Mode.ENCODE].astype(dtype), Mode.DECODE, condition=data.condition)
     assert_close(actual, expected[Mode.DECODE], relative, "DECODE")
 
 

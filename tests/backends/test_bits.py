@@ -93,9 +93,9 @@ def test_rows_do_not_depend_on_their_neighbours(fast_backend: str, case: Case) -
     program = program_of(fast_backend, case)
     single = Case(case.name, case.spec, batch=1, rows=case.rows)
     for mode in inference:
-        whole = program.apply(data.X, mode, data.target, data.batch)
-        one_by_one = program_of(fast_backend, single).apply(data.X, mode, data.target, data.batch)
+        whole = program.apply(data.X, mode, data.target, data.condition)
+        one_by_one = program_of(fast_backend, single).apply(data.X, mode, data.target, data.condition)
         assert whole.tobytes() == one_by_one.tobytes(), mode
         i = case.rows // 2
-        target, batch = (None if part is None else part[i : i + 1] for part in (data.target, data.batch))
+        target, batch = (None if part is None else part[i : i + 1] for part in (data.target, data.condition))
         assert program.apply(data.X[i : i + 1], mode, target, batch).tobytes() == whole[i : i + 1].tobytes(), mode

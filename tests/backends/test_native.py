@@ -61,7 +61,7 @@ def test_no_stray_write(dtype: Precision, make: Callable[[], Plan]) -> None:
     program.train(np.arange(60), Hyper(3, 0, np.full(3, 1e-2)))
     X = np.random.default_rng(2).random((31, 37)).astype(dtype.dtype)
     for mode in (Mode.ENCODE, Mode.RECONSTRUCT, Mode.SCORE):
-        program.apply(X, mode, batch=numbers_of(plan, 31))
+        program.apply(X, mode, condition=numbers_of(plan, 31))
     assert (arena[~owned] == 12345.0).all()
     for slot in plan.parameters:
         for start in base.values():

@@ -44,7 +44,7 @@ def compile_tables(plan: Plan, slots: np.ndarray, ops: np.ndarray, **changes: ob
     from narrows import _core
 
     arguments = {
-        "batch": plan.batch,
+        "batch": plan.batch_rows,
         "parameter_size": plan.parameter_size,
         "work_size": plan.work_size,
         "moments": plan.n_moments,
@@ -266,7 +266,7 @@ def test_numbers_of_batches_are_checked(number: float) -> None:
     with pytest.raises(ValueError, match="must be dense"):
         program._program.bind_csr(0, Source.CONDITION, index, index[:0], np.zeros(0), 1)
     with pytest.raises(ValueError, match="source 5 has 30 rows, expected 31"):
-        program.apply(np.ones((31, 37), np.float32), Mode.SCORE, batch=np.zeros(30))
+        program.apply(np.ones((31, 37), np.float32), Mode.SCORE, condition=np.zeros(30))
     with pytest.raises(ValueError, match="source 5 is not bound"):
         program.apply(np.ones((31, 37), np.float32), Mode.SCORE)
 

@@ -217,14 +217,14 @@ def test_what_is_no_number_of_a_batch_is_refused(backend: str) -> None:
     case = Case("numbers", network((7, 4, 7), n_conditions=3), batch=8, rows=21)
     program, data = program_of(backend, case), case.data(np.float32)
     for value in (3.0, -1.0, 0.5, np.nan):
-        batch = data.batch.copy()
+        batch = data.condition.copy()
         batch[5] = value
         with pytest.raises(ValueError, match=r"batch number .* is outside 0\.\.2"):
-            program.apply(data.X, Mode.RECONSTRUCT, batch=batch)
+            program.apply(data.X, Mode.RECONSTRUCT, condition=batch)
     with pytest.raises((ValueError, TypeError)):
         program.apply(data.X, Mode.RECONSTRUCT)
-    found = program.apply(data.X, Mode.RECONSTRUCT, batch=data.batch[:, 0].astype(np.float64))
-    np.testing.assert_array_equal(found, program.apply(data.X, Mode.RECONSTRUCT, batch=data.batch))
+    found = program.apply(data.X, Mode.RECONSTRUCT, condition=data.condition[:, 0].astype(np.float64))
+    np.testing.assert_array_equal(found, program.apply(data.X, Mode.RECONSTRUCT, condition=data.condition))
 
 
 def test_the_one_batch_of_a_decoder_is_another_bias(backend: str) -> None:
@@ -232,7 +232,7 @@ def test_the_one_batch_of_a_decoder_is_another_bias(backend: str) -> None:
     program, data, state = program_of(backend, case, np.float64), case.data(), case.state()
     assert state["W1"].shape == (5, 7)
     codes = program.apply(data.X, Mode.ENCODE)
-    found = program.apply(codes, Mode.DECODE, batch=data.batch)
+    found = program.apply(codes, Mode.DECODE, condition=data.condition)
     np.testing.assert_allclose(found, codes @ state["W1"][:4] + state["W1"][4] + state["b1"], rtol=1e-12)
 
 

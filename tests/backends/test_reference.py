@@ -41,11 +41,11 @@ def test_a_program_computes_the_formulas(case: Case) -> None:
 def check_forward(case: Case) -> None:
     """Codes, reconstructions and scores are those of `oracle.forward`."""
     program, data = program_of(case), case.data()
-    expected, batch = forward(case, np.arange(case.rows), training=False), data.batch
+    expected, batch = forward(case, np.arange(case.rows), training=False), data.condition
     for name, found, wanted, relative in (
         ("codes", program.apply(data.X, Mode.ENCODE), expected.code, 1e-11),
-        ("reconstructions", program.apply(data.X, Mode.RECONSTRUCT, batch=batch), expected.out[-1], 1e-11),
-        ("decoded codes", program.apply(expected.code, Mode.DECODE, batch=batch), expected.decoded, 1e-11),
+        ("reconstructions", program.apply(data.X, Mode.RECONSTRUCT, condition=batch), expected.out[-1], 1e-11),
+        ("decoded codes", program.apply(expected.code, Mode.DECODE, condition=batch), expected.decoded, 1e-11),
         ("scores", program.apply(data.X, Mode.SCORE, data.target, batch)[:, 0], expected.row_loss, 1e-10),
     ):
         np.testing.assert_allclose(found, wanted, rtol=relative, atol=1e-13, err_msg=name)

@@ -45,11 +45,11 @@ def test_posterior_and_likelihood(backend: str, case: Case) -> None:
     np.testing.assert_array_equal(found[:, :k], program.apply(data.X, Mode.ENCODE))
     codes = np.random.default_rng(0).normal(size=(case.rows, k))
     target = data.X if data.target is None else data.target
-    loss = program.apply(codes, Mode.LIKELIHOOD, target, data.batch)[:, 0]
+    loss = program.apply(codes, Mode.LIKELIHOOD, target, data.condition)[:, 0]
     if case.spec.loss.info.of_counts:
         expected = -log_probability(case.spec, *decoded(case, codes, target), target, state)
     else:
-        p = program.apply(codes, Mode.DECODE, batch=data.batch)
+        p = program.apply(codes, Mode.DECODE, condition=data.condition)
         expected = row_loss(case.spec.loss, np.empty(0), p, target, 1.0, state.get("logvar"))
     np.testing.assert_allclose(loss, expected, rtol=1e-9, atol=1e-12)  # a row without counts loses nothing
 
@@ -58,7 +58,7 @@ def decoded(case: Case, codes: Array, counts: Array) -> tuple[Array, Array]:
     """What the decoder puts out for codes, and the means of rows with as many counts as these."""
     spec, state, a = case.spec, case.state(), codes
     if spec.data.n_conditions:
-        a = np.hstack([a, np.eye(spec.data.n_conditions)[case.data().batch[:, 0].astype(int)]])
+        a = np.hstack([a, np.eye(spec.data.n_conditions)[case.data().condition[:, 0].astype(int)]])
     for i in range(spec.latent, len(spec.layers)):
         z = a @ state[f"W{i}"] + state[f"b{i}"]
         a = ACTIVATION[spec.layers[i].activation.name](z if i < len(spec.layers) - 1 else z[:, : spec.n_outputs])

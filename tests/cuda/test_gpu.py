@@ -98,7 +98,7 @@ def bits(device: Any, case: Case) -> list[bytes]:
     terms = program.train(np.arange(case.rows), Hyper(SEED, STEP, np.full(steps, 1e-3)))
     parts = [terms, *program.state().values()]
     data = case.data(np.float32)
-    parts += [program.apply(data.X, mode, data.target, data.batch) for mode in inference]
+    parts += [program.apply(data.X, mode, data.target, data.condition) for mode in inference]
     program.close()
     return [np.ascontiguousarray(part).tobytes() for part in parts]
 
@@ -149,8 +149,8 @@ OWN_CASES = [case for case in MODEL_CASES[::8] if not wants_blas(case.plan, Prec
 def test_rows_do_not_depend_on_their_neighbours(device: Any, case: Case) -> None:
     data, single = case.data(np.float32), Case(case.name, case.spec, batch=1, rows=case.rows)
     for mode in inference:
-        whole = program_on(device, case).apply(data.X, mode, data.target, data.batch)
-        one_by_one = program_on(device, single).apply(data.X, mode, data.target, data.batch)
+        whole = program_on(device, case).apply(data.X, mode, data.target, data.condition)
+        one_by_one = program_on(device, single).apply(data.X, mode, data.target, data.condition)
         assert whole.tobytes() == one_by_one.tobytes(), mode
 
 

@@ -120,7 +120,7 @@ def bits(libraries: Any, case: Case, *, reverse: bool = False) -> list[bytes]:
     terms = program.train(np.arange(case.rows), Hyper(SEED, STEP, np.full(steps, 1e-2)))
     parts = [terms, *program.state().values()]
     data = case.data(np.float32)
-    parts += [program.apply(data.X, mode, data.target, data.batch) for mode in inference]
+    parts += [program.apply(data.X, mode, data.target, data.condition) for mode in inference]
     program.close()
     return [np.ascontiguousarray(part).tobytes() for part in parts]
 
@@ -136,8 +136,8 @@ def test_bits_do_not_depend_on_the_order_of_threads(libraries: Any, case: Case) 
 def test_rows_do_not_depend_on_their_neighbours(libraries: Any, case: Case) -> None:
     data, single = case.data(np.float32), Case(case.name, case.spec, batch=1, rows=case.rows)
     for mode in inference:
-        whole = on_host(libraries, case).apply(data.X, mode, data.target, data.batch)
-        one_by_one = on_host(libraries, single).apply(data.X, mode, data.target, data.batch)
+        whole = on_host(libraries, case).apply(data.X, mode, data.target, data.condition)
+        one_by_one = on_host(libraries, single).apply(data.X, mode, data.target, data.condition)
         assert whole.tobytes() == one_by_one.tobytes(), mode
 
 

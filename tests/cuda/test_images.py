@@ -67,7 +67,7 @@ def bits(libraries: Any, case: Case, each: int | None, *, reverse: bool = False)
         program = program_on(HostDevice(libraries, reverse), case)
         terms = program.train(np.arange(case.rows), Hyper(SEED, STEP, np.full(-(-case.rows // case.batch), 1e-2)))
         data = case.data(np.float32)
-        applied = program.apply(data.X, Mode.RECONSTRUCT, data.target, data.batch)
+        applied = program.apply(data.X, Mode.RECONSTRUCT, data.target, data.condition)
         parts = [terms, *program.state().values(), applied]
         program.close()
         return [np.ascontiguousarray(part).tobytes() for part in parts]

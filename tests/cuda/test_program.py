@@ -69,7 +69,7 @@ def test_data_on_the_host_change_no_bit(
         assert ("stay on the host" in caplog.text) == (left == 0)
         terms = program.train(rows, hyper)
         found = [terms, *program.state().values(), *program.gradient(rows[:3], SEED, STEP)[1].values()]
-        found += [program.apply(data.X, mode, data.target, data.batch) for mode in inference]
+        found += [program.apply(data.X, mode, data.target, data.condition) for mode in inference]
         program.close()
         assert not program.device.memory
         bits = [np.ascontiguousarray(part).tobytes() for part in found]

@@ -68,13 +68,13 @@ def programs_of(libraries: Any, case: Case, dtype: Any, patch: pytest.MonkeyPatc
 def results(program: CudaProgram, case: Case, sparse: bool) -> list[Any]:
     data = case.data(program.dtype)
     if sparse:
-        program.bind(sp.csr_array(data.X), data.target, data.weight, data.batch)
+        program.bind(sp.csr_array(data.X), data.target, data.weight, data.condition)
     steps = -(-case.rows // case.batch)
     terms, gradient = program.gradient(np.arange(min(case.batch, case.rows)), SEED, STEP)
     found = [terms, *gradient.values()]
     found.append(program.train(np.arange(case.rows), Hyper(SEED, STEP, np.full(steps, 1e-2))))
     found += program.state().values()
-    return found + [program.apply(data.X, mode, data.target, data.batch) for mode in inference]
+    return found + [program.apply(data.X, mode, data.target, data.condition) for mode in inference]
 
 
 @dtypes

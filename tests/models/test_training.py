@@ -366,7 +366,7 @@ def test_callbacks_are_told(X: np.ndarray) -> None:
     assert [p.epoch for p in epochs] == [1, 2]
     assert [p.loss for p in epochs] == ae.history_["loss"]
     assert [p.val_loss for p in epochs] == ae.history_["val_loss"]
-    assert epochs[0].steps_per_epoch == epochs[0].step == -(-135 // ae.plan_.batch)
+    assert epochs[0].steps_per_epoch == epochs[0].step == -(-135 // ae.plan_.batch_rows)
     last = [p for kind, p in seen if kind == "batch"][-1]
     assert last.epoch == 1
     assert last.step == last.steps_per_epoch

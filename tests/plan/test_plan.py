@@ -141,7 +141,7 @@ def check_layout(plan: Plan) -> None:
         space, start, end = memory(slot)
         assert 0 <= start < end <= sizes.get(space, plan.parameter_size)
         if slot.region is Region.BATCH:
-            assert slot.rows == plan.batch
+            assert slot.rows == plan.batch_rows
     flat = [s for s in plan.slots if s.region in (Region.PARAMETER, Region.GRADIENT, Region.SCRATCH)]
     for i, a in enumerate(flat):
         assert not any(overlap(a, b) for b in flat[i + 1 :]), f"{a.name} shares memory for good"
@@ -185,9 +185,9 @@ def test_the_planned_arena_gives_the_same_numbers(case: Case) -> None:
     same = partial(np.testing.assert_allclose, rtol=1e-11, atol=1e-13)
     same(arena.train(rows, hyper), own.train(rows, hyper))
     for mode in (Mode.ENCODE, Mode.RECONSTRUCT, Mode.SCORE):
-        same(*(p.apply(data.X, mode, data.target, data.batch) for p in programs))
+        same(*(p.apply(data.X, mode, data.target, data.condition) for p in programs))
     codes = own.apply(data.X, Mode.ENCODE)
-    same(*(p.apply(codes, Mode.DECODE, batch=data.batch) for p in programs))
+    same(*(p.apply(codes, Mode.DECODE, condition=data.condition) for p in programs))
     for name, value in own.state().items():
         same(arena.state()[name], value, err_msg=name)
 
@@ -229,7 +229,7 @@ def test_lowering_is_deterministic(spec: NetworkSpec, batch: int) -> None:
 def check_text(plan: Plan) -> None:
     """One line for each op, with its operands."""
     head, *lines = str(plan).splitlines()
-    assert f"batch {plan.batch}" in head
+    assert f"batch {plan.batch_rows}" in head
     assert len(lines) == len(plan.ops)
     for line, op in zip(lines, plan.ops, strict=True):
         assert op.code.name.lower() in line

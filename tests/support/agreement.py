@@ -42,7 +42,7 @@ def program_of(backend: str, case: Case, dtype: Any = np.float32, **bound: Any) 
     assert type(program).__module__.split(".")[2] == backend, "another backend ran"
     program.load(case.state(dtype))
     data = case.data(dtype)
-    program.bind(bound.get("X", data.X), bound.get("target", data.target), data.weight, data.batch)
+    program.bind(bound.get("X", data.X), bound.get("target", data.target), data.weight, data.condition)
     return program
 
 
@@ -84,10 +84,10 @@ def expected_outputs(case: Case, *, trained: bool = False) -> dict[Mode, Array]:
     if trained:
         program.load(expected_epoch(case)[1])
     from_rows = set(case.plan.outputs) - set(FROM_CODES)
-    outputs = {mode: program.apply(data.X, mode, data.target, data.batch) for mode in from_rows}
+    outputs = {mode: program.apply(data.X, mode, data.target, data.condition) for mode in from_rows}
     target = data.X if data.target is None else data.target
     for mode in set(case.plan.outputs) & set(FROM_CODES):
-        outputs[mode] = program.apply(outputs[Mode.ENCODE], mode, target, data.batch)
+        outputs[mode] = program.apply(outputs[Mode.ENCODE], mode, target, data.condition)
     return outputs
 
 
@@ -122,5 +122,5 @@ def bits(case: Case, *, dtype: Any = np.float32, n_threads: int = 1, **options: 
     steps = -(-case.rows // case.batch)
     terms = program.train(np.arange(case.rows), Hyper(SEED, STEP, np.full(steps, 1e-2)))
     parts = [terms, *program.state().values()]
-    parts += [program.apply(data.X, mode, data.target, data.batch) for mode in inference]
+    parts += [program.apply(data.X, mode, data.target, data.condition) for mode in inference]
     return b"".join(np.ascontiguousarray(part).tobytes() for part in parts)

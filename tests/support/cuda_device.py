@@ -119,7 +119,7 @@ def program_on(device: Device, case: Case, dtype: Any = np.float32, **bound: Any
     program = CudaProgram(case.plan, precision, device)
     program.load(case.state(precision.dtype))
     data = case.data(precision.dtype)
-    program.bind(bound.get("X", data.X), bound.get("target", data.target), data.weight, data.batch)
+    program.bind(bound.get("X", data.X), bound.get("target", data.target), data.weight, data.condition)
     return program
 
 
@@ -149,7 +149,7 @@ def check_agreement(program: CudaProgram, case: Case, dtype: Any) -> None:
     codes, judged = outputs[Mode.ENCODE].astype(dtype), data.X if data.target is None else data.target
     for mode, value in outputs.items():
         X, target = (codes, judged) if mode in FROM_CODES else (data.X, data.target)
-        assert_close(program.apply(X, mode, target, data.batch), value, relative, str(mode))
+        assert_close(program.apply(X, mode, target, data.condition), value, relative, str(mode))
 
 
 def packed(operands: Operands) -> Any:

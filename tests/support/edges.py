@@ -358,7 +358,7 @@ def run_network(rng: np.random.Generator, spec: NetworkSpec, m: int, precision: 
     X = source(room, Shifted(data.X.rows * kept, data.X.shift) if spec.data.shifted else data.X * kept)
     target = None if data.target is None else source(room, data.target)
     weight = None if data.weight is None else room.operand(data.weight)
-    batch = None if data.batch is None else numbers(room, data.batch)
+    batch = None if data.condition is None else numbers(room, data.condition)
     program.bind(X, target, weight, batch)
     other.bind(plain(X), plain(target), plain(weight), plain(batch))
 
@@ -401,8 +401,8 @@ def run_network(rng: np.random.Generator, spec: NetworkSpec, m: int, precision: 
         program._bind(_APPLY, Source.LATENT if codes else Source.X, X)
         if target is not None:
             program._bind(_APPLY, Source.TARGET if spec.data.separate_target else Source.X, target)
-        if data.batch is not None:
-            batch = numbers(room, data.batch)
+        if data.condition is not None:
+            batch = numbers(room, data.condition)
             program._bind(_APPLY, Source.CONDITION, batch)
         program._program.apply(int(mode), result, out)
         program._program.release(_APPLY)

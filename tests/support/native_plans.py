@@ -170,7 +170,7 @@ def started(plan: Plan, dtype: Any = np.float32, n_rows: int = 60, **options: in
     data = rng.random((n_rows, plan.spec.n_features)).astype(precision.dtype)
     if plan.spec.loss.info.of_counts:
         data = np.floor(2 * data / (1.1 - data))
-    program.bind(data, weight=np.ones(n_rows, precision.dtype), batch=numbers_of(plan, n_rows))
+    program.bind(data, weight=np.ones(n_rows, precision.dtype), condition=numbers_of(plan, n_rows))
     return program
 
 

@@ -46,7 +46,7 @@ class Data(NamedTuple):
     """An array, or `Shifted` rows of one."""
     target: Array | None
     weight: Array | None
-    batch: Array | None
+    condition: Array | None
 
 
 @dataclass(frozen=True)
@@ -286,7 +286,7 @@ def specs(draw: st.DrawFn) -> NetworkSpec:
         loss=loss,
         cell_dispersion=cell_dispersion,
         log_normalize=draw(st.booleans()) and loss.info.of_counts,
-        library=draw(st.sampled_from([1.0, 30.0])),
+        size_sum=draw(st.sampled_from([1.0, 30.0])),
         corruption=corruption,
         corruption_level=0.2,
         activity_l1=0.0 if variational else draw(strength),

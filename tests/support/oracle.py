@@ -118,8 +118,8 @@ def forward(case: Case, rows: Array, *, training: bool, penalties: bool = True) 
             stream += 1
         if i == spec.latent - 1:
             result.code = a
-            if data.batch is not None:
-                a = np.hstack([a, np.eye(spec.data.n_conditions)[data.batch[rows, 0].astype(int)]])
+            if data.condition is not None:
+                a = np.hstack([a, np.eye(spec.data.n_conditions)[data.condition[rows, 0].astype(int)]])
     result.decoded = a
     if spec.loss.info.of_counts:
         unit = 1.0 if layer.activation is Activation.SOFTMAX else spec.data.size_sum

@@ -116,7 +116,7 @@ class CppProgram:
         self._program: Any = _core.Program(
             plan.slot_table(),
             plan.op_table(),
-            plan.batch,
+            plan.batch_rows,
             plan.parameter_size,
             plan.work_size,
             plan.n_moments,
@@ -159,8 +159,8 @@ class CppProgram:
         self.close()
         return state
 
-    def bind(self, X: Any, target: Any = None, weight: Any = None, batch: Any = None) -> None:
-        given = {Source.X: X, Source.TARGET: target, Source.WEIGHT: weight, Source.CONDITION: batch}
+    def bind(self, X: Any, target: Any = None, weight: Any = None, condition: Any = None) -> None:
+        given = {Source.X: X, Source.TARGET: target, Source.WEIGHT: weight, Source.CONDITION: condition}
         for source, data in given.items():
             if data is not None:
                 self._bind(_TRAIN, source, data)
@@ -191,7 +191,7 @@ class CppProgram:
         gradients = {s.name: self._slot(self._program, self.plan.index[f"d{s.name}"]).copy() for s in self.plan.learned}
         return terms[: len(self.plan.terms)], gradients
 
-    def apply(self, X: Any, mode: Mode, target: Any = None, batch: Any = None) -> NDArray[Any]:
+    def apply(self, X: Any, mode: Mode, target: Any = None, condition: Any = None) -> NDArray[Any]:
         result = self.plan.outputs[mode]
         out = np.empty((X.shape[0], self.plan.slots[result].cols), self.dtype)
         try:
@@ -201,8 +201,8 @@ class CppProgram:
                 self._bind(_APPLY, Source.TARGET, target)
             elif target is not None and mode in FROM_CODES:
                 self._bind(_APPLY, Source.X, target)
-            if batch is not None:
-                self._bind(_APPLY, Source.CONDITION, batch)
+            if condition is not None:
+                self._bind(_APPLY, Source.CONDITION, condition)
             self._program.apply(int(mode), result, out)
         finally:
             # The program may outlive the data by far: an estimator keeps it for the next call.

@@ -80,17 +80,17 @@ class Program(Protocol):
         """Close the program and return its parameters and optimiser state, without a copy where that takes less
         memory."""
 
-    def bind(self, X: Any, target: Any = None, weight: Any = None, batch: Any = None) -> None:
+    def bind(self, X: Any, target: Any = None, weight: Any = None, condition: Any = None) -> None:
         """Set the data that `train` and `gradient` take their rows from: ndarray (any strides) or CSR; X may be
         `Shifted` rows of such if the plan is of shifted rows.
 
-        `batch` holds the number of each row's batch, from 0, where the plan has batches.
+        `condition` holds the batch number of each row, from 0, if the decoder is conditioned on batches.
         """
 
     def train(
         self, rows: NDArray[np.int64], hyper: Hyper, poll: Callable[[], bool] | None = None
     ) -> NDArray[np.float64]:
-        """One update for each consecutive `plan.batch` of `rows` (the last may be shorter).
+        """One update for each consecutive `plan.batch_rows` of `rows` (the last may be shorter).
 
         `poll` is called about every 50 ms between two steps; when it returns True, training stops there.
 
@@ -102,9 +102,9 @@ class Program(Protocol):
     def gradient(self, rows: NDArray[np.int64], seed: int = 0, step: int = 0) -> tuple[NDArray[np.float64], State]:
         """Terms and gradients of one training step, without the update."""
 
-    def apply(self, X: Any, mode: Mode, target: Any = None, batch: Any = None) -> NDArray[Any]:
-        """Run an inference mode over all rows of X; DECODE and LIKELIHOOD take latent codes for X. What decodes takes
-        the `batch` of each row, as `bind` does."""
+    def apply(self, X: Any, mode: Mode, target: Any = None, condition: Any = None) -> NDArray[Any]:
+        """Run an inference mode over all rows of X; DECODE and LIKELIHOOD take latent codes for X. A decoder that is
+        conditioned on batches needs `condition`, as in `bind`."""
 
     def close(self) -> None:
         """Free the memory; further calls are errors."""

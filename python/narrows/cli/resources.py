@@ -86,7 +86,7 @@ class Budget:
         sampled = min(n_rows, MAX_ROWS) * 8 * (2 * int(estimator.n_components) + 10)
         row = Table(table).row_bytes
         whole = BLOCKS * n_rows * row
-        least = BLOCKS * min(n_rows, 2 * plan.batch) * row
+        least = BLOCKS * min(n_rows, 2 * plan.batch_rows) * row
         process = _rss() + _LATER
         fixed = process + model + codes + sampled
         smallest = _sure_limit(fixed + least)

@@ -18,21 +18,17 @@ the same fused updates, decays and solvers.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from .oplist import OpList
 from .ops import OpCode, Units
 from .plan import LEARN, Mode
 from .spec import Activation, Gibbs, LayerSpec, NetworkSpec, Penalties
-
-if TYPE_CHECKING:
-    from .oplist import OpList
 
 __all__ = ["check_boltzmann", "write_phases"]
 
 UNITS = {Activation.SIGMOID: Units.BERNOULLI, Activation.LINEAR: Units.GAUSSIAN}
 
 
-def check_boltzmann(spec: NetworkSpec, batch: int) -> None:
+def check_boltzmann(spec: NetworkSpec, batch_rows: int) -> None:
     """Refuse a specification that is no restricted Boltzmann machine.
 
     Raises
@@ -58,8 +54,8 @@ def check_boltzmann(spec: NetworkSpec, batch: int) -> None:
     found = [name for name, given in foreign.items() if given] + on_codes(spec.training.penalties)
     if found:
         raise ValueError(f"n_gibbs={gibbs.n_steps}: {', '.join(found)} has no meaning for a Boltzmann machine")
-    if 0 < gibbs.n_chains < batch:
-        raise ValueError(f"n_chains={gibbs.n_chains} must not be less than the rows of a batch, {batch}")
+    if 0 < gibbs.n_chains < batch_rows:
+        raise ValueError(f"n_chains={gibbs.n_chains} must not be less than the rows of a step, {batch_rows}")
 
 
 def on_codes(penalties: Penalties) -> list[str]:

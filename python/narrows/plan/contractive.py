@@ -17,24 +17,14 @@ Glorot and Bengio, "Contractive auto-encoders", ICML 2011; Rifai, Mesnil, Vincen
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
-from .ops import JACOBIAN_LAYERS, OpCode, Source, jacobian_segments, padded, segments
+from .convolution import Convolutions
+from .oplist import OpList
+from .ops import JACOBIAN_LAYERS, OpCode, Source, jacobian_segments, segments
 from .plan import LEARN, Region
 from .spec import Activation, Corruption, NetworkSpec, Noise
 
-if TYPE_CHECKING:
-    from .convolution import Convolutions
-    from .oplist import OpList
-
 __all__ = ["Contraction", "Reduction", "check_contractive"]
-
-MAX_GRAINS = 16
-"""Grains of rows whose partial sums are kept apart: as many threads can share the rows."""
-MIN_ROWS = 8
-"""Rows of a batch that are worth a grain."""
-PARTIAL_SIZE = 1 << 23
-"""Elements that the partial sums may take, if more than two grains are to be kept."""
 
 Reduction = tuple[str, str | None, str, bool]
 """What a REDUCE adds to the terms: its slot, a weight for each row, the term, and whether it is a mean."""
@@ -220,7 +210,7 @@ class Contraction:
         gram = low.slot("gram", Region.SCRATCH, self.widths[0], self.widths[0])
         low.op(OpCode.GRAM, LEARN, {"W": encoder[0], "out": gram})
         at = jacobian_segments(self.widths)
-        partial = low.slot("partial", Region.SCRATCH, grains(low.batch, at[-1]), at[-1])
+        partial = low.slot("partial", Region.SCRATCH, low.grains(at[-1]), at[-1])
         for number, (strength, noisy) in enumerate(terms):
             rowpenalty = low.rows("contractive" if noisy is None else f"hessian{noisy.name}", 1)
             noise: dict[str, str] = {}
@@ -343,9 +333,3 @@ class _NoisyPass:
 
 def _term(noisy: _NoisyPass | None) -> str:
     return "contractive" if noisy is None else "contractive_hessian"
-
-
-def grains(batch: int, size: int) -> int:
-    """Into how many grains the rows of a batch are cut, if each has partial sums of `size` elements."""
-    wanted = min(MAX_GRAINS, max(1, batch // MIN_ROWS))
-    return min(wanted, max(2, PARTIAL_SIZE // padded(size)))

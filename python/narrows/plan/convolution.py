@@ -12,17 +12,13 @@ sums of their own, which are added in order where the parameter is updated.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
-from .contractive import grains
+from .oplist import OpList
 from .ops import GEOMETRY, POOLING, OpCode, padded
 from .plan import LEARN, Mode, Region
-from .spec import Activation, LayerSpec, NetworkSpec
+from .spec import Activation, NetworkSpec
 
-if TYPE_CHECKING:
-    from .oplist import OpList
-
-__all__ = ["Convolutions", "check_convolutions", "outward"]
+__all__ = ["Convolutions", "check_convolutions"]
 
 X_LAST, OUT_LAST = 1, 2
 
@@ -53,12 +49,6 @@ def check_convolutions(spec: NetworkSpec) -> None:
         raise ValueError(f"the output layer takes no pooling, not {layers[-1].convolution.pool}")
     if spec.variational and layers[spec.latent - 1].convolution is not None:
         raise ValueError("the latent layer of a variational network is dense")
-
-
-def outward(layer: LayerSpec) -> Activation:
-    """The activation that the derivative by a layer's output leads through: none where pooling comes after it."""
-    pooled = layer.convolution is not None and layer.convolution.pooled
-    return Activation.LINEAR if pooled else layer.activation
 
 
 class Convolutions:
@@ -158,7 +148,7 @@ class Convolutions:
         if not begun:
             rows, filters = self.spec.layers[i].weight_shape
             size = (rows + 1) * padded(filters)
-            self.partials[i] = self.low.slot(f"partial{i}", Region.SCRATCH, grains(self.low.batch, size), size)
+            self.partials[i] = self.low.slot(f"partial{i}", Region.SCRATCH, self.low.grains(size), size)
         slots = {"x": x, "dz": dz, "partial": self.partials[i]}
         self.low.op(OpCode.CONV_WGRAD, LEARN, slots, bias=bias, accumulate=begun, **self._geometry(i))
 

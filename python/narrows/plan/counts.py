@@ -14,15 +14,11 @@ row and feature. Zero-inflated ones are zero with a probability besides that com
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
-from .contractive import grains
+from .oplist import OpList
 from .ops import OpCode, padded
 from .plan import Mode, Region
 from .spec import NetworkSpec
-
-if TYPE_CHECKING:
-    from .oplist import OpList
 
 __all__ = ["Counts", "check_counts"]
 
@@ -79,7 +75,7 @@ class Counts:
         dispersion = None
         if spec.loss.info.dispersion and not spec.cell_dispersion:
             dispersion, size = "log_dispersion", padded(spec.n_outputs)
-            self.partial = low.slot("dispersions", Region.SCRATCH, grains(low.batch, size), size)
+            self.partial = low.slot("dispersions", Region.SCRATCH, low.grains(size), size)
         low.op(
             OpCode.COUNTS,
             modes,

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 from .boltzmann import check_boltzmann, on_codes, write_phases
 from .contractive import Contraction, Reduction, check_contractive
-from .convolution import Convolutions, check_convolutions, outward
+from .convolution import Convolutions, check_convolutions
 from .counts import Counts, check_counts
 from .gradients import Gradients, SparseInput, parameters, reduce, rule
-from .oplist import OpList, saved_scale
+from .oplist import OpList
 from .ops import OpCode, Source
 from .plan import FORWARD, LEARN, Mode, Plan, Region
 from .spec import Activation, NetworkSpec
@@ -22,13 +22,13 @@ from .spec import Activation, NetworkSpec
 __all__ = ["lower", "lower_penalty"]
 
 
-def lower(spec: NetworkSpec, batch: int) -> Plan:
-    """Write the op list of a network for batches of up to `batch` rows.
+def lower(spec: NetworkSpec, batch_rows: int) -> Plan:
+    """Write the op list of a network for steps of up to `batch_rows` rows.
 
     Parameters
     ----------
     spec : NetworkSpec
-    batch : int
+    batch_rows : int
         Capacity in rows; a run may use fewer.
 
     Returns
@@ -45,51 +45,63 @@ def lower(spec: NetworkSpec, batch: int) -> Plan:
         counts without its link (see `check_counts`), what is no Boltzmann machine (see `check_boltzmann`), a decoder
         that cannot be told batches, or a sparse input to what needs dense rows.
     """
-    _check(spec, batch)
-    return Writer(spec, batch).plan()
+    _check(spec, batch_rows)
+    return Writer(spec, batch_rows).plan()
 
 
 class Writer:
-    """The phases of a network's plan. What a later one must know is an attribute.
+    """Writes a network's plan, phase by phase. Later phases read what earlier ones keep in these attributes.
 
     Attributes
     ----------
     forward, score : Mode
-        Modes of what leads to the output layer, and of its loss.
-    weight, target : str or None
-        Slots of the rows' weights and of what the output is judged by.
+        The modes that compute the output layer, and the modes that compute its loss.
+    x, target, weight : str or None
+        Slots of the rows of X (the empty string: sparse rows, which have no slot), of the rows that the loss compares
+        with, and of the row weights.
     inputs, saved : list of str
-        Slots of what each layer works on, none for sparse rows, and of what the backward pass reads of it: its output
-        or its pre-activation.
-    streams : list
-        Random stream of each layer's dropout, if it has any.
+        For each layer, the slot of its input, and the slot that its derivative is computed from: the output or the
+        pre-activation.
+    streams : list of int or None
+        The random stream of each layer's dropout.
+    codes, z, result, rowloss : str
+        Slots of the codes, of the output layer, of the reconstruction, and of the loss of each row.
+    deltas : dict of int to str
+        Slots of the gradients by each layer's pre-activations.
     """
 
-    def __init__(self, spec: NetworkSpec, batch: int) -> None:
-        self.spec, self.low = spec, OpList(batch)
+    def __init__(self, spec: NetworkSpec, batch_rows: int) -> None:
+        self.spec, self.low = spec, OpList(batch_rows)
         self.last = len(spec.layers) - 1
         self.weights, self.parameter_size = parameters(self.low, spec)
         self.convolutions = Convolutions(self.low, spec, self.weights)
-        # Counts are judged where they lie.
+        # A likelihood of counts reads its target in place.
         self.counts = Counts(self.low, spec) if spec.loss.info.of_counts else None
         self.forward, self.score = FORWARD, Mode.SCORE
         if spec.variational:
             self.forward, self.score = FORWARD | Mode.POSTERIOR, Mode.SCORE | Mode.LIKELIHOOD
+        self.modes = self.forward
         self.target_source = spec.target_source
         self.last_bias = f"b{self.last}"
+        self.x = self.target = self.codes = self.z = self.result = self.rowloss = ""
         self.weight: str | None = None
         self.noise: str | None = None
         self.rates: str | None = None
+        self.sparse = SparseInput()
         self.inputs: list[str] = []
         self.saved: list[str] = []
         self.streams: list[int | None] = []
+        self.deltas: dict[int, str] = {}
+        self.reductions: list[Reduction] = []
 
     def plan(self) -> Plan:
+        """Write all phases; return the plan."""
         self._data()
         self._layers()
         self._loss()
-        self._backward()
-        self._parameters()
+        contraction = Contraction(self.low, self.spec, self.weights, self.saved, self.weight, self.convolutions)
+        self._backward(contraction)
+        self._parameters(contraction)
         spec, low = self.spec, self.low
         results = {
             Mode.ENCODE: self.codes,
@@ -102,13 +114,13 @@ class Writer:
         slots, work_size = low.assign(set(results.values()))
         index = {s.name: i for i, s in enumerate(slots)}
         outputs = {mode: index[name] for mode, name in results.items()}
-        return Plan(spec, low.batch, slots, tuple(low.ops), tuple(low.terms), self.parameter_size, work_size, outputs)
+        terms = tuple(low.terms)
+        return Plan(spec, low.batch_rows, slots, tuple(low.ops), terms, self.parameter_size, work_size, outputs)
 
     def _data(self) -> None:
         """Rows of X, what they are judged by, and their weights."""
         spec, low, forward, score = self.spec, self.low, self.forward, self.score
         source, noise = self.target_source, spec.training.corruption
-        self.x = ""  # none: sparse rows
         apart = noise is not None or self.counts is not None or spec.data.separate_target
         apart = apart or spec.form.sparse_input or spec.form.gram_decoder
         normalized: dict[str, str] = {}
@@ -150,7 +162,6 @@ class Writer:
     def _layers(self) -> None:
         """The layers, the codes between them, and what is drawn there."""
         spec, low, x = self.spec, self.low, self.x
-        self.modes = self.forward
         for i, layer in enumerate(spec.layers):
             self.inputs.append(x)
             if layer.convolution is not None:
@@ -214,13 +225,12 @@ class Writer:
         elif not spec.form.gram_decoder:
             low.op(OpCode.LOSS, self.score, judged, loss=spec.loss, activation=link, delta=spec.huber_delta)
 
-    def _backward(self) -> None:
+    def _backward(self, contraction: Contraction) -> None:
         """From dz of the output layer down to the first layer: every op needs its own rows alone, so that threads
         sharing the rows need not wait for each other."""
         spec, low, layers = self.spec, self.low, self.spec.layers
-        self.reductions: list[Reduction] = [(self.rowloss, self.weight, "loss", True)]
+        self.reductions = [(self.rowloss, self.weight, "loss", True)]
         self.deltas = deltas = {self.last: self.z}
-        self.contraction = Contraction(low, spec, self.weights, self.saved, self.weight, self.convolutions)
         if spec.training.gibbs is not None:
             self.inputs, self.deltas = write_phases(
                 low, spec, spec.training.gibbs, self.weights[0], self.inputs[0], self.codes, self.weight, self.rowloss
@@ -237,7 +247,7 @@ class Writer:
                     self.score, {**sides, "weight": self.weight}, before, self.rowloss, onto, source=self.target_source
                 )
             elif layers[i].convolution is not None:
-                self.convolutions.dgrad(i, deltas[i], by, onto, saved_scale(before), outward(before))
+                self.convolutions.dgrad(i, deltas[i], by, onto, before.saved_scale, before.derivative_activation)
             else:
                 low.dgrad(before, deltas[i], self.weights[i], by, onto, transposed=layers[i].tied_to is not None)
             if drawn:
@@ -250,12 +260,12 @@ class Writer:
                 low.op(OpCode.DROPOUT, LEARN, {"x": dx}, stream=stream, rate=before.dropout)
             if i == spec.latent:
                 self.reductions += _latent_penalties(low, spec, f"a{i - 1}", self.saved[i - 1], self.weight, dx)
-                self.contraction.penalise(dx)
-                self.reductions += self.contraction.reductions
+                contraction.penalise(dx)
+                self.reductions += contraction.reductions
             deltas[i - 1] = self.convolutions.unpool(i - 1, dx)
-            self.contraction.curve(i - 1, deltas[i - 1])
+            contraction.curve(i - 1, deltas[i - 1])
 
-    def _parameters(self) -> None:
+    def _parameters(self, contraction: Contraction) -> None:
         """The gradients of the parameters, which are sums over all rows, their updates, and what the step reports."""
         spec, low = self.spec, self.low
         self.convolutions.wgrads(self.inputs, self.deltas)
@@ -265,7 +275,7 @@ class Writer:
             self.weights,
             self.inputs,
             self.deltas,
-            self.contraction,
+            contraction,
             self.convolutions,
             weight=self.weight,
             rates=self.rates,
@@ -284,7 +294,7 @@ def _latent_penalties(
     low: OpList, spec: NetworkSpec, a: str, saved: str, weight: str | None, dz: str
 ) -> list[Reduction]:
     """Penalties on the latent layer, added to its dz once the decoder's part is there."""
-    activation, penalties = outward(spec.layers[spec.latent - 1]), spec.training.penalties
+    activation, penalties = spec.layers[spec.latent - 1].derivative_activation, spec.training.penalties
     reductions: list[Reduction] = []
     if penalties.activity_l1 > 0:
         penalty = low.rows("rowpenalty", 1)
@@ -312,14 +322,14 @@ def _latent_penalties(
     return reductions
 
 
-def lower_penalty(spec: NetworkSpec, batch: int, *, grads: bool = True) -> Plan:
+def lower_penalty(spec: NetworkSpec, batch_rows: int, *, grads: bool = True) -> Plan:
     """Write the op list of an encoder's contractive penalties alone, to be run for their gradient.
 
     Parameters
     ----------
     spec : NetworkSpec
         All of its layers are the encoder.
-    batch : int
+    batch_rows : int
         Capacity in rows; a run may use fewer.
     grads : bool
         Whether the gradients of the parameters are wanted.
@@ -334,7 +344,7 @@ def lower_penalty(spec: NetworkSpec, batch: int, *, grads: bool = True) -> Plan:
         The penalty is not defined (see `check_contractive`).
     """
     check_contractive(spec)
-    low = OpList(batch)
+    low = OpList(batch_rows)
     weights, parameter_size = parameters(low, spec)
     x = low.rows("x", spec.n_features)
     low.op(OpCode.GATHER, Mode.GRADIENT, {"out": x}, source=Source.X)
@@ -356,10 +366,10 @@ def lower_penalty(spec: NetworkSpec, batch: int, *, grads: bool = True) -> Plan:
         Gradients(low, spec, weights, inputs, deltas, contraction, none, update=False).write()
     reduce(low, contraction.reductions)
     slots, work_size = low.assign(set())
-    return Plan(spec, batch, slots, tuple(low.ops), tuple(low.terms), parameter_size, work_size)
+    return Plan(spec, batch_rows, slots, tuple(low.ops), tuple(low.terms), parameter_size, work_size)
 
 
-def _check(spec: NetworkSpec, batch: int) -> None:
+def _check(spec: NetworkSpec, batch_rows: int) -> None:
     """Refuse what `lower` says that it refuses."""
     layers = spec.layers
     last = len(layers) - 1
@@ -376,7 +386,7 @@ def _check(spec: NetworkSpec, batch: int) -> None:
     if spec.data.n_conditions:
         _check_batches(spec)
     if spec.training.gibbs is not None:
-        check_boltzmann(spec, batch)
+        check_boltzmann(spec, batch_rows)
     if spec.form.gram_decoder and not spec.takes_gram_decoder:
         raise ValueError(
             "gram_decoder needs the squared error of a dense linear output layer with a weight of its own: no other "

@@ -8,19 +8,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from .convolution import outward
 from .ops import SIGNATURES, OpCode, Source, padded
 from .plan import LEARN, Mode, Op, Region, Slot
 from .spec import Activation, LayerSpec, Noise
 
-__all__ = ["OpList", "saved_scale"]
+__all__ = ["OpList"]
+
+
+MAX_GRAINS = 16
+"""Grains of rows with their own partial sums; so many threads can share the rows."""
+MIN_ROWS = 8
+"""Rows that are worth a grain."""
+PARTIAL_SIZE = 1 << 23
+"""Elements that the partial sums may take if there are more than two grains."""
 
 
 class OpList:
     """The op list while it is being written. Slots are named; offsets are given out at the end."""
 
-    def __init__(self, batch: int) -> None:
-        self.batch = batch
+    def __init__(self, batch_rows: int) -> None:
+        self.batch_rows = batch_rows
         self.shapes: dict[str, tuple[Region, int, int]] = {}
         self.ops: list[Op] = []
         self.names: list[str] = []
@@ -35,7 +42,7 @@ class OpList:
 
     def rows(self, name: str, cols: int) -> str:
         """A slot with one row per sample."""
-        return self.slot(name, Region.BATCH, self.batch, cols)
+        return self.slot(name, Region.BATCH, self.batch_rows, cols)
 
     def op(self, code: OpCode, modes: Mode, slots: Mapping[str, str | None], **attributes: float) -> None:
         signature = SIGNATURES[code]
@@ -96,9 +103,9 @@ class OpList:
             OpCode.DGRAD,
             LEARN,
             {"dz": dz, "W": W, "saved": saved, "out": out},
-            activation=outward(before),
+            activation=before.derivative_activation,
             transposed=transposed,
-            scale=saved_scale(before),
+            scale=before.saved_scale,
         )
 
     def gram_loss(
@@ -115,9 +122,14 @@ class OpList:
             modes,
             {**operands, **gram, "rowloss": rowloss, "out": out},
             source=source,
-            activation=outward(before),
-            scale=saved_scale(before),
+            activation=before.derivative_activation,
+            scale=before.saved_scale,
         )
+
+    def grains(self, size: int) -> int:
+        """The number of grains of a step, if each grain has partial sums of `size` elements."""
+        wanted = min(MAX_GRAINS, max(1, self.batch_rows // MIN_ROWS))
+        return min(wanted, max(2, PARTIAL_SIZE // padded(size)))
 
     def term(self, name: str) -> int:
         if name not in self.terms:
@@ -155,8 +167,3 @@ class OpList:
                 placed.append((offset, offset + extent, begin, end))
             slots.append(Slot(name, region, rows, cols, offset))
         return tuple(slots), max((p[1] for p in placed), default=0)
-
-
-def saved_scale(layer: LayerSpec) -> float:
-    """Dropout scaled the saved output in place; the activation's derivative is wanted before that."""
-    return 1.0 if layer.activation.needs_preactivation else 1.0 - layer.dropout

@@ -125,7 +125,7 @@ class Plan:
     """A lowered network for batches of up to `batch` rows."""
 
     spec: NetworkSpec
-    batch: int
+    batch_rows: int
     slots: tuple[Slot, ...]
     ops: tuple[Op, ...]
     terms: tuple[str, ...]
@@ -168,7 +168,7 @@ class Plan:
 
     def __str__(self) -> str:
         lines = [
-            f"plan: batch {self.batch}, {sum(s.rows * s.cols for s in self.parameters)} parameters, "
+            f"plan: batch {self.batch_rows}, {sum(s.rows * s.cols for s in self.parameters)} parameters, "
             f"{self.flops / 1e9:.4g} GFLOP a step, arena of {self.arena_size} elements"
             + (", decoder in gram form" if self.spec.form.gram_decoder else "")
         ]
@@ -272,11 +272,11 @@ def op_flops(plan: Plan, op: Op) -> int:
         weights = [slots[role] for role in ("W2", "W3", "W4") if role in slots]
         inner = sum(W.rows * W.cols for W in weights[:-1])
         chains = 2 if "noisy" in slots else 1
-        return plan.batch * weights[-1].cols * (3 * slots["gram"].rows ** 2 + 6 * chains * inner)
+        return plan.batch_rows * weights[-1].cols * (3 * slots["gram"].rows ** 2 + 6 * chains * inner)
     if op.code in CONVOLUTIONS:
-        return plan.batch * geometry(op).flops
+        return plan.batch_rows * geometry(op).flops
     if op.code in GRAMS:
-        inner, outer = (slots["W"].rows, slots["W"].cols) if "W" in slots else (slots["h"].cols, plan.batch)
+        inner, outer = (slots["W"].rows, slots["W"].cols) if "W" in slots else (slots["h"].cols, plan.batch_rows)
         return 2 * (inner + 1) ** 2 * outer
     if op.code not in PRODUCTS:
         return 0
@@ -289,6 +289,6 @@ def product_size(plan: Plan, op: Op) -> tuple[int, int, int]:
     roles = SIGNATURES[op.code].slots
     weight = plan.slots[op.slots[roles.index(PRODUCTS[op.code])]]
     if op.code is OpCode.DGRAD and not op.ints[1]:
-        return plan.batch, plan.slots[op.slots[roles.index("out")]].cols, weight.cols
+        return plan.batch_rows, plan.slots[op.slots[roles.index("out")]].cols, weight.cols
     square = op.code in (OpCode.GRAM, OpCode.GRAM_WGRAD)
-    return weight.cols if square else plan.batch, weight.rows, weight.cols
+    return weight.cols if square else plan.batch_rows, weight.rows, weight.cols

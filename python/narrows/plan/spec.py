@@ -98,9 +98,19 @@ class LayerSpec:
         return (self.n_in, self.n_out) if self.convolution is None else self.convolution.weight_shape
 
     @property
-    def pooled(self) -> bool:
-        """Whether max pooling follows the activation."""
-        return self.convolution is not None and self.convolution.pooled
+    def derivative_activation(self) -> Activation:
+        """The activation between the layer's output and its pre-activations; LINEAR where pooling comes between them,
+        because the pooling op applies the activation's derivative."""
+        pooled = self.convolution is not None and self.convolution.pooled
+        return Activation.LINEAR if pooled else self.activation
+
+    @property
+    def saved_scale(self) -> float:
+        """What the saved output is multiplied by before the derivative of the activation is taken of it.
+
+        Dropout has scaled the saved output in place; a saved pre-activation stays as it is.
+        """
+        return 1.0 if self.activation.needs_preactivation else 1.0 - self.dropout
 
 
 @dataclass(frozen=True)

@@ -222,7 +222,7 @@ class Trainer:
         self.callbacks = tuple(callbacks)
         self.checkpoint = checkpoint
         self.identity = dict(identity or {})
-        self._batch = program.plan.batch
+        self._batch = program.plan.batch_rows
         self._n_steps = feed.n_steps
         self._bound: tuple[Any, ...] | None = None
         self._chunk = 1

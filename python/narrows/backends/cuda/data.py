@@ -114,7 +114,7 @@ def data_on(device: Device, plan: Plan, dtype: np.dtype[Any], modes: Mode, sourc
         size / 2**20,
         free / 2**20,
     )
-    return Staged(device, dtype, plan.batch, given)
+    return Staged(device, dtype, plan.batch_rows, given)
 
 
 def stored_size(data: Any, dtype: np.dtype[Any]) -> int:

@@ -48,7 +48,7 @@ class Arena:
             Area.WORK: plan.work_size * itemsize,
             **{area: size * itemsize for area, size in working_sizes(plan, precision, blas=blas).items()},
             "step": STEP_DTYPE.itemsize,
-            "control": control_dtype(plan.batch).itemsize,
+            "control": control_dtype(plan.batch_rows).itemsize,
             "kept": CHUNK * plan.slots[plan.index["terms"]].cols * itemsize,
             "finite": 3 * FINITE_BLOCKS * itemsize,
         }
@@ -57,7 +57,7 @@ class Arena:
         for name, size in self.sizes.items():
             self.begins[name] = self.size
             self.size += -(-(size + guard) // ALIGNMENT) * ALIGNMENT
-        for name, (_, offset, *_) in (control_dtype(plan.batch).fields or {}).items():
+        for name, (_, offset, *_) in (control_dtype(plan.batch_rows).fields or {}).items():
             self.begins[name] = self.begins["control"] + offset
 
     def offset(self, view: View) -> int:

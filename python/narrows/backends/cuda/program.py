@@ -86,7 +86,7 @@ class CudaProgram:
             self._put(area, np.zeros(self.arena.sizes[area], np.uint8))
 
     def _new_turns(self) -> tuple[Turn, Turn]:
-        control, terms = control_dtype(self.plan.batch), self.plan.slots[self.plan.index["terms"]].cols
+        control, terms = control_dtype(self.plan.batch_rows), self.plan.slots[self.plan.index["terms"]].cols
 
         def turn() -> Turn:
             of_control = self.device.pinned(control.itemsize)
@@ -175,9 +175,14 @@ class CudaProgram:
     def _data_of(self, modes: Mode, sources: Mapping[int, Any]) -> Data:
         return data_on(self.device, self.plan, self.dtype, modes, sources)
 
-    def bind(self, X_: Any, target: Any = None, weight: Any = None, batch: Any = None) -> None:
-        self._check_batches(batch)
-        sources: dict[int, Any] = {Source.X: X_, Source.TARGET: target, Source.WEIGHT: weight, Source.CONDITION: batch}
+    def bind(self, X_: Any, target: Any = None, weight: Any = None, condition: Any = None) -> None:
+        self._check_conditions(condition)
+        sources: dict[int, Any] = {
+            Source.X: X_,
+            Source.TARGET: target,
+            Source.WEIGHT: weight,
+            Source.CONDITION: condition,
+        }
         self._rows_of = {i: data.shape[0] for i, data in sources.items() if data is not None}
         self._unbind()
         self._data = self._data_of(LEARN, sources)
@@ -225,7 +230,7 @@ class CudaProgram:
     ) -> NDArray[np.float64]:
         """Run a step for each record, over consecutive batches of rows, and return the terms. `out` takes the mode's
         result."""
-        batch, most = self.plan.batch, data.most_steps
+        batch, most = self.plan.batch_rows, data.most_steps
         terms = np.empty((len(records), len(self.plan.terms)))
         done = 0
         if isinstance(out, np.ndarray):
@@ -258,7 +263,7 @@ class CudaProgram:
         control = turn.control[0]
         control["sources"], control["begun"] = taken.table, 0
         records = records.copy()
-        records["rows"] = self._at("rows") + 8 * self.plan.batch * np.arange(len(records), dtype=np.uint64)
+        records["rows"] = self._at("rows") + 8 * self.plan.batch_rows * np.arange(len(records), dtype=np.uint64)
         control["records"][: len(records)], control["rows"][: len(taken.rows)] = records, taken.rows
         used = self.arena.begins["rows"] - self.arena.begins["control"] + 8 * len(taken.rows)
         self.device.send(self._at("control"), turn.control.view(np.uint8)[:used])
@@ -267,7 +272,8 @@ class CudaProgram:
         self, turn: Turn, mode: Mode, steps: slice, n_rows: int, terms: NDArray[np.float64], out: Array | None
     ) -> Callable[[], None]:
         """Launch these steps. Returns the function that takes their terms and, for `out`, their results."""
-        batch, n, whole = self.plan.batch, steps.stop - steps.start, min(steps.stop, n_rows // self.plan.batch)
+        batch, n = self.plan.batch_rows, steps.stop - steps.start
+        whole = min(steps.stop, n_rows // batch)
         first, last = steps.start * batch, min(steps.stop * batch, n_rows)
         if out is None:
             at = steps.start
@@ -317,7 +323,7 @@ class CudaProgram:
     def train(
         self, rows: NDArray[np.int64], hyper: Hyper, poll: Callable[[], bool] | None = None
     ) -> NDArray[np.float64]:
-        data, steps = self._bound(rows), np.arange(-(-len(rows) // self.plan.batch))
+        data, steps = self._bound(rows), np.arange(-(-len(rows) // self.plan.batch_rows))
         with self._alone():
             return self._run(Mode.TRAIN, data, rows, self._records(hyper, steps), poll)
 
@@ -350,18 +356,18 @@ class CudaProgram:
             self.device.mark().wait()
         return terms[0], arrays
 
-    def _check_batches(self, batch: Any) -> None:
-        """Refuse numbers that are not those of a batch."""
-        if batch is None:
+    def _check_conditions(self, condition: Any) -> None:
+        """Refuse batch numbers that the network does not know."""
+        if condition is None:
             return
-        number, n = np.asarray(batch), self.plan.spec.data.n_conditions
+        number, n = np.asarray(condition), self.plan.spec.data.n_conditions
         bad = ~((number >= 0) & (number < n) & (number == np.floor(number)))
         if bad.any():
             raise ValueError(f"batch number {number[bad][0]:g} is outside 0..{n - 1}")
 
-    def apply(self, X_: Any, mode: Mode, target: Any = None, batch: Any = None) -> Array:
-        self._check_batches(batch)
-        if batch is None and any(op.code is OpCode.CONDITION and op.modes & mode for op in self.plan.ops):
+    def apply(self, X_: Any, mode: Mode, target: Any = None, condition: Any = None) -> Array:
+        self._check_conditions(condition)
+        if condition is None and any(op.code is OpCode.CONDITION and op.modes & mode for op in self.plan.ops):
             raise ValueError(
                 f"{(mode.name or '').lower()} of a network with batches needs the batch number of each row"
             )
@@ -370,7 +376,7 @@ class CudaProgram:
         if not shape[0]:
             return out
         apart = target if self.plan.spec.data.separate_target else None
-        sources: dict[int, Any] = {Source.X: X_, Source.TARGET: apart, Source.CONDITION: batch}
+        sources: dict[int, Any] = {Source.X: X_, Source.TARGET: apart, Source.CONDITION: condition}
         if mode in FROM_CODES:
             # Without a separate target the loss compares with X. For codes, that is the target.
             sources |= {Source.X: None if self.plan.spec.data.separate_target else target, Source.LATENT: X_}
@@ -379,7 +385,7 @@ class CudaProgram:
                 found = "is not bound" if sources.get(i) is None else f"has {sources[i].shape[0]} rows"
                 raise ValueError(f"source {i} {found}, expected {len(out)} rows")
         # All steps of inference are the same.
-        record = self._records(Hyper(0, 0, np.zeros(1)), np.zeros(-(-shape[0] // self.plan.batch), np.int64))
+        record = self._records(Hyper(0, 0, np.zeros(1)), np.zeros(-(-shape[0] // self.plan.batch_rows), np.int64))
         with self._alone():
             data = self._data_of(mode, sources)
             try:

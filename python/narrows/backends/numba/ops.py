@@ -506,9 +506,9 @@ class NumbaProgram(ReferenceProgram):
         with _blas().limit(limits=self.n_threads, user_api="blas"):
             return super().gradient(rows, seed, step)
 
-    def apply(self, X: Any, mode: Mode, target: Any = None, batch: Any = None) -> Array:
+    def apply(self, X: Any, mode: Mode, target: Any = None, condition: Any = None) -> Array:
         with _blas().limit(limits=self.n_threads, user_api="blas"):
-            return super().apply(X, mode, target, batch)
+            return super().apply(X, mode, target, condition)
 
 
 def own_ops() -> frozenset[OpCode]:

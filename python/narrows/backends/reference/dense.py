@@ -133,11 +133,11 @@ def condition(run: Run, *, z: Array, out: Array) -> None:
     out[:, n:] = number == np.arange(out.shape[1] - n)
 
 
-def check_numbers(number: Array, n_batches: int) -> None:
+def check_numbers(number: Array, n_conditions: int) -> None:
     """Refuse what is no number of a batch."""
-    bad = ~((number >= 0) & (number < n_batches) & (number == np.floor(number)))
+    bad = ~((number >= 0) & (number < n_conditions) & (number == np.floor(number)))
     if bad.any():
-        raise ValueError(f"batch number {number[bad][0]:g} is outside 0..{n_batches - 1}")
+        raise ValueError(f"batch number {number[bad][0]:g} is outside 0..{n_conditions - 1}")
 
 
 @op(OpCode.WGRAD)

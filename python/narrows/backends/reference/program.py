@@ -79,8 +79,8 @@ class ReferenceProgram:
         self.close()
         return views
 
-    def bind(self, X: Any, target: Any = None, weight: Any = None, batch: Any = None) -> None:
-        self.sources = self._sources(X, target) | {Source.WEIGHT: weight, Source.CONDITION: batch}
+    def bind(self, X: Any, target: Any = None, weight: Any = None, condition: Any = None) -> None:
+        self.sources = self._sources(X, target) | {Source.WEIGHT: weight, Source.CONDITION: condition}
 
     def _sources(self, X: Any, target: Any) -> dict[int, Any]:
         rows, shift = split_shift(self.plan.spec, X)
@@ -92,11 +92,11 @@ class ReferenceProgram:
     def train(
         self, rows: NDArray[np.int64], hyper: Hyper, poll: Callable[[], bool] | None = None
     ) -> NDArray[np.float64]:
-        batch = self.plan.batch
+        batch_rows = self.plan.batch_rows
         done: list[Array] = []
-        for i, start in enumerate(range(0, len(rows), batch)):
+        for i, start in enumerate(range(0, len(rows), batch_rows)):
             run = Run(
-                rows[start : start + batch],
+                rows[start : start + batch_rows],
                 Mode.TRAIN,
                 self.sources,
                 hyper.seed,
@@ -124,15 +124,15 @@ class ReferenceProgram:
         self._run(run)
         return terms[0, : len(self.plan.terms)].astype(np.float64)
 
-    def apply(self, X: Any, mode: Mode, target: Any = None, batch: Any = None) -> Array:
+    def apply(self, X: Any, mode: Mode, target: Any = None, condition: Any = None) -> Array:
         result = self.plan.slots[slot := self.plan.outputs[mode]]
         n = X.shape[0]
         out = np.empty((n, result.cols), self.dtype)
         apart = self.plan.spec.data.separate_target
         inputs, codes = (None if apart else target, X) if mode in FROM_CODES else (X, None)
-        sources = self._sources(inputs, target) | {Source.LATENT: codes, Source.CONDITION: batch}
-        for start in range(0, n, self.plan.batch):
-            rows = np.arange(start, min(start + self.plan.batch, n))
+        sources = self._sources(inputs, target) | {Source.LATENT: codes, Source.CONDITION: condition}
+        for start in range(0, n, self.plan.batch_rows):
+            rows = np.arange(start, min(start + self.plan.batch_rows, n))
             self._run(Run(rows, mode, sources, regions=self.regions, bfloat16=self.bfloat16))
             out[rows] = self.arrays[slot][: len(rows)]
         return out

@@ -26,14 +26,14 @@ def launches(
 
 
 def working_sizes(plan: Plan, precision: Precision = Precision.FLOAT32, *, blas: bool = False) -> dict[Area, int]:
-    """Elements for temporaries and for results that stay through a run, for up to `plan.batch` rows."""
-    written = [_written(plan, plan.batch, mode, precision, blas) for mode in Mode]
+    """Elements for temporaries and for results that stay through a run, for up to `plan.batch_rows` rows."""
+    written = [_written(plan, plan.batch_rows, mode, precision, blas) for mode in Mode]
     return {Area.TEMPORARY: max(w.most_used for w in written), Area.KEPT: max(w.most_kept for w in written)}
 
 
 def wants_blas(plan: Plan, precision: Precision) -> bool:
     """Whether a product of the plan is large enough for cuBLAS."""
-    written = (launches(plan, plan.batch, mode, precision, blas=True) for mode in Mode)
+    written = (launches(plan, plan.batch_rows, mode, precision, blas=True) for mode in Mode)
     return any(launch.kernel == BLAS for found in written for launch in found)
 
 
