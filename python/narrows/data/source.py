@@ -362,7 +362,7 @@ def _plain_array(X: Any, name: str) -> tuple[Any, Any, Any]:
         pandas_sparse = index is not None and all(hasattr(dtype, "fill_value") for dtype in X.dtypes)
         X = X.sparse.to_coo() if pandas_sparse and len(X.columns) else X.to_numpy()
     if on_gpu(X):
-        raise DataError(f"{name}: a Source cannot hold data on a GPU; pass cupy.asnumpy({name})")
+        raise DataError(f"{name}: the data are on a GPU; pass cupy.asnumpy({name})")
     if any_sparse(X):
         return X, obs_names, var_names
     check_unmasked(X, name)
