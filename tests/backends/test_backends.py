@@ -1,6 +1,6 @@
-"""Every backend computes what the float64 reference computes, within stated bounds, for any layout of data.
+"""Every backend agrees with the float64 reference within a stated bound, for any layout of the data.
 
-A dense op is held to the textbook bound, element by element (`dense_bound`); a whole model to that of `agreement`.
+A dense op keeps the textbook bound element by element (`dense_bound`). A whole model keeps the bound of `agreement`.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ def test_one_dense_op_keeps_the_textbook_bound(fast_backend: str, case: Case) ->
 
 @pytest.mark.parametrize("case", SHAPE_CASES[::3], ids=str)
 def test_small_integers_are_exact(backend: str, case: Case) -> None:
-    """Products and sums that float32 holds exactly leave no room for error."""
+    """Products and sums of small integers are exact in float32."""
     rng = np.random.default_rng(0)
     k, n = case.spec.n_features, case.spec.n_components
     plan = lower(network((k, n, k), alpha=0.0), case.batch)
@@ -163,7 +163,7 @@ def test_nan_and_infinity_come_through(backend: str, bad: float, dtype: Any) -> 
 
 @pytest.mark.parametrize("seed", [0, 7, 2**32 + 1, 2**64 - 1])
 def test_corruption_masks_are_philox(backend: str, seed: int) -> None:
-    """Row r has its values in block r of the columns, so that dW0 shows which of them were kept."""
+    """Row r has its values in block r of the columns, so dW0 shows which values were kept."""
     m, width, level = 4, 53, 0.4
     spec = network((m * width, 3, m * width), corruption=Corruption.MASKING, corruption_level=level)
     case = Case("mask", spec, batch=m, rows=m)
@@ -186,7 +186,7 @@ def test_dropout_masks_are_philox(backend: str, seed: int) -> None:
 
 
 NOISE_WIDTHS = (1, 3, 4, 15, 17, 31, 33, 63, 65, 127, 129, 511, 513, 1029)
-"""Columns on both sides of what a backend may draw at once."""
+"""Numbers of columns below and above what a backend draws at once."""
 
 
 @dtypes
@@ -197,7 +197,7 @@ def test_corruption_is_philox(backend: str, kind: Corruption, dtype: Any) -> Non
 
 
 def check_corruption(backend: str, n: int, kind: Corruption, dtype: Any) -> None:
-    """One component and one row that counts: dW0 is that row, corrupted, times a number."""
+    """One component, and only one row has a weight: dW0 is that corrupted row times a number."""
     m, level = 3, 0.5
     spec = network((n, 1, n), corruption=kind, corruption_level=level, corruption_range=(-1, 2), weighted=True)
     program = program_of(backend, Case("noise", spec, batch=m, rows=m), dtype)
@@ -220,7 +220,7 @@ def check_corruption(backend: str, n: int, kind: Corruption, dtype: Any) -> None
 
 
 def layouts(X: Array, folder: Path) -> dict[str, Array]:
-    """The same numbers in other clothes."""
+    """The same numbers in other memory layouts."""
     n, k = X.shape
     wide = np.full((2 * n, 3 * k), np.nan, X.dtype)
     wide[::2, 1::3] = X

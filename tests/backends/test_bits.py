@@ -1,6 +1,4 @@
-"""The same bits: of the C++ backend for any number of threads, of a row whatever is beside it on every backend but the
-reference.
-"""
+"""Results that are equal bit by bit: with any number of threads (C++), and for a row alone or among other rows."""
 
 from __future__ import annotations
 
@@ -28,7 +26,7 @@ def test_cpp_bits_do_not_depend_on_threads(cpp: str, case: Case) -> None:
 
 @pytest.mark.parametrize("dtype", CPU_PRECISIONS, ids=str)
 def test_cpp_bits_for_any_simulated_team(cpp: str, dtype: Any) -> None:
-    # The input gradient of a layer of 150 is computed in either of two ways, by the rows of a thread.
+    # The input gradient of a layer of 150 is computed in one of two ways, depending on the rows of a thread.
     spec = network(
         (200, 150, 17, 150, 200),
         Activation.GELU,
@@ -46,7 +44,7 @@ def test_cpp_bits_for_any_simulated_team(cpp: str, dtype: Any) -> None:
 
 @pytest.mark.parametrize("dtype", CPU_PRECISIONS, ids=str)
 def test_cpp_bits_of_a_layer_larger_than_an_image_of_it(cpp: str, dtype: Any) -> None:
-    """An input gradient that is turned where one thread has the rows, and is not where five share them."""
+    """The input gradient is a transposed product with one thread, and a plain one with five."""
     case = Case("wide", network((900, 300, 17, 300, 900), Activation.GELU), batch=70, rows=150)
     expected = bits(case, dtype=dtype)
     for n in (2, 5):

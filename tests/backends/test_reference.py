@@ -1,4 +1,4 @@
-"""The specification checked: formulas against scipy.special and scikit-learn, gradients by differences."""
+"""The reference backend against formulas from SciPy, scikit-learn, and finite differences."""
 
 from __future__ import annotations
 

@@ -72,7 +72,7 @@ def overlap(a: Slot, b: Slot) -> bool:
 
 
 def check_run(plan: Plan, mode: Mode) -> None:
-    """Play the ops of a mode over an imagined arena: what is read must be there, and be its own."""
+    """Walk through the ops of a mode: each operand was written before, and shares no memory with another one."""
     # Parameters and optimiser state are loaded; the terms are zeroed by the program before a step.
     loaded = (Region.PARAMETER, Region.MOMENT1, Region.MOMENT2)
     valid = {i for i, s in enumerate(plan.slots) if s.region in loaded or s.name == "terms"}

@@ -1,10 +1,10 @@
-"""What it is for a program to agree with the float64 reference: the same case on both, and the bounds.
+"""How a program is compared with the float64 reference: both run the same case, and the difference has a bound.
 
-A whole model is held to one unit of rounding for each term on its longest chain of sums (`tolerance`), relative to the
-largest element of each array: a layer's error passes through the next multiplied by weights and slopes of about 1, so
-errors add up; the largest element stands for |X||W|, which cancellation may leave far above the result.
+The bound of a whole model is one unit of rounding for each term on its longest chain of sums (`tolerance`). It is
+relative to the largest element of each array. Weights and slopes are about 1, so the errors of layers add up. The
+largest element stands for |X||W|, which is far above the result where terms cancel.
 
-What the reference computes of a case is kept: every backend and precision is held to the same numbers.
+The results of the reference are kept: every backend and precision is compared with the same numbers.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def reference_of(case: Case) -> ReferenceProgram:
 
 
 def first_rows(case: Case) -> Array:
-    """What gradients are taken of: the first batch, backwards."""
+    """The rows of the gradient: the first batch, backwards."""
     return np.arange(min(case.batch, case.rows))[::-1].copy()
 
 
@@ -72,14 +72,14 @@ def epoch(case: Case) -> tuple[Array, Hyper]:
 
 @cache
 def expected_epoch(case: Case) -> tuple[Array, dict[str, Array]]:
-    """Terms of the steps of `epoch`, and the parameters behind it."""
+    """Terms of the steps of `epoch`, and the parameters after it."""
     program = reference_of(case)
     return program.train(*epoch(case)), program.state(optimiser=False)
 
 
 @cache
 def expected_outputs(case: Case, *, trained: bool = False) -> dict[Mode, Array]:
-    """Of every mode of inference, before or behind `epoch`; those that take codes have the reference's."""
+    """The output of every mode of inference, before or after `epoch`. Decoders get the codes of the reference."""
     program, data = reference_of(case), case.data()
     if trained:
         program.load(expected_epoch(case)[1])
