@@ -84,7 +84,7 @@ def test_examples_of_pages_run(
         exec(compile(example, page.name, "exec"), names)
 
 
-TEXTS = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "bench" / "README.md"]
+TEXTS = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "bench/README.md", ROOT / "tests/README.md"]
 
 
 def anchors(page: Path) -> set[str]:
