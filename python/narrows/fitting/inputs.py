@@ -56,30 +56,38 @@ def check_X(estimator: Estimator, X: Any, *, reset: bool, min_samples: int = 1, 
     if isinstance(X, Shifted) and not reset and X.shape[1] == estimator.n_features_in_:
         return X
     X = estimator._flat_rows(X, name)
+    if isinstance(X, Source):
+        with _calling(name):
+            return _checked_source(estimator, X, reset, min_samples)
     if on_gpu(X):
         X = _gpu_rows(X, name, min_samples)
         _check_backend(estimator, name, X, trains=reset)
         with _calling(name):
             validate_data(estimator, X, reset=reset, skip_check_array=True)
-        check_finite(X, source=name)
-        return X
-    if not isinstance(X, Source):
+    else:
         _check_kind(X, name)
         with _calling(name):
             X = validate_data(
-                estimator,
-                X,
-                reset=reset,
-                accept_sparse="csr",
-                dtype="numeric",
-                ensure_all_finite=False,
-                ensure_min_samples=min_samples,
+                estimator, X, reset=reset, accept_sparse="csr", ensure_min_samples=min_samples, **_LENIENT
             )
         X = sound_rows(X, name)
-        check_finite(X, source=name, columns=estimator._feature_names)
-        return X
-    with _calling(name):
-        return _checked_source(estimator, X, reset, min_samples)
+    check_finite(X, source=name, columns=estimator._feature_names)
+    return X
+
+
+_LENIENT: dict[str, Any] = {"dtype": "numeric", "ensure_all_finite": False}
+"""Arguments of scikit-learn's checks: `sound_rows` and `check_finite` then say more about dtypes and values."""
+
+
+def _sound(X: Any, name: str, *, columns: Any = None, sparse: bool = False) -> Any:
+    """Rows besides X as finite sound rows (see `rows.sparse.sound_rows`), on their device."""
+    if on_gpu(X):
+        X = _gpu_rows(X, name)
+    else:
+        _check_kind(X, name)
+        X = sound_rows(check_array(X, accept_sparse="csr" if sparse else False, input_name=name, **_LENIENT), name)
+    check_finite(X, source=name, columns=columns)
+    return X
 
 
 def _checked_source(estimator: Estimator, X: Source, reset: bool, min_samples: int) -> Source:
@@ -123,14 +131,10 @@ def _calling(name: str) -> Iterator[None]:
 
 def check_codes(estimator: Estimator, Z: Any) -> Any:
     """Z as a finite float array or a Source, with one column for each latent."""
-    if on_gpu(Z):
-        Z = _gpu_rows(Z, "Z")
-        _check_backend(estimator, "Z", Z)
-        check_finite(Z, source="Z")
-    elif not isinstance(Z, Source):
-        _check_kind(Z, "Z")
-        Z = sound_rows(check_array(Z, dtype="numeric", ensure_all_finite=False, input_name="Z"), "Z")
-        check_finite(Z, source="Z")
+    if not isinstance(Z, Source):
+        if on_gpu(Z):
+            _check_backend(estimator, "Z", Z)
+        Z = _sound(Z, "Z")
         check_representable(Z, estimator._network.dtype, source="Z")
     if Z.shape[1] != estimator._network.spec.n_components:
         expected = estimator._network.spec.n_components
@@ -282,14 +286,8 @@ def _read_target(estimator: Estimator, y: Any, n_rows: int, names: tuple[str, st
     if len(shape) == 1:
         return None, None
     columns = getattr(y, "columns", None)
-    if on_gpu(y):
-        y = _gpu_rows(y, name)
-        check_finite(y, source=name)
-    elif not isinstance(y, Source):
-        _check_kind(y, name)
-        y = check_array(y, accept_sparse="csr", dtype="numeric", ensure_all_finite=False, input_name=name)
-        y = sound_rows(y, name)
-        check_finite(y, source=name, columns=columns)
+    if not isinstance(y, Source):
+        y = _sound(y, name, columns=columns, sparse=True)
     if y.shape[0] != n_rows:
         raise ValueError(f"{name} has {y.shape[0]} rows, but {names[0]} has {n_rows}")
     return y, columns

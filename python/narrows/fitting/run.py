@@ -169,7 +169,7 @@ def _adopt(
 def _spec(
     estimator: Estimator, table: Table, rows: NDArray[np.int64], batch_rows: int, block_bytes: int, again: bool
 ) -> NetworkSpec:
-    """The network for a table. If training continues, the numbers taken from the data stay those of the first fit."""
+    """The network for a table. If training continues, numbers taken from the data stay as in the first fit."""
     n_features = int(table.X.shape[1])
     target = table.target
     data = DataFacts(

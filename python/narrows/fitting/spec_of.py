@@ -1,4 +1,4 @@
-"""What a network takes from its data, and the choices of its specification that follow from them.
+"""Facts of the data that a network depends on, and the choices that follow from them.
 
 An estimator turns its parameters and `DataFacts` into a `NetworkSpec` with the help of these functions.
 """
@@ -23,7 +23,7 @@ class DataFacts:
     Attributes
     ----------
     n_features, n_outputs : int
-        Columns of X, and of what is reconstructed.
+        Columns of X and of the target.
     separate_target : bool
         Whether the target is not X itself.
     weighted : bool
@@ -50,7 +50,7 @@ class DataFacts:
 
     @property
     def bound(self) -> Data:
-        """What the program is given."""
+        """The facts that the plan of the network holds."""
         return Data(self.separate_target, self.weighted, self.shifted, n_conditions=self.n_conditions)
 
 

@@ -51,7 +51,7 @@ class Totals(NamedTuple):
 
     @property
     def shares(self) -> NDArray[np.float64]:
-        """Of each column in the whole, with half a count more, so that none is zero."""
+        """Each column's share of all counts. Half a count is added to each, so that no share is zero."""
         columns = self.columns + 0.5
         shares: NDArray[np.float64] = columns / columns.sum()
         return shares
