@@ -1,8 +1,8 @@
 // What a kernel is: the op contract, and the table of one instruction set's kernels.
 //
 // An op is a pure function of (args, ctx, tid, nt): no OpenMP inside, no allocation, no throw, no global. Its work is
-// cut into grains whose borders depend on shapes only; a sum is walked by one thread in a fixed order. So the bits are
-// the same for any nt, and running tid = 0..nt-1 one after the other gives the same result as running them at once.
+// cut into grains whose borders depend on shapes only, and one thread adds up a sum, in a fixed order. So the bits are
+// the same for any nt. Running tid = 0..nt-1 one after the other gives the same result as running them at once.
 
 #pragma once
 
@@ -23,7 +23,7 @@ struct Matrix {
   T* row(index_t i) const { return data + i * row_stride; }
 };
 
-// Rows of data as the user gave them: dense of any strides (in bytes), or CSR. Read-only, float32 or float64.
+// The data of the user: dense rows with any strides (in bytes), or CSR. Read-only, float32 or float64.
 struct SourceView {
   bool bound = false;
   index_t rows = 0, cols = 0;
@@ -35,7 +35,8 @@ struct SourceView {
   const void *indptr = nullptr, *indices = nullptr;
 };
 
-// A reference to a function object that is called through a pointer: what takes one is compiled once for all of them.
+// A reference to a function object that is called through a pointer: what takes one is compiled once for all of them. A
+// call works on a copy of the object, which the compiler can keep in registers, since nothing else can change it.
 template <class Signature>
 class FunctionRef;
 template <class R, class... A>
@@ -44,7 +45,10 @@ class FunctionRef<R(A...)> {
   FunctionRef() = default;
   template <class Fn>
   __attribute__((always_inline)) FunctionRef(const Fn& fn)
-      : object_(&fn), call_([](const void* object, A... a) -> R { return (*static_cast<const Fn*>(object))(a...); }) {}
+      : object_(&fn), call_([](const void* object, A... a) -> R {
+          const Fn copy = *static_cast<const Fn*>(object);
+          return copy(a...);
+        }) {}
   __attribute__((always_inline)) R operator()(A... a) const { return call_(object_, a...); }
   __attribute__((always_inline)) explicit operator bool() const { return call_; }
 
@@ -69,36 +73,36 @@ using Before = FunctionRef<int(const Tile&, const void**)>;
 using PairProduct = void (*)(Matrix<const float> A, Matrix<const float> B, Matrix<float> partial, float* scratch,
                              Epilogue<float> epilogue, int tid, int nt, Before before);
 
-// What changes from step to step, and what an op may know besides its operands.
+// The values of a step that an op may use besides its operands.
 template <class T>
 struct Context {
-  index_t m = 0;                   // rows of this batch
-  const index_t* rows = nullptr;   // which rows of the sources they are
-  bool learn = false;              // a training step: the loss leaves its gradient
-  bool split_rows = true;          // products over the batch are shared by rows, else by tiles
+  index_t m = 0;                   // rows of the batch
+  const index_t* rows = nullptr;   // their rows in the sources
+  bool learn = false;              // a training step: the loss writes its gradient
+  bool split_rows = true;          // threads share products over the batch by rows, else by tiles
   PairProduct bfloat16 = nullptr;  // makes products in bfloat16; null: in T
   uint64_t seed = 0;
   uint32_t step = 0;
   double learning_rate = 0;
-  double kl_factor = 1;                 // of the KL term of a variational network, beside its strength
-  double momentum = -1;                 // of Sgd; below 0: what its op says
+  double kl_factor = 1;                 // multiplies the strength of the KL term of a variational network
+  double momentum = -1;                 // of Sgd; below 0: the op has its own
   double adam_rate = 0, adam_root = 0;  // Adam's bias corrections: rate / (1 - beta_1**t), 1 / sqrt(1 - beta_2**t)
   const SourceView* sources = nullptr;
   T* regions[4] = {};  // parameters, gradients, first and second moments
   index_t parameter_size = 0;
-  T* scratch = nullptr;  // thread tid works in the elements from tid * scratch_stride on
+  T* scratch = nullptr;  // thread tid uses the elements from tid * scratch_stride on
   index_t scratch_stride = 0;
 };
 
 constexpr index_t PACK_DEPTH = 512;           // rows of a packed panel: with 64 columns it stays in L2
 constexpr index_t SCRATCH = PACK_DEPTH * 64;  // elements of scratch memory of one thread for products in its own type
-constexpr index_t TURNED_DEPTH = 2048;        // outputs of a layer whose input gradient may be a transposed product
-constexpr index_t TURNED_GROUP = 8;           // tiles of such a product that are turned together
-constexpr index_t SPARSE_COLUMNS = 192;       // columns of CSR rows that are taken at a time
-constexpr index_t SPARSE_PANEL = 128;         // outputs of their layer that are taken at a time, at most
-constexpr index_t SPARSE_CURSOR = 16;         // bytes that a thread takes for each row of the batch
-constexpr index_t GRAM_ROWS = 256;            // rows of the batch whose squared error is taken at a time in Gram form
-constexpr index_t IMAGE = 1 << 16;            // pairs of bfloat16 that an image of A takes where it can be so small
+constexpr index_t TURNED_DEPTH = 2048;   // the most outputs of a layer whose input gradient may be a transposed product
+constexpr index_t TURNED_GROUP = 8;      // tiles of such a product that are transposed together
+constexpr index_t SPARSE_COLUMNS = 192;  // columns of CSR rows that are taken at a time
+constexpr index_t SPARSE_PANEL = 128;    // outputs of their layer that are taken at a time, at most
+constexpr index_t SPARSE_CURSOR = 16;    // bytes of scratch memory for each row of the batch
+constexpr index_t GRAM_ROWS = 256;       // rows of the batch whose squared error is taken at a time in Gram form
+constexpr index_t IMAGE = 1 << 16;       // pairs of bfloat16 in an image of A, if it can be as small
 
 // Of COUNTS: arrays of a row that a thread keeps in scratch memory, and the elements of one, for so many features.
 constexpr index_t COUNT_ARRAYS = 12;
@@ -120,8 +124,8 @@ struct Args {
 
 constexpr Slot JACOBIAN_WEIGHTS[] = {op::JACOBIAN::W2, op::JACOBIAN::W3, op::JACOBIAN::W4};
 
-// Of JACOBIAN: widths of the layers, elements from one row to the next, rows of a block, widest of these rows, and the
-// elements of scratch memory that a thread takes. Blocks stay in L2, beside the Gram matrix and its gradient.
+// The blocks of JACOBIAN: widths of the layers, elements from one row to the next, rows of a block, the widest row, and
+// the elements of scratch memory of a thread. A block fits into L2 with the Gram matrix and its gradient.
 struct JacobianBlock {
   using O = op::JACOBIAN;
   static constexpr index_t SIZE = 40000, ROWS = 48, TILE = 6;
@@ -140,7 +144,7 @@ struct JacobianBlock {
     }
     rows = SIZE / widest / TILE * TILE;
     if (rows < ROWS) rows = ROWS;
-    // With noise there is a second chain, and what both are told from is kept for it.
+    // With noise there is a second chain, and the derivative by the difference of both is kept for it.
     const index_t chains = args[O::noisy].data ? 2 * sum + ld[0] : sum;
     scratch = SCRATCH + widths[layers - 1] * ld[layers - 2] + rows * (chains + 2 * widest);
   }
@@ -149,7 +153,7 @@ struct JacobianBlock {
 template <class T>
 using Op = void (*)(const Args<T>&, const Context<T>&, int tid, int nt);
 
-// Single fused layers, for libraries; every operand with strides of its own. The bias may be null.
+// A single fused layer, for libraries. Every operand has its own strides. The bias may be null.
 template <class T>
 struct LayerArgs {
   Matrix<const T> x, W;
@@ -179,18 +183,18 @@ struct Kernels {
   Kernel<T> ops[OP_COUNT];
   // out = activation(x W + b)
   void (*dense)(int activation, const LayerArgs<T>&, int tid, int nt);
-  // out = activation(z + b) for a z that is there already; pre as in dense, x and W unused
+  // out = activation(z + b) for a given z; pre as in dense, x and W unused
   void (*activate)(int activation, Matrix<const T> z, const LayerArgs<T>&, int tid, int nt);
   // out = dA * activation'(saved), elementwise
   void (*slope)(int activation, Matrix<const T> dA, Matrix<const T> saved, Matrix<T> out, int tid, int nt);
   // out[j] = sum of column j
   void (*colsum)(Matrix<const T> x, T* out, int tid, int nt);
-  // Does n rounds of multiply-adds in registers alone, as many as the micro-kernel has accumulators; returns the
-  // operations done.
+  // Does n rounds of multiply-adds in registers, one for each accumulator of the micro-kernel. Returns the number of
+  // operations.
   double (*fma_probe)(index_t n);
   // Makes products in bfloat16, two multiply-adds for each pair; null unless T is float.
   PairProduct bfloat16;
-  // out = the function `name` of each element of x, at the given target if it is a loss; false if there is none such
+  // out = the function `name` of each element of x; a loss has the given target. False if there is no such function.
   bool (*evaluate)(const char* name, T target, const T* x, T* out, index_t n);
 };
 

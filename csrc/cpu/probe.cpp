@@ -20,7 +20,7 @@ double seconds_since(Clock::time_point start) { return std::chrono::duration<dou
 
 }  // namespace
 
-// The best of the rounds for each figure: interruptions only ever add time.
+// The best round counts for each figure, because interruptions only add time.
 Probe probe_machine(const Isa& isa, int n_threads) {
   std::vector<double> buffer(EXCHANGE * size_t(n_threads));
   Barrier barrier;

@@ -18,20 +18,20 @@ namespace {
 
 constexpr size_t HUGE_PAGE = size_t(2) << 20;
 
-// Below this many operations a step is cheaper on one thread than a second one is to wake.
+// A step with fewer operations takes less time than waking a second thread.
 constexpr double SERIAL_FLOP = 5e5;
 
-// Rows a thread must have for products to be shared by rows: with fewer, the micro-kernel's tiles are cut too short.
+// Products are shared by rows if each thread has so many: with fewer, the tiles of the micro-kernel are too short.
 constexpr index_t MIN_ROWS = 12;
 
-// Memory that an op touches, and how its threads share it.
+// Memory that an op touches, and how threads share it.
 struct Access {
   index_t begin, end;  // elements of the arena
   int slot;            // -1 for a whole region
   bool write;
   Share share;
 
-  // Whether one thread may touch what another has touched.
+  // True if one thread may touch memory that another has touched.
   bool conflicts(const Access& other) const {
     const bool same = slot >= 0 && slot == other.slot && share == other.share && share != SHARE_ALL;
     return begin < other.end && other.begin < end && (write || other.write) && !same;
@@ -70,7 +70,7 @@ struct Gathered {
   }
 };
 
-// CSR is walked without a check, so its structure is checked once, here; `ordered` if columns must increase.
+// Kernels read CSR without a check, so its structure is checked here. `ordered`: columns must increase.
 template <class Index>
 void check_csr(const SourceView& v, bool ordered) {
   const Index* indptr = static_cast<const Index*>(v.indptr);
@@ -111,13 +111,13 @@ struct CompiledOp {
   int modes;
 };
 
-// Seconds of each thread in each op, and last in barriers.
+// Seconds of each thread in each op; the last column is for barriers.
 struct Trace {
   std::vector<double> seconds;
   size_t columns;
 };
 
-// Adds the time since the last lap to a column of the thread's row; does nothing without a trace.
+// Adds the time since the last lap to a column of the thread's row. Does nothing without a trace.
 class Stopwatch {
  public:
   Stopwatch(Trace* trace, int tid) : row_(trace ? trace->seconds.data() + size_t(tid) * trace->columns : nullptr) {
@@ -303,7 +303,7 @@ class TypedProgram final : public Program {
  private:
   T* address(const SlotDesc& s) const { return (s.region < REGION_BATCH ? ctx_.regions[s.region] : work_) + s.offset; }
 
-  // Every source that the mode gathers from is bound and holds the rows asked for.
+  // Throws unless every source of the mode is bound and has the rows.
   void check_sources(int mode, const index_t* rows, index_t n_rows) const {
     const index_t n_apply = ctx_.sources[from_codes(mode) ? SOURCE_LATENT : SOURCE_X].rows;
     for (const OpDesc& op : plan_.ops) {
@@ -328,7 +328,7 @@ class TypedProgram final : public Program {
     return {std::vector<double>(columns * size_t(n_threads_)), columns};
   }
 
-  // Everything that the time of a step depends on, in bytes.
+  // Everything that the time of a step depends on, as bytes.
   std::string key(const Isa& isa, int precision) const {
     std::string key = std::string(isa.name) + '\0';
     const auto add = [&](const auto& value) { key.append(reinterpret_cast<const char*>(&value), sizeof value); };
@@ -374,7 +374,7 @@ class TypedProgram final : public Program {
     ctx_.scratch = static_cast<T*>(scratch_->data());
     ctx_.scratch_stride = simulate_ > 0 ? 0 : scratch_size_;  // simulated threads take turns with the one there is
     if (simulate_ > 0) {
-      // A whole phase of one thread after the other: a missing cut shows as other bits.
+      // One thread after the other, a whole phase each: a missing cut shows in the bits.
       for (const Phase& phase : schedule)
         for (int tid = 0; tid < simulate_; ++tid)
           for (const CompiledOp<T>* op : phase) op->run(op->args, ctx_, tid, simulate_);
@@ -389,8 +389,8 @@ class TypedProgram final : public Program {
     });
   }
 
-  // The ops of a mode, cut where a thread must wait for the others: before an op that touches memory which an op since
-  // the last cut has touched in another division among the threads.
+  // The ops of a mode, cut where threads must wait for each other: before an op that touches memory that an op since
+  // the last cut has touched, if threads share it in another way.
   std::vector<Phase> phases(int mode) const {
     std::vector<Phase> result(1);
     std::vector<Access> since;
@@ -445,11 +445,11 @@ class TypedProgram final : public Program {
   Trace* trace_ = nullptr;
   T* work_ = nullptr;
   const SlotDesc* terms_ = nullptr;
-  const OpDesc* solver_ = nullptr;  // an op that holds the decay rates of Adam's moments
+  const OpDesc* solver_ = nullptr;  // an op with the decay rates of Adam's moments
   std::vector<CompiledOp<T>> ops_;
   std::vector<size_t> turnable_;  // ops
   std::unique_ptr<Tuning> tuning_;
-  std::vector<Phase> phases_[2][MODE_BITS];  // by the sharing of rows and by mode
+  std::vector<Phase> phases_[2][MODE_BITS];  // by `split_rows` and mode
   Barrier barrier_;
 };
 

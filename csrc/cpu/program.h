@@ -1,8 +1,8 @@
 // A plan compiled for this CPU: one arena, an op loop, batches.
 //
-// Promises: a constructed program needs no allocation to run; a training step is one parallel region; train() stops
-// between two steps and never inside one. Never: holds the data it is bound to (the caller keeps it alive), or is used
-// by two callers at once.
+// Promises: a constructed program runs without an allocation; a training step is one parallel region; train() stops
+// only between two steps. Never: owns the data that it is bound to (the caller keeps it alive), or serves two callers
+// at once.
 
 #pragma once
 
@@ -38,7 +38,7 @@ struct Hyper {
   uint32_t step = 0;
   const double* learning_rate = nullptr;  // one per step
   const double* kl_factor = nullptr;      // one per step; null: 1
-  const double* momentum = nullptr;       // one per step; null: what the plan says
+  const double* momentum = nullptr;       // one per step; null: that of the plan
 };
 
 // BFLOAT16 is FLOAT32 with its products in bfloat16.
@@ -50,14 +50,14 @@ class Program {
   virtual ~Program() = default;
 
   // Throws std::invalid_argument for an invalid plan. simulate > 0 runs that many threads one after the other. With
-  // `tune` the first steps of a training try how products are best cut.
+  // `tune`, the first steps of a training try several ways to share products.
   static std::unique_ptr<Program> compile(PlanDesc plan, const Isa& isa, int precision, int n_threads, int simulate,
                                           bool tune);
 
   // Checks a source against the plan (columns, CSR structure) and remembers it.
   virtual void bind(int bank, int source, const SourceView& view) = 0;
-  // Steps over consecutive batches of `rows`; terms has terms_size() values a step. Stops early when stop(steps done)
-  // says so, which is asked after every step. Returns the steps done.
+  // Steps over consecutive batches of `rows`; terms has terms_size() values for each step. Calls stop() after every
+  // step and ends early if it returns true. Returns the steps done.
   virtual index_t train(const index_t* rows, index_t n_rows, const Hyper& hyper, double* terms,
                         const std::function<bool()>& stop) = 0;
   // Forward and backward of one batch, without the update.
@@ -65,10 +65,10 @@ class Program {
   // Runs a mode over all rows of the bound source and copies the rows of slot `result` to out, which is C-contiguous.
   virtual void apply(int mode, index_t result, void* out) = 0;
 
-  // Trains like train(), and returns for each thread the seconds it spent in each op, and last in barriers.
+  // Trains like train(). Returns the seconds that each thread spent in each op; the last column is for barriers.
   virtual std::vector<double> profile(const index_t* rows, index_t n_rows, const Hyper& hyper) = 0;
 
-  // How products are cut at present, and whether that has been found by measuring.
+  // How products are shared now, and whether trials have found it.
   virtual const Choice& choice() const = 0;
   virtual bool tuned() const = 0;
 

@@ -38,8 +38,8 @@ namespace {
 
 std::atomic<int> forks{0};
 
-// How many threads can be had at once, up to n, this one included. libgomp ends the process where it cannot start one,
-// for want of memory for a stack or by a limit, so it is tried before: threads like its own, all there at once.
+// The number of threads that can run at once, up to n, with this one. libgomp ends the process if it cannot start a
+// thread (no memory for a stack, or a limit). So this function tries it first, with threads like those of libgomp.
 int startable(int n) {
   std::atomic<bool> done{false};
   std::vector<pthread_t> threads(size_t(n - 1));
@@ -54,7 +54,7 @@ int startable(int n) {
   return started + 1;
 }
 
-// Each thread that launches has a pool of its own in the runtime, which grows to the largest team asked for.
+// The runtime keeps a pool for each thread that launches. It grows to the largest team.
 int available(int n) {
   thread_local int asked = 1, found = 1, generation = 0;
   if (const int now = forks.load(std::memory_order_relaxed); generation != now) asked = found = 1, generation = now;
@@ -75,8 +75,8 @@ int thread_limit() { return omp_get_max_threads(); }
 
 const char* team_kind() { return "openmp"; }
 
-// A pool's threads do not survive fork, but the runtime's record of them does, and the child would wait for them for
-// ever. Letting the pool go before the fork leaves both sides a clean start.
+// The threads of a pool do not survive a fork, but the runtime's record of them does, and the child would wait for them
+// forever. So the pool is released before the fork.
 void install_fork_handler() {
   pthread_atfork(
       [] {
@@ -89,7 +89,7 @@ void install_fork_handler() {
 
 #else
 
-// Without OpenMP, and for thread sanitizers, which do not know OpenMP's barriers: threads started for each launch.
+// Without OpenMP, and for thread sanitizers, which do not know OpenMP's barriers: each launch starts threads.
 
 #include <system_error>
 #include <thread>
@@ -99,7 +99,7 @@ namespace narrows {
 
 void launch(int n, TeamFn fn, void* data) {
   if (n <= 1) return fn(data, 0, 1);
-  // The team's size must be known before any of it runs: those that could not be started are run by nobody.
+  // The size of the team must be known before a thread runs: nobody does the work of a thread that did not start.
   std::atomic<int> size{0};
   std::vector<std::thread> threads;
   threads.reserve(size_t(n - 1));

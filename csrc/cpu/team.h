@@ -1,8 +1,8 @@
 // Threads: the only file that knows where they come from.
 //
-// Promises: launch() runs fn(tid, nt) on up to n threads and returns when all are done; nt is what could be had, so
-// results must not depend on it. A process that has launched may fork: the child starts threads of its own. Never:
-// changes the floating-point mode, the signal mask or another library's thread settings.
+// Promises: launch() runs fn(tid, nt) on up to n threads and returns when all are done. nt is the number of threads
+// that were available, so results must not depend on it. A process may fork after a launch; the child starts its own
+// threads. Never: changes the floating-point mode, the signal mask or another library's thread settings.
 
 #pragma once
 
@@ -10,8 +10,8 @@
 
 namespace narrows {
 
-// A spinning barrier of its own, an order of magnitude cheaper than the runtime's between ops of a few microseconds; it
-// yields after a while, so that more threads than cores still make progress.
+// A spinning barrier. Between ops of a few microseconds it takes a tenth of the time of the runtime's barrier. It
+// yields after a while, so that more threads than cores make progress.
 class Barrier {
  public:
   void wait(int nt) {
@@ -41,14 +41,14 @@ void launch(int n, const Fn& fn) {
   launch(n, [](void* data, int tid, int nt) { (*static_cast<const Fn*>(data))(tid, nt); }, const_cast<Fn*>(&fn));
 }
 
-// Threads that the runtime would take by itself in the calling thread: OMP_NUM_THREADS, or what threadpoolctl has set.
-// 0 if it has no such limit.
+// The number of threads that the runtime uses by default in the calling thread: OMP_NUM_THREADS, or the limit that
+// threadpoolctl has set. 0 if there is no limit.
 int thread_limit();
 
 // "openmp" or "std::thread".
 const char* team_kind();
 
-// To be called once, when the library is loaded.
+// Call this once, when the library is loaded.
 void install_fork_handler();
 
 }  // namespace narrows

@@ -8,8 +8,8 @@ namespace narrows {
 
 namespace {
 
-constexpr size_t ROUNDS = 4;      // of every candidate; the fastest counts, for what disturbs a step only slows it
-constexpr double CLEARLY = 0.98;  // another choice must take less than this share of the first one's time
+constexpr size_t ROUNDS = 4;      // for every candidate; the fastest counts, because disturbances only slow a step down
+constexpr double CLEARLY = 0.98;  // another choice wins if it takes less than this part of the time
 
 std::mutex mutex;
 std::map<std::string, Choice>& found() {

@@ -1,8 +1,8 @@
-// How a plan's products are cut, found by measuring.
+// How the threads share the products of a plan, found by trials.
 //
-// Promises: a choice never changes a bit of a result, so trials are steps of the training at hand; what was found for a
-// plan is kept for the process and serves every later program of the same plan, instruction set and team.
-// Never: is asked again once it has settled.
+// Promises: a choice never changes a bit of a result, so trials are steps of the training itself. The process keeps the
+// choice for a plan, and later programs with the same plan, instruction set and team use it.
+// Never: tries again once it has settled.
 
 #pragma once
 
@@ -12,23 +12,23 @@
 namespace narrows {
 
 struct Choice {
-  // Each thread takes the same rows of the batch through all layers; else tiles of each product, and layers wait for
-  // each other.
+  // Each thread takes the same rows of the batch through all layers. Else threads share tiles of each product, and wait
+  // for each other after each layer.
   bool by_rows = true;
-  // By op: whether an input gradient is computed as a transposed product, which packs the batch's rows and not W.
+  // By op: true if its input gradient is a transposed product, which packs the rows of the batch and not W.
   std::vector<char> turned;
 };
 
 class Tuning {
  public:
-  // `first` serves until all is measured; `turnable` ops may be turned where rows are shared, and `either` says that
-  // both ways of sharing are open. Without a key nothing is tried.
+  // `first` is used until the trials end. `turnable` are the ops that may be turned if rows are shared. `either`: both
+  // ways of sharing are possible. Without a key there are no trials.
   Tuning(std::string key, Choice first, bool either, std::vector<size_t> turnable);
 
   bool settled() const { return trial_ == trials_; }
-  // What the next step should run with.
+  // The choice for the next step.
   const Choice& current() const { return settled() ? best_ : candidates_[trial_ % candidates_.size()]; }
-  // The seconds of the slowest thread in each op, and last in barriers, of a step with the current choice.
+  // Takes the seconds of the slowest thread in each op, and last in barriers, for a step with the current choice.
   void record(const std::vector<double>& seconds);
 
  private:

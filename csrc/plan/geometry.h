@@ -5,10 +5,10 @@
 //
 // A convolution and its adjoint relate a wide image to a narrow one: element (ky, kx) of the kernel joins the narrow
 // pixel y to the wide pixel stride * y + ky - pad. A convolution reads the wide image and writes the narrow one; a
-// transposed one the other way round. Images are unpacked into planes, one for each channel, with zeros around them, so
-// that what a kernel element reads for all output pixels is one run of memory at an offset of its own: the pitch of
-// planes read and written is the same, and pixels between the end of a row and the next are computed and left. A wide
-// image with strides has a plane for each phase (row and column modulo the stride) of each channel.
+// transposed one the other way round. Images are unpacked into planes, one for each channel, with zeros around them.
+// Then a kernel element reads one run of memory, at its own offset, for all output pixels. The planes that are read and
+// written have the same pitch; pixels between the end of a row and the next row are computed and not used. A wide image
+// with strides has a plane for each phase (row and column modulo the stride) of each channel.
 
 #pragma once
 
@@ -28,8 +28,8 @@ struct ConvGeometry {
   bool transposed, x_last, out_last;
 
   index_t taps() const;
-  // Whether repeating pixels and convolving is done at once: it is a transposed convolution whose stride is how often
-  // they are repeated, with sums of the kernel's elements for a kernel, of which there are fewer for each output.
+  // True if repeating pixels and convolving them is done in one. It is a transposed convolution, whose stride is the
+  // number of repetitions and whose kernel has sums of elements. An output has fewer terms then.
   bool folds() const;
   ConvGeometry folded() const;
 };
@@ -37,12 +37,12 @@ struct ConvGeometry {
 // From the attributes of an op, which begin with `h`.
 ConvGeometry conv_geometry(const int32_t* attributes);
 
-// From wide to narrow, and what the weight's gradient needs of both.
+// The planes for a product from wide to narrow, and for the gradient of the weight.
 struct GatherPlan {
   index_t phases;         // planes of a channel
   index_t rows, pitch;    // of a plane
   index_t columns;        // of the wide image that are read
-  index_t plane, planes;  // elements of one plane, and of all with the slack behind them
+  index_t plane, planes;  // elements of one plane, and of all planes and the slack behind them
   index_t span;           // from the first narrow pixel to the last one
   index_t narrow_plane;   // elements of a plane of the narrow image: whole groups of LANES
 };

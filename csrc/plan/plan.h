@@ -1,8 +1,8 @@
 // The plan as native backends see it: enumerations, descriptors, limits, validation.
 //
-// Promises: the numbers here are those of python/narrows/{spec,ops,plan}.py (a test compares the names); a table that
-// passes validate() can be run without another check of a shape or an index.
-// Never: trusts its input; allocates in proportion to a number it has not checked.
+// Promises: the numbers here are those of python/narrows/plan (a test compares the names). A table that passes
+// validate() can be run without another check of a shape or an index. Never: trusts its input, or allocates in
+// proportion to a number that it has not checked.
 
 #pragma once
 
@@ -17,7 +17,7 @@ namespace narrows {
 
 using index_t = int64_t;
 
-// SOFTMAX couples the elements of a row, so it is an output link and not an elementwise functor.
+// SOFTMAX couples the elements of a row, so it is an output link, and no elementwise functor.
 enum Activation : int {
 #define X(name, functor) ACT_##name,
   NARROWS_ACTIVATIONS(X)
@@ -57,10 +57,10 @@ enum Mode : int {
   MODE_LIKELIHOOD = 128
 };
 constexpr int MODE_BITS = 8;
-// Whether a mode begins with latent codes in place of X.
+// True if a mode begins with latent codes in place of X.
 inline bool from_codes(int mode) { return mode & (MODE_DECODE | MODE_LIKELIHOOD); }
 enum Region : int { REGION_PARAMETER, REGION_GRADIENT, REGION_MOMENT1, REGION_MOMENT2, REGION_BATCH, REGION_SCRATCH };
-// Training keeps its sources bound while validation data is applied.
+// The sources of training stay bound while validation data is applied.
 enum Bank : int { BANK_TRAIN, BANK_APPLY, BANK_COUNT };
 enum Source : int {
   SOURCE_X,
@@ -72,21 +72,21 @@ enum Source : int {
   SOURCE_COUNT
 };
 
-// How the threads of an op share a slot they write: each has its own rows of the batch, its own tiles of the matrix
-// (cut by shape alone), thread 0 does it all, or in a way of the op's own.
+// How the threads of an op share a slot that it writes: each thread has its own rows of the batch, or its own tiles of
+// the matrix (cut by shape alone); or thread 0 does it all; or the op shares in another way.
 enum Share : int { SHARE_ROWS, SHARE_TILES, SHARE_FIRST, SHARE_ALL };
 
 constexpr index_t LANES = 16;       // slots are padded to this many columns; sums run over as many virtual lanes
-constexpr index_t SAME_SETS = 256;  // rows a multiple of so many elements apart fall on few sets of a cache
+constexpr index_t SAME_SETS = 256;  // rows whose distance is a multiple of this share few sets of a cache
 constexpr index_t CELL_ROWS = 6;    // penalties of a weight matrix are summed by cells of CELL_ROWS x LANES elements
 constexpr double VARIANCE_FLOOR = 1e-6;                          // added to learned variances
-constexpr double LOG_DISPERSION_LIMIT = 14, DROPOUT_LIMIT = 60;  // as far as the logarithms and the logits count
-constexpr double DISPERSION_PACE = 30;                           // log theta, by the parameter of a feature
-constexpr index_t GRAIN = 4096;                                  // elements of a flat region one thread takes at a time
-constexpr double GRAM_GUARD = 1e-3;  // part of |y|^2 below which a row's loss is taken from its residuals
-constexpr int JACOBIAN_LAYERS = 4;   // of an encoder, at most
+constexpr double LOG_DISPERSION_LIMIT = 14, DROPOUT_LIMIT = 60;  // larger logarithms and logits are cut off
+constexpr double DISPERSION_PACE = 30;                           // log theta divided by the parameter of a feature
+constexpr index_t GRAIN = 4096;      // elements of a flat region that a thread takes at a time
+constexpr double GRAM_GUARD = 1e-3;  // a loss below this part of |y|^2 is taken from the residuals
+constexpr int JACOBIAN_LAYERS = 4;   // the most layers of an encoder
 
-// As ops.padded(): whole cache lines, whole pairs of them in wide rows, and these not on the same sets of a cache.
+// Whole cache lines; wide rows have whole pairs of lines, at distances that use many sets of a cache. As ops.padded().
 inline index_t padded(index_t cols) {
   const index_t lines = (cols + LANES - 1) / LANES * LANES;
   if (lines < SAME_SETS) return lines;
@@ -116,7 +116,7 @@ struct PlanDesc {
   std::vector<OpDesc> ops;
   index_t batch = 0;
   index_t parameter_size = 0;  // elements of each of the parameter-like regions
-  index_t work_size = 0;       // elements shared by batch and scratch slots
+  index_t work_size = 0;       // elements for batch and scratch slots, which share memory
   int moments = 0;             // regions of optimiser state, 1 or 2
 
   index_t arena_size() const { return (2 + moments) * parameter_size + work_size; }

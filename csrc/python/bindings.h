@@ -1,4 +1,4 @@
-// What the parts of the Python module share.
+// Helpers that the parts of the Python module share.
 
 #pragma once
 
@@ -13,14 +13,14 @@ namespace narrows {
 
 namespace py = pybind11;
 
-// Whether the elements of `a` are T, in native byte order. (A comparison of dtypes takes as long as a small layer.)
+// True if the elements of `a` are T, in native byte order. (Comparing dtypes takes as long as a small layer.)
 template <class T>
 bool holds(const py::array& a) {
   const py::dtype type = a.dtype(), wanted = py::dtype::of<T>();
   return type.is(wanted) || (type.itemsize() == sizeof(T) && type.equal(wanted));
 }
 
-// A function of an array of float or double, from one for each.
+// A function that calls f32 or f64, by the dtype of its first argument.
 template <class Result, class... Rest>
 auto by_dtype(Result (*f32)(const py::array&, Rest...), Result (*f64)(const py::array&, Rest...)) {
   return [=](const py::array& first, Rest... rest) -> Result {

@@ -1,7 +1,8 @@
 // Single fused layers for Python: checks arrays, releases the GIL, runs the kernels.
 //
-// Promises: operands of any strides, and no copy of them but where rows have to be contiguous and are not; results that
-// share memory with an operand or with one another are refused. Never: allocates a result.
+// Promises: operands may have any strides; one is copied only if its rows must be contiguous and are not. Results that
+// share memory with an operand or with each other are refused.
+// Never: allocates a result.
 
 #include <pybind11/stl.h>
 
@@ -20,14 +21,14 @@ Matrix<const T> matrix(const py::array& a, const char* name) {
   if (a.ndim() != 2 || !holds<T>(a))
     throw std::invalid_argument(std::string(name) + ": expected a matrix of the layer's dtype");
   const index_t size = index_t(sizeof(T));
-  // The stride of a single row or column is never taken, and may be anything.
+  // The stride of a single row or column is never used, and may have any value.
   const index_t row = a.shape(0) > 1 ? a.strides(0) : size, col = a.shape(1) > 1 ? a.strides(1) : size;
   if (row % size || col % size || reinterpret_cast<uintptr_t>(a.data()) % alignof(T))
     throw std::invalid_argument(std::string(name) + ": expected aligned elements");
   return {static_cast<const T*>(a.data()), a.shape(0), a.shape(1), row / size, col / size, false};
 }
 
-// A matrix whose rows are contiguous; `keep` holds the copy of one whose rows are not.
+// A matrix with contiguous rows. If the rows of `a` are not contiguous, `keep` gets a copy.
 template <class T>
 Matrix<const T> row_matrix(const py::array& a, const char* name, std::vector<py::array>& keep) {
   const Matrix<const T> m = matrix<T>(a, name);
@@ -69,7 +70,7 @@ bool share_memory(const py::array& a, const py::array& b) {
   };
   const Bounds m(a), n(b);
   if (m.high <= n.low || n.high <= m.low) return false;
-  // They may still interleave, as columns of one array do.
+  // They may interleave without sharing memory, as two columns of one array do.
   return py::module_::import("numpy").attr("shares_memory")(a, b).cast<bool>();
 }
 
@@ -107,8 +108,8 @@ LayerArgs<T> layer_args(index_t rows, index_t cols, const MaybeArray& bias, cons
   return l;
 }
 
-// Memory of the calling thread's layers, kept from call to call up to KEPT bytes: what is larger takes so long to fill
-// that fetching it anew is not felt.
+// Scratch memory for the layers of the calling thread, kept between calls up to KEPT bytes. Filling a larger one takes
+// much longer than allocating it.
 class LayerScratch {
  public:
   explicit LayerScratch(size_t bytes) {
@@ -159,7 +160,7 @@ void activate_layer(const py::array& z, const MaybeArray& bias, int activation, 
   launch(nt, [&](int tid, int n) { kernels.activate(activation, zm, l, tid, n); });
 }
 
-// The gradients that are given a place, in one parallel region. dZ is given one where the caller wants to have it.
+// Computes those gradients that have an array, in one parallel region. dZ has one if the caller wants it.
 template <class T>
 void dense_backward_layer(const py::array& dA, const MaybeArray& x, const py::array& W, const py::array& saved,
                           int activation, const MaybeArray& dX, const MaybeArray& dW, const MaybeArray& db,

@@ -19,7 +19,7 @@ using namespace py::literals;
 
 namespace {
 
-// Held by a Program while it runs, so that a second caller gets an error instead of a corrupted state.
+// A Program holds this while it runs, so that a second caller gets an error and not a corrupted state.
 class InUse {
  public:
   explicit InUse(std::atomic<bool>& flag) : flag_(flag) {
@@ -145,8 +145,7 @@ class PyProgram {
     program_->apply(mode, result, data);
   }
 
-  // Seconds by thread and op, barriers last.
-  // Whether rows are shared, the ops that are turned, and whether this has been found by measuring.
+  // Whether rows are shared, the ops that are turned, and whether trials have found it.
   py::tuple choice() const {
     const Choice& choice = program_->choice();
     py::list turned;
@@ -155,6 +154,7 @@ class PyProgram {
     return py::make_tuple(choice.by_rows, turned, program_->tuned());
   }
 
+  // Seconds by thread and op; the last column is for barriers.
   py::array_t<double> profile(const py::array_t<int64_t, py::array::c_style>& rows, uint64_t seed, uint32_t step,
                               const Rates& learning_rate) {
     check_rates(rows.size(), learning_rate);
@@ -168,7 +168,7 @@ class PyProgram {
     return py::array_t<double>({py::ssize_t(seconds.size()) / columns, columns}, seconds.data());
   }
 
-  // Lets go of a bank's data.
+  // Releases the data of a bank.
   void release(int bank) {
     InUse guard(in_use_);
     for (int source = 0; source < SOURCE_COUNT; ++source) {
@@ -178,7 +178,7 @@ class PyProgram {
     }
   }
 
-  // A writable view of a slot's memory, without the padding; its base is this program.
+  // A writable view of the memory of a slot, without the padding. It keeps the program alive.
   static py::array slot(const py::object& self, index_t slot, int moment) {
     PyProgram& p = self.cast<PyProgram&>();
     const SlotDesc& s = p.program_->plan().slots.at(size_t(slot));
@@ -193,7 +193,7 @@ class PyProgram {
   }
 
  private:
-  // The steps that n rows make; there must be a rate for each.
+  // The number of steps for n rows. Throws unless there is a rate for each.
   index_t check_rates(index_t n, const Rates& rates, const char* what = "learning rates") const {
     const index_t batch = program_->plan().batch, steps = (n + batch - 1) / batch;
     if (rates.size() < steps)

@@ -4,7 +4,7 @@
 // step is the CPU's; elsewhere it is two multiply-adds, the odd term first, as Intel documents the instruction.
 // Included inside the namespace of an instruction set.
 
-// The values of two consecutive k: the even one in the lower 16 bits.
+// The values for two consecutive k. The even one has the lower 16 bits.
 using Pair = int32_t;
 
 #if defined(__AVX512BF16__)
@@ -29,7 +29,7 @@ inline vf madd(vf acc, vi a, vi b) {
   return acc + bit_cast<vf>(a << 16) * bit_cast<vf>(b << 16);
 }
 
-// The upper 16 bits hold the rounded value; the lower ones are of no meaning.
+// The upper 16 bits hold the rounded value. The lower bits have no meaning.
 inline vi rounded(vf x) {
   const vi bits = bit_cast<vi>(x);
   const vi even = bits + 0x7fff + ((bits >> 16) & 1);

@@ -1,7 +1,7 @@
 // Restricted Boltzmann machines: draws of units given their means, and the contrast of the two phases.
-// Included inside the namespace of an instruction set; operands in the order of ops.SIGNATURES.
+// Included inside the namespace of an instruction set.
 
-// Calls fn(mean, cells) for each vector of the means, and stores what it gives.
+// Stores fn(mean, cells) for each vector of the means.
 template <class T, class Fn>
 inline void draw_units(const Args<T>& args, const Context<T>& ctx, int tid, int nt, const Fn fn) {
   using O = op::DRAW;
@@ -25,7 +25,7 @@ inline void draw_units(const Args<T>& args, const Context<T>& ctx, int tid, int 
 
 template <class T>
 void draw_bernoulli(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
-  // (cell + 1/2) / 2**24 < mean, decided without rounding: where the difference is near -1/2, it is exact.
+  // (cell + 1/2) / 2**24 < mean without rounding: the difference is exact where it is near -1/2.
   draw_units(args, ctx, tid, nt, [](vec<T> mean, vec<T> cells) {
     const vec<T> one = splat<vec<T>>(1);
     return select(cells - mean * T(1 << 24) < splat<vec<T>>(-0.5), one, vec<T>{});

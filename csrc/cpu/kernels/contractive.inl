@@ -1,10 +1,10 @@
 // The contractive penalty: the squared Frobenius norm of the encoder's Jacobian, exact, and its gradient.
 //
-// Promises: formulas and operands of python/narrows/ops.py; products in the program's own type, also where those of
-// the layers are in bfloat16; sums over the rows of the batch by grains of rows, cut by shapes and added in order.
+// Promises: products are in the type of the program, also if those of the layers are in bfloat16. Sums over the rows of
+// the batch go by grains of rows, which depend on shapes alone and are added in order.
 // Included inside the namespace of an instruction set.
 
-// sqrt(strength * weight / m): the rows of the Jacobian carry it, so their products are what is wanted.
+// sqrt(strength * weight / m), the factor of the rows of the Jacobian, so that their products have the right factor.
 template <class T>
 inline T row_root(const Matrix<T>& weight, const Context<T>& ctx, index_t i, double strength) {
   const double share = strength / double(ctx.m) * (weight.data ? double(weight.row(i)[0]) : 1.0);
@@ -13,7 +13,7 @@ inline T row_root(const Matrix<T>& weight, const Context<T>& ctx, index_t i, dou
 
 // --- one layer, in closed form ---------------------------------------------------------------------------------------
 
-// Columns are shared, so that a unit's sums over the rows are one thread's.
+// Threads share columns, so one thread has all rows of a unit's sums.
 template <class Act, class T>
 void contractive(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
   using O = op::CONTRACTIVE;
@@ -200,7 +200,7 @@ struct JacobianGrain {
     for (int i = 0; i <= top + 1; ++i) {
       const index_t size = block.widths[i] * block.ld[i > 0 ? i - 1 : 0];
       sums[i] = at, at += size;
-      // What no first tile writes.
+      // Sums that no first tile writes.
       if (!accumulate && (i == top + 1 || rows.begin == rows.end)) clear(sums[i], size);
     }
     for (index_t i = rows.begin; i < rows.end; ++i) {
@@ -234,7 +234,7 @@ struct JacobianGrain {
       for (index_t r = 0; r < n * ld; r += WIDTH<T>) store(b + r, load(b + r) - load(chains[1].pre[0] + r));
     const Matrix<const T> B = rows_of(b, n, 0);
     plain_product(B, view(args, ctx, O::gram), Matrix<T>{}, pack, store_tiles(d, ld, false));
-    // Of the symmetric B' B the tiles that reach above the diagonal.
+    // The tiles of the symmetric B' B that reach above the diagonal.
     for (index_t j = 0; j < units; j += NR<T>) {
       Matrix<const T> left = B, right = B;
       left.cols = j + NR<T> < units ? j + NR<T> : units;
@@ -275,7 +275,7 @@ struct JacobianGrain {
     }
   }
 
-  // From derivatives by the pre-activations of the first layer, which are d times `factor`, up through all layers.
+  // From the derivatives by the pre-activations of the first layer, d times `factor`, up through all layers.
   void backward(const Chain& chain, index_t q, index_t n, T factor, bool onto) {
     for (int i = 0; i < top; ++i) {
       through_slopes(chain, i, q, n, i == 0 ? factor : T(1));
@@ -289,7 +289,7 @@ struct JacobianGrain {
     through_last(chain, q, n, top == 0 ? factor : T(1));
   }
 
-  // From derivatives by the pre-activations of a layer to those by its slopes and, in place, by its outputs.
+  // From the derivatives by the pre-activations of a layer to those by its slopes and, in place, by its outputs.
   void through_slopes(const Chain& chain, int layer, index_t q, index_t n, T factor) const {
     for_rows(q, n, [&](index_t r, index_t i, index_t) {
       const T *p = chain.slopes.row(i) + columns[layer], *from = chain.out[layer] + r * block.ld[layer];
@@ -302,7 +302,7 @@ struct JacobianGrain {
     });
   }
 
-  // The same of the layer below the last, whose outputs the last layer's weight and slopes alone stand above.
+  // The same for the layer below the last. Only the weight and the slopes of the last layer follow its outputs.
   void through_last(const Chain& chain, index_t q, index_t n, T factor) const {
     const index_t ld = block.ld[top];
     for_rows(q, n, [&](index_t r, index_t i, index_t k) {
@@ -348,8 +348,8 @@ inline vec<T> sum_of_grains(const Matrix<T>& partial, index_t column, index_t n)
   return sum;
 }
 
-// Block by block, each turned in registers for its place across the diagonal. The rows of blocks are dealt in turn,
-// because those of a triangle differ in length.
+// Block by block; each is transposed in registers for its place across the diagonal. Threads take rows of blocks in
+// turn, because the rows of a triangle differ in length.
 template <class T>
 void grain_sum(const Args<T>& args, const Context<T>&, int tid, int nt) {
   using O = op::GRAIN_SUM;
@@ -383,7 +383,7 @@ void grain_sum(const Args<T>& args, const Context<T>&, int tid, int nt) {
 }
 NARROWS_RUN(GRAIN_SUM, grain_sum)
 
-// The sum of the grains as a parameter's gradient, used up at once.
+// Updates a parameter with the sum of the grains as its gradient.
 template <class Rule, class T>
 void grain_update(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
   using O = op::GRAIN_UPDATE;

@@ -2,7 +2,7 @@
 //
 // Promises: each output is one chain of fused multiply-adds over (kernel row, kernel column, channel): the same bits
 // for any tile, team and vector width. Products are made in the program's own type, under bfloat16, too. Included
-// inside the namespace of an instruction set; conv.h says how images lie in scratch memory.
+// inside the namespace of an instruction set; geometry.h says how images lie in scratch memory.
 
 // A row of a slot, as an image.
 template <class T>
@@ -14,7 +14,7 @@ struct ImageRow {
   T* at(index_t channel, index_t y, index_t x) const {
     return last ? data + (y * w + x) * c + channel : data + (channel * h + y) * w + x;
   }
-  // n pixels of a channel from (y, x) on, of which those of one vector count.
+  // A vector of n pixels of a channel from (y, x) on, at most.
   auto load_pixels(index_t channel, index_t y, index_t x, index_t n) const {
     using S = std::remove_const_t<T>;
     const T* p = at(channel, y, x);
@@ -146,7 +146,7 @@ inline void unpack_narrow(const ImageRow<const T>& image, index_t rows, index_t 
 
 // --- the products ----------------------------------------------------------------------------------------------------
 
-// What one term of an output is made of: where the pixels begin that it is for, and where the weight is.
+// A term of an output: where its pixels begin, and where its weight is.
 struct Tap {
   index_t image, weight;
 };
@@ -180,7 +180,7 @@ void conv_kernel(const Tap* taps, index_t n, const T* image, const T* weight, in
 template <class T>
 using ConvKernel = void (*)(const Tap*, index_t, const T*, const T*, index_t, T*, index_t);
 
-// A single channel takes twice the vectors, as few accumulators would wait for each other.
+// A single channel takes twice the vectors, because few accumulators would wait for each other.
 template <class T>
 inline ConvKernel<T> conv_micro(index_t channels, index_t vectors) {
 #define ROW(m)                                                                                      \
@@ -196,7 +196,7 @@ inline ConvKernel<T> conv_micro(index_t channels, index_t vectors) {
   return vectors > NV ? single[vectors - NV - 1] : table[channels - 1][vectors - 1];
 }
 
-// Calls fn(begin, size) for n things in as few parts of at most `most` as there can be, of nearly equal size.
+// Cuts n things into the fewest parts of at most `most`, of nearly equal size, and calls fn(begin, size) for each.
 template <class Fn>
 inline void in_even_parts(index_t n, index_t most, const Fn& fn) {
   const index_t parts = (n + most - 1) / most;
@@ -237,7 +237,7 @@ struct Scratch {
   }
 };
 
-// Where the pixels of the wide image begin that each weight meets, and where the weight is.
+// For each weight: where its pixels of the wide image begin, and where the weight is.
 inline Tap* gather_taps(const ConvGeometry& g, const GatherPlan& p, const WeightSteps& steps, Tap* tap) {
   for (index_t ky = 0; ky < g.y.kernel; ++ky)
     for (index_t kx = 0; kx < g.x.kernel; ++kx) {
@@ -275,7 +275,7 @@ void gather_rows(const ConvGeometry& g, const Matrix<T>& from, const ImageShape&
   }
 }
 
-// Wide pixels of a row from those of its phases, `plane` apart.
+// The wide pixels of a row, from its phases, which lie `plane` apart.
 template <class T>
 inline const T* join_phases(const T* row, const ConvAxis& axis, index_t plane, T* line) {
   if (axis.stride == 1) return row + axis.pad;
@@ -291,7 +291,7 @@ inline const T* join_phases(const T* row, const ConvAxis& axis, index_t plane, T
   return line;
 }
 
-// Pixels x.. of a line of repeated ones, each the sum of its repetitions.
+// Pixels from x on: each is the sum of its repetitions in the line.
 template <class T>
 inline vec<T> sum_repeated(const T* line, index_t x, index_t n, index_t repeat) {
   constexpr index_t W = WIDTH<T>;
@@ -330,7 +330,7 @@ void scatter_rows(const ConvGeometry& g, const Matrix<T>& from, const ImageShape
   const auto count = [](const ConvAxis& a, index_t phase) {
     return phase < a.kernel ? (a.kernel - phase + a.stride - 1) / a.stride : 0;
   };
-  // The first step of a phase that writes a pixel, and the one behind the last.
+  // The first step of a phase that writes a pixel, and the step after the last.
   const auto first_step = [](const ConvAxis& a, index_t phase) {
     return a.pad > phase ? (a.pad - phase + a.stride - 1) / a.stride : 0;
   };
@@ -378,7 +378,7 @@ void scatter_rows(const ConvGeometry& g, const Matrix<T>& from, const ImageShape
 
 // --- repeated pixels -------------------------------------------------------------------------------------------------
 
-// Calls fn(element of the kernel, element of the folded kernel) for all pairs of which the first is part of the second.
+// Calls fn(element of the kernel, element of the folded kernel) for all pairs in which the second contains the first.
 template <class Fn>
 inline void for_folded(const ConvGeometry& g, const Fn& fn) {
   const index_t width = g.x.kernel + g.up_x - 1;
@@ -395,7 +395,7 @@ inline void add_to(T* to, const T* from, index_t n) {
   for (index_t i = 0; i < n; i += WIDTH<T>) store(to + i, load(to + i) + load(from + i));
 }
 
-// A convolution with its weight, or the transposed one that is the same if pixels are repeated.
+// A convolution with its weight. If pixels are repeated, it is the equivalent transposed convolution.
 template <class T>
 struct Folded {
   ConvGeometry g;
@@ -432,7 +432,7 @@ void convolve(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
   const ImageShape from = x_shape<O>(args, g), to = out_shape<O>(args, g);
   const T* bias = args[O::b].data;
   const Range rows(ctx.m, tid, nt);
-  const auto emit = [&](index_t i, index_t c, index_t y, const T* pixels) {
+  const auto emit = [bias, to, pre, out](index_t i, index_t c, index_t y, const T* pixels) {
     for (index_t at = 0; at < to.w; at += WIDTH<T>) {
       vec<T> z = load(pixels + at);
       if (bias) z += bias[c];
@@ -458,7 +458,7 @@ void conv_dgrad(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
   const ImageShape from = out_shape<O>(args, g), to = x_shape<O>(args, g);
   const T scale = T(args[O::scale]);
   const Range rows(ctx.m, tid, nt);
-  const auto emit = [&](index_t i, index_t c, index_t y, const T* pixels) {
+  const auto emit = [to, saved, out, scale](index_t i, index_t c, index_t y, const T* pixels) {
     for (index_t at = 0; at < to.w; at += WIDTH<T>) {
       const index_t n = to.w - at;
       const vec<T> a = to.row(static_cast<const T*>(saved.row(i))).load_pixels(c, y, at, n);

@@ -59,7 +59,7 @@ void wgrad_kernel(const T* const* wide, index_t wide_image, const T* narrow, ind
       for (int v = 0; v < V; ++v) store(sums + (k * N_ + n) * LANES + v * WIDTH<T>, acc[k][n][v]);
 }
 
-// Taps of a tile of one channel: as many accumulators as others have.
+// Taps of a tile of one channel: it has as many accumulators as other tiles.
 template <class T>
 constexpr int TALL_TAPS = LANE_VECTORS<T> > 4 ? 1 : 3 * TILE_TAPS<T>;
 
@@ -107,7 +107,7 @@ inline void add_lanes(const T* sums, T* totals) {
   store(totals, rows[0]);
 }
 
-// What rows add to the gradient of the bias.
+// The part of the bias gradient of some rows.
 template <class T>
 inline void bias_sums(const ImageShape& shape, const Matrix<T>& dz, const Range& rows, T* to) {
   const index_t pixels = shape.h * shape.w;

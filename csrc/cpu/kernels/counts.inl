@@ -1,8 +1,8 @@
 // Likelihoods of counts in wide layers: sums of rows, normalised input, the loss with its gradient, and means.
 //
-// Promises: counts are read where they lie, dense or CSR, with the same bits for both; what a zero costs needs one
-// logarithm and no gamma function, which the counts above zero alone are worth; a row's temporaries stay in cache.
-// Included inside the namespace of an instruction set; operands in the order of ops.SIGNATURES.
+// Promises: the loss reads counts in place, dense or CSR, with the same bits for both. A zero takes one logarithm and
+// no gamma function; only counts above zero take gamma functions. The temporaries of a row stay in cache. Included
+// inside the namespace of an instruction set.
 
 // Calls fn(column, value) for the stored values of a row of CSR, or all of a dense one.
 template <class In, class Fn>
@@ -24,7 +24,7 @@ inline void for_stored(const SourceView& s, index_t row, const Fn& fn) {
 
 template <class In>
 inline double row_total(const SourceView& s, index_t row) {
-  // Of integers every order has the same sum.
+  // Sums of integers are exact in any order.
   double part[4] = {};
   index_t k = 0;
   for_stored<In>(s, row, [&](index_t, In value) { part[k++ % 4] += double(value); });
@@ -43,7 +43,7 @@ void size_sum(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
 }
 NARROWS_RUN(SIZE_SUM, size_sum)
 
-// What the counts of a row are multiplied with that sum to `total`, and their logarithm then.
+// The factor of the counts of a row that sum to `total`, and the logarithm of counts with that factor.
 template <class T>
 inline T size_factor(T scale, T total) {
   return scale / (total > T(0) ? total : T(1));
@@ -90,12 +90,11 @@ void means(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
 }
 NARROWS_RUN(MEANS, means)
 
-// What is known at the counts of a row above zero, an element for each, and of the whole row: a thread's scratch
-// memory.
+// Arrays in the scratch memory of a thread: an element for each feature of a row, or for each count above zero.
 template <class T>
 struct CountScratch {
-  T *dense, *slopes, *theta, *inverse;                                // of the row
-  T *y, *z, *at_theta, *zeta, *by_mean, *by_dispersion, *by_dropout;  // of the counts
+  T *dense, *slopes, *theta, *inverse;                                // by feature
+  T *y, *z, *at_theta, *zeta, *by_mean, *by_dispersion, *by_dropout;  // by count
   int32_t* column;
 
   CountScratch(T* scratch, index_t n) {
@@ -106,12 +105,12 @@ struct CountScratch {
   }
 };
 
-// Takes columns and values that are not zero from a row; returns how many, or -1 if columns do not increase.
+// Takes the nonzero values of a row and their columns. Returns how many, or -1 if the columns do not increase.
 template <class T, class In>
 index_t take_counts(const SourceView& s, index_t row, const CountScratch<T>& to) {
   index_t n = 0, before = -1;
   bool ordered = true;
-  // Written whatever the value is, and kept if it is not zero: of dense rows no branch could be foreseen.
+  // Every value is written, and kept if it is not zero: a branch could not be predicted on dense rows.
   for_stored<In>(s, row, [&](index_t j, In value) __attribute__((always_inline)) {
     to.column[n] = int32_t(j), to.y[n] = T(value);
     n += value != In(0) && n < s.cols;
@@ -161,7 +160,7 @@ class CountLoss {
     if (L::DISPERSED && !by_cell_) dispersions_of(args[O::log_dispersion].data, T(DISPERSION_PACE), at_, n_);
   }
 
-  // A grain of rows, whose derivatives by the dispersions of columns add up in `sums`, if there are any.
+  // A grain of rows. The derivatives by the dispersions of columns are added up in `sums`, unless it is null.
   void run(const Range& rows, T* sums) {
     if (sums && ctx_.learn)
       for (index_t j = 0; j < n_; ++j) sums[j] = T(0);

@@ -1,12 +1,12 @@
-// Data in, dense layers forward and backward.
-// Included inside the namespace of an instruction set; operands in the order of ops.SIGNATURES.
+// Rows of the sources, and dense layers forward and backward.
+// Included inside the namespace of an instruction set.
 
 template <class T>
 inline index_t rows_of(const Args<T>& args, const Context<T>& ctx, Slot i) {
   return args.batch[int(i)] ? ctx.m : args[i].rows;
 }
 
-// The rows of the batch at hand, as a read-only matrix.
+// The rows of the batch, as a read-only matrix.
 template <class T>
 inline Matrix<const T> view(const Args<T>& args, const Context<T>& ctx, Slot i) {
   const Matrix<T>& s = args[i];
@@ -25,7 +25,7 @@ inline Matrix<const T> transposed(const Matrix<const T>& m) {
 
 // --- gather ----------------------------------------------------------------------------------------------------------
 
-// Users' strides are in bytes and need not be aligned.
+// The strides of user arrays are in bytes, and elements may be unaligned.
 template <class In>
 inline In read(const char* p) {
   In value;
@@ -90,7 +90,7 @@ void shift(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
 }
 NARROWS_RUN(SHIFT, shift)
 
-// The number of the row's batch, from 0.
+// The condition of the row, from 0.
 inline double batch_number(const SourceView& s, index_t row) {
   const char* p = s.data + row * s.row_stride;
   return s.is_double ? read<double>(p) : double(read<float>(p));
@@ -112,7 +112,7 @@ NARROWS_RUN(CONDITION, condition)
 
 // --- dense -----------------------------------------------------------------------------------------------------------
 
-// Calls fn(i, j, z, n) for every vector z of a finished tile at row i, column j, of which n lanes count.
+// Calls fn(i, j, z, n) for every vector z of a finished tile. It lies at row i, column j, and its first n lanes count.
 template <class T, class Fn>
 inline void for_vectors(const Tile& t, const T* tile, const Fn& fn) {
   constexpr index_t W = WIDTH<T>;
@@ -127,11 +127,11 @@ template <class Act, class T>
 inline void dense_forward(const LayerArgs<T>& l, int tid, int nt) {
   product<T>(
       l.bfloat16, l.x, l.W, l.out, l.scratch,
-      [&](const Tile& t, const T* tile) {
+      [bias = l.bias, pre = l.pre, out = l.out](const Tile& t, const T* tile) {
         for_vectors(t, tile, [&](index_t i, index_t j, vec<T> z, index_t n) {
-          if (l.bias) z += load_n(l.bias + j, n);
-          if (l.pre.data) store_n(l.pre.row(i) + j, z, n);
-          store_n(l.out.row(i) + j, Act::value(z), n);
+          if (bias) z += load_n(bias + j, n);
+          if (pre.data) store_n(pre.row(i) + j, z, n);
+          store_n(out.row(i) + j, Act::value(z), n);
         });
       },
       tid, nt);
@@ -211,13 +211,13 @@ inline TimesSlope<T> times_slope_of(int activation) {
 template <class T>
 void wgrad(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
   using O = op::WGRAD;
-  const Matrix<T>& dW = args[O::dW];
+  const Matrix<T> dW = args[O::dW];
   const bool accumulate = args[O::accumulate];
-  // K is the batch here, and is never cut: there is no place for partial sums.
+  // K is the batch here. It is never cut, because there is no place for partial sums.
   product<T>(
       ctx.bfloat16, transposed(view(args, ctx, O::x)), view(args, ctx, O::dz), Matrix<T>{},
       ctx.scratch + tid * ctx.scratch_stride,
-      [&](const Tile& t, const T* tile) {
+      [=](const Tile& t, const T* tile) {
         for_vectors(t, tile, [&](index_t i, index_t j, vec<T> g, index_t n) {
           T* p = dW.row(i) + j;
           store_n(p, accumulate ? load_n(p, n) + g : g, n);
@@ -238,7 +238,7 @@ void dgrad(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
   Matrix<T> saved = args[O::saved], out = args[O::out];
   Matrix<const T> dz = view(args, ctx, O::dz);
   Matrix<const T> W = view(args, ctx, O::W);
-  if (!args[O::transposed]) W.rows = out.cols;  // inputs that are no unit's have no gradient
+  if (!args[O::transposed]) W.rows = out.cols;  // the other inputs are no outputs of a layer
   const T scale = T(args[O::scale]);
   T* scratch = ctx.scratch + tid * ctx.scratch_stride;
   if (ctx.split_rows) {
@@ -248,24 +248,25 @@ void dgrad(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
     tid = 0, nt = 1;
   }
   const Matrix<const T> Wt = args[O::transposed] ? W : transposed(W);
-  const auto finish = [&](index_t i, index_t j, vec<T> g, index_t n) __attribute__((always_inline)) {
+  const auto finish = [=](index_t i, index_t j, vec<T> g, index_t n) __attribute__((always_inline)) {
     store_n(out.row(i) + j, g * Act::slope(load_n(saved.row(i) + j, n) * scale), n);
   };
   if (args.turned && nt == 1) {
-    // The transposed product, which packs the batch's gradients and not the larger weight. Tiles are turned back when
-    // as many have come as fill whole blocks.
+    // The transposed product packs the gradients of the batch and not the larger weight. Tiles are collected until they
+    // fill whole blocks, and then transposed back.
     constexpr index_t W = WIDTH<T>, GROUP = TURNED_GROUP;
-    alignas(64) T group[GROUP * MR * NR<T>], block[W * W];
+    alignas(64) T group[GROUP * MR * NR<T>];
     product<T>(
         ctx.bfloat16, transposed(Wt), transposed(dz), Matrix<T>{}, scratch,
-        [&](const Tile& t, const T* tile) {
+        [finish, to = &group[0], rows = Wt.cols](const Tile& t, const T* tile) {
           const index_t at = t.row / MR % GROUP;
-          __builtin_memcpy(group + at * MR * NR<T>, tile, size_t(t.rows) * NR<T> * sizeof(T));
+          alignas(64) T block[W * W];
+          __builtin_memcpy(to + at * MR * NR<T>, tile, size_t(t.rows) * NR<T> * sizeof(T));
           const index_t end = t.row + t.rows;
-          if (at < GROUP - 1 && end < Wt.cols) return;
+          if (at < GROUP - 1 && end < rows) return;
           for (index_t i = t.row - at * MR; i < end; i += W)
             for (index_t r = 0; r < t.cols; r += W) {
-              transpose_block(group + (i - (t.row - at * MR)) * NR<T> + r, NR<T>, block, W);
+              transpose_block(to + (i - (t.row - at * MR)) * NR<T> + r, NR<T>, block, W);
               for (index_t k = 0; k < W && r + k < t.cols; ++k) finish(t.col + r + k, i, load(block + k * W), end - i);
             }
         },
@@ -273,7 +274,7 @@ void dgrad(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
     return;
   }
   product<T>(
-      ctx.bfloat16, dz, Wt, out, scratch, [&](const Tile& t, const T* tile) { for_vectors(t, tile, finish); }, tid, nt);
+      ctx.bfloat16, dz, Wt, out, scratch, [=](const Tile& t, const T* tile) { for_vectors(t, tile, finish); }, tid, nt);
 }
 NARROWS_RUN_BY_ACTIVATION(DGRAD, dgrad)
 template <class T>

@@ -1,4 +1,4 @@
-// A function of vec.inl or functors.h, by name, on an array: how tests and measurements reach one instruction set's.
+// A function of vec.inl or functors.h, by name, on an array: for tests and measurements of one instruction set.
 // Included inside the namespace of an instruction set.
 
 template <class T, class Fn>

@@ -28,8 +28,8 @@ struct Operands {
   index_t a_row, a_col, b_row;
   index_t steps;
   bool first, last;  // whether these are the first and the last steps of the sum
-  // Memory that will be wanted soon, a line fetched with each step: first those of a list, for writing, then one so
-  // many bytes from the one before.
+  // Memory that will be used soon. Each step fetches one line: first the lines of a list, for writing, then lines that
+  // lie `ahead_step` bytes apart.
   const void* const* lines;
   index_t n_lines;
   const char* ahead;
@@ -68,7 +68,7 @@ void micro_kernel(const Operands<E>& o, T* tile) {
     for (int j = 0; j < NV_; ++j) store(tile + i * NR<T> + j * WIDTH<T>, acc[i][j]);
 }
 
-// What the micro-kernel could reach if its operands cost nothing.
+// The speed of the micro-kernel if loading its operands were free.
 template <class T>
 double fma_probe(index_t n) {
   vec<T> acc[MR][NV], factor = splat<vec<T>>(0.5), term = splat<vec<T>>(0.25);
@@ -77,7 +77,7 @@ double fma_probe(index_t n) {
 #pragma GCC unroll 8
     for (int j = 0; j < NV; ++j) acc[i][j] = splat<vec<T>>(double(i * NV + j));
   for (index_t k = 0; k < n; ++k) {
-    __asm__ volatile("" : "+m"(factor), "+m"(term));  // not known to be the same in every round
+    __asm__ volatile("" : "+m"(factor), "+m"(term));  // hides from the compiler that they stay the same
 #pragma GCC unroll 8
     for (int i = 0; i < MR; ++i)
 #pragma GCC unroll 8
@@ -88,14 +88,14 @@ double fma_probe(index_t n) {
   for (int i = 0; i < MR; ++i)
 #pragma GCC unroll 8
     for (int j = 0; j < NV; ++j) sum += acc[i][j];
-  __asm__ volatile("" : : "m"(sum));  // every lane is wanted
+  __asm__ volatile("" : : "m"(sum));  // keeps every lane
   return 2.0 * double(n) * MR * NR<T>;
 }
 
 template <class T, class E>
 using MicroKernel = void (*)(const Operands<E>&, T*);
 
-// By rows and vectors: the edge kernels are the same code with fewer of either.
+// The kernel for a number of rows and vectors. Edges run the same code with fewer of them.
 template <class T, class E>
 inline MicroKernel<T, E> micro(int rows, int vectors) {
 #define ROW(r)                                                                                                  \
@@ -146,7 +146,7 @@ template <class T>
 inline void pack(const Matrix<const T>& B, index_t k0, index_t depth, index_t j0, index_t cols, T* panel,
                  index_t width = NR<T>) {
   constexpr index_t W = WIDTH<T>;
-  // A transposed view has its columns contiguous: whole blocks are turned in registers.
+  // The columns of a transposed view are contiguous, so whole blocks are transposed in registers.
   const index_t turned_rows = B.row_stride == 1 ? depth / W * W : 0, turned_cols = cols / W * W;
   for (index_t j = 0; j < turned_cols && turned_rows > 0; j += W)
     for (index_t k = 0; k < turned_rows; k += W)
@@ -181,15 +181,15 @@ inline Coming coming(const Matrix<const T>& B, index_t k0, index_t depth, index_
   return {};
 }
 
-// The tiles of panel `col` from row block `begin` to `end`, of which the operands' A begins with row `origin` of C.
-// Partial sums wait in `partial`; `next` is what will be read when they are done.
+// Computes the tiles of panel `col` from row block `begin` to `end`. The first row of A in `o` is row `origin` of C.
+// `partial` holds partial sums; `next` is the memory that the caller reads afterwards.
 template <class T, class E>
 void run_tiles(Operands<E> o, index_t origin, index_t M, index_t begin, index_t end, index_t col, index_t cols,
                const Coming& next, const Matrix<T>& partial, const Epilogue<T> epilogue, const Before before) {
   constexpr index_t SIZE = sizeof(E);
   const int vectors = int((cols + WIDTH<T> - 1) / WIDTH<T>);
   const E* a = o.a;
-  index_t row = 0, line = 0;  // of what comes next
+  index_t row = 0, line = 0;  // in `next`
   const void* lines[MAX_LINES];
   alignas(64) T tile[MR * NR<T>];
   for (index_t block = begin; block < end; ++block) {
@@ -201,8 +201,8 @@ void run_tiles(Operands<E> o, index_t origin, index_t M, index_t begin, index_t 
     o.n_lines = before && o.last && block + 1 < end
                     ? before({t.row + MR, col, M - i - MR < MR ? int(M - i) - MR : MR, cols}, lines)
                     : 0;
-    // While a tile is computed, what will be read later is fetched: the next panel of B, and then what the next tile is
-    // the first to need of A.
+    // While a tile is computed, memory for later is fetched: first the next panel of B, then the part of A that the
+    // next tile reads first.
     const E* edge = o.a + (2 * MR - 1);
     if (row < next.rows) {
       o.ahead = next.at + row * next.row + line * next.step, o.ahead_step = next.step;
@@ -228,7 +228,7 @@ void run_tiles(Operands<E> o, index_t origin, index_t M, index_t begin, index_t 
 }
 
 // Calls fn(panel, first block, last block) for a thread's share of the tiles of `vectors` columns of vectors. Tiles are
-// ordered panel by panel, so that a thread packs few panels, and cost what they have of vectors.
+// ordered panel by panel, so that a thread packs few panels. The cost of a tile is its number of vectors.
 template <class Fn>
 inline void for_panels(index_t vectors, index_t blocks, int tid, int nt, const Fn& fn) {
   const Range share(vectors * blocks, tid, nt);
@@ -241,9 +241,9 @@ inline void for_panels(index_t vectors, index_t blocks, int tid, int nt, const F
   }
 }
 
-// The finished tiles go to epilogue(tile, values), values being rows of NR elements; before(tile, lines) lists what the
-// epilogue will write, while the tile before is computed. Partial sums of a K that is cut for packing wait in
-// `partial`, a matrix of C's shape with contiguous rows (usually C itself); without one K is not cut.
+// epilogue(tile, values) gets each finished tile; the values are rows of NR elements. before(tile, lines) lists the
+// lines that the epilogue will write; it is called one tile ahead. If K is cut for packing, `partial` holds the partial
+// sums: a matrix of C's shape with contiguous rows, usually C itself. Without `partial`, K is not cut.
 template <class T>
 void gemm(Matrix<const T> A, Matrix<const T> B, Matrix<T> partial, T* scratch, Epilogue<T> epilogue, int tid, int nt,
           Before before) {

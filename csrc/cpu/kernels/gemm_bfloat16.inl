@@ -25,14 +25,14 @@ inline void pair_along(const float* x, index_t n, Pair* to) {
   }
 }
 
-// What the images of a product take: rows of A at a time, and pairs of scratch memory.
+// The sizes of the images of a product: rows of A at a time, and pairs of scratch memory.
 struct PairBlocks {
   index_t depth, rows, image, panel;
 
   PairBlocks(index_t M, index_t K, bool cut) {
     depth = cut && K > 2 * PACK_DEPTH ? 2 * PACK_DEPTH : K;
     const index_t steps = padded(depth / 2 + 1);
-    // Whole groups of tiles, which a turned input gradient gathers before it turns them.
+    // Whole groups of tiles, because a transposed input gradient collects a group before it transposes it.
     rows = IMAGE / steps / (TURNED_GROUP * MR) * (TURNED_GROUP * MR);
     if (rows < TURNED_GROUP * MR) rows = TURNED_GROUP * MR;
     if (rows > M) rows = M;
@@ -74,7 +74,7 @@ inline void gemm_bfloat16(Matrix<const float> A, Matrix<const float> B, Matrix<f
         if (B.col_stride == 1) {
           pair_rows(b, B.row_stride, depth, cols, panel_pairs, NR<float>);
         } else {
-          // Columns are contiguous: pairs along W of them, turned as blocks.
+          // The columns are contiguous: pairs along W columns at a time, transposed as blocks.
           alignas(64) Pair block[W * W] = {};
           for (index_t j = 0; j < cols; j += W)
             for (index_t s = 0; s < steps; s += W) {

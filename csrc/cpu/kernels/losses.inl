@@ -1,7 +1,7 @@
 // Losses fused with the output link: each row's loss and, in training, the gradient by the pre-activation, in place.
 // Included inside the namespace of an instruction set.
 
-// What a row's gradient is multiplied with: d(mean over the batch)/d(row's loss).
+// The factor of a row's gradient: d(mean over the batch)/d(row's loss).
 template <class T>
 inline T row_scale(const Matrix<T>& weight, const Context<T>& ctx, index_t i) {
   const T scale = T(1.0 / double(ctx.m));
@@ -22,7 +22,7 @@ void loss_elementwise(const Args<T>& args, const Context<T>& ctx, int tid, int n
       T* p = z.row(i) + j;
       vec<T> dz;
       const vec<T> value = Linked<Loss, Act>::eval(load(p), load(target.row(i) + j), delta, dz);
-      // Lanes past the last column hold whatever the slot's memory held before.
+      // Lanes past the last column hold old contents of the memory.
       sum.add(j, keep_n(value, n));
       if (ctx.learn) store(p, dz * scale);
     }
@@ -53,7 +53,7 @@ void loss_bce_sigmoid(const Args<T>& args, const Context<T>& ctx, int tid, int n
           if (n <= 0) break;
           vec<T> e, dz, linear = BceSigmoid::eval(load(row + at), load(y + at), e, dz);
           if (ctx.learn) store(row + at, dz * scale);
-          // Lanes past the last column hold whatever the slot's memory held before.
+          // Lanes past the last column hold old contents of the memory.
           e = keep_n(e, n);
           sum.add(at, keep_n(linear, n));
           product[v] += e + product[v] * e;
@@ -105,7 +105,7 @@ void loss_multinomial(const Args<T>& args, const Context<T>& ctx, int tid, int n
   for (index_t i = rows.begin; i < rows.end; ++i) {
     T* p = z.row(i);
     const T *y = target.row(i), scale = row_scale(args[O::weight], ctx, i);
-    // The logits are gone after the softmax, so their part of the loss is taken first.
+    // The softmax overwrites the logits, so their part of the loss comes first.
     T highest = p[0];
     for (index_t j = 1; j < z.cols; ++j) highest = p[j] > highest ? p[j] : highest;
     LaneSum<T> counts, inner;

@@ -1,8 +1,8 @@
 // Corruption of the input, and dropout.
 //
-// Promises: an element's word is the one philox.h gives its row and column, whatever the vectors and threads; what is
-// dropped, set or kept is the same on every instruction set. Whole vectors are written, so padding gets noise too.
-// Included inside the namespace of an instruction set; operands in the order of ops.SIGNATURES.
+// Promises: the random word of an element depends on its row and column alone (see philox.h). Every instruction set
+// drops, sets and keeps the same elements. Whole vectors are written, so padding gets noise, too. Included inside the
+// namespace of an instruction set.
 
 // The same word of several blocks, in the low halves of the lanes.
 typedef uint64_t vw __attribute__((vector_size(NARROWS_VECTOR_BYTES)));
@@ -11,7 +11,7 @@ template <>
 inline void multiply_words(vw a, uint32_t b, vw& high, vw& low) {
   const vw factor = vw{} + b;
 #if defined(__AVX512F__)
-  // Of the form without a mask, gcc 12 warns in its own header.
+  // gcc 12 warns in its own header about the form without a mask.
   low = vw(_mm512_maskz_mul_epu32(-1, __m512i(a), __m512i(factor)));
 #elif defined(__AVX2__)
   low = vw(_mm256_mul_epu32(__m256i(a), __m256i(factor)));
@@ -24,9 +24,9 @@ inline void multiply_words(vw a, uint32_t b, vw& high, vw& low) {
 }
 
 constexpr int BLOCKS = NARROWS_VECTOR_BYTES / 8;  // of a vector
-constexpr int GROUPS = 4;                         // vectors whose rounds alternate, so that none waits for its last one
-// Cells drawn before they are used. In a loop that did both, compilers move each group to where its cells are used, and
-// one waits for the other again.
+constexpr int GROUPS = 4;  // vectors whose rounds alternate, so that none waits for the round before
+// Cells are drawn before they are used. In one loop for both, compilers would move each group to its use, and one would
+// wait for the other again.
 constexpr index_t DRAWN = 512;
 
 template <int... I>
@@ -34,7 +34,7 @@ inline vw count(std::integer_sequence<int, I...>) {
   return vw{I...};
 }
 
-// The cells of n <= DRAWN columns of a row, from column j on; the last group is drawn whole.
+// The cells of n <= DRAWN columns of a row, from column j on; the last group is drawn as a whole.
 inline void draw_cells(uint64_t seed, int stream, uint32_t step, index_t row, index_t j, index_t n, int32_t* cells) {
   typedef uint32_t vu __attribute__((vector_size(NARROWS_VECTOR_BYTES)));
   constexpr auto lanes = std::make_integer_sequence<int, BLOCKS>();
@@ -51,7 +51,7 @@ inline void draw_cells(uint64_t seed, int stream, uint32_t step, index_t row, in
     philox4x32(x, seed);
 #pragma GCC unroll 4
     for (int g = 0; g < GROUPS; ++g) {
-      // Words 0 and 1 of a block side by side, words 2 and 3 likewise, and then the two in turn.
+      // Words 0 and 1 of a block side by side, words 2 and 3 likewise; then both are interleaved.
       const vd head = bit_cast<vd>((x[g][0] & 0xFFFFFFFFu) | x[g][1] << 32);
       const vd tail = bit_cast<vd>((x[g][2] & 0xFFFFFFFFu) | x[g][3] << 32);
       const vu low = philox_cell(bit_cast<vu>(zip<double>(head, tail, lanes)));
@@ -63,8 +63,8 @@ inline void draw_cells(uint64_t seed, int stream, uint32_t step, index_t row, in
   }
 }
 
-// Replaces each vector v of x by fn(v, cells); cells are numbers below 2**24, exact in T. (x is a copy: for all the
-// compiler knows, what is stored may change what is behind a reference.)
+// Replaces each vector v of x by fn(v, cells). Cells are numbers below 2**24, exact in T. (x is a copy, because a store
+// might change what a reference refers to.)
 template <class T, class Fn>
 inline void for_cells(const Matrix<T> x, const Context<T>& ctx, int stream, int tid, int nt, const Fn fn) {
   typedef int32_t ints __attribute__((vector_size(4 * WIDTH<T>)));

@@ -1,7 +1,7 @@
 // Sums of a step's values, and the update of the flat parameter region.
 // Included inside the namespace of an instruction set.
 
-// A handful of numbers: one thread adds them in order.
+// Few numbers: one thread adds them in order.
 template <class T>
 void reduce(const Args<T>& args, const Context<T>& ctx, int tid, int) {
   using O = op::REDUCE;
@@ -41,8 +41,8 @@ void shrink(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
 }
 NARROWS_RUN(SHRINK, shrink)
 
-// The update rules: step() gives the new parameters from w and their gradient g; the state lies at m and, for a rule
-// with two moments, at v; the first n elements count.
+// The update rules. step() returns the new parameters from w and their gradient g. The moments lie at m and, for a rule
+// with two of them, at v. The first n elements count.
 
 // With momentum (Polyak, 1964).
 template <class T>
@@ -59,7 +59,7 @@ struct Sgd {
   }
 };
 
-// Kingma and Ba, 2015, the bias corrections folded into two scalars.
+// Kingma and Ba, 2015, with the bias corrections in two scalars.
 template <class T>
 struct Adam {
   T b1, b2, c1, c2, epsilon, rate, root;
@@ -82,7 +82,7 @@ struct Adam {
   }
 };
 
-// The factor that brings the gradient down to norm `clip`; every thread adds the partial sums in the same order.
+// The factor that scales the gradient down to norm `clip`. Every thread adds the partial sums in the same order.
 template <class T>
 inline T clip_scale(const Args<T>& args) {
   using O = op::UPDATE;
@@ -109,13 +109,13 @@ void update(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
 }
 NARROWS_RUN_BY_SOLVER(UPDATE, update)
 
-// The second moment; the first where the rule has one alone.
+// The second moment, or the first if the rule has only one.
 template <class O, class T>
 inline const Matrix<T>& second_moment(const Args<T>& args) {
   return args[args[O::moment2].data ? O::moment2 : O::moment1];
 }
 
-// The decays and the update of the weight of O, from parts of its gradient.
+// The decays and the update of the weight of O, from tiles of its gradient.
 template <class Rule, class O, class T>
 struct WeightStep {
   Matrix<T> W, m, v, penalty;
@@ -143,7 +143,19 @@ struct WeightStep {
   }
 };
 
-// A weight's gradient, its decays and its update, tile by tile: no gradient array.
+// Lists the lines of a tile of a weight and of its moments, in turn, as the epilogue reads them.
+template <class T>
+inline int lines_of(const Matrix<T>& W, const Matrix<T>& m, const Matrix<T>& v, const Tile& t, const void** lines) {
+  int n = 0;
+  for (int i = 0; i < t.rows; ++i) {
+    const T *a = W.row(t.row + i) + t.col, *b = m.row(t.row + i) + t.col, *c = v.row(t.row + i) + t.col;
+    for (index_t j = 0; j < t.cols; j += index_t(64 / sizeof(T)), n += 3)
+      lines[n] = a + j, lines[n + 1] = b + j, lines[n + 2] = c + j;
+  }
+  return n;
+}
+
+// The gradient, the decays and the update of a weight, tile by tile, without a gradient array.
 template <class Rule, class T>
 void wgrad_update(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
   using O = op::WGRAD_UPDATE;
@@ -154,7 +166,7 @@ void wgrad_update(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
   Matrix<const T> x = transposed(view(args, ctx, O::x));
   T* scratch = ctx.scratch + tid * ctx.scratch_stride;
   if (NR<T> < LANES && penalty.data) {
-    // Tiles are narrower than the cells of penalties, so a thread takes whole rows of both.
+    // Tiles are narrower than the cells of penalties, so a thread has whole rows of cells.
     const Range cells((W.rows + CELL_ROWS - 1) / CELL_ROWS, tid, nt);
     const index_t first = cells.begin * CELL_ROWS, end = cells.end * CELL_ROWS;
     x.data = x.row(first), x.rows = (end < W.rows ? end : W.rows) - first;
@@ -165,22 +177,15 @@ void wgrad_update(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
   }
   product<T>(
       ctx.bfloat16, x, view(args, ctx, O::dz), Matrix<T>{}, scratch,
-      [&](const Tile& t, const T* tile) {
+      [step, before, colrate](const Tile& t, const T* tile) {
         step.penalise(t);
         for_vectors(t, tile, [&](index_t i, index_t j, vec<T> g, index_t n) {
           if (before.data) g += load_n(before.row(i) + j, n);
-          if (colrate.data) g += load_n(colrate.data + j, n) * load_n(W.row(i) + j, n);
+          if (colrate.data) g += load_n(colrate.data + j, n) * load_n(step.W.row(i) + j, n);
           step(i, j, g, n);
         });
       },
-      tid, nt,
-      [&](const Tile& t, const void** lines) {
-        int n = 0;
-        for (int i = 0; i < t.rows; ++i)
-          for (index_t j = 0; j < t.cols; j += index_t(64 / sizeof(T)))
-            for (const Matrix<T>* x : {&W, &m, &v}) lines[n++] = x->row(t.row + i) + t.col + j;
-        return n;
-      });
+      tid, nt, [W, m, v](const Tile& t, const void** lines) { return lines_of(W, m, v, t, lines); });
 }
 NARROWS_RUN_BY_SOLVER(WGRAD_UPDATE, wgrad_update)
 template <class T>

@@ -1,4 +1,4 @@
-// Penalties on the latent layer and on weights: gradient added in place, value left to be reduced.
+// Penalties on the latent layer and on weights: the gradient is added in place, and REDUCE sums the values.
 // Included inside the namespace of an instruction set.
 
 template <class V>
@@ -33,7 +33,7 @@ void kl_sparsity(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
   const Matrix<T>&saved = args[O::saved], &weight = args[O::weight], &dz = args[O::dz];
   const T *mean = args[O::mean].data, strength = T(args[O::strength]), target = T(args[O::target]);
   const T tiny = sizeof(T) == 4 ? T(0x1p-23) : T(0x1p-52);
-  // Cut by columns: a unit's penalty depends on its mean alone.
+  // Threads share columns, because the penalty of a unit depends on its mean alone.
   const Range grains((saved.cols + LANES - 1) / LANES, tid, nt);
   for (index_t j = grains.begin * LANES; j < grains.end * LANES && j < saved.cols; j += WIDTH<T>) {
     const index_t n = saved.cols - j;
@@ -57,8 +57,8 @@ struct Decay {
 
   Decay(double l2, double l1, const Context<T>& ctx) : l2(T(l2 / double(ctx.m))), l1(T(l1 / double(ctx.m))) {}
   vec<T> gradient(vec<T> w) const { return l2 * w + l1 * sign_(w); }
-  // Leaves the penalties of a tile of W in their cells. A tile that is narrower than a cell adds to what the tiles left
-  // of it have left there.
+  // Writes the penalties of a tile of W into their cells. A tile that is narrower than a cell adds to the sum of the
+  // tiles to its left.
   void tile(const Matrix<T>& W, const Tile& t, const Matrix<T>& penalty) const {
     for (index_t j = 0; j < t.cols; j += LANES) {
       LaneSum<T> sum;

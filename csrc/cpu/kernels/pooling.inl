@@ -1,10 +1,9 @@
 // Max pooling.
 //
-// Promises: the gradient goes to the first of the greatest pixels of a window, and is taken from there; NaN comes
-// through.
+// Promises: the gradient of a window goes to its first maximum; NaN is the maximum of a window that has one.
 // Included inside the namespace of an instruction set, after conv.inl.
 
-// The greater; NaN if one is.
+// The maximum; NaN if one of them is.
 template <class V>
 inline V greater(V a, V b) {
   return select(b != b, b, select(b > a, b, a));
@@ -71,7 +70,7 @@ Cost cost_of(op::MAXPOOL, const Args<T>& args, index_t, bool) {
   return {args[op::MAXPOOL::w] + POOL_SLACK};
 }
 
-// The greatest of windows p.y rows high and two columns wide, n columns of them from `from` on.
+// The maxima of windows p.y rows high and two columns wide, in n columns from `from` on.
 template <class T>
 inline vec<T> greatest_of_pairs(const Pooling& p, const T* from, index_t n) {
   vec<T> most{};
@@ -84,7 +83,7 @@ inline vec<T> greatest_of_pairs(const Pooling& p, const T* from, index_t n) {
   return most;
 }
 
-// Where, counted from `from` on, the first of the greatest pixels of window x lies.
+// The position, from `from` on, of the first maximum of window x.
 template <class T>
 inline index_t first_greatest(const Pooling& p, const T* from, index_t x) {
   index_t best = x * p.x;
@@ -94,7 +93,7 @@ inline index_t first_greatest(const Pooling& p, const T* from, index_t x) {
   return best;
 }
 
-// The gradients of the windows of one row of outputs, in `line`, to the first of the greatest pixels of each.
+// Puts the gradients of the windows of one row of outputs, which are in `line`, at their first maxima; 0 elsewhere.
 template <class T>
 void unpool_row(const Pooling& p, const T* from, const T* line, T* to) {
   constexpr index_t W = WIDTH<T>;
@@ -106,7 +105,7 @@ void unpool_row(const Pooling& p, const T* from, const T* line, T* to) {
       for (index_t r = 0; r < p.y; ++r) {
         const index_t at = r * p.w + 2 * x;
         const vec<T> a = load_n(from + at, n), b = load_some(from + at + W, n - W);
-        // What is handed out is gone.
+        // A gradient is put at one pixel only.
         const vec<T> left = select(even_lanes<T>(a, b) == most, d, vec<T>{});
         d = select(even_lanes<T>(a, b) == most, vec<T>{}, d);
         const vec<T> right = select(odd_lanes<T>(a, b) == most, d, vec<T>{});
@@ -165,7 +164,7 @@ void maxpool_pick(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
           if (p.x == 2) {
             const index_t n = p.w - 2 * x;
             const vec<T> most = greatest_of_pairs(p, from + 2 * x, n);
-            // From the last pixel on, so that the first of several stays.
+            // From the last pixel to the first, so that the first maximum remains.
             for (index_t r = p.y - 1; r >= 0; --r) {
               const index_t j = r * p.w + 2 * x;
               const vec<T> a = load_n(from + j, n), b = load_some(from + j + W, n - W);

@@ -1,15 +1,15 @@
 // The first layer on CSR rows: forward, and the gradient by its weight.
 //
-// Promises: X is read where it lies and never densified; of the chain of fused multiply-adds that an element is on
-// dense rows, the steps with a zero of X are left out and the others keep their order, so the bits are those of the
-// dense ops for finite weights; counts are normalised as LOG_NORMALIZE does; masking noise falls on the elements that
-// CORRUPT would mask. Rows less a shift s are those that are stored with s W taken from their product, and s (x) (1 dz)
-// from the gradient's. Products stay in the type of the slots under bfloat16. Included inside the namespace of an
-// instruction set; operands in the order of ops.SIGNATURES.
+// Promises: X is read in place and never made dense. On dense rows an element is a chain of fused multiply-adds; here
+// the steps with a zero of X are left out, and the others keep their order, so the bits are those of the dense ops for
+// finite weights. Counts are normalised as LOG_NORMALIZE does. Masking noise falls on the elements that CORRUPT masks.
+// For rows minus a shift s, s W is subtracted from the product, and the outer product of s and the column sums of dz
+// from the gradient. Products are in the type of the slots, also under bfloat16. Included inside the namespace of an
+// instruction set.
 //
-// Both products walk X by blocks of columns, all rows of a thread for each block, so that the block of the weight (or
-// of its gradient) stays in cache and each row waits at its next nonzero. Rows of the result, or of dZ, are held in
-// registers, a panel of columns at a time.
+// Both products take X by blocks of columns, and all rows of a thread for each block, so that the block of the weight
+// (or of its gradient) stays in cache. A cursor for each row marks its next nonzero. Registers hold a row of the
+// result, or of dZ, one panel of columns at a time.
 
 constexpr int PANEL_VECTORS = 8;
 template <class T>
@@ -17,13 +17,13 @@ constexpr index_t PANEL = PANEL_VECTORS * WIDTH<T>;
 static_assert(PANEL<float> <= SPARSE_PANEL && PANEL<double> <= SPARSE_PANEL, "a block of gradients has its room");
 static_assert(SPARSE_COLUMNS % CELL_ROWS == 0, "a block holds whole cells");
 
-// Where a row is: its nonzeros from `next` on are still to come.
+// The nonzeros of a row that are not taken yet: from `next` to `end`.
 struct Cursor {
   index_t next, end;
 };
 static_assert(sizeof(Cursor) == SPARSE_CURSOR, "cursors have their room");
 
-// Nonzeros of one row in a block of columns: where they lie, or a copy in the type of the slots.
+// The nonzeros of one row in a block of columns: in place, or a copy in the type of the slots.
 template <class T>
 struct Segment {
   const T* value;
@@ -49,7 +49,7 @@ inline index_t count_below(const int32_t* columns, index_t n, index_t end) {
   return count;
 }
 
-// Takes the nonzeros before column `end` from a row, and asks for those after them, which are wanted a block later.
+// Takes the nonzeros before column `end` from a row, and prefetches the next ones, which the next block takes.
 template <class T, class In, class Index>
 void take(const SourceView& s, index_t end, Cursor& at, Segment<T>& segment) {
   const Index* indices = static_cast<const Index*>(s.indices);
@@ -74,7 +74,7 @@ void take(const SourceView& s, index_t end, Cursor& at, Segment<T>& segment) {
 template <class T>
 class SparseRows {
  public:
-  // `size_sum` holds the sums of rows of counts to be normalised to `scale`, if they are.
+  // If there is a `size_sum`, rows are counts with these sums, and are normalised to the sum `scale`.
   SparseRows(const Context<T>& ctx, int source, int stream = 0, double level = 0, const Matrix<T>& size_sum = {},
              double scale = 1)
       : ctx_(ctx),
@@ -140,7 +140,7 @@ class SparseRows {
   void (*take_)(const SourceView&, index_t, Cursor&, Segment<T>&);
 };
 
-// z (V vectors) += a segment times the rows of W, of which the one at W is that of column `first`.
+// z (V vectors) += a segment times rows of W. The row at W belongs to column `first`.
 template <class T, int V>
 void add_product(const Segment<T>& x, const T* W, index_t ld, index_t first, T* z) {
   vec<T> acc[V];
@@ -156,8 +156,8 @@ void add_product(const Segment<T>& x, const T* W, index_t ld, index_t first, T* 
   for (int v = 0; v < V; ++v) store(z + v * WIDTH<T>, acc[v]);
 }
 
-// Rows of g, PANEL apart, of which the first is that of column `first`, += `factor` times a segment times dz (V
-// vectors).
+// Rows of g, PANEL apart, += `factor` times a segment times dz (V vectors). The first row of g belongs to column
+// `first`.
 template <class T, int V>
 void add_outer(const Segment<T>& x, T factor, const T* dz, index_t first, T* g) {
   vec<T> d[V];
@@ -177,7 +177,7 @@ struct SparseKernels {
   void (*outer)(const Segment<T>&, T, const T*, index_t, T*);
 };
 
-// By vectors of a panel.
+// The kernels for a panel of so many columns.
 template <class T>
 inline const SparseKernels<T>& sparse_kernels(index_t cols) {
 #define V(n)                           \
@@ -199,7 +199,7 @@ inline Cursor* sparse_cursors(const Context<T>& ctx, int tid) {
   return reinterpret_cast<Cursor*>(sparse_block(ctx, tid) + SPARSE_COLUMNS * SPARSE_PANEL);
 }
 
-// `shift` may be null. Each thread works out s W beside its own rows, for which W is in cache.
+// `shift` may be null. Each thread computes s W along with its own rows, while W is in cache.
 template <class T>
 void sparse_product(const Context<T>& ctx, const SparseRows<T>& x, const T* shift, const Matrix<T>& W,
                     const Matrix<T>& out, int tid, int nt) {
@@ -238,7 +238,7 @@ void sparse_product(const Context<T>& ctx, const SparseRows<T>& x, const T* shif
   }
 }
 
-// What part of CSR rows is expected not to be zero.
+// The expected part of nonzeros in CSR rows.
 constexpr double SPARSE_DENSITY = 0.05;
 
 template <class T>
@@ -265,8 +265,8 @@ Cost cost_of(op::SPARSE_DENSE, const Args<T>& args, index_t batch, bool) {
   return sparse_cost<T>(args[O::W].rows, args[O::out].cols, batch);
 }
 
-// Calls done(tile, values) for tiles of X' dz, whole cells high and a panel wide; values are rows PANEL apart. `shift`
-// may be null.
+// Calls done(tile, values) for tiles of X' dz, which are whole cells high and a panel wide. The values are rows PANEL
+// apart. `shift` may be null.
 template <class T>
 void sparse_outer(const Context<T>& ctx, const SparseRows<T>& x, const T* shift, const Matrix<T>& dz, index_t features,
                   Epilogue<T> done, int tid, int nt) {
@@ -314,7 +314,7 @@ void sparse_wgrad(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
   sparse_outer<T>(
       ctx, SparseRows<T>(ctx, SOURCE_X, args[O::stream], args[O::level], args[O::size_sum], args[O::scale]),
       args[O::shift].data, args[O::dz], dW.rows,
-      [&](const Tile& t, const T* tile) {
+      [dW, accumulate](const Tile& t, const T* tile) {
         for_panel_vectors(t, tile, [&](index_t i, index_t j, vec<T> g, index_t n) {
           T* p = dW.row(i) + j;
           store_n(p, accumulate ? load_n(p, n) + g : g, n);
@@ -337,7 +337,7 @@ void sparse_wgrad_update(const Args<T>& args, const Context<T>& ctx, int tid, in
   sparse_outer<T>(
       ctx, SparseRows<T>(ctx, SOURCE_X, args[O::stream], args[O::level], args[O::size_sum], args[O::scale]),
       args[O::shift].data, args[O::dz], step.W.rows,
-      [&](const Tile& t, const T* tile) {
+      [step, before, colrate](const Tile& t, const T* tile) {
         step.penalise(t);
         for_panel_vectors(t, tile, [&](index_t i, index_t j, vec<T> g, index_t n) {
           if (before.data) g += load_n(before.row(i) + j, n);

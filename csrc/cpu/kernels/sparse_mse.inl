@@ -1,15 +1,15 @@
 // Squared error of a linear layer against CSR rows, and its gradients: no array of batch x features.
 //
-// With V = [W; b] and g = [h 1], the loss of a row y is g Q g' - 2 g p' + |y|^2, where Q = V V' and p = y V'; by g it
-// is 2 (g Q - p), by V, summed over rows, G V - H' Y, where H has rows 2 s g, G = H' g, and s is the row's share.
+// With V = [W; b] and g = [h 1], the loss of a row y is g Q g' - 2 g p' + |y|^2, where Q = V V' and p = y V'. Its
+// derivative by g is 2 (g Q - p). The derivative by V, summed over rows, is G V - H' Y, where H has rows 2 s g, G = H'
+// g, and s is the share of the row in the loss.
 //
-// Promises: Q, G, p and the loss are summed in double (products of Q and p in blocks of the slots' type); a row whose
-// loss is a small part of |y|^2, where these sums cancel, is taken from its residuals; y is walked where it lies;
-// sums are cut by shapes alone, so the bits do not depend on threads or on the other rows. Products stay in the type of
-// the slots under bfloat16. Included inside the namespace of an instruction set; operands in the order of
-// ops.SIGNATURES.
+// Promises: Q, G, p and the loss are summed in double (Q and p from blocks in the type of the slots). If the loss of a
+// row is a small part of |y|^2, these sums cancel, and the loss comes from the residuals. y is read in place. Sums are
+// cut by shapes alone, so the bits depend neither on threads nor on the other rows. Products are in the type of the
+// slots, also under bfloat16. Included inside the namespace of an instruction set.
 
-// Terms from which on a sum in the slots' type is added in double: of p, and of Q.
+// Terms of a sum in the type of the slots before it is added in double: for p, and for Q.
 constexpr index_t SHORT_SUM = 64, GRAM_DEPTH = 128;
 
 template <class T>
@@ -20,9 +20,9 @@ inline vd wide(const T* p) {
   return __builtin_convertvector(v, vd);
 }
 
-constexpr index_t ROOM_SLACK = 16 * LANES;  // what whole lines add to the arrays of a Room
+constexpr index_t ROOM_SLACK = 16 * LANES;  // elements that rounding up to whole lines may add
 
-// Takes rooms for arrays from a thread's scratch memory, in whole lines.
+// Hands out arrays of a thread's scratch memory, in whole lines.
 template <class T>
 struct Room {
   T* next;
@@ -34,8 +34,8 @@ struct Room {
   }
 };
 
-// [W; b] at columns first..end as B of a product: rows SPARSE_COLUMNS apart, zeros beyond the end. To b belongs
-// `shift`, if it is not null.
+// [W; b] at columns first..end as B of a product: rows SPARSE_COLUMNS apart, zeros beyond the end. `shift`, unless it
+// is null, is added to b.
 template <class T>
 inline void copy_block(const Matrix<T>& W, const T* b, const T* shift, index_t first, index_t end, T* to) {
   for (index_t k = 0; k <= W.rows; ++k, to += SPARSE_COLUMNS) {
@@ -150,7 +150,7 @@ NARROWS_RUN(ROW_GRAM, row_gram)
 
 // --- loss and gradient by h ------------------------------------------------------------------------------------------
 
-// The loss of a row from its residuals, block by block of columns, and its gradient by h where `dh` is not null.
+// The loss of a row from its residuals, by blocks of columns, and its gradient by h if `dh` is not null.
 template <class T>
 double residual_loss(const SparseRows<T>& y, index_t i, const T* h, const Matrix<T>& W, const T* b, double* dh) {
   constexpr index_t C = SPARSE_COLUMNS;
@@ -181,7 +181,7 @@ double residual_loss(const SparseRows<T>& y, index_t i, const T* h, const Matrix
   return loss;
 }
 
-// Rows that SPARSE_MSE works on at a time: their p stays in L2 beside a block of V.
+// The rows that SPARSE_MSE works on at a time: their p and a block of V fit into L2.
 template <class T>
 struct GramRows {
   double *Q, *p, *square, *g, *gQ;  // Q and p with rows `ld` apart
@@ -320,8 +320,8 @@ Cost cost_of(op::SPARSE_MSE, const Args<T>& args, index_t, bool) {
 
 // --- gradients by W and b --------------------------------------------------------------------------------------------
 
-// Calls done(tile, values) for tiles of [dW; db], whole cells high; values are rows of NR elements. All tiles of a
-// block of columns come after W and b have been read there.
+// Calls done(tile, values) for tiles of [dW; db], which are whole cells high. The values are rows of NR elements. The
+// calls for a block of columns come after W and b have been read there.
 template <class T>
 void sparse_mse_outer(const Matrix<T>& h, const Matrix<T>& G, const Matrix<T>& weight, const Context<T>& ctx,
                       const Matrix<T>& W, const T* b, const T* shift, int source, Epilogue<T> done, Before before,
@@ -394,7 +394,7 @@ void sparse_mse_wgrad(const Args<T>& args, const Context<T>& ctx, int tid, int n
   sparse_mse_outer<T>(
       args[O::h], args[O::gram], args[O::weight], ctx, W, args[O::b].data, static_cast<const T*>(nullptr),
       args[O::source],
-      [&](const Tile& t, const T* tile) {
+      [W, dW, db](const Tile& t, const T* tile) {
         for_vectors(t, tile, [&](index_t i, index_t j, vec<T> g, index_t n) {
           store_n((i < W.rows ? dW.row(i) : db) + j, g, n);
         });
@@ -417,23 +417,17 @@ void sparse_mse_update(const Args<T>& args, const Context<T>& ctx, int tid, int 
   sparse_mse_outer<T>(
       args[O::h], args[O::gram], args[O::weight], ctx, W, b, static_cast<const T*>(args[O::shift].data),
       args[O::source],
-      [&](const Tile& t, const T* tile) {
-        if (t.row < W.rows) step.penalise(t);
+      [step, b, bm, bv](const Tile& t, const T* tile) {
+        if (t.row < step.W.rows) step.penalise(t);
         for_vectors(t, tile, [&](index_t i, index_t j, vec<T> g, index_t n) {
-          if (i < W.rows)
+          if (i < step.W.rows)
             step(i, j, g, n);
           else
             store_n(b + j, step.rule.step(load_n(b + j, n), g, bm + j, bv + j, n), n);
         });
       },
-      [&](const Tile& t, const void** lines) {
-        int n = 0;
-        for (int i = 0; i < t.rows && t.row < W.rows; ++i)
-          for (index_t j = 0; j < t.cols; j += index_t(64 / sizeof(T)))
-            for (const Matrix<T>* x : {&W, &m, &v}) lines[n++] = x->row(t.row + i) + t.col + j;
-        return n;
-      },
-      tid, nt);
+      [W, m, v](const Tile& t, const void** lines) { return t.row < W.rows ? lines_of(W, m, v, t, lines) : 0; }, tid,
+      nt);
 }
 NARROWS_RUN_BY_SOLVER(SPARSE_MSE_UPDATE, sparse_mse_update)
 template <class T>

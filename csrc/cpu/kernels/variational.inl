@@ -1,6 +1,6 @@
 // Variational networks (Kingma and Welling, ICLR 2014): the draw of the latents, their divergence from the prior, and
 // the Gaussian likelihood with learned variances; each with its gradient. Included inside the namespace of an
-// instruction set; operands in the order of ops.SIGNATURES.
+// instruction set.
 
 // z = mean + exp(log-variance / 2) normal; outside training z = mean.
 template <class T>
@@ -34,8 +34,8 @@ void sample(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
 }
 NARROWS_RUN(SAMPLE, sample)
 
-// KL(N(mean, variance) || N(0, 1)) = 1/2 sum mean^2 + variance - 1 - log variance; and through z, of whose derivative
-// by the log-variance the noise is twice the value, the gradient of all.
+// KL(N(mean, variance) || N(0, 1)) = 1/2 sum mean^2 + variance - 1 - log variance, and the gradient of it and of what
+// dz is the derivative of. The derivative of z by the log-variance is half the noise.
 template <class T>
 void latent_kl(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
   using O = op::LATENT_KL;
@@ -65,7 +65,7 @@ NARROWS_RUN(LATENT_KL, latent_kl)
 template <class Act, class T>
 void gaussian(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
   using O = op::GAUSSIAN;
-  constexpr index_t CHUNK = 512;  // columns whose variances are at hand for all rows
+  constexpr index_t CHUNK = 512;  // columns whose variances are computed once for all rows
   const Matrix<T>&z = args[O::z], &target = args[O::target], &rowloss = args[O::rowloss], &rates = args[O::rates];
   const T* logvar = args[O::logvar].data;
   const Range rows(ctx.m, tid, nt);
@@ -96,7 +96,7 @@ void gaussian(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
           store(at, scale * pull * Act::slope(Act::FROM_PRE ? pre : p));
           store(rates.row(i) + j, (scale - scale * square) * load(rate + (j - begin)));
         }
-        // Lanes past the last column hold whatever the slot's memory held before.
+        // Lanes past the last column hold old contents of the memory.
         for (int l = n < WIDTH<T> ? int(n) : WIDTH<T>; l < WIDTH<T>; ++l) square[l] = T(0);
         sum.add(j, square);
       }

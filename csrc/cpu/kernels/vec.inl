@@ -372,18 +372,17 @@ inline vf sqrt_(vf x) {
 
 // --- float64 ---------------------------------------------------------------------------------------------------------
 
-// Functions of their own, because the calls for the lanes take much longer than one more, and code is compiled sooner.
-#define NARROWS_BY_LANE(function, name, call)                              \
-  function vd name(vd x) {                                                 \
+#define NARROWS_BY_LANE(name, call)                                        \
+  inline vd name(vd x) {                                                   \
     for (int i = 0; i < WIDTH<double>; ++i) x[i] = __builtin_##call(x[i]); \
     return x;                                                              \
   }
-NARROWS_BY_LANE(__attribute__((noinline)) inline, exp_, exp)
-NARROWS_BY_LANE(__attribute__((noinline)) inline, log_, log)
-NARROWS_BY_LANE(__attribute__((noinline)) inline, log1p_, log1p)
-NARROWS_BY_LANE(__attribute__((noinline)) inline, tanh_, tanh)
-NARROWS_BY_LANE(inline, expm1_, expm1)
-NARROWS_BY_LANE(inline, sqrt_, sqrt)
+NARROWS_BY_LANE(exp_, exp)
+NARROWS_BY_LANE(expm1_, expm1)
+NARROWS_BY_LANE(log_, log)
+NARROWS_BY_LANE(log1p_, log1p)
+NARROWS_BY_LANE(tanh_, tanh)
+NARROWS_BY_LANE(sqrt_, sqrt)
 #undef NARROWS_BY_LANE
 
 inline vd expm1_beside(vd x, vd) { return expm1_(x); }
