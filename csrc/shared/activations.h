@@ -1,6 +1,6 @@
-// The elementwise activations, in the order of their numbers in python/narrows/spec.py.
+// The elementwise activations, in the order of their numbers in python/narrows/plan/spec.py.
 //
-// Promises: the one list of them in C++; nothing but a macro, so CUDA's compiler takes it, too.
+// Promises: it is the only list of them in C++. It is a macro alone, so CUDA's compiler takes it, too.
 
 #pragma once
 

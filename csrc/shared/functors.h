@@ -13,7 +13,7 @@
 
 // --- activations -----------------------------------------------------------------------------------------------------
 // value(z), and slope(s): the derivative from the saved tensor, which is the output a, or z where FROM_PRE is true;
-// curve(s): the second derivative, likewise, 0 at a kink.
+// curve(s): the second derivative from the same tensor, 0 at a kink.
 
 struct Linear {
   static constexpr bool FROM_PRE = false;
@@ -222,8 +222,8 @@ struct Huber {
   }
 };
 
-// For links without a joint form; a probability is held above the smallest normal number, so 0 and 1 cost a finite
-// amount.
+// For links without a joint form. A probability is at least the smallest normal number, so the loss of 0 and 1 is
+// finite.
 struct Bce {
   template <class V>
   NARROWS_HD static V floor(V p) {
@@ -242,7 +242,7 @@ struct Bce {
 };
 
 // Cross-entropy behind a sigmoid, from logits: exact for any z and free of cancellation. A feature costs
-// max(z, 0) - z y + log(1 + e), e = exp(-|z|); the logarithm is left to the caller.
+// max(z, 0) - z y + log(1 + e), e = exp(-|z|); the caller adds the logarithm.
 struct BceSigmoid {
   template <class V>
   NARROWS_HD static V eval(V z, V y, V& e, V& dz) {
@@ -284,7 +284,7 @@ NARROWS_HD V polynomial(V x, const double (&coefficients)[N]) {
 }
 
 // The standard normal quantile of 1/2 + q, |q| < 1/2 (Wichura, Algorithm AS 241, Applied Statistics 37, 1988: PPND7 for
-// float32, PPND16 for float64). `tail` is 1/2 - |q|, passed apart because it is exact there. Numbers of 24 bits never
+// float32, PPND16 for float64). `tail` is 1/2 - |q|, as the caller has it exact. Numbers of 24 bits never
 // reach the algorithm's far tail.
 template <class V>
 NARROWS_HD V normal_quantile(V q, V tail) {

@@ -1,9 +1,9 @@
 // Log-gamma functions and the likelihoods of counts, each once: value and derivatives over a value type V.
 //
-// Promises: as functors.h, whose requirements of V these share; besides, the includer has defined expm1_beside(x, e) =
+// Promises: those of functors.h, with the same requirements of V. The includer also defines expm1_beside(x, e) =
 // exp(x) - 1 for x <= 0 and e = exp(x), and DROPOUT_LIMIT. Differences of log-gamma functions are formed from
-// differences of Stirling's series, so that they keep their accuracy where their terms are large and nearly equal: of
-// large counts as of large inverse dispersions. The formulas are those of python/narrows/backends/reference/counts.py.
+// differences of Stirling's series, so that they stay accurate where their terms are large and nearly equal: for large
+// counts and for large inverse dispersions. The formulas are those of python/narrows/backends/reference/counts.py.
 
 // Stirling's series for the logarithm of the gamma function and its derivative at z > 0:
 //   lgamma(z) = (at - 1/2) log at - at + log(2 pi) / 2 + rest() - log product,
@@ -95,27 +95,27 @@ NARROWS_HD V log_binomial(V y, V t, V& rise) {
 }
 
 // --- likelihoods -----------------------------------------------------------------------------------------------------
-// Of a count with mean mu, inverse dispersion theta (variance mu + mu^2 / theta) and logit zeta of being zero by
-// dropout: minus its log-probability, and the derivatives of that by log mu, log theta and zeta.
+// A count has mean mu, inverse dispersion theta (variance mu + mu^2 / theta), and logit zeta of being zero by dropout.
+// value: minus its log-probability; and its derivatives by log mu, log theta and zeta.
 
 template <class V>
 struct CountTerms {
   V loss{}, by_mean{}, by_dispersion{}, by_dropout{};
 };
 
-// The least mean that quotients are taken by; of lesser ones the logarithm alone says how small they are.
+// The smallest mean that is a divisor. For smaller means only the logarithm says how small they are.
 constexpr double LEAST_MEAN = 1e-30;
 
 struct Poisson {
   static constexpr bool DISPERSED = false, DROPOUT = false;
-  // Of a zero; `inverse` is 1 / theta.
+  // The terms of a zero; `inverse` is 1 / theta.
   template <class V>
   NARROWS_HD static CountTerms<V> zero(V mu, V, V, V) {
     CountTerms<V> t;
     t.loss = t.by_mean = mu;
     return t;
   }
-  // Of a count y > 0, from the terms of a zero in its place.
+  // The terms of a count y > 0, from the terms of a zero in its place.
   template <class V>
   NARROWS_HD static CountTerms<V> count(V y, V mu, V log_mu, V, V, CountTerms<V> t) {
     using S = scalar_t<V>;

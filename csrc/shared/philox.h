@@ -1,6 +1,6 @@
 // Counter-based random numbers: Philox4x32-10 (Salmon et al., SC 2011).
 //
-// Promises: the words of python/narrows/philox.py; no state; valid C++17 and valid NVRTC.
+// Promises: the words of python/narrows/random/philox.py; no state; valid C++17 and valid NVRTC.
 // Included inside a namespace of the includer, so that each instruction set has functions of its own.
 
 #ifndef NARROWS_HD
@@ -8,7 +8,7 @@
 #endif
 
 // The halves of the product of two words. W is uint32_t, or a vector of wider lanes that holds words in their low
-// halves and anything in the high ones; whoever has such a vector specialises this.
+// halves and anything in the high ones; a specialisation is needed for such a vector.
 template <class W>
 NARROWS_HD void multiply_words(W a, uint32_t b, W& high, W& low) {
   const uint64_t product = uint64_t(a) * b;

@@ -1,7 +1,7 @@
 """The native CPU backend: plans compiled by `narrows._core`.
 
-Promises: the same bits for any number of threads, with each row's result independent of the rest of its batch; no
-copy of the data it is bound to; the GIL is free while a step runs.
+Promises: the same bits for any number of threads. The result of a row does not depend on the rest of its batch. Data
+are not copied. The GIL is free while a step runs.
 Never: falls back to another backend.
 """
 
@@ -37,7 +37,7 @@ def probe() -> Probe:
         return Probe(False, f"the extension cannot be loaded ({error})")
     try:
         return Probe(True, f"{_core.isa()}, {_core.build_info()['threads']}")
-    except (ValueError, RuntimeError) as error:  # of what NARROWS_ISA says
+    except (ValueError, RuntimeError) as error:  # NARROWS_ISA has no usable value
         return Probe(False, str(error), denied=True)
 
 
@@ -58,13 +58,13 @@ def native_bfloat16() -> bool:
 
 
 def probe_machine(n_threads: int) -> dict[str, float]:
-    """What the machine can do at this moment, to stand beside a timing; takes about 50 ms.
+    """The speed of the machine at this moment, to report with a timing. Takes about 50 ms.
 
     Returns
     -------
     dict
-        ``"fma_gflops"``: float32 multiply-adds in registers, all threads at once, GFLOP/s; ``"exchange_gb_s"``: what
-        a thread reads of memory that another has just written, GB/s; ``"barrier_us"``: all threads meeting once.
+        ``"fma_gflops"``: float32 multiply-adds in registers, all threads at once, GFLOP/s. ``"exchange_gb_s"``: each
+        thread reads memory that another has just written, GB/s. ``"barrier_us"``: all threads meet once.
     """
     from .. import _core
 
@@ -73,19 +73,19 @@ def probe_machine(n_threads: int) -> dict[str, float]:
 
 
 def own_ops() -> frozenset[OpCode]:
-    """Every op: nothing is left to the generic ones."""
+    """Every op has a kernel of its own here."""
     return frozenset(OpCode)
 
 
 class Blocking(NamedTuple):
-    """How a program cuts its products; the bits of results do not depend on it."""
+    """How the threads of a program share its products. The bits of results do not depend on it."""
 
     by_rows: bool
-    """Whether each thread takes the same rows of the batch through all layers, or tiles of each product."""
+    """True if each thread takes the same rows of the batch through all layers, else threads share tiles of products."""
     turned: tuple[int, ...]
-    """The ops, by number in the plan, whose input gradient is a transposed product."""
+    """Numbers of the ops in the plan whose input gradient is a transposed product."""
     tuned: bool
-    """Whether this has been found by measuring."""
+    """True if trials have found this choice."""
 
 
 class CppProgram:
@@ -99,7 +99,7 @@ class CppProgram:
     simulate_threads : int
         For tests: run the plan as that many threads, one after the other.
     tune : bool
-        Whether the first steps try how products are best cut, which changes no bit; what is found serves the process.
+        Whether the first steps try several ways to share products. This changes no bit. The process keeps the choice.
     """
 
     def __init__(
@@ -111,7 +111,7 @@ class CppProgram:
         self.dtype = precision.dtype
         self._slot = _core.Program.slot
         self._views: State = {}
-        # New memory is zero, and takes none of the machine's until it is written.
+        # New memory is zero, and takes no memory of the machine until it is written.
         self._untouched = True
         self._program: Any = _core.Program(
             plan.slot_table(),
@@ -153,7 +153,7 @@ class CppProgram:
 
     def hand_over(self) -> State:
         self._program.release(_TRAIN)
-        # Views keep all memory of the program, which is at most twice what a copy would take, or a copy is made.
+        # Views keep all memory of the program alive. If that is more than twice the size of a copy, a copy is made.
         outweighed = self.plan.arena_size > 2 * (1 + self.plan.n_moments) * self.plan.parameter_size
         state = self.state() if outweighed else self.views()
         self.close()
@@ -196,7 +196,7 @@ class CppProgram:
         out = np.empty((X.shape[0], self.plan.slots[result].cols), self.dtype)
         try:
             self._bind(_APPLY, Source.LATENT if mode in FROM_CODES else Source.X, X)
-            # Without a target of its own the network judges by X, which of codes is the target.
+            # Without a separate target the loss compares with X. For codes, the target is bound in place of X.
             if target is not None and self.plan.spec.data.separate_target:
                 self._bind(_APPLY, Source.TARGET, target)
             elif target is not None and mode in FROM_CODES:
@@ -205,23 +205,23 @@ class CppProgram:
                 self._bind(_APPLY, Source.CONDITION, condition)
             self._program.apply(int(mode), result, out)
         finally:
-            # The program may outlive the data by far: an estimator keeps it for the next call.
+            # An estimator keeps the program for the next call, and it must not keep the data alive.
             self._program.release(_APPLY)
         return out
 
     @property
     def blocking(self) -> Blocking:
-        """How products are cut at present."""
+        """How threads share products now."""
         by_rows, turned, tuned = self._program.choice()
         return Blocking(by_rows, tuple(turned), tuned)
 
     def profile(self, rows: NDArray[np.int64], hyper: Hyper) -> NDArray[np.float64]:
-        """Train as `train` does, and take back what it did to the state.
+        """Train as `train` does, then restore the state.
 
         Returns
         -------
         ndarray, shape (threads, ops + 1)
-            Seconds each thread spent in each op of the plan, over all steps; the last column is waiting for the others.
+            Seconds that each thread spent in each op of the plan, over all steps. The last column is waiting.
         """
         state = self.state()
         try:
@@ -231,7 +231,7 @@ class CppProgram:
         return seconds
 
     def arena(self) -> NDArray[Any]:
-        """The whole memory of the program, for tests of what is written where."""
+        """The whole memory of the program, for tests."""
         view: NDArray[Any] = type(self._program).arena(self._program)[0]
         return view
 
@@ -241,19 +241,19 @@ class CppProgram:
 
 
 # --- single layers --------------------------------------------------------------------------------------------------
-# The protocol of `narrows.functional`: outputs are given, C-contiguous, of the operands' dtype (float32 or float64).
+# The protocol of `narrows.functional`: outputs are C-contiguous arrays with the dtype of the operands.
 
 
 @cache
 def _native() -> Any:
-    """The extension; an import statement in a call of a few microseconds would be felt."""
+    """The extension. An import statement would slow down calls that take a few microseconds."""
     from .. import _core
 
     return _core
 
 
 def dense_layer(X: Any, W: Any, b: Any, activation: int, out: Any, Z: Any, n_threads: int) -> None:
-    """out = activation(X @ W + b); Z, if given, takes the pre-activation."""
+    """out = activation(X @ W + b). Z, unless it is None, gets the pre-activation."""
     if hasattr(X, "indptr"):
         _native().activate(X @ W, b, activation, out, Z, n_threads)
     else:
@@ -263,8 +263,8 @@ def dense_layer(X: Any, W: Any, b: Any, activation: int, out: Any, Z: Any, n_thr
 def dense_backward_layer(
     dA: Any, X: Any, W: Any, saved: Any, activation: int, dX: Any, dW: Any, db: Any, n_threads: int
 ) -> None:
-    """Gradients of `dense_layer` into those of dX, dW and db that are not None; `saved` is what the activation's
-    derivative follows from.
+    """Write the gradients of `dense_layer` into those of dX, dW and db that are not None. `saved` is the tensor that
+    the derivative of the activation is taken from: the output, or the pre-activation.
     """
     if hasattr(X, "indptr") and dW is not None:
         dZ = np.empty(dA.shape, dA.dtype)

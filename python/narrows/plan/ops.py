@@ -50,7 +50,7 @@ def source_folder() -> Path:
 
 
 class Source(enum.IntEnum):
-    """What rows are gathered from; the numbers are those of ``csrc/plan/plan.h``."""
+    """What rows are gathered from. The numbers are those of ``csrc/plan/plan.h``."""
 
     X = 0
     TARGET = 1
@@ -65,7 +65,7 @@ class Source(enum.IntEnum):
 
 
 class Units(enum.IntEnum):
-    """Stochastic units, which DRAW draws."""
+    """Kinds of stochastic units, for DRAW."""
 
     BERNOULLI = 0
     GAUSSIAN = 1
@@ -85,7 +85,7 @@ class Gathers(NamedTuple):
 
 
 class Signature(NamedTuple):
-    """A row of ``ops.def``: the names of an op's operands, and what they are for.
+    """A row of ``ops.def``: the names of an op's operands, and their use.
 
     A slot named in both `reads` and `writes` is updated in place.
     """
@@ -118,7 +118,7 @@ def kind_of(word: str) -> str | None:
 
 
 _Items = list[tuple[str, str]]
-"""Words of a row, each with what stands in brackets behind it."""
+"""The words of a row, each with its argument."""
 
 
 def _items(text: str, macros: Mapping[str, _Items]) -> _Items:
@@ -127,7 +127,7 @@ def _items(text: str, macros: Mapping[str, _Items]) -> _Items:
 
 
 def _signature(items: _Items) -> Signature:
-    """Of the words of a row behind the op's name."""
+    """The signature of an op, from the words of its row after its name."""
     slots = {name: word for word, name in items if kind_of(word) == "slots"}
     gathers = None
     words = dict(items)
@@ -188,43 +188,43 @@ POOLING = tuple(name for _, name in _SHARED["POOLING"])
 """The integer attributes of a pooling."""
 
 GRAM_GUARD = 1e-3
-"""A row whose loss comes out below this part of |y|^2 is taken from its residuals, feature by feature: the sums of the
-Gram form cancel there."""
+"""If the loss of a row is below this part of |y|^2, the sums of the Gram form cancel, and the loss is taken from the
+residuals of the features."""
 
 VARIANCE_FLOOR = 1e-6
 """Added to the learned variances, so that the density of a constant feature stays bounded."""
 
 DISPERSION_PACE = 30.0
-"""The logarithm of a feature's inverse dispersion, by the parameter that holds it. Adam moves parameters by about the
-learning rate in a step; these have further to go than weights, and alone, so they go faster."""
+"""The logarithm of a feature's inverse dispersion is this times its parameter. Adam moves a parameter by about the
+learning rate in a step, and these parameters have further to go than weights."""
 
 LOG_DISPERSION_LIMIT = 14.0
-"""Logarithms of inverse dispersions count as far as this to either side; from there on nothing can be told of them."""
+"""Logarithms of inverse dispersions are cut off at plus and minus this. Beyond, the likelihood does not change."""
 
 DROPOUT_LIMIT = 60.0
-"""Likewise of the logits of dropout."""
+"""The same for the logits of dropout."""
 
 JACOBIAN_LAYERS = 4
-"""Layers of an encoder of which JACOBIAN takes the exact penalty, at most."""
+"""The most layers of an encoder whose exact penalty JACOBIAN computes."""
 
 LANES = 16
-"""Columns of a slot are padded to this many elements: one cache line of float32, whole vectors on every CPU."""
+"""Columns of a slot are padded to a multiple of this: a cache line of float32, and whole vectors on every CPU."""
 
 SAME_SETS = 256
-"""Rows a multiple of this many elements apart fall on few sets of a cache (see `padded`)."""
+"""Rows whose distance is a multiple of this many elements share few sets of a cache (see `padded`)."""
 
 CELL_ROWS = 6
-"""Rows of the cells, LANES columns wide, by which the penalties of a weight matrix are summed."""
+"""The penalties of a weight matrix are summed by cells of this many rows and LANES columns."""
 
 GRAIN = 4096
-"""Elements of a flat region that one thread takes at a time; fixes the order of `SQNORM`'s sums."""
+"""Elements of a flat region that one thread takes at a time. It fixes the order of the sums of SQNORM."""
 
 
 def padded(cols: int) -> int:
     """Elements from one row of `cols` columns to the next.
 
-    Whole cache lines; from `SAME_SETS` on whole pairs of them, because CPUs fetch pairs, and never a multiple of
-    `SAME_SETS`, whose rows would fall on few sets of a cache and evict each other.
+    Whole cache lines. From `SAME_SETS` on whole pairs of lines, because CPUs fetch pairs, and never a multiple of
+    `SAME_SETS`, because such rows share few sets of a cache and evict each other.
     """
     lines = -(-cols // LANES) * LANES
     if lines < SAME_SETS:
@@ -234,13 +234,13 @@ def padded(cols: int) -> int:
 
 
 def segments(widths: Sequence[int]) -> list[int]:
-    """First columns of matrices of these widths side by side, each at the start of a cache line, and the end."""
+    """First columns of matrices with these widths, side by side, each at the start of a cache line; then the end."""
     return [0, *itertools.accumulate(-(-n // LANES) * LANES for n in widths)]
 
 
 def jacobian_segments(widths: Sequence[int]) -> list[int]:
-    """First columns, in a row of JACOBIAN's partial sums, of the gradients by the Gram matrix and by W2', W3', ..., and
-    their end; `widths` are those of the encoder's layers. A matrix lies row by row, `padded(columns)` apart.
+    """The layout of a row of JACOBIAN's partial sums: the first columns of the gradients by the Gram matrix and by W2',
+    W3', ..., then the end. `widths` are the widths of the encoder's layers. Its rows lie `padded(columns)` apart.
     """
     rows_of, columns_of = (widths[0], *widths[1:]), (widths[0], *widths[:-1])
     sizes = (rows * padded(columns) for rows, columns in zip(rows_of, columns_of, strict=True))
