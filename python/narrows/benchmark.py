@@ -1,8 +1,8 @@
-"""Training steps timed on this machine: the standard cases, how fast they go and how fast they could.
+"""Times training steps on this machine: the standard cases, their speed, and the speed that the machine allows.
 
-Promises: every round trains the same steps from the same start; a floor comes from a probe of the machine taken beside
-the timing it belongs to; what could not be measured is None.
-Never: imports another library to compare with (``bench/peers.py`` does), changes the state of an estimator.
+Promises: every round trains the same steps from the same start. The floor comes from a probe of the machine next to its
+timing. Values that could not be measured are None.
+Never: imports another library (``bench/peers.py`` compares), changes the state of an estimator.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from .plan.spec import Activation, LayerSpec, Loss, NetworkSpec
 __all__ = ["CASES", "Case", "OpTiming", "StepTiming", "machine", "prepared", "profile_ops", "time_steps"]
 
 BATCHES = 20
-"""Different batches that the steps go through, in order, again and again."""
+"""Number of different batches; the steps cycle through them."""
 ROUND_SECONDS = 0.02
 MIN_ROUNDS = 3
 MAX_STEPS = 500
-"""Steps of a round: the moments of a dead unit decay by 0.9 a step and would be subnormal, hence slow, after 830."""
+"""Most steps of a round. The moments of a dead unit decay by 0.9 a step; after 830 they are subnormal, so slow."""
 
 
 @dataclass(frozen=True)
@@ -187,7 +187,7 @@ def time_steps(case: Case, backend: str, *, n_threads: int | None = None, second
         return (time.perf_counter() - begin) / n
 
     try:
-        # What the CPU can do is no floor of a GPU's.
+        # The CPU's speed is no floor for a GPU.
         probed = backend != "cuda"
         before = _probe_machine(n_threads) if probed else None
         steps, rounds = _rounds(train, seconds)
@@ -239,7 +239,7 @@ def _described(plan: Plan, op: Op) -> tuple[str, str]:
     """Operands and size for `OpTiming`."""
     signature = SIGNATURES[op.code]
     slots = {role: plan.slots[i] for role, i in zip(signature.slots, op.slots, strict=True) if i >= 0}
-    # Optimiser state goes without saying.
+    # Optimiser state is left out.
     named = {role: s.name for role, s in slots.items() if s.region not in (Region.MOMENT1, Region.MOMENT2)}
     written = [name for role, name in named.items() if role in signature.writes]
     read = [name for role, name in named.items() if role in signature.reads]
@@ -257,10 +257,10 @@ T = TypeVar("T")
 
 
 def _rounds(run: Callable[[int], T], seconds: float) -> tuple[int, list[T]]:
-    """Steps of a round, and what `run(steps)` returned in each round, after a warm-up."""
-    # The threads of what ran before spin for a while, and would take the cores from this.
+    """Steps of a round, and the result of `run(steps)` for each round, after a warm-up."""
+    # Threads of an earlier program spin for a while and would take the cores.
     time.sleep(0.05)
-    run(1)  # kernels are compiled, pages are touched
+    run(1)  # compiles kernels and touches pages
     steps = 1
     while True:
         begin = time.perf_counter()
@@ -280,16 +280,16 @@ def _probe_machine(n_threads: int) -> dict[str, float] | None:
         return None
     from .backends.cpp import probe_machine
 
-    # Threads without a core of their own do not run at once, and the clock would see only some of them.
+    # Threads that share a core do not run at once, and the clock would see only some of them.
     return probe_machine(min(n_threads, usable_cpus()[0]))
 
 
 _ISAS = {"amx_bf16": "amx", "avx512f": "avx512", "avx2": "avx2"}
-"""Flags of a CPU and the instruction sets they stand for, best first."""
+"""CPU flags and their instruction sets, best first."""
 
 
 def machine() -> dict[str, Any]:
-    """The CPU, its instruction set and cores, the system and Python, to store beside a timing."""
+    """The CPU, its instruction set and cores, the system, and Python, to store with a timing."""
     try:
         with open("/proc/cpuinfo") as file:
             fields = {k.strip(): v.strip() for k, v in (line.split(":", 1) for line in file if ":" in line)}

@@ -1,6 +1,6 @@
-"""The CPUs that this process may use, and how many threads it takes of them.
+"""The CPUs that this process may use, and the number of threads it starts.
 
-Promises: never simply the cores of the node; affinity, cgroup quota, the scheduler's and OpenMP's limits are honoured.
+Promises: respects the affinity mask, the cgroup quota, and the limits of the scheduler and of OpenMP.
 Never: starts a thread.
 """
 
@@ -13,18 +13,16 @@ from functools import cache
 __all__ = ["MOST_THREADS", "thread_choice", "thread_count", "usable_cpus"]
 
 MOST_THREADS = 4096
-"""The native backend takes no more, so no backend does."""
+"""The limit of the native backend; all backends keep it."""
 
 
 def thread_count(n_threads: int | None = None) -> int:
-    """Threads to use of the CPU: the argument, else ``NARROWS_NUM_THREADS``, else ``SLURM_CPUS_PER_TASK``, else what
-    this process may use of the machine (affinity mask and cgroup quota); never simply the cores of the node.
-    """
+    """CPU threads: the argument, else ``NARROWS_NUM_THREADS``, else ``SLURM_CPUS_PER_TASK``, else `usable_cpus`."""
     return thread_choice(n_threads)[0]
 
 
 def thread_choice(n_threads: int | None = None) -> tuple[int, str]:
-    """`thread_count` and where the number comes from."""
+    """`thread_count`, and the source of the number."""
     if n_threads is not None:
         if isinstance(n_threads, bool) or int(n_threads) != n_threads or not 1 <= n_threads <= MOST_THREADS:
             raise ValueError(f"n_threads={n_threads!r} must be a positive integer of at most {MOST_THREADS}, or None")
@@ -38,8 +36,9 @@ def thread_choice(n_threads: int | None = None) -> tuple[int, str]:
 
 
 def usable_cpus() -> tuple[int, str]:
-    """What this process may use of the machine, and what says so: the affinity mask, the cgroup's quota, or OpenMP's
-    limit, by which joblib, threadpoolctl and ``OMP_NUM_THREADS`` keep processes from taking each other's cores.
+    """CPUs that this process may use, and the limit that decides: affinity mask, cgroup quota, or OpenMP.
+
+    joblib, threadpoolctl, and ``OMP_NUM_THREADS`` set the OpenMP limit so that processes do not compete for cores.
     """
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     found = allowed, "affinity mask"
@@ -51,7 +50,7 @@ def usable_cpus() -> tuple[int, str]:
 
 @cache
 def _openmp_limit() -> Callable[[], int]:
-    """A function that gives the threads that OpenMP would take by itself in the calling thread, 0 for no limit."""
+    """A function that returns the number of threads OpenMP would start in the calling thread; 0 for no limit."""
     try:
         from . import _core
     except ImportError:
@@ -64,7 +63,7 @@ def _openmp_limit() -> Callable[[], int]:
 
 @cache
 def _cgroup_cpus() -> int | None:
-    """Whole CPUs of the cgroup's quota (v2, then v1), or None without a quota."""
+    """Whole CPUs in the cgroup's quota (v2, then v1), or None without a quota."""
     try:
         with open("/sys/fs/cgroup/cpu.max") as file:
             quota, period = file.read().split()

@@ -184,7 +184,7 @@ def test_any_number_of_threads_gives_the_same_bits(cpp: str, case: Case, dtype: 
         ({"layers": (LayerSpec(3, 2, Activation.SIGMOID), LayerSpec(2, 3, Activation.SIGMOID))}, "one weight"),
         ({"corruption": Corruption.MASKING}, "corruption=.* has no meaning"),
         ({"kl_sparsity": 0.5}, "kl_sparsity=0.5 has no meaning"),
-        ({"n_chains": 3}, "n_chains=3 must not be less than the rows of a batch, 4"),
+        ({"n_chains": 3}, "n_chains=3 must not be less than the rows of a step, 4"),
     ],
 )
 def test_what_is_no_machine_is_refused(changes: dict[str, Any], message: str) -> None:

@@ -48,13 +48,13 @@ def test_geometry_that_cannot_be() -> None:
 @pytest.mark.parametrize(
     ("layer", "changes", "message"),
     [
-        (1, {"n_in": 81}, "layer 1: images of 80 and 12 values in rows of 81"),
+        (1, {"n_in": 81}, "layer 1 has images of 80 and 12 values in rows of 81"),
         (
             1,
             {"convolution": Convolution.of((4, 5, 4), 3, (3, 3), pool=(4, 5)), "n_out": 3},
             r"reads images \(4, 5, 4\)",
         ),
-        (3, {"tied_to": 0}, "layer 3: a convolution has no tied weight"),
+        (3, {"tied_to": 0}, "layer 3: a convolution cannot have a tied weight"),
     ],
 )
 def test_layers_that_do_not_fit(layer: int, changes: dict[str, Any], message: str) -> None:
@@ -71,7 +71,7 @@ def test_what_convolutions_do_not_go_with() -> None:
     with pytest.raises(ValueError, match="latent layer of a variational network is dense"):
         lower(replace(convolutional("gaussian"), latent=1), 4)
     for options in ({}, {"contractive_probes": 1, "contractive_hessian": 0.1}):
-        with pytest.raises(ValueError, match=r"contractive=0.5.*not of convolutions.*method='hutchinson' takes both"):
+        with pytest.raises(ValueError, match=r"contractive=0.5.*not convolutions.*method='hutchinson' takes both"):
             lower(images((4, 4, 1), conv(2), 16, latent=1, contractive=0.5, **options), 4)
     spec = images((2, 2, 1), conv(1), 4, latent=1)
     tied = LayerSpec(4, 4, Activation.LINEAR, tied_to=0)

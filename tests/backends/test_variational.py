@@ -151,7 +151,7 @@ def test_a_variance_has_a_floor(backend: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"activity_l1": 0.5, "contractive": 0.1}, "activity_l1=0.5, contractive=0.1: a penalty on codes"),
+        ({"activity_l1": 0.5, "contractive": 0.1}, "activity_l1=0.5, contractive=0.1 must be 0"),
         (
             {"layers": (LayerSpec(5, 3, Activation.LINEAR), LayerSpec(3, 5, Activation.LINEAR))},
             "3 linear outputs for 3",

@@ -110,7 +110,7 @@ def test_unexpected_errors_are_exit_1(npy, tmp_path, monkeypatch, line):
 @pytest.mark.skipif(probe("cuda").ok, reason="a GPU has tf32")
 def test_a_precision_of_another_backend_is_refused_before_anything_is_written(npy, tmp_path, line):
     assert narrows("fit", npy, "--out", tmp_path / "o", "--precision", "tf32", *SMALL) == 6
-    assert "--precision tf32 is of the cuda backend" in line()
+    assert "--precision tf32 needs --backend cuda" in line()
     assert not (tmp_path / "o").exists()
 
 

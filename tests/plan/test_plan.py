@@ -426,21 +426,21 @@ def test_the_cases_use_everything() -> None:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"tied": True}, "cannot be told batches"),
+        ({"tied": True}, "cannot be conditioned on batches"),
         ({"n_conditions": 3}, "8 inputs for 3 latents and 3 batches"),
         ({"n_conditions": -1}, "8 inputs for 3 latents and -1 batches"),
         ({"variational": True, "n_conditions": 0}, "6 linear outputs for 8 latents"),
     ],
     ids=["tied", "more", "negative", "without"],
 )
-def test_a_decoder_that_is_told_batches_has_inputs_for_them(wrong: dict[str, Any], message: str) -> None:
+def test_a_conditioned_decoder_has_inputs_for_the_conditions(wrong: dict[str, Any], message: str) -> None:
     given = {"n_conditions": 5} | wrong
     spec = network((7, 6, 3, 6, 7), **(given | {"n_conditions": 0 if "tied" in wrong else 5}))
     with pytest.raises(ValueError, match=message):
         lower(changed(spec, n_conditions=given["n_conditions"]), 8)
 
 
-def test_a_convolution_that_decodes_is_told_no_batches() -> None:
+def test_a_convolutional_decoder_cannot_be_conditioned() -> None:
     case = next(c for c in MODEL_CASES if c.name == "convolution-LINEAR")
     with pytest.raises(ValueError, match="convolutional"):
         lower(changed(case.spec, n_conditions=2), 8)

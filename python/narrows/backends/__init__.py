@@ -1,10 +1,10 @@
-"""Backends: what can run a plan, which one to take, and why the others were skipped.
+"""Backends: which ones can run a plan here, which one runs it, and why others were skipped.
 
 Promises: `probe` never raises; ``backend="auto"`` takes the first of `AUTO` that probes ok, never the reference, and
-logs one line about what it skipped, as a warning if something could be done about it; a name that is unknown or cannot
-run here is an error, never a substitution.
+logs one line about the skipped ones; the line is a warning if the user can change that. An unknown name, or a backend
+that cannot run here, is an error, never a substitution.
 
-`protocol` says what a backend is.
+`protocol` defines a backend.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def probe(name: str) -> Probe:
 
 
 def own_ops(name: str) -> frozenset[OpCode]:
-    """The ops for which a backend has a form of its own; the others are the reference's."""
+    """The ops that a backend implements itself; the others run in the reference's form."""
     own: frozenset[OpCode] = _module(name).own_ops()
     return own
 
@@ -79,8 +79,8 @@ _announced: set[str] = set()
 def resolve(name: str = "auto", *, announce: bool = True) -> str:
     """The backend that will run: `name`, or the first of `AUTO` that can.
 
-    ``NARROWS_BACKEND`` overrides ``"auto"``. What ``"auto"`` chose is logged once, unless this only asks: as a warning
-    if it skipped what this machine has, such as a GPU without CuPy.
+    ``NARROWS_BACKEND`` overrides ``"auto"``. The choice of ``"auto"`` is logged once if `announce`: as a
+    warning if it skipped hardware that this machine has, such as a GPU without CuPy.
 
     Raises
     ------
@@ -103,7 +103,7 @@ def resolve(name: str = "auto", *, announce: bool = True) -> str:
 
 
 def _first(names: Sequence[str], announce: bool) -> str:
-    """The first of them that can run here."""
+    """The first of these backends that can run here."""
     skipped: list[str] = []
     level = logging.INFO
     for name in names:
@@ -124,37 +124,37 @@ def _first(names: Sequence[str], announce: bool) -> str:
 
 @cache
 def host_backend() -> str:
-    """The backend for arrays of the CPU that are worth no trip to a GPU: what "auto" takes but "cuda"; chosen once."""
+    """The backend for arrays in host memory that do not go to a GPU: the choice of "auto" without "cuda", made once."""
     forced = os.environ.get("NARROWS_BACKEND") or "auto"
     return _first([name for name in AUTO if name != "cuda"], True) if forced in ("auto", "cuda") else resolve(forced)
 
 
 @cache
 def layer_backend() -> Any:
-    """The module whose `dense_layer` and `dense_backward_layer` serve the layers of `narrows.functional` on a CPU."""
+    """The module with `dense_layer` and `dense_backward_layer` for `narrows.functional` on a CPU."""
     return _module(host_backend())
 
 
 @cache
 def gpu_layers() -> Any:
-    """The module that serves them where the operands are on a GPU; it makes their results, too."""
+    """The module with the same functions for operands on a GPU."""
     return _module("cuda.layers")
 
 
 def compile_plan(
     plan: Plan, backend: str, *, precision: Any = Precision.FLOAT32, n_threads: int | None = None
 ) -> Program:
-    """Compile `plan` for the backend named `backend` (already resolved), in a precision that `Precision.of` knows."""
+    """Compile `plan` for the (resolved) backend, in a precision that `Precision.of` knows."""
     precision = check_precision(precision, backend)
     program: Program = _module(backend).compile(plan, precision=precision, n_threads=thread_count(n_threads))
     return program
 
 
 def check_precision(precision: Any, backend: str) -> Precision:
-    """A precision that `Precision.of` knows, if the (resolved) backend has it, else a BackendError."""
+    """The precision, if the (resolved) backend has it; else raise BackendError."""
     found = Precision.of(precision)
     if found is Precision.TF32 and backend != "cuda":
         raise BackendError(
-            f"precision='tf32' is of the cuda backend, and this is {backend}: take 'float32' or backend='cuda'"
+            f"precision='tf32' needs backend='cuda', and this is {backend!r}: use precision='float32' or backend='cuda'"
         )
     return found

@@ -1,4 +1,4 @@
-"""What a backend is: the probe, the compiled program, and what changes from step to step.
+"""The interface of a backend: the probe, the compiled program, and the values that change from step to step.
 
 A backend is a module with ``probe() -> Probe``, ``compile(plan, *, precision, n_threads) -> Program`` and
 ``own_ops() -> frozenset[OpCode]``.
@@ -25,26 +25,26 @@ class Probe(NamedTuple):
     ok: bool
     reason: str
     absent: bool = False
-    """Whether it cannot because this machine has not got what it is for, which nobody need be told."""
+    """True if the hardware is absent; that is not worth a warning."""
     denied: bool = False
-    """Whether it cannot because of what the environment asks of it, for which no other stands in."""
+    """True if an environment variable asks for something impossible; no other backend replaces it then."""
 
 
 @dataclass(frozen=True)
 class Hyper:
-    """What changes from step to step.
+    """Values that change from step to step.
 
     Attributes
     ----------
     seed : int
         Key of the random numbers, below 2**64.
     step : int
-        Updates done before this call; counts on inside it.
+        Updates done before this call.
     learning_rate : ndarray of float64, shape (n_steps,)
     kl_factor : ndarray of float64, shape (n_steps,), optional
-        What the KL term of a variational network is multiplied with besides its weight; 1 by default.
+        Another factor of the KL term of a variational network; 1 by default.
     momentum : ndarray of float64, shape (n_steps,), optional
-        Of sgd, in place of the plan's.
+        Momentum of sgd, instead of the plan's.
     """
 
     seed: int
@@ -59,7 +59,7 @@ State = dict[str, NDArray[Any]]
 
 
 class Program(Protocol):
-    """A compiled plan with its own memory. Not for two threads at once."""
+    """A compiled plan with its own memory. Only one thread at a time may use it."""
 
     plan: Plan
 
@@ -67,22 +67,24 @@ class Program(Protocol):
         """Set parameters, and optimiser state where present (zero otherwise)."""
 
     def state(self, *, optimiser: bool = True) -> State:
-        """Copies of parameters and, if it is wanted, of optimiser state."""
+        """Copies of the parameters and, if `optimiser`, of the optimiser state."""
 
     def views(self) -> State:
-        """Parameters and optimiser state, not copied if they lie in this machine's memory, where they change with the
-        program; valid until it is closed."""
+        """Parameters and optimiser state, without a copy if they are in host memory.
+
+        Such views change with the program, and are valid until it is closed.
+        """
 
     def finite(self) -> bool:
         """Whether all parameters and all optimiser state are finite."""
 
     def hand_over(self) -> State:
-        """Close the program and return its parameters and optimiser state, without a copy where that takes less
-        memory."""
+        """Close the program and return its parameters and optimiser state, without a copy if that saves memory."""
 
     def bind(self, X: Any, target: Any = None, weight: Any = None, condition: Any = None) -> None:
-        """Set the data that `train` and `gradient` take their rows from: ndarray (any strides) or CSR; X may be
-        `Shifted` rows of such if the plan is of shifted rows.
+        """Set the data for `train` and `gradient`: ndarrays with any strides, or CSR.
+
+        X may be `Shifted` if the plan has `Data.shifted`.
 
         `condition` holds the batch number of each row, from 0, if the decoder is conditioned on batches.
         """
@@ -103,20 +105,22 @@ class Program(Protocol):
         """Terms and gradients of one training step, without the update."""
 
     def apply(self, X: Any, mode: Mode, target: Any = None, condition: Any = None) -> NDArray[Any]:
-        """Run an inference mode over all rows of X; DECODE and LIKELIHOOD take latent codes for X. A decoder that is
-        conditioned on batches needs `condition`, as in `bind`."""
+        """Run an inference mode over all rows of X. DECODE and LIKELIHOOD take latent codes instead of X.
+
+        A decoder that is conditioned on batches needs `condition`, as in `bind`.
+        """
 
     def close(self) -> None:
         """Free the memory; further calls are errors."""
 
 
 def copies(views: State, optimiser: bool) -> State:
-    """Of parameters and, if it is wanted, of optimiser state."""
+    """Copies of the parameters and, if `optimiser`, of the optimiser state."""
     return {name: view.copy() for name, view in views.items() if optimiser or "." not in name}
 
 
 def all_finite(*arrays: NDArray[Any]) -> bool:
-    """Whether there is neither NaN nor infinity in them."""
-    # A sum is finite only if every value is, and needs no temporary; whether it overflowed is asked then.
+    """Whether the arrays hold neither NaN nor infinity."""
+    # A finite sum proves that every value is finite, without a temporary. An infinite sum may be an overflow.
     with np.errstate(over="ignore", invalid="ignore"):
         return all(math.isfinite(array.sum()) or bool(np.isfinite(array).all()) for array in arrays)

@@ -1,19 +1,19 @@
 """Lowering of restricted Boltzmann machines: Gibbs chains, and the two phases of their learning rule.
 
-Promises: means are the conditional expectations of the model, states are drawn from its conditional distributions, and
-what is updated is an estimate of the gradient of the mean of -log p(v) over the rows of the batch.
+Promises: means are the model's conditional expectations, and states are drawn from its conditional distributions. The
+update uses an estimate of the gradient of the mean of -log p(v) over the rows of the step.
 Never: touches data or knows a backend.
 
 The model: p(v, h) ~ exp(-E), E = -v'Wh - b'h - c'v for binary units; a Gaussian unit u, of variance 1, adds u**2 / 2.
 Given the other layer, units are independent with means sigmoid(b + W'v) or b + W'v, and likewise c + Wh. The gradient
 of -log p(v) by W is E[v h'] of the model less that of the data (Hinton, "Training products of experts by minimizing
 contrastive divergence", Neural Computation 14, 2002). The first is estimated by n Gibbs steps, from the row itself
-(CD-n), or in chains that go on from update to update (Tieleman, "Training restricted Boltzmann machines using
+(CD-n), or in chains that continue from update to update (Tieleman, "Training restricted Boltzmann machines using
 approximations to the likelihood gradient", ICML 2008). In both, the last hidden units enter by their means.
 
-With v, h of the row and v~, h~ of the chain, v~'h~ - v'h = (v~ - v)'h~ + v'(h~ - h). So the two layers of tied weight
-have the inputs v and h~ and the deltas h~ - h and v~ - v, and what follows is the backward pass of any tied network:
-the same fused updates, decays and solvers.
+With v, h of the row and v~, h~ of the chain, v~'h~ - v'h = (v~ - v)'h~ + v'(h~ - h). So the two layers with the
+tied weight have the inputs v and h~ and the deltas h~ - h and v~ - v. The rest is the backward pass of any tied
+network, with the same fused updates, decays, and solvers.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ UNITS = {Activation.SIGMOID: Units.BERNOULLI, Activation.LINEAR: Units.GAUSSIAN}
 
 
 def check_boltzmann(spec: NetworkSpec, batch_rows: int) -> None:
-    """Refuse a specification that is no restricted Boltzmann machine.
+    """Raise ValueError if the network is not a restricted Boltzmann machine.
 
     Raises
     ------
     ValueError
-        Not two layers of one weight, activations that no units have, something that belongs to autoencoders alone, or
-        fewer chains than a batch has rows.
+        The network does not have two layers with one weight; an activation is not sigmoid or linear; an option is for
+        autoencoders only; or there are fewer chains than rows of a step.
     """
     layers = spec.layers
     gibbs = spec.training.gibbs
     assert gibbs is not None
     if len(layers) != 2 or layers[1].tied_to != 0 or any(layer.activation not in UNITS for layer in layers):
         raise ValueError(
-            f"n_gibbs={gibbs.n_steps}: a Boltzmann machine has two layers of one weight, sigmoid or linear, not "
+            f"n_gibbs={gibbs.n_steps}: a Boltzmann machine has two layers with one weight, sigmoid or linear, not "
             + ", ".join(f"{layer.n_in}-{layer.n_out} {layer.activation.name.lower()}" for layer in layers)
         )
     foreign = {
@@ -81,14 +81,14 @@ def write_phases(
     weight : str or None
         Slot of the rows' weights.
     rowloss : str
-        Takes the losses of the first reconstructions, unless chains go on, which rebuild no row.
+        Slot for the losses of the first reconstructions. Chains that continue reconstruct no row.
 
     Returns
     -------
     inputs : list of str
         Slots of the layers' inputs.
     deltas : dict of int to str
-        Slots of the gradients by their pre-activations, as far as the parameters' gradients go.
+        Slots of the deltas, from which the parameters' gradients follow.
     """
     up, down = spec.layers
 
@@ -106,13 +106,13 @@ def write_phases(
     h = "chain" if gibbs.n_chains else hidden
     for step in range(gibbs.n_steps):
         states = drawn(h, up, f"hidden{step}")
-        judged = low.rows("rebuilt", down.n_out) if step == 0 and not gibbs.n_chains else None
-        v = mean(states, down, "b1", f"visible{step}", judged)
-        if judged is not None:
+        rebuilt = low.rows("rebuilt", down.n_out) if step == 0 and not gibbs.n_chains else None
+        v = mean(states, down, "b1", f"visible{step}", rebuilt)
+        if rebuilt is not None:
             low.op(
                 OpCode.LOSS,
                 LEARN,
-                {"z": judged, "target": visible, "weight": weight, "rowloss": rowloss},
+                {"z": rebuilt, "target": visible, "weight": weight, "rowloss": rowloss},
                 loss=spec.loss,
                 activation=down.activation,
                 delta=spec.huber_delta,

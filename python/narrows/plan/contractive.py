@@ -1,14 +1,16 @@
-"""Lowering of the contractive penalties: the squared Frobenius norm of the encoder's Jacobian, exact or estimated by
-probes, that of its change under noise, and their gradients.
+"""Lowering of the contractive penalties and their gradients.
 
-Promises: the penalties are of the encoder as it runs in the step (on corrupted input, if there is corruption), with
-every term of their gradients: by the weights they are made of and, through the slopes, by all pre-activations.
+The penalties are the squared Frobenius norm of the encoder's Jacobian, exact or estimated by probes, and the squared
+norm of the Jacobian's change under noise.
+
+Promises: the penalties use the encoder as it runs in the step, on corrupted input if there is corruption. The gradients
+are complete: by the weights and, through the slopes, by all pre-activations.
 Never: touches data or knows a backend.
 
 For layers a[i] = act(z[i]), z[i] = a[i-1] W[i] + b[i] with slopes p[i] = act'(z[i]), the Jacobian of a row is
-J = D[L] W[L]' ... D[1] W[1]' = B W[1]' with D[i] = diag(p[i]), and |J|**2 = tr(B W[1]'W[1] B'): the width of the input
-drops out of what a row costs. One layer has a closed form. A convolution has the matrix W[i] that it is, never written
-out, and max pooling is a choice among the rows of D[i]; products J'v go through both. Sources: Rifai, Vincent, Muller,
+J = D[L] W[L]' ... D[1] W[1]' = B W[1]' with D[i] = diag(p[i]), and |J|**2 = tr(B W[1]'W[1] B'). So a row costs the
+same for any width of the input. One layer has a closed form. A convolution is a matrix W[i] that is never written
+out, and max pooling selects rows of D[i]; products J'v go through both. Sources: Rifai, Vincent, Muller,
 Glorot and Bengio, "Contractive auto-encoders", ICML 2011; Rifai, Mesnil, Vincent, Muller, Bengio, Dauphin and Glorot,
 "Higher order contractive auto-encoder", ECML 2011; Hutchinson, Communications in Statistics 18, 1989: E |J'v|**2 =
 |J|**2 for v of independent signs.
@@ -27,17 +29,16 @@ from .spec import Activation, Corruption, NetworkSpec, Noise
 __all__ = ["Contraction", "Reduction", "check_contractive"]
 
 Reduction = tuple[str, str | None, str, bool]
-"""What a REDUCE adds to the terms: its slot, a weight for each row, the term, and whether it is a mean."""
+"""The operands of a REDUCE: the summed slot, the row weights, the term, and whether the term is a mean over rows."""
 
 
 def check_contractive(spec: NetworkSpec) -> None:
-    """Refuse a specification whose contractive penalties are not defined.
+    """Raise ValueError if the contractive penalties are not defined.
 
     Raises
     ------
     ValueError
-        Dropout in the encoder, or more layers in it than the exact penalty takes, or convolutions, of which it takes
-        none.
+        The encoder has dropout or tied layers. For the exact penalty: it has convolutions or too many layers.
     """
     penalties = spec.training.penalties
     if penalties.contractive <= 0 and penalties.contractive_hessian <= 0:
@@ -46,36 +47,36 @@ def check_contractive(spec: NetworkSpec) -> None:
     for i, layer in enumerate(spec.layers[: spec.latent]):
         if layer.dropout > 0:
             raise ValueError(
-                f"{given} with dropout={layer.dropout:g} in layer {i} of the encoder: the penalty is of an encoder "
-                "that drops nothing"
+                f"{given} with dropout={layer.dropout:g} in layer {i} of the encoder: contractive penalties "
+                "need an encoder without dropout"
             )
         if layer.tied_to is not None:
             raise ValueError(f"{given} with layer {i} of the encoder tied to layer {layer.tied_to}")
     exact = penalties.contractive_probes == 0 or penalties.contractive_hessian > 0
     if exact and any(layer.convolution is not None for layer in spec.layers[: spec.latent]):
         raise ValueError(
-            f"{given}: the exact penalty, and contractive_hessian, are of dense encoders, not of convolutions; "
+            f"{given}: the exact penalty and contractive_hessian need a dense encoder, not convolutions; "
             "contractive_method='hutchinson' takes both"
         )
     if exact and spec.latent > JACOBIAN_LAYERS:
         raise ValueError(
-            f"{given}: the exact penalty is for encoders of up to {JACOBIAN_LAYERS} layers, not {spec.latent}; "
+            f"{given}: the exact penalty takes encoders of up to {JACOBIAN_LAYERS} layers, not {spec.latent}; "
             "contractive_method='hutchinson' takes any number"
         )
 
 
 @dataclass
 class Contraction:
-    """Writes the penalties into the backward pass, and keeps what later ops must know of them.
+    """Writes the penalties into the backward pass.
 
     Parameters
     ----------
     low : OpList
     spec : NetworkSpec
     weights, saved : list of str
-        Slots of each layer's weight and of what its derivative is told from.
+        Slots of each layer's weight, and of the output or pre-activation that its derivative is computed from.
     weight : str or None
-        Slot of the rows' weights.
+        Slot of the row weights.
     convolutions : Convolutions
     """
 
@@ -87,29 +88,29 @@ class Contraction:
     convolutions: Convolutions
     reductions: list[Reduction] = field(default_factory=list)
     begun: set[str] = field(default_factory=set)
-    """Parameters whose gradients hold something already."""
+    """Parameters whose gradients are already begun; later ops add to them."""
     colrates: dict[str, str] = field(default_factory=dict)
-    """Slot of the rates by which the columns of a weight are its own gradient."""
+    """For a weight, the slot of the rates: rate times column is part of its gradient."""
     dslopes: str | None = None
 
     def __post_init__(self) -> None:
         self.layers = self.spec.layers[: self.spec.latent]
         self.penalties = self.spec.training.penalties
         self.outputs = self.saved
-        # Slopes are those before a pooling.
+        # Slopes are taken before the pooling.
         self.saved = [self.convolutions.unpooled.get(i, (s, s))[1] for i, s in enumerate(self.outputs)]
         self.widths = [self.low.shapes[s][2] for s in self.saved[: self.spec.latent]]
         self.columns = segments(self.widths)
 
-    def penalise(self, dz: str, onto: bool = True) -> None:
-        """Write the penalties, once the forward pass is there.
+    def penalize(self, dz: str, accumulate: bool = True) -> None:
+        """Write the penalties, after the forward pass.
 
         Parameters
         ----------
         dz : str
-            Gradient by the latent layer's pre-activations; the penalties of one layer add theirs to it.
-        onto : bool
-            Whether it holds something.
+            Slot of the gradient by the latent layer's pre-activations; the penalty of a single layer adds to it.
+        accumulate : bool
+            Whether the slot already holds a value.
         """
         penalties = self.penalties
         passes = []
@@ -120,7 +121,7 @@ class Contraction:
             [(penalties.contractive, None)] if penalties.contractive > 0 else []
         )
         if len(self.layers) == 1 and self.layers[0].convolution is None:
-            self._closed_form([*plain, *hessian], dz, onto)
+            self._closed_form([*plain, *hessian], dz, accumulate)
         elif plain or hessian:
             slopes = self._slopes(self.saved, "slopes")
             self.dslopes = self.low.rows("dslopes", self.columns[-1])
@@ -129,14 +130,14 @@ class Contraction:
             if exact:
                 self._exact(exact, slopes)
             if by_probes:
-                self._probes(slopes, onto=bool(exact))
+                self._probes(slopes, accumulate=bool(exact))
         for noisy in passes:
             noisy.backward()
 
-    def curve(self, i: int, dz: str, onto: bool = True) -> None:
-        """Add what the penalties have by the pre-activations of layer i to what `dz` holds of the layers above."""
+    def curve(self, i: int, dz: str, accumulate: bool = True) -> None:
+        """Add the penalties' gradient by the pre-activations of layer i to `dz`."""
         if self.dslopes is not None and i < self.spec.latent:
-            self._curve(i, self.dslopes, self.saved[i], dz, onto)
+            self._curve(i, self.dslopes, self.saved[i], dz, accumulate)
 
     def wgrad(self, x: str, dz: str, W: str) -> None:
         """dW (+)= x' dz."""
@@ -144,7 +145,7 @@ class Contraction:
         self.begun.add(W)
 
     def linear_dgrad(self, dz: str, i: int, like: str, out: str, *, forward: bool = False) -> None:
-        """out = dz W' of layer i, or dz W if `forward`, in rows as wide as the slot `like`."""
+        """out = dz W' of layer i, or dz W if `forward`; rows are as wide as the slot `like`."""
         self.low.op(
             OpCode.DGRAD,
             LEARN,
@@ -154,18 +155,18 @@ class Contraction:
             scale=1.0,
         )
 
-    def _curve(self, i: int, dslopes: str, saved: str, dz: str, onto: bool) -> None:
+    def _curve(self, i: int, dslopes: str, saved: str, dz: str, accumulate: bool) -> None:
         self.low.op(
             OpCode.CURVES,
             LEARN,
             {"dslopes": dslopes, "saved": saved, "dz": dz},
             activation=self.layers[i].activation,
             column=self.columns[i],
-            accumulate=onto,
+            accumulate=accumulate,
         )
 
     def _slopes(self, saved: list[str], name: str) -> str:
-        """The slopes of all layers side by side."""
+        """Write the slopes of all layers side by side; return their slot."""
         out = self.low.rows(name, self.columns[-1])
         for i, layer in enumerate(self.layers):
             self.low.op(
@@ -177,7 +178,7 @@ class Contraction:
             )
         return out
 
-    def _closed_form(self, terms: list[tuple[float, _NoisyPass | None]], dz: str, onto: bool) -> None:
+    def _closed_form(self, terms: list[tuple[float, _NoisyPass | None]], dz: str, accumulate: bool) -> None:
         low, n = self.low, self.widths[0]
         colrate: str | None = None
         for strength, noisy in terms:
@@ -198,7 +199,7 @@ class Contraction:
                     "penalty": penalty,
                 },
                 activation=self.layers[0].activation,
-                accumulate_dz=onto or begun,
+                accumulate_dz=accumulate or begun,
                 accumulate_colrate=begun,
                 strength=strength,
             )
@@ -240,8 +241,8 @@ class Contraction:
         low.op(OpCode.GRAM_WGRAD, LEARN, {"W": encoder[0], "dgram": gram, "dW": f"d{encoder[0]}"})
         self.begun |= set(encoder)
 
-    def _probes(self, slopes: str, onto: bool) -> None:
-        """For each probe v, J'v layer by layer down to the input, its squared norm, and back."""
+    def _probes(self, slopes: str, accumulate: bool) -> None:
+        """For each probe v: J'v layer by layer down to the input, its squared norm, and the way back."""
         low, penalties, last = self.low, self.penalties, len(self.layers) - 1
         conv = self.convolutions
         rowpenalty = low.rows("contractive", 1)
@@ -280,14 +281,14 @@ class Contraction:
                     LEARN,
                     {"dout": dt, "x": x[i], "slopes": slopes, "dslopes": self.dslopes},
                     column=self.columns[i],
-                    accumulate=onto or r > 0,
+                    accumulate=accumulate or r > 0,
                 )
                 above = conv.pick(i, dt, f"picked{i}.{r}") if i in conv.unpooled and i < last else dt
         self.reductions.append((rowpenalty, None, "contractive", False))
 
 
 class _NoisyPass:
-    """The encoder once more, on its input with noise added."""
+    """A second pass of the encoder, with noise added to its input."""
 
     def __init__(self, contraction: Contraction, number: int) -> None:
         self.of = contraction
@@ -316,7 +317,7 @@ class _NoisyPass:
         return self.deltas[i]
 
     def backward(self) -> None:
-        """From the derivatives by the slopes, or by the only layer's pre-activations, to those by the parameters."""
+        """Write the parameters' gradients from those by the slopes, or by the pre-activations of a single layer."""
         of, low = self.of, self.of.low
         last = len(of.layers) - 1
         for i in range(last, -1, -1):

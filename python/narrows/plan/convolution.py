@@ -1,12 +1,12 @@
-"""Lowering of convolutional layers: images through convolutions, poolings and back, and the gradients of their weights.
+"""Lowering of convolutional layers: the forward pass, the backward pass, and the gradients of their weights.
 
-Promises: rows hold their channels last wherever they meet something other than a convolution (data, codes, dense
-layers) and one channel after the other in between, so that the order inside is nobody's concern.
+Promises: data, codes, and the inputs and outputs of dense layers have their channels last. Between two convolutions,
+rows hold one channel after the other.
 Never: touches data or knows a backend.
 
-A layer is nearest upsampling, the convolution with its bias and activation, and max pooling; upsampling is part of
-how the convolution reads its input. The gradient by a weight is a sum over rows and pixels: grains of rows have partial
-sums of their own, which are added in order where the parameter is updated.
+A layer is nearest upsampling, the convolution with its bias and activation, and max pooling. The convolution upsamples
+while it reads its input. The gradient by a weight is a sum over rows and pixels: each grain of rows has its own partial
+sums, and the update adds them in order.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ X_LAST, OUT_LAST = 1, 2
 
 
 def check_convolutions(spec: NetworkSpec) -> None:
-    """Refuse convolutional layers that do not fit together, or that the rest of a specification has no meaning for.
+    """Raise ValueError if convolutional layers do not fit together or with the rest of the network.
 
     Raises
     ------
@@ -37,18 +37,18 @@ def check_convolutions(spec: NetworkSpec) -> None:
             continue
         if (conv.n_in, conv.n_out) != (layer.n_in, layer.n_out):
             raise ValueError(
-                f"layer {i}: images of {conv.n_in} and {conv.n_out} values in rows of {layer.n_in} and {layer.n_out}"
+                f"layer {i} has images of {conv.n_in} and {conv.n_out} values in rows of {layer.n_in} and {layer.n_out}"
             )
         if before is not None and before.out_shape != conv.shape:
-            raise ValueError(f"layer {i} reads images {conv.shape}, layer {i - 1} puts out {before.out_shape}")
+            raise ValueError(f"layer {i} reads images {conv.shape}, layer {i - 1} writes {before.out_shape}")
         if layer.tied_to is not None:
-            raise ValueError(f"layer {i}: a convolution has no tied weight")
+            raise ValueError(f"layer {i}: a convolution cannot have a tied weight")
     if any(layer.tied_to is not None and layers[layer.tied_to].convolution for layer in layers):
         raise ValueError("a dense layer cannot be tied to a convolution")
     if layers[-1].convolution is not None and layers[-1].convolution.pooled:
-        raise ValueError(f"the output layer takes no pooling, not {layers[-1].convolution.pool}")
+        raise ValueError(f"the output layer takes no pooling, but has {layers[-1].convolution.pool}")
     if spec.variational and layers[spec.latent - 1].convolution is not None:
-        raise ValueError("the latent layer of a variational network is dense")
+        raise ValueError("the latent layer of a variational network is dense, not a convolution")
 
 
 class Convolutions:
@@ -67,12 +67,12 @@ class Convolutions:
         self.spec = spec
         self.weights = weights
         self.unpooled: dict[int, tuple[str, str]] = {}
-        """Of layers with pooling: what is pooled, and what its derivative is told from."""
+        """For layers with pooling: the slots of the pooling's input, and of what the derivative is computed from."""
         self.partials: dict[int, str] = {}
-        """Of layers whose weights' gradients are begun."""
+        """Slots of the partial sums of weight gradients that are begun."""
 
     def forward(self, i: int, modes: Mode, x: str) -> tuple[str, str]:
-        """Write layer i; return the slots of its output and of what the derivative by it is told from."""
+        """Write layer i; return the slot of its output, and the slot that its derivative is computed from."""
         low, layer = self.low, self.spec.layers[i]
         conv = layer.convolution
         assert conv is not None
@@ -97,8 +97,8 @@ class Convolutions:
     def dgrad(
         self, i: int, dz: str, saved: str, out: str, scale: float = 1.0, activation: Activation = Activation.LINEAR
     ) -> None:
-        """Write the gradient by the pre-activations of the layer before layer i, of this activation, or by its output
-        if that is linear or pooled.
+        """Write the gradient by the pre-activations of the layer before layer i, which has this activation, or by its
+        output if that is linear or pooled.
         """
         self.low.op(
             OpCode.CONV_DGRAD,
@@ -110,13 +110,13 @@ class Convolutions:
         )
 
     def unpool(self, i: int, dout: str) -> str:
-        """The slot of the gradient by the pre-activations of layer i, from that by its output if that is pooled."""
+        """Return the slot of the gradient by the pre-activations of layer i; `dout` is the gradient by its output."""
         if i not in self.unpooled:
             return dout
         return self.spread(i, dout, f"u{i}", self.spec.layers[i].activation)
 
     def spread(self, i: int, dout: str, name: str, activation: Activation = Activation.LINEAR) -> str:
-        """The slot `name` of the gradient through the pooling of layer i, and through an activation before it."""
+        """Write the gradient through the pooling of layer i, and through the activation before it, to slot `name`."""
         x, saved = self.unpooled[i]
         out = self.low.rows(name, self.low.shapes[x][2])
         self.low.op(
@@ -129,21 +129,19 @@ class Convolutions:
         return out
 
     def pick(self, i: int, y: str, name: str) -> str:
-        """The adjoint of `spread`: the slot `name` of what `y` holds where the pooling of layer i found its output."""
+        """Write the adjoint of `spread` to slot `name`: `y` at the pixels that the pooling of layer i selected."""
         out = self.low.rows(name, self.spec.layers[i].n_out)
         slots = {"y": y, "x": self.unpooled[i][0], "out": out}
         self.low.op(OpCode.MAXPOOL_PICK, LEARN, slots, **self._pooling(i))
         return out
 
     def linear(self, i: int, x: str, out: str) -> None:
-        """Write the convolution of layer i alone, without its bias."""
+        """Write the convolution of layer i, without bias and activation."""
         slots = {"x": x, "W": self.weights[i], "out": out}
         self.low.op(OpCode.CONVOLVE, LEARN, slots, activation=Activation.LINEAR, **self._geometry(i))
 
     def wgrad(self, i: int, x: str, dz: str, *, bias: bool) -> None:
-        """Write the partial sums of the gradient by the weight of layer i, onto those that are there, and of that by
-        its bias.
-        """
+        """Add to the partial sums of the gradient by the weight of layer i, and write those by its bias if `bias`."""
         begun = i in self.partials
         if not begun:
             rows, filters = self.spec.layers[i].weight_shape
@@ -153,19 +151,19 @@ class Convolutions:
         self.low.op(OpCode.CONV_WGRAD, LEARN, slots, bias=bias, accumulate=begun, **self._geometry(i))
 
     def wgrads(self, inputs: list[str], deltas: Mapping[int, str]) -> None:
-        """Write the partial sums of all gradients by weights and biases, between which no thread waits."""
+        """Write the partial sums of all gradients by weights and biases; no thread waits between them."""
         for i, layer in enumerate(self.spec.layers):
             if layer.convolution is not None:
                 self.wgrad(i, inputs[i], deltas[i], bias=True)
 
     def gradient(self, i: int, modes: Mode) -> None:
-        """Write the gradients by the weight and the bias of layer i."""
+        """Write the gradients by the weight and the bias of layer i from their partial sums."""
         for name, column in self._columns(i).items():
             slots = {"partial": self.partials[i], "out": f"d{name}"}
             self.low.op(OpCode.GRAIN_SUM, modes, slots, column=column, form=2)
 
     def update(self, i: int, penalty: str | None, decay: Mapping[str, float], rule: Mapping[str, float]) -> None:
-        """Write the update of the weight, with its decays, and of the bias of layer i."""
+        """Write the updates of the weight of layer i, with its decays, and of its bias."""
         for name, column in self._columns(i).items():
             weight = name == self.weights[i]
             state = {f"moment{k + 1}": f"moment{k + 1}.{name}" for k in range(self.spec.training.update.n_moments)}
@@ -184,7 +182,7 @@ class Convolutions:
         return {self.weights[i]: 0, f"b{i}": rows * padded(filters)}
 
     def _inside(self, i: int) -> bool:
-        """Whether what lies between layers i - 1 and i is seen by convolutions alone."""
+        """Whether layers i - 1 and i are both convolutions: images between them have one channel after the other."""
         layers = self.spec.layers
         border = i in (0, self.spec.latent, len(layers))
         return not border and layers[i - 1].convolution is not None and layers[i].convolution is not None
@@ -192,7 +190,7 @@ class Convolutions:
     def _geometry(self, i: int) -> dict[str, int]:
         conv = self.spec.layers[i].convolution
         assert conv is not None
-        # An image of one channel has both layouts.
+        # For an image of one channel, both layouts are the same.
         layout = X_LAST * (conv.shape[2] > 1 and not self._inside(i))
         layout |= OUT_LAST * (conv.filters > 1 and not conv.pooled and not self._inside(i + 1))
         values = (

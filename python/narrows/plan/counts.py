@@ -1,14 +1,14 @@
-"""Lowering of likelihoods of counts: what the network sees of them, the loss, and the means it is asked for.
+"""Lowering of likelihoods of counts: the input, the loss, and the means.
 
-Promises: rows of counts are read where they lie and never made dense; a row's mean, loss and code depend on that row
-alone.
+Promises: the loss reads rows of counts in place and never makes them dense. The mean, loss, and code of a row depend on
+that row alone.
 Never: touches data or knows a backend.
 
 The mean of a count is either the row's sum times the softmax of the output layer, as in scVI (Lopez et al., Nature
 Methods 15, 2018), or its size factor, the sum over `Data.size_sum`, times the exponential, as in DCA (Eraslan et
 al., Nature Communications 10, 2019). Negative binomial counts of mean mu have the variance mu + mu**2 / theta; theta,
-the inverse dispersion, is a parameter for each feature, the same for all rows, or comes out of the network for each
-row and feature. Zero-inflated ones are zero with a probability besides that comes out of the network.
+the inverse dispersion, is a parameter for each feature, or the network predicts it for each row and feature. For
+zero-inflated counts, the network also predicts the probability of an additional zero.
 """
 
 from __future__ import annotations
@@ -24,19 +24,21 @@ __all__ = ["Counts", "check_counts"]
 
 
 def check_counts(spec: NetworkSpec) -> None:
-    """Refuse a specification whose likelihood of counts is not defined.
+    """Raise ValueError if the likelihood of counts is not defined.
 
     Raises
     ------
     ValueError
-        Another link than softmax and exp, several numbers for a feature from a layer that is tied or a convolution, or
-        what belongs to counts without them.
+        The output activation is not softmax or exp; the last layer needs several heads but is tied or a convolution;
+        or another loss has settings of counts.
     """
     last, loss = spec.layers[-1], spec.loss.info
     name = loss.name
     if not loss.of_counts:
         if spec.cell_dispersion or spec.log_normalize:
-            raise ValueError(f"loss {name} has no counts to normalize and no dispersion")
+            raise ValueError(
+                f"loss {name} is not a likelihood of counts: it takes no cell_dispersion and no log_normalize"
+            )
         return
     if last.activation not in loss.links:
         raise ValueError(
@@ -49,13 +51,13 @@ def check_counts(spec: NetworkSpec) -> None:
         raise ValueError(f"loss {name} has no dispersion")
     if spec.n_heads > 1 and (last.tied_to is not None or last.convolution is not None or last.n_out % spec.n_heads):
         raise ValueError(
-            f"the last layer puts out {spec.n_heads} numbers for each feature: it must be dense, untied and so many "
-            f"times as wide, not {last.n_out}"
+            f"the last layer computes {spec.n_heads} numbers for each feature: it must be dense and untied, and its "
+            f"width a multiple of {spec.n_heads}, not {last.n_out}"
         )
 
 
 class Counts:
-    """The ops of a likelihood of counts, while a plan is being written."""
+    """Writes the ops of a likelihood of counts."""
 
     def __init__(self, low: OpList, spec: NetworkSpec) -> None:
         self.low, self.spec = low, spec
@@ -63,14 +65,14 @@ class Counts:
         self.partial: str | None = None
 
     def size_sum(self, modes: Mode, source: int) -> str:
-        """Write the sums of the rows of a source; the slot that holds them."""
+        """Write the sums of the rows of a source, once for each source; return their slot."""
         if source not in self.size_sums:
             self.size_sums[source] = self.low.rows(f"size_sum{source}", 1)
             self.low.op(OpCode.SIZE_SUM, modes, {"out": self.size_sums[source]}, source=source)
         return self.size_sums[source]
 
     def loss(self, modes: Mode, slots: Mapping[str, str | None], source: int) -> None:
-        """Write the loss of the logits and what lies beside them; it needs the sums of the target's rows."""
+        """Write the loss; `size_sum` must have been called for the target."""
         low, spec = self.low, self.spec
         dispersion = None
         if spec.loss.info.dispersion and not spec.cell_dispersion:
@@ -93,7 +95,7 @@ class Counts:
         )
 
     def means(self, z: str) -> str:
-        """Write the means, of the rows of X and of codes; the slot that holds them."""
+        """Write the means for rows of X and for codes; return their slot."""
         low, spec = self.low, self.spec
         out = z if spec.n_heads == 1 else low.rows("means", spec.n_outputs)
         for mode, size_sum in ((Mode.RECONSTRUCT, self.size_sums[0]), (Mode.DECODE, None)):
@@ -106,12 +108,12 @@ class Counts:
             )
         return out
 
-    def gradient(self, apart: Mode, rule: Mapping[str, float], *, fused: bool) -> None:
-        """Write the gradient by the dispersions of the features, and their update unless gradients are kept."""
+    def gradient(self, gradient_modes: Mode, rule: Mapping[str, float], *, fused: bool) -> None:
+        """Write the gradient by the features' dispersions, and their update if `fused`."""
         if self.partial is None:
             return
         name = "log_dispersion"
-        self.low.op(OpCode.GRAIN_SUM, apart, {"partial": self.partial, "out": f"d{name}"}, column=0, form=2)
+        self.low.op(OpCode.GRAIN_SUM, gradient_modes, {"partial": self.partial, "out": f"d{name}"}, column=0, form=2)
         if fused:
             moments = {f"moment{i + 1}": f"moment{i + 1}.{name}" for i in range(self.spec.training.update.n_moments)}
             slots = {"partial": self.partial, "W": name, **moments}

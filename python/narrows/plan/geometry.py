@@ -1,11 +1,11 @@
-"""Geometry of convolutions: sizes, strides, padding, and what does not fit together.
+"""Geometry of convolutions: sizes, strides, and padding.
 
-Promises: plain numbers; a shape that cannot be is a ValueError that names it.
+Promises: plain numbers; an impossible shape is a ValueError that names it.
 Never: touches data or knows an op.
 
 An image is (height, width, channels); a signal is an image of height 1. The output pixel y of a convolution reads the
-input from ``stride * y - padding`` on, `kernel` pixels, zeros outside. A transposed convolution is its adjoint: input
-pixel y writes there. Source of the arithmetic: Dumoulin and Visin, "A guide to convolution arithmetic for deep
+input from ``stride * y - padding`` on, `kernel` pixels, with zeros outside. A transposed convolution is its adjoint:
+input pixel y writes there. Source of the arithmetic: Dumoulin and Visin, "A guide to convolution arithmetic for deep
 learning", 2016.
 """
 
@@ -25,26 +25,26 @@ PADDINGS = ("same", "valid")
 
 @dataclass(frozen=True)
 class Convolution:
-    """What a convolutional layer does to images: nearest upsampling, the convolution, max pooling.
+    """A convolutional layer: nearest upsampling, the convolution, and max pooling.
 
     Attributes
     ----------
     shape : (int, int, int)
-        Height, width and channels of the image it is given.
+        Height, width, and channels of the input image.
     filters : int
-        Channels of the image it puts out.
+        Channels of the output image.
     kernel, strides : (int, int)
         Along height and width.
     padding : (int, int)
-        Rows and columns of zeros before the first; behind the last there are as many as are read.
+        Rows and columns of zeros before the image; after it there are as many as the last window reads.
     size : (int, int)
         Height and width of the convolution's output, before pooling.
     upsample : (int, int)
-        How often each row and column is repeated before the convolution.
+        Times that each row and column is repeated before the convolution.
     pool : (int, int)
-        Rows and columns of which the greatest is taken after the activation; divides `size`.
+        Rows and columns of a pooling window, after the activation; they divide `size`.
     transposed : bool
-        Whether it is the adjoint of a convolution; goes without upsampling.
+        Whether the layer is the adjoint of a convolution; it has no upsampling then.
     """
 
     shape: Image
@@ -72,8 +72,9 @@ class Convolution:
     ) -> Convolution:
         """The geometry with ``"same"`` or ``"valid"`` padding.
 
-        ``"same"``: as many outputs as strides from pixel to pixel, each window centred on its pixel (one of even length
-        half a pixel further); transposed, `strides` times as many. ``"valid"``: windows inside the image alone.
+        ``"same"``: one output for each stride; each window is centered on its pixel (windows of even length lie half a
+        pixel further). A transposed convolution has `strides` times as many outputs as inputs. ``"valid"``: windows
+        lie inside the image.
 
         Raises
         ------
@@ -86,7 +87,7 @@ class Convolution:
             if padding == "valid" and not transposed and k > n:
                 raise ValueError(
                     f"kernel {kernel} is larger than the image of {shape[0] * upsample[0]} x {shape[1] * upsample[1]} "
-                    "pixels, which padding='valid' does not take"
+                    "pixels: use padding='same' or a smaller kernel"
                 )
             if transposed:
                 size.append(n * s if padding == "same" else (n - 1) * s + k)
@@ -105,7 +106,7 @@ class Convolution:
 
     @property
     def image(self) -> Image:
-        """Of the convolution's output, before pooling."""
+        """Shape of the convolution's output, before pooling."""
         return (*self.size, self.filters)
 
     @property
@@ -127,13 +128,13 @@ class Convolution:
 
     @property
     def fans(self) -> tuple[float, float]:
-        """How many inputs an output is the sum of, and the other way round, on average and but for borders."""
+        """Inputs that each output sums, and outputs that each input enters: on average, without the borders."""
         n_in, n_out = self.weight_shape[0], self.kernel[0] * self.kernel[1] * self.filters
         steps = self.strides[0] * self.strides[1]
         return (n_in / steps, n_out) if self.transposed else (n_in, n_out / steps)
 
     @property
     def flops(self) -> int:
-        """Operations for one image, of its output, its input gradient or its weight gradient alike."""
+        """Operations for one image; the output, the input gradient, and the weight gradient cost the same."""
         pixels = math.prod(self.shape[:2] if self.transposed else self.size)
         return 2 * pixels * math.prod(self.weight_shape)

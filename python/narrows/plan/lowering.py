@@ -1,10 +1,11 @@
 """Lowering: from a network's specification to the op list of its plan.
 
-Promises: the forward ops, the loss with its link, the backward ops and the update, in the order they run.
+Promises: the list holds the forward ops, the loss with its link, the backward ops, and the update, in the order they
+run.
 Never: touches data or knows a backend.
 
-Reading order: `lower`, `Writer` (phase by phase), `oplist`, `gradients`; `contractive`, `convolution`, `counts` and
-`boltzmann` have what is theirs alone.
+Reading order: `lower`, `Writer` (phase by phase), `oplist`, `gradients`. `contractive`, `convolution`, `counts`, and
+`boltzmann` write the ops of their subject.
 """
 
 from __future__ import annotations
@@ -38,12 +39,12 @@ def lower(spec: NetworkSpec, batch_rows: int) -> Plan:
     Raises
     ------
     ValueError
-        A specification without a decoder, or with dropout on the latent or the output layer: the latent penalties are
-        of the code itself, and the output layer's activation belongs to the loss. A variational network with such
-        penalties, or whose latent layer is not linear or not twice as wide as the decoder's input. A contractive
-        penalty that is not defined (see `check_contractive`), convolutions that do not fit together, a likelihood of
-        counts without its link (see `check_counts`), what is no Boltzmann machine (see `check_boltzmann`), a decoder
-        that cannot be told batches, or a sparse input to what needs dense rows.
+        The network has no decoder, or dropout on the latent or the output layer: penalties read the code itself, and
+        the loss applies the output activation. A variational network has penalties on codes, or its latent layer is
+        not linear or not twice as wide as the decoder's input. The contractive penalty is not defined (see
+        `check_contractive`). Convolutions do not fit together. A likelihood of counts has another link (see
+        `check_counts`). The layers are no Boltzmann machine (see `check_boltzmann`). The decoder cannot be conditioned
+        on batches. Sparse input meets something that needs dense rows.
     """
     _check(spec, batch_rows)
     return Writer(spec, batch_rows).plan()
@@ -118,33 +119,36 @@ class Writer:
         return Plan(spec, low.batch_rows, slots, tuple(low.ops), terms, self.parameter_size, work_size, outputs)
 
     def _data(self) -> None:
-        """Rows of X, what they are judged by, and their weights."""
+        """The rows of X, their targets, and their weights."""
         spec, low, forward, score = self.spec, self.low, self.forward, self.score
         source, noise = self.target_source, spec.training.corruption
-        apart = noise is not None or self.counts is not None or spec.data.separate_target
-        apart = apart or spec.form.sparse_input or spec.form.gram_decoder
+        # Whether the loss cannot read its target from the slot of the input.
+        own_target = noise is not None or self.counts is not None or spec.data.separate_target
+        own_target = own_target or spec.form.sparse_input or spec.form.gram_decoder
         normalized: dict[str, str] = {}
         if spec.data.shifted:
             normalized["shift"] = low.slot("shift", Region.SCRATCH, 1, spec.n_features)
             low.op(OpCode.SHIFT, forward | score if source is Source.X else forward, {"out": "shift"})
             if spec.form.gram_decoder and source is Source.X:
-                # |h V + b - (y - shift)|^2: of the rows as they are stored, with another bias.
+                # |h V + b - (y - shift)|^2 = |h V + (b + shift) - y|^2: the rows as stored, with another bias.
                 self.last_bias = low.slot("shifted.b", Region.SCRATCH, 1, spec.n_outputs)
                 low.op(OpCode.SHIFT, score | LEARN, {"b": f"b{self.last}", "out": self.last_bias})
         if not spec.form.sparse_input:
             self.x = low.rows("x", spec.n_features)
-            low.op(OpCode.GATHER, forward if apart else forward | score, {"out": self.x} | normalized, source=Source.X)
+            low.op(
+                OpCode.GATHER, forward if own_target else forward | score, {"out": self.x} | normalized, source=Source.X
+            )
         self.target = self.x
         if self.counts is not None:
-            judged_by = score | LEARN
-            seen = forward if spec.log_normalize else Mode.RECONSTRUCT
-            size_sum = self.counts.size_sum(seen | judged_by if source is Source.X else seen, Source.X)
-            self.counts.size_sum(judged_by, source)
+            compared = score | LEARN
+            read = forward if spec.log_normalize else Mode.RECONSTRUCT
+            size_sum = self.counts.size_sum(read | compared if source is Source.X else read, Source.X)
+            self.counts.size_sum(compared, source)
             if spec.log_normalize:
                 normalized = {"size_sum": size_sum}
                 if self.x:
                     low.op(OpCode.LOG_NORMALIZE, forward, {"x": self.x} | normalized, scale=spec.data.size_sum)
-        elif apart and not spec.form.gram_decoder:
+        elif own_target and not spec.form.gram_decoder:
             self.target = low.rows("target", spec.n_outputs)
             shift = normalized if source is Source.X else {}
             low.op(OpCode.GATHER, score | LEARN, {"out": self.target} | shift, source=source)
@@ -160,7 +164,7 @@ class Writer:
         self.sparse = SparseInput(normalized, masking)
 
     def _layers(self) -> None:
-        """The layers, the codes between them, and what is drawn there."""
+        """The layers, the codes between encoder and decoder, and the draws from them."""
         spec, low, x = self.spec, self.low, self.x
         for i, layer in enumerate(spec.layers):
             self.inputs.append(x)
@@ -168,11 +172,11 @@ class Writer:
                 out, kept = self.convolutions.forward(i, self.modes, x)
             else:
                 operands = {"W": self.weights[i], "b": f"b{i}", **({"x": x} if x else self.sparse.normalized)}
-                # What is judged in Gram form is not computed.
-                judged = i == self.last and spec.form.gram_decoder
+                # In Gram form, the loss does not need the output.
+                gram = i == self.last and spec.form.gram_decoder
                 out, kept = low.dense(
                     f"{i}",
-                    self.modes & (Mode.DECODE | Mode.RECONSTRUCT) if judged else self.modes,
+                    self.modes & (Mode.DECODE | Mode.RECONSTRUCT) if gram else self.modes,
                     layer,
                     operands,
                     output=i == self.last,
@@ -187,7 +191,7 @@ class Writer:
         self.z = x
 
     def _latent(self, out: str) -> str:
-        """What the decoder takes, of the encoder's output."""
+        """Write the codes; return the slot of the decoder's input."""
         spec, low = self.spec, self.low
         if spec.variational:
             stats, out = out, low.rows("z", spec.n_components)
@@ -198,7 +202,7 @@ class Writer:
         self.modes = (FORWARD & ~Mode.ENCODE) | from_codes
         gibbs = spec.training.gibbs
         if gibbs is not None and not gibbs.n_chains:
-            self.modes &= ~LEARN  # the chain from each row rebuilds it
+            self.modes &= ~LEARN  # training reconstructs the row in its Gibbs chain
         low.op(OpCode.GATHER, from_codes, {"out": self.codes}, source=Source.LATENT)
         if spec.data.n_conditions:
             out = low.rows("conditioned", spec.n_components + spec.data.n_conditions)
@@ -206,7 +210,7 @@ class Writer:
         return out
 
     def _loss(self) -> None:
-        """The output that is asked for, and the loss, which leaves the gradient by the pre-activations in z."""
+        """The reconstruction, and the loss. In training, the loss replaces z by the gradient by the pre-activations."""
         spec, low, z = self.spec, self.low, self.z
         self.result = z
         link = spec.layers[self.last].activation
@@ -215,19 +219,21 @@ class Writer:
         elif link is not Activation.LINEAR:
             low.op(OpCode.LINK, Mode.DECODE | Mode.RECONSTRUCT, {"z": z}, activation=link)
         self.rowloss = low.rows("rowloss", 1)
-        judged = {"z": z, "target": self.target, "weight": self.weight, "rowloss": self.rowloss}
+        operands = {"z": z, "target": self.target, "weight": self.weight, "rowloss": self.rowloss}
         self.score |= self.modes & LEARN
         if spec.loss.info.op is OpCode.GAUSSIAN:
             self.rates = low.rows("rates", spec.n_outputs)
-            low.op(OpCode.GAUSSIAN, self.score, judged | {"logvar": "logvar", "rates": self.rates}, activation=link)
+            low.op(OpCode.GAUSSIAN, self.score, operands | {"logvar": "logvar", "rates": self.rates}, activation=link)
         elif self.counts is not None:
             self.counts.loss(self.score, {"z": z, "weight": self.weight, "rowloss": self.rowloss}, self.target_source)
         elif not spec.form.gram_decoder:
-            low.op(OpCode.LOSS, self.score, judged, loss=spec.loss, activation=link, delta=spec.huber_delta)
+            low.op(OpCode.LOSS, self.score, operands, loss=spec.loss, activation=link, delta=spec.huber_delta)
 
     def _backward(self, contraction: Contraction) -> None:
-        """From dz of the output layer down to the first layer: every op needs its own rows alone, so that threads
-        sharing the rows need not wait for each other."""
+        """From dz of the output layer down to the first layer.
+
+        Every op reads only its own rows, so threads that share the rows need not wait for each other.
+        """
         spec, low, layers = self.spec, self.low, self.spec.layers
         self.reductions = [(self.rowloss, self.weight, "loss", True)]
         self.deltas = deltas = {self.last: self.z}
@@ -240,16 +246,16 @@ class Writer:
             before = layers[i - 1]
             dx = deltas[i - 1] = low.rows(f"d{i - 1}", before.n_out)
             drawn = self.noise is not None and i == spec.latent
-            by, onto = (self.codes, low.rows("dz", spec.n_components)) if drawn else (self.saved[i - 1], dx)
+            saved, out = (self.codes, low.rows("dz", spec.n_components)) if drawn else (self.saved[i - 1], dx)
             if i == self.last and spec.form.gram_decoder:
-                sides = {"h": self.inputs[i], "W": self.weights[i], "b": self.last_bias, "saved": by}
+                sides = {"h": self.inputs[i], "W": self.weights[i], "b": self.last_bias, "saved": saved}
                 low.gram_loss(
-                    self.score, {**sides, "weight": self.weight}, before, self.rowloss, onto, source=self.target_source
+                    self.score, {**sides, "weight": self.weight}, before, self.rowloss, out, source=self.target_source
                 )
             elif layers[i].convolution is not None:
-                self.convolutions.dgrad(i, deltas[i], by, onto, before.saved_scale, before.derivative_activation)
+                self.convolutions.dgrad(i, deltas[i], saved, out, before.saved_scale, before.derivative_activation)
             else:
-                low.dgrad(before, deltas[i], self.weights[i], by, onto, transposed=layers[i].tied_to is not None)
+                low.dgrad(before, deltas[i], self.weights[i], saved, out, transposed=layers[i].tied_to is not None)
             if drawn:
                 rowkl = low.rows("rowkl", 1)
                 slots = {"stats": self.saved[i - 1], "noise": self.noise, "weight": self.weight}
@@ -260,13 +266,13 @@ class Writer:
                 low.op(OpCode.DROPOUT, LEARN, {"x": dx}, stream=stream, rate=before.dropout)
             if i == spec.latent:
                 self.reductions += _latent_penalties(low, spec, f"a{i - 1}", self.saved[i - 1], self.weight, dx)
-                contraction.penalise(dx)
+                contraction.penalize(dx)
                 self.reductions += contraction.reductions
             deltas[i - 1] = self.convolutions.unpool(i - 1, dx)
             contraction.curve(i - 1, deltas[i - 1])
 
     def _parameters(self, contraction: Contraction) -> None:
-        """The gradients of the parameters, which are sums over all rows, their updates, and what the step reports."""
+        """The gradients of the parameters (sums over all rows), their updates, and the terms that the step reports."""
         spec, low = self.spec, self.low
         self.convolutions.wgrads(self.inputs, self.deltas)
         gradients = Gradients(
@@ -284,7 +290,7 @@ class Writer:
         )
         gradients.write()
         if self.counts is not None:
-            self.counts.gradient(gradients.apart, rule(spec.training.update), fused=gradients.fused)
+            self.counts.gradient(gradients.gradient_modes, rule(spec.training.update), fused=gradients.fused)
         reduce(low, self.reductions + gradients.reductions)
         if spec.training.update.clip_norm is not None:
             gradients.clipped(self.parameter_size)
@@ -293,7 +299,7 @@ class Writer:
 def _latent_penalties(
     low: OpList, spec: NetworkSpec, a: str, saved: str, weight: str | None, dz: str
 ) -> list[Reduction]:
-    """Penalties on the latent layer, added to its dz once the decoder's part is there."""
+    """Penalties on the latent layer; they add to its dz, which already holds the decoder's part."""
     activation, penalties = spec.layers[spec.latent - 1].derivative_activation, spec.training.penalties
     reductions: list[Reduction] = []
     if penalties.activity_l1 > 0:
@@ -323,16 +329,16 @@ def _latent_penalties(
 
 
 def lower_penalty(spec: NetworkSpec, batch_rows: int, *, grads: bool = True) -> Plan:
-    """Write the op list of an encoder's contractive penalties alone, to be run for their gradient.
+    """Write the op list of an encoder's contractive penalties alone.
 
     Parameters
     ----------
     spec : NetworkSpec
-        All of its layers are the encoder.
+        All its layers belong to the encoder.
     batch_rows : int
         Capacity in rows; a run may use fewer.
     grads : bool
-        Whether the gradients of the parameters are wanted.
+        Whether the list computes the gradients of the parameters.
 
     Returns
     -------
@@ -357,12 +363,12 @@ def lower_penalty(spec: NetworkSpec, batch_rows: int, *, grads: bool = True) -> 
     last = len(spec.layers) - 1
     none = Convolutions(low, spec, weights)
     contraction = Contraction(low, spec, weights, saved, None, none)
-    contraction.penalise(deltas[last], onto=False)
+    contraction.penalize(deltas[last], accumulate=False)
     if grads:
         for i in range(last, -1, -1):
             if i < last:
                 low.dgrad(spec.layers[i], deltas[i + 1], weights[i + 1], saved[i], deltas[i])
-            contraction.curve(i, deltas[i], onto=i < last)
+            contraction.curve(i, deltas[i], accumulate=i < last)
         Gradients(low, spec, weights, inputs, deltas, contraction, none, update=False).write()
     reduce(low, contraction.reductions)
     slots, work_size = low.assign(set())
@@ -370,7 +376,7 @@ def lower_penalty(spec: NetworkSpec, batch_rows: int, *, grads: bool = True) -> 
 
 
 def _check(spec: NetworkSpec, batch_rows: int) -> None:
-    """Refuse what `lower` says that it refuses."""
+    """Raise the errors that `lower` documents."""
     layers = spec.layers
     last = len(layers) - 1
     if not 1 <= spec.latent <= last:
@@ -389,25 +395,23 @@ def _check(spec: NetworkSpec, batch_rows: int) -> None:
         check_boltzmann(spec, batch_rows)
     if spec.form.gram_decoder and not spec.takes_gram_decoder:
         raise ValueError(
-            "gram_decoder needs the squared error of a dense linear output layer with a weight of its own: no other "
-            "loss or output activation, no tied weight, convolution or Gibbs sampling"
+            "gram_decoder needs squared error and a dense linear output layer with its own weight: no other loss or "
+            "output activation, no tied weight, no convolution, no Gibbs sampling"
         )
     if spec.form.sparse_input and not spec.takes_sparse_input:
         raise ValueError(
-            "sparse_input needs a dense first layer and no noise but masking: convolutions, gaussian and "
-            "salt-and-pepper corruption, contractive_hessian, contractive probes, Gibbs sampling and any corruption of "
-            "shifted rows work on dense rows"
+            "sparse_input needs a dense first layer, and no noise except masking: convolutions, gaussian and "
+            "salt-and-pepper corruption, contractive_hessian, contractive probes, Gibbs sampling, and corruption of "
+            "shifted rows need dense rows"
         )
     if spec.data.shifted and spec.loss.info.of_counts:
-        raise ValueError(f"loss {spec.loss.info.name} is of counts, and shifted rows are none")
+        raise ValueError(f"loss {spec.loss.info.name} needs counts, and shifted rows are not counts")
 
 
 def _check_variational(spec: NetworkSpec) -> None:
     latent, after = spec.layers[spec.latent - 1], spec.layers[spec.latent]
     if given := on_codes(spec.training.penalties):
-        raise ValueError(
-            f"{', '.join(given)}: a penalty on codes, of which a variational network has distributions; must be 0"
-        )
+        raise ValueError(f"{', '.join(given)} must be 0: a variational network has no penalty on codes")
     n_latents = after.n_in - spec.data.n_conditions
     if latent.n_out != 2 * n_latents or latent.activation is not Activation.LINEAR or latent.tied_to or after.tied_to:
         raise ValueError(
@@ -417,14 +421,16 @@ def _check_variational(spec: NetworkSpec) -> None:
 
 
 def _check_batches(spec: NetworkSpec) -> None:
-    """The decoder's first layer takes the code and the batches; tied, or a convolution, it has no place for them."""
+    """The decoder's first layer needs inputs for the conditions; a tied layer or a convolution has no room for them."""
     first = spec.layers[spec.latent]
     if (
         spec.training.gibbs is not None
         or any(layer.tied_to is not None for layer in spec.layers)
         or first.convolution is not None
     ):
-        raise ValueError("a decoder with tied weights, convolutional or of a Boltzmann machine cannot be told batches")
+        raise ValueError(
+            "a convolutional decoder, tied weights, or a Boltzmann machine cannot be conditioned on batches"
+        )
     latents, conditions = spec.n_components, spec.data.n_conditions
     if conditions < 0 or first.n_in != latents + conditions:
         raise ValueError(

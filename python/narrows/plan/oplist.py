@@ -1,7 +1,7 @@
 """The op list of a plan while it is being written.
 
-Promises: operands fit the signature of their op; slots that are not alive together share memory.
-Never: knows a network; `lowering` and the modules beside it do.
+Promises: operands fit the signature of their op; slots that are not in use at the same time share memory.
+Never: knows a network (`lowering` does).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ PARTIAL_SIZE = 1 << 23
 
 
 class OpList:
-    """The op list while it is being written. Slots are named; offsets are given out at the end."""
+    """The op list while it is being written. Slots have names; `assign` gives them offsets at the end."""
 
     def __init__(self, batch_rows: int) -> None:
         self.batch_rows = batch_rows
@@ -61,7 +61,7 @@ class OpList:
         )
 
     def stream(self) -> int:
-        """A random stream of its own for the op being written."""
+        """A new random stream for the op being written."""
         self.n_streams += 1
         return self.n_streams - 1
 
@@ -80,10 +80,15 @@ class OpList:
         transposed: bool = False,
         masking: Mapping[str, float] | None = None,
     ) -> tuple[str, str]:
-        """Write a layer whose slots end in `name`; return that of its output, and what its derivative is told from.
+        """Write a layer whose slot names end in `name`.
 
-        The output layer stops at the pre-activation: its activation is the loss's link. With `masking`, the attributes
-        of the noise and the scale of counts, the layer works on sparse rows of X.
+        The output layer stops at the pre-activation, because the loss applies its activation. `masking` (attributes of
+        the masking noise and the scale of counts) makes the layer read sparse rows of X.
+
+        Returns
+        -------
+        out, saved : str
+            Slot of the output, and slot that the derivative is computed from.
         """
         activation = Activation.LINEAR if output else layer.activation
         out = self.rows(f"a{name}", layer.n_out)
@@ -96,8 +101,9 @@ class OpList:
         return out, pre or out
 
     def dgrad(self, before: LayerSpec, dz: str, W: str, saved: str, out: str, *, transposed: bool = False) -> None:
-        """Write the gradient by the pre-activations of the layer `before` (by its output, if that is pooled), from `dz`
-        of the layer with weight `W`.
+        """Write the gradient by the pre-activations of the layer `before`, or by its output if that is pooled.
+
+        `dz` is the gradient by the pre-activations of the next layer, which has the weight `W`.
         """
         self.op(
             OpCode.DGRAD,
@@ -111,9 +117,7 @@ class OpList:
     def gram_loss(
         self, modes: Mode, operands: dict[str, str | None], before: LayerSpec, rowloss: str, out: str, *, source: Source
     ) -> None:
-        """Write the squared error of a layer against CSR rows, and the gradient by the pre-activations of the layer
-        `before` (by its output, if that is pooled).
-        """
+        """Write the squared error of a layer against CSR rows, and the gradient as `dgrad` does."""
         _, inner, _ = self.shapes[str(operands["W"])]
         gram = {part: self.slot(f"gram.{part}", Region.SCRATCH, inner + 1, inner + 1) for part in ("high", "low")}
         self.op(OpCode.WEIGHT_GRAM, modes, {"W": operands["W"], "b": operands["b"], **gram})
@@ -137,9 +141,9 @@ class OpList:
         return self.terms.index(name)
 
     def assign(self, keep: set[str]) -> tuple[tuple[Slot, ...], int]:
-        """Give every slot its offset; batch slots share memory when no op needs both.
+        """Give every slot its offset; batch slots share memory if no op needs both.
 
-        Slots in `keep` (results of a mode) are held to the end of the list.
+        Slots in `keep` (results of a mode) keep their memory to the end of the list.
         """
         first: dict[int, int] = {}
         last: dict[int, int] = {}

@@ -1,14 +1,14 @@
-"""The plan: a network lowered, once, to a flat list of ops over the slots of one arena.
+"""The plan: a network as a flat list of ops over the slots of one arena.
 
-Promises: a plan is plain data (no array, no backend, no Python object inside); the same specification and batch give
-the same plan; every backend runs the same list, so a network is lowered in one place for all.
+Promises: a plan is plain data: no array and no backend inside. The same specification and rows of a step give the same
+plan. Every backend runs the same list.
 Never: touches data, draws numbers, imports a backend.
 
 Reading order: `spec` (what a network is), `ops` (what each op reads, writes and computes), `Plan`; then `lowering`,
 which writes the list.
 
-A training step is the whole list. Encoding, reconstruction and scoring are the same list with the ops of other modes
-left out, so what is trained is what is applied.
+A training step runs the whole list. Encoding, reconstruction, and scoring run the same list without the ops of other
+modes, so the trained network is the applied network.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ __all__ = [
 
 
 class Mode(enum.IntFlag):
-    """What a run of the op list is for; an op runs if it carries the mode's bit."""
+    """The purpose of a run; an op runs if its modes include the mode's bit."""
 
     ENCODE = 1
     DECODE = 2
@@ -54,19 +54,19 @@ class Mode(enum.IntFlag):
     """Forward and backward of a training step, without the update."""
     TRAIN = 32
     POSTERIOR = 64
-    """Of a variational network: what its encoder puts out, the means and the log-variances of the latents."""
+    """For a variational network: the means and the log-variances of the latents."""
     LIKELIHOOD = 128
-    """Of a variational network: the loss of decoded latent codes against a target."""
+    """For a variational network: the loss of decoded latent codes against a target."""
 
 
 FORWARD = Mode.ENCODE | Mode.RECONSTRUCT | Mode.SCORE | Mode.GRADIENT | Mode.TRAIN
 LEARN = Mode.GRADIENT | Mode.TRAIN
 FROM_CODES = Mode.DECODE | Mode.LIKELIHOOD
-"""Modes that begin with latent codes in place of X."""
+"""Modes that read latent codes instead of X."""
 
 
 class Region(enum.IntEnum):
-    """What a slot's memory is; the first four have the same layout, element for element."""
+    """The memory of a slot; the first four regions have the same layout, element for element."""
 
     PARAMETER = 0
     GRADIENT = 1
@@ -74,7 +74,7 @@ class Region(enum.IntEnum):
     """First moment (adam, adamw) or velocity (sgd)."""
     MOMENT2 = 3
     BATCH = 4
-    """One row per sample of the batch; memory is shared between slots that are not alive together."""
+    """One row for each row of the step; slots that are not in use at the same time share memory."""
     SCRATCH = 5
 
 
@@ -88,7 +88,7 @@ class Slot:
         ``"W0"``, ``"b0"``, ``"a1"``, ...
     region : Region
     rows, cols : int
-        Logical shape; `rows` is the batch capacity for ``Region.BATCH``.
+        Logical shape; for ``Region.BATCH``, `rows` is the capacity of a step.
     offset : int
         First element, counted from the start of the region (parameter-like) or of the arena's working area.
     """
@@ -111,7 +111,7 @@ class Slot:
 
 @dataclass(frozen=True)
 class Op:
-    """One op: what it does, when it runs, and its operands in the order of its signature (-1: absent)."""
+    """One op: its code, the modes it runs in, and its operands in the order of its signature (-1: absent)."""
 
     code: OpCode
     modes: Mode
@@ -122,7 +122,7 @@ class Op:
 
 @dataclass(frozen=True)
 class Plan:
-    """A lowered network for batches of up to `batch` rows."""
+    """A lowered network for steps of up to `batch_rows` rows."""
 
     spec: NetworkSpec
     batch_rows: int
@@ -131,11 +131,11 @@ class Plan:
     terms: tuple[str, ...]
     """Names of the values a training step reports: ``"loss"`` and the penalties."""
     parameter_size: int
-    """Elements of the parameter region, and so of each of the three with the same layout."""
+    """Elements of the parameter region; the gradients and the two moments are as large."""
     work_size: int
     """Elements of the working area (batch and scratch slots)."""
     outputs: Mapping[Mode, int] = field(default_factory=dict)
-    """The slot that holds the result of a run in each inference mode."""
+    """The slot of the result, for each inference mode."""
 
     @cached_property
     def index(self) -> dict[str, int]:
@@ -162,8 +162,10 @@ class Plan:
 
     @cached_property
     def flops(self) -> int:
-        """Floating-point operations of the matrix products of one training step of a full batch, but for those with
-        sparse rows, which depend on the data."""
+        """Floating-point operations of the matrix products of a full training step.
+
+        Products with sparse rows are left out, because they depend on the data.
+        """
         return sum(op_flops(self, op) for op in self.ops if op.modes & Mode.TRAIN)
 
     def __str__(self) -> str:
@@ -249,26 +251,26 @@ PRODUCTS = {
     OpCode.GRAM: "W",
     OpCode.GRAM_WGRAD: "W",
 }
-"""Ops that are matrix products, and their operand that is a weight or its gradient."""
+"""Ops that are one matrix product, and the name of their weight (or weight gradient)."""
 
 
 CONVOLUTIONS = (OpCode.CONVOLVE, OpCode.CONV_DGRAD, OpCode.CONV_WGRAD)
 
 GRAMS = (OpCode.WEIGHT_GRAM, OpCode.ROW_GRAM, OpCode.SPARSE_MSE_WGRAD, OpCode.SPARSE_MSE_UPDATE)
-"""Ops that multiply with a Gram matrix, or make one."""
+"""Ops that multiply with a Gram matrix or compute one."""
 
 
 def geometry(op: Op) -> Convolution:
-    """Of an op in `CONVOLUTIONS`."""
+    """The convolution of an op in `CONVOLUTIONS`."""
     h, w, c, oh, ow, f, ky, kx, sy, sx, py, px, uy, ux, transposed, _ = op.ints[-len(GEOMETRY) :]
     return Convolution((h, w, c), f, (ky, kx), (sy, sx), (py, px), (oh, ow), (uy, ux), transposed=bool(transposed))
 
 
 def op_flops(plan: Plan, op: Op) -> int:
-    """Floating-point operations of an op's matrix products on a full batch; 0 if it has none, or with sparse rows."""
+    """Floating-point operations of an op's matrix products in a full step; 0 for none, or for sparse rows."""
     slots = {role: plan.slots[i] for role, i in zip(SIGNATURES[op.code].slots, op.slots, strict=True) if i >= 0}
     if op.code is OpCode.JACOBIAN:
-        # A row for each row of the batch and latent; half of a symmetric product. The last weight takes none.
+        # One row for each row of the step and latent; half of a symmetric product. The last weight needs no product.
         weights = [slots[role] for role in ("W2", "W3", "W4") if role in slots]
         inner = sum(W.rows * W.cols for W in weights[:-1])
         chains = 2 if "noisy" in slots else 1
@@ -285,7 +287,7 @@ def op_flops(plan: Plan, op: Op) -> int:
 
 
 def product_size(plan: Plan, op: Op) -> tuple[int, int, int]:
-    """Rows that a product has on a full batch, and the shape of its weight, of an op in `PRODUCTS`."""
+    """For an op in `PRODUCTS`: the rows of its product in a full step, and the shape of its weight."""
     roles = SIGNATURES[op.code].slots
     weight = plan.slots[op.slots[roles.index(PRODUCTS[op.code])]]
     if op.code is OpCode.DGRAD and not op.ints[1]:

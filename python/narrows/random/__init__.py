@@ -1,1 +1,1 @@
-"""Random numbers that depend on a key and a position alone, and the first weights drawn from them."""
+"""Random numbers that depend on only a key and a position, and first weights."""

@@ -1,10 +1,10 @@
 """Counter-based random numbers: Philox4x32-10 in NumPy.
 
-The specification for `csrc/philox.h`: both give the same 32-bit words for the same counter, so corruption, dropout
-and initial weights are the same on every backend, for any number of threads and in any order of evaluation.
-Nothing here has state; NumPy's global generator is never touched.
+This is the specification of ``csrc/shared/philox.h``: both give the same 32-bit words for the same counter. So
+corruption, dropout, and first weights are the same on every backend, for any number of threads and any order of
+evaluation. Nothing here has state or touches NumPy's global generator.
 
-An element (row, column) of a random matrix takes word ``column % 4`` of the block whose counter is
+Element (row, column) of a random matrix is word ``column % 4`` of the block whose counter is
 ``(column // 4, row, step, stream)`` under the 64-bit seed as key.
 
 Source: Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
@@ -31,13 +31,13 @@ def words(seed: int, stream: int, step: int, n_rows: int, n_columns: int, first_
     seed : int
         64-bit key.
     stream : int
-        Names the consumer (one per random op of a plan), below 2**32.
+        Number of the consumer (each random op of a plan has one), below 2**32.
     step : int
         Training step, below 2**32.
     n_rows, n_columns : int
         Shape of the matrix.
     first_row : int
-        Where in a taller matrix its rows begin.
+        First row, in a taller matrix.
 
     Returns
     -------
@@ -50,7 +50,7 @@ def words(seed: int, stream: int, step: int, n_rows: int, n_columns: int, first_
 def _words(
     seed: int, stream: int, rows: NDArray[np.uint64], steps: NDArray[np.uint64], n_columns: int
 ) -> NDArray[np.uint32]:
-    """`words` of any rows, each at a step of its own."""
+    """`words` of any rows; each row has its own step."""
     n_rows, n_blocks = len(rows), -(-n_columns // 4)
     shape = (n_rows, n_blocks)
     c0 = np.broadcast_to(np.arange(n_blocks, dtype=np.uint64), shape)
@@ -74,8 +74,8 @@ def _words(
 def uniform(seed: int, stream: int, step: int, n_rows: int, n_columns: int, first_row: int = 0) -> NDArray[np.float64]:
     """Uniform numbers in the open interval (0, 1): the centres of 2**24 equal cells.
 
-    24 bits, so that ``u - 1/2`` is exact in float32, and float32 and float64 backends take the same decision when they
-    compare one with a probability.
+    With 24 bits, ``u - 1/2`` is exact in float32. So float32 and float64 backends decide alike when they compare a
+    number with a probability.
     """
     return _centres(words(seed, stream, step, n_rows, n_columns, first_row))
 
@@ -85,7 +85,7 @@ def _centres(drawn: NDArray[np.uint32]) -> NDArray[np.float64]:
 
 
 def normal(seed: int, stream: int, step: int, n_rows: int, n_columns: int, first_row: int = 0) -> NDArray[np.float64]:
-    """Standard normal numbers: the normal quantile of :func:`uniform`, one word each."""
+    """Standard normal numbers: the normal quantiles of :func:`uniform`."""
     from scipy.special import ndtri
 
     z: NDArray[np.float64] = ndtri(uniform(seed, stream, step, n_rows, n_columns, first_row))
@@ -93,9 +93,9 @@ def normal(seed: int, stream: int, step: int, n_rows: int, n_columns: int, first
 
 
 def keyed_normal(seed: int, stream: int, keys: NDArray[np.uint64], n_columns: int) -> NDArray[np.float64]:
-    """Standard normal numbers, shape (len(keys), n_columns), of which each row depends on its 64-bit key alone.
+    """Standard normal numbers, shape (len(keys), n_columns); each row depends only on its 64-bit key.
 
-    The halves of the key take the places of row and step.
+    The halves of the key replace row and step in the counter.
     """
     from scipy.special import ndtri
 

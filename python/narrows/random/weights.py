@@ -18,10 +18,10 @@ from . import philox
 __all__ = ["draw_seed", "initial_coupling", "initial_weight"]
 
 STREAM = 2**31
-"""First random stream of initial weights; the streams of a plan's ops count from 0."""
+"""First random stream of initial weights. The streams of a plan's ops start at 0."""
 
 DRAWN = 1 << 15
-"""Weights drawn at a time."""
+"""Number of weights drawn at a time."""
 
 
 def draw_seed(random_state: Any) -> int:
@@ -48,8 +48,8 @@ def initial_weight(
 ) -> NDArray[Any]:
     """First weight of a layer, shape (n_in, n_out): He uniform before rectifiers, Glorot uniform otherwise.
 
-    Drawn in float64 and rounded to `dtype`. `fans` are the inputs of an output and the outputs of an input, if they are
-    not n_in and n_out.
+    The numbers are drawn in float64 and rounded to `dtype`. `fans` are the inputs of an output and the outputs of an
+    input, if they differ from n_in and n_out.
 
     References: He, Zhang, Ren and Sun, ICCV 2015; Glorot and Bengio, AISTATS 2010.
     """
@@ -64,8 +64,9 @@ def initial_weight(
 def initial_coupling(n_visible: int, n_hidden: int, seed: int, dtype: Any = np.float64) -> NDArray[Any]:
     """First weight of a restricted Boltzmann machine, shape (n_visible, n_hidden): normal, standard deviation 0.01.
 
-    Drawn in float64 and rounded to `dtype`. Reference: Hinton, "A practical guide to training restricted Boltzmann
-    machines", UTML TR 2010-003.
+    The numbers are drawn in float64 and rounded to `dtype`.
+
+    Reference: Hinton, "A practical guide to training restricted Boltzmann machines", UTML TR 2010-003.
     """
     return _drawn(
         n_visible, n_hidden, dtype, lambda m, first: 0.01 * philox.normal(seed, STREAM, 0, m, n_hidden, first)
@@ -73,9 +74,9 @@ def initial_coupling(n_visible: int, n_hidden: int, seed: int, dtype: Any = np.f
 
 
 def _drawn(n_in: int, n_out: int, dtype: Any, draw: Callable[[int, int], NDArray[np.float64]]) -> NDArray[Any]:
-    """A weight of which `draw` gives so many rows from a first one on."""
+    """A weight, filled in blocks: ``draw(n_rows, first)`` gives rows."""
     weight = np.empty((n_in, n_out), dtype)
-    # By blocks, since drawing takes many times the memory of what is drawn.
+    # Drawing needs many times the memory of its result.
     block = max(1, DRAWN // n_out)
     for first in range(0, n_in, block):
         rows = weight[first : first + block]

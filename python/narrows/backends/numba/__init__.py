@@ -1,4 +1,4 @@
-"""The backend without a compiler: NumPy and BLAS, with jitted kernels where they pay."""
+"""The backend without a compiler: NumPy and BLAS, with jitted kernels for the ops that they speed up."""
 
 from __future__ import annotations
 

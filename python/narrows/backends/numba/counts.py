@@ -21,7 +21,10 @@ from ...plan.ops import DROPOUT_LIMIT, LOG_DISPERSION_LIMIT
 from ...plan.spec import Loss
 from .kernels import _ONE, _SUMS, _constants, _exp, _expm1, _inline, _Kernel, _kernel, _log1p01
 
-__all__ = ["count_rows"]
+__all__ = ["LOSSES", "count_rows"]
+
+LOSSES = (Loss.POISSON, Loss.NB, Loss.ZINB)
+"""The losses that the kernel computes; any other runs in the reference's form."""
 
 _POISSON, _ZINB = int(Loss.POISSON), int(Loss.ZINB)
 _ROOT, _LN2, _LARGE = np.float32(math.sqrt(2)), np.float32(math.log(2)), np.float32(2**24)

@@ -1,11 +1,10 @@
-"""The backend without a compiler: NumPy and BLAS in float32, jitted kernels where they were measured to pay.
+"""The backend without a compiler: NumPy and BLAS in float32, and jitted kernels for the ops that they speed up.
 
-Promises: runs every plan, because it starts from the reference's ops and overrides some (`own_ops`); draws
-the same random numbers as every backend; holds no GIL inside a kernel; a cache folder that cannot be written
-is no error.
-Never: starts threads of its own. The matrix products take `n_threads` from the BLAS library (a setting of
-the whole process, put back after every call); the kernels are serial, because Numba's own thread pool
-survives neither a fork nor two Python threads.
+Promises: runs every plan, because it starts from the reference's ops and overrides some of them (`own_ops`); draws the
+same random numbers as every backend; releases the GIL inside a kernel; works without a writable cache folder.
+Never: starts its own threads. Matrix products use `n_threads` threads of the BLAS library; the setting is global and is
+restored after every call. Kernels are serial, because Numba's thread pool survives neither a fork nor two Python
+threads.
 """
 
 from __future__ import annotations
@@ -42,11 +41,11 @@ __all__ = [
 ]
 
 
-# --- ops that pay, by the reference's names -----------------------------------------------------------------
+# --- ops with kernels, under the reference's names -----------------------------------------------------------------
 
 
 def _frozen(array: Array) -> Array:
-    """A read-only contiguous view, so that one signature serves arrays that are and are not writable."""
+    """A read-only contiguous view, so that writable and read-only arrays share one signature."""
     view = np.ascontiguousarray(array).view()
     view.flags.writeable = False
     return view
@@ -72,7 +71,7 @@ def _random_cells(run: Run, stream: int, shape: tuple[int, ...]) -> NDArray[np.i
 
 
 def _threshold(p: float) -> int:
-    """The first cell whose centre is not below p: ``u < p`` is ``cell < threshold``, without rounding."""
+    """The first cell whose centre is not below p. So ``u < p`` is ``cell < threshold``, without rounding."""
     return max(0, math.ceil(p * 2**24 - 0.5))
 
 
@@ -99,7 +98,7 @@ def dense(
     if run.mode & LEARN:
         np.matmul(x, weight, out=z)
     else:
-        # BLAS rounds a row differently in different company; what is applied must not.
+        # BLAS rounds a row differently beside other rows; results of inference must not depend on them.
         numba_kernels.product_by_rows(x, np.ascontiguousarray(weight), z)
     if pre is not None:
         numba_kernels.bias_activate_from(activation)(z, b[0], out)
@@ -146,7 +145,7 @@ def loss(
 
 
 def _row_scale(run: Run, weight: Array | None, T: Any) -> Array:
-    """What the rows' gradients are multiplied with: d(mean over the batch)/d(row's loss)."""
+    """Factor of each row's gradient: d(mean over the step)/d(row's loss)."""
     scale = np.full(run.m, T(1 / run.m))
     if weight is not None:
         scale *= weight[:, 0]
@@ -176,7 +175,7 @@ def decay(run: Run, *, W: Array, dW: Array, penalty: Array, l2: float, l1: float
 
 
 def _padded_rows(W: Array) -> Array:
-    """A slot with the padding of its rows, C-contiguous and so open to the vectoriser."""
+    """A slot with the padding of its rows: C-contiguous, so loops vectorise."""
     return np.lib.stride_tricks.as_strided(W, (W.shape[0], W.strides[0] // W.itemsize))
 
 
@@ -187,7 +186,7 @@ def sqnorm(run: Run, *, partial: Array) -> None:
 def _step_rule(
     run: Run, w: Array, g: Array, m1: Array, m2: Array | None, factor: Any, beta_1: float, beta_2: float, epsilon: float
 ) -> None:
-    """`reference.updates.step_rule` over flat arrays, the gradient times `factor`."""
+    """`reference.updates.step_rule` over flat arrays, with the gradient times `factor`."""
     T = w.dtype.type
     lr, t = run.learning_rate, run.step + 1
     if m2 is None:
@@ -294,8 +293,24 @@ def counts(
     source: int,
     scale: float,
 ) -> None:
+    if loss not in numba_counts.LOSSES:
+        OPS[OpCode.COUNTS](
+            run,
+            z=z,
+            weight=weight,
+            size_sum=size_sum,
+            log_dispersion=log_dispersion,
+            rowloss=rowloss,
+            partial=partial,
+            loss=loss,
+            activation=activation,
+            by_cell=by_cell,
+            source=source,
+            scale=scale,
+        )
+        return
     y = sparse_rows(run.sources[source][run.rows])
-    y.eliminate_zeros()  # of rows that were copied
+    y.eliminate_zeros()  # the rows are a copy
     n, T, softmax = y.shape[1], z.dtype.type, activation == Activation.SOFTMAX
     sums = np.zeros(n, T)
     numba_counts.count_rows(loss, softmax, bool(by_cell))(
@@ -319,14 +334,14 @@ class Patches(Images):
     """Convolutions as products over the patches of images, a few images at a time."""
 
     PATCHES = 1 << 22
-    """Elements of the patches that are there at once."""
+    """Elements of patches in memory at a time."""
 
     def __init__(self, learn: bool, **values: int) -> None:
         super().__init__(**values)
         self.learn = learn
 
     def _blocks(self, images: int, size: tuple[int, ...], channels: int) -> Any:
-        """Some of the images, with room for their patches."""
+        """Some of the images, with memory for their patches."""
         ky, kx = self.conv.kernel
         one = size[0] * size[1], ky * kx * channels
         step = max(1, self.PATCHES // (one[0] * one[1]))
@@ -409,7 +424,7 @@ def conv_wgrad(run: Run, *, x: Array, dz: Array, partial: Array, bias: int, accu
 
 
 def _windows(x: Array, h: int, w: int, pool_y: int, pool_x: int) -> tuple[Array, Array]:
-    """The greatest of each window and which it is, (rows times channels, height, width)."""
+    """The greatest value of each window and its index, (rows times channels, height, width)."""
     images = x.reshape(-1, h, w)
     out = np.empty((len(images), h // pool_y, w // pool_x), x.dtype)
     first = np.empty(out.shape, np.int64)
@@ -490,7 +505,7 @@ def _blas() -> ThreadpoolController:
 
 
 class NumbaProgram(ReferenceProgram):
-    """A plan run op by op over NumPy arrays, with `OVERRIDES` for the ops that pay."""
+    """Runs a plan op by op over NumPy arrays, with `OVERRIDES` for ops that have kernels."""
 
     def __init__(self, plan: Plan, precision: Precision, n_threads: int) -> None:
         super().__init__(plan, precision.dtype, {**OPS, **OVERRIDES}, bfloat16=precision is Precision.BFLOAT16)
@@ -512,7 +527,7 @@ class NumbaProgram(ReferenceProgram):
 
 
 def own_ops() -> frozenset[OpCode]:
-    """Ops with a form of their own here; the others are the reference's, in the program's precision."""
+    """Ops with their own form here; the others are the reference's, in the program's precision."""
     return frozenset(OVERRIDES)
 
 
@@ -521,5 +536,5 @@ def probe() -> Probe:
 
 
 def compile(plan: Plan, *, precision: Precision, n_threads: int) -> NumbaProgram:
-    """Kernels are jitted when first run, or taken from Numba's cache."""
+    """Compile the plan. Numba compiles kernels at their first run, or loads them from its cache."""
     return NumbaProgram(plan, precision, n_threads)

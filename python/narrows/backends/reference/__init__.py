@@ -1,12 +1,12 @@
-"""The executable specification: every op as the formula it stands for, in NumPy.
+"""The executable specification: every op as its formula, in NumPy.
 
-Promises: float64 by default, each op readable on its own, no cleverness; correct for any plan `lower` writes. Other
-backends are right when they agree with this one.
+Promises: computes in float64 by default; each op is readable on its own; correct for any plan of `lower`. Other
+backends must agree with this one.
 Never: chosen by ``backend="auto"``; fast.
 
-The ops are written over a dtype and the arrays they are handed, so the generic ops of other array backends are these.
-Names follow `ops.SIGNATURES`; ``m`` is the number of rows of the batch at hand. A module has a family of ops; reading
-order: `run` (what an op is given), `activations`, `dense`, then any, and `program` (a plan run op by op).
+The ops work in the dtype of their arrays, so other array backends reuse them. Names follow `ops.SIGNATURES`; ``m`` is
+the number of rows in the current step. Each module holds a family of ops. Reading order: `run` (what every op gets),
+`activations`, `dense`, then any, and `program` (runs a plan op by op).
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ __all__ = [
 
 
 def _check_apart(results: dict[str, Any], operands: dict[str, Any]) -> None:
-    """A result is written while operands are still read."""
+    """Raise ValueError if a result shares memory with an operand, which is still read while the result is written."""
     given = [(name, array) for name, array in (results | operands).items() if isinstance(array, np.ndarray)]
     for i, (name, array) in enumerate(given):
         for other_name, other in given[i + 1 :]:
@@ -76,10 +76,9 @@ def own_ops() -> frozenset[OpCode]:
 
 
 def probe() -> Probe:
-    return Probe(True, "NumPy, float64; for checking, never chosen by itself")
+    return Probe(True, "NumPy, float64; for checks, never chosen automatically")
 
 
 def compile(plan: Plan, *, precision: Precision, n_threads: int) -> ReferenceProgram:
-    """The reference computes in float64 whatever the precision asked for: it is the yardstick. Of bfloat16 it takes
-    the rounding of the products' factors."""
+    """Compile in float64 whatever the precision; bfloat16 still rounds the factors of matrix products."""
     return ReferenceProgram(plan, np.float64, bfloat16=precision is Precision.BFLOAT16)

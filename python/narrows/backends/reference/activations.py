@@ -56,7 +56,7 @@ ACTIVATE: Mapping[Activation, Callable[[Array], Array]] = {
 }
 
 DERIVATIVE: Mapping[Activation, Callable[[Array], Array]] = {
-    # From the output a, except for gelu and silu: from the pre-activation z.
+    # Derivatives from the output a; gelu and silu: from the pre-activation z.
     Activation.LINEAR: np.ones_like,
     Activation.RELU: lambda a: (a > 0).astype(a.dtype),
     Activation.LEAKY_RELU: lambda a: np.where(a > 0, a.dtype.type(1), a.dtype.type(LEAK)),
@@ -70,8 +70,8 @@ DERIVATIVE: Mapping[Activation, Callable[[Array], Array]] = {
 }
 
 CURVATURE: Mapping[Activation, Callable[[Array], Array]] = {
-    # The second derivative, from what the first is told from; 0 where it is not defined, as the slopes of such
-    # activations are constant on either side.
+    # Second derivatives, from the same values as the first. They are 0 where undefined: the slopes are constant on
+    # either side.
     Activation.LINEAR: np.zeros_like,
     Activation.RELU: np.zeros_like,
     Activation.LEAKY_RELU: np.zeros_like,

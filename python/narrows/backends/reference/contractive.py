@@ -88,7 +88,7 @@ def jacobian(
         dnoisy[...] = 0
 
     def part(i: int, rows: int, cols: int) -> Array:
-        # All of the sums over rows go to the first grain.
+        # The first grain holds the whole sum over rows.
         return partial[0, parts[i] : parts[i + 1]].reshape(rows, padded(cols))[:, :cols]
 
     chains = [_derivatives(weights, p, columns, widths) for p, _, _ in passes]

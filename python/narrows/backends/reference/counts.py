@@ -51,7 +51,7 @@ def counts(
     source: int,
     scale: float,
 ) -> None:
-    # Differences of log-gamma functions are taken in float64 whatever the precision.
+    # Differences of log-gamma functions need float64 in every precision.
     kind, act = Loss(loss), Activation(activation)
     y = picked(run, source).astype(np.float64)
     n = y.shape[1]

@@ -15,7 +15,7 @@ from .run import Array, Run, op
 
 
 def picked(run: Run, source: int) -> Array:
-    """The rows of the batch of a bound source, dense."""
+    """The current rows of a bound source, dense."""
     rows: Any = run.sources[source][run.rows]
     dense: Array = rows.toarray() if hasattr(rows, "toarray") else rows
     return dense
@@ -98,7 +98,7 @@ def _loss_of_logits(loss: Loss, activation: Activation, z: Array, y: Array, delt
         value = np.maximum(z, 0) - z * y + np.log1p(np.exp(-np.abs(z)))
         return value.sum(axis=1), sigmoid(z) - y
     if loss is Loss.MULTINOMIAL and activation is Activation.SOFTMAX:
-        # -sum_j y_j log p_j, p = softmax(z); the multinomial coefficient does not depend on p and is left out
+        # -sum_j y_j log p_j, p = softmax(z); the multinomial coefficient does not depend on p, so it is left out
         shifted = z - z.max(axis=1, keepdims=True)
         log_p = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
         return -(y * log_p).sum(axis=1), np.exp(log_p) * y.sum(axis=1, keepdims=True) - y
@@ -111,13 +111,13 @@ def _loss_of_logits(loss: Loss, activation: Activation, z: Array, y: Array, delt
         value = np.where(np.abs(d) <= delta, 0.5 * d * d, delta * (np.abs(d) - 0.5 * delta))
         dp = np.clip(d, -delta, delta)
     elif loss is Loss.BCE:
-        # Logarithms are held above -100, so that p = 0 or 1 costs a finite amount.
+        # Logarithms stay above -100, so that p = 0 or 1 has a finite loss.
         tiny = z.dtype.type(np.exp(-100.0)) if z.dtype == np.float64 else np.finfo(z.dtype).tiny
         q = 1 - p
         value = -(y * np.log(np.maximum(p, tiny)) + (1 - y) * np.log(np.maximum(q, tiny)))
         dp = (1 - y) / np.maximum(q, tiny) - y / np.maximum(p, tiny)
     else:
-        raise ValueError(f"loss {loss.name} has no form for the output activation {activation.name}")
+        raise ValueError(f"loss {loss.name} does not take the output activation {activation.name}")
     if activation is Activation.SOFTMAX:
         return value.sum(axis=1), p * (dp - (p * dp).sum(axis=1, keepdims=True))
     saved = z if activation.needs_preactivation else p
@@ -134,7 +134,7 @@ def condition(run: Run, *, z: Array, out: Array) -> None:
 
 
 def check_numbers(number: Array, n_conditions: int) -> None:
-    """Refuse what is no number of a batch."""
+    """Raise ValueError for the first batch number that the network does not know."""
     bad = ~((number >= 0) & (number < n_conditions) & (number == np.floor(number)))
     if bad.any():
         raise ValueError(f"batch number {number[bad][0]:g} is outside 0..{n_conditions - 1}")
@@ -202,7 +202,7 @@ def kl_sparsity(
 
 @op(OpCode.DECAY)
 def decay(run: Run, *, W: Array, dW: Array, penalty: Array, l2: float, l1: float) -> None:
-    # Divided by the batch size, as scikit-learn's multilayer perceptrons do
+    # Divided by the rows of the step, as in scikit-learn's multilayer perceptrons
     s2, s1 = W.dtype.type(l2 / run.m), W.dtype.type(l1 / run.m)
     dW += s2 * W + s1 * np.sign(W)
     each = 0.5 * s2 * W * W + s1 * np.abs(W)

@@ -14,7 +14,7 @@ from .run import Array, Run, op, row_share
 from .updates import decayed_step, step_rule
 
 # With V = [W; b] and g = [h 1], the loss of a row y is |g V - y|^2 = g Q g' - 2 g p' + |y|^2, Q = V V' and p = y V'.
-# Its derivatives are 2 (g Q - p) by g and 2 g' (g V - y) by V. Sums are in double, whatever the type of the slots.
+# Its derivatives are 2 (g Q - p) by g and 2 g' (g V - y) by V. Sums use float64, whatever the type of the slots.
 
 
 def with_bias(W: Array, b: Array) -> Array:
@@ -73,7 +73,7 @@ def row_gram(run: Run, *, h: Array, weight: Array | None, out: Array) -> None:
 def _sparse_mse_gradient(
     run: Run, h: Array, gram: Array, weight: Array | None, W: Array, b: Array, source: int
 ) -> tuple[Array, Array]:
-    """By W and by b."""
+    """The derivatives by W and by b."""
     y = run.sources[source][run.rows].astype(np.float64)
     scaled = 2 * row_share(run, weight, 1.0, np.float64) * with_one(h)
     dV = (gram.astype(np.float64) @ with_bias(W, b) - (y.T @ scaled).T).astype(W.dtype)

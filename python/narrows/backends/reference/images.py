@@ -45,7 +45,7 @@ def conv_wgrad(
     images: Images | None = None,
     **geometry: int,
 ) -> None:
-    # All of the sums over rows go to the first grain.
+    # The first grain holds the whole sum over rows.
     images = images or Images(**geometry)
     rows, filters = images.conv.weight_shape
     dout = images.out(dz)

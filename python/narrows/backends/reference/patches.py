@@ -1,11 +1,11 @@
 """Convolutions and poolings of whole batches as their formulas, in NumPy.
 
-Promises: works in the dtype it is handed; names follow `ops.GEOMETRY`.
-Never: knows of plans.
+Promises: works in the dtype of its arrays; names follow `ops.GEOMETRY`.
+Never: knows plans.
 
 A convolution and its adjoint relate a wide image to a narrow one: element (ky, kx) of the kernel joins the narrow pixel
-y to the wide pixel stride * y + ky - pad. A convolution reads the wide image and writes the narrow one, a transposed
-convolution the other way round.
+y to the wide pixel stride * y + ky - pad. A convolution reads the wide image and writes the narrow one. A transposed
+convolution does the opposite.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Images:
     Parameters
     ----------
     **values : int
-        By the names of `ops.GEOMETRY`.
+        Values with the names of `ops.GEOMETRY`.
     """
 
     def __init__(self, **values: int) -> None:
@@ -48,7 +48,7 @@ class Images:
 
     @classmethod
     def of(cls, conv: Convolution) -> Images:
-        """Of images whose channels are last."""
+        """The geometry for images with their channels last."""
         values = (*conv.shape, *conv.size, conv.filters, *conv.kernel, *conv.strides, *conv.padding, *conv.upsample)
         return cls(**dict(zip(GEOMETRY, (*values, conv.transposed, X_LAST | OUT_LAST), strict=True)))
 
@@ -70,7 +70,7 @@ class Images:
         return self.gather(self.upsampled(x), self.kernel(W), self.conv.size)
 
     def adjoint(self, dz: Array, W: Array) -> Array:
-        """The derivative by x, from that by the convolution."""
+        """The derivative by x, from the derivative by the convolution's output."""
         h, w, c = self.conv.shape
         if self.conv.transposed:
             return self.gather(dz, self.kernel(W), (h, w))
@@ -112,7 +112,7 @@ class Images:
         return out
 
     def _padded(self, wide: Array, narrow: tuple[int, ...]) -> Array:
-        """The wide image with zeros around it, as far as the windows of the narrow one reach."""
+        """The wide image with zeros around it, as far as the windows reach."""
         (ky, kx), (sy, sx), (py, px) = self.conv.kernel, self.conv.strides, self.conv.padding
         n, _, _, c = wide.shape
         out = np.zeros((n, (narrow[0] - 1) * sy + ky, (narrow[1] - 1) * sx + kx, c), wide.dtype)
@@ -121,7 +121,7 @@ class Images:
         return out
 
     def _parts(self, padded: Array, narrow: tuple[int, ...]) -> Any:
-        """For each kernel element, a view of the wide pixels that it joins to the narrow ones."""
+        """For each kernel element, a view of the wide pixels that it reads."""
         (ky, kx), (sy, sx) = self.conv.kernel, self.conv.strides
         for i in range(ky):
             for j in range(kx):
@@ -140,7 +140,7 @@ def windows(x: Array, pool_y: int, pool_x: int) -> Array:
 
 
 def greatest(x: Array, pool_y: int, pool_x: int) -> Array:
-    """Where a pixel is the greatest of its window, the first one if there are several; bool, of x's shape."""
+    """Where a pixel is the (first) greatest of its window; bool, with x's shape."""
     n, h, w, c = x.shape
     first = windows(x, pool_y, pool_x).argmax(axis=3)
     chosen = first[:, :, :, None] == np.arange(pool_y * pool_x)[:, None]

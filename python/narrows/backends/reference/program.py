@@ -1,6 +1,6 @@
-"""A plan run op by op.
+"""Runs a plan op by op.
 
-Promises: the protocol of `backends.Program`, over whatever table of ops it is given.
+Promises: the protocol `backends.Program`, with any table of ops.
 """
 
 from __future__ import annotations
@@ -22,8 +22,10 @@ from .run import OPS, Array, Run
 
 
 class ReferenceProgram:
-    """A plan run op by op over NumPy arrays; every slot has memory of its own, so a fault in the sharing of arena
-    memory shows as a difference from this backend."""
+    """Runs a plan op by op over NumPy arrays.
+
+    Every slot has its own memory. If another backend shares arena memory wrongly, it differs from this one.
+    """
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""What an op is given besides its operands, how it enters the table of ops, and what several families of them share."""
+"""What every op gets besides its operands, the table of ops, and functions that several ops share."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ Array = NDArray[Any]
 Function = Callable[..., None]
 
 OPS: dict[OpCode, Function] = {}
-"""Every op as a function of a `Run` and the operands that its signature names; filled by the modules beside this."""
+"""Every op: a function of a `Run` and of the operands in its signature. The other modules here fill this table."""
 
 
 def op(code: OpCode) -> Callable[[Function], Function]:
-    """Enters a function in `OPS`."""
+    """Add a function to `OPS`."""
 
     def enter(function: Function) -> Function:
         OPS[code] = function
@@ -31,7 +31,7 @@ def op(code: OpCode) -> Callable[[Function], Function]:
 
 @dataclass
 class Run:
-    """What an op may know besides its operands: the batch, the step and the flat regions."""
+    """What an op may read besides its operands: the rows, the step, and the flat regions."""
 
     rows: NDArray[np.int64]
     mode: Mode
@@ -49,7 +49,7 @@ class Run:
         return len(self.rows)
 
     def factor(self, x: Array) -> Array:
-        """A factor of a matrix product, in the precision that products are made in."""
+        """A factor of a matrix product, rounded as products need it."""
         return bfloat16(x) if self.bfloat16 else x
 
 
@@ -64,7 +64,7 @@ def bfloat16(x: Array) -> Array:
 
 
 def row_share(run: Run, weight: Array | None, strength: float, dtype: Any) -> Array:
-    """What each row's square counts, shape (m, 1)."""
+    """The weight of each row in a mean over the step, shape (m, 1)."""
     share = np.full((run.m, 1), strength / run.m, dtype)
     return share if weight is None else share * weight
 

@@ -17,8 +17,10 @@ from .updates import descend
 
 
 def masked_rows(run: Run, stream: int, level: float, size_sum: Array | None, scale: float, dtype: Any) -> Any:
-    """Rows of X as CSR, normalised as by LOG_NORMALIZE if there is a `size_sum`. In training, masking noise falls on
-    the same elements as CORRUPT's."""
+    """Rows of X as CSR, normalised as in LOG_NORMALIZE if `size_sum` is given.
+
+    In training, masking noise hits the same elements as in CORRUPT.
+    """
     X = run.sources[0][run.rows].astype(dtype)
     if size_sum is not None:
         X.data = np.log1p(X.data * np.repeat(size_factors(size_sum, scale), np.diff(X.indptr)))

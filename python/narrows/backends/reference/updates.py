@@ -1,4 +1,4 @@
-"""Sums over a batch, and what becomes of gradients: decays, clipping, steps of the optimiser."""
+"""Sums over rows, decays, clipping, and optimiser steps."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def wgrad_update(run: Run, *, x: Array, dz: Array, **rule: Any) -> None:
 
 
 def descend(run: Run, g: Array, *, dW: Array | None, W: Array, colrate: Array | None, **rule: Any) -> None:
-    """The decays and the step of a weight, g being what its last product adds to its gradient."""
+    """The decays and the step of a weight; g is the last product of its gradient."""
     if dW is not None:
         g += dW
     if colrate is not None:
@@ -89,7 +89,7 @@ def decayed_step(
     l1: float,
     rate: float,
 ) -> None:
-    """A weight's penalties added to its gradient, its decay, and its step."""
+    """Add a weight's penalties to its gradient, decay it, and step."""
     if penalty is not None:
         decay(run, W=W, dW=g, penalty=penalty, l2=l2, l1=l1)
     if rate:
@@ -121,6 +121,6 @@ def colsum_update(
 
 
 def clip_scale(sum_of_squares: float, clip: float) -> float:
-    """The factor that brings a gradient down to norm `clip` (1 if it is there already)."""
+    """The factor that reduces a gradient to norm `clip`; 1 if its norm is smaller."""
     norm = float(np.sqrt(sum_of_squares))
     return min(1.0, clip / (norm + 1e-6))
