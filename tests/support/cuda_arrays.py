@@ -265,14 +265,14 @@ def placed(cupy: Any, a: Any) -> dict[str, Any]:
     """The same matrix in each layout on the device."""
     padded = np.zeros((2 * a.shape[0], 3 * a.shape[1] + 1), a.dtype)
     padded[::2, 1::3] = a
-    beside = np.hstack([a, a])
+    doubled = np.hstack([a, a])
     return {
         "C": cupy.asarray(a),
         "F": cupy.asarray(np.ascontiguousarray(a.T)).T,
         "strided": cupy.asarray(padded)[::2][:, 1::3],
         "reversed": cupy.asarray(np.ascontiguousarray(a[::-1]))[::-1],
-        "part": cupy.asarray(beside)[:, : a.shape[1]],
-        "turned part": cupy.asarray(np.ascontiguousarray(beside.T))[: a.shape[1]].T,
+        "part": cupy.asarray(doubled)[:, : a.shape[1]],
+        "turned part": cupy.asarray(np.ascontiguousarray(doubled.T))[: a.shape[1]].T,
     }
 
 

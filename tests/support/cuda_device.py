@@ -146,9 +146,9 @@ def check_agreement(program: CudaProgram, case: Case, dtype: Any) -> None:
         assert_close(state[name], value, relative, name)
 
     data, outputs = case.data(dtype), expected_outputs(case, trained=True)
-    codes, judged = outputs[Mode.ENCODE].astype(dtype), data.X if data.target is None else data.target
+    codes, target_of_codes = outputs[Mode.ENCODE].astype(dtype), data.X if data.target is None else data.target
     for mode, value in outputs.items():
-        X, target = (codes, judged) if mode in FROM_CODES else (data.X, data.target)
+        X, target = (codes, target_of_codes) if mode in FROM_CODES else (data.X, data.target)
         assert_close(program.apply(X, mode, target, data.condition), value, relative, str(mode))
 
 
