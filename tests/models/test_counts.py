@@ -246,7 +246,7 @@ def test_sensitivity_is_the_derivative(X: sp.csr_array, likelihood: str, dispers
 
 def test_bad_parameters(X: sp.csr_array) -> None:
     for params, message in (
-        ({"likelihood": "mse"}, "--loss mse must be one of poisson, nb, zinb"),
+        ({"likelihood": "mse"}, "likelihood='mse' must be one of poisson, nb, zinb"),
         ({"link": "linear"}, "link='linear' must be one of softmax, exp"),
         ({"dispersion": "cell"}, "dispersion='cell' must be one of gene, gene-cell"),
         ({"corruption": "salt_and_pepper", "corruption_level": 0.1}, "cannot be used for counts"),
@@ -277,7 +277,7 @@ def test_command_line(X: sp.csr_array, tmp_path: Path, capsys: pytest.CaptureFix
     assert cli.main([*fit, "--out", str(tmp_path / "bad"), "--estimator", "count", "--loss", "mse"]) == 2
     assert "--loss mse must be one of poisson, nb, zinb" in capsys.readouterr().err
     assert cli.main([*fit, "--out", str(tmp_path / "bad"), "--loss", "nb", "--normalize", "log1p"]) == 2
-    assert "takes raw counts" in capsys.readouterr().err
+    assert "needs raw counts" in capsys.readouterr().err
     bad = X.copy()
     bad.data[0] = 0.5
     sp.save_npz(data, bad)
