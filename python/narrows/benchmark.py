@@ -88,18 +88,18 @@ class StepTiming:
     ----------
     case, backend : str
     threads, rounds, steps : int
-        `steps` is of one round.
+        `steps` counts the steps of one round.
     ms, ms_q1, ms_q3 : float
         Milliseconds of a step: median and quartiles over the rounds.
     examples_per_s : float
     gflop, gflop_per_s : float
-        Work of a step's matrix products, and the rate it was done at.
+        Work of a step's matrix products, and its rate.
     machine : dict or None
-        `probe_machine` of the C++ backend, taken before and after, the better figure of each; None without it.
+        `probe_machine` of the C++ backend: the better of two probes, before and after. None without that backend.
     floor_ms, peak_share : float or None
-        What the products alone would take at the measured multiply-add peak, and how much of that peak was reached.
+        Milliseconds of the products at the measured multiply-add peak, and the share of that peak that was reached.
     generic_ops : tuple of str
-        Ops for which the backend has no form of its own.
+        Ops that the backend runs in the reference's form.
     """
 
     case: str
@@ -126,9 +126,9 @@ class OpTiming:
     Attributes
     ----------
     op, operands, size : str
-        Such as ``"dense"``, ``"a0 <- x W0 b0"``, ``"256 x 784 x 128"`` (rows, in, out; of others the largest operand).
+        As ``"dense"``, ``"a0 <- x W0 b0"``, ``"256 x 784 x 128"`` (rows, in, out; otherwise the largest operand).
     ms, share : float
-        Milliseconds of a step, the mean over threads, and as a share of the step: they add up to it.
+        Milliseconds of a step (mean over threads), and their share of the step; the shares add up to 1.
     gflop_per_s : float or None
         For matrix products.
     """

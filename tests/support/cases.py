@@ -1,4 +1,4 @@
-"""The shared cases: small networks that between them use every op, activation, loss, penalty and shape edge.
+"""The shared cases: small networks that together use every op, activation, loss, penalty, and shape edge.
 
 Promises: a case is data, the same on every machine; tests and benchmarks of every backend run these.
 Never: imports a backend or asserts anything.
@@ -276,7 +276,7 @@ BATCHES: dict[str, dict[str, Any]] = {
     "gram-shifted": {"gram_decoder": True, "sparse_input": True, "shifted": True, "weighted": True},
     "gram-variational": {"gram_decoder": True, "variational": True, "weighted": True},
 }  # fmt: skip
-"""Options of networks whose decoder is told the batch."""
+"""Options of networks whose decoder is conditioned on batches."""
 
 BATCH_CASES: tuple[Case, ...] = (
     *(
@@ -300,7 +300,7 @@ BATCH_CASES: tuple[Case, ...] = (
         )
     ),
 )  # fmt: skip
-"""Networks whose decoder is told the batch."""
+"""Networks whose decoder is conditioned on batches."""
 
 SHAPE_CASES: tuple[Case, ...] = tuple(
     Case(f"shape-{m}x{k}x{n}{'-tied' * tied}", network((k, n, k), latent=a, tied=tied), batch=m, rows=m)
@@ -427,7 +427,7 @@ SHIFTED: dict[str, dict[str, Any]] = {
     "masking": {"corruption": Corruption.MASKING, "corruption_level": 0.3, "gram_decoder": True},
     "dense": {"contractive_hessian": 0.5, "n_corruptions": 2},
 }  # fmt: skip
-"""Options of networks that see rows less a shift."""
+"""Options of networks with shifted rows."""
 
 SHIFTED_CASES: tuple[Case, ...] = (
     *(
@@ -446,7 +446,7 @@ SHIFTED_CASES: tuple[Case, ...] = (
         ))
     ),
 )  # fmt: skip
-"""Networks that see sparse rows less a shift."""
+"""Networks with shifted sparse rows."""
 
 CASES = (
     MODEL_CASES + SHAPE_CASES + TURNED_CASES + BOLTZMANN_CASES + SPARSE_CASES + GRAM_CASES + SHIFTED_CASES + BATCH_CASES

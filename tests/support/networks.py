@@ -1,6 +1,6 @@
-"""Networks small enough to be written in a line, and cases: a network with the data it is run on.
+"""Small networks, and cases: a network with its data.
 
-Promises: a case is data, the same on every machine; what `specs` draws, `lower` takes.
+Promises: a case is data, the same on every machine; `lower` takes whatever `specs` draws.
 Never: imports a backend or asserts anything.
 """
 

@@ -6,7 +6,7 @@ Never: touches data or knows a backend.
 
 The model: p(v, h) ~ exp(-E), E = -v'Wh - b'h - c'v for binary units; a Gaussian unit u, of variance 1, adds u**2 / 2.
 Given the other layer, units are independent with means sigmoid(b + W'v) or b + W'v, and likewise c + Wh. The gradient
-of -log p(v) by W is E[v h'] of the model less that of the data (Hinton, "Training products of experts by minimizing
+of -log p(v) by W is E[v h'] of the model minus E[v h'] of the data (Hinton, "Training products of experts by minimizing
 contrastive divergence", Neural Computation 14, 2002). The first is estimated by n Gibbs steps, from the row itself
 (CD-n), or in chains that continue from update to update (Tieleman, "Training restricted Boltzmann machines using
 approximations to the likelihood gradient", ICML 2008). In both, the last hidden units enter by their means.

@@ -3,7 +3,7 @@
 Promises: parameter checks, data checks, lowering, the command line, and the documentation read these records.
 Never: computes a loss (`backends.reference` has the formulas).
 
-The numbers are those of ``csrc/plan/plan.h``. A new loss is a member of `Loss` and a record in `_RECORDS`, besides its
+The numbers are those of ``csrc/plan/plan.h``. A new loss needs a member of `Loss`, a record in `_RECORDS`, and its
 formulas.
 """
 

@@ -329,7 +329,7 @@ def _latent_penalties(
 
 
 def lower_penalty(spec: NetworkSpec, batch_rows: int, *, grads: bool = True) -> Plan:
-    """Write the op list of an encoder's contractive penalties alone.
+    """Write the op list of an encoder's contractive penalties, without a loss.
 
     Parameters
     ----------

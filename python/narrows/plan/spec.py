@@ -56,9 +56,10 @@ class Solver(enum.IntEnum):
 
 
 class Precision(enum.IntEnum):
-    """Of a program's arithmetic. BFLOAT16 is FLOAT32 with its matrix products in bfloat16: operands are rounded to 8
-    significant bits, sums, parameters and all else stay float32. TF32, of the CUDA backend alone, leaves it to the GPU
-    to round the operands of large products to 11.
+    """The precision of a program's arithmetic.
+
+    BFLOAT16 rounds the operands of matrix products to 8 significant bits; everything else stays float32. TF32 exists
+    only on the CUDA backend: the GPU may round the operands of large products to 11 significant bits.
     """
 
     FLOAT32 = 0
@@ -68,14 +69,14 @@ class Precision(enum.IntEnum):
 
     @classmethod
     def of(cls, name: Any) -> Precision:
-        """From a precision, its name, or a NumPy dtype."""
+        """The precision for a precision, its name, or a NumPy dtype."""
         if isinstance(name, cls):
             return name
         return cls[(name if isinstance(name, str) else np.dtype(name).name).upper()]
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """In which parameters and activations are held."""
+        """The type of parameters and activations."""
         return np.dtype(np.float64 if self is Precision.FLOAT64 else np.float32)
 
 

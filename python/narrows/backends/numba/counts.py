@@ -43,7 +43,7 @@ def _overload_log1p(x: Any) -> Any:
         k = (np.float32(u * _ROOT).view(np.int32) >> np.int32(23)) - np.int32(127)
         m = u * np.int32((np.int32(127) - k) << np.int32(23)).view(np.float32)
         size = _log1p01(max(m, _ONE / m) - _ONE)
-        # What rounding 1 + x has lost.
+        # The rounding error of 1 + x.
         lost = (x - (u - _ONE)) / u if x < _LARGE else np.float32(0)
         above = np.float32(k) * _LN2 + ((size if m >= _ONE else -size) + lost)
         return _log1p01(x) if x < _ONE else above
@@ -69,7 +69,7 @@ def _digamma(z: Any) -> Any:
 def _zero(mu: Any, theta: Any, inverse: Any, zeta: Any, loss: int) -> Any:
     """Minus the log-probability of a zero, and its derivatives by log mu, log theta and zeta.
 
-    `loss` is constant where this is called, so one branch is left; `inverse` is 1 / theta.
+    Callers pass a constant `loss`, so the compiler keeps one branch; `inverse` is 1 / theta.
     """
 
 
@@ -138,12 +138,12 @@ def _within(tau: Any) -> Any:
 
 @cache
 def count_rows(loss: int, softmax: bool, by_cell: bool) -> _Kernel:
-    """Losses of rows of counts, CSR of increasing columns without stored zeros.
+    """Losses of rows of counts, which are CSR with increasing columns and no stored zeros.
 
-    What z holds of a feature, the logit of its mean, log theta by cell, the logit of dropout, becomes gradients times
-    the row's scale if `learn`. `factors` are the sums of the rows' counts, for the exponential link over that of
-    reference. `tau` holds log theta of the features, and `sums` takes the gradients by it, but by cell. Scratch memory:
-    `row` has four rows of a number for each feature, `found` three of one for each of the stored counts of a row.
+    z holds the logit of each mean, log theta if `by_cell`, and the logit of dropout. If `learn`, gradients times the
+    row's scale replace them. `factors` are the sums of the rows; with the exponential link, they are divided by the
+    sum of size factor 1. Unless `by_cell`, `tau` holds log theta of the features, and `sums` takes its gradient.
+    Scratch memory: `row` has four numbers for each feature, `found` three for each stored count of a row.
     """
     dispersed, dropout = loss != _POISSON, loss == _ZINB
 

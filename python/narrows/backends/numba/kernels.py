@@ -1,11 +1,10 @@
 """The jitted kernels of the Numba backend.
 
-Promises: arithmetic in the precision of the arrays; NaN stays NaN; float32 functions within a few units in
-the last place of the exact value; the random words of `narrows.random.philox`.
-Never: checks an argument, allocates, knows of plans or ops.
+Promises: computes in the precision of the arrays; NaN stays NaN; float32 functions are within a few units in the last
+place of the exact value; uses the random words of `narrows.random.philox`.
+Never: checks an argument, allocates memory, knows plans or ops.
 
-Matrices are C-contiguous. The loops are written for LLVM's vectoriser: no branch and, erfc apart, no call
-into libm in float32.
+Matrices are C-contiguous. LLVM can vectorise the loops: float32 code has no branch, and calls only erfc from libm.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ _EXACT = frozenset({"contract"})
 
 
 class _Kernel:
-    """A jitted function whose machine code is kept on disk if a folder for it can be written."""
+    """A jitted function; Numba caches its machine code on disk if a folder is writable."""
 
     def __init__(self, function: Callable[..., Any], fastmath: frozenset[str]) -> None:
         options: dict[str, Any] = {"nogil": True, "fastmath": set(fastmath), "error_model": "numpy"}
@@ -161,7 +160,7 @@ def _overload_sigmoid(z: Any) -> Any:
 
 
 def _activate(z: Any, code: int) -> Any:
-    """The activation; `code` is constant where this is called, so one branch is left."""
+    """The activation. Callers pass a constant `code`, so the compiler keeps one branch."""
 
 
 @overload(_activate)
@@ -193,7 +192,7 @@ def _overload_activate(z: Any, code: Any) -> Any:
 
 
 def _slope(a: Any, code: int) -> Any:
-    """The derivative, from the output, or for gelu and silu from the pre-activation."""
+    """The derivative, from the output; for gelu and silu, from the pre-activation."""
 
 
 @overload(_slope)
@@ -253,7 +252,7 @@ def gather_csr(indptr: Any, indices: Any, data: Any, rows: Any, out: Any) -> Non
 def segments(of: Any, first: Any, begins: Any, out: Any) -> None:
     """Segment i of `out`, from begins[i] to begins[i + 1], is what `of` has from first[i] on."""
     for i in range(first.size):
-        # With signed numbers each index would be asked whether it counts from the end, and loops not be vectorised.
+        # Signed indices would need a check for negative values, and the loops would not vectorise.
         at, to, n = np.uint64(first[i]), np.uint64(begins[i]), np.uint64(begins[i + 1] - begins[i])
         for k in range(n):
             out[to + k] = of[at + k]
@@ -334,7 +333,7 @@ def draw_binary(p: Any, cells: Any, out: Any) -> None:
     size = out.dtype.type(2**24)
     for i in range(out.shape[0]):
         for j in range(out.shape[1]):
-            # Exact where it decides: next to -1/2 the difference of neighbours is not rounded.
+            # The comparison is exact: near -1/2 the difference of neighbours is not rounded.
             out[i, j] = one if out.dtype.type(cells[i, j]) - p[i, j] * size < half else zero
 
 
@@ -377,7 +376,7 @@ def scale_above(x: Any, cells: Any, threshold: int, scale: Any) -> None:
 
 @_kernel(_EXACT)
 def product_by_rows(x: Any, W: Any, out: Any) -> None:
-    """out = x @ W with each row's sums in the order of k, whatever the other rows; four at a time share a row of W."""
+    """out = x @ W; each row sums in the order of k, whatever the other rows are. Four rows share a row of W."""
     m, n = out.shape
     out[:] = 0
     i = 0
@@ -500,7 +499,7 @@ def gaussian_rows(activation: int) -> _Kernel:
 
 @_kernel(_EXACT)
 def patches(wide: Any, out: Any, height: int, width: int, ky: int, kx: int, sy: int, sx: int, py: int, px: int) -> None:
-    """A row of `out` for each of height x width windows of each image: its pixels, zeros outside."""
+    """One row of `out` for each window of each image: its pixels, with zeros outside the image."""
     n, h, w, c = wide.shape
     for i in range(n):
         for y in range(height):
@@ -522,7 +521,7 @@ def patches(wide: Any, out: Any, height: int, width: int, ky: int, kx: int, sy: 
 
 @_kernel(_EXACT)
 def fold(parts: Any, wide: Any, height: int, width: int, ky: int, kx: int, sy: int, sx: int, py: int, px: int) -> None:
-    """The adjoint of `patches`: what the rows hold is added where it came from, onto zeros."""
+    """The adjoint of `patches`: each value is added to the pixel it came from."""
     n, h, w, c = wide.shape
     wide[:] = 0
     for i in range(n):
@@ -542,7 +541,7 @@ def fold(parts: Any, wide: Any, height: int, width: int, ky: int, kx: int, sy: i
 
 @_kernel(_EXACT)
 def max_windows(x: Any, py: int, px: int, out: Any, first: Any) -> None:
-    """Of images (any, height, width): the greatest of each window, and which it is, the first one of several."""
+    """The greatest value of each window of images (any, height, width), and its index; the first of equal ones."""
     for i in range(out.shape[0]):
         for y in range(out.shape[1]):
             for u in range(out.shape[2]):
