@@ -257,7 +257,7 @@ def test_bad_parameters(X: sp.csr_array) -> None:
         Autoencoder(2, loss="nb", output_activation="linear").fit(X)
     with pytest.raises(ValueError, match="loss='zinb': the output layer has several outputs"):
         Autoencoder(2, loss="zinb", tied_weights=True).fit(X)
-    with pytest.raises(AttributeError, match="no dispersions of features"):
+    with pytest.raises(AttributeError, match="no dispersion for each feature"):
         small("poisson").fit(X).dispersion_  # noqa: B018
     assert small().fit(X).dispersion_.shape == (40,)
 
