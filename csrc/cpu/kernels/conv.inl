@@ -249,14 +249,11 @@ inline Tap* gather_taps(const ConvGeometry& g, const GatherPlan& p, const Weight
   return tap;
 }
 
-// Takes the finished pixels of a row of an image: (row of the batch, channel, y, pixels). Whole vectors may be read.
-template <class T>
-using Emit = FunctionRef<void(index_t, index_t, index_t, const T*)>;
-
-// From wide images to narrow ones.
-template <class T>
-void gather_rows(const ConvGeometry& g, const Matrix<T>& from, const ImageShape& shape, const Matrix<T>& W, T* memory,
-                 const Range& rows, Emit<T> emit) {
+// From wide images to narrow ones: emit(row, channel, y, x, sums, n) takes a vector of n pixels, at most. It is
+// inlined, because a call for each row of small images takes a tenth of the time.
+template <class T, class Emit>
+inline void gather_rows(const ConvGeometry& g, const Matrix<T>& from, const ImageShape& shape, const Matrix<T>& W,
+                        T* memory, const Range& rows, const Emit& emit) {
   const GatherPlan p = gather_plan(g);
   const WeightSteps steps(g, W.row_stride);
   const index_t n_taps = g.taps() * g.wide_channels, stride = whole_lanes(p.span + CONV_SLACK);
@@ -270,7 +267,9 @@ void gather_rows(const ConvGeometry& g, const Matrix<T>& from, const ImageShape&
     in_even_parts(g.narrow_channels, CONV_CHANNELS, [&](index_t first, index_t channels) {
       conv_tiles(taps, n_taps, planes, W.data + first * steps.narrow, steps.narrow, channels, p.span, sums, stride);
       for (index_t c = 0; c < channels; ++c)
-        for (index_t y = 0; y < g.y.narrow; ++y) emit(i, first + c, y, sums + c * stride + y * p.pitch);
+        for (index_t y = 0; y < g.y.narrow; ++y)
+          for (index_t x = 0; x < g.x.narrow; x += WIDTH<T>)
+            emit(i, first + c, y, x, load(sums + c * stride + y * p.pitch + x), g.x.narrow - x);
     });
   }
 }
@@ -295,6 +294,7 @@ inline const T* join_phases(const T* row, const ConvAxis& axis, index_t plane, T
 template <class T>
 inline vec<T> sum_repeated(const T* line, index_t x, index_t n, index_t repeat) {
   constexpr index_t W = WIDTH<T>;
+  if (repeat == 1) return load(line + x);
   if (repeat == 2) {
     const vec<T> a = load(line + 2 * x), b = 2 * (n < W ? n : W) > W ? load(line + 2 * x + W) : vec<T>{};
     return even_lanes<T>(a, b) + odd_lanes<T>(a, b);
@@ -308,10 +308,10 @@ inline vec<T> sum_repeated(const T* line, index_t x, index_t n, index_t repeat) 
   return sum;
 }
 
-// From narrow images to wide ones; pixels that are repetitions of each other are added.
-template <class T>
-void scatter_rows(const ConvGeometry& g, const Matrix<T>& from, const ImageShape& shape, const Matrix<T>& W, T* memory,
-                  const Range& rows, Emit<T> emit) {
+// From narrow images to wide ones, where pixels that are repetitions of each other are added; emit as in gather_rows().
+template <class T, class Emit>
+inline void scatter_rows(const ConvGeometry& g, const Matrix<T>& from, const ImageShape& shape, const Matrix<T>& W,
+                         T* memory, const Range& rows, const Emit& emit) {
   const ScatterPlan p = scatter_plan(g);
   const WeightSteps steps(g, W.row_stride);
   const index_t stride = whole_lanes(p.span + CONV_SLACK);
@@ -366,11 +366,8 @@ void scatter_rows(const ConvGeometry& g, const Matrix<T>& from, const ImageShape
             wide = r == 0 ? joined : line;
           }
           const index_t width = g.x.wide / g.up_x;
-          if (g.up_x > 1) {
-            for (index_t x = 0; x < width; x += WIDTH<T>) store(other + x, sum_repeated(wide, x, width - x, g.up_x));
-            wide = other;
-          }
-          emit(i, first + c, y, wide);
+          for (index_t x = 0; x < width; x += WIDTH<T>)
+            emit(i, first + c, y, x, sum_repeated(wide, x, width - x, g.up_x), width - x);
         }
     });
   }
@@ -432,16 +429,14 @@ void convolve(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
   const ImageShape from = x_shape<O>(args, g), to = out_shape<O>(args, g);
   const T* bias = args[O::b].data;
   const Range rows(ctx.m, tid, nt);
-  const auto emit = [bias, to, pre, out](index_t i, index_t c, index_t y, const T* pixels) {
-    for (index_t at = 0; at < to.w; at += WIDTH<T>) {
-      vec<T> z = load(pixels + at);
-      if (bias) z += bias[c];
-      if (pre.data) to.row(pre.row(i)).store_pixels(c, y, at, z, to.w - at);
-      to.row(out.row(i)).store_pixels(c, y, at, Act::value(z), to.w - at);
-    }
-  };
-  g.transposed ? scatter_rows<T>(g, x, from, f.W, f.scratch, rows, emit)
-               : gather_rows<T>(g, x, from, f.W, f.scratch, rows, emit);
+  const auto emit = [&](index_t i, index_t c, index_t y, index_t at, vec<T> z, index_t n)
+                        __attribute__((always_inline)) {
+                          if (bias) z += bias[c];
+                          if (pre.data) to.row(pre.row(i)).store_pixels(c, y, at, z, n);
+                          to.row(out.row(i)).store_pixels(c, y, at, Act::value(z), n);
+                        };
+  g.transposed ? scatter_rows(g, x, from, f.W, f.scratch, rows, emit)
+               : gather_rows(g, x, from, f.W, f.scratch, rows, emit);
 }
 NARROWS_RUN_BY_ACTIVATION(CONVOLVE, convolve)
 template <class T>
@@ -458,15 +453,13 @@ void conv_dgrad(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
   const ImageShape from = out_shape<O>(args, g), to = x_shape<O>(args, g);
   const T scale = T(args[O::scale]);
   const Range rows(ctx.m, tid, nt);
-  const auto emit = [to, saved, out, scale](index_t i, index_t c, index_t y, const T* pixels) {
-    for (index_t at = 0; at < to.w; at += WIDTH<T>) {
-      const index_t n = to.w - at;
-      const vec<T> a = to.row(static_cast<const T*>(saved.row(i))).load_pixels(c, y, at, n);
-      to.row(out.row(i)).store_pixels(c, y, at, load(pixels + at) * Act::slope(a * scale), n);
-    }
-  };
-  g.transposed ? gather_rows<T>(g, dz, from, f.W, f.scratch, rows, emit)
-               : scatter_rows<T>(g, dz, from, f.W, f.scratch, rows, emit);
+  const auto emit = [&](index_t i, index_t c, index_t y, index_t at, vec<T> d, index_t n)
+                        __attribute__((always_inline)) {
+                          const vec<T> a = to.row(static_cast<const T*>(saved.row(i))).load_pixels(c, y, at, n);
+                          to.row(out.row(i)).store_pixels(c, y, at, d * Act::slope(a * scale), n);
+                        };
+  g.transposed ? gather_rows(g, dz, from, f.W, f.scratch, rows, emit)
+               : scatter_rows(g, dz, from, f.W, f.scratch, rows, emit);
 }
 NARROWS_RUN_BY_ACTIVATION(CONV_DGRAD, conv_dgrad)
 template <class T>

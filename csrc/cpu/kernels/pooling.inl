@@ -94,8 +94,8 @@ inline index_t first_greatest(const Pooling& p, const T* from, index_t x) {
 }
 
 // Puts the gradients of the windows of one row of outputs, which are in `line`, at their first maxima; 0 elsewhere.
-template <class T>
-void unpool_row(const Pooling& p, const T* from, const T* line, T* to) {
+template <class Act, class T>
+inline void unpool_row(const Pooling& p, const T* from, const T* line, const T* saved, T* to) {
   constexpr index_t W = WIDTH<T>;
   if (p.x == 2) {
     for (index_t x = 0; x < p.out.w; x += W) {
@@ -111,8 +111,9 @@ void unpool_row(const Pooling& p, const T* from, const T* line, T* to) {
         const vec<T> right = select(odd_lanes<T>(a, b) == most, d, vec<T>{});
         d = select(odd_lanes<T>(a, b) == most, vec<T>{}, d);
         constexpr auto lanes = std::make_integer_sequence<int, WIDTH<T>>();
-        store_n(to + at, zip<T>(left, right, lanes), n);
-        if (n > W) store_n(to + at + W, zip_upper<T>(left, right, lanes), n - W);
+        store_n(to + at, zip<T>(left, right, lanes) * Act::slope(load_n(saved + at, n)), n);
+        if (n > W)
+          store_n(to + at + W, zip_upper<T>(left, right, lanes) * Act::slope(load_n(saved + at + W, n - W)), n - W);
       }
     }
     return;
@@ -120,13 +121,16 @@ void unpool_row(const Pooling& p, const T* from, const T* line, T* to) {
   for (index_t r = 0; r < p.y; ++r)
     for (index_t j = 0; j < p.w; ++j) to[r * p.w + j] = T(0);
   for (index_t x = 0; x < p.out.w; ++x) to[first_greatest(p, from, x)] = line[x];
+  for (index_t j = 0; j < p.y * p.w; j += W) {
+    const index_t n = p.y * p.w - j;
+    store_n(to + j, load_n(to + j, n) * Act::slope(load_n(saved + j, n)), n);
+  }
 }
 
-template <class T>
+template <class Act, class T>
 void maxpool_dgrad(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
   using O = op::MAXPOOL_DGRAD;
   const Pooling p(O(), args);
-  const TimesSlope<T> times_slope = times_slope_of<T>(args[O::activation]);
   T* line = ctx.scratch + tid * ctx.scratch_stride;
   const Range rows(ctx.m, tid, nt);
   for (index_t i = rows.begin; i < rows.end; ++i) {
@@ -134,13 +138,12 @@ void maxpool_dgrad(const Args<T>& args, const Context<T>& ctx, int tid, int nt) 
     for (index_t c = 0; c < p.c; ++c)
       for (index_t y = 0; y < p.out.h; ++y) {
         const index_t at = (c * p.h + y * p.y) * p.w;
-        T* to = args[O::out].row(i) + at;
-        unpool_row(p, args[O::x].row(i) + at, pixel_line(dout, c, y, line), to);
-        times_slope(to, args[O::saved].row(i) + at, T(1), p.y * p.w);
+        unpool_row<Act>(p, args[O::x].row(i) + at, pixel_line(dout, c, y, line), args[O::saved].row(i) + at,
+                        args[O::out].row(i) + at);
       }
   }
 }
-NARROWS_RUN(MAXPOOL_DGRAD, maxpool_dgrad)
+NARROWS_RUN_BY_ACTIVATION(MAXPOOL_DGRAD, maxpool_dgrad)
 template <class T>
 Cost cost_of(op::MAXPOOL_DGRAD, const Args<T>& args, index_t, bool) {
   return {args[op::MAXPOOL_DGRAD::w] + POOL_SLACK};
