@@ -15,6 +15,11 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+# Threads that spin while they wait for work take the CPU from threads that have work. OpenMP, Numba and scikit-learn
+# each have a pool of threads. OpenBLAS reads its number of threads when NumPy is imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 import numpy as np
 import pytest
 
@@ -24,10 +29,6 @@ from narrows import backends
 from narrows.backends import BACKENDS, probe
 
 ROOT = Path(__file__).parents[1]
-
-# Threads that spin while they wait for work take the CPU from threads that have work. OpenMP, Numba and scikit-learn
-# each have a pool of threads. No pool exists yet at this point.
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 PROBES = {name: probe(name) for name in BACKENDS}
 AVAILABLE = [name for name, found in PROBES.items() if found.ok]
@@ -55,7 +56,6 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
     if whole and not asked and "PYTEST_XDIST_WORKER" not in os.environ and not PROBES["cuda"].ok:
         # Tests next to each other share compiled and cached things: a worker gets long runs of tests.
         option.numprocesses, option.dist, option.maxprocesses = "auto", "worksteal", option.maxprocesses or 8
-        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -87,7 +87,7 @@ def test_random_damage_to_a_plan_is_refused_or_harmless(make: Callable[[], Plan]
     plan = make()
     rng = np.random.default_rng(1)
     refused = 0
-    for _ in range(1500):
+    for _ in range(1000):
         slots, ops = plan.slot_table(), plan.op_table()
         flat = [slots.reshape(-1), ops.view(np.uint8)][int(rng.integers(2))]
         if flat.dtype == np.int64:
@@ -108,7 +108,7 @@ def test_random_damage_to_a_plan_is_refused_or_harmless(make: Callable[[], Plan]
             program.train(np.arange(40), 0, 0, np.full(2, 1e-3), None)
         except ValueError:
             refused += 1
-    assert refused > 500
+    assert refused > 350
 
 
 @every_plan

@@ -14,7 +14,6 @@ import pytest
 
 from narrows.backends.cuda.nvrtc import Nvrtc
 from narrows.backends.cuda.table import KERNELS
-from narrows.plan.ops import source_folder
 from narrows.plan.spec import Precision
 
 ARCHITECTURES = ("sm_75", "sm_80", "sm_90")
@@ -30,17 +29,14 @@ def library() -> Path | None:
     return None
 
 
+PATH = library()
+if PATH is None:
+    pytest.skip("no NVRTC: pip install nvidia-cuda-nvrtc-cu12", allow_module_level=True)
+
+
 @pytest.fixture(scope="module")
 def nvrtc() -> Nvrtc:
-    path = library()
-    if path is None:
-        pytest.skip("no NVRTC: pip install nvidia-cuda-nvrtc-cu12")
-    return Nvrtc(path)
-
-
-def test_the_sources_exist() -> None:
-    assert (source_folder() / "cuda" / "narrows.cu").is_file()
-    assert (source_folder() / "shared" / "functors.h").is_file()
+    return Nvrtc(PATH)
 
 
 # One architecture is enough to compare precisions. tf32 has the kernels of float32.

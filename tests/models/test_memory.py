@@ -149,32 +149,38 @@ def counts_file(path: Path, cells: int, genes: int, stored: int) -> None:
         X["indptr"] = np.arange(0, cells * stored + 1, stored)
 
 
-def fitted(folder: Path, *options: str) -> tuple[subprocess.CompletedProcess[str], int]:
+def fitted(folder: Path, *options: str, out: str = "run") -> tuple[subprocess.CompletedProcess[str], int]:
     """A fit of ``counts.h5ad`` in a process of its own, and by the system's record what it held."""
     # fmt: off
     command = [
         sys.executable, "-c", "import sys; from narrows.cli import main; sys.exit(main())", "fit", "counts.h5ad",
-        "--out", "run", "--epochs", "1", "--components", "4", "--hidden", "16", "--threads", "2", "--quiet",
+        "--out", out, "--epochs", "1", "--components", "4", "--hidden", "16", "--threads", "2", "--quiet",
         "--backend", "cpp", "--set", "early_stopping=False", *options,
     ]
     # fmt: on
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(str(Path(p).resolve()) for p in sys.path if p)}
     result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
-    metrics = folder / "run" / "metrics.json"
+    metrics = folder / out / "metrics.json"
     return result, json.loads(metrics.read_text())["peak_rss_bytes"] if metrics.exists() else 0
 
 
+@pytest.fixture(scope="module")
+def counts_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("counts")
+    counts_file(folder / "counts.h5ad", CELLS, GENES, STORED)
+    return folder
+
+
 @pytest.mark.parametrize("normalize", ["log1p", "standard"])
-def test_a_limit_is_kept(cpp: str, normalize: str, tmp_path: Path) -> None:
+def test_a_limit_is_kept(cpp: str, normalize: str, counts_folder: Path) -> None:
     """Of the whole job, from a file that would not fit, the least that the refusal names."""
-    counts_file(tmp_path / "counts.h5ad", CELLS, GENES, STORED)
     options = "--normalize", normalize, "--max-memory"
-    refused, _ = fitted(tmp_path, *options, "20MB")
+    refused, _ = fitted(counts_folder, *options, "20MB", out=normalize)
     assert refused.returncode == 6, refused.stderr
     found = re.search(r"at least (\d+) MB", refused.stderr)
     assert found
     limit = int(found[1]) * 10**6
-    result, held = fitted(tmp_path, *options, str(limit))
+    result, held = fitted(counts_folder, *options, str(limit), out=normalize)
     assert result.returncode == 0, result.stderr
     assert 8 * CELLS * STORED < held < limit
 
