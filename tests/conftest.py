@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import Any
 
 # Threads that spin while they wait for work take the CPU from threads that have work. OpenMP, Numba and scikit-learn
-# each have a pool of threads. OpenBLAS reads its number of threads when NumPy is imported.
+# each have a pool of threads. OpenBLAS reads its number of threads when it is loaded: a plugin may have loaded NumPy's.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import numpy as np
 import pytest
+from threadpoolctl import threadpool_limits
 
 from cli_runs import table
 from data_files import FORMATS
@@ -29,6 +30,7 @@ from narrows import backends
 from narrows.backends import BACKENDS, probe
 
 ROOT = Path(__file__).parents[1]
+threadpool_limits(1, user_api="blas")
 
 PROBES = {name: probe(name) for name in BACKENDS}
 AVAILABLE = [name for name, found in PROBES.items() if found.ok]

@@ -335,7 +335,7 @@ def test_the_same_bits_for_any_number_of_threads(cpp: str) -> None:
         ({"activations": ["tanh"]}, "2 weights, 2 biases and 1 activations"),
         ({"activations": "softmax"}, "activation='softmax' is not an elementwise"),
         ({"X": np.ones((3, 4))}, r"weights\[0\] has 19 rows but X has 4 columns"),
-        ({"X": np.ones((0, 19))}, "X has no rows"),
+        ({"X": np.ones((0, 19))}, "X must have at least one row"),
         ({"biases": [None, np.ones(2)]}, r"biases\[1\] has 2 elements but weights\[1\] has 6 columns"),
         ({"weights": [np.ones((19, 3)), np.ones((4, 6))]}, r"weights\[1\] has 4 rows but weights\[0\] has 3 columns"),
         ({"weights": [np.eye(19)] * 5, "biases": [None] * 5}, "encoders of up to 4 layers, not 5"),

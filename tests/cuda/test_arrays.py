@@ -185,7 +185,7 @@ def test_sources_are_on_the_host(cupy: Any) -> None:
     from narrows.data import ArraySource
 
     for there in (cupy.asarray(low_rank()), Csr(sp.csr_matrix(low_rank()))):
-        with pytest.raises(DataError, match=r"X: a Source cannot hold data on a GPU; pass cupy\.asnumpy\(X\)"):
+        with pytest.raises(DataError, match=r"X: the data are on a GPU; pass cupy\.asnumpy\(X\)"):
             ArraySource(there)
 
 

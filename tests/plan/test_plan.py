@@ -365,7 +365,7 @@ def test_a_decoder_in_gram_form_needs_no_row_of_its_outputs(case: Case) -> None:
     "wrong", [{"loss": Loss.HUBER}, {"output": Activation.SIGMOID}, {"tied": True}], ids=lambda wrong: next(iter(wrong))
 )
 def test_a_decoder_in_gram_form_is_linear_and_of_squared_error(wrong: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="gram_decoder needs the squared error of a dense linear output layer"):
+    with pytest.raises(ValueError, match="gram_decoder needs squared error and a dense linear output layer"):
         lower(network((7, 4, 7), gram_decoder=True, **wrong), 8)
 
 
