@@ -171,7 +171,7 @@ def build_driver(folder: Path, answer: int) -> str:
     return str(library)
 
 
-def test_probing_imports_nothing_and_is_fast(tmp_path: Path) -> None:
+def test_probing_imports_nothing(tmp_path: Path) -> None:
     assert not cuda.has_gpu(str(tmp_path), "no such driver")
     for answer in (100, 0):  # no device; success
         library = build_driver(tmp_path, answer)
@@ -181,20 +181,15 @@ def test_probing_imports_nothing_and_is_fast(tmp_path: Path) -> None:
     if cuda.has_gpu():
         pytest.skip("this machine has a GPU")
     code = """
-import sys, time
-from narrows.backends import probe, resolve
-probe("cpp"), probe("numba"), resolve("auto")
-begin = time.perf_counter()
-for _ in range(10):
-    resolve("auto")
-print((time.perf_counter() - begin) / 10, "cupy" in sys.modules, "narrows.backends.cuda.program" in sys.modules)
+import sys
+from narrows.backends import resolve
+resolve("auto")
+print("cupy" in sys.modules, "narrows.backends.cuda.program" in sys.modules)
 """
     environment = {name: value for name, value in os.environ.items() if name != "NARROWS_BACKEND"}
     environment["PYTHONPATH"] = os.pathsep.join(str(Path(p).resolve()) for p in sys.path if p)
     found = subprocess.run([sys.executable, "-c", code], env=environment, check=True, capture_output=True, text=True)
-    seconds, *imported = found.stdout.split()
-    assert imported == ["False", "False"]
-    assert float(seconds) < 1e-3
+    assert found.stdout.split() == ["False", "False"]
 
 
 def with_cupy(monkeypatch: pytest.MonkeyPatch, runtime: Any, *, gpu: bool = True) -> None:
