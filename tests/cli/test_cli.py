@@ -281,7 +281,7 @@ def test_every_loss(loss, kind, npy, tmp_path):
 
 # --- resume -----------------------------------------------------------------------------------------------
 
-SLOW = ["--hidden", "64", "--components", "8", "--epochs", "40", "--threads", "1", "--quiet",
+SLOW = ["--hidden", "64", "--components", "8", "--epochs", "28", "--threads", "1", "--quiet",
         "--set", "early_stopping=false", "--backend", "reference", "--batch-size", "128"]  # fmt: skip
 
 
@@ -341,7 +341,7 @@ def test_signals_save_and_the_same_command_ends_bit_for_bit(tmp_path, start):
     assert (out / "latent.npy").read_bytes() == (tmp_path / "whole" / "latent.npy").read_bytes()
     ours, theirs = (rundir.read_history(p / "history.jsonl") for p in (out, tmp_path / "whole"))
     assert [x["loss"] for x in ours] == [x["loss"] for x in theirs]
-    assert len(ours) == 40
+    assert len(ours) == 28
 
 
 def test_end_of_allotted_time_stops_with_a_checkpoint(npy, tmp_path, monkeypatch, capsys):

@@ -125,7 +125,7 @@ def test_killed_sweep_goes_on(tmp_path):
     rng = np.random.default_rng(0)
     np.save(tmp_path / "x.npy", rng.normal(size=(2500, 150)).astype(np.float32))
     base = [sys.executable, "-m", "narrows", "sweep", tmp_path / "x.npy", "--components", "3,5", "--hidden", "64",
-            "--epochs", "25", "--threads", "1", "--quiet", "--backend", "reference", "--batch-size", "128",
+            "--epochs", "16", "--threads", "1", "--quiet", "--backend", "reference", "--batch-size", "128",
             "--checkpoint-minutes", "0.0001", "--set", "n_iter_no_change=25"]  # fmt: skip
     base = [*map(str, base), "--out"]
     out = tmp_path / "cut"

@@ -88,7 +88,7 @@ def test_sparsity_behind_any_activation(libraries: Any, case: Case) -> None:
 PROGRAMS = [(case, np.float32) for case in HOST_CASES] + [(case, np.float64) for case in HOST_CASES[::3]]
 
 
-@pytest.mark.parametrize(("case", "dtype"), thinned(PROGRAMS, 2), ids=named)
+@pytest.mark.parametrize(("case", "dtype"), thinned(PROGRAMS, 3), ids=named)
 def test_programs_agree_with_the_reference(libraries: Any, case: Case, dtype: Any) -> None:
     case = away_from_kinks(case)
     program = on_host(libraries, case, dtype)
@@ -120,13 +120,13 @@ def bits(libraries: Any, case: Case, *, reverse: bool = False) -> list[bytes]:
     return [np.ascontiguousarray(part).tobytes() for part in parts]
 
 
-@pytest.mark.parametrize("case", thinned(HOST_CASES[1::2], 2), ids=str)
+@pytest.mark.parametrize("case", thinned(HOST_CASES[1::2], 3), ids=str)
 def test_bits_do_not_depend_on_the_order_of_threads(libraries: Any, case: Case) -> None:
     assert bits(libraries, case) == bits(libraries, case, reverse=True)
 
 
 @pytest.mark.parametrize(
-    "case", [*MODEL_CASES[::6], *SHAPE_CASES[::3], *SPARSE_CASES[::3], *GRAM_CASES[::3], *WALK_CASES[::2]], ids=str
+    "case", [*MODEL_CASES[::8], *SHAPE_CASES[::5], *SPARSE_CASES[::3], *GRAM_CASES[::4], *WALK_CASES[::2]], ids=str
 )
 def test_rows_do_not_depend_on_their_neighbours(libraries: Any, case: Case) -> None:
     data, single = case.data(np.float32), Case(case.name, case.spec, batch=1, rows=case.rows)

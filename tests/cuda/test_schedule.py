@@ -134,7 +134,7 @@ def watch(program: CudaProgram) -> Counter[str]:
     return ran
 
 
-@pytest.mark.parametrize("case", [*STACK_CASES[::3], *MODEL_CASES[::5], *CASES[1::9]], ids=str)
+@pytest.mark.parametrize("case", [*STACK_CASES[::3], *MODEL_CASES[::7], *CASES[1::13]], ids=str)
 def test_launches_write_only_their_known_memory(libraries: Any, case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     for how in (schedule, one_by_one):
         program = programs_of(libraries, case, np.float32, monkeypatch, how)
