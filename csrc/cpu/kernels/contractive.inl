@@ -78,9 +78,10 @@ NARROWS_RUN(COLUMN_DECAY, column_decay)
 template <class T>
 inline auto store_tiles(T* to, index_t stride, bool add, T factor = T(1)) {
   return [=](const Tile& t, const T* tile) {
-    for_vectors(t, tile, [&](index_t i, index_t j, vec<T> v, index_t n) {
-      T* p = to + i * stride + j;
-      store_n(p, add ? load_n(p, n) + factor * v : factor * v, n);
+    for_vectors(t, tile, [&](index_t i) {
+      return [add, factor, row = to + i * stride](index_t j, vec<T> v, index_t n) {
+        store_n(row + j, add ? load_n(row + j, n) + factor * v : factor * v, n);
+      };
     });
   };
 }
@@ -396,7 +397,7 @@ void grain_update(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
     for (index_t i = begin; i < end; ++i)
       for (index_t j = 0; j < W.cols; j += WIDTH<T>) {
         const index_t n = W.cols - j;
-        step(i, j, sum_of_grains(partial, args[O::column] + i * padded(W.cols) + j, n), n);
+        step.row(i)(j, sum_of_grains(partial, args[O::column] + i * padded(W.cols) + j, n), n);
       }
   }
 }

@@ -112,14 +112,17 @@ NARROWS_RUN(CONDITION, condition)
 
 // --- dense -----------------------------------------------------------------------------------------------------------
 
-// Calls fn(i, j, z, n) for every vector z of a finished tile. It lies at row i, column j, and its first n lanes count.
+// Calls fn(i)(j, z, n) for every vector z of a finished tile. It lies at row i, column j, and its first n lanes count.
+// fn(i) finds the rows of the operands once for a row of the tile.
 template <class T, class Fn>
 inline void for_vectors(const Tile& t, const T* tile, const Fn& fn) {
   constexpr index_t W = WIDTH<T>;
+  const index_t end = t.col + t.cols;
   for (int i = 0; i < t.rows; ++i, tile += NR<T>) {
-    index_t j = 0;
-    for (; j + W <= t.cols; j += W) fn(t.row + i, t.col + j, load(tile + j), W);
-    if (j < t.cols) fn(t.row + i, t.col + j, load(tile + j), t.cols - j);
+    const auto row = fn(t.row + i);
+    index_t j = t.col;
+    for (; j + W <= end; j += W) row(j, load(tile + j - t.col), W);
+    if (j < end) row(j, load(tile + j - t.col), end - j);
   }
 }
 
@@ -128,10 +131,12 @@ inline void dense_forward(const LayerArgs<T>& l, int tid, int nt) {
   product<T>(
       l.bfloat16, l.x, l.W, l.out, l.scratch,
       [bias = l.bias, pre = l.pre, out = l.out](const Tile& t, const T* tile) {
-        for_vectors(t, tile, [&](index_t i, index_t j, vec<T> z, index_t n) {
-          if (bias) z += load_n(bias + j, n);
-          if (pre.data) store_n(pre.row(i) + j, z, n);
-          store_n(out.row(i) + j, Act::value(z), n);
+        for_vectors(t, tile, [&](index_t i) {
+          return [=, pre = pre.data ? pre.row(i) : nullptr, out = out.row(i)](index_t j, vec<T> z, index_t n) {
+            if (bias) z += load_n(bias + j, n);
+            if (pre) store_n(pre + j, z, n);
+            store_n(out + j, Act::value(z), n);
+          };
         });
       },
       tid, nt);
@@ -218,9 +223,10 @@ void wgrad(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
       ctx.bfloat16, transposed(view(args, ctx, O::x)), view(args, ctx, O::dz), Matrix<T>{},
       ctx.scratch + tid * ctx.scratch_stride,
       [=](const Tile& t, const T* tile) {
-        for_vectors(t, tile, [&](index_t i, index_t j, vec<T> g, index_t n) {
-          T* p = dW.row(i) + j;
-          store_n(p, accumulate ? load_n(p, n) + g : g, n);
+        for_vectors(t, tile, [&](index_t i) {
+          return [accumulate, out = dW.row(i)](index_t j, vec<T> g, index_t n) {
+            store_n(out + j, accumulate ? load_n(out + j, n) + g : g, n);
+          };
         });
       },
       tid, nt);
@@ -248,8 +254,9 @@ void dgrad(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
     tid = 0, nt = 1;
   }
   const Matrix<const T> Wt = args[O::transposed] ? W : transposed(W);
-  const auto finish = [=](index_t i, index_t j, vec<T> g, index_t n) __attribute__((always_inline)) {
-    store_n(out.row(i) + j, g * Act::slope(load_n(saved.row(i) + j, n) * scale), n);
+  const auto finish = [=](index_t i) {
+    return [scale, saved = saved.row(i), out = out.row(i)](index_t j, vec<T> g, index_t n)
+               __attribute__((always_inline)) { store_n(out + j, g * Act::slope(load_n(saved + j, n) * scale), n); };
   };
   if (args.turned && nt == 1) {
     // The transposed product packs the gradients of the batch and not the larger weight. Tiles are collected until they
@@ -267,7 +274,7 @@ void dgrad(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
           for (index_t i = t.row - at * MR; i < end; i += W)
             for (index_t r = 0; r < t.cols; r += W) {
               transpose_block(to + (i - (t.row - at * MR)) * NR<T> + r, NR<T>, block, W);
-              for (index_t k = 0; k < W && r + k < t.cols; ++k) finish(t.col + r + k, i, load(block + k * W), end - i);
+              for (index_t k = 0; k < W && r + k < t.cols; ++k) finish(t.col + r + k)(i, load(block + k * W), end - i);
             }
         },
         0, 1);

@@ -135,12 +135,21 @@ struct WeightStep {
   void penalise(const Tile& t) const {
     if (penalty.data) decay.tile(W, t, penalty);
   }
-  void operator()(index_t i, index_t j, vec<T> g, index_t n) const {
-    T* p = W.row(i) + j;
-    const vec<T> w = load_n(p, n);
-    if (penalty.data) g += decay.gradient(w);
-    store_n(p, rule.step(rounded_value(keep * w), g, m.row(i) + j, v.row(i) + j, n), n);
-  }
+  // The step of row i.
+  struct Row {
+    T *w, *m, *v;
+    const Rule& rule;
+    Decay<T> decay;
+    T keep;
+    bool decays;
+
+    void operator()(index_t j, vec<T> g, index_t n) const {
+      const vec<T> value = load_n(w + j, n);
+      if (decays) g += decay.gradient(value);
+      store_n(w + j, rule.step(rounded_value(keep * value), g, m + j, v + j, n), n);
+    }
+  };
+  Row row(index_t i) const { return {W.row(i), m.row(i), v.row(i), rule, decay, keep, penalty.data != nullptr}; }
 };
 
 // Lists the lines of a tile of a weight and of its moments, in turn, as the epilogue reads them.
@@ -160,7 +169,7 @@ template <class Rule, class T>
 void wgrad_update(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
   using O = op::WGRAD_UPDATE;
   Matrix<T> before = args[O::dW];
-  const Matrix<T>& colrate = args[O::colrate];
+  const T* colrate = args[O::colrate].data;
   WeightStep<Rule, O, T> step(O(), args, ctx);
   Matrix<T>&W = step.W, &m = step.m, &v = step.v, &penalty = step.penalty;
   Matrix<const T> x = transposed(view(args, ctx, O::x));
@@ -179,10 +188,13 @@ void wgrad_update(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
       ctx.bfloat16, x, view(args, ctx, O::dz), Matrix<T>{}, scratch,
       [step, before, colrate](const Tile& t, const T* tile) {
         step.penalise(t);
-        for_vectors(t, tile, [&](index_t i, index_t j, vec<T> g, index_t n) {
-          if (before.data) g += load_n(before.row(i) + j, n);
-          if (colrate.data) g += load_n(colrate.data + j, n) * load_n(step.W.row(i) + j, n);
-          step(i, j, g, n);
+        for_vectors(t, tile, [&](index_t i) {
+          return [colrate, row = step.row(i), before = before.data ? before.row(i) : nullptr](index_t j, vec<T> g,
+                                                                                              index_t n) {
+            if (before) g += load_n(before + j, n);
+            if (colrate) g += load_n(colrate + j, n) * load_n(row.w + j, n);
+            row(j, g, n);
+          };
         });
       },
       tid, nt, [W, m, v](const Tile& t, const void** lines) { return lines_of(W, m, v, t, lines); });

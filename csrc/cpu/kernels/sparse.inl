@@ -298,12 +298,14 @@ void sparse_outer(const Context<T>& ctx, const SparseRows<T>& x, const T* shift,
   }
 }
 
-// Calls fn(i, j, g, n) as for_vectors does.
+// Calls fn(i)(j, g, n) as for_vectors does.
 template <class T, class Fn>
 inline void for_panel_vectors(const Tile& t, const T* tile, const Fn& fn) {
-  for (int i = 0; i < t.rows; ++i, tile += PANEL<T>)
+  for (int i = 0; i < t.rows; ++i, tile += PANEL<T>) {
+    const auto row = fn(t.row + i);
     for (index_t j = 0; j < t.cols; j += WIDTH<T>)
-      fn(t.row + i, t.col + j, load(tile + j), t.cols - j < WIDTH<T> ? t.cols - j : WIDTH<T>);
+      row(t.col + j, load(tile + j), t.cols - j < WIDTH<T> ? t.cols - j : WIDTH<T>);
+  }
 }
 
 template <class T>
@@ -315,9 +317,10 @@ void sparse_wgrad(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
       ctx, SparseRows<T>(ctx, SOURCE_X, args[O::stream], args[O::level], args[O::size_sum], args[O::scale]),
       args[O::shift].data, args[O::dz], dW.rows,
       [dW, accumulate](const Tile& t, const T* tile) {
-        for_panel_vectors(t, tile, [&](index_t i, index_t j, vec<T> g, index_t n) {
-          T* p = dW.row(i) + j;
-          store_n(p, accumulate ? load_n(p, n) + g : g, n);
+        for_panel_vectors(t, tile, [&](index_t i) {
+          return [accumulate, out = dW.row(i)](index_t j, vec<T> g, index_t n) {
+            store_n(out + j, accumulate ? load_n(out + j, n) + g : g, n);
+          };
         });
       },
       tid, nt);
@@ -332,17 +335,21 @@ Cost cost_of(op::SPARSE_WGRAD, const Args<T>& args, index_t batch, bool) {
 template <class Rule, class T>
 void sparse_wgrad_update(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
   using O = op::SPARSE_WGRAD_UPDATE;
-  const Matrix<T>&before = args[O::dW], &colrate = args[O::colrate];
+  const Matrix<T>& before = args[O::dW];
+  const T* colrate = args[O::colrate].data;
   const WeightStep<Rule, O, T> step(O(), args, ctx);
   sparse_outer<T>(
       ctx, SparseRows<T>(ctx, SOURCE_X, args[O::stream], args[O::level], args[O::size_sum], args[O::scale]),
       args[O::shift].data, args[O::dz], step.W.rows,
       [step, before, colrate](const Tile& t, const T* tile) {
         step.penalise(t);
-        for_panel_vectors(t, tile, [&](index_t i, index_t j, vec<T> g, index_t n) {
-          if (before.data) g += load_n(before.row(i) + j, n);
-          if (colrate.data) g += load_n(colrate.data + j, n) * load_n(step.W.row(i) + j, n);
-          step(i, j, g, n);
+        for_panel_vectors(t, tile, [&](index_t i) {
+          return [colrate, row = step.row(i), before = before.data ? before.row(i) : nullptr](index_t j, vec<T> g,
+                                                                                              index_t n) {
+            if (before) g += load_n(before + j, n);
+            if (colrate) g += load_n(colrate + j, n) * load_n(row.w + j, n);
+            row(j, g, n);
+          };
         });
       },
       tid, nt);

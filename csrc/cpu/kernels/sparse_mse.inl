@@ -395,8 +395,8 @@ void sparse_mse_wgrad(const Args<T>& args, const Context<T>& ctx, int tid, int n
       args[O::h], args[O::gram], args[O::weight], ctx, W, args[O::b].data, static_cast<const T*>(nullptr),
       args[O::source],
       [W, dW, db](const Tile& t, const T* tile) {
-        for_vectors(t, tile, [&](index_t i, index_t j, vec<T> g, index_t n) {
-          store_n((i < W.rows ? dW.row(i) : db) + j, g, n);
+        for_vectors(t, tile, [&](index_t i) {
+          return [row = i < W.rows ? dW.row(i) : db](index_t j, vec<T> g, index_t n) { store_n(row + j, g, n); };
         });
       },
       {}, tid, nt);
@@ -419,11 +419,13 @@ void sparse_mse_update(const Args<T>& args, const Context<T>& ctx, int tid, int 
       args[O::source],
       [step, b, bm, bv](const Tile& t, const T* tile) {
         if (t.row < step.W.rows) step.penalise(t);
-        for_vectors(t, tile, [&](index_t i, index_t j, vec<T> g, index_t n) {
-          if (i < step.W.rows)
-            step(i, j, g, n);
-          else
-            store_n(b + j, step.rule.step(load_n(b + j, n), g, bm + j, bv + j, n), n);
+        for_vectors(t, tile, [&](index_t i) {
+          return [=, weight = i < step.W.rows, row = step.row(i)](index_t j, vec<T> g, index_t n) {
+            if (weight)
+              row(j, g, n);
+            else
+              store_n(b + j, step.rule.step(load_n(b + j, n), g, bm + j, bv + j, n), n);
+          };
         });
       },
       [W, m, v](const Tile& t, const void** lines) { return t.row < W.rows ? lines_of(W, m, v, t, lines) : 0; }, tid,
