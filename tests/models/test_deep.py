@@ -132,8 +132,10 @@ def test_samples_are_those_of_the_model(digits: np.ndarray) -> None:
 
 
 def test_samples_do_not_depend_on_blocks(rbm: RBM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither on blocks of rows nor on the number of steps whose random numbers are drawn at once."""
     whole = rbm.sample(50, 4, random_state=3)
     monkeypatch.setattr(type(rbm), "_block_rows", lambda self: 7)
+    monkeypatch.setattr("narrows.models.rbm._DRAWN_VALUES", 1)
     assert same_rows(rbm.sample(50, 4, random_state=3), whole)
 
 

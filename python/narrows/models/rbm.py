@@ -8,11 +8,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.special import ndtri
 from sklearn.utils.validation import check_is_fitted
 
 from .. import functional
@@ -41,6 +44,8 @@ UNITS: Mapping[str, Activation] = {"bernoulli": Activation.SIGMOID, "gaussian": 
 
 _HIDDEN, _VISIBLE = 0, 1
 """Streams of `RBM.sample`."""
+_DRAWN_VALUES = 1 << 14
+"""Random numbers of a chain that are drawn at once: many steps of few rows."""
 
 
 class RBM(BaseAutoencoder):
@@ -288,22 +293,34 @@ class RBM(BaseAutoencoder):
         integer(1)("n_gibbs", n_gibbs)
         randomness("random_state", random_state)
         seed, network = draw_seed(random_state), self._network
-        up, down = network.spec.layers
-        dtype = network.state["W0"].dtype
-        rows = np.empty((n, down.n_out), dtype)
+        rows = np.empty((n, network.spec.n_outputs), network.dtype)
         size = self._block_rows()
         for first in range(0, n, size):
-            count = min(size, n - first)
-            h = np.full((count, up.n_out), 0.5 if up.activation is Activation.SIGMOID else 0.0)
-            for step in range(n_gibbs):
-                states = _drawn(h, up.activation, seed, _HIDDEN, step, first).astype(dtype)
-                v = network.apply(states, Mode.DECODE)
-                if noise or step < n_gibbs - 1:
-                    v = _drawn(v, down.activation, seed, _VISIBLE, step, first).astype(dtype)
-                if step < n_gibbs - 1:
-                    h = network.apply(v, Mode.ENCODE)
-            rows[first : first + count] = v
+            part = rows[first : first + size]
+            part[...] = self._chains(len(part), n_gibbs, seed, first, noise)
         return rows
+
+    def _chains(self, count: int, n_gibbs: int, seed: int, first: int, noise: bool) -> Array:
+        """The visible units at the end of `count` chains, which are the rows from `first` on of a sample."""
+        network, (up, down) = self._network, self._network.spec.layers
+        W, (b, c) = self.coefs_[0], self.intercepts_
+        hidden = _draws(up.activation, seed, _HIDDEN, first, count, up.n_out)
+        visible = _draws(down.activation, seed, _VISIBLE, first, count, down.n_out)
+        h: Array = np.full((count, up.n_out), 0.5 if up.activation is Activation.SIGMOID else 0.0)
+        for step in range(n_gibbs):
+            states = next(hidden)(h).astype(network.dtype)
+            if network.backend == "cuda":
+                v = network.apply(states, Mode.DECODE)
+            else:  # A program costs more than the product of a few rows.
+                v = functional.dense(states, W.T, c, down.activation.name.lower(), n_threads=self.n_threads)
+            if step == n_gibbs - 1:
+                break
+            v = next(visible)(v).astype(network.dtype)
+            if network.backend == "cuda":
+                h = network.apply(v, Mode.ENCODE)
+            else:
+                h = functional.dense(v, W, b, up.activation.name.lower(), n_threads=self.n_threads)
+        return next(visible)(v) if noise else v
 
     def _input_loss(self, loss: Loss, *, separate_target: bool) -> Loss:
         return LOSSES[self.loss].loss
@@ -356,8 +373,14 @@ class RBM(BaseAutoencoder):
         return energy
 
 
-def _drawn(mean: Array, activation: Activation, seed: int, stream: int, step: int, first: int) -> Array:
-    """Units drawn with these means, for rows from `first` on."""
-    if activation is Activation.SIGMOID:
-        return philox.uniform(seed, stream, step, len(mean), mean.shape[1], first) < mean
-    return mean + philox.normal(seed, stream, step, len(mean), mean.shape[1], first)
+def _draws(
+    activation: Activation, seed: int, stream: int, first: int, count: int, width: int
+) -> Iterator[Callable[[Array], Array]]:
+    """For each step of a chain, a function from means to units drawn with them, for rows from `first` on."""
+    n_steps = max(1, _DRAWN_VALUES // (count * width))
+    for step in itertools.count(0, n_steps):
+        uniform = philox.uniforms(seed, stream, range(step, step + n_steps), count, width, first)
+        if activation is Activation.SIGMOID:
+            yield from (partial(np.less, u) for u in uniform)
+        else:
+            yield from (partial(np.add, ndtri(u)) for u in uniform)

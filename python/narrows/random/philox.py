@@ -15,7 +15,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["keyed_normal", "normal", "uniform", "words"]
+__all__ = ["keyed_normal", "normal", "uniform", "uniforms", "words"]
 
 _MULTIPLIERS = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
 _WEYL = (0x9E3779B9, 0xBB67AE85)
@@ -78,6 +78,15 @@ def uniform(seed: int, stream: int, step: int, n_rows: int, n_columns: int, firs
     number with a probability.
     """
     return _centres(words(seed, stream, step, n_rows, n_columns, first_row))
+
+
+def uniforms(
+    seed: int, stream: int, steps: range, n_rows: int, n_columns: int, first_row: int = 0
+) -> NDArray[np.float64]:
+    """`uniform` of several steps, shape (len(steps), n_rows, n_columns)."""
+    rows = np.tile(np.arange(first_row, first_row + n_rows, dtype=np.uint64), len(steps))
+    each = np.repeat(np.asarray(steps, np.uint64) & _LOW, n_rows)
+    return _centres(_words(seed, stream, rows, each, n_columns)).reshape(len(steps), n_rows, n_columns)
 
 
 def _centres(drawn: NDArray[np.uint32]) -> NDArray[np.float64]:
