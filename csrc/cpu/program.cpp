@@ -11,10 +11,19 @@
 #include <new>
 #include <stdexcept>
 #include <string>
+#include <string_view>
 
 namespace narrows {
 
 namespace {
+
+// `train` reads Adam's decay rates where UPDATE has them, whichever op they come from.
+#define OP(NAME, slots, ints, floats, ...)                                                      \
+  static_assert(!(false ints) || std::string_view("" floats).substr(0, 14) == "beta_1,beta_2,", \
+                #NAME ": beta_1 and beta_2 must be the first floats of an op with a solver");
+#define INTEGER(name, rule, n) || Rule::rule == Rule::A_SOLVER
+#define NUMBER(name, rule) #name ","
+#include "plan/ops.def"
 
 constexpr size_t HUGE_PAGE = size_t(2) << 20;
 
@@ -235,7 +244,6 @@ class TypedProgram final : public Program {
       ctx_.kl_factor = hyper.kl_factor ? hyper.kl_factor[done] : 1;
       ctx_.momentum = hyper.momentum ? hyper.momentum[done] : -1;
       if (solver_) {
-        // The rates of decay come first in every op that updates.
         const double t = double(ctx_.step) + 1;
         ctx_.adam_rate = ctx_.learning_rate / (1 - std::pow((*solver_)[op::UPDATE::beta_1], t));
         ctx_.adam_root = 1 / std::sqrt(1 - std::pow((*solver_)[op::UPDATE::beta_2], t));

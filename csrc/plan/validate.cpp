@@ -167,13 +167,13 @@ class Check {
     require(has(moment2) == (solver != SOLVER_SGD), "operand " + name(moment2) + " does not fit the solver");
     if (has(moment2)) matrix(moment2, rows, cols), lies_in(moment2, REGION_MOMENT2, "second moments");
   }
-  // The weight of O, whose update decays it.
+  // The weight of an op that decays and updates it.
   template <class O>
-  const SlotDesc& updated_weight(index_t rows, index_t cols) const {
-    parameter(O::W, O::moment1, O::moment2, op_[O::solver], rows, cols);
-    const SlotDesc& W = slot(O::W);
-    require(has(O::penalty) || (op_[O::l2] == 0 && op_[O::l1] == 0), "operand penalty is missing");
-    if (has(O::penalty)) cells(O::penalty, W);
+  const SlotDesc& updated_weight(O o, index_t rows, index_t cols) const {
+    parameter(o.W, o.moment1, o.moment2, op_[o.solver], rows, cols);
+    const SlotDesc& W = slot(o.W);
+    require(has(o.penalty) || (op_[o.l2] == 0 && op_[o.l1] == 0), "operand penalty is missing");
+    if (has(o.penalty)) cells(o.penalty, W);
     return W;
   }
 
@@ -188,21 +188,20 @@ class Check {
     return s;
   }
   template <class O>
-  const SlotDesc& inputs(Slot i) const {
-    return images(i, op_[O::h], op_[O::w], op_[O::c]);
+  const SlotDesc& inputs(O o, Slot i) const {
+    return images(i, op_[o.h], op_[o.w], op_[o.c]);
   }
   template <class O>
-  const SlotDesc& outputs(Slot i) const {
-    return images(i, op_[O::out_h], op_[O::out_w], op_[O::filters]);
+  const SlotDesc& outputs(O o, Slot i) const {
+    return images(i, op_[o.out_h], op_[o.out_w], op_[o.filters]);
   }
   // The geometry of a convolution: windows begin inside the wide image, and its planes can be held in memory.
   template <class O>
-  ConvGeometry convolution() const {
-    for (Int i : {O::h, O::w, O::c, O::out_h, O::out_w, O::filters, O::ky, O::kx, O::sy, O::sx, O::uy, O::ux})
+  ConvGeometry convolution(O o) const {
+    for (Int i : {o.h, o.w, o.c, o.out_h, o.out_w, o.filters, o.ky, o.kx, o.sy, o.sx, o.uy, o.ux})
       require(op_[i] < MAX_SIDE, std::string(OPS[op_.code].ints[int(i)].name) + " is out of range");
-    require(!op_[O::transposed] || (op_[O::uy] == 1 && op_[O::ux] == 1),
-            "a transposed convolution takes no upsampling");
-    const ConvGeometry g = conv_geometry(op_.ints + int(O::h));
+    require(!op_[o.transposed] || (op_[o.uy] == 1 && op_[o.ux] == 1), "a transposed convolution takes no upsampling");
+    const ConvGeometry g = conv_geometry(op_.ints + int(o.h));
     double elements = double(g.wide_channels) + double(g.narrow_channels);
     for (const ConvAxis& a : {g.y, g.x}) {
       require(a.pad >= 0 && a.pad < a.kernel, "padding " + text(a.pad) + " does not fit the kernel");
@@ -216,10 +215,10 @@ class Check {
   }
   // `whole` holds images, and `windows` a pixel for each of their windows.
   template <class O>
-  void pooling(Slot whole, Slot windows) const {
-    require(op_[O::h] % op_[O::pool_y] == 0 && op_[O::w] % op_[O::pool_x] == 0, "windows do not divide the image");
-    inputs<O>(whole);
-    images(windows, op_[O::h] / op_[O::pool_y], op_[O::w] / op_[O::pool_x], op_[O::c]);
+  void pooling(O o, Slot whole, Slot windows) const {
+    require(op_[o.h] % op_[o.pool_y] == 0 && op_[o.w] % op_[o.pool_x] == 0, "windows do not divide the image");
+    inputs(o, whole);
+    images(windows, op_[o.h] / op_[o.pool_y], op_[o.w] / op_[o.pool_x], op_[o.c]);
   }
 
   void counts_link(int activation) const {
@@ -227,388 +226,299 @@ class Check {
             "activation=" + text(activation) + " is no link of a likelihood of counts");
   }
 
-  // --- one function for each op ---
+  // --- one function for each op: `o` has its operands by name ---
 
-  void operands(op::GATHER) const {
-    using O = op::GATHER;
-    const SlotDesc& out = batch(O::out);
-    require(op_[O::source] != SOURCE_WEIGHT || out.cols == 1, "sample weights have one column");
-    maybe_matrix(O::shift, 1, out.cols);
+  void operands(op::GATHER o) const {
+    const SlotDesc& out = batch(o.out);
+    require(op_[o.source] != SOURCE_WEIGHT || out.cols == 1, "sample weights have one column");
+    maybe_matrix(o.shift, 1, out.cols);
   }
 
-  void operands(op::CORRUPT) const {
-    using O = op::CORRUPT;
-    batch(O::x);
-    require(op_[O::level] >= 0 && (op_[O::kind] == CORRUPT_GAUSSIAN || op_[O::level] <= 1), "level is out of range");
+  void operands(op::CORRUPT o) const {
+    batch(o.x);
+    require(op_[o.level] >= 0 && (op_[o.kind] == CORRUPT_GAUSSIAN || op_[o.level] <= 1), "level is out of range");
   }
 
-  void operands(op::DENSE) const {
-    using O = op::DENSE;
-    const index_t n_in = batch(O::x).cols, n_out = batch(O::out).cols;
-    matrix(O::W, op_[O::transposed] ? n_out : n_in, op_[O::transposed] ? n_in : n_out);
-    matrix(O::b, 1, n_out), maybe_batch(O::pre, n_out);
+  void operands(op::DENSE o) const {
+    const index_t n_in = batch(o.x).cols, n_out = batch(o.out).cols;
+    matrix(o.W, op_[o.transposed] ? n_out : n_in, op_[o.transposed] ? n_in : n_out);
+    matrix(o.b, 1, n_out), maybe_batch(o.pre, n_out);
   }
 
-  void operands(op::DROPOUT) const {
-    using O = op::DROPOUT;
-    batch(O::x);
-    require(op_[O::rate] >= 0 && op_[O::rate] < 1, "rate is outside [0, 1)");
+  void operands(op::DROPOUT o) const {
+    batch(o.x);
+    require(op_[o.rate] >= 0 && op_[o.rate] < 1, "rate is outside [0, 1)");
   }
 
-  void operands(op::LINK) const {
-    using O = op::LINK;
-    batch(O::z);
-  }
+  void operands(op::LINK o) const { batch(o.z); }
 
-  void operands(op::LOSS) const {
-    using O = op::LOSS;
-    batch(O::target, batch(O::z).cols), maybe_batch(O::weight, 1), batch(O::rowloss, 1);
-  }
+  void operands(op::LOSS o) const { batch(o.target, batch(o.z).cols), maybe_batch(o.weight, 1), batch(o.rowloss, 1); }
 
-  void operands(op::WGRAD) const {
-    using O = op::WGRAD;
-    matrix(O::dW, batch(O::x).cols, batch(O::dz).cols);
-  }
+  void operands(op::WGRAD o) const { matrix(o.dW, batch(o.x).cols, batch(o.dz).cols); }
 
-  void operands(op::COLSUM) const {
-    using O = op::COLSUM;
-    matrix(O::out, 1, batch(O::x).cols), maybe_batch(O::weight, 1);
-  }
+  void operands(op::COLSUM o) const { matrix(o.out, 1, batch(o.x).cols), maybe_batch(o.weight, 1); }
 
-  void operands(op::DGRAD) const {
-    using O = op::DGRAD;
-    const index_t from = batch(O::dz).cols, to = batch(O::out).cols;
-    batch(O::saved, to);
-    if (op_[O::transposed]) {
-      matrix(O::W, from, to);
+  void operands(op::DGRAD o) const {
+    const index_t from = batch(o.dz).cols, to = batch(o.out).cols;
+    batch(o.saved, to);
+    if (op_[o.transposed]) {
+      matrix(o.W, from, to);
     } else {
-      const SlotDesc& W = matrix(O::W);
-      if (W.rows < to || W.cols != from) misfit(O::W, "at least " + text(to) + " rows and " + text(from) + " columns");
+      const SlotDesc& W = matrix(o.W);
+      if (W.rows < to || W.cols != from) misfit(o.W, "at least " + text(to) + " rows and " + text(from) + " columns");
     }
   }
 
-  void operands(op::ACTIVITY_L1) const {
-    using O = op::ACTIVITY_L1;
-    const index_t n = batch(O::a).cols;
-    batch(O::saved, n), maybe_batch(O::weight, 1), batch(O::dz, n), batch(O::rowpenalty, 1);
+  void operands(op::ACTIVITY_L1 o) const {
+    const index_t n = batch(o.a).cols;
+    batch(o.saved, n), maybe_batch(o.weight, 1), batch(o.dz, n), batch(o.rowpenalty, 1);
   }
 
-  void operands(op::KL_SPARSITY) const {
-    using O = op::KL_SPARSITY;
-    const index_t n = batch(O::saved).cols;
-    matrix(O::mean, 1, n), maybe_batch(O::weight, 1), batch(O::dz, n), matrix(O::penalty, 1, n);
-    require(op_[O::target] > 0 && op_[O::target] < 1, "target must lie between 0 and 1");
+  void operands(op::KL_SPARSITY o) const {
+    const index_t n = batch(o.saved).cols;
+    matrix(o.mean, 1, n), maybe_batch(o.weight, 1), batch(o.dz, n), matrix(o.penalty, 1, n);
+    require(op_[o.target] > 0 && op_[o.target] < 1, "target must lie between 0 and 1");
   }
 
-  void operands(op::DECAY) const {
-    using O = op::DECAY;
-    const SlotDesc& W = matrix(O::W);
-    matrix(O::dW, W.rows, W.cols), cells(O::penalty, W);
+  void operands(op::DECAY o) const {
+    const SlotDesc& W = matrix(o.W);
+    matrix(o.dW, W.rows, W.cols), cells(o.penalty, W);
   }
 
-  void operands(op::REDUCE) const {
-    using O = op::REDUCE;
-    if (has(O::weight)) batch(O::weight, 1), batch(O::x, 1);
-    const SlotDesc& terms = matrix(O::terms, 1, slot(O::terms).cols);
-    require(op_[O::index] >= 0 && op_[O::index] < terms.cols,
-            "index=" + text(op_[O::index]) + " is outside the " + text(terms.cols) + " terms");
+  void operands(op::REDUCE o) const {
+    if (has(o.weight)) batch(o.weight, 1), batch(o.x, 1);
+    const SlotDesc& terms = matrix(o.terms, 1, slot(o.terms).cols);
+    require(op_[o.index] >= 0 && op_[o.index] < terms.cols,
+            "index=" + text(op_[o.index]) + " is outside the " + text(terms.cols) + " terms");
   }
 
-  void operands(op::SQNORM) const {
-    using O = op::SQNORM;
-    matrix(O::partial, 1, (plan_.parameter_size + GRAIN - 1) / GRAIN);
+  void operands(op::SQNORM o) const { matrix(o.partial, 1, (plan_.parameter_size + GRAIN - 1) / GRAIN); }
+
+  void operands(op::SHRINK o) const { lies_in(o.W, REGION_PARAMETER, "parameters"); }
+
+  void operands(op::UPDATE o) const {
+    maybe_matrix(o.partial, 1, (plan_.parameter_size + GRAIN - 1) / GRAIN);
+    require(op_[o.solver] == SOLVER_SGD || plan_.moments == 2, "the solver needs two moments");
   }
 
-  void operands(op::SHRINK) const {
-    using O = op::SHRINK;
-    lies_in(O::W, REGION_PARAMETER, "parameters");
+  void operands(op::WGRAD_UPDATE o) const {
+    const SlotDesc& W = updated_weight(o, batch(o.x).cols, batch(o.dz).cols);
+    maybe_matrix(o.dW, W.rows, W.cols), maybe_matrix(o.colrate, 1, W.cols);
   }
 
-  void operands(op::UPDATE) const {
-    using O = op::UPDATE;
-    maybe_matrix(O::partial, 1, (plan_.parameter_size + GRAIN - 1) / GRAIN);
-    require(op_[O::solver] == SOLVER_SGD || plan_.moments == 2, "the solver needs two moments");
+  void operands(op::COLSUM_UPDATE o) const {
+    const index_t n = batch(o.x).cols;
+    parameter(o.b, o.moment1, o.moment2, op_[o.solver], 1, n);
+    maybe_matrix(o.db, 1, n);
   }
 
-  void operands(op::WGRAD_UPDATE) const {
-    using O = op::WGRAD_UPDATE;
-    const SlotDesc& W = updated_weight<O>(batch(O::x).cols, batch(O::dz).cols);
-    maybe_matrix(O::dW, W.rows, W.cols), maybe_matrix(O::colrate, 1, W.cols);
+  void operands(op::SAMPLE o) const {
+    const index_t n = batch(o.z).cols;
+    batch(o.noise, n), batch(o.stats, 2 * n);
   }
 
-  void operands(op::COLSUM_UPDATE) const {
-    using O = op::COLSUM_UPDATE;
-    const index_t n = batch(O::x).cols;
-    parameter(O::b, O::moment1, O::moment2, op_[O::solver], 1, n);
-    maybe_matrix(O::db, 1, n);
+  void operands(op::LATENT_KL o) const {
+    const index_t n = batch(o.noise).cols;
+    batch(o.stats, 2 * n), maybe_batch(o.weight, 1), batch(o.dz, n), batch(o.dstats, 2 * n), batch(o.rowkl, 1);
   }
 
-  void operands(op::SAMPLE) const {
-    using O = op::SAMPLE;
-    const index_t n = batch(O::z).cols;
-    batch(O::noise, n), batch(O::stats, 2 * n);
+  void operands(op::GAUSSIAN o) const {
+    const index_t n = batch(o.z).cols;
+    batch(o.target, n), maybe_batch(o.weight, 1), matrix(o.logvar, 1, n);
+    batch(o.rowloss, 1), batch(o.rates, n);
   }
 
-  void operands(op::LATENT_KL) const {
-    using O = op::LATENT_KL;
-    const index_t n = batch(O::noise).cols;
-    batch(O::stats, 2 * n), maybe_batch(O::weight, 1), batch(O::dz, n), batch(O::dstats, 2 * n), batch(O::rowkl, 1);
+  void operands(op::CONTRACTIVE o) const {
+    const index_t n = batch(o.saved).cols;
+    matrix(o.W, slot(o.W).rows, n), maybe_batch(o.weight, 1), batch(o.dz, n);
+    matrix(o.colrate, 1, n), matrix(o.penalty, 1, n);
+    together(o.noisy, o.dnoisy), maybe_batch(o.noisy, n), maybe_batch(o.dnoisy, n);
   }
 
-  void operands(op::GAUSSIAN) const {
-    using O = op::GAUSSIAN;
-    const index_t n = batch(O::z).cols;
-    batch(O::target, n), maybe_batch(O::weight, 1), matrix(O::logvar, 1, n);
-    batch(O::rowloss, 1), batch(O::rates, n);
+  void operands(op::COLUMN_DECAY o) const {
+    const SlotDesc& W = matrix(o.W);
+    matrix(o.colrate, 1, W.cols), matrix(o.dW, W.rows, W.cols);
   }
 
-  void operands(op::CONTRACTIVE) const {
-    using O = op::CONTRACTIVE;
-    const index_t n = batch(O::saved).cols;
-    matrix(O::W, slot(O::W).rows, n), maybe_batch(O::weight, 1), batch(O::dz, n);
-    matrix(O::colrate, 1, n), matrix(O::penalty, 1, n);
-    together(O::noisy, O::dnoisy), maybe_batch(O::noisy, n), maybe_batch(O::dnoisy, n);
-  }
+  void operands(op::GRAM o) const { square(o.out, matrix(o.W).cols); }
 
-  void operands(op::COLUMN_DECAY) const {
-    using O = op::COLUMN_DECAY;
-    const SlotDesc& W = matrix(O::W);
-    matrix(O::colrate, 1, W.cols), matrix(O::dW, W.rows, W.cols);
-  }
+  void operands(op::SLOPES o) const { segment(o.out, op_[o.column], batch(o.saved).cols); }
 
-  void operands(op::GRAM) const {
-    using O = op::GRAM;
-    square(O::out, matrix(O::W).cols);
-  }
-
-  void operands(op::SLOPES) const {
-    using O = op::SLOPES;
-    segment(O::out, op_[O::column], batch(O::saved).cols);
-  }
-
-  void operands(op::JACOBIAN) const {
-    using O = op::JACOBIAN;
-    const index_t units = slot(O::gram).rows;
-    square(O::gram, units);
+  void operands(op::JACOBIAN o) const {
+    const index_t units = slot(o.gram).rows;
+    square(o.gram, units);
     index_t before = units, columns = in_lanes(units), size = units * padded(units);
-    for (Slot W : {O::W2, O::W3, O::W4}) {
+    for (Slot W : {o.W2, o.W3, o.W4}) {
       if (!has(W)) break;
       const index_t width = slot(W).cols;
       matrix(W, before, width);
       columns += in_lanes(width), size += width * padded(before);
       before = width;
     }
-    require(has(O::W3) || !has(O::W4), "operand W3 is missing");
-    batch(O::slopes, columns), maybe_batch(O::weight, 1), batch(O::dslopes, columns), batch(O::rowpenalty, 1);
-    grains(O::partial, size);
-    together(O::noisy, O::dnoisy), maybe_batch(O::noisy, columns), maybe_batch(O::dnoisy, columns);
-    require(op_[O::strength] >= 0, "strength is negative");
+    require(has(o.W3) || !has(o.W4), "operand W3 is missing");
+    batch(o.slopes, columns), maybe_batch(o.weight, 1), batch(o.dslopes, columns), batch(o.rowpenalty, 1);
+    grains(o.partial, size);
+    together(o.noisy, o.dnoisy), maybe_batch(o.noisy, columns), maybe_batch(o.dnoisy, columns);
+    require(op_[o.strength] >= 0, "strength is negative");
   }
 
-  void operands(op::CURVES) const {
-    using O = op::CURVES;
-    const index_t n = batch(O::saved).cols;
-    segment(O::dslopes, op_[O::column], n), batch(O::dz, n);
+  void operands(op::CURVES o) const {
+    const index_t n = batch(o.saved).cols;
+    segment(o.dslopes, op_[o.column], n), batch(o.dz, n);
   }
 
-  void operands(op::GRAIN_SUM) const {
-    using O = op::GRAIN_SUM;
-    const SlotDesc& out = matrix(O::out);
-    const bool turned = op_[O::form] == 1;
-    require(op_[O::form] || out.rows == out.cols, "a symmetric out must be square");
-    sums(O::partial, op_[O::column], turned ? out.cols : out.rows, turned ? out.rows : out.cols);
+  void operands(op::GRAIN_SUM o) const {
+    const SlotDesc& out = matrix(o.out);
+    const bool turned = op_[o.form] == 1;
+    require(op_[o.form] || out.rows == out.cols, "a symmetric out must be square");
+    sums(o.partial, op_[o.column], turned ? out.cols : out.rows, turned ? out.rows : out.cols);
   }
 
-  void operands(op::GRAM_WGRAD) const {
-    using O = op::GRAM_WGRAD;
-    const SlotDesc& W = matrix(O::W);
-    square(O::dgram, W.cols), matrix(O::dW, W.rows, W.cols);
+  void operands(op::GRAM_WGRAD o) const {
+    const SlotDesc& W = matrix(o.W);
+    square(o.dgram, W.cols), matrix(o.dW, W.rows, W.cols);
   }
 
-  void operands(op::PROBE) const {
-    using O = op::PROBE;
-    batch(O::out);
+  void operands(op::PROBE o) const { batch(o.out); }
+
+  void operands(op::TANGENT o) const {
+    const index_t n = batch(o.x).cols;
+    segment(o.slopes, op_[o.column], n), batch(o.out, n);
   }
 
-  void operands(op::TANGENT) const {
-    using O = op::TANGENT;
-    const index_t n = batch(O::x).cols;
-    segment(O::slopes, op_[O::column], n), batch(O::out, n);
+  void operands(op::SQUARED_NORM o) const { batch(o.x), maybe_batch(o.weight, 1), batch(o.rowpenalty, 1); }
+
+  void operands(op::COTANGENT o) const {
+    const index_t n = batch(o.x).cols;
+    batch(o.dout, n), segment(o.slopes, op_[o.column], n), segment(o.dslopes, op_[o.column], n);
   }
 
-  void operands(op::SQUARED_NORM) const {
-    using O = op::SQUARED_NORM;
-    batch(O::x), maybe_batch(O::weight, 1), batch(O::rowpenalty, 1);
+  void operands(op::DRAW o) const { rows_for_batch(o.mean, batch(o.out).cols); }
+
+  void operands(op::CONTRAST o) const {
+    const index_t n = batch(o.x).cols;
+    batch(o.y, n), maybe_batch(o.weight, 1), batch(o.out, n);
   }
 
-  void operands(op::COTANGENT) const {
-    using O = op::COTANGENT;
-    const index_t n = batch(O::x).cols;
-    batch(O::dout, n), segment(O::slopes, op_[O::column], n), segment(O::dslopes, op_[O::column], n);
+  void operands(op::KEEP o) const { rows_for_batch(o.out, batch(o.x).cols); }
+
+  void operands(op::CONVOLVE o) const {
+    const ConvGeometry g = convolution(o);
+    const index_t n = outputs(o, o.out).cols;
+    inputs(o, o.x), maybe_batch(o.pre, n);
+    matrix(o.W, g.taps() * op_[o.c], op_[o.filters]), maybe_matrix(o.b, 1, op_[o.filters]);
   }
 
-  void operands(op::DRAW) const {
-    using O = op::DRAW;
-    rows_for_batch(O::mean, batch(O::out).cols);
+  void operands(op::CONV_DGRAD o) const {
+    const ConvGeometry g = convolution(o);
+    outputs(o, o.dz), inputs(o, o.saved), inputs(o, o.out);
+    matrix(o.W, g.taps() * op_[o.c], op_[o.filters]);
   }
 
-  void operands(op::CONTRAST) const {
-    using O = op::CONTRAST;
-    const index_t n = batch(O::x).cols;
-    batch(O::y, n), maybe_batch(O::weight, 1), batch(O::out, n);
-  }
-
-  void operands(op::KEEP) const {
-    using O = op::KEEP;
-    rows_for_batch(O::out, batch(O::x).cols);
-  }
-
-  void operands(op::CONVOLVE) const {
-    using O = op::CONVOLVE;
-    const ConvGeometry g = convolution<O>();
-    const index_t n = outputs<O>(O::out).cols;
-    inputs<O>(O::x), maybe_batch(O::pre, n);
-    matrix(O::W, g.taps() * op_[O::c], op_[O::filters]), maybe_matrix(O::b, 1, op_[O::filters]);
-  }
-
-  void operands(op::CONV_DGRAD) const {
-    using O = op::CONV_DGRAD;
-    const ConvGeometry g = convolution<O>();
-    outputs<O>(O::dz), inputs<O>(O::saved), inputs<O>(O::out);
-    matrix(O::W, g.taps() * op_[O::c], op_[O::filters]);
-  }
-
-  void operands(op::CONV_WGRAD) const {
-    using O = op::CONV_WGRAD;
-    const ConvGeometry g = convolution<O>();
-    inputs<O>(O::x), outputs<O>(O::dz);
-    const index_t ld = padded(op_[O::filters]), rows = g.taps() * op_[O::c] + 1;
+  void operands(op::CONV_WGRAD o) const {
+    const ConvGeometry g = convolution(o);
+    inputs(o, o.x), outputs(o, o.dz);
+    const index_t ld = padded(op_[o.filters]), rows = g.taps() * op_[o.c] + 1;
     require(rows <= MAX_EXTENT / ld, "the weight is out of range");
-    grains(O::partial, rows * ld);
+    grains(o.partial, rows * ld);
   }
 
-  void operands(op::MAXPOOL) const {
-    using O = op::MAXPOOL;
-    pooling<O>(O::x, O::out);
+  void operands(op::MAXPOOL o) const { pooling(o, o.x, o.out); }
+
+  void operands(op::MAXPOOL_DGRAD o) const {
+    pooling(o, o.out, o.dout);
+    const index_t n = slot(o.out).cols;
+    batch(o.x, n), batch(o.saved, n);
   }
 
-  void operands(op::MAXPOOL_DGRAD) const {
-    using O = op::MAXPOOL_DGRAD;
-    pooling<O>(O::out, O::dout);
-    const index_t n = slot(O::out).cols;
-    batch(O::x, n), batch(O::saved, n);
+  void operands(op::GRAIN_UPDATE o) const {
+    const SlotDesc& W = updated_weight(o, slot(o.W).rows, slot(o.W).cols);
+    sums(o.partial, op_[o.column], W.rows, W.cols);
   }
 
-  void operands(op::GRAIN_UPDATE) const {
-    using O = op::GRAIN_UPDATE;
-    const SlotDesc& W = updated_weight<O>(slot(O::W).rows, slot(O::W).cols);
-    sums(O::partial, op_[O::column], W.rows, W.cols);
+  void operands(op::MAXPOOL_PICK o) const {
+    pooling(o, o.x, o.out);
+    batch(o.y, slot(o.x).cols);
   }
 
-  void operands(op::MAXPOOL_PICK) const {
-    using O = op::MAXPOOL_PICK;
-    pooling<O>(O::x, O::out);
-    batch(O::y, slot(O::x).cols);
+  void operands(op::SPARSE_DENSE o) const {
+    const index_t n_in = slot(o.W).rows, n_out = batch(o.out).cols;
+    matrix(o.W, n_in, n_out), matrix(o.b, 1, n_out), maybe_batch(o.pre, n_out);
+    maybe_batch(o.size_sum, 1), maybe_matrix(o.shift, 1, n_in);
   }
 
-  void operands(op::SPARSE_DENSE) const {
-    using O = op::SPARSE_DENSE;
-    const index_t n_in = slot(O::W).rows, n_out = batch(O::out).cols;
-    matrix(O::W, n_in, n_out), matrix(O::b, 1, n_out), maybe_batch(O::pre, n_out);
-    maybe_batch(O::size_sum, 1), maybe_matrix(O::shift, 1, n_in);
+  void operands(op::SPARSE_WGRAD o) const {
+    const index_t n_in = slot(o.dW).rows;
+    matrix(o.dW, n_in, batch(o.dz).cols);
+    maybe_batch(o.size_sum, 1), maybe_matrix(o.shift, 1, n_in);
   }
 
-  void operands(op::SPARSE_WGRAD) const {
-    using O = op::SPARSE_WGRAD;
-    const index_t n_in = slot(O::dW).rows;
-    matrix(O::dW, n_in, batch(O::dz).cols);
-    maybe_batch(O::size_sum, 1), maybe_matrix(O::shift, 1, n_in);
+  void operands(op::SPARSE_WGRAD_UPDATE o) const {
+    const SlotDesc& W = updated_weight(o, slot(o.W).rows, batch(o.dz).cols);
+    maybe_matrix(o.dW, W.rows, W.cols), maybe_matrix(o.colrate, 1, W.cols);
+    maybe_batch(o.size_sum, 1), maybe_matrix(o.shift, 1, W.rows);
   }
 
-  void operands(op::SPARSE_WGRAD_UPDATE) const {
-    using O = op::SPARSE_WGRAD_UPDATE;
-    const SlotDesc& W = updated_weight<O>(slot(O::W).rows, batch(O::dz).cols);
-    maybe_matrix(O::dW, W.rows, W.cols), maybe_matrix(O::colrate, 1, W.cols);
-    maybe_batch(O::size_sum, 1), maybe_matrix(O::shift, 1, W.rows);
+  void operands(op::WEIGHT_GRAM o) const {
+    const SlotDesc& W = matrix(o.W);
+    matrix(o.b, 1, W.cols), square(o.high, W.rows + 1), square(o.low, W.rows + 1);
   }
 
-  void operands(op::WEIGHT_GRAM) const {
-    using O = op::WEIGHT_GRAM;
-    const SlotDesc& W = matrix(O::W);
-    matrix(O::b, 1, W.cols), square(O::high, W.rows + 1), square(O::low, W.rows + 1);
+  void operands(op::SPARSE_MSE o) const {
+    const index_t inner = batch(o.h).cols, n = slot(o.W).cols, learned = batch(o.out).cols;
+    matrix(o.W, inner, n), matrix(o.b, 1, n), square(o.high, inner + 1), square(o.low, inner + 1);
+    batch(o.saved, learned), maybe_batch(o.weight, 1), batch(o.rowloss, 1);
+    if (learned > inner) misfit(o.out, "at most " + text(inner) + " columns");
   }
 
-  void operands(op::SPARSE_MSE) const {
-    using O = op::SPARSE_MSE;
-    const index_t inner = batch(O::h).cols, n = slot(O::W).cols, learned = batch(O::out).cols;
-    matrix(O::W, inner, n), matrix(O::b, 1, n), square(O::high, inner + 1), square(O::low, inner + 1);
-    batch(O::saved, learned), maybe_batch(O::weight, 1), batch(O::rowloss, 1);
-    if (learned > inner) misfit(O::out, "at most " + text(inner) + " columns");
+  void operands(op::ROW_GRAM o) const { maybe_batch(o.weight, 1), square(o.out, batch(o.h).cols + 1); }
+
+  void operands(op::SPARSE_MSE_WGRAD o) const {
+    const index_t inner = batch(o.h).cols, n = slot(o.W).cols;
+    matrix(o.W, inner, n), matrix(o.b, 1, n), square(o.gram, inner + 1), maybe_batch(o.weight, 1);
+    matrix(o.dW, inner, n), matrix(o.db, 1, n);
   }
 
-  void operands(op::ROW_GRAM) const {
-    using O = op::ROW_GRAM;
-    maybe_batch(O::weight, 1), square(O::out, batch(O::h).cols + 1);
+  void operands(op::SPARSE_MSE_UPDATE o) const {
+    const SlotDesc& W = updated_weight(o, batch(o.h).cols, slot(o.W).cols);
+    parameter(o.b, o.b_moment1, o.b_moment2, op_[o.solver], 1, W.cols);
+    square(o.gram, W.rows + 1), maybe_batch(o.weight, 1), maybe_matrix(o.shift, 1, W.cols);
   }
 
-  void operands(op::SPARSE_MSE_WGRAD) const {
-    using O = op::SPARSE_MSE_WGRAD;
-    const index_t inner = batch(O::h).cols, n = slot(O::W).cols;
-    matrix(O::W, inner, n), matrix(O::b, 1, n), square(O::gram, inner + 1), maybe_batch(O::weight, 1);
-    matrix(O::dW, inner, n), matrix(O::db, 1, n);
-  }
+  void operands(op::SIZE_SUM o) const { batch(o.out, 1); }
 
-  void operands(op::SPARSE_MSE_UPDATE) const {
-    using O = op::SPARSE_MSE_UPDATE;
-    const SlotDesc& W = updated_weight<O>(batch(O::h).cols, slot(O::W).cols);
-    parameter(O::b, O::b_moment1, O::b_moment2, op_[O::solver], 1, W.cols);
-    square(O::gram, W.rows + 1), maybe_batch(O::weight, 1), maybe_matrix(O::shift, 1, W.cols);
-  }
+  void operands(op::LOG_NORMALIZE o) const { batch(o.x), batch(o.size_sum, 1); }
 
-  void operands(op::SIZE_SUM) const {
-    using O = op::SIZE_SUM;
-    batch(O::out, 1);
-  }
-
-  void operands(op::LOG_NORMALIZE) const {
-    using O = op::LOG_NORMALIZE;
-    batch(O::x), batch(O::size_sum, 1);
-  }
-
-  void operands(op::COUNTS) const {
-    using O = op::COUNTS;
-    const SlotDesc& z = batch(O::z);
-    const int loss = op_[O::loss], columns = count_columns(op_);
+  void operands(op::COUNTS o) const {
+    const SlotDesc& z = batch(o.z);
+    const int loss = op_[o.loss], columns = count_columns(op_);
     require(loss == LOSS_POISSON || loss == LOSS_NB || loss == LOSS_ZINB, "the loss is no likelihood of counts");
-    require(loss != LOSS_POISSON || !op_[O::by_cell], "poisson has no dispersion");
-    counts_link(op_[O::activation]);
-    if (z.cols % columns) misfit(O::z, text(columns) + " columns for each feature");
+    require(loss != LOSS_POISSON || !op_[o.by_cell], "poisson has no dispersion");
+    counts_link(op_[o.activation]);
+    if (z.cols % columns) misfit(o.z, text(columns) + " columns for each feature");
     const index_t n = z.cols / columns;
-    maybe_batch(O::weight, 1), batch(O::size_sum, 1), batch(O::rowloss, 1);
-    const bool shared = loss != LOSS_POISSON && !op_[O::by_cell];
-    require(has(O::log_dispersion) == shared && has(O::partial) == shared,
+    maybe_batch(o.weight, 1), batch(o.size_sum, 1), batch(o.rowloss, 1);
+    const bool shared = loss != LOSS_POISSON && !op_[o.by_cell];
+    require(has(o.log_dispersion) == shared && has(o.partial) == shared,
             "operands log_dispersion and partial do not fit the loss");
-    if (shared) matrix(O::log_dispersion, 1, n), grains(O::partial, padded(n));
+    if (shared) matrix(o.log_dispersion, 1, n), grains(o.partial, padded(n));
   }
 
-  void operands(op::MEANS) const {
-    using O = op::MEANS;
-    const index_t n = batch(O::z).cols;
-    maybe_batch(O::size_sum, 1);
-    if (batch(O::out).cols > n) misfit(O::out, "at most " + text(n) + " columns");
-    counts_link(op_[O::activation]);
+  void operands(op::MEANS o) const {
+    const index_t n = batch(o.z).cols;
+    maybe_batch(o.size_sum, 1);
+    if (batch(o.out).cols > n) misfit(o.out, "at most " + text(n) + " columns");
+    counts_link(op_[o.activation]);
   }
 
-  void operands(op::SHIFT) const {
-    using O = op::SHIFT;
-    const SlotDesc& out = matrix(O::out, 1, slot(O::out).cols);
-    maybe_matrix(O::b, 1, out.cols);
+  void operands(op::SHIFT o) const {
+    const SlotDesc& out = matrix(o.out, 1, slot(o.out).cols);
+    maybe_matrix(o.b, 1, out.cols);
   }
 
-  void operands(op::CONDITION) const {
-    using O = op::CONDITION;
-    const index_t n = batch(O::z).cols;
-    if (batch(O::out).cols <= n) misfit(O::out, "more than " + text(n) + " columns");
+  void operands(op::CONDITION o) const {
+    const index_t n = batch(o.z).cols;
+    if (batch(o.out).cols <= n) misfit(o.out, "more than " + text(n) + " columns");
   }
 
   const PlanDesc& plan_;
