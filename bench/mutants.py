@@ -77,7 +77,7 @@ MUTANTS = (
            "omp_pause_resource_all(omp_pause_hard), ++forks", "++forks", "tests/backends/test_native.py -k fork"),
     Mutant("a-plan-may-write-its-own-operand", "csrc/plan/validate.cpp", "slot != op_.slots[j] || ", "true || ",
            "tests/backends/test_native_plans.py"),
-    Mutant("a-plan-may-read-past-a-matrix", "csrc/plan/validate.cpp", "matrix(O::dW, W.rows, W.cols), cells(", "cells(",
+    Mutant("a-plan-may-read-past-a-matrix", "csrc/plan/validate.cpp", "matrix(o.dW, W.rows, W.cols), cells(", "cells(",
            "tests/backends/test_native_plans.py"),
     # CUDA: kernels on the host, launches, and what is asked of a device.
     Mutant("a-stack-does-not-wait", f"{_CUDA}/stack.cuh", "      sync();\n    }\n    if (works) {",

@@ -76,8 +76,8 @@ CASES = (
     Case("hinton", (784, 1000, 500, 250, 30, 250, 500, 1000, 784), 256, Loss.BCE),
     Case("tabular", (30, 16, 8, 16, 30), 128, Loss.MSE),
 )
-"""The standard cases: two networks of the Keras tutorial, one of them at two batch sizes, the wide one of Hinton and
-Salakhutdinov (Science 313, 2006), and a small table."""
+"""The standard cases. Two networks are of the Keras tutorial, one of them at two batch sizes. The wide one is of Hinton
+and Salakhutdinov (Science 313, 2006). The last one is for a small table."""
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """Backends: which ones can run a plan here, which one runs it, and why others were skipped.
 
-Promises: `probe` never raises; ``backend="auto"`` takes the first of `AUTO` that probes ok, never the reference, and
-logs one line about the skipped ones; the line is a warning if the user can change that. An unknown name, or a backend
-that cannot run here, is an error, never a substitution.
+Promises: `probe` never raises. ``backend="auto"`` takes the first of `AUTO` that probes ok, never the reference. It
+logs one line about the skipped ones, as a warning if the user can change that. An unknown name, or a backend that
+cannot run here, is an error, never a substitution.
 
 `protocol` defines a backend.
 """
@@ -79,8 +79,8 @@ _announced: set[str] = set()
 def resolve(name: str = "auto", *, announce: bool = True) -> str:
     """The backend that will run: `name`, or the first of `AUTO` that can.
 
-    ``NARROWS_BACKEND`` overrides ``"auto"``. The choice of ``"auto"`` is logged once if `announce`: as a
-    warning if it skipped hardware that this machine has, such as a GPU without CuPy.
+    ``NARROWS_BACKEND`` overrides ``"auto"``. If `announce`, the choice of ``"auto"`` is logged once. It is a warning if
+    ``"auto"`` skipped hardware that this machine has, such as a GPU without CuPy.
 
     Raises
     ------

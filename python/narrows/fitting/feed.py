@@ -53,7 +53,7 @@ def shuffled(rows: NDArray[np.int64], generator: np.random.Generator) -> NDArray
 
     Each row becomes a word with 32 random bits above the row's number; the words are sorted. Where NumPy sorts with
     vector instructions this takes half the time of exchanging rows. No two words are equal, so the order is the same on
-    every machine, and it does not change if a constant is added to all rows.
+    every machine. It does not change if a constant is added to all rows.
     """
     bits = np.uint64(int(rows[-1]).bit_length())
     drawn = generator.bit_generator.random_raw(-(-len(rows) // 2)).view(np.uint32)

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
-import numpy as np
 from numpy.typing import NDArray
 
 from ..backends import State
@@ -16,7 +15,7 @@ from ..plan.losses import Loss
 from ..plan.spec import NetworkSpec
 from .network import Network
 from .spec_of import DataFacts
-from .table import Table
+from .start import Start
 
 __all__ = ["Estimator"]
 
@@ -27,6 +26,7 @@ class Estimator(Protocol):
     # Parameters. They are checked by `_constraints` before use.
     loss: Any
     batch_size: Any
+    shuffle: Any
     random_state: Any
     warm_start: Any
     verbose: Any
@@ -80,13 +80,5 @@ class Estimator(Protocol):
     def _spec(self, data: DataFacts) -> NetworkSpec:
         """The network that the parameters describe, for data with these facts."""
 
-    def _first_state(
-        self,
-        spec: NetworkSpec,
-        table: Table,
-        rows: NDArray[np.int64],
-        seed: int,
-        block_bytes: int,
-        stop: Callable[[], str | None] | None,
-    ) -> State:
+    def _first_state(self, start: Start) -> State:
         """The parameters that training begins with."""

@@ -27,6 +27,7 @@ from .network import Network
 from .parameters import plain_parameters
 from .protocol import Estimator
 from .spec_of import DataFacts
+from .start import Start
 from .table import BLOCK_BYTES, Table, density, fingerprint, value_range
 
 __all__ = ["identity_of", "rollback_on_error", "seed_of", "train"]
@@ -83,7 +84,6 @@ def train(
     options: Options,
     *,
     again: bool,
-    shuffle: bool | str,
     validate: Callable[[Program], float] | None = None,
     callbacks: Sequence[Callback] = (),
     checkpoint: Checkpoint | None = None,
@@ -115,8 +115,9 @@ def train(
         start = TrainingState(epoch=epoch, first_epoch=epoch, step=step, first_step=step, history=estimator.history_)
     else:
         stop = None if checkpoint is None else checkpoint.stop
-        start, state = TrainingState(), estimator._first_state(spec, table, rows, options.seed, block_bytes, stop)
-    feed = TrainingFeed(table, rows, batch_rows, options.seed, shuffle, block_bytes)
+        first = Start(spec, table, rows, options.seed, block_bytes, stop)
+        start, state = TrainingState(), estimator._first_state(first)
+    feed = TrainingFeed(table, rows, batch_rows, options.seed, estimator.shuffle, block_bytes)
     program = compile_plan(
         lower(spec, batch_rows),
         resolve(estimator.backend),

@@ -6,7 +6,8 @@ The same specification and seed give the same first weights, bit for bit, on eve
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,9 +16,9 @@ from ..backends import State
 from ..plan.ops import DISPERSION_PACE, LOG_DISPERSION_LIMIT
 from ..plan.spec import Activation, NetworkSpec
 from ..random.weights import initial_coupling, initial_weight
-from .table import Totals
+from .table import Table, Totals
 
-__all__ = ["FIRST_DISPERSION", "begin_counts", "dispersions", "initial_state"]
+__all__ = ["FIRST_DISPERSION", "Start", "begin_counts", "dispersions", "initial_state"]
 
 FIRST_DISPERSION = 5.0
 """First inverse dispersion of counts: typical of genes within one kind of cell. Moments of the data are too small,
@@ -25,6 +26,20 @@ because they include the differences between kinds; with smaller values codes le
 """
 FIRST_DROPOUT = -3.0
 """First logit of an additional zero (zinb): one in twenty."""
+
+
+class Start(NamedTuple):
+    """What the first parameters of a network may depend on."""
+
+    spec: NetworkSpec
+    table: Table
+    rows: NDArray[np.int64]
+    """The rows to train on."""
+    seed: int
+    block_bytes: int
+    """Bytes of a source that are in memory at once."""
+    stop: Callable[[], str | None] | None
+    """`Checkpoint.stop`, if there is a checkpoint."""
 
 
 def begin_counts(spec: NetworkSpec, state: State, totals: Totals) -> None:

@@ -227,9 +227,9 @@ _most = 0
 def hint_malloc(size: int) -> None:
     """Make malloc keep memory for a few results of `size` bytes between calls.
 
-    glibc returns free memory at the end of the heap to the system once it exceeds twice the largest block ever freed
-    (at most 32 MiB, see mallopt(3), M_MMAP_THRESHOLD). The results of a call, freed together, exceed that. Each call
-    would then get its memory again page by page, which costs as much as the products of a layer.
+    glibc returns free memory at the end of the heap once it exceeds twice the largest block ever freed. That block
+    counts up to 32 MiB (see mallopt(3), M_MMAP_THRESHOLD). The results of a call, freed together, exceed that. Each
+    call would then get its memory again page by page, which costs as much as the products of a layer.
     """
     global _most
     if size > _most:

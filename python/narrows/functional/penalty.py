@@ -82,8 +82,8 @@ def contractive_penalty(
     Raises
     ------
     ValueError
-        Shapes do not fit, the activation or the method is unknown, the exact penalty does not take so many layers, or
-        operands are on two GPUs.
+        Shapes do not fit. The activation or the method is unknown. The exact penalty does not take so many layers.
+        Operands are on two GPUs.
     TypeError
         Some operands are on a GPU and some on the CPU.
     """

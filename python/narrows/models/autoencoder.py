@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 from ..backends import State
 from ..fitting.parameters import boolean, choice, hidden_sizes, integer, layer_sizes, real
 from ..fitting.spec_of import DataFacts, conditioned, with_sparse_forms
-from ..fitting.start import begin_counts, dispersions
-from ..fitting.table import Table
+from ..fitting.start import Start, begin_counts, dispersions
 from ..plan.activations import ACTIVATIONS, Activation
 from ..plan.losses import LOSSES, Loss, LossInfo
 from ..plan.ops import JACOBIAN_LAYERS
@@ -56,8 +55,8 @@ class Autoencoder(BaseAutoencoder):
         Activation of the latent layer; the same choices.
     output_activation : str, default="auto"
         Activation of the output layer; also softmax and exp. ``"auto"`` is linear for mse, huber and gaussian, sigmoid
-        for bce, softmax for multinomial, poisson, nb and zinb. bce also takes softmax; poisson, nb and zinb also take
-        exp; multinomial takes softmax only.
+        for bce, softmax for multinomial, poisson, nb and zinb. bce also takes softmax. poisson, nb and zinb also take
+        exp. multinomial takes softmax only.
     loss : {"mse", "bce", "huber", "multinomial", "gaussian", "poisson", "nb", "zinb"}, default="mse"
         A sum over features. ``"mse"``: squared errors. ``"bce"``: cross-entropies; targets lie in [0, 1]. ``"huber"``:
         Huber's function of the errors. ``"multinomial"``: minus the multinomial log-likelihood of non-negative counts,
@@ -80,16 +79,16 @@ class Autoencoder(BaseAutoencoder):
     dropout : float, default=0.0
         Probability that an output of a hidden layer is dropped in a training step. The latent layer has no dropout.
     contractive : float, default=0.0
-        Strength of the contractive penalty of each row: the squared Frobenius norm of the derivatives of the latents by
-        the encoder's input (Rifai et al., ICML 2011). An encoder with hidden layers then needs ``dropout=0``.
+        Strength of the contractive penalty (Rifai et al., ICML 2011). It is the squared Frobenius norm of each row's
+        derivatives of the latents by the encoder's input. An encoder with hidden layers then needs ``dropout=0``.
     contractive_method : {"exact", "hutchinson"}, default="exact"
         ``"exact"`` takes encoders of up to four layers. ``"hutchinson"`` is an unbiased estimate from `n_probes` random
         combinations of the latents for each row; it costs less if there are many latents. An encoder of one layer
         always uses a closed form, which is cheaper than both.
     n_probes : int, default=1
     contractive_hessian : float, default=0.0
-        Strength of a second penalty, which approximates second derivatives: the squared Frobenius norm of the change of
-        the derivatives under gaussian noise on the input (Rifai et al., ECML 2011). It is exact for the noise drawn.
+        Strength of a second penalty, which approximates second derivatives (Rifai et al., ECML 2011). It is the squared
+        Frobenius norm of the change of the derivatives under gaussian noise on the input, exact for the noise drawn.
     n_corruptions : int, default=1
         Draws of that noise for each row and step; the penalty is their mean.
     hessian_std : float, default=0.1
@@ -139,23 +138,23 @@ class Autoencoder(BaseAutoencoder):
         The loss must fall by more than this part of the loss at the last improvement.
     warm_start : bool, default=False
         Let fit continue from the present parameters and optimiser state. The optimiser starts afresh if its state was
-        not kept: with another solver, after loading, and if fit went back to the parameters of an earlier epoch (the
-        best one, or the last one before an interruption).
+        not kept: with another solver, after loading, or if fit went back to an earlier epoch. fit goes back to the best
+        epoch, or to the last one before an interruption.
     random_state : int, RandomState, Generator or None
         An integer below 2**64 gives the same bits on every run and any number of threads. None draws a new seed.
         NumPy's global state is never used.
     verbose : int, default=0
         1 prints a line for each epoch.
     precision : {"float32", "float64", "bfloat16", "tf32"}, default="float32"
-        Precision of the arithmetic. ``"bfloat16"`` is float32 with the factors of matrix products rounded to bfloat16:
-        about half the time for wide layers on CPUs with such instructions (`narrows doctor` shows them). ``"tf32"``,
+        Precision of the arithmetic. ``"bfloat16"`` is float32 with the factors of matrix products rounded to bfloat16.
+        Wide layers take about half the time on CPUs with such instructions (see `narrows doctor`). ``"tf32"``,
         only with ``backend="cuda"``, lets cuBLAS round the factors of large products to 11 significant bits. Outputs
         have the dtype of X in any case.
     backend : {"auto", "cuda", "cpp", "numba", "reference"}, default="auto"
         ``"auto"`` takes an NVIDIA GPU if it can, see ``docs/gpu.md``.
     n_threads : int, optional
         Threads on the CPU. The default is ``NARROWS_NUM_THREADS``, ``SLURM_CPUS_PER_TASK``, or the CPUs that the
-        process may use; fewer in the workers of joblib, and if threadpoolctl or ``OMP_NUM_THREADS`` limits OpenMP.
+        process may use. joblib in its workers, threadpoolctl and ``OMP_NUM_THREADS`` lower it.
 
     Attributes
     ----------
@@ -505,18 +504,10 @@ class Autoencoder(BaseAutoencoder):
         )
         return with_sparse_forms(spec, data, self.sparse_decoder)
 
-    def _first_state(
-        self,
-        spec: NetworkSpec,
-        table: Table,
-        rows: NDArray[np.int64],
-        seed: int,
-        block_bytes: int,
-        stop: Callable[[], str | None] | None,
-    ) -> State:
-        state = super()._first_state(spec, table, rows, seed, block_bytes, stop)
-        if spec.loss.info.of_counts:
-            begin_counts(spec, state, table.totals(rows, block_bytes))
+    def _first_state(self, start: Start) -> State:
+        state = super()._first_state(start)
+        if start.spec.loss.info.of_counts:
+            begin_counts(start.spec, state, start.table.totals(start.rows, start.block_bytes))
         return state
 
     def _validation_part(self) -> float | None:
@@ -561,8 +552,8 @@ class LinearAutoencoder(Autoencoder):
     """Linear autoencoder with squared error: its decoder spans the principal subspace.
 
     It learns by gradient steps from a random start. Without corruption and penalties, the decoder's rows span the space
-    of the leading principal components at every minimum, and the biases hold the mean (Baldi and Hornik, Neural
-    Networks 2, 1989). The latents are coordinates in this space, not the components themselves.
+    of the leading principal components at every minimum (Baldi and Hornik, Neural Networks 2, 1989). The biases hold
+    the mean. The latents are coordinates in this space, not the components themselves.
 
     The parameters are those of `Autoencoder` without activations, hidden layers, dropout, loss and rate-based sparsity.
     The defaults (a long cosine schedule from a high rate) converge on some thousand rows in a second. Standardise
@@ -605,8 +596,8 @@ class SparseAutoencoder(Autoencoder):
 class ContractiveAutoencoder(Autoencoder):
     """Autoencoder whose codes change little with the input, except in directions that the reconstruction needs.
 
-    The penalty is the squared Frobenius norm of the Jacobian of the latents by the input (Rifai et al., ICML 2011),
-    with its exact gradient, for encoders of one to four layers. `contractive_hessian` also penalises the change of the
+    The penalty is the squared Frobenius norm of the Jacobian of the latents by the input (Rifai et al., ICML 2011). Its
+    gradient is exact for encoders of one to four layers. `contractive_hessian` also penalises the change of the
     Jacobian. Penalties are weighed against the loss, a sum over features.
 
     The parameters are those of `Autoencoder`. The default is one layer of sigmoid units with tied weights, as in the

@@ -46,7 +46,7 @@ from ..fitting.parameters import (
 )
 from ..fitting.run import identity_of, rollback_on_error, seed_of, train
 from ..fitting.spec_of import DataFacts
-from ..fitting.start import initial_state
+from ..fitting.start import Start, initial_state
 from ..fitting.table import BLOCK_BYTES, Table
 from ..plan.losses import LOSSES, Loss
 from ..plan.plan import Mode, Plan
@@ -65,6 +65,9 @@ class BaseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
     """Whether the code is a distribution; training draws from it."""
     counts_input = False
     """Whether X holds counts even if there is a separate target."""
+
+    _rebuilds_y = True
+    """Whether `fit` takes a y to reconstruct; if not, y is ignored."""
 
     _constraints: ClassVar[dict[str, Check]] = {
         "n_components": integer(1),
@@ -185,17 +188,9 @@ class BaseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
             learning_rate_init=float(self.learning_rate_init),
         )
 
-    def _first_state(
-        self,
-        spec: NetworkSpec,
-        table: Table,
-        rows: NDArray[np.int64],
-        seed: int,
-        block_bytes: int,
-        stop: Callable[[], str | None] | None,
-    ) -> State:
-        """The parameters that training begins with; `stop` is `Checkpoint.stop`, if there is a checkpoint."""
-        return initial_state(spec, seed, Precision.of(self.precision).dtype)
+    def _first_state(self, start: Start) -> State:
+        """The parameters that training begins with."""
+        return initial_state(start.spec, start.seed, Precision.of(self.precision).dtype)
 
     def _row_losses(
         self, apply: Callable[..., NDArray[Any]], spec: NetworkSpec, X: Any, target: Any, condition: Any
@@ -311,6 +306,7 @@ class BaseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
             again = bool(self.warm_start) and self.__sklearn_is_fitted__()
             part = self._validation_part() if X_val is None else None
             min_samples = 1 if part is None else 2
+            y = y if self._rebuilds_y else None
             table = training_table(self, X, y, sample_weight, batch, reset=not again, min_samples=min_samples)
             held = None if X_val is None else validation_table(self, X_val, table)
             identity: dict[str, Any] = {}
@@ -336,7 +332,6 @@ class BaseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
                 rows,
                 self._options(seed),
                 again=again,
-                shuffle=self.shuffle,
                 validate=validate,
                 callbacks=callbacks,
                 checkpoint=checkpoint,
@@ -365,11 +360,12 @@ class BaseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         with rollback_on_error(self):
             check_parameters(self)
             again = self.__sklearn_is_fitted__()
+            y = y if self._rebuilds_y else None
             table = training_table(self, X, y, sample_weight, batch, reset=not again, declared=True)
             table = table.loaded(BLOCK_BYTES)
             options = self._options(self._seed if again else seed_of(self, None))
             options = dataclasses.replace(options, max_iter=1, learning_rate="constant", monitor=None)
-            train(self, table, np.arange(table.n_rows), options, again=again, shuffle=self.shuffle)
+            train(self, table, np.arange(table.n_rows), options, again=again)
         return self
 
     # --- applying -------------------------------------------------------------------------------------------

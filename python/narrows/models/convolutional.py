@@ -43,17 +43,9 @@ _FIXED: dict[str, Any] = {
     "hessian_std": 0.1,
     "sparse_decoder": "auto",
 }
-_ADDED: dict[str, Any] = {
-    "image_shape": None,
-    "filters": (16, 32),
-    "kernel_size": 3,
-    "strides": 2,
-    "pooling": 1,
-    "padding": "same",
-}
 
 
-@preset(fixed=_FIXED, added=_ADDED, hidden_layer_sizes=(), contractive_method="hutchinson")
+@preset(fixed=_FIXED, hidden_layer_sizes=(), contractive_method="hutchinson")
 class ConvAutoencoder(Autoencoder):
     """Convolutional autoencoder of images and signals (Masci et al., ICANN 2011).
 
@@ -113,10 +105,10 @@ class ConvAutoencoder(Autoencoder):
 
     Notes
     -----
-    X, y and X_val of every method are flattened images (n_samples, n_features), sparse or from a source too, or arrays
-    (n_samples, height, width, channels), for signals (n_samples, length, channels). `transform` returns codes of two
-    dimensions, `reconstruct` returns the shape of its X, `inverse_transform` returns flattened images. With
-    ``precision="bfloat16"`` the products of dense layers are in bfloat16; convolutions stay in float32.
+    X, y and X_val of every method are flattened images (n_samples, n_features), which may be sparse or a source. Or
+    they are arrays (n_samples, height, width, channels), for signals (n_samples, length, channels). `transform` returns
+    codes of two dimensions, `reconstruct` returns the shape of its X, `inverse_transform` returns flattened images.
+    With ``precision="bfloat16"`` the products of dense layers are in bfloat16; convolutions stay in float32.
     """
 
     _constraints = Autoencoder._constraints | {
@@ -136,6 +128,19 @@ class ConvAutoencoder(Autoencoder):
     strides: Any
     pooling: Any
     padding: Any
+
+    def __init__(
+        self,
+        n_components: int | None = 32,
+        *,
+        image_shape: Sequence[int] | None = None,
+        filters: int | Sequence[int] = (16, 32),
+        kernel_size: int | Sequence[int | tuple[int, int]] = 3,
+        strides: int | Sequence[int | tuple[int, int]] = 2,
+        pooling: int | Sequence[int | tuple[int, int]] = 1,
+        padding: str = "same",
+        **inherited: Any,
+    ) -> None: ...
 
     @property
     def latent_shape_(self) -> tuple[int, ...]:

@@ -27,7 +27,7 @@ _FIXED: dict[str, Any] = {
 }
 
 
-@preset(fixed=_FIXED, added={"likelihood": "nb", "link": "softmax"})
+@preset(fixed=_FIXED)
 class CountAutoencoder(Autoencoder):
     """Autoencoder of counts: its decoder gives each count a distribution, and the loss is minus the log-likelihood.
 
@@ -43,8 +43,8 @@ class CountAutoencoder(Autoencoder):
         each row and feature the logit of the probability of an additional zero. ``"poisson"``: the variance is the
         mean.
     link : {"softmax", "exp"}, default="softmax"
-        How the output layer gives the means: as in scVI (Lopez et al., Nature Methods 15, 2018), or as in DCA
-        (Eraslan et al., Nature Communications 10, 2019).
+        How the output layer gives the means. ``"softmax"``: as in scVI (Lopez et al., Nature Methods 15, 2018).
+        ``"exp"``: as in DCA (Eraslan et al., Nature Communications 10, 2019).
     dispersion : {"gene", "gene-cell"}, default="gene"
         Whether theta is one parameter for each feature, or an output of the network for each row and feature.
     n_components, hidden_layer_sizes, ...
@@ -75,6 +75,10 @@ class CountAutoencoder(Autoencoder):
 
     likelihood: str
     link: str
+
+    def __init__(
+        self, n_components: int = 32, *, likelihood: str = "nb", link: str = "softmax", **inherited: Any
+    ) -> None: ...
 
     def denoise(self, X: Any, *, library: float | None = None, batch: Any = None) -> NDArray[Any]:
         """The means of each row's counts, given its code.

@@ -22,7 +22,7 @@ from ..fitting.inputs import make_table
 from ..fitting.network import Network
 from ..fitting.parameters import choice, integer, real
 from ..fitting.run import train
-from ..fitting.table import Table
+from ..fitting.start import Start
 from ..plan.activations import ACTIVATIONS, Activation
 from ..plan.plan import Mode
 from ..plan.spec import NetworkSpec
@@ -45,18 +45,7 @@ _SHARED = (
 """Parameters that greedy pretraining passes on to each layer."""
 
 
-@preset(
-    added={
-        "pretrain": "rbm",
-        "pretrain_max_iter": 10,
-        "pretrain_learning_rate": None,
-        "pretrain_batch_size": 100,
-        "pretrain_alpha": 0.02,
-    },
-    n_components=30,
-    hidden_layer_sizes=(1000, 500, 250),
-    activation="sigmoid",
-)
+@preset(hidden_layer_sizes=(1000, 500, 250), activation="sigmoid")
 class DeepAutoencoder(Autoencoder):
     """Deep autoencoder whose layers are pretrained (Hinton and Salakhutdinov, Science 313, 2006).
 
@@ -112,6 +101,18 @@ class DeepAutoencoder(Autoencoder):
 
     pretrain_history_: list[dict[str, list[float]]]
 
+    def __init__(
+        self,
+        n_components: int = 30,
+        *,
+        pretrain: str | None = "rbm",
+        pretrain_max_iter: int = 10,
+        pretrain_learning_rate: float | None = None,
+        pretrain_batch_size: int = 100,
+        pretrain_alpha: float = 0.02,
+        **inherited: Any,
+    ) -> None: ...
+
     def _check_together(self) -> None:
         super()._check_together()
         if self.pretrain is None:
@@ -126,17 +127,10 @@ class DeepAutoencoder(Autoencoder):
                 f"{output.name.lower()!r}); pretrain='greedy' takes any"
             )
 
-    def _first_state(
-        self,
-        spec: NetworkSpec,
-        table: Table,
-        rows: NDArray[np.int64],
-        seed: int,
-        block_bytes: int,
-        stop: Callable[[], str | None] | None,
-    ) -> State:
+    def _first_state(self, start: Start) -> State:
         if self.pretrain is None:
-            return super()._first_state(spec, table, rows, seed, block_bytes, stop)
+            return super()._first_state(start)
+        spec, table, rows, seed, block_bytes, stop = start
         layers = self._stages(spec)
         self.pretrain_history_ = []
         trained: list[Network] = []
@@ -158,7 +152,6 @@ class DeepAutoencoder(Autoencoder):
                     chosen,
                     options,
                     again=False,
-                    shuffle=self.shuffle,
                     callbacks=[] if stop is None else [_Stopper(stop)],
                     block_bytes=block_bytes,
                 )

@@ -15,17 +15,16 @@ __all__ = ["preset"]
 T = TypeVar("T")
 
 
-def preset(
-    *, fixed: Mapping[str, Any] | None = None, added: Mapping[str, Any] | None = None, **defaults: Any
-) -> Callable[[type[T]], type[T]]:
+def preset(*, fixed: Mapping[str, Any] | None = None, **defaults: Any) -> Callable[[type[T]], type[T]]:
     """Class decorator that derives ``__init__`` from the base class.
+
+    A class that has parameters of its own lists them in an ``__init__`` without a body, whose ``**inherited`` stands
+    for those of the base class.
 
     Parameters
     ----------
     fixed : mapping of str to values
         Parameters that the class does not have: class attributes with these values replace them.
-    added : mapping of str to defaults
-        Parameters that the base class does not have.
     **defaults
         New defaults of parameters that the class keeps.
 
@@ -37,21 +36,14 @@ def preset(
     constants = dict(fixed or {})
 
     def decorate(cls: type[T]) -> type[T]:
-        inherited = inspect.signature(vars(cls).get("__init__", cls.__init__))
-        unknown = (constants.keys() | defaults.keys()) - inherited.parameters.keys()
+        inherited = inspect.signature(cls.__mro__[1].__init__).parameters  # type: ignore[misc]
+        own = inspect.signature(vars(cls)["__init__"]).parameters if "__init__" in vars(cls) else {}
+        unknown = (constants.keys() | defaults.keys()) - inherited.keys()
         if unknown:
             raise TypeError(f"{cls.__name__}: no such parameters to preset: {sorted(unknown)}")
-        signature = inherited.replace(
-            parameters=[
-                p.replace(default=defaults.get(p.name, p.default))
-                for p in inherited.parameters.values()
-                if p.name not in constants
-            ]
-            + [
-                inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default)
-                for name, default in (added or {}).items()
-            ]
-        )
+        parameters = {n: p.replace(default=defaults.get(n, p.default)) for n, p in inherited.items()}
+        parameters |= {n: p for n, p in own.items() if p.kind is not inspect.Parameter.VAR_KEYWORD}
+        signature = inspect.Signature([p for n, p in parameters.items() if n not in constants])
 
         def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
             try:

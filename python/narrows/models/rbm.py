@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from scipy.special import ndtri
 from sklearn.utils.validation import check_is_fitted
 
@@ -22,7 +22,6 @@ from .. import functional
 from ..fitting.inputs import encoding_table, read_condition
 from ..fitting.parameters import boolean, choice, integer, randomness, real
 from ..fitting.spec_of import DataFacts
-from ..fitting.table import BLOCK_BYTES
 from ..plan.activations import Activation
 from ..plan.losses import LOSSES, Loss
 from ..plan.plan import Mode
@@ -32,7 +31,7 @@ from ..random.weights import draw_seed
 from ..rows.devices import like, on_gpu
 from ..rows.shifted import Shifted
 from ..rows.sparse import is_sparse
-from ..training import Callback, Checkpoint, Options
+from ..training import Options
 from .base import BaseAutoencoder
 
 __all__ = ["RBM", "UNITS"]
@@ -78,7 +77,7 @@ class RBM(BaseAutoencoder):
     initial_momentum, momentum_epochs : float and int, default=0.5 and 5
         Momentum of the first `momentum_epochs` epochs.
     alpha : float, default=0.0
-        L2 penalty on weights, divided by the rows of a step as in `Autoencoder`: with 100 rows, ``alpha=0.02`` is a
+        L2 penalty on weights, divided by the rows of a step as in `Autoencoder`. With 100 rows, ``alpha=0.02`` is a
         weight cost of 0.0002 for each update.
     batch_size : int, default=100
     max_iter : int, default=30
@@ -94,11 +93,17 @@ class RBM(BaseAutoencoder):
         W of shape (n_features, n_components) and its transpose; the biases b of the hidden units and c of the visible
         units.
     history_ : dict of list of float
-        ``loss`` is the error of rebuilding a row from hidden units that are drawn given the row (with `persistent`,
-        from their means), a sum over features. It is the cross-entropy for binary visible units, the squared error for
-        Gaussian ones. It does not bound the likelihood. The rest as in `Autoencoder`.
+        ``loss`` is the error of rebuilding a row from hidden units, a sum over features. The units are drawn given the
+        row; with `persistent` their means are used. It is the cross-entropy for binary visible units, the squared error
+        for Gaussian ones. It does not bound the likelihood. The rest as in `Autoencoder`.
+
+    Notes
+    -----
+    `fit` and `partial_fit` ignore y and refuse `batch`: an RBM cannot be conditioned on batches. Rows of `X_val` only
+    give ``history_["val_loss"]``. Values outside [0, 1] are an error for binary visible units.
     """
 
+    _rebuilds_y = False
     _constraints = BaseAutoencoder._constraints | {
         "dispersion": choice(("gene", "gene-cell")),
         "visible": choice(tuple(UNITS)),
@@ -165,65 +170,6 @@ class RBM(BaseAutoencoder):
     def loss(self) -> str:
         """The loss of reconstructions: ``"bce"`` for binary visible units, ``"mse"`` for Gaussian ones."""
         return "bce" if self.visible == "bernoulli" else "mse"
-
-    def fit(
-        self,
-        X: Any,
-        y: Any = None,
-        *,
-        sample_weight: ArrayLike | None = None,
-        batch: Any = None,
-        X_val: Any = None,
-        callbacks: Sequence[Callback] = (),
-        checkpoint: Checkpoint | None = None,
-        block_bytes: int = BLOCK_BYTES,
-    ) -> Self:
-        """Train the RBM.
-
-        Parameters
-        ----------
-        X : array, CSR / CSC, data frame or Source of shape (n_samples, n_features)
-        y
-            Ignored.
-        sample_weight, X_val, callbacks, checkpoint, block_bytes
-            As for `Autoencoder.fit`; the rows of `X_val` only give ``history_["val_loss"]``.
-        batch
-            Must be None: an RBM cannot be conditioned on batches.
-
-        Returns
-        -------
-        self
-
-        Raises
-        ------
-        ValueError, TypeError
-            A parameter or the data cannot be used; values outside [0, 1] for binary units.
-        DivergenceError, ResumeError
-            As for `Autoencoder.fit`.
-        """
-        return super().fit(
-            X,
-            sample_weight=sample_weight,
-            batch=batch,
-            X_val=X_val,
-            callbacks=callbacks,
-            checkpoint=checkpoint,
-            block_bytes=block_bytes,
-        )
-
-    def partial_fit(self, X: Any, y: Any = None, sample_weight: ArrayLike | None = None, *, batch: Any = None) -> Self:
-        """Train for one pass over some rows, from the present state; see `Autoencoder.partial_fit`.
-
-        Parameters
-        ----------
-        X, y, sample_weight, batch
-            As for `fit`.
-
-        Returns
-        -------
-        self
-        """
-        return super().partial_fit(X, sample_weight=sample_weight, batch=batch)
 
     def free_energy(self, X: Any) -> Array:
         """Minus log p(v) up to a constant of the model: -log of the sum of exp(-E) over the hidden units, exactly.

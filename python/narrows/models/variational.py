@@ -49,7 +49,7 @@ _FIXED: dict[str, Any] = {
 }
 
 
-@preset(fixed=_FIXED, added={"beta": 1.0, "kl_warmup": 0, "decoder_variance": 1.0})
+@preset(fixed=_FIXED)
 class VariationalAutoencoder(Autoencoder):
     """Variational autoencoder (Kingma and Welling, "Auto-encoding variational Bayes", ICLR 2014).
 
@@ -64,8 +64,8 @@ class VariationalAutoencoder(Autoencoder):
     Parameters
     ----------
     loss : {"mse", "bce", "gaussian", "poisson", "nb", "zinb"}, default="mse"
-        The decoder's distribution. ``"poisson"``, ``"nb"``, ``"zinb"``: counts, as in `CountAutoencoder`; with ``"nb"``
-        or ``"zinb"`` this is scVI with the observed sums of rows, with its `batch_key` where fit is given a `batch`.
+        The decoder's distribution. ``"poisson"``, ``"nb"``, ``"zinb"``: counts, as in `CountAutoencoder`. With ``"nb"``
+        or ``"zinb"`` this is scVI with the observed sums of rows; fit's `batch` is scVI's `batch_key`.
         ``"bce"``: Bernoulli, for binary features; for other features between 0 and 1 it is the cross-entropy, not a
         likelihood. ``"mse"``: normal with variance `decoder_variance`. ``"gaussian"``: normal; each feature has
         a learned variance, shared by all rows. It starts at 1 and stays above 1e-6: standardise the features, or scale
@@ -104,6 +104,16 @@ class VariationalAutoencoder(Autoencoder):
     beta: float
     kl_warmup: int
     decoder_variance: float
+
+    def __init__(
+        self,
+        n_components: int = 32,
+        *,
+        beta: float = 1.0,
+        kl_warmup: int = 0,
+        decoder_variance: float = 1.0,
+        **inherited: Any,
+    ) -> None: ...
 
     def _check_together(self) -> None:
         super()._check_together()

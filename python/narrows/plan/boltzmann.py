@@ -6,10 +6,10 @@ Never: touches data or knows a backend.
 
 The model: p(v, h) ~ exp(-E), E = -v'Wh - b'h - c'v for binary units; a Gaussian unit u, of variance 1, adds u**2 / 2.
 Given the other layer, units are independent with means sigmoid(b + W'v) or b + W'v, and likewise c + Wh. The gradient
-of -log p(v) by W is E[v h'] of the model minus E[v h'] of the data (Hinton, "Training products of experts by minimizing
-contrastive divergence", Neural Computation 14, 2002). The first is estimated by n Gibbs steps, from the row itself
-(CD-n), or in chains that continue from update to update (Tieleman, "Training restricted Boltzmann machines using
-approximations to the likelihood gradient", ICML 2008). In both, the last hidden units enter by their means.
+of -log p(v) by W is E[v h'] of the model minus E[v h'] of the data. n Gibbs steps estimate the first. They begin at the
+row itself (CD-n), or they continue chains from update to update (PCD-n). In both, the last hidden units enter by their
+means. Sources: Hinton, "Training products of experts by minimizing contrastive divergence", Neural Computation 14,
+2002; Tieleman, "Training restricted Boltzmann machines using approximations to the likelihood gradient", ICML 2008.
 
 With v, h of the row and v~, h~ of the chain, v~'h~ - v'h = (v~ - v)'h~ + v'(h~ - h). So the two layers with the
 tied weight have the inputs v and h~ and the deltas h~ - h and v~ - v. The rest is the backward pass of any tied
@@ -34,8 +34,8 @@ def check_boltzmann(spec: NetworkSpec, batch_rows: int) -> None:
     Raises
     ------
     ValueError
-        The network does not have two layers with one weight; an activation is not sigmoid or linear; an option is for
-        autoencoders only; or there are fewer chains than rows of a step.
+        The network does not have two layers with one weight. An activation is not sigmoid or linear. An option is for
+        autoencoders only. There are fewer chains than rows of a step.
     """
     layers = spec.layers
     gibbs = spec.training.gibbs

@@ -1,7 +1,7 @@
 """Lowering of the contractive penalties and their gradients.
 
-The penalties are the squared Frobenius norm of the encoder's Jacobian, exact or estimated by probes, and the squared
-norm of the Jacobian's change under noise.
+One penalty is the squared Frobenius norm of the encoder's Jacobian, exact or estimated by probes. The other is the
+squared norm of the Jacobian's change under noise.
 
 Promises: the penalties use the encoder as it runs in the step, on corrupted input if there is corruption. The gradients
 are complete: by the weights and, through the slopes, by all pre-activations.

@@ -5,7 +5,7 @@ rows hold one channel after the other.
 Never: touches data or knows a backend.
 
 A layer is nearest upsampling, the convolution with its bias and activation, and max pooling. The convolution upsamples
-while it reads its input. The gradient by a weight is a sum over rows and pixels: each grain of rows has its own partial
+while it reads its input. The gradient by a weight is a sum over rows and pixels. Each grain of rows has its own partial
 sums, and the update adds them in order.
 """
 
@@ -97,8 +97,9 @@ class Convolutions:
     def dgrad(
         self, i: int, dz: str, saved: str, out: str, scale: float = 1.0, activation: Activation = Activation.LINEAR
     ) -> None:
-        """Write the gradient by the pre-activations of the layer before layer i, which has this activation, or by its
-        output if that is linear or pooled.
+        """Write the gradient by the pre-activations of the layer before layer i, which has this activation.
+
+        If that layer is linear or pooled, it is the gradient by its output.
         """
         self.low.op(
             OpCode.CONV_DGRAD,

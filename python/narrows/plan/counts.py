@@ -4,11 +4,11 @@ Promises: the loss reads rows of counts in place and never makes them dense. The
 that row alone.
 Never: touches data or knows a backend.
 
-The mean of a count is either the row's sum times the softmax of the output layer, as in scVI (Lopez et al., Nature
-Methods 15, 2018), or its size factor, the sum over `Data.size_sum`, times the exponential, as in DCA (Eraslan et
-al., Nature Communications 10, 2019). Negative binomial counts of mean mu have the variance mu + mu**2 / theta; theta,
-the inverse dispersion, is a parameter for each feature, or the network predicts it for each row and feature. For
-zero-inflated counts, the network also predicts the probability of an additional zero.
+The mean of a count is the row's sum times the softmax of the output layer, as in scVI (Lopez et al., Nature Methods 15,
+2018). Or it is the row's size factor, the sum over `Data.size_sum`, times the exponential of the output layer, as in
+DCA (Eraslan et al., Nature Communications 10, 2019). Negative binomial counts of mean mu have the variance mu + mu**2 /
+theta. The inverse dispersion theta is a parameter for each feature, or the network predicts it for each row and
+feature. For zero-inflated counts, the network also predicts the probability of an additional zero.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ def check_counts(spec: NetworkSpec) -> None:
     Raises
     ------
     ValueError
-        The output activation is not softmax or exp; the last layer needs several heads but is tied or a convolution;
-        or another loss has settings of counts.
+        The output activation is not softmax or exp. The last layer needs several heads but is tied or a convolution.
+        Another loss has settings of counts.
     """
     last, loss = spec.layers[-1], spec.loss.info
     name = loss.name

@@ -39,8 +39,8 @@ def lower(spec: NetworkSpec, batch_rows: int) -> Plan:
     Raises
     ------
     ValueError
-        The network has no decoder, or dropout on the latent or the output layer: penalties read the code itself, and
-        the loss applies the output activation. A variational network has penalties on codes, or its latent layer is
+        The network has no decoder, or it has dropout on the latent or the output layer. Penalties read the code itself,
+        and the loss applies the output activation. A variational network has penalties on codes, or its latent layer is
         not linear or not twice as wide as the decoder's input. The contractive penalty is not defined (see
         `check_contractive`). Convolutions do not fit together. A likelihood of counts has another link (see
         `check_counts`). The layers are no Boltzmann machine (see `check_boltzmann`). The decoder cannot be conditioned
@@ -58,8 +58,8 @@ class Writer:
     forward, score : Mode
         The modes that compute the output layer, and the modes that compute its loss.
     x, target, weight : str or None
-        Slots of the rows of X (the empty string: sparse rows, which have no slot), of the rows that the loss compares
-        with, and of the row weights.
+        Slots of the rows of X, of the rows that the loss compares with, and of the row weights. The empty string stands
+        for sparse rows, which have no slot.
     inputs, saved : list of str
         For each layer, the slot of its input, and the slot that its derivative is computed from: the output or the
         pre-activation.

@@ -188,7 +188,7 @@ POOLING = tuple(name for _, name in _SHARED["POOLING"])
 """The integer attributes of a pooling."""
 
 GRAM_GUARD = 1e-3
-"""If the loss of a row is below this part of |y|^2, the sums of the Gram form cancel, and the loss is taken from the
+"""If the loss of a row is below this part of |y|^2, the sums of the Gram form cancel. Then the loss comes from the
 residuals of the features."""
 
 VARIANCE_FLOOR = 1e-6
@@ -223,7 +223,7 @@ GRAIN = 4096
 def padded(cols: int) -> int:
     """Elements from one row of `cols` columns to the next.
 
-    Whole cache lines. From `SAME_SETS` on whole pairs of lines, because CPUs fetch pairs, and never a multiple of
+    Whole cache lines. From `SAME_SETS` on whole pairs of lines, because CPUs fetch pairs. Never a multiple of
     `SAME_SETS`, because such rows share few sets of a cache and evict each other.
     """
     lines = -(-cols // LANES) * LANES
@@ -239,8 +239,10 @@ def segments(widths: Sequence[int]) -> list[int]:
 
 
 def jacobian_segments(widths: Sequence[int]) -> list[int]:
-    """The layout of a row of JACOBIAN's partial sums: the first columns of the gradients by the Gram matrix and by W2',
-    W3', ..., then the end. `widths` are the widths of the encoder's layers. Its rows lie `padded(columns)` apart.
+    """The layout of a row of JACOBIAN's partial sums, for an encoder with layers of these widths.
+
+    The first columns of the gradients by the Gram matrix and by W2', W3', ..., then the end. Rows of a gradient lie
+    `padded(columns)` apart.
     """
     rows_of, columns_of = (widths[0], *widths[1:]), (widths[0], *widths[:-1])
     sizes = (rows * padded(columns) for rows, columns in zip(rows_of, columns_of, strict=True))

@@ -225,13 +225,9 @@ def plot_feature_errors(
     values = floats(errors)
     if values.ndim != 1 or not values.size:
         raise ValueError(f"errors must have one value per feature, got shape {values.shape}")
-    if names is not None and len(names) != len(values):
-        raise ValueError(f"names has {len(names)} entries for {len(values)} features")
-    if top < 1:
-        raise ValueError(f"top must be at least 1, got {top}")
-    ax = axes_or_new(ax)
     worst = np.argsort(-np.nan_to_num(values, nan=-np.inf), kind="stable")[:top]
-    labels = [literal(names[i]) if names is not None else f"feature {i}" for i in worst]
+    labels = _feature_labels(names, worst, len(values), top)
+    ax = axes_or_new(ax)
     places = np.arange(len(worst))
     ax.barh(places, values[worst], color=BLUE, height=0.72)
     mean = float(np.nanmean(values)) if mean is None else mean
@@ -272,13 +268,10 @@ def plot_sensitivity(
     if table.ndim != 2 or not table.size:
         raise ValueError(f"sensitivity must be a table of latents and features, got shape {table.shape}")
     n_latents, n_features = table.shape
-    if names is not None and len(names) != n_features:
-        raise ValueError(f"names has {len(names)} entries for {n_features} features")
-    if top < 1:
-        raise ValueError(f"top must be at least 1, got {top}")
     most = table.max(axis=0)
     kept = np.argsort(-most, kind="stable")[:top]
     kept = kept[np.lexsort((-most[kept], table[:, kept].argmax(axis=0)))]
+    labels = _feature_labels(names, kept, n_features, top)
     if ax is None:
         ax = new_figure(
             np.clip(2.6 + 0.28 * n_latents, 4.5, 11.0), np.clip(1.3 + 0.19 * len(kept), 3.0, 8.0)
@@ -288,7 +281,6 @@ def plot_sensitivity(
     bar.outline.set_visible(False)
     step = -(-n_latents // 32)
     ax.set_xticks(np.arange(0, n_latents, step), [str(i) for i in range(0, n_latents, step)], fontsize=8.5)
-    labels = [literal(names[i]) if names is not None else f"feature {i}" for i in kept]
     ax.set_yticks(np.arange(len(kept)) if len(kept) <= 40 else [], labels if len(kept) <= 40 else [], fontsize=8.5)
     ax.set(xlabel="latent", ylabel="" if len(kept) <= 40 else "feature")
     ax.set_title("Latent sensitivity" if len(kept) == n_features else f"Latent sensitivity, {len(kept)} features")
@@ -297,6 +289,21 @@ def plot_sensitivity(
     ax.spines[:].set_visible(False)
     ax.tick_params(length=0)
     return ax
+
+
+def _feature_labels(names: Any, chosen: npt.NDArray[np.intp], n_features: int, top: int) -> list[str]:
+    """Labels of the `chosen` features: their names, or their numbers.
+
+    Raises
+    ------
+    ValueError
+        `names` does not name every feature, or `top` is not positive.
+    """
+    if names is not None and len(names) != n_features:
+        raise ValueError(f"names has {len(names)} entries for {n_features} features")
+    if top < 1:
+        raise ValueError(f"top must be at least 1, got {top}")
+    return [f"feature {i}" if names is None else literal(names[i]) for i in chosen]
 
 
 def _two_axes(codes: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.float64], list[str]]:

@@ -4,8 +4,8 @@ This is the specification of ``csrc/shared/philox.h``: both give the same 32-bit
 corruption, dropout, and first weights are the same on every backend, for any number of threads and any order of
 evaluation. Nothing here has state or touches NumPy's global generator.
 
-Element (row, column) of a random matrix is word ``column % 4`` of the block whose counter is
-``(column // 4, row, step, stream)`` under the 64-bit seed as key.
+Element (row, column) of a random matrix is a word of a block: word ``column % 4``. The block's counter is
+``(column // 4, row, step, stream)``, and its key is the 64-bit seed.
 
 Source: Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
 """

@@ -5,7 +5,7 @@ kept in CuPy's cache on disk, under a key with the digest of their sources. A li
 Never: changes CuPy's current stream or device outside of a call. No GPU has run it yet; the tests run it on a fake.
 
 The caller queues work on CuPy's current stream. Before this module reads or writes an array of the caller, its stream
-waits for an event of that stream (`follow`); the host does not wait. Converted copies and results are allocated on the
+waits for an event of that stream (`follow`). The host does not wait. Converted copies and results are allocated on the
 caller's stream. A program returns when the event after its last chunk has come, so everything that the caller does next
 comes after it. Nothing waits for the whole device.
 """

@@ -101,8 +101,8 @@ CLOCKS = {"Small": 6, "Medium": 12, "Large": 75}
 LATENCY = 700
 """The fewest clocks from one slice of a sum to the next: a read from the L2 cache, and a barrier."""
 LONG, DEEP_COLS, DEEP_ELEMENTS = 128, 256, 2**18
-"""The warps of a block share a sum longer than LONG if the product has at most DEEP_COLS columns or, where its rows are
-not the batch's, DEEP_ELEMENTS elements."""
+"""The warps of a block share a sum longer than LONG if the product has at most DEEP_COLS columns. If its rows are not
+the batch's, at most DEEP_ELEMENTS elements suffice."""
 ROWS, TURNED, EXTENDED = "Rows", "Turned", "Extended"
 """How a matrix is an operand of a product (classes of csrc/cuda/gemm.cuh). The rows of the result (left) or its columns
 (right) are the matrix's rows, its columns, or its columns and one column of ones."""
@@ -113,8 +113,8 @@ BLAS = "blas"
 BLAS_LEAST = {Precision.FLOAT32: 2**27, Precision.TF32: 2**26, Precision.BFLOAT16: 2**27, Precision.FLOAT64: 2**26}
 BLAS_SIDE = 32
 """cuBLAS takes products with at least so many multiply-adds and sides of at least BLAS_SIDE. Estimated, not measured:
-on an H100, 2**26 multiply-adds take some 2 us at the full rate of float32, twice that in own kernels, almost nothing in
-tensor cores. The extra launch for the epilogue takes as long; so does the launch that rounds to bfloat16."""
+on an H100, 2**26 multiply-adds take some 2 us at the full rate of float32. Own kernels take twice that, tensor cores
+almost nothing. The extra launch for the epilogue takes as long; so does the launch that rounds to bfloat16."""
 BIAS_ROWS = 2048
 """The most rows that the launch after a product by cuBLAS sums for a bias: a block sums all rows of a column."""
 

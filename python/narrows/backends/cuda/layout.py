@@ -1,7 +1,7 @@
 """Operands of launches by name, and where each lies in the structure that a kernel takes.
 
-Promises: names and positions are those that the kernels see: of an op from ``csrc/plan/ops.def``, of other launches
-from ``csrc/cuda/launches.def``; two operands of a launch never share a position.
+Promises: names and positions are those that the kernels see. Those of an op come from ``csrc/plan/ops.def``, those of
+other launches from ``csrc/cuda/launches.def``. Two operands of a launch never share a position.
 Never: knows a kernel or a device.
 """
 

@@ -1,7 +1,7 @@
 """Arrays of CuPy's as operands of launches: their strides, and whether they overlap.
 
-Promises: an array is used in place, turned or not, if its rows or its columns have no gaps; else it is copied once on
-the GPU.
+Promises: an array is used in place, turned or not, if its rows or its columns have no gaps. Other arrays are copied
+once on the GPU.
 """
 
 from __future__ import annotations
@@ -67,8 +67,10 @@ class _Placed:
 
 
 def matrix(array: Any, *, turned: bool = False) -> Any:
-    """A matrix that kernels can read: the array itself if its rows have no gaps or, if it may be `turned`, its columns;
-    else a copy."""
+    """A matrix that kernels can read: the array itself if its rows have no gaps, else a copy.
+
+    If it may be `turned`, columns without gaps suffice.
+    """
     if array is None or ld_of(array) or (turned and ld_of(array.T)):
         return array
     return require_cupy().ascontiguousarray(array, array.dtype)

@@ -1,7 +1,7 @@
 """The jitted likelihoods of counts of the Numba backend.
 
-Promises: as `numba_kernels`; of a zero no gamma function is computed, and the terms of other counts are taken in
-float64 whatever the arrays hold, since differences of log-gamma functions lose what their terms have in common.
+Promises: as `numba_kernels`. A zero needs no gamma function. The terms of other counts are taken in float64, whatever
+the arrays hold, because differences of log-gamma functions lose what their terms have in common.
 Never: makes a row of counts dense.
 
 The formulas are those of `reference.counts.count_terms`.

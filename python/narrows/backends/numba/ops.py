@@ -1,7 +1,7 @@
 """The backend without a compiler: NumPy and BLAS in float32, and jitted kernels for the ops that they speed up.
 
-Promises: runs every plan, because it starts from the reference's ops and overrides some of them (`own_ops`); draws the
-same random numbers as every backend; releases the GIL inside a kernel; works without a writable cache folder.
+Promises: runs every plan, because it starts from the reference's ops and overrides some of them (`own_ops`). It draws
+the same random numbers as every backend, releases the GIL inside a kernel, and works without a writable cache folder.
 Never: starts its own threads. Matrix products use `n_threads` threads of the BLAS library; the setting is global and is
 restored after every call. Kernels are serial, because Numba's thread pool survives neither a fork nor two Python
 threads.
@@ -19,15 +19,16 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import ThreadpoolController
 
-from ...plan.ops import CELL_ROWS, DISPERSION_PACE, GRAIN, LANES, VARIANCE_FLOOR, OpCode, Units
+from ...plan.ops import CELL_ROWS, DISPERSION_PACE, GEOMETRY, GRAIN, LANES, VARIANCE_FLOOR, OpCode, Units
 from ...plan.plan import LEARN, Mode, Plan, Region
 from ...plan.spec import Activation, Corruption, Loss, Precision
 from ...rows.sparse import sparse_rows
 from .. import Hyper, Probe, State
 from ..reference import OPS, Array, ReferenceProgram, Run, dense_backward_layer, dense_layer
-from ..reference.patches import OUT_LAST, Images, pixels
+from ..reference.patches import Images, Pooling
 from ..reference.updates import clip_scale
 from . import counts as numba_counts
+from . import images as numba_images
 from . import kernels as numba_kernels
 
 __all__ = [
@@ -113,33 +114,17 @@ def link(run: Run, *, z: Array, activation: int) -> None:
         numba_kernels.bias_activate(activation)(z, np.zeros(z.shape[1], z.dtype))
 
 
-def loss(
-    run: Run,
-    *,
-    z: Array,
-    target: Array,
-    weight: Array | None,
-    rowloss: Array,
-    loss: int,
-    activation: int,
-    delta: float,
+def loss(run: Run, *, loss: int, activation: int, **operands: Any) -> None:
+    has_kernel = loss in (Loss.MSE, Loss.HUBER) or (loss == Loss.BCE and activation == Activation.SIGMOID)
+    form = _loss if has_kernel and activation != Activation.SOFTMAX else OPS[OpCode.LOSS]
+    form(run, loss=loss, activation=activation, **operands)
+
+
+def _loss(
+    run: Run, *, z: Array, target: Array, weight: Array | None, rowloss: Array, loss: int, activation: int, delta: float
 ) -> None:
-    if activation == Activation.SOFTMAX or not (
-        loss in (Loss.MSE, Loss.HUBER) or (loss == Loss.BCE and activation == Activation.SIGMOID)
-    ):
-        OPS[OpCode.LOSS](
-            run,
-            z=z,
-            target=target,
-            weight=weight,
-            rowloss=rowloss,
-            loss=loss,
-            activation=activation,
-            delta=delta,
-        )
-        return
     T = z.dtype.type
-    learn = bool(run.mode & (Mode.TRAIN | Mode.GRADIENT))
+    learn = bool(run.mode & LEARN)
     scale = _row_scale(run, weight if learn else None, T)
     numba_kernels.loss_rows(loss, activation)(z, target, scale, rowloss, T(delta), learn)
 
@@ -278,7 +263,12 @@ def gaussian(
     rowloss += T(np.log(2 * np.pi * variance, dtype=np.float64).sum() / 2)
 
 
-def counts(
+def counts(run: Run, *, loss: int, **operands: Any) -> None:
+    form = _counts if loss in numba_counts.LOSSES else OPS[OpCode.COUNTS]
+    form(run, loss=loss, **operands)
+
+
+def _counts(
     run: Run,
     *,
     z: Array,
@@ -293,22 +283,6 @@ def counts(
     source: int,
     scale: float,
 ) -> None:
-    if loss not in numba_counts.LOSSES:
-        OPS[OpCode.COUNTS](
-            run,
-            z=z,
-            weight=weight,
-            size_sum=size_sum,
-            log_dispersion=log_dispersion,
-            rowloss=rowloss,
-            partial=partial,
-            loss=loss,
-            activation=activation,
-            by_cell=by_cell,
-            source=source,
-            scale=scale,
-        )
-        return
     y = sparse_rows(run.sources[source][run.rows])
     y.eliminate_zeros()  # the rows are a copy
     n, T, softmax = y.shape[1], z.dtype.type, activation == Activation.SOFTMAX
@@ -364,7 +338,7 @@ class Patches(Images):
         out = np.empty((len(wide), *size, K.shape[3]), wide.dtype)
         for rows, shape in self._blocks(len(wide), size, wide.shape[3]):
             parts = np.empty(shape, wide.dtype)
-            numba_kernels.patches(wide[rows], parts, *self._window(size))
+            numba_images.patches(wide[rows], parts, *self._window(size))
             self._product(parts, W, out[rows].reshape(len(parts), -1))
         return out
 
@@ -374,7 +348,7 @@ class Patches(Images):
         for rows, shape in self._blocks(len(narrow), narrow.shape[1:3], K.shape[2]):
             flat = narrow[rows].reshape(-1, narrow.shape[3])
             parts = self._product(flat, W, np.empty(shape, narrow.dtype))
-            numba_kernels.fold(parts, out[rows], *self._window(narrow.shape[1:3]))
+            numba_images.fold(parts, out[rows], *self._window(narrow.shape[1:3]))
         return out
 
     def gradient(self, x: Array, dz: Array) -> Array:
@@ -383,7 +357,7 @@ class Patches(Images):
         K = np.zeros((*self.conv.kernel, wide.shape[3], narrow.shape[3]), x.dtype)
         for rows, shape in self._blocks(len(wide), narrow.shape[1:3], wide.shape[3]):
             parts = np.empty(shape, wide.dtype)
-            numba_kernels.patches(wide[rows], parts, *self._window(narrow.shape[1:3]))
+            numba_images.patches(wide[rows], parts, *self._window(narrow.shape[1:3]))
             K += (parts.T @ narrow[rows].reshape(len(parts), -1)).reshape(K.shape)
         if self.conv.transposed:
             K = K.transpose(0, 1, 3, 2)
@@ -416,58 +390,45 @@ def conv_dgrad(
     numba_kernels.times_slope(activation)(out, saved, saved.dtype.type(scale))
 
 
-def conv_wgrad(run: Run, *, x: Array, dz: Array, partial: Array, bias: int, accumulate: int, **geometry: int) -> None:
-    images = Patches(True, **geometry)
-    OPS[OpCode.CONV_WGRAD](
-        run, x=x, dz=dz, partial=partial, bias=bias, accumulate=accumulate, images=images, **geometry
-    )
+def conv_wgrad(run: Run, **operands: Any) -> None:
+    geometry = {name: operands[name] for name in GEOMETRY}
+    OPS[OpCode.CONV_WGRAD](run, images=Patches(True, **geometry), **operands)
 
 
-def _windows(x: Array, h: int, w: int, pool_y: int, pool_x: int) -> tuple[Array, Array]:
+def _planes(x: Array, pool: Pooling) -> Array:
+    """Rows of the larger images, (rows times channels, height, width)."""
+    return x.reshape(-1, pool.h, pool.w)
+
+
+def _windows(x: Array, pool: Pooling) -> tuple[Array, Array]:
     """The greatest value of each window and its index, (rows times channels, height, width)."""
-    images = x.reshape(-1, h, w)
-    out = np.empty((len(images), h // pool_y, w // pool_x), x.dtype)
+    images = _planes(x, pool)
+    out = np.empty((len(images), *pool.size), x.dtype)
     first = np.empty(out.shape, np.int64)
-    numba_kernels.max_windows(images, pool_y, pool_x, out, first)
+    numba_images.max_windows(images, pool.pool_y, pool.pool_x, out, first)
     return out, first
 
 
-def maxpool(run: Run, *, x: Array, out: Array, h: int, w: int, c: int, pool_y: int, pool_x: int, layout: int) -> None:
-    pooled, _ = _windows(x, h, w, pool_y, pool_x)
-    size = h // pool_y, w // pool_x
-    pixels(out, *size, c, layout & OUT_LAST)[...] = pooled.reshape(-1, c, *size).transpose(0, 2, 3, 1)
+def maxpool(run: Run, *, x: Array, out: Array, **values: int) -> None:
+    pool = Pooling(**values)
+    pooled, _ = _windows(x, pool)
+    pool.out(out)[...] = pooled.reshape(-1, pool.c, *pool.size).transpose(0, 2, 3, 1)
 
 
-def maxpool_dgrad(
-    run: Run,
-    *,
-    dout: Array,
-    x: Array,
-    saved: Array,
-    out: Array,
-    activation: int,
-    h: int,
-    w: int,
-    c: int,
-    pool_y: int,
-    pool_x: int,
-    layout: int,
-) -> None:
-    _, first = _windows(x, h, w, pool_y, pool_x)
-    d = pixels(dout, h // pool_y, w // pool_x, c, layout & OUT_LAST).transpose(0, 3, 1, 2)
-    d = np.ascontiguousarray(d).reshape(first.shape)
-    numba_kernels.unpool(d, first, pool_y, pool_x, out.reshape(-1, h, w))
+def maxpool_dgrad(run: Run, *, dout: Array, x: Array, saved: Array, out: Array, activation: int, **values: int) -> None:
+    pool = Pooling(**values)
+    _, first = _windows(x, pool)
+    d = np.ascontiguousarray(pool.out(dout).transpose(0, 3, 1, 2)).reshape(first.shape)
+    numba_images.unpool(d, first, pool.pool_y, pool.pool_x, _planes(out, pool))
     numba_kernels.times_slope(activation)(out, saved, saved.dtype.type(1))
 
 
-def maxpool_pick(
-    run: Run, *, y: Array, x: Array, out: Array, h: int, w: int, c: int, pool_y: int, pool_x: int, layout: int
-) -> None:
-    _, first = _windows(x, h, w, pool_y, pool_x)
-    size = h // pool_y, w // pool_x
+def maxpool_pick(run: Run, *, y: Array, x: Array, out: Array, **values: int) -> None:
+    pool = Pooling(**values)
+    _, first = _windows(x, pool)
     picked = np.empty(first.shape, out.dtype)
-    numba_kernels.pick(y.reshape(-1, h, w), first, pool_y, pool_x, picked)
-    pixels(out, *size, c, layout & OUT_LAST)[...] = picked.reshape(-1, c, *size).transpose(0, 2, 3, 1)
+    numba_images.pick(_planes(y, pool), first, pool.pool_y, pool.pool_x, picked)
+    pool.out(out)[...] = picked.reshape(-1, pool.c, *pool.size).transpose(0, 2, 3, 1)
 
 
 OVERRIDES: Mapping[OpCode, Callable[..., None]] = {

@@ -82,8 +82,9 @@ def counts(
 
 
 def count_terms(y: Array, mu: Array, tau: Array | None, zeta: Array | None) -> tuple[Array, Array, Any, Any]:
-    """Minus the log-likelihood of counts y of mean mu, and its derivatives by log mu, the logarithms of the inverse
-    dispersions, tau, and the logits of dropout, zeta.
+    """Minus the log-likelihood of counts y of mean mu, and its derivatives by log mu, tau and zeta.
+
+    tau holds the logarithms of the inverse dispersions, and zeta the logits of dropout.
 
     Poisson without tau: mu - y log mu + log y!. Negative binomial: with q = mu / theta, theta = exp(tau),
     (theta + y) log(1 + q) - y log q - log(Gamma(y + theta) / (Gamma(theta) y!)). With zeta a zero has the probability

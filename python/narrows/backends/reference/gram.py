@@ -13,7 +13,7 @@ from .activations import DERIVATIVE
 from .run import Array, Run, op, row_share
 from .updates import decayed_step, step_rule
 
-# With V = [W; b] and g = [h 1], the loss of a row y is |g V - y|^2 = g Q g' - 2 g p' + |y|^2, Q = V V' and p = y V'.
+# Let V = [W; b], g = [h 1], Q = V V' and p = y V'. The loss of a row y is |g V - y|^2 = g Q g' - 2 g p' + |y|^2.
 # Its derivatives are 2 (g Q - p) by g and 2 g' (g V - y) by V. Sums use float64, whatever the type of the slots.
 
 

@@ -7,7 +7,7 @@ import numpy as np
 from ...plan.ops import OpCode, padded
 from ...plan.spec import Activation
 from .activations import ACTIVATE, DERIVATIVE
-from .patches import OUT_LAST, Images, greatest, pixels, windows
+from .patches import Images, Pooling
 from .run import Array, Run, op
 
 
@@ -58,37 +58,20 @@ def conv_wgrad(
 
 
 @op(OpCode.MAXPOOL)
-def maxpool(run: Run, *, x: Array, out: Array, h: int, w: int, c: int, pool_y: int, pool_x: int, layout: int) -> None:
-    pooled = pixels(out, h // pool_y, w // pool_x, c, layout & OUT_LAST)
-    pooled[...] = windows(pixels(x, h, w, c, 0), pool_y, pool_x).max(axis=3)
+def maxpool(run: Run, *, x: Array, out: Array, **values: int) -> None:
+    pool = Pooling(**values)
+    pool.out(out)[...] = pool.windows(pool.x(x)).max(axis=3)
 
 
 @op(OpCode.MAXPOOL_DGRAD)
-def maxpool_dgrad(
-    run: Run,
-    *,
-    dout: Array,
-    x: Array,
-    saved: Array,
-    out: Array,
-    activation: int,
-    h: int,
-    w: int,
-    c: int,
-    pool_y: int,
-    pool_x: int,
-    layout: int,
-) -> None:
-    d = pixels(dout, h // pool_y, w // pool_x, c, layout & OUT_LAST)
-    chosen = greatest(pixels(x, h, w, c, 0), pool_y, pool_x)
-    pixels(out, h, w, c, 0)[...] = d.repeat(pool_y, axis=1).repeat(pool_x, axis=2) * chosen
+def maxpool_dgrad(run: Run, *, dout: Array, x: Array, saved: Array, out: Array, activation: int, **values: int) -> None:
+    pool = Pooling(**values)
+    spread = pool.out(dout).repeat(pool.pool_y, axis=1).repeat(pool.pool_x, axis=2)
+    pool.x(out)[...] = spread * pool.greatest(pool.x(x))
     out *= DERIVATIVE[Activation(activation)](saved)
 
 
 @op(OpCode.MAXPOOL_PICK)
-def maxpool_pick(
-    run: Run, *, y: Array, x: Array, out: Array, h: int, w: int, c: int, pool_y: int, pool_x: int, layout: int
-) -> None:
-    picked = pixels(out, h // pool_y, w // pool_x, c, layout & OUT_LAST)
-    chosen = greatest(pixels(x, h, w, c, 0), pool_y, pool_x)
-    picked[...] = windows(np.where(chosen, pixels(y, h, w, c, 0), 0), pool_y, pool_x).sum(axis=3)
+def maxpool_pick(run: Run, *, y: Array, x: Array, out: Array, **values: int) -> None:
+    pool = Pooling(**values)
+    pool.out(out)[...] = pool.windows(np.where(pool.greatest(pool.x(x)), pool.x(y), 0)).sum(axis=3)

@@ -3,14 +3,14 @@
 Promises: works in the dtype of its arrays; names follow `ops.GEOMETRY`.
 Never: knows plans.
 
-A convolution and its adjoint relate a wide image to a narrow one: element (ky, kx) of the kernel joins the narrow pixel
+A convolution and its adjoint relate a wide image to a narrow one. Element (ky, kx) of the kernel joins the narrow pixel
 y to the wide pixel stride * y + ky - pad. A convolution reads the wide image and writes the narrow one. A transposed
 convolution does the opposite.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from ...plan.geometry import Convolution
 from ...plan.ops import GEOMETRY
 
-__all__ = ["Images", "greatest", "pixels", "windows"]
+__all__ = ["Images", "Pooling", "pixels"]
 
 Array = NDArray[Any]
 X_LAST, OUT_LAST = 1, 2
@@ -132,18 +132,37 @@ class Images:
                 )
 
 
-def windows(x: Array, pool_y: int, pool_x: int) -> Array:
-    """The windows of images (rows, height, width, channels): (rows, height, width, pixels of a window, channels)."""
-    n, h, w, c = x.shape
-    split = x.reshape(n, h // pool_y, pool_y, w // pool_x, pool_x, c).transpose(0, 1, 3, 2, 4, 5)
-    return split.reshape(n, h // pool_y, w // pool_x, pool_y * pool_x, c)
+class Pooling(NamedTuple):
+    """The integers of a pooling, named as in `ops.POOLING`, and its slots as images (rows, height, width, channels)."""
 
+    h: int
+    w: int
+    c: int
+    pool_y: int
+    pool_x: int
+    layout: int
 
-def greatest(x: Array, pool_y: int, pool_x: int) -> Array:
-    """Where a pixel is the (first) greatest of its window; bool, with x's shape."""
-    n, h, w, c = x.shape
-    first = windows(x, pool_y, pool_x).argmax(axis=3)
-    chosen = first[:, :, :, None] == np.arange(pool_y * pool_x)[:, None]
-    split = chosen.reshape(n, h // pool_y, w // pool_x, pool_y, pool_x, c).transpose(0, 1, 3, 2, 4, 5)
-    where: Array = split.reshape(n, h, w, c)
-    return where
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the output."""
+        return self.h // self.pool_y, self.w // self.pool_x
+
+    def x(self, rows: Array) -> Array:
+        return pixels(rows, self.h, self.w, self.c, 0)
+
+    def out(self, rows: Array) -> Array:
+        return pixels(rows, *self.size, self.c, self.layout & OUT_LAST)
+
+    def windows(self, x: Array) -> Array:
+        """The windows of images: (rows, height, width, pixels of a window, channels)."""
+        height, width = self.size
+        split = x.reshape(-1, height, self.pool_y, width, self.pool_x, self.c).transpose(0, 1, 3, 2, 4, 5)
+        return split.reshape(-1, height, width, self.pool_y * self.pool_x, self.c)
+
+    def greatest(self, x: Array) -> Array:
+        """Where a pixel is the (first) greatest of its window; bool, with x's shape."""
+        first = self.windows(x).argmax(axis=3)
+        chosen = first[:, :, :, None] == np.arange(self.pool_y * self.pool_x)[:, None]
+        split = chosen.reshape(-1, *self.size, self.pool_y, self.pool_x, self.c).transpose(0, 1, 3, 2, 4, 5)
+        where: Array = split.reshape(x.shape)
+        return where

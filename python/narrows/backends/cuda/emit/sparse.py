@@ -1,7 +1,7 @@
 """Ops that read rows of a source in place: products with CSR rows, squared error in Gram form, likelihoods of counts.
 
-Promises: where each band of columns begins in a row is found once in a run; no array of rows x features is made, and no
-gradient of a weight that is used up at once.
+Promises: the beginning of each band of columns in a row is found once in a run. There is no array of rows x features,
+and no gradient of a weight if an update uses it up at once.
 """
 
 from __future__ import annotations

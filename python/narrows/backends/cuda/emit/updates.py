@@ -1,7 +1,7 @@
 """Gradients of weights and of biases, their penalties, and what uses them up: sums over rows, updates.
 
-Promises: a gradient that is used up at once is never in memory; the sums for a bias come with the product for its
-weight where that changes no bit and takes no longer.
+Promises: a gradient that is used up at once is never in memory. The product for a weight also gives the sums for its
+bias, where that changes no bit and takes no longer.
 """
 
 from __future__ import annotations
