@@ -1,7 +1,22 @@
-"""``python -m narrows``: the command line."""
+"""``python -m narrows``: the command line. Signals have their handlers before the libraries are imported."""
 
-import sys
+from typing import NoReturn
 
-from .cli import main
+from . import _process
 
-sys.exit(main())
+__all__ = ["run"]
+
+
+def run() -> NoReturn:
+    """Run the command of this process, and end the process."""
+    _process.run(_main)
+
+
+def _main() -> int:
+    from .cli import main
+
+    return main()
+
+
+if __name__ == "__main__":
+    run()

@@ -317,7 +317,8 @@ def test_signals_save_and_the_same_command_ends_bit_for_bit(tmp_path, start):
     whole = start(*base, "--out", tmp_path / "whole")
     out = tmp_path / "cut"
     args = [*base, "--out", out, "--checkpoint-minutes", "0.0001"]
-    for i, (number, code) in enumerate([(signal.SIGTERM, 143), (signal.SIGUSR1, 138), (signal.SIGINT, 130)]):
+    stops = [(signal.SIGTERM, 143), (signal.SIGUSR1, 138), (signal.SIGINT, 130), (signal.SIGHUP, 129)]
+    for i, (number, code) in enumerate(stops):
         process = start(*args)
         wait_for_epoch(out, process, 2 + 3 * i)
         process.send_signal(number)
@@ -329,7 +330,7 @@ def test_signals_save_and_the_same_command_ends_bit_for_bit(tmp_path, start):
         assert not (out / "_SUCCESS").exists()
         assert not (out / "model.safetensors").exists()
     process = start(*args)
-    wait_for_epoch(out, process, 12)
+    wait_for_epoch(out, process, 14)
     process.kill()
     process.communicate()
     with (out / "history.jsonl").open("a") as file:
@@ -377,6 +378,10 @@ def test_stopper_notes_in_training_and_raises_elsewhere():
     with Stopper() as stop:
         with pytest.raises(Stopped, match="SIGTERM"):
             signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)  # sent twice, as to a process and to its group
+        with pytest.raises(Stopped, match="SIGTERM"):
+            stop.check()  # also if a library has swallowed the first exception
+    with Stopper() as stop:
         assert stop() is None
         with pytest.raises(Stopped, match="SIGUSR2"):
             raise_in_training(stop, signal.SIGUSR2)

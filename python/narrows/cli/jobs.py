@@ -46,6 +46,11 @@ log = logging.getLogger("narrows")
 class Stop(Protocol):
     """Tells training when to stop; see `stopping.Stopper`."""
 
+    signal: str | None
+
+    def check(self) -> None:
+        """Raise an exception if a signal arrived, also if a library swallowed that exception before."""
+
     def __call__(self) -> str | None:
         """Called about every 50 ms. A text is the reason to end training with `Interrupted`."""
 
@@ -165,10 +170,11 @@ def fit_opened(
             _train(settings, estimator, given, table, run, budget.block_bytes, stop, callbacks)
             metrics |= {"status": "finished"}
             _finish(settings, estimator, given, table, run, budget.block_bytes, metrics)
+            stop.check()
         except BaseException as error:
             if hasattr(estimator, "history_"):
                 metrics |= _training_facts(estimator, table.shape[0])
-            metrics["status"], metrics["exit_reason"] = _failure(error)
+            metrics["status"], metrics["exit_reason"] = ("interrupted", stop.signal) if stop.signal else _failure(error)
             raise
         finally:
             metrics["wall_s"] = round(time.time() - started, 3)

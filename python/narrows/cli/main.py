@@ -1,6 +1,8 @@
 """The command ``narrows``: it parses arguments, runs a job and returns an exit code.
 
 - Any error becomes one line on standard error and an exit code.
+- Standard output and standard error may fail: the job goes on. Only if the output is all that a command makes, as that
+  of doctor, its loss is an error.
 - A command imports its modules only when it runs, so ``--help`` and ``--version`` are quick.
 - Exit codes: 0 done; 1 unexpected error; 2 wrong usage; 3 bad input or output; 4 training diverged; 5 the run to resume
   differs; 6 not enough memory, or no such device; 128 + signal after a stop with a checkpoint.
@@ -10,22 +12,23 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import os
+import errno
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import NarrowsError
+from .._process import Tolerant, standard_streams
+from ..errors import NarrowsError, OutputError
 from .arguments import apply_config, build_parser
 from .settings import FitSettings, UsageError, in_flags, read_config
+from .stopping import Stopped, Stopper, exit_code
 
 __all__ = ["main"]
 
-_SIZES = (2, 4, 8, 16, 32)
 _TRAINING = ("fit", "sweep")
-_DEFAULTS = {f.name: f.default for f in dataclasses.fields(FitSettings)}
+_DISK = {getattr(errno, name, 0) for name in ("ENOSPC", "EIO", "EDQUOT", "EROFS", "EFBIG")}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -43,47 +46,70 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in argv
-    try:
-        parser, commands = build_parser()
-        if not argv:
-            parser.print_help(sys.stderr)
-            return 2
-        args = parser.parse_args(argv)
-        if getattr(args, "config", None) is not None:
-            apply_config(commands[args.command], read_config(Path(args.config)), args.config)
-            args = parser.parse_args(argv)
-        return _run(args, argv)
-    except Exception as error:
-        if debug:
-            traceback.print_exc()
-        text, code = _explain(error)
-        print(f"narrows: error: {text}", file=sys.stderr)
-        return code
+    with standard_streams() as output:
+        try:
+            parser, commands = build_parser()
+            if not argv:
+                parser.print_help(sys.stderr)
+                return 2
+            try:
+                args = parser.parse_args(argv)
+                if getattr(args, "config", None) is not None:
+                    apply_config(commands[args.command], read_config(Path(args.config)), args.config)
+                    args = parser.parse_args(argv)
+            except SystemExit:  # --help and --version
+                _check_written(output)
+                raise
+            code = _run(args, argv)
+            if code == 0 and _prints_only(args):
+                _check_written(output)
+            elif output.lost is not None:
+                print(f"narrows: warning: standard output is not complete: {output.lost}", file=sys.stderr)
+            return code
+        except Stopped as error:
+            print(f"narrows: stopped by {error}", file=sys.stderr)
+            return exit_code(str(error))
+        except Exception as error:
+            if debug:
+                traceback.print_exc()
+            text, code = _explain(error)
+            print(f"narrows: error: {text}", file=sys.stderr)
+            return code
+
+
+def _prints_only(args: argparse.Namespace) -> bool:
+    """Whether standard output is all that a command makes."""
+    return args.command == "doctor" or getattr(args, "dry_run", False) or getattr(args, "json", "") is None
+
+
+def _check_written(output: Tolerant) -> None:
+    if output.lost is not None:
+        raise OutputError(f"cannot write to standard output: {output.lost}")
 
 
 def _run(args: argparse.Namespace, argv: list[str]) -> int:
     from ..training import Interrupted
     from .console import messages
-    from .stopping import Stopped, Stopper, exit_code
 
     with messages(args.quiet or args.command == "doctor"), Stopper(getattr(args, "walltime_margin", 0.0)) as stop:
+        again = ": repeat the command to continue from the last checkpoint"
         try:
             _COMMANDS[args.command](args, argv, stop)
+            if stop.signal is None:
+                return 0
+            reason, again = stop.signal, " after the end of the job"
         except Interrupted as error:
-            where = "" if args.command not in _TRAINING else "; a checkpoint is saved: repeat the command to continue"
-            print(f"narrows: stopped by {error.reason}{where}", file=sys.stderr)
-            return exit_code(error.reason)
+            reason, again = error.reason, "; a checkpoint is saved: repeat the command to continue"
         except Stopped as error:
-            again = "" if args.command not in _TRAINING else ": repeat the command to continue from the last checkpoint"
-            print(f"narrows: stopped by {error}{again}", file=sys.stderr)
-            return exit_code(str(error))
-        except KeyboardInterrupt:
-            print("narrows: stopped by SIGINT", file=sys.stderr)
-            return 130
-        except BrokenPipeError:  # the reader of standard output closed it, as `head` does
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 0
-    return 0
+            reason = str(error)
+        except KeyboardInterrupt:  # in a thread that cannot handle signals
+            reason = "SIGINT"
+        except Exception:
+            if stop.signal is None:
+                raise
+            reason = stop.signal  # a library turned `Stopped` into an error of its own, as imports of extensions do
+        print(f"narrows: stopped by {reason}{again if args.command in _TRAINING else ''}", file=sys.stderr)
+        return exit_code(reason)
 
 
 def _explain(error: Exception) -> tuple[str, int]:
@@ -101,7 +127,16 @@ def _explain(error: Exception) -> tuple[str, int]:
         return f"out of memory ({text or 'an allocation failed'}): lower --max-memory, --hidden or --batch-size", 6
     if isinstance(error, ValueError):  # estimators and readers raise it for data
         return text, 3
+    if (disk := _of_disk(error)) is not None:
+        return f"{disk.strerror or disk}: {type(error).__name__}: {text}", 3
     return f"{type(error).__name__}: {text} (unexpected: repeat with --debug, and report the traceback)", 1
+
+
+def _of_disk(error: BaseException | None) -> OSError | None:
+    """The error of a disk that a library has turned into another error."""
+    while error is not None and not (isinstance(error, OSError) and error.errno in _DISK):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 # --- commands -----------------------------------------------------------------------------------------------

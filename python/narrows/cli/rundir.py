@@ -16,6 +16,7 @@ import logging
 import math
 import os
 import shutil
+import sys
 import tempfile
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
@@ -221,8 +222,8 @@ class RunDir:
         """A handler that appends to ``run.log``."""
         path = self / "run.log"
         if not path.exists():
-            path.write_text(f"{self._mark} log\n", encoding="utf-8")
-        handler = logging.FileHandler(path, encoding="utf-8")
+            atomic_write(path, f"{self._mark} log\n".encode())
+        handler = _RunLog(path, encoding="utf-8", errors="backslashreplace")
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%S%z"))
         return handler
 
@@ -254,6 +255,18 @@ def _alone_in(path: Path) -> Iterator[None]:
         os.close(folder)
 
 
+class _RunLog(logging.FileHandler):
+    """Appends to ``run.log``. If that fails, as on a full disk, the run goes on and warns once."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        print(f"narrows: warning: {self.baseFilename} is not complete: {sys.exc_info()[1]}", file=sys.stderr)
+        self.setLevel(logging.CRITICAL + 1)
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            super().close()
+
+
 class HistoryWriter(Callback):
     """Appends one line per epoch to ``history.jsonl`` and flushes it to disk.
 
@@ -265,6 +278,14 @@ class HistoryWriter(Callback):
         self._file: TextIO | None = None
 
     def on_epoch_end(self, progress: Progress) -> None:
+        try:
+            self._append(progress)
+        except OutputError:
+            raise
+        except OSError as error:
+            raise OutputError(f"cannot write {self.path}: {error.strerror or error}") from error
+
+    def _append(self, progress: Progress) -> None:
         if self._file is None:
             kept = [line for line in read_history(self.path) if line["epoch"] < progress.epoch]
             text = "".join(json.dumps(line) + "\n" for line in kept)
@@ -286,7 +307,8 @@ class HistoryWriter(Callback):
 
     def close(self) -> None:
         if self._file is not None:
-            self._file.close()
+            with contextlib.suppress(OSError):  # the last line was flushed, or its error was raised
+                self._file.close()
             self._file = None
 
 

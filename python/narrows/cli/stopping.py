@@ -2,12 +2,14 @@
 
 - During training, a signal is only recorded. Training finishes its step, saves a checkpoint and raises `Interrupted`.
 - At any other time, a signal raises `Stopped` at once. No file is left half-written, and the checkpoint stays.
+- No signal is lost: `Stopper.signal` names it even if a library swallows `Stopped` or turns it into its own error.
 - The previous signal handlers are restored at the end.
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import signal
 import threading
@@ -16,11 +18,13 @@ from collections.abc import Iterator
 from types import FrameType, TracebackType
 from typing import Any, Self
 
+from .._process import own_signals
 from .settings import UsageError
 
 __all__ = ["Stopped", "Stopper", "exit_code"]
 
-_SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2")
+#: Seconds in which a repeated signal counts as one: a batch system may send it, and the shell forward it too.
+_ONE = 2.0
 WALLTIME = "walltime"
 
 
@@ -35,20 +39,33 @@ class Stopper:
     ----------
     margin : float
         Stop this many seconds before ``SLURM_JOB_END_TIME``, if that variable is set.
+
+    Attributes
+    ----------
+    signal : str or None
+        The first signal that arrived.
     """
+
+    signal: str | None = None
 
     def __init__(self, margin: float = 120.0) -> None:
         self._end = _job_end()
         self._margin = margin
-        self._noted: str | None = None
+        self._ended = False
+        self._raised = -math.inf
         self._training = False
         self._previous: dict[int, Any] = {}
 
     def __call__(self) -> str | None:
         """The reason to stop, a signal name or "walltime"; None to continue."""
-        if self._noted is None and self._end is not None and time.time() >= self._end - self._margin:
-            self._noted = WALLTIME
-        return self._noted
+        if self._end is not None and time.time() >= self._end - self._margin:
+            self._ended = True
+        return self.signal or (WALLTIME if self._ended else None)
+
+    def check(self) -> None:
+        """Raise `Stopped` if a signal arrived."""
+        if self.signal is not None:
+            raise Stopped(self.signal)
 
     @contextlib.contextmanager
     def training(self) -> Iterator[None]:
@@ -58,22 +75,21 @@ class Stopper:
             yield
         finally:
             self._training = False
-        if self._noted is not None and self._noted != WALLTIME:
-            raise Stopped(self._noted)
+        self.check()
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         name = signal.Signals(number).name
-        if not self._training or (name == "SIGINT" and self._noted == name):
-            raise Stopped(name)  # a second Ctrl-C stops at once
-        self._noted = name
+        again = name == "SIGINT" and self.signal == name  # a second Ctrl-C stops at once
+        self.signal = self.signal or name
+        now = time.monotonic()
+        if again or (not self._training and now - self._raised >= _ONE):
+            self._raised = now
+            raise Stopped(self.signal)
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            for name in _SIGNALS:
-                number = getattr(signal, name, None)
-                # Signals that a parent such as nohup told us to ignore stay ignored.
-                if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
-                    self._previous[number] = signal.signal(number, self._handle)
+            for number in own_signals():
+                self._previous[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(

@@ -186,6 +186,7 @@ def sweep(
         log.warning("no report.html: %s", error)
     print(table_text(result))
     log.info("wrote %s: %d fits, sweep.json", run.path, len(rows))
+    stop.check()
     run.write_success()
 
 
