@@ -22,6 +22,7 @@ from .data.normalized import NormalizedSource
 from .errors import DataError
 from .fitting.conditions import read_labels
 from .fitting.parameters import check_parameters, plain_parameters
+from .plan.spec import Precision
 from .rows.devices import to_host
 
 if TYPE_CHECKING:
@@ -131,7 +132,7 @@ def autoencoder(
     genes = None if mask_var is None else _mask(adata, mask_var)
     source = _source(adata, layer, obsm, genes)
     normalizer = Normalizer(normalize, loss=model.loss).fit(source)
-    table = NormalizedSource(source, normalizer)
+    table = NormalizedSource(source, normalizer, Precision.of(model.precision).dtype)
     table.var_names = None  # The model is applied to blocks, and blocks have no names.
     stays = isinstance(source, _BackedSource) or table.shift is not None
     X: Any = table if stays else table.read_rows(slice(None))

@@ -243,7 +243,7 @@ def test_a_traversal_is_of_one_batch() -> None:
         small(tied_weights=True),
         ContractiveAutoencoder(3, **SMALL),
         RBM(3, visible="gaussian", **SMALL),
-        ConvAutoencoder(2, filters=4, strides=1, **SMALL),
+        ConvAutoencoder(2, image_shape=(-1, 1), filters=4, strides=1, **SMALL),
         DeepAutoencoder(2, hidden_layer_sizes=4, **SMALL),
     ],
     ids=lambda model: type(model).__name__,

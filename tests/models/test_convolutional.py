@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import pickle
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas
 import pytest
 import scipy.sparse as sp
 from numpy.typing import NDArray
@@ -122,8 +124,8 @@ def test_signals() -> None:
     tall = {name: tuple((1, n) for n in value) for name, value in params.items()}
     as_images = small(image_shape=(1, 24, 2), **tall).fit(X[:, None])
     assert bits(as_images) == bits(ae)
-    # Without a shape a row is a signal of one channel.
-    one = small(image_shape=None, **params).fit(X[:, :, 0])
+    # -1 stands for any length.
+    one = small(image_shape=(-1, 1), **params).fit(X[:, :, 0])
     assert bits(one) == bits(small(image_shape=(24, 1), **params).fit(X[:, :, :1]))
     with pytest.raises(ValueError, match="a signal has height 1"):
         small(image_shape=(24, 2), kernel_size=((3, 3), (1, 3))).fit(X)
@@ -203,6 +205,8 @@ def test_rows_do_not_depend_on_each_other(X: Array) -> None:
         ({"pooling": 0}, "pooling=0 must be a positive integer"),
         ({"filters": ()}, r"filters=\(\) must have one item"),
         ({"image_shape": (8, 8, 2, 1)}, r"image_shape=\(8, 8, 2, 1\) must be"),
+        ({"image_shape": (-1, -1, 2)}, r"image_shape=\(-1, -1, 2\) must be .* with at most one -1"),
+        ({"image_shape": (-1, 7)}, r"image_shape=\(-1, 7\) does not divide the 128 features"),
         ({"padding": "full"}, "padding='full' must be one of same, valid"),
         ({"n_components": 0}, "n_components=0 must be at least 1"),
         ({"contractive": 0.1, "contractive_method": "exact"}, "contractive_method='hutchinson' takes convolutions"),
@@ -217,11 +221,71 @@ def test_bad_parameters(params: dict[str, Any], message: str, X: Array) -> None:
         small(**params).fit(X.reshape(200, -1))
 
 
+def test_the_shape_of_X_says_what_it_holds(X: Array, tmp_path: Path) -> None:
+    """Without an `image_shape`: images with few channels, and square grey images; the model file knows the shape."""
+    grey = X[..., 0]
+    for given, shape in ((X, (8, 8, 2)), (grey, (8, 8, 1)), (X[..., :1], (8, 8, 1)), (grey.tolist(), (8, 8, 1))):
+        ae = small(image_shape=None).fit(given)
+        assert ae.image_shape_ == shape
+        wanted = small(image_shape=shape).fit(np.reshape(given, (len(X), -1)))
+        assert bits(ae) == bits(wanted)
+        ae.save(tmp_path / "m.safetensors")
+        twin = narrows.load(tmp_path / "m.safetensors")
+        flat = np.reshape(np.asarray(given, np.float32), (len(X), -1))
+        for model in (ae, twin, pickle.loads(pickle.dumps(ae))):
+            assert model.reconstruct(np.asarray(given)).shape == np.shape(given)
+            np.testing.assert_array_equal(model.transform(given), wanted.transform(flat))
+            model.partial_fit(given)
+    # What was learned does not outlive the next fit. Other shapes than the learned one are refused.
+    ae = small(image_shape=None).fit(grey)
+    assert ae.transform(grey[..., None]).tobytes() == ae.transform(grey).tobytes()
+    with pytest.raises(ValueError, match=r"X has images of shape \(8, 8, 2\), not image_shape=\(8, 8, 1\)"):
+        ae.transform(X)
+    assert ae.fit(X).image_shape_ == (8, 8, 2)
+    assert ae.fit(grey, X_val=grey[:9]).image_shape_ == (8, 8, 1)
+    assert small(image_shape=(-1, 8, 2)).fit(X).image_shape_ == (8, 8, 2)
+    with pytest.raises(ValueError, match="set image_shape"):
+        ae.fit(grey.reshape(200, -1))
+    assert ae.image_shape_ == (8, 8, 1)  # as before the failed fit
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ((64,), r"rows of 64 values: set image_shape=\(8, 8, 1\) if .* images, or image_shape=\(64, 1\) if .* signals"),
+        ((48,), r"set image_shape=\(4, 4, 3\) if they are images, or image_shape=\(48, 1\)"),
+        ((20,), r"set image_shape=\(height, width, channels\) if they are images, or image_shape=\(20, 1\)"),
+        (
+            (8, 12),
+            r"set image_shape=\(8, 12, 1\) if they are grey images, or image_shape=\(8, 12\) if they are signals",
+        ),
+        ((3, 24), r"pass np.moveaxis\(X, 1, -1\) with image_shape=\(24, 3\) if they are signals of 3 channels"),
+        ((3, 8, 8), r"\(3, 8, 8\), with channels first: pass np.moveaxis\(X, 1, -1\), which puts them last"),
+        ((1, 8, 8), "with channels first"),
+        ((3, 4, 4), "with channels first"),
+        ((16, 8, 8), r"set image_shape=\(16, 8, 8\) if channels are last, or .* with image_shape=\(8, 8, 16\)"),
+        ((8, 8, 8, 2), r"rows of shape \(8, 8, 8, 2\): images have shape"),
+        ((), r"Expected 2D array, got 1D array instead. Reshape your data: X.reshape\(-1, 1\)"),
+    ],
+    ids=str,
+)
+def test_other_shapes_are_asked_for(shape: tuple[int, ...], message: str) -> None:
+    X = np.random.default_rng(0).random((30, *shape))
+    given = [X, ArraySource(X), sp.csr_array(X), pandas.DataFrame(X)] if len(shape) == 1 else [X]
+    for rows in given:
+        with pytest.raises(ValueError, match=message) as raised:
+            small(image_shape=None).fit(rows)
+        assert "\n" not in str(raised.value)
+
+
+def test_channels_first_with_a_known_shape(X: Array) -> None:
+    with pytest.raises(ValueError, match=r"not image_shape=\(8, 8, 2\): channels are last here, pass np.moveaxis"):
+        small().fit(np.moveaxis(X, -1, 1))
+
+
 def test_bad_images(X: Array) -> None:
     with pytest.raises(ValueError, match=r"images of shape \(8, 4, 4\), not image_shape=\(8, 8, 2\)"):
         small().fit(X.reshape(200, 8, 4, 4))
-    with pytest.raises(ValueError, match=r"set image_shape=\(8, 8, 2\)"):
-        small(image_shape=None).fit(X)
     with pytest.raises(ValueError, match="y has 64 columns, but a target must be images like X, of 128 values"):
         small().fit(X, X.reshape(200, -1)[:, :64])
     with pytest.raises(ValueError, match="y has images of shape"):

@@ -36,9 +36,11 @@ ESTIMATORS = [
     DeepAutoencoder(2, hidden_layer_sizes=8, pretrain="greedy", activation="tanh", pretrain_max_iter=2, **SMALL),
     CountAutoencoder(2, hidden_layer_sizes=8, **SMALL),
     CountAutoencoder(2, hidden_layer_sizes=8, likelihood="zinb", link="exp", dispersion="gene-cell", **SMALL),
-    ConvAutoencoder(2, filters=4, strides=1, **SMALL),
-    ConvAutoencoder(2, filters=(3, 2), kernel_size=(5, 2), strides=1, hidden_layer_sizes=6, **SMALL),
-    ConvAutoencoder(2, filters=4, strides=1, activation="tanh", contractive=0.1, **SMALL),
+    ConvAutoencoder(2, image_shape=(-1, 1), filters=4, strides=1, **SMALL),
+    ConvAutoencoder(
+        2, image_shape=(-1, 1), filters=(3, 2), kernel_size=(5, 2), strides=1, hidden_layer_sizes=6, **SMALL
+    ),
+    ConvAutoencoder(2, image_shape=(-1, 1), filters=4, strides=1, activation="tanh", contractive=0.1, **SMALL),
 ]
 ids = [f"{type(e).__name__}-{i}" for i, e in enumerate(ESTIMATORS)]
 

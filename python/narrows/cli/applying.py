@@ -100,7 +100,7 @@ def decode(settings: ApplySettings) -> None:
             settings.output,
             blocks(),
             shape,
-            source.dtype,
+            normalizer.inverse_dtype(source.dtype),
             row_names=source.obs_names,
             column_names=getattr(estimator, "feature_names_in_", None),
             about={"version": __version__, "normalize": normalizer.resolved_},
@@ -162,7 +162,7 @@ def _opened(estimator: Any, settings: ApplySettings) -> Iterator[NormalizedSourc
         layer = estimator.metadata_.get("source", {}).get("layer")
     with data.open(settings.data, layer=layer, genes_by_cells=settings.genes_by_cells) as source:
         _check_features(estimator, source)
-        yield NormalizedSource(source, normalizer)
+        yield NormalizedSource(source, normalizer, estimator._network.dtype)
 
 
 def obs_labels(path: str, key: str, source: Source) -> npt.NDArray[Any]:

@@ -30,6 +30,7 @@ from ..data.normalized import NormalizedSource
 from ..errors import DataError, DivergenceError, MissingExtraError
 from ..fitting.table import Table
 from ..machine import thread_choice
+from ..plan.spec import Precision
 from ..training import Callback, Checkpoint, Interrupted
 from . import measures, report
 from .applying import encoded, obs_labels, write_codes
@@ -122,7 +123,8 @@ class Input:
     def normalized(self, settings: FitSettings, loss: str) -> NormalizedSource:
         """The normalised source. The first call makes one pass over the data."""
         if self._table is None:
-            self._table = NormalizedSource(self.source, Normalizer(settings.normalize, loss=loss).fit(self.source))
+            normalizer = Normalizer(settings.normalize, loss=loss).fit(self.source)
+            self._table = NormalizedSource(self.source, normalizer, Precision.of(settings.precision).dtype)
         return self._table
 
     _table: NormalizedSource | None = None

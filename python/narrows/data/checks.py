@@ -1,22 +1,27 @@
 """Checks of blocks of data. An error names the first bad value by row and column; nothing is repaired.
 
+A loss of digits in float32 is a warning, which names the column.
+
 A message gives the row number in the whole data set, and the names of the row and the column if they are known.
 """
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ..errors import DataError
-from ..rows.devices import to_host
+from ..rows.arrays import WHOLE, holds_floats
+from ..rows.devices import on_gpu, to_host
 from ..rows.sparse import is_sparse
 from .readers import has_layers
 from .source import Source
 
-__all__ = ["check_counts", "check_finite", "check_representable", "check_within"]
+__all__ = ["check_counts", "check_finite", "check_representable", "check_within", "warn_collapsed"]
 
 Rows = int | npt.NDArray[np.integer[Any]]
 
@@ -146,6 +151,80 @@ def check_representable(
             return
     needed = f"too large for {np.dtype(dtype).name}: scale the data, or set precision='float64'"
     check_within(block, -largest, largest, needed, row_offset, source, **labels)
+
+
+COLLAPSE_ROWS = 1024
+"""Rows at the start, and as many over the whole block, whose distinct values `warn_collapsed` counts."""
+COLLAPSE_BYTES = 1 << 20
+"""Bytes of the sample that it copies at once."""
+
+
+def warn_collapsed(block: Any, columns: Any = None, name: str = "X") -> bool:
+    """Warn if distinct values of a column become equal in float32, which the network is about to use.
+
+    Whole numbers above 2**24 and values with a large offset, such as times, do that. It looks at a sample of the rows.
+    A column counts if more than a hundredth of its distinct values in the sample are lost.
+
+    Parameters
+    ----------
+    block : ndarray or SciPy CSR of shape (n_rows, n_columns)
+        Any numeric dtype.
+    columns : sequence of str, optional
+        Names of the columns.
+    name : str
+        Name of the data.
+
+    Returns
+    -------
+    bool
+        Whether it warned.
+    """
+    values = _stored(block)
+    if on_gpu(values) or values.size == 0 or values.dtype.kind not in "iuf" or values.dtype.itemsize < 4:
+        return False
+    if holds_floats(values.dtype) and values.dtype.itemsize == 4:
+        return False
+    n_rows, n_columns = block.shape
+    rows = np.unique(np.r_[: min(n_rows, COLLAPSE_ROWS), np.linspace(0, n_rows - 1, COLLAPSE_ROWS).astype(np.int64)])
+    columns_of = np.arange(n_columns)
+    if is_sparse(block):
+        # Zeros between the values make offsets harmless; large whole numbers remain.
+        if max(-int(values.min()), int(values.max())) <= WHOLE:
+            return False
+        large = np.abs(values.astype(np.float64)) > WHOLE
+        columns_of = np.unique(block.indices[: len(values)][large])
+        block = block[rows]
+    step = max(1, COLLAPSE_BYTES // (8 * len(rows)))
+    found: list[tuple[int, int, int]] = []
+    for at in range(0, len(columns_of), step):
+        part = columns_of[at : at + step]
+        dense = block[:, part].toarray() if is_sparse(block) else np.asarray(block[rows, part[0] : part[-1] + 1])
+        found += [(int(part[j]), before, after) for j, before, after in _collapsed(dense)]
+    if not found:
+        return False
+    first, before, after = found[0]
+    called = "" if columns is None else f" ({columns[first]!s})"
+    more = f", and {len(found) - 1} more column(s)" if len(found) > 1 else ""
+    warnings.warn(
+        f"{name}: column {first}{called} has {before} distinct values in {len(rows)} rows, and {after} in "
+        f"float32{more}: standardise the data before, or set precision='float64'",
+        UserWarning,
+        stacklevel=2,
+    )
+    return True
+
+
+def _collapsed(sample: npt.NDArray[Any]) -> Iterator[tuple[int, int, int]]:
+    """The columns whose values become equal in float32, with their numbers of distinct values before and after."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        low, high = sample.min(axis=0).astype(np.float64), sample.max(axis=0).astype(np.float64)
+        most = np.maximum(np.abs(low), np.abs(high))
+        for j in np.flatnonzero((most > WHOLE) | (most > 4 * (high - low))).tolist():
+            ordered = np.sort(sample[:, j])
+            before = 1 + int(np.count_nonzero(np.diff(ordered)))
+            after = 1 + int(np.count_nonzero(np.diff(ordered.astype(np.float32))))
+            if before - after > before // 100:
+                yield j, before, after
 
 
 def _stored(block: Any) -> npt.NDArray[Any]:

@@ -81,10 +81,16 @@ def in_memory(
     row_names: npt.ArrayLike | None = None,
     column_names: npt.ArrayLike | None = None,
     labels: npt.ArrayLike | None = None,
+    holds_floats: bool | None = None,
 ) -> ArraySource:
-    """A source over a matrix in memory, transposed with its names if the file is genes x cells."""
+    """A source over a matrix in memory, transposed with its names if the file is genes x cells.
+
+    `holds_floats` says what the file holds, if the dtype of the matrix does not.
+    """
     if genes_by_cells:
         matrix, row_names, column_names = matrix.T, column_names, row_names
         if isinstance(matrix, np.ndarray) and not isinstance(matrix, np.memmap):
             matrix = np.ascontiguousarray(matrix)
-    return ArraySource(matrix, obs_names=row_names, var_names=column_names, labels=labels, path=path)
+    return ArraySource(
+        matrix, obs_names=row_names, var_names=column_names, labels=labels, path=path, holds_floats=holds_floats
+    )

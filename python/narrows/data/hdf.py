@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from .._extras import require
 from ..errors import DataError
+from ..rows.arrays import exact, holds_floats
 from ..rows.sparse import canonical_csr, check_indptr
 from .formats import Format, in_memory, no_such_layer, reading
 from .mtx import GENE_EXPRESSION, select_features, unique_names
@@ -53,7 +54,7 @@ class DenseDiskSource(_DiskSource):
 
     def _slice(self, start: int, stop: int) -> Any:
         with reading(self._file_path, f"rows {start}..{stop - 1}"):
-            return np.asarray(self._array[start:stop], dtype=self.dtype)
+            return exact(self._array[start:stop])
 
     def _extent(self, rows: npt.NDArray[np.int64]) -> tuple[npt.NDArray[Any], npt.NDArray[Any], int]:
         chunk = self._array.chunks[0] if self._array.chunks else _RANGE_BYTES // self._unit_bytes()
@@ -171,7 +172,8 @@ def _open_sparse(
     check_indptr(indptr, n_major, data.shape[0], indices.shape[0], str(path))
     log.info("%s: stored by %s; converted to CSR in memory", path, "genes" if by_rows else "columns (CSC)")
     matrix = canonical_csr(data[:], indices[:], indptr, n_minor, where=str(path))
-    return in_memory(path, matrix if by_rows else matrix.T.tocsr(), genes_by_cells, rows, columns)
+    matrix = matrix if by_rows else matrix.T.tocsr()
+    return in_memory(path, matrix, genes_by_cells, rows, columns, holds_floats=holds_floats(data.dtype))
 
 
 def _index(root: Any, axis: str) -> Any:

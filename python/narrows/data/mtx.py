@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import DataError
+from ..rows.arrays import narrowed
 from .formats import Format, in_memory, no_such_layer
 from .source import ArraySource, Source
 from .text import complain, text_stream
@@ -24,7 +25,7 @@ GENE_EXPRESSION = "Gene Expression"
 
 def open_mtx(path: Path, layer: str | None, genes_by_cells: bool) -> Source:
     """Read a Matrix Market file."""
-    return in_memory(path, _read_mtx(path), genes_by_cells)
+    return in_memory(path, _read_mtx(path), genes_by_cells, holds_floats=False)
 
 
 def find_mtx(folder: Path) -> Path | None:
@@ -50,6 +51,7 @@ def open_10x_folder(path: Path, layer: str | None, genes_by_cells: bool) -> Sour
         obs_names=barcodes,
         var_names=symbols if keep is None else symbols[keep],
         path=path,
+        holds_floats=False,
     )
 
 
@@ -91,7 +93,9 @@ def _tsv(folder: Path, *stems: str) -> list[list[str]]:
 
 
 def _read_mtx(path: Path) -> Any:
-    """A Matrix Market file as float32: CSR for the coordinate layout, an array for the dense one.
+    """A Matrix Market file as CSR for the coordinate layout, as an array for the dense one.
+
+    Values are float32, or float64 if that keeps more digits.
 
     NumPy parses it: SciPy's parser aborts the process on a damaged gzip file and on some damaged numbers.
     """
@@ -123,7 +127,7 @@ def _read_mtx(path: Path) -> Any:
     index = np.int32 if max(n_rows, n_columns) <= np.iinfo(np.int32).max else np.int64
     columns: list[tuple[str, Any]] = [("row", index), ("column", index)] if coordinate else []
     if field != "pattern":
-        columns.append(("value", np.float32))
+        columns.append(("value", np.float64))
     dtype = np.dtype(columns)
     entries = np.empty(0, dtype)
     if has_entries:
@@ -135,7 +139,7 @@ def _read_mtx(path: Path) -> Any:
     if len(entries) != expected:
         raise DataError(f"{path}: damaged: it has {len(entries)} entries, its size line says {expected}")
     if not coordinate:
-        return np.ascontiguousarray(entries["value"].reshape(n_columns, n_rows).T)
+        return np.ascontiguousarray(narrowed(entries["value"]).reshape(n_columns, n_rows).T)
     return _coordinates(path, entries, (n_rows, n_columns), symmetry)
 
 
@@ -152,7 +156,7 @@ def _coordinates(path: Path, entries: npt.NDArray[Any], shape: tuple[int, int], 
             f"outside the matrix of {shape[0]} x {shape[1]}"
         )
     has_values = "value" in (entries.dtype.names or ())
-    values = np.ascontiguousarray(entries["value"]) if has_values else np.ones(len(entries), np.float32)
+    values = np.ascontiguousarray(narrowed(entries["value"])) if has_values else np.ones(len(entries), np.float32)
     if symmetry != "general":
         if shape[0] != shape[1]:
             raise DataError(f"{path}: damaged: a {symmetry} matrix cannot be {shape[0]} x {shape[1]}")

@@ -22,11 +22,14 @@ from ..plan.losses import LOSSES
 from ..rows.arrays import check_unmasked
 from ..rows.sparse import canonical, is_sparse
 from . import KINDS
-from .checks import check_counts, check_finite, check_within
+from .checks import check_counts, check_finite, check_representable, check_within
 from .scan import Scan, row_blocks, row_totals
 from .source import ArraySource, Source
 
 __all__ = ["Normalizer"]
+
+OFFSET = 2.0**14
+"""From this multiple of the scale on, a shift costs float32 more than a thousandth of the scale."""
 
 
 class Normalizer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):  # type: ignore[misc]
@@ -202,20 +205,22 @@ class Normalizer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):  # type
         Returns
         -------
         ndarray or CSR of shape (n, n_features)
-            float64 for float64 input, float32 otherwise.
+            float64 for float64 input, float32 otherwise. ``none`` keeps whole numbers that need it in float64.
 
         Raises
         ------
         ValueError
             The number or the names of the features differ from those of `fit`.
         DataError
-            The block is not a table of finite numbers, or has a negative value under ``log1p``.
+            The block is not a table of finite numbers, has a negative value under ``log1p``, or a result is too large
+            for float32.
         """
         check_is_fitted(self, "resolved_")
         given = self._read(block, reset=False)
         found = given.read_rows(slice(None))
         check_finite(found, 0, given)
-        return self.normalize_block(found, rows, source)
+        dtype = found.dtype if self.resolved_ == "none" else given.dtype
+        return self.normalize_block(found, rows, source, dtype)
 
     def _read(self, X: Any, *, reset: bool) -> Source:
         """X as a source, after scikit-learn's checks; `reset` learns the names and the number of features."""
@@ -234,38 +239,44 @@ class Normalizer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):  # type
         )
         return ArraySource(X, var_names=getattr(self, "feature_names_in_", None))
 
-    def normalize_block(self, block: Any, rows: np.ndarray | None, source: Source | None) -> Any:
-        """`transform` without its checks, for an array or CSR of the right columns; ``set_output`` has no effect."""
+    def normalize_block(self, block: Any, rows: np.ndarray | None, source: Source | None, dtype: Any) -> Any:
+        """`transform` to a dtype without its checks, for an array or CSR of the right columns and exact values.
+
+        ``set_output`` has no effect.
+        """
         self._check_width(block.shape[1])
-        dtype = block.dtype if block.dtype in (np.float32, np.float64) else np.dtype(np.float32)
-        if self.resolved_ == "none":
-            return block.astype(dtype, copy=False)
         n = block.shape[0]
         numbers = np.arange(n) if rows is None else rows
+        if self.resolved_ == "none":
+            check_representable(block, dtype, numbers, "X" if source is None else source)
+            return block.astype(dtype, copy=False)
         block = canonical(block)
         sparse = is_sparse(block)
         if sparse and self.keeps_sparse:
-            return self._scaled(block, numbers, source)
+            return self._scaled(block, numbers, source, dtype)
         # The arithmetic is float64; working part by part keeps its temporaries small.
         out = np.empty(block.shape, dtype)
         for part in row_blocks(n, block.shape[1]):
             piece = block[part]
             if self.resolved_ == "log1p":
                 _check_not_negative(piece, numbers[part], source)
-                out[part] = np.log1p(np.multiply(piece, self._factors(piece)[:, None], order="C"))
+                result = np.log1p(np.multiply(piece, self._factors(piece)[:, None], order="C"))
             else:
                 dense = piece.toarray() if sparse else piece
-                out[part] = np.subtract(dense, self._shift, order="C") / self._scale
+                result = np.subtract(dense, self._shift, order="C")
+                result /= self._scale
+            if piece.dtype == np.float64:
+                check_representable(result, dtype, numbers[part], "X" if source is None else source)
+            out[part] = result
         return out
 
-    def scale(self, block: Any) -> Any:
+    def scale(self, block: Any, dtype: Any) -> Any:
         """A CSR block with its nonzeros scaled: `transform` without subtracting the `shift`."""
         self._check_width(block.shape[1])
-        return self._scaled(canonical(block), np.arange(block.shape[0]), None)
+        return self._scaled(canonical(block), np.arange(block.shape[0]), None, dtype)
 
-    def _scaled(self, block: Any, numbers: np.ndarray, source: Source | None) -> Any:
+    def _scaled(self, block: Any, numbers: np.ndarray, source: Source | None, dtype: Any) -> Any:
         """A canonical CSR block with its nonzeros normalised, part by part."""
-        dtype = block.dtype if block.dtype == np.float64 else np.dtype(np.float32)
         out = np.empty(block.nnz, dtype)
         for part in row_blocks(*block.shape):
             piece = block[part]
@@ -300,7 +311,8 @@ class Normalizer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):  # type
         Returns
         -------
         ndarray of shape (n, n_features)
-            Of the block's dtype if that is float32 or float64.
+            Of the block's dtype if that is float32 or float64, but float64 if float32 would lose more than a
+            thousandth of the scale of a feature, such as a time.
         """
         check_is_fitted(self, "resolved_")
         if type(block) is not np.ndarray or block.ndim != 2:
@@ -310,7 +322,12 @@ class Normalizer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):  # type
             return block
         if self.resolved_ == "log1p":
             return np.expm1(block)
-        return (block * self._scale + self._shift).astype(block.dtype, copy=False)
+        return (block * self._scale + self._shift).astype(self.inverse_dtype(block.dtype), copy=False)
+
+    def inverse_dtype(self, dtype: Any) -> np.dtype[Any]:
+        """The dtype of what `inverse_transform` makes of a block of this float type."""
+        wide = self.resolved_ in ("standard", "minmax") and bool((np.abs(self._shift) > OFFSET * self._scale).any())
+        return np.dtype(np.float64 if wide else dtype)
 
     def _check_width(self, width: int) -> None:
         check_is_fitted(self, "resolved_")

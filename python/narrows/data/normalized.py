@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from ..rows.shifted import Shifted
+from .checks import warn_collapsed
 from .normalize import Normalizer
 from .source import Source
 
@@ -29,12 +31,15 @@ class NormalizedSource(Source):
         Gives the names, labels and path. Closing this source closes it too.
     normalizer : Normalizer
         Fitted.
+    dtype : dtype
+        The network's dtype. Rows of whole numbers and of text are rounded to it, after they are normalised in float64;
+        rows of floats keep their own type.
     """
 
-    def __init__(self, source: Source, normalizer: Normalizer) -> None:
+    def __init__(self, source: Source, normalizer: Normalizer, dtype: npt.DTypeLike = np.float32) -> None:
         super().__init__(
             source.shape,
-            source.dtype,
+            source.dtype if source.holds_floats else dtype,
             nnz=source.nnz if normalizer.keeps_sparse else None,
             obs_names=source.obs_names,
             var_names=source.var_names,
@@ -44,6 +49,7 @@ class NormalizedSource(Source):
         )
         self.source = source
         self.normalizer = normalizer
+        self._looked = False  # for values that become equal in float32
         shift = normalizer.shift if source.is_sparse else None
         if shift is not None and np.abs(shift).max() <= SHIFT_LIMIT:
             self.shift, self.n_stored = shift, source.nnz
@@ -51,7 +57,7 @@ class NormalizedSource(Source):
     def read_stored(self, rows: Any) -> Any:
         if self.shift is None:
             return self.read_rows(rows)
-        stored = self.normalizer.scale(self.source.read_rows(rows))
+        stored = self.normalizer.scale(self.source.read_rows(rows), self.dtype)
         self.source.release()
         return Shifted(stored, self.shift)
 
@@ -66,7 +72,10 @@ class NormalizedSource(Source):
         return self._normalize(self.source.read_rows(index), index)
 
     def _normalize(self, block: Any, rows: np.ndarray) -> Any:
-        out = self.normalizer.normalize_block(block, rows, self.source)
+        if not self._looked and self.normalizer.resolved_ == "none" and self.dtype == np.float32:
+            self._looked = True
+            warn_collapsed(block, self.var_names, self.name)
+        out = self.normalizer.normalize_block(block, rows, self.source, self.dtype)
         self.release()
         return out
 

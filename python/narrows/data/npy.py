@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import DataError
+from ..rows.arrays import holds_floats
 from ..rows.sparse import canonical_csr, check_indptr
 from .formats import Format, in_memory, no_such_layer
 from .hdf import CSRDiskSource
@@ -80,7 +81,9 @@ def open_csr_folder(path: Path, layer: str | None, genes_by_cells: bool) -> Sour
     genes = next((beside[name] for name in _BESIDE[2:] if name in beside), None)
     if genes_by_cells:
         matrix = canonical_csr(data[:], indices[:], starts, n_columns, where=str(path))
-        return in_memory(path, matrix, True, genes, beside.get("obs_names"), beside.get("labels"))
+        return in_memory(
+            path, matrix, True, genes, beside.get("obs_names"), beside.get("labels"), holds_floats(data.dtype)
+        )
     return CSRDiskSource(
         data,
         indices,
@@ -101,15 +104,16 @@ def open_npz(path: Path, layer: str | None = None, genes_by_cells: bool = False)
         if headers.keys() >= {"data", "indices", "indptr", "shape"} or headers.keys() >= {"format", "shape"}:
             if layer is not None:
                 raise DataError(f"{path}: it holds one sparse matrix and no layers; drop layer={layer!r}")
-            matrix = _npz_sparse(path, file)
+            matrix, key = _npz_sparse(path, file), "data"
         else:
-            matrix = file[_npz_dense_key(path, headers, layer)]
+            key = _npz_dense_key(path, headers, layer)
+            matrix = file[key]
         beside = {name: file[name] for name in headers if name in _BESIDE}
     genes = next((beside[name] for name in _BESIDE[2:] if name in beside), None)
     rows, columns = beside.get("obs_names"), genes
     if genes_by_cells:
         rows, columns = columns, rows
-    return in_memory(path, matrix, genes_by_cells, rows, columns, beside.get("labels"))
+    return in_memory(path, matrix, genes_by_cells, rows, columns, beside.get("labels"), holds_floats(headers[key][1]))
 
 
 def _npz_headers(path: Path) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:

@@ -1,6 +1,7 @@
 """A data set as rows of numbers that can be read block by block.
 
 - `read_rows` returns cells x genes blocks in float32 or float64, dense or canonical CSR, for every format.
+- Reading changes no number: a block is float64 if float32 would lose digits of whole numbers or of text.
 - A sparse matrix is never densified.
 - The caller's array is never changed, and is copied only if its dtype requires it.
 """
@@ -20,7 +21,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import DataError
-from ..rows.arrays import check_unmasked, float_dtype
+from ..rows import arrays
+from ..rows.arrays import check_unmasked, exact, float_dtype
 from ..rows.devices import on_gpu
 from ..rows.shifted import Shifted
 from ..rows.sparse import any_sparse, canonical_csr, check_indices, check_indptr
@@ -39,7 +41,10 @@ class Source(ABC):
     shape : tuple of (int, int)
         Rows (samples, cells) and columns (features, genes).
     dtype : numpy.dtype
-        float32 or float64: the dtype of the blocks that `read_rows` returns.
+        float64 if the data are float64, else float32: the dtype of results. Blocks have it too, but a block of whole
+        numbers or of text is float64 if float32 would change a value.
+    holds_floats : bool
+        Whether the data are stored as float32 or float64, and not as whole numbers or text.
     is_sparse : bool
         Whether `read_rows` returns CSR arrays.
     nnz : int or None
@@ -67,13 +72,15 @@ class Source(ABC):
         labels: npt.ArrayLike | None = None,
         path: Path | None = None,
         name: str = "X",
+        holds_floats: bool | None = None,
     ) -> None:
         self.path = path
         self.name = str(path) if path is not None else name
         self.shape = (int(shape[0]), int(shape[1]))
         if min(self.shape) < 1:
             raise DataError(f"{self.name}: the data are empty ({self.shape[0]} rows, {self.shape[1]} columns)")
-        self.dtype = float_dtype(dtype)
+        self.holds_floats = arrays.holds_floats(dtype) if holds_floats is None else holds_floats
+        self.dtype = float_dtype(dtype) if self.holds_floats else np.dtype(np.float32)
         self.nnz = self.n_stored = nnz
         self.shift: npt.NDArray[np.float64] | None = None
         self.obs_names = self._per("obs_names", obs_names, 0)
@@ -108,7 +115,8 @@ class Source(ABC):
         Returns
         -------
         ndarray or scipy.sparse.csr_array of shape (n_selected, n_columns)
-            Has the dtype `dtype`; CSR has sorted, unique indices. Data in memory may be a view: do not change it.
+            float32 or float64, see `dtype`; CSR has sorted, unique indices. Data in memory may be a view: do not
+            change it.
 
         Raises
         ------
@@ -208,7 +216,7 @@ class Source(ABC):
                 digest.update(np.diff(block.indptr).astype("<i8").data)
                 digest.update(block.indices.astype("<i8").data)
                 block = block.data
-            digest.update(np.ascontiguousarray(block, dtype=self.dtype.newbyteorder("<")).reshape(-1).data)
+            digest.update(np.ascontiguousarray(block, dtype=block.dtype.newbyteorder("<")).reshape(-1).data)
         return digest.hexdigest()
 
     def release(self) -> None:  # noqa: B027
@@ -258,6 +266,8 @@ class ArraySource(Source):
         The file of `X`; `sha256` is then the digest of the file.
     name : str
         The name of `X` in messages, if there is no path.
+    holds_floats : bool, optional
+        Whether the data hold floats, as the attribute of `Source`; by default what the dtype of `X` says.
 
     Attributes
     ----------
@@ -282,6 +292,7 @@ class ArraySource(Source):
         labels: npt.ArrayLike | None = None,
         path: Path | None = None,
         name: str = "X",
+        holds_floats: bool | None = None,
     ) -> None:
         name = str(path) if path is not None else name
         array, found_obs, found_var = _plain_array(X, name)
@@ -299,7 +310,7 @@ class ArraySource(Source):
             check_indptr(array.indptr, array.shape[0], len(array.data), nnz, name)
             data = array.data
             if not data.dtype.isnative or data.dtype == np.float16:  # SciPy's routines accept neither
-                data = data.astype(float_dtype(data.dtype))
+                data = data.astype(data.dtype.newbyteorder("=") if data.dtype != np.float16 else np.float32)
             # A new object on the same buffers: nothing below can change the caller's object.
             array = sparse.csr_array((data, array.indices, array.indptr), shape=array.shape, copy=False)
             check_indices(array.indices, array.indptr, array.shape[1], name)
@@ -313,13 +324,14 @@ class ArraySource(Source):
             labels=labels,
             path=path,
             name=name,
+            holds_floats=holds_floats,
         )
 
     def _slice(self, start: int, stop: int) -> Any:
         X = self.array
         if not self.is_sparse:
-            return np.asarray(X[start:stop], dtype=self.dtype)
-        if start == 0 and stop == self.shape[0] and X.dtype == self.dtype and X.has_canonical_format:
+            return exact(X[start:stop])
+        if start == 0 and stop == self.shape[0] and X.dtype in (np.float32, np.float64) and X.has_canonical_format:
             return X
         first, last = int(X.indptr[start]), int(X.indptr[stop])
         data, indices = X.data[first:last], X.indices[first:last]
@@ -330,7 +342,7 @@ class ArraySource(Source):
 
     def _take(self, index: npt.NDArray[np.int64]) -> Any:
         if not self.is_sparse:
-            return np.asarray(np.asarray(self.array)[index], dtype=self.dtype)
+            return exact(np.asarray(self.array)[index])
         block = self.array[index]
         return canonical_csr(block.data, block.indices, block.indptr, self.shape[1], where=self.name)
 

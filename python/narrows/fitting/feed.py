@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -145,7 +146,7 @@ def validator(
         table, rows = Table(*table.read(rows)), None
     block_rows = n_rows if table.in_memory else max(1, block_bytes // max(1, table.row_bytes))
     if table.weight is not None and table.weight.sum() == 0:
-        table = Table(table.X, table.target, condition=table.condition)
+        table = dataclasses.replace(table, weight=None)
 
     def validate(program: Program) -> float:
         total = weights = 0.0

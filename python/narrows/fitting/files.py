@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
@@ -48,6 +49,7 @@ def write_model(estimator: Estimator, path: str | os.PathLike[str]) -> None:
             "library": network.spec.data.size_sum,
             "gram_decoder": network.spec.form.gram_decoder,
             "batches": estimator.batches_.tolist() if network.spec.data.n_conditions else None,
+            "image_shape": vars(estimator).get("image_shape_"),
         },
         "feature_names": None if names is None else [str(name) for name in names],
         "history": estimator.history_,
@@ -130,6 +132,12 @@ def _restored(tensors: Mapping[str, Any], meta: Mapping[str, Any], classes: Mapp
         target_density=0.0,
         n_conditions=0 if labels is None else len(labels),
     )
+    if "image_shape" in meta["params"]:
+        # In the oldest files rows without a shape are signals.
+        sizes_of = shape.get("image_shape", meta["params"]["image_shape"]) or (fitted["n_features_in_"], 1)
+        if any(type(n) is not int or n < 1 for n in sizes_of) or math.prod(sizes_of) != fitted["n_features_in_"]:
+            raise ModelFileError(f"image_shape is {sizes_of!r}")
+        vars(estimator)["image_shape_"] = tuple(sizes_of)
     spec = estimator._spec(data)
     if gram and not spec.takes_gram_decoder:
         raise ModelFileError("gram_decoder is set, but this network cannot have a Gram decoder")

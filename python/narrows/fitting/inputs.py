@@ -1,6 +1,7 @@
 """The arguments of an estimator's methods, checked and made a `Table`.
 
-- Arrays come out finite, in float32 or float64, and CSR canonical. Arrays on a GPU come out as CuPy arrays there.
+- Arrays come out finite, in float32 or float64, and CSR canonical. Whole numbers take the network's dtype.
+- Arrays on a GPU come out as CuPy arrays there, other libraries' arrays on the CPU as NumPy arrays.
 - Widths and feature names must be those of the fit, and values must lie in the domain of the loss.
 - Labels of batches come out as numbers.
 - A source's shape and names are checked here, its values when they are read.
@@ -12,22 +13,24 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn import get_config
+from sklearn.exceptions import DataConversionWarning
 from sklearn.utils import check_array
 from sklearn.utils.validation import validate_data
 
 from ..backends import resolve
-from ..data.checks import check_finite, check_representable
+from ..data.checks import check_finite, check_representable, warn_collapsed
 from ..data.source import Source
 from ..plan.losses import LOSSES
 from ..plan.spec import Precision
 from ..rows.arrays import check_unmasked
-from ..rows.devices import check_together, copying, gpu_array, like, on_gpu
+from ..rows.devices import check_together, copying, gpu_array, host_array, like, on_gpu
 from ..rows.shifted import Shifted
 from ..rows.sparse import sound_rows
 from .conditions import condition_numbers, declared_labels, read_labels
@@ -55,12 +58,13 @@ def check_X(estimator: Estimator, X: Any, *, reset: bool, min_samples: int = 1, 
     """
     if isinstance(X, Shifted) and not reset and X.shape[1] == estimator.n_features_in_:
         return X
-    X = estimator._flat_rows(X, name)
+    X = estimator._flat_rows(host_array(X, name), name, reset)
     if isinstance(X, Source):
         with _calling(name):
             return _checked_source(estimator, X, reset, min_samples)
+    dtype = _dtype_of(estimator, reset)
     if on_gpu(X):
-        X = _gpu_rows(X, name, min_samples)
+        X = _gpu_rows(X, name, dtype, min_samples)
         _check_backend(estimator, name, X, trains=reset)
         with _calling(name):
             validate_data(estimator, X, reset=reset, skip_check_array=True)
@@ -70,22 +74,31 @@ def check_X(estimator: Estimator, X: Any, *, reset: bool, min_samples: int = 1, 
             X = validate_data(
                 estimator, X, reset=reset, accept_sparse="csr", ensure_min_samples=min_samples, **_LENIENT
             )
-        X = sound_rows(X, name)
+        given, X = X, sound_rows(X, name, dtype)
+        if reset and dtype == np.float32:
+            warn_collapsed(given, estimator._feature_names, name)
     check_finite(X, source=name, columns=estimator._feature_names)
     return X
+
+
+def _dtype_of(estimator: Estimator, fits: bool = False) -> np.dtype[Any]:
+    """The dtype of the network: of the fitted one, or of the one that is to be fitted."""
+    network = None if fits else vars(estimator).get("_network")
+    return Precision.of(estimator.precision).dtype if network is None else network.dtype
 
 
 _LENIENT: dict[str, Any] = {"dtype": "numeric", "ensure_all_finite": False}
 """Arguments of scikit-learn's checks: `sound_rows` and `check_finite` then say more about dtypes and values."""
 
 
-def _sound(X: Any, name: str, *, columns: Any = None, sparse: bool = False) -> Any:
+def _sound(X: Any, name: str, dtype: np.dtype[Any], *, columns: Any = None, sparse: bool = False) -> Any:
     """Rows besides X as finite sound rows (see `rows.sparse.sound_rows`), on their device."""
     if on_gpu(X):
-        X = _gpu_rows(X, name)
+        X = _gpu_rows(X, name, dtype)
     else:
         _check_kind(X, name)
-        X = sound_rows(check_array(X, accept_sparse="csr" if sparse else False, input_name=name, **_LENIENT), name)
+        X = check_array(X, accept_sparse="csr" if sparse else False, input_name=name, **_LENIENT)
+        X = sound_rows(X, name, dtype)
     check_finite(X, source=name, columns=columns)
     return X
 
@@ -134,8 +147,9 @@ def check_codes(estimator: Estimator, Z: Any) -> Any:
     if not isinstance(Z, Source):
         if on_gpu(Z):
             _check_backend(estimator, "Z", Z)
-        Z = _sound(Z, "Z")
-        check_representable(Z, estimator._network.dtype, source="Z")
+        dtype = estimator._network.dtype
+        Z = _sound(host_array(Z, "Z"), "Z", dtype)
+        check_representable(Z, dtype, source="Z")
     if Z.shape[1] != estimator._network.spec.n_components:
         expected = estimator._network.spec.n_components
         raise ValueError(f"Z has {Z.shape[1]} columns, but {type(estimator).__name__} has {expected} components")
@@ -186,7 +200,7 @@ def make_table(
     domain = loss if target is None else estimator._input_loss(loss, separate_target=True)
     dtype = Precision.of(estimator.precision).dtype
     known = estimator._feature_names
-    table = Table(X, target, weight, condition, (domain, loss), (known, columns), names=names, dtype=dtype)
+    table = Table(X, target, weight, condition, (domain, loss), (known, columns), names=names, dtype=dtype, warns=True)
     table.check()
     return table
 
@@ -281,13 +295,20 @@ def _read_target(estimator: Estimator, y: Any, n_rows: int, names: tuple[str, st
     if y is None:
         return None, None
     name = names[1]
-    y = estimator._flat_rows(y, name)
+    y = estimator._flat_rows(host_array(y, name), name)
     shape = y.shape if hasattr(y, "shape") else np.asarray(y).shape
     if len(shape) == 1:
         return None, None
     columns = getattr(y, "columns", None)
+    if len(shape) == 2 and shape[1] == 1 and estimator.n_features_in_ > 1:
+        warnings.warn(
+            f"{name} has shape {tuple(shape)} and is what the network reconstructs, one column: pass class labels in "
+            f"one dimension, {name}.ravel(), which are ignored",
+            DataConversionWarning,
+            stacklevel=2,
+        )
     if not isinstance(y, Source):
-        y = _sound(y, name, columns=columns, sparse=True)
+        y = _sound(y, name, _dtype_of(estimator), columns=columns, sparse=True)
     if y.shape[0] != n_rows:
         raise ValueError(f"{name} has {y.shape[0]} rows, but {names[0]} has {n_rows}")
     return y, columns
@@ -314,7 +335,7 @@ def wants_frames(estimator: Estimator) -> bool:
     return bool(chosen != "default")
 
 
-def _gpu_rows(X: Any, name: str, min_samples: int = 1) -> Any:
+def _gpu_rows(X: Any, name: str, dtype: np.dtype[Any], min_samples: int = 1) -> Any:
     """An array on a GPU, checked; messages are those of scikit-learn for arrays on the CPU."""
     X = gpu_array(X, name)
     if X.ndim != 2:
@@ -327,7 +348,7 @@ def _gpu_rows(X: Any, name: str, min_samples: int = 1) -> Any:
                 f"Found array with {n} {what} (shape={tuple(X.shape)}) while a minimum of {least} is required."
             )
     with copying():
-        return sound_rows(X, name)
+        return sound_rows(X, name, dtype)
 
 
 def _check_backend(estimator: Estimator, name: str, X: Any, *, trains: bool = False) -> None:
@@ -351,3 +372,13 @@ def _check_kind(X: Any, name: str) -> None:
             "use narrows.scanpy.autoencoder"
         )
     check_unmasked(X, name)
+    if getattr(X, "ndim", 2) == 1 or (isinstance(X, list | tuple) and X and not np.ndim(X[0])):
+        raise ValueError(
+            f"{name}: Expected 2D array, got 1D array instead. Reshape your data: {name}.reshape(-1, 1) for one "
+            f"feature, {name}.reshape(1, -1) for one sample"
+        )
+    kind = getattr(getattr(X, "dtype", None), "kind", "")
+    if kind == "c":
+        raise ValueError(f"{name}: Complex data not supported; pass abs({name}), or the two parts as columns")
+    if kind in "mM" and kind:
+        raise ValueError(f"{name}: numbers expected, got dtype {X.dtype}; pass {name}.astype('int64')")

@@ -151,13 +151,13 @@ def randomness(name: str, value: Any) -> None:
 
 
 def image_shape(name: str, value: Any) -> None:
-    """Height, width and channels; length and channels; or None."""
-    wrong = f"{name}={value!r} must be (height, width, channels), (length, channels) or None"
+    """Height, width and channels; length and channels; or None. One number may be -1."""
+    wrong = f"{name}={value!r} must be (height, width, channels), (length, channels) or None, with at most one -1"
     if value is None:
         return
     if not _is_sequence(value) or not all(map(_is_integer, value)):
         raise TypeError(wrong)
-    if len(value) not in (2, 3) or any(n < 1 for n in value):
+    if len(value) not in (2, 3) or any(n < 1 and n != -1 for n in value) or list(value).count(-1) > 1:
         raise ValueError(wrong)
 
 

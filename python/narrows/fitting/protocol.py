@@ -71,8 +71,8 @@ class Estimator(Protocol):
     def _check_conditioned(self) -> None:
         """Raise ValueError if the decoder cannot be conditioned on batches."""
 
-    def _flat_rows(self, X: Any, name: str) -> Any:
-        """X with one dimension for all features, if it has more."""
+    def _flat_rows(self, X: Any, name: str, learns: bool = False) -> Any:
+        """X with one dimension for all features, if it has more; `learns` if X is to be fitted."""
 
     def _input_loss(self, loss: Loss, *, separate_target: bool) -> Loss:
         """The loss whose domain X must lie in; squared error if X may hold any number."""

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..data.checks import check_counts, check_finite, check_representable, check_within
+from ..data.checks import check_counts, check_finite, check_representable, check_within, warn_collapsed
 from ..data.source import ArraySource, Source
 from ..plan.spec import Loss
 from ..rows.devices import copying, on_gpu, rows_of, to_host
@@ -89,7 +89,9 @@ class Table:
     names : pair of str
         Names of X and of the target in messages.
     dtype : dtype
-        The network's dtype, which must be able to hold the values.
+        The network's dtype, which must be able to hold the values. Rows of whole numbers and of text take it.
+    warns : bool
+        Whether to warn of values in the first block that become equal in float32.
     """
 
     X: Any
@@ -101,6 +103,7 @@ class Table:
     implicit: bool = True
     names: tuple[str, str] = ("X", "y")
     dtype: Any = np.float64
+    warns: bool = False
     _totals: Totals | None = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -117,7 +120,19 @@ class Table:
     @property
     def row_bytes(self) -> int:
         """Bytes of an average row in memory."""
-        return _row_bytes(self.X, self.implicit) + (0 if self.target is None else _row_bytes(self.target, False))
+        target = 0 if self.target is None else _row_bytes(self.target, False, self._dtype_of(self.target))
+        return _row_bytes(self.X, self.implicit, self.result_dtype) + target
+
+    @property
+    def result_dtype(self) -> np.dtype[Any]:
+        """The dtype of results: that of X, or the network's if X holds whole numbers or text."""
+        return self._dtype_of(self.X)
+
+    def _dtype_of(self, part: Any) -> np.dtype[Any]:
+        dtype: np.dtype[Any] = np.dtype(
+            self.dtype if isinstance(part, Source) and not part.holds_floats else part.dtype
+        )
+        return dtype
 
     @property
     def shifted(self) -> bool:
@@ -151,7 +166,13 @@ class Table:
         check_finite(stored_rows(block), first, part, **called)
         check_representable(stored_rows(block), self.dtype, first, part, **called)
         check_values(block, self.domains[i], first, part, **called)
-        return block
+        if self.warns and i == 0 and self.dtype == np.float32:
+            self.warns = False
+            warn_collapsed(stored_rows(block), self.columns[0] if part.var_names is None else part.var_names, part.name)
+        dtype = self._dtype_of(part)
+        if isinstance(block, Shifted) or block.dtype == dtype:
+            return block
+        return block.astype(dtype)
 
     def check(self) -> None:
         """Raise for the first value in memory outside its domain; finiteness was checked before."""
@@ -195,9 +216,9 @@ def _sums(X: Any, axis: int) -> NDArray[np.float64]:
     return columns
 
 
-def _row_bytes(X: Any, implicit: bool) -> int:
+def _row_bytes(X: Any, implicit: bool, dtype: np.dtype[Any]) -> int:
     X = stored_rows(X)
-    itemsize = np.dtype(X.dtype).itemsize
+    itemsize = dtype.itemsize
     if (stored := _stored(X, implicit)) is not None:
         return int(8 + stored * (itemsize + 4) // X.shape[0])
     if is_sparse(X):

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ..plan.spec import ACTIVATIONS, Activation
 from ..rows.arrays import check_unmasked
-from ..rows.devices import gpu_array
+from ..rows.devices import gpu_array, host_array
 from ..rows.sparse import any_sparse, check_csr, is_sparse
 
 __all__ = ["FLOAT32", "FLOAT64", "cast", "elementwise", "in_namespace", "operand"]
@@ -42,10 +42,9 @@ def operand(value: Any, name: str, ndim: int = 2, on_gpu: bool = False) -> Any:
     elif on_gpu:
         array = gpu_array(value, name)
     elif hasattr(value, "__dlpack__"):
-        try:
-            array = np.from_dlpack(value)
-        except (BufferError, RuntimeError) as error:
-            raise TypeError(f"{name} is not in the memory of this CPU ({error})") from None
+        array = host_array(value, name)
+        if not isinstance(array, np.ndarray):
+            raise TypeError(f"{name} is not in the memory of this CPU")
     else:
         array = np.asarray(value)
     if array.ndim != ndim:

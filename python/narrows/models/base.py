@@ -167,8 +167,8 @@ class BaseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         """The network that the parameters describe, for data with these facts."""
         raise NotImplementedError
 
-    def _flat_rows(self, X: Any, name: str) -> Any:
-        """X with one dimension for all features, if it has more."""
+    def _flat_rows(self, X: Any, name: str, learns: bool = False) -> Any:
+        """X with one dimension for all features, if it has more; `learns` if X is to be fitted."""
         return X
 
     def _input_loss(self, loss: Loss, *, separate_target: bool) -> Loss:
@@ -404,7 +404,8 @@ class BaseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         check_is_fitted(self)
         Z = check_codes(self, Z)
         condition = read_condition(self, batch, int(Z.shape[0]))
-        return self._apply(Table(Z, condition=condition, implicit=False), Mode.DECODE)
+        table = Table(Z, condition=condition, implicit=False, dtype=self._network.dtype)
+        return self._apply(table, Mode.DECODE)
 
     def reconstruct(self, X: Any, *, batch: Any = None) -> NDArray[Any]:
         """Encode and decode rows.
@@ -500,7 +501,7 @@ class BaseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         return total / table.n_rows
 
     def _apply(self, table: Table, mode: Mode) -> NDArray[Any]:
-        dtype = np.dtype(table.X.dtype)
+        dtype = table.result_dtype
         network = self._network
 
         def run(block: Any, target: Any, condition: Any) -> NDArray[Any]:

@@ -61,8 +61,10 @@ class ConvAutoencoder(Autoencoder):
         encoder's last convolution, flattened with its channels last. `latent_shape_` is its shape, and
         `latent_activation` its activation.
     image_shape : (int, int, int) or (int, int), optional
-        Height, width and channels of an image, or length and channels of a signal. None: rows are signals of as many
-        values as X has features, and one channel.
+        Height, width and channels of an image, or length and channels of a signal. One number may be -1: it follows
+        from the size of X, so that (-1, 1) are signals of any length. None: the shape of X says it, if X holds images
+        with at most 4 channels, (n_samples, height, width, channels), or square grey images (n_samples, side, side).
+        Other shapes, and flattened images, need an `image_shape`.
     filters : int or sequence of int, default=(16, 32)
         Output channels of each convolution of the encoder.
     kernel_size : int or sequence, default=3
@@ -98,6 +100,8 @@ class ConvAutoencoder(Autoencoder):
         (n_in, n_out) for dense layers. Dense layers read images flattened with their channels last.
     intercepts_ : list of ndarray
         One bias for each output channel of a convolution.
+    image_shape_ : tuple of int
+        `image_shape`, or what X said.
     latent_shape_ : tuple of int
         ``(n_components,)``, or height, width and channels of a convolutional code.
     history_, n_features_in_, ...
@@ -106,9 +110,11 @@ class ConvAutoencoder(Autoencoder):
     Notes
     -----
     X, y and X_val of every method are flattened images (n_samples, n_features), which may be sparse or a source. Or
-    they are arrays (n_samples, height, width, channels), for signals (n_samples, length, channels). `transform` returns
-    codes of two dimensions, `reconstruct` returns the shape of its X, `inverse_transform` returns flattened images.
-    With ``precision="bfloat16"`` the products of dense layers are in bfloat16; convolutions stay in float32.
+    they are arrays (n_samples, height, width, channels), for signals (n_samples, length, channels). Images of one
+    channel may leave out the last dimension. Channels are last, as in Keras. An error says how to turn arrays with
+    channels first, as in PyTorch. `transform` returns codes of two dimensions, `reconstruct` returns the shape of its
+    X, `inverse_transform` returns flattened images. With ``precision="bfloat16"`` the products of dense layers are in
+    bfloat16; convolutions stay in float32.
     """
 
     _constraints = Autoencoder._constraints | {
@@ -128,6 +134,7 @@ class ConvAutoencoder(Autoencoder):
     strides: Any
     pooling: Any
     padding: Any
+    image_shape_: tuple[int, ...]
 
     def __init__(
         self,
@@ -151,7 +158,7 @@ class ConvAutoencoder(Autoencoder):
 
     def _check_together(self) -> None:
         super()._check_together()
-        if self.image_shape is not None:
+        if self.image_shape is not None and -1 not in self.image_shape:
             n_features = math.prod(int(n) for n in self.image_shape)
             self._layers(n_features, n_features)
 
@@ -190,24 +197,40 @@ class ConvAutoencoder(Autoencoder):
         rows = super().reconstruct(X, batch=batch)
         return rows.reshape(shape) if len(shape) > 2 else rows
 
-    def _flat_rows(self, X: Any, name: str) -> Any:
-        shape: tuple[int, ...] = getattr(X, "shape", ())
-        if len(shape) < 3:
+    def _flat_rows(self, X: Any, name: str, learns: bool = False) -> Any:
+        if isinstance(X, list | tuple):
+            X = np.asarray(X)
+        shape = tuple(int(n) for n in getattr(X, "shape", ()))
+        if len(shape) < 2:
             return X
-        if self.image_shape is None:
-            given = tuple(int(n) for n in shape[1:])
-            raise ValueError(f"{name} has shape {tuple(shape)}: set image_shape={given}, or pass flattened images")
-        wanted = tuple(int(n) for n in self.image_shape)
-        if tuple(shape[1:]) != wanted:
-            raise ValueError(f"{name} has images of shape {tuple(shape[1:])}, not image_shape={wanted}")
-        return np.reshape(gpu_array(X, name) if on_gpu(X) else X, (shape[0], math.prod(wanted)))
+        sizes, n_features = shape[1:], math.prod(shape[1:])
+        if learns:
+            given = self.image_shape
+            self.image_shape_ = _shown_shape(name, sizes) if given is None else _filled(given, n_features)
+        if len(sizes) == 1:
+            return X
+        wanted = self.image_shape_
+        if sizes != wanted and (*sizes, 1) != wanted:
+            turned = sizes == (wanted[-1], *wanted[:-1])
+            hint = f": channels are last here, pass np.moveaxis({name}, 1, -1)" if turned else ""
+            raise ValueError(f"{name} has images of shape {sizes}, not image_shape={wanted}{hint}")
+        return np.reshape(gpu_array(X, name) if on_gpu(X) else X, (shape[0], n_features))
+
+    def _shape_of(self, n_features: int) -> tuple[int, ...]:
+        """The shape of rows of n_features values: the parameter's, or the one that X had in the fit."""
+        if self.image_shape is not None:
+            return _filled(self.image_shape, n_features)
+        known: tuple[int, ...] | None = vars(self).get("image_shape_")
+        return _shown_shape("X", (n_features,)) if known is None else known
 
     def _layers(self, n_features: int, n_outputs: int) -> tuple[tuple[LayerSpec, ...], int]:
-        shape = _image(self.image_shape, n_features)
+        given = self._shape_of(n_features)
+        signal = len(given) == 2
+        shape: Image = (1, *given) if signal else given  # type: ignore[assignment]
         if n_outputs != n_features:
             raise ValueError(f"y has {n_outputs} columns, but a target must be images like X, of {n_features} values")
         activation, latent_activation = ACTIVATIONS[self.activation], ACTIVATIONS[self.latent_activation]
-        encoder = self._encoder(shape)
+        encoder = self._encoder(shape, signal)
         dropout = float(self.dropout)
         layers = [LayerSpec(c.n_in, c.n_out, activation, dropout, convolution=c) for c in encoder]
         hidden, back = self._hidden_sizes(), self._decoder_sizes()
@@ -234,16 +257,16 @@ class ConvAutoencoder(Autoencoder):
         last = decoder[-1]
         return (*layers, LayerSpec(last.n_in, last.n_out, self._output(), convolution=last)), latent
 
-    def _encoder(self, shape: Image) -> list[Convolution]:
+    def _encoder(self, shape: Image, signal: bool) -> list[Convolution]:
         filters = hidden_sizes("filters", self.filters)
-        signal = shape[0] == 1 and (self.image_shape is None or len(self.image_shape) == 2)
+        given = shape[1:] if signal else shape
         kernels, strides, pools = (
             pairs_by_layer(name, getattr(self, name), len(filters), signal)
             for name in ("kernel_size", "strides", "pooling")
         )
         layers: list[Convolution] = []
         for i, (n, kernel, stride, pool) in enumerate(zip(filters, kernels, strides, pools, strict=True)):
-            where = f"image_shape={self.image_shape!r}, convolution {i + 1} of {len(filters)}"
+            where = f"image_shape={given}, convolution {i + 1} of {len(filters)}"
             if self.padding == "valid" and pool != (1, 1):
                 raise ValueError(f"padding='valid' needs pooling=1, not pooling={self.pooling!r}")
             for size, k, s, p in zip(shape[:2], kernel, stride, pool, strict=True):
@@ -261,15 +284,56 @@ class ConvAutoencoder(Autoencoder):
         return layers
 
 
-def _image(image_shape: Sequence[int] | None, n_features: int) -> Image:
-    """Height, width and channels of rows of n_features values."""
-    if image_shape is None:
-        return 1, n_features, 1
+def _filled(image_shape: Sequence[int], n_features: int) -> tuple[int, ...]:
+    """`image_shape` for rows of n_features values, with the number that -1 stands for."""
     shape = tuple(int(n) for n in image_shape)
+    known = math.prod(n for n in shape if n != -1)
+    if -1 in shape and n_features % known == 0:
+        shape = tuple(n_features // known if n == -1 else n for n in shape)
     if math.prod(shape) != n_features:
-        raise ValueError(f"image_shape={shape} has {math.prod(shape)} values, X has {n_features} features")
-    height, width, channels = shape if len(shape) == 3 else (1, *shape)
-    return height, width, channels
+        values = f"does not divide the {n_features}" if -1 in shape else f"has {known} values, X has {n_features}"
+        raise ValueError(f"image_shape={shape} {values} features")
+    return shape
+
+
+def _shown_shape(name: str, sizes: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of images whose array has these sizes after the first; ValueError if `image_shape` must say it."""
+    if len(sizes) == 1:
+        (n,) = sizes
+        sides = {channels: math.isqrt(n // channels) for channels in (1, 3)}
+        image = next(((side, side, c) for c, side in sides.items() if side > 1 and c * side * side == n), None)
+        shown = "(height, width, channels)" if image is None else str(image)
+        raise ValueError(
+            f"{name} has rows of {n} values: set image_shape={shown} if they are images, or image_shape=({n}, 1) if "
+            "they are signals"
+        )
+    few = 4  # channels at most: grey, colour, colour with transparency
+    if len(sizes) == 2:
+        a, b = sizes
+        if a == b:
+            return a, b, 1
+        turn = f"np.moveaxis({name}, 1, -1) with image_shape=({b}, {a}) if they are signals of {a} channels"
+        if a <= few:
+            raise ValueError(f"{name} has rows of shape {sizes}, and channels are last here: pass {turn}")
+        raise ValueError(
+            f"{name} has rows of shape {sizes}: set image_shape=({a}, {b}, 1) if they are grey images, or "
+            f"image_shape=({a}, {b}) if they are signals of {b} channels"
+        )
+    if len(sizes) == 3:
+        a, b, c = sizes
+        first = a <= few and (c > few or (b == c and a != b))
+        if c <= few and not first:
+            return a, b, c
+        turned = f"np.moveaxis({name}, 1, -1)"
+        if first:
+            raise ValueError(
+                f"{name} has images of shape {sizes}, with channels first: pass {turned}, which puts them last"
+            )
+        raise ValueError(
+            f"{name} has images of shape {sizes}: set image_shape={sizes} if channels are last, or pass {turned} with "
+            f"image_shape=({b}, {c}, {a})"
+        )
+    raise ValueError(f"{name} has rows of shape {sizes}: images have shape (height, width, channels)")
 
 
 def _mirrored(conv: Convolution, padding: str) -> Convolution:

@@ -194,7 +194,7 @@ class RBM(BaseAutoencoder):
         table = encoding_table(self, X)
         blocks = (block for block, *_ in table.blocks(self._block_rows()))
         parts = [self._free_energy(block.toarray() if isinstance(block, Shifted) else block) for block in blocks]
-        return np.concatenate(parts).astype(np.dtype(table.X.dtype), copy=False)
+        return np.concatenate(parts).astype(table.result_dtype, copy=False)
 
     def score_samples(self, X: Any, y: Any = None, *, batch: Any = None) -> Array:
         """Minus the free energy of each row: log p(v) up to a constant of the model. Higher is better.

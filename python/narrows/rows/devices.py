@@ -19,7 +19,18 @@ from .._extras import require
 from ..errors import OutOfMemoryError
 from .arrays import any_sparse, is_sparse
 
-__all__ = ["check_together", "copying", "device_of", "gpu_array", "gpu_of", "like", "on_gpu", "rows_of", "to_host"]
+__all__ = [
+    "check_together",
+    "copying",
+    "device_of",
+    "gpu_array",
+    "gpu_of",
+    "host_array",
+    "like",
+    "on_gpu",
+    "rows_of",
+    "to_host",
+]
 
 _CUDA = (2, 13)
 """DLPack's numbers for CUDA memory, and for managed memory, which CUDA moves when needed."""
@@ -62,6 +73,28 @@ def gpu_array(X: Any, name: str = "X") -> Any:
             f"`with cupy.cuda.Device({own}):`"
         )
     return X
+
+
+def host_array(X: Any, name: str = "X") -> Any:
+    """X as a NumPy array, without a copy, if it is an array of another library on the CPU; anything else as it is.
+
+    Raises
+    ------
+    TypeError
+        Its library does not share the array, or NumPy lacks its dtype.
+    """
+    if isinstance(X, np.ndarray | np.generic) or not hasattr(X, "__dlpack__") or on_gpu(X):
+        return X
+    if getattr(X, "requires_grad", False):
+        raise TypeError(f"{name} requires gradients, which are not traced here: pass {name}.detach()")
+    try:
+        return np.from_dlpack(X)
+    except (AttributeError, BufferError, RuntimeError, TypeError, ValueError) as error:
+        dtype = str(getattr(X, "dtype", ""))
+        if any(kind in dtype for kind in ("bfloat16", "float8", "float4")):
+            raise TypeError(f"{name} is {dtype}, which NumPy lacks: pass it as float32") from None
+        reason = " ".join(str(error).split())
+        raise TypeError(f"{name}: {type(X).__name__} cannot be taken as a NumPy array ({reason})") from None
 
 
 def gpu_of(X: Any) -> int:

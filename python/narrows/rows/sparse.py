@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from .._extras import require
 from ..errors import DataError
-from .arrays import any_sparse, float_dtype, is_sparse
+from .arrays import any_sparse, exact_dtype, float_dtype, holds_floats, is_sparse
 from .devices import on_gpu
 
 __all__ = [
@@ -44,8 +44,10 @@ def sparse_rows(X: Any) -> Any:
     return sp.csr_array(X)
 
 
-def sound_rows(X: Any, name: str = "X") -> Any:
+def sound_rows(X: Any, name: str = "X", dtype: npt.DTypeLike = np.float32) -> Any:
     """An array or CSR as the backends take it, without a copy if X is that already.
+
+    `dtype` is the network's: whole numbers, which have no float type of their own, take it.
 
     Returns
     -------
@@ -57,7 +59,8 @@ def sound_rows(X: Any, name: str = "X") -> Any:
     DataError
         X holds no numbers, or the parts of a CSR do not fit its shape.
     """
-    dtype = float_dtype(X.dtype)
+    own = float_dtype(X.dtype)
+    dtype = own if holds_floats(X.dtype) else np.dtype(dtype)
     if is_sparse(X) and not on_gpu(X):
         check_csr(X, name)
         if len(X.data) > X.indptr[-1]:
@@ -78,6 +81,8 @@ def canonical_csr(
     row_offset: int = 0,
 ) -> Any:
     """Build a CSR block of floats with sorted, unique indices. It may change `data` and `indices`.
+
+    No value changes: the block is float64 if float32 does not hold every whole number of `data`.
 
     Parameters
     ----------
@@ -103,7 +108,7 @@ def canonical_csr(
     index_dtype = np.int32 if small else np.int64
     block = sparse.csr_array(
         (
-            data.astype(float_dtype(data.dtype), copy=False),
+            data.astype(exact_dtype(data), copy=False),
             indices.astype(index_dtype, copy=False),
             indptr.astype(index_dtype, copy=False),
         ),
