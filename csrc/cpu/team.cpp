@@ -2,25 +2,132 @@
 
 #include <pthread.h>
 #include <sched.h>
+#include <time.h>
+
+#include <algorithm>
+#include <climits>
+
+#include "cpu/crew.h"
 
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
+#if defined(__linux__)
+#include <linux/futex.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 namespace narrows {
 
-void Barrier::spin(int generation) const {
-  for (int i = 0; generation_.load(std::memory_order_acquire) == generation; ++i) {
-    if (i < 4000) {
+namespace {
+
+constexpr int SPINS = 4000;  // about 0.1 ms, longer than waking a thread takes
+
+// A region is timed if the last one took so long, or if so many have not been: reading a thread's clock is a system
+// call.
+constexpr int64_t LONG_REGION = 100'000;
+constexpr int UNTIMED_REGIONS = 64;
+
+int64_t nanoseconds(clockid_t clock) {
+  timespec t;
+  clock_gettime(clock, &t);
+  return int64_t(t.tv_sec) * 1'000'000'000 + t.tv_nsec;
+}
+int64_t now() { return nanoseconds(CLOCK_MONOTONIC); }
+
+// Nanoseconds that this thread has slept in barriers.
+thread_local int64_t slept = 0;
+
+void pause() {
 #if defined(__x86_64__)
-      _mm_pause();
+  _mm_pause();
 #elif defined(__aarch64__)
-      __asm__ volatile("yield");
+  __asm__ volatile("yield");
 #endif
-    } else {
-      sched_yield();
-    }
+}
+
+// Returns when the value is another one, or at any time before.
+void sleep_while(const std::atomic<int>& word, int value) {
+#if defined(__linux__)
+  static_assert(sizeof(word) == sizeof(int), "a futex is a plain word");
+  syscall(SYS_futex, &word, FUTEX_WAIT_PRIVATE, value, nullptr, nullptr, 0);
+#else
+  if (word.load() == value) sched_yield();
+#endif
+}
+
+}  // namespace
+
+void Barrier::spin(int generation) {
+  for (int i = 0; i < SPINS; ++i) {
+    if (generation_.load(std::memory_order_acquire) != generation) return;
+    pause();
   }
+  const int64_t start = now();
+  ++sleepers_;
+  while (generation_.load() == generation) sleep_while(generation_, generation);
+  --sleepers_;
+  slept += now() - start;
+}
+
+void Barrier::wake() {
+#if defined(__linux__)
+  syscall(SYS_futex, &generation_, FUTEX_WAKE_PRIVATE, INT_MAX, nullptr, nullptr, 0);
+#endif
+}
+
+namespace {
+
+// A region whose threads say how long they had no core.
+class TimedRegion {
+ public:
+  TimedRegion(TeamFn fn, void* data) : fn_(fn), data_(data) {}
+
+  void run(int tid, int nt) {
+    const int64_t begin = now(), cpu = nanoseconds(CLOCK_THREAD_CPUTIME_ID), asleep = slept;
+    fn_(data_, tid, nt);
+    const int64_t used = nanoseconds(CLOCK_THREAD_CPUTIME_ID) - cpu, end = now();
+    // A thread that begins late has waited for its core too.
+    const int64_t loss = end - start_ - used - (slept - asleep);
+    total_ += loss;
+    for (int64_t worst = worst_.load(); loss > worst && !worst_.compare_exchange_weak(worst, loss);) {
+    }
+    size_ = nt;
+    end_.wait(nt);  // this barrier lets a thread sleep sooner than the runtime's
+  }
+  int size() const { return size_; }
+  Region times() const { return {now() - start_, worst_.load(), total_.load()}; }
+
+ private:
+  TeamFn fn_;
+  void* data_;
+  int64_t start_ = now();
+  std::atomic<int64_t> worst_{0}, total_{0};
+  std::atomic<int> size_{1};
+  Barrier end_;
+};
+
+}  // namespace
+
+void launch(int n, TeamFn fn, void* data) {
+  if (n <= 1) return fn(data, 0, 1);
+  thread_local Crew crew;
+  thread_local int64_t last = 0;
+  thread_local int untimed = 0;
+  const int64_t start = now();
+  const int nt = crew.size(n, start);
+  if (nt == 1 || (last < LONG_REGION && ++untimed < UNTIMED_REGIONS)) {
+    launch_all(nt, fn, data);
+    last = now() - start;
+    return;
+  }
+  untimed = 0;
+  TimedRegion region(fn, data);
+  launch_all(nt, [](void* timed, int tid, int size) { static_cast<TimedRegion*>(timed)->run(tid, size); }, &region);
+  const Region times = region.times();
+  last = times.wall;
+  crew.record(region.size(), times, start + times.wall);
 }
 
 }  // namespace narrows
@@ -29,7 +136,6 @@ void Barrier::spin(int generation) const {
 
 #include <omp.h>
 
-#include <algorithm>
 #include <vector>
 
 namespace narrows {
@@ -64,7 +170,7 @@ int available(int n) {
 
 }  // namespace
 
-void launch(int n, TeamFn fn, void* data) {
+void launch_all(int n, TeamFn fn, void* data) {
   if (n > 1) n = available(n);
   if (n <= 1) return fn(data, 0, 1);
 #pragma omp parallel num_threads(n)
@@ -97,7 +203,7 @@ void install_fork_handler() {
 
 namespace narrows {
 
-void launch(int n, TeamFn fn, void* data) {
+void launch_all(int n, TeamFn fn, void* data) {
   if (n <= 1) return fn(data, 0, 1);
   // The size of the team must be known before a thread runs: nobody does the work of a thread that did not start.
   std::atomic<int> size{0};
