@@ -301,6 +301,25 @@ def gpu_counts(report: Report) -> Part:
     return Part(text, ["case", "library", "us", "ratio", "MiB"], rows, keys=2)
 
 
+def busy(report: Report) -> Part:
+    libraries = list(dict.fromkeys(name for case in report["cases"].values() for one in case.values() for name in one))
+    rows = []
+    for case, counts in report["cases"].items():
+        for count, found in counts.items():
+            cells = []
+            for name in libraries:
+                one = found.get(name)
+                ms = [number(one[team]["median"]) for team in ("one", "team")] if one else []
+                cells.append(f"{ms[0]}, {ms[1]}, {one['team']['ratio']:.2f}x" if one else "")
+            rows.append([case, count, *cells])
+    text = [
+        f"Other processes compute without end on the CPUs of the {report['threads']} threads. Cells have milliseconds "
+        f"of a step with one thread and with {report['threads']} threads, and the median of the ratios of each round. "
+        "A ratio above 1 means that more threads take longer than one."
+    ]
+    return Part(text, ["case", "busy processes", *libraries], rows, keys=2)
+
+
 SECTIONS: tuple[tuple[str, str, Callable[[Report], Part]], ...] = (
     ("## Overview", "peers", overview),
     ("## Training steps", "peers", steps),
@@ -308,6 +327,7 @@ SECTIONS: tuple[tuple[str, str, Callable[[Report], Part]], ...] = (
     ("### Ways to train", "peers", ways),
     ("## Whole fits", "peers", fits),
     ("## Memory of a fit", "peers", memory),
+    ("## Busy machines", "busy", busy),
     ("## Single layers", "layers", layers),
     ("## Steps on counts", "counts", counts),
     ("## Models of cells", "cells", cells),

@@ -24,10 +24,10 @@ int Crew::size(int wanted, int64_t now) {
   return probing_ ? wanted_ : size_;
 }
 
-void Crew::record(int nt, const Region& region, int64_t now) {
+void Crew::record(int nt, const RegionTimes& region, int64_t now) {
   window_.wall += region.wall, window_.worst_loss += region.worst_loss, window_.total_loss += region.total_loss;
   if (window_.wall < WINDOW) return;
-  const Region done = window_;
+  const RegionTimes done = window_;
   window_ = {};
   if (double(done.worst_loss) <= tolerance(nt) * double(done.wall)) {
     bad_ = 0;

@@ -10,7 +10,7 @@
 namespace narrows {
 
 // Nanoseconds of one parallel region. A thread loses time while it could run and has no core.
-struct Region {
+struct RegionTimes {
   int64_t wall, worst_loss, total_loss;  // the loss of the thread with the largest one, and of all threads
 };
 
@@ -19,12 +19,12 @@ class Crew {
   // The number of threads for the next region, of `wanted`; now in nanoseconds of any steady clock.
   int size(int wanted, int64_t now);
   // Takes the times of a region that nt threads have run.
-  void record(int nt, const Region& region, int64_t now);
+  void record(int nt, const RegionTimes& region, int64_t now);
 
  private:
   int wanted_ = 0, size_ = 0;
-  Region window_{};    // sums of the regions since the last decision
-  int64_t until_ = 0;  // the full size is tried again at this time
+  RegionTimes window_{};  // sums of the regions since the last decision
+  int64_t until_ = 0;     // the full size is tried again at this time
   bool probing_ = false;
   int bad_ = 0, good_ = 0;  // consecutive windows
   int64_t hold_ = 0;        // windows that the smaller size is kept for

@@ -365,7 +365,7 @@ class TypedProgram final : public Program {
     std::vector<double> slowest(trace.columns);
     for (size_t i = 0; i < trace.seconds.size(); ++i)
       slowest[i % trace.columns] = std::max(slowest[i % trace.columns], trace.seconds[i]);
-    if (team_ == n_threads_) tuning_->record(slowest);
+    team_ == n_threads_ ? tuning_->record(slowest) : tuning_->skip();
     adopt(tuning_->current());
   }
 

@@ -97,7 +97,7 @@ class TimedRegion {
     end_.wait(nt);  // this barrier lets a thread sleep sooner than the runtime's
   }
   int size() const { return size_; }
-  Region times() const { return {now() - start_, worst_.load(), total_.load()}; }
+  RegionTimes times() const { return {now() - start_, worst_.load(), total_.load()}; }
 
  private:
   TeamFn fn_;
@@ -125,7 +125,7 @@ void launch(int n, TeamFn fn, void* data) {
   untimed = 0;
   TimedRegion region(fn, data);
   launch_all(nt, [](void* timed, int tid, int size) { static_cast<TimedRegion*>(timed)->run(tid, size); }, &region);
-  const Region times = region.times();
+  const RegionTimes times = region.times();
   last = times.wall;
   crew.record(region.size(), times, start + times.wall);
 }

@@ -9,6 +9,7 @@ namespace narrows {
 namespace {
 
 constexpr size_t ROUNDS = 4;      // for every candidate; the fastest counts, because disturbances only slow a step down
+constexpr size_t SKIPS = 16;      // skipped steps for a trial, after which there are no more trials
 constexpr double CLEARLY = 0.98;  // another choice wins if it takes less than this part of the time
 
 std::mutex mutex;
@@ -52,6 +53,10 @@ void Tuning::record(const std::vector<double>& seconds) {
   for (size_t i = 0; i < seconds.size(); ++i)
     if (seconds[i] < fastest[i]) fastest[i] = seconds[i];
   if (++trial_ == trials_) settle();
+}
+
+void Tuning::skip() {
+  if (++skipped_ == SKIPS * trials_) trial_ = trials_;
 }
 
 void Tuning::settle() {

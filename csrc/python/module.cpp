@@ -5,11 +5,13 @@
 #include <pybind11/functional.h>
 #include <pybind11/stl.h>
 
+#include <array>
 #include <chrono>
 #include <cstdlib>
 #include <cstring>
 #include <optional>
 
+#include "cpu/crew.h"
 #include "cpu/probe.h"
 #include "cpu/program.h"
 
@@ -284,6 +286,18 @@ PYBIND11_MODULE(_core, m) {
     }
     return py::dict("fma_gflops"_a = probe.fma_gflops, "exchange_gb_s"_a = probe.exchange_gb_s,
                     "barrier_us"_a = probe.barrier_us);
+  });
+  // The sizes of a crew over regions with these times in nanoseconds (wall, worst loss, total loss), for tests.
+  m.def("crew_sizes", [](int wanted, const std::vector<std::array<int64_t, 3>>& regions) {
+    Crew crew;
+    std::vector<int> sizes;
+    int64_t now = 0;
+    for (const auto& [wall, worst, total] : regions) {
+      sizes.push_back(crew.size(wanted, now));
+      now += wall;
+      if (sizes.back() > 1) crew.record(sizes.back(), RegionTimes{wall, worst, total}, now);
+    }
+    return sizes;
   });
   bind_layers(m);
   m.def(
