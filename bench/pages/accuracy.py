@@ -69,9 +69,9 @@ def precision(report: Report) -> Part:
             )
     text = [
         "Pairs of fits on real data that differ only in `precision`. Both fits of a pair have the same seed, so the "
-        "same first weights and batches, and the same number of epochs. Rows held out give two figures: the loss of a "
-        f"row, and the share of rows whose label the {report['neighbours']} nearest neighbours of its code predict. "
-        "The neighbours are training rows.",
+        "same first weights and batches, and the same number of epochs. Rows held out give two figures. One is the "
+        f"loss of a row. The other is the share of rows whose label the {report['neighbours']} nearest neighbours of "
+        "its code predict. The neighbours are training rows.",
         "",
         "Each cell has the mean over the seeds and, in brackets, the standard deviation. The difference is bfloat16 "
         f"minus float32, the mean over the pairs with its {report['confidence']:.0%} confidence interval. Percentages "

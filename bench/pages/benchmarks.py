@@ -48,8 +48,9 @@ def others(report: Report) -> dict[str, str]:
 
 def overview(report: Report) -> Part:
     text = [
-        "Milliseconds of one training step of narrows, and how many times as long the fastest other library takes: "
-        "among usual ways to train (one call for each step, or the library's own `fit`), and among all ways."
+        "Milliseconds of one training step of narrows, and how many times as long the fastest other library takes. The "
+        "first factor is among usual ways to train: one call for each step, or the library's own `fit`. The second is "
+        "among all ways."
     ]
     rows = [
         [name, f"{case['target']:g}x", number(case["contenders"]["narrows"]["median"]), ", ".join(fastest(case))]
@@ -74,8 +75,8 @@ def steps(report: Report) -> Part:
         "",
         "Milliseconds of one step. narrows: the median over the rounds, the quartiles in brackets, and the share of "
         "the multiply-add peak. Other libraries: the median, and how many times as long as narrows they take (the "
-        "median of the ratios of each round). If a library has several ways to train, the fastest one counts, even if "
-        "it is one compiled call for a whole epoch of prepared batches.",
+        "median of the ratios of each round). If a library has several ways to train, the fastest one counts. It may "
+        "be one compiled call for a whole epoch of prepared batches.",
     ]
     backend = report["backend"]
     after = [f"Backend {backend['name']} ({backend['reason']})."]
@@ -107,9 +108,9 @@ def cases(report: Report) -> Part:
             ]
         )
     text = [
-        "The probe measures the machine in each round: multiply-adds in registers (GFLOP/s), reads of memory that "
-        "another thread has just written (GB/s), and one barrier of all threads (us). The floor is the time of the "
-        "matrix products at the multiply-add peak; bfloat16 has twice that peak."
+        "The probe measures the machine in each round. GFLOP/s are of multiply-adds in registers. GB/s are of reads of "
+        "memory that another thread has just written. us are of one barrier of all threads. The floor is the time of "
+        "the matrix products at the multiply-add peak; bfloat16 has twice that peak."
     ]
     head = ["case", "layers", "batch, loss, precision", "GFLOP", "floor ms", "GFLOP/s", "GB/s", "us", "date, rounds"]
     return Part(text, head, rows, keys=3)
@@ -241,7 +242,7 @@ def cells(report: Report) -> Part:
         "- `ms`: milliseconds of an epoch of the whole fit. `ratio`: how many times as long as narrows' "
         "`CountAutoencoder` (`narrows`).",
         "- `MiB`: what the fit added to its process. `narrows fit` is the whole job on the command line, with early "
-        "stopping, from the file to the report, and `MiB` is all memory of that process.",
+        "stopping, from the file to the report. Its `MiB` is all memory of the process.",
         "- `given code`, `marginal`: minus the log-likelihood of the held-out cells, in nats for a cell. The first is "
         "given the cell's own code. The second, for variational models, is by importance sampling with 100 draws.",
         "- `15-NN`: share of cells whose label their 15 nearest neighbours among all codes predict.",

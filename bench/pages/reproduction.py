@@ -211,9 +211,9 @@ def thinning(entry: Report) -> Part:
         "prediction with the rest: minus the Poisson log-likelihood (without terms that no method changes), and the "
         "squared error of a cell.",
         "",
-        "Every other cell chooses settings, separately for each figure: for PCA the transformation, the number of "
-        "components and the least mean; for no denoising the least mean. The figures are of the other cells. The "
-        f"autoencoders have fixed settings. {seeds} random splits (`bench/accuracy/thinning.py`).",
+        "Every other cell chooses settings, separately for each figure. For PCA they are the transformation, the "
+        "number of components and the least mean. For no denoising it is the least mean. The figures are of the other "
+        f"cells. The autoencoders have fixed settings. {seeds} random splits (`bench/accuracy/thinning.py`).",
     ]
     return Part(text, ["method", "Poisson", "squared error", "chosen", "seconds"], rows)
 

@@ -86,7 +86,7 @@ struct Context {
   double learning_rate = 0;
   double kl_factor = 1;                 // multiplies the strength of the KL term of a variational network
   double momentum = -1;                 // of Sgd; below 0: the op has its own
-  double adam_rate = 0, adam_root = 0;  // Adam's bias corrections: rate / (1 - beta_1**t), 1 / sqrt(1 - beta_2**t)
+  double adam_rate = 0, adam_root = 0;  // of Adam: rate / (1 - beta_1**t), 1 / sqrt(1 - beta_2**t)
   const SourceView* sources = nullptr;
   T* regions[4] = {};  // parameters, gradients, first and second moments
   index_t parameter_size = 0;
@@ -124,7 +124,7 @@ struct Args {
 
 constexpr Slot JACOBIAN_WEIGHTS[] = {op::JACOBIAN::W2, op::JACOBIAN::W3, op::JACOBIAN::W4};
 
-// The blocks of JACOBIAN: widths of the layers, elements from one row to the next, rows of a block, the widest row, and
+// The blocks of JACOBIAN: widths of the layers, elements from one row to the next, rows of a block, the widest row. Then
 // the elements of scratch memory of a thread. A block fits into L2 with the Gram matrix and its gradient.
 struct JacobianBlock {
   using O = op::JACOBIAN;

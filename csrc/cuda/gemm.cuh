@@ -17,7 +17,7 @@ struct Tile {
   static constexpr int THREADS = GROUP * WAYS;
   // Blocks that a multiprocessor should hold: 128 registers for a thread, or 168 if it has many elements.
   static constexpr int BLOCKS = (EACH_ROW * EACH_COL < 32 ? 512 : 384) / THREADS;
-  static_assert(ROWS % 8 == 0 && COLS % 8 == 0 && DEPTH % (8 * WAYS) == 0, "see Held");
+  static_assert(ROWS % 8 == 0 && COLS % 8 == 0 && DEPTH % (8 * WAYS) == 0, "see Fetched");
 };
 // The numbers come from table.TILES.
 #ifdef NARROWS_DOUBLE
@@ -64,10 +64,9 @@ DEVICE real factor(const Op& op, real x) { return rounded(op[launch::gemm::round
 // --- operands --------------------------------------------------------------------------------------------------------
 // A side of a product has `outer` rows (left) or columns (right) of the result, and the depth of the sum. An operand is
 // a class with a member template Of<OUTER, DEPTH, THREADS>: one thread's share of a tile of OUTER x DEPTH. All threads
-// of a block make one from (op, x, outer, depth), where x is the matrix as stored, and then call in turn
-//   load(first, k)          reads the thread's share of the tile at (first, k), into registers if possible,
-//   fill<PITCH>(shared)     stores element (first + o, k + d) in shared[d * PITCH + o], and zeros outside of the
-//   operand.
+// of a block make one from (op, x, outer, depth), where x is the matrix as stored. Then they call in turn
+//   load(first, k)          Reads the thread's share of the tile at (first, k), into registers if possible.
+//   fill<PITCH>(shared)     Stores element (first + o, k + d) in shared[d * PITCH + o], and zeros outside of the operand.
 // Two other tiles are multiplied between the two calls, so slow reads belong into load. Both may have state and shared
 // arrays, and may call sync(). Threads read what fill stored after another sync(), and one more comes before it is
 // overwritten.
@@ -82,11 +81,11 @@ struct alignas(N * sizeof(real) < 16 ? N * sizeof(real) : 16) Run {
 // has two runs side by side for each of 16 outer indices. If the pitch is four more than a multiple of eight, the
 // writes of a warp fall on different banks.
 template <int OUTER, int DEPTH, int THREADS, bool ALONG>
-struct Held {
+struct Fetched {
   static constexpr int EACH = OUTER * DEPTH / (4 * THREADS), PAIR = ALONG ? 2 : 1, SIDE = THREADS / PAIR;
   static constexpr int ACROSS = ALONG ? OUTER : OUTER / 4;
   static_assert(EACH * 4 * THREADS == OUTER * DEPTH && (SIDE % ACROSS == 0 || ACROSS % SIDE == 0), "all have as many");
-  Run<4> held[EACH];
+  Run<4> fetched[EACH];
 
   // Where run n begins: a number of the thread plus a constant.
   DEVICE static int outer(int n) { return (thread() / PAIR % ACROSS + n * SIDE % ACROSS) * (ALONG ? 1 : 4); }
@@ -107,7 +106,7 @@ struct Held {
   template <class Fn>
   DEVICE void take_runs(const Fn& run_at) {
     UNROLL
-    for (int n = 0; n < EACH; ++n) held[n] = run_at(outer(n), deep(n));
+    for (int n = 0; n < EACH; ++n) fetched[n] = run_at(outer(n), deep(n));
   }
   template <int PITCH, class Shared>
   DEVICE void put(Shared& shared) const {
@@ -117,10 +116,10 @@ struct Held {
       const int at = deep(n) * PITCH + outer(n);
       if (ALONG) {
         UNROLL
-        for (int c = 0; c < 4; ++c) shared[at + c * PITCH] = held[n].at[c];
+        for (int c = 0; c < 4; ++c) shared[at + c * PITCH] = fetched[n].at[c];
       } else {
         REQUIRE(&shared[at + 3] == &shared[at] + 3);
-        *reinterpret_cast<Run<4>*>(&shared[at]) = held[n];
+        *reinterpret_cast<Run<4>*>(&shared[at]) = fetched[n];
       }
     }
   }
@@ -131,7 +130,7 @@ struct Held {
 template <bool TURNED, bool EXTENDED>
 struct Dense {
   template <int OUTER, int DEPTH, int THREADS>
-  struct Of : Held<OUTER, DEPTH, THREADS, !TURNED> {
+  struct Of : Fetched<OUTER, DEPTH, THREADS, !TURNED> {
     const Op& op;
     const Matrix& x;
     const int outer, depth;

@@ -71,7 +71,7 @@ struct Pixel {
 };
 
 // --- convolutions as products ----------------------------------------------------------------------------------------
-// A convolution as a product: its rows are the pixels of all images, its columns are filters (backwards: channels), its
+// As a product, a convolution has the pixels of all images as rows and the filters (backwards: channels) as columns. The
 // depth is the kernel. A thread has a pixel and EACH columns, so a value that was read once serves many multiply-adds.
 // Weights go through shared memory. The sum of an element is one chain, and shapes alone decide its order.
 

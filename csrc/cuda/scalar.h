@@ -1,6 +1,6 @@
 // The functions of single numbers that functors.h and likelihoods.h need.
 //
-// Promises: float32 is accurate to a few ulp for all numbers, if CUDA's (or the C library's) functions are; on GPUs
+// Promises: float32 is accurate to a few ulp for all numbers, if CUDA's (or the C library's) functions are. On GPUs
 // CuPy flushes subnormal numbers to zero. In float32 nothing is computed in double.
 
 #pragma once
@@ -51,8 +51,8 @@ DEVICE float exp_times_(float x, float w) {
 DEVICE double exp_times_(double x, double w) { return w * exp_(x); }
 
 // exp(x) - 1 for x <= 0; e = exp(x).
-DEVICE float expm1_beside(float x, float e) { return x > -0.34f ? expm1_(x) : e - 1.0f; }
-DEVICE double expm1_beside(double x, double) { return expm1_(x); }
+DEVICE float expm1_given(float x, float e) { return x > -0.34f ? expm1_(x) : e - 1.0f; }
+DEVICE double expm1_given(double x, double) { return expm1_(x); }
 
 // w phi(a) for 0 <= a <= 15; phi is the normal density. The square of a has two parts, because its rounding error would
 // grow by a**2 / 2.

@@ -181,8 +181,8 @@ struct Entry {
   int row;
 };
 
-// Adds to sum[g][q] the products of column COLUMNS warp + g of a band with column col + 32 q + lane of d, over the rows
-// that have the column, in their order. value(i, column, x) turns a stored element into a factor. also(g, sum) is
+// Adds products to sum[g][q], in the order of the rows that have the column: of column COLUMNS warp + g of a band, and
+// column col + 32 q + lane of d. value(i, column, x) turns a stored element into a factor. also(g, sum) is
 // called by whole warps for each chunk of rows, with the sum of each lane's values. For blocks of OUTER_THREADS. `tile`
 // has room for a chunk of the band, `list` for CHUNK entries of each warp.
 template <int EACH, class Tile, class List, class Value, class Also>

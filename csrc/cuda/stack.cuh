@@ -1,5 +1,4 @@
-// A run of ops on narrow layers as one launch: a gather, products up to 128 wide, the loss, and the products of the
-// backward pass.
+// A run of ops on narrow layers as one launch: a gather, products up to 128 wide, the loss, and the backward products.
 //
 // Promises: a block keeps its rows for the whole run and needs no other block, so a barrier stands where a launch would
 // end. An element is the same chain of operations as in the separate launches (gather, gemm, loss), so its bits are the

@@ -1,6 +1,6 @@
 // The beginning and the end of a step, and several launches as one.
 //
-// Promises: the first launch of a step reads the number of steps begun, and the last launch increases it, so both can
+// Promises: the first launch of a step reads the number of steps begun, and the last launch increases it. So both can
 // do other work, too. The record of a step does not change from its second launch on.
 
 #pragma once

@@ -57,7 +57,7 @@ class Check {
     for (int i = 0; i < MAX_SLOTS; ++i) {
       const int slot = op_.slots[i];
       if (i >= info.n_slots) {
-        require(slot == -1, "slot " + text(slot) + " stands behind the last operand");
+        require(slot == -1, "slot " + text(slot) + " comes after the last operand");
         continue;
       }
       const std::string name = info.slots[i].name;
@@ -195,7 +195,7 @@ class Check {
   const SlotDesc& outputs(O o, Slot i) const {
     return images(i, op_[o.out_h], op_[o.out_w], op_[o.filters]);
   }
-  // The geometry of a convolution: windows begin inside the wide image, and its planes can be held in memory.
+  // The geometry of a convolution: windows begin inside the wide image, and its planes fit into memory.
   template <class O>
   ConvGeometry convolution(O o) const {
     for (Int i : {o.h, o.w, o.c, o.out_h, o.out_w, o.filters, o.ky, o.kx, o.sy, o.sx, o.uy, o.ux})

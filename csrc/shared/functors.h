@@ -1,22 +1,31 @@
 // Each activation and each loss, once: value and derivative over a value type V.
 //
-// Promises: valid C++17 and valid NVRTC; V is a scalar or a short vector with arithmetic operators, for which the
-// includer has defined scalar_t<V>, splat<V>(x), select(mask, a, b), max_ and min_ (b where a or b is NaN), abs_, exp_,
-// expm1_, log_, log1p_, tanh_, sqrt_, gelu_slope_, and exp_times_(x, w) = w exp(x) and normal_cdf_times_(x, w) = w
-// Phi(x), which lose nothing where the second factor is subnormal. The formulas are those of
-// python/narrows/backends/reference/activations.py and dense.py. Included inside a namespace of the includer, so that
-// each instruction set has functions of its own.
+// Promises: valid C++17 and valid NVRTC. The formulas are those of python/narrows/backends/reference/activations.py and
+// dense.py. Included inside a namespace of the includer, so that each instruction set has functions of its own.
+//
+// V is a scalar or a short vector with arithmetic operators. The includer defines for it
+//   scalar_t<V>, splat<V>(x), select(mask, a, b), max_ and min_ (b if a or b is NaN);
+//   abs_, exp_, expm1_, log_, log1p_, tanh_, sqrt_, gelu_slope_;
+//   exp_times_(x, w) = w exp(x) and normal_cdf_times_(x, w) = w Phi(x), accurate even if the factor of w is subnormal.
 
 #ifndef NARROWS_HD
 #define NARROWS_HD inline
 #endif
 
 // --- activations -----------------------------------------------------------------------------------------------------
-// value(z), and slope(s): the derivative from the saved tensor, which is the output a, or z where FROM_PRE is true;
-// curve(s): the second derivative from the same tensor, 0 at a kink.
+// value(z) is the activation, slope(s) its derivative and curve(s) its second derivative, which is 0 at a kink. s is the
+// saved tensor: the output a, or z if FROM_PRE is true.
 
-struct Linear {
+// Straight on both sides of zero.
+struct PiecewiseLinear {
   static constexpr bool FROM_PRE = false;
+  template <class V>
+  NARROWS_HD static V curve(V) {
+    return V{};
+  }
+};
+
+struct Linear : PiecewiseLinear {
   template <class V>
   NARROWS_HD static V value(V z) {
     return z;
@@ -25,14 +34,9 @@ struct Linear {
   NARROWS_HD static V slope(V) {
     return splat<V>(1);
   }
-  template <class V>
-  NARROWS_HD static V curve(V) {
-    return V{};
-  }
 };
 
-struct Relu {
-  static constexpr bool FROM_PRE = false;
+struct Relu : PiecewiseLinear {
   template <class V>
   NARROWS_HD static V value(V z) {
     return max_(V{}, z);
@@ -41,15 +45,10 @@ struct Relu {
   NARROWS_HD static V slope(V a) {
     return select(a > V{}, splat<V>(1), V{});
   }
-  template <class V>
-  NARROWS_HD static V curve(V) {
-    return V{};
-  }
 };
 
 // Slope 0.01 below zero (Maas et al., 2013).
-struct LeakyRelu {
-  static constexpr bool FROM_PRE = false;
+struct LeakyRelu : PiecewiseLinear {
   template <class V>
   NARROWS_HD static V value(V z) {
     return max_(scalar_t<V>(0.01) * z, z);
@@ -57,10 +56,6 @@ struct LeakyRelu {
   template <class V>
   NARROWS_HD static V slope(V a) {
     return select(a > V{}, splat<V>(1), splat<V>(0.01));
-  }
-  template <class V>
-  NARROWS_HD static V curve(V) {
-    return V{};
   }
 };
 
@@ -128,8 +123,8 @@ struct Silu {
   }
   template <class V>
   NARROWS_HD static V slope(V z) {
-    // With e = exp(-|z|) and r = 1 / (1 + e), the slope at -|z| is e r (1 - |z| r), and that at |z| is 1 less it. As
-    // 1 - e / (1 + e), r loses nothing to the rounding of 1 + e where e is small.
+    // Let e = exp(-|z|) and r = 1 / (1 + e). The slope at -|z| is e r (1 - |z| r). The slopes at |z| and -|z| add up
+    // to 1. r is computed as 1 - e / (1 + e), so the rounding of 1 + e does not matter if e is small.
     using S = scalar_t<V>;
     const V a = min_(splat<V>(800), abs_(z)), e = exp_(-a), r = S(1) - e / (S(1) + e);
     const V below = exp_times_(-a, r * (S(1) - a * r));
@@ -284,8 +279,8 @@ NARROWS_HD V polynomial(V x, const double (&coefficients)[N]) {
 }
 
 // The standard normal quantile of 1/2 + q, |q| < 1/2 (Wichura, Algorithm AS 241, Applied Statistics 37, 1988: PPND7 for
-// float32, PPND16 for float64). `tail` is 1/2 - |q|, as the caller has it exact. Numbers of 24 bits never
-// reach the algorithm's far tail.
+// float32, PPND16 for float64). The caller passes `tail`, the exact value of 1/2 - |q|. Numbers of 24 bits never reach
+// the algorithm's far tail.
 template <class V>
 NARROWS_HD V normal_quantile(V q, V tail) {
   using S = scalar_t<V>;

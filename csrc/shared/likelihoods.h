@@ -1,15 +1,16 @@
 // Log-gamma functions and the likelihoods of counts, each once: value and derivatives over a value type V.
 //
-// Promises: those of functors.h, with the same requirements of V. The includer also defines expm1_beside(x, e) =
-// exp(x) - 1 for x <= 0 and e = exp(x), and DROPOUT_LIMIT. Differences of log-gamma functions are formed from
-// differences of Stirling's series, so that they stay accurate where their terms are large and nearly equal: for large
-// counts and for large inverse dispersions. The formulas are those of python/narrows/backends/reference/counts.py.
+// Promises: those of functors.h, with the same requirements of V. The includer also defines DROPOUT_LIMIT, and
+// expm1_given(x, e) = exp(x) - 1 for x <= 0 and e = exp(x). Differences of log-gamma functions come from differences of
+// Stirling's series. So they stay accurate for large counts and large inverse dispersions, where their terms are nearly
+// equal. The formulas are those of python/narrows/backends/reference/counts.py.
 
 // Stirling's series for the logarithm of the gamma function and its derivative at z > 0:
 //   lgamma(z) = (at - 1/2) log at - at + log(2 pi) / 2 + rest() - log product,
-//   digamma(z) = log at - slope_rest() - harmonic,
-// with at = z, or at = z + SHIFT where z is moved, product = z (z + 1) ... (z + SHIFT - 1) and harmonic its logarithmic
-// derivative. From SHIFT on the terms left out are below an ulp (Abramowitz and Stegun, 6.1.40 and 6.3.18).
+//   digamma(z) = log at - slope_rest() - harmonic.
+// If z is moved, at = z + SHIFT, product = z (z + 1) ... (z + SHIFT - 1), and harmonic is its logarithmic derivative. If
+// not, at = z, product = 1 and harmonic = 0. From SHIFT on, the other terms of the series are below an ulp (Abramowitz
+// and Stegun, 6.1.40 and 6.3.18).
 template <class V>
 struct Stirling {
   using S = scalar_t<V>;
@@ -67,7 +68,7 @@ NARROWS_HD V digamma_(V z) {
   return (log_(g.at) - g.slope_rest()) - g.harmonic;
 }
 
-// log(a / b), `difference` being a - b, also where that is small.
+// log(a / b), accurate even if a and b are nearly equal. `difference` is a - b.
 template <class V>
 NARROWS_HD V log_ratio(V difference, V a, V b) {
   const auto above = difference > V{};
@@ -80,14 +81,14 @@ template <class V>
 NARROWS_HD V log_binomial(V y, V t, V& rise) {
   using S = scalar_t<V>;
   constexpr int N = Stirling<V>::SHIFT;
-  // b = y + t is moved if t is, but for large y, where its product would leave the range of numbers.
+  // b = y + t is moved if t is moved. Not for large y: the product would overflow.
   const auto small = t < splat<V>(N), low = y < splat<V>(64), lowest = y < splat<V>(N - 1);
   const Stirling<V> b(y + t, small & low), c(y + S(1), lowest), a(t, small);
   const V none{}, all = splat<V>(N), apart = select(small, select(low, none, all), none);
   const V moved = select(lowest, all, none), beyond = select(small & low, all, none) - moved;
   const V ratio = log1p_((y - apart) / a.at), across = log_ratio((t - S(1)) + beyond, b.at, c.at), log_c = log_(c.at);
   rise = ((ratio - b.slope_rest()) + a.slope_rest()) + (a.harmonic - b.harmonic);
-  // (b - 1/2) log b - (c - 1/2) log c - (a - 1/2) log a - (b - c - a), of the arguments moved, sorted by what is small.
+  // (b - 1/2) log b - (c - 1/2) log c - (a - 1/2) log a - (b - c - a) of the moved arguments. Small terms come together.
   V sum = (y - apart) * across - (S(0.5) + moved + apart) * log_c;
   sum += (a.at - S(0.5)) * ratio;
   sum += ((S(1 - HALF_LOG_TAU) + moved) + apart) + ((b.rest() - c.rest()) - a.rest());
@@ -96,14 +97,14 @@ NARROWS_HD V log_binomial(V y, V t, V& rise) {
 
 // --- likelihoods -----------------------------------------------------------------------------------------------------
 // A count has mean mu, inverse dispersion theta (variance mu + mu^2 / theta), and logit zeta of being zero by dropout.
-// value: minus its log-probability; and its derivatives by log mu, log theta and zeta.
+// The terms are minus its log-probability, and the derivatives by log mu, log theta and zeta.
 
 template <class V>
 struct CountTerms {
   V loss{}, by_mean{}, by_dispersion{}, by_dropout{};
 };
 
-// The smallest mean that is a divisor. For smaller means only the logarithm says how small they are.
+// The smallest mean that is a divisor. For smaller means the logarithm of the mean is used.
 constexpr double LEAST_MEAN = 1e-30;
 
 struct Poisson {
@@ -120,7 +121,7 @@ struct Poisson {
   NARROWS_HD static CountTerms<V> count(V y, V mu, V log_mu, V, V, CountTerms<V> t) {
     using S = scalar_t<V>;
     constexpr int N = Stirling<V>::SHIFT;
-    // log y! - y log mu by Stirling's series of y + 1, its logarithm beside that of mu.
+    // log y! - y log mu by Stirling's series of y + 1. Its logarithm and that of mu form one term.
     const auto lowest = y < splat<V>(N - 1);
     const Stirling<V> c(y + S(1), lowest);
     const V half = S(0.5) + select(lowest, splat<V>(N), V{});
@@ -158,22 +159,22 @@ struct Nb {
   }
 };
 
-// A zero has the probability pi + (1 - pi) P(0), pi = sigmoid(zeta), of which the logarithm is taken as
-// -log1p(u / w), w = pi + (1 - pi) P(0), u = 1 - w, each without cancellation.
+// A zero has the probability w = pi + (1 - pi) P(0) with pi = sigmoid(zeta). Its logarithm is -log1p(u / w), u = 1 - w.
+// w and u are computed without cancellation.
 struct Zinb {
   static constexpr bool DISPERSED = true, DROPOUT = true;
   template <class V>
-  NARROWS_HD static V held(V zeta) {
+  NARROWS_HD static V clipped(V zeta) {
     return max_(splat<V>(-DROPOUT_LIMIT), min_(splat<V>(DROPOUT_LIMIT), zeta));
   }
   template <class V>
   NARROWS_HD static CountTerms<V> zero(V mu, V theta, V inverse, V zeta) {
     CountTerms<V> t = Nb::zero(mu, theta, inverse, zeta);
-    const V one = splat<V>(1), e = exp_(-abs_(held(zeta))), part = one / (one + e);
+    const V one = splat<V>(1), e = exp_(-abs_(clipped(zeta))), part = one / (one + e);
     const auto negative = zeta < V{};
     const V dropped = select(negative, e, one) * part, kept = select(negative, one, e) * part;
     const V zero = exp_(-t.loss), expected = kept * zero, inverse_w = one / (dropped + expected);
-    const V odds = -kept * expm1_beside(-t.loss, zero) * inverse_w, share = expected * inverse_w;
+    const V odds = -kept * expm1_given(-t.loss, zero) * inverse_w, share = expected * inverse_w;
     t.loss = log1p_(odds);
     t.by_mean = t.by_mean * share;
     t.by_dispersion = t.by_dispersion * share;
@@ -182,7 +183,7 @@ struct Zinb {
   }
   template <class V>
   NARROWS_HD static CountTerms<V> count(V y, V mu, V log_mu, V theta, V zeta, CountTerms<V>) {
-    const V one = splat<V>(1), z = held(zeta), e = exp_(-abs_(z));
+    const V one = splat<V>(1), z = clipped(zeta), e = exp_(-abs_(z));
     CountTerms<V> t = Nb::count(y, mu, log_mu, theta, zeta, Nb::zero(mu, theta, one / theta, zeta));
     t.loss += max_(V{}, z) + log1p_(e);
     t.by_dropout = select(zeta < V{}, e, one) / (one + e);

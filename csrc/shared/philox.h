@@ -7,8 +7,8 @@
 #define NARROWS_HD inline
 #endif
 
-// The halves of the product of two words. W is uint32_t, or a vector of wider lanes that holds words in their low
-// halves and anything in the high ones; a specialisation is needed for such a vector.
+// The halves of the product of two words. W is uint32_t, or a vector of wider lanes. Such a vector holds words in the
+// low halves of its lanes, anything in the high halves, and needs a specialisation.
 template <class W>
 NARROWS_HD void multiply_words(W a, uint32_t b, W& high, W& low) {
   const uint64_t product = uint64_t(a) * b;
@@ -37,8 +37,8 @@ NARROWS_HD void philox4x32(W (&x)[N][4], uint64_t key) {
   }
 }
 
-// The cells of words (uint32_t, or a vector of it) among 2**24 equal cells of (0, 1); the uniform number is the cell's
-// centre, (cell + 1/2) / 2**24.
+// The cells of words (uint32_t, or a vector of it) among 2**24 equal cells of (0, 1). The uniform number is the centre of
+// the cell, (cell + 1/2) / 2**24.
 template <class W>
 NARROWS_HD W philox_cell(W word) {
   return word >> 8;

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ._version import __version__
 
 if TYPE_CHECKING:
-    from . import config, data, datasets, errors, functional, layers, plotting, scanpy
+    from . import config, data, datasets, errors, functional, layers, plotting, scanpy, training
     from .config import show_config
     from .data.normalize import Normalizer
     from .models import (
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
         VariationalAutoencoder,
         load,
     )
-    from .training import trainer as training
 
 __all__ = [
     "RBM",
@@ -55,32 +54,16 @@ __all__ = [
     "training",
 ]
 
-_HOMES = {
-    "models": (
-        "RBM",
-        "Autoencoder",
-        "ContractiveAutoencoder",
-        "ConvAutoencoder",
-        "CountAutoencoder",
-        "DeepAutoencoder",
-        "DenoisingAutoencoder",
-        "LinearAutoencoder",
-        "SparseAutoencoder",
-        "VariationalAutoencoder",
-        "load",
-    ),
-    "config": ("show_config",),
-    "data.normalize": ("Normalizer",),
-}
-_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
-_MODULES = frozenset(__all__) - _HOME_OF.keys() - {"__version__"}
+_MODULES = frozenset(["config", "data", "datasets", "errors", "functional", "layers", "plotting", "scanpy", "training"])
+_HOME_OF = {"Normalizer": "data.normalize", "show_config": "config"}
+"""Where a name comes from that is neither a module nor a name of `models`."""
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOME_OF:
-        value = getattr(importlib.import_module(f".{_HOME_OF[name]}", __name__), name)
-    elif name in _MODULES:
+    if name in _MODULES:
         value = importlib.import_module(f".{name}", __name__)
+    elif name in __all__:
+        value = getattr(importlib.import_module(f".{_HOME_OF.get(name, 'models')}", __name__), name)
     else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     globals()[name] = value

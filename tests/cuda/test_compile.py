@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from narrows.backends.cuda.nvrtc import Nvrtc
 from narrows.backends.cuda.table import KERNELS
 from narrows.plan.spec import Precision
+from nvrtc import Nvrtc
 
 ARCHITECTURES = ("sm_75", "sm_80", "sm_90")
 

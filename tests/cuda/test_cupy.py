@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from fake_cupy import FUNCTIONS, METHODS, NAMES
-from narrows.backends.cuda.nvrtc import CUPYS
 from narrows.backends.cuda.table import LAUNCH_DTYPE
+from nvrtc import CUPYS
 
 cupy = pytest.importorskip("cupy", reason="CuPy is not installed")
 

@@ -23,8 +23,8 @@ import scipy.sparse as sp
 
 from cuda_device import HostDevice
 from narrows.backends import cuda
-from narrows.backends.cuda.nvrtc import digest
 from narrows.backends.cuda.protocol import Planned
+from narrows.backends.cuda.sources import digest
 from narrows.backends.cuda.table import KERNELS
 from narrows.plan.spec import Precision
 

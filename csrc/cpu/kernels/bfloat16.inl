@@ -1,7 +1,7 @@
 // bfloat16: conversion, and the step of a product: two terms at once, summed in float32.
 //
-// Promises: rounds to nearest, ties to even, subnormals to zero. Where the CPU multiplies bfloat16 itself (vdpbf16ps) a
-// step is the CPU's; elsewhere it is two multiply-adds, the odd term first, as Intel documents the instruction.
+// Promises: rounds to nearest, ties to even, subnormals to zero. A step is an instruction of the CPU where it has one
+// (vdpbf16ps). Elsewhere it is two multiply-adds, the odd term first, as Intel documents the instruction.
 // Included inside the namespace of an instruction set.
 
 // The values for two consecutive k. The even one has the lower 16 bits.

@@ -1,8 +1,7 @@
 // Gradients of the weights and biases of convolutions.
 //
-// Promises: a sum over pixels is one of 16 virtual lanes, over images in order, and the lanes are added by one tree;
-// rows are cut into grains, and images of a grain into blocks, by shapes alone: the same bits for any team and vector
-// width.
+// Promises: the same bits for any team and vector width. A sum over pixels runs over 16 virtual lanes, image after
+// image, and one tree adds the lanes. Shapes alone cut rows into grains, and the images of a grain into blocks.
 // Included inside the namespace of an instruction set, after conv.inl.
 
 // Accumulators of a tile of the weight's gradient, each of LANES lanes: taps and narrow channels.
@@ -81,8 +80,8 @@ inline WgradKernel<T> wgrad_micro(index_t taps, index_t channels) {
   return channels == 1 ? single[taps - 1] : table[taps - 1][channels - 1];
 }
 
-// totals[i] = the sum of the LANES lanes at sums + i LANES, for WIDTH sums: lane l and lane l + 8 first, then those 4
-// apart, and so on. As in transpose_block(), but halves that meet are added.
+// totals[i] = the sum of the LANES lanes at sums + i LANES, for WIDTH sums. Lanes l and l + 8 are added first, then those
+// 4 apart, and so on. As in transpose_block(), but halves that meet are added.
 template <class T>
 inline void add_lanes(const T* sums, T* totals) {
   constexpr int W = WIDTH<T>, V = LANE_VECTORS<T>;

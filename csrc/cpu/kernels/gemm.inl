@@ -1,12 +1,12 @@
 // Matrix product with an epilogue: C = epilogue(A B).
 //
-// Promises: each element of C is one chain of fused multiply-adds over k = 0, 1, ..., K-1, whatever the tile, the
-// block, the layout, the thread count or the vector width; A may have any strides and is never packed; B is read in
-// place when its rows are contiguous and padded, else packed into panels of NR columns in the thread's scratch memory.
+// Promises: each element of C is one chain of fused multiply-adds over k = 0, 1, ..., K-1. Tile, block, layout, thread
+// count and vector width do not change it. A may have any strides and is never packed. B is read in place if its rows
+// are contiguous and padded. Otherwise it is packed into panels of NR columns in the thread's scratch memory.
 // Included inside the namespace of an instruction set.
 //
-// MR x NR is the micro-kernel's tile: MR * NV accumulators, NV vectors of B and one broadcast of A fill the registers
-// (24 + 4 + 1 of 32 with AVX-512, 12 + 2 + 1 of 16 with AVX2 and SSE).
+// MR x NR is the micro-kernel's tile. MR * NV accumulators, NV vectors of B and one broadcast of A fill the registers:
+// 24 + 4 + 1 of 32 with AVX-512, 12 + 2 + 1 of 16 with AVX2 and SSE.
 
 constexpr int MR = 6;
 static_assert(MR == CELL_ROWS, "a tile holds whole cells");
@@ -201,8 +201,8 @@ void run_tiles(Operands<E> o, index_t origin, index_t M, index_t begin, index_t 
     o.n_lines = before && o.last && block + 1 < end
                     ? before({t.row + MR, col, M - i - MR < MR ? int(M - i) - MR : MR, cols}, lines)
                     : 0;
-    // While a tile is computed, memory for later is fetched: first the next panel of B, then the part of A that the
-    // next tile reads first.
+    // While a tile is computed, memory for later is fetched: the next panel of B, and then the first part of A that the
+    // next tile reads.
     const E* edge = o.a + (2 * MR - 1);
     if (row < next.rows) {
       o.ahead = next.at + row * next.row + line * next.step, o.ahead_step = next.step;

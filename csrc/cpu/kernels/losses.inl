@@ -30,8 +30,8 @@ void loss_elementwise(const Args<T>& args, const Context<T>& ctx, int tid, int n
   }
 }
 
-// Cross-entropy behind a sigmoid; the logarithms of a lane's features are taken together: Q = prod (1 + e) - 1 grows by
-// Q <- Q + e + Q e, which keeps small e exact, and log1p(Q) is added every FLUSH features of the lane (Q < 2**FLUSH).
+// Cross-entropy behind a sigmoid. The features of a lane share a logarithm: Q = prod (1 + e) - 1 grows by
+// Q <- Q + e + Q e, which keeps small e exact. log1p(Q) is added every FLUSH features of the lane (Q < 2**FLUSH).
 template <class T>
 void loss_bce_sigmoid(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
   using O = op::LOSS;

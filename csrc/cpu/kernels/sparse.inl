@@ -1,14 +1,13 @@
 // The first layer on CSR rows: forward, and the gradient by its weight.
 //
-// Promises: X is read in place and never made dense. On dense rows an element is a chain of fused multiply-adds; here
-// the steps with a zero of X are left out, and the others keep their order, so the bits are those of the dense ops for
-// finite weights. Counts are normalised as LOG_NORMALIZE does. Masking noise falls on the elements that CORRUPT masks.
-// For rows minus a shift s, s W is subtracted from the product, and the outer product of s and the column sums of dz
-// from the gradient. Products are in the type of the slots, also under bfloat16. Included inside the namespace of an
-// instruction set.
+// Promises: X is read in place and never made dense. For finite weights the bits are those of the dense ops: the chain
+// of multiply-adds of an element leaves out the steps with a zero of X, and the other steps keep their order. Counts
+// are normalised as LOG_NORMALIZE does. Masking noise falls on the elements that CORRUPT masks. With rows minus a shift
+// s, the product is less s W. The gradient is less the outer product of s and the column sums of dz. Products are in
+// the type of the slots, also under bfloat16. Included inside the namespace of an instruction set.
 //
-// Both products take X by blocks of columns, and all rows of a thread for each block, so that the block of the weight
-// (or of its gradient) stays in cache. A cursor for each row marks its next nonzero. Registers hold a row of the
+// Both products take X by blocks of columns, and all rows of a thread for each block. So the block of the weight (or of
+// its gradient) stays in cache. A cursor for each row marks its next nonzero. Registers hold a row of the
 // result, or of dZ, one panel of columns at a time.
 
 constexpr int PANEL_VECTORS = 8;

@@ -1,11 +1,11 @@
 // Squared error of a linear layer against CSR rows, and its gradients: no array of batch x features.
 //
-// With V = [W; b] and g = [h 1], the loss of a row y is g Q g' - 2 g p' + |y|^2, where Q = V V' and p = y V'. Its
-// derivative by g is 2 (g Q - p). The derivative by V, summed over rows, is G V - H' Y, where H has rows 2 s g, G = H'
-// g, and s is the share of the row in the loss.
+// Let V = [W; b], g = [h 1], Q = V V' and p = y V'. The loss of a row y is g Q g' - 2 g p' + |y|^2. Its derivative by g
+// is 2 (g Q - p). The derivative by V, summed over rows, is G V - H' Y. H has rows 2 s g with the share s of the row in
+// the loss, and G = H' g.
 //
 // Promises: Q, G, p and the loss are summed in double (Q and p from blocks in the type of the slots). If the loss of a
-// row is a small part of |y|^2, these sums cancel, and the loss comes from the residuals. y is read in place. Sums are
+// row is a small part of |y|^2, these sums cancel. Then the loss comes from the residuals. y is read in place. Sums are
 // cut by shapes alone, so the bits depend neither on threads nor on the other rows. Products are in the type of the
 // slots, also under bfloat16. Included inside the namespace of an instruction set.
 

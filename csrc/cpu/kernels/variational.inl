@@ -1,6 +1,5 @@
-// Variational networks (Kingma and Welling, ICLR 2014): the draw of the latents, their divergence from the prior, and
-// the Gaussian likelihood with learned variances; each with its gradient. Included inside the namespace of an
-// instruction set.
+// Variational networks (Kingma and Welling, ICLR 2014), with gradients: the draw of the latents, their divergence from
+// the prior, and the Gaussian likelihood with learned variances. Included inside the namespace of an instruction set.
 
 // z = mean + exp(log-variance / 2) normal; outside training z = mean.
 template <class T>

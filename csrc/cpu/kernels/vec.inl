@@ -1,9 +1,9 @@
-// Short vectors of one instruction set and the mathematics the functors ask of them.
+// Short vectors of one instruction set, and the functions that the functors need.
 //
-// Promises: every function acts on each lane alone, by the same operations whatever the vector's width, so an element's
-// result does not depend on its neighbours or on the machine's vectors; float32 functions are polynomials in vector
-// registers, accurate to a few ulp over all numbers, subnormals included (docs/accuracy.md has the figures); NaN gives
-// NaN; float64 uses the C library, lane by lane.
+// Promises: a function does the same operations in every lane, for every vector width. So the result of an element
+// depends neither on its neighbours nor on the width. float32 functions are polynomials in vector registers. They are
+// accurate to a few ulp for all numbers, also subnormal ones (see docs/accuracy.md). NaN gives NaN. float64 uses the C
+// library, lane by lane.
 // Included inside the namespace of an instruction set; NARROWS_VECTOR_BYTES is its vector width.
 
 template <class V>
@@ -55,7 +55,7 @@ template <class V>
 inline V splat(double x) {
   return V{} + scalar_t<V>(x);
 }
-// The greater and the lesser; b where either is NaN or both are zero, as x86 instructions have it.
+// The greater and the lesser; b where either is NaN or both are zero, as in x86 instructions.
 template <class V>
 inline V max_(V a, V b) {
   return select(a > b, a, b);
@@ -64,9 +64,9 @@ template <class V>
 inline V min_(V a, V b) {
   return select(a < b, a, b);
 }
-// Compilers do not find the instructions themselves: to them NaN is in the way.
+// Compilers do not choose these instructions on their own, because of NaN.
 #if NARROWS_VECTOR_BYTES == 64
-#define NARROWS_X86(name, a, b) _mm512_maskz_##name(-1, a, b)  // of the unmasked forms gcc 12 warns in its own headers
+#define NARROWS_X86(name, a, b) _mm512_maskz_##name(-1, a, b)  // gcc 12 warns about the unmasked forms
 #elif NARROWS_VECTOR_BYTES == 32
 #define NARROWS_X86(name, a, b) _mm256_##name(a, b)
 #elif defined(__SSE2__)
@@ -149,8 +149,8 @@ inline To bit_cast(From from) {
   return to;
 }
 
-// v as it is, rounded if it is a product: of a sum of products compilers fuse which they like, and whether they see a
-// product at all depends on what they have inlined.
+// v itself. If v is a product, it is rounded here. Otherwise a compiler may fuse any product of a sum, depending on what
+// it has inlined.
 template <class V>
 inline V rounded_value(V v) {
 #if defined(__x86_64__)
@@ -177,8 +177,8 @@ inline vf every_second(vf a, vf b, std::integer_sequence<int, I...>) {
 inline vf evens(vf a, vf b) { return every_second<0>(a, b, std::make_integer_sequence<int, WIDTH<float>>()); }
 inline vf odds(vf a, vf b) { return every_second<1>(a, b, std::make_integer_sequence<int, WIDTH<float>>()); }
 
-// A sum over LANES virtual lanes: element j of a row goes to lane j % LANES, and the lanes are added in a fixed order
-// at the end, so the sum does not depend on the vector width.
+// A sum over LANES virtual lanes. Element j of a row goes to lane j % LANES, and the lanes are added in a fixed order at
+// the end. So the sum does not depend on the vector width.
 template <class T>
 struct LaneSum {
   static constexpr int N = LANES / WIDTH<T>;
@@ -221,7 +221,7 @@ inline vf reduce(vf x, vf& k, vi& n) {
   return (x - k * LN2_HIGH) - k * LN2_LOW;
 }
 
-// x 2**k, rounded once, by k and n of over_ln2<254>, |k| < 180: two factors, as 2**k alone may not be a number.
+// x 2**k, rounded once, with k and n of over_ln2<254>, |k| < 180. Two factors, because 2**k may be out of range.
 inline vf ldexp_(vf x, [[maybe_unused]] vf k, [[maybe_unused]] vi n) {
 #if NARROWS_VECTOR_BYTES == 64
   return NARROWS_X86(scalef_ps, x, k);  // the same bits
@@ -242,8 +242,8 @@ inline vf expm1_reduced(vf f) {
   return p * z + f;
 }
 
-// w exp(x), rounded once after the product: as accurate where exp(x) alone is subnormal. For w = 0, |w| in
-// 2**(-60..60), and any w where |x| < 0.34.
+// w exp(x), rounded once after the product. So it is accurate even if exp(x) is subnormal. For w = 0, |w| in
+// 2**(-60..60), and any w if |x| < 0.34.
 inline vf exp_times_(vf x, vf w) {
   // Clamped where the result is 0 or infinity anyway.
   x = max_(splat<vf>(-115.0), min_(splat<vf>(89.0), x));
@@ -264,8 +264,8 @@ inline vf expm1_(vf x) {
   return power * expm1_reduced(f) + (power - 1.0f);
 }
 
-// exp(x) - 1 for x <= 0, of which the exponential is at hand.
-inline vf expm1_beside(vf x, vf e) { return select(x > splat<vf>(-0.34), expm1_reduced(x), e - 1.0f); }
+// exp(x) - 1 for x <= 0, given e = exp(x).
+inline vf expm1_given(vf x, vf e) { return select(x > splat<vf>(-0.34), expm1_reduced(x), e - 1.0f); }
 
 // log(2**k (1 + m)) for 1 + m in [sqrt(1/2), sqrt(2)); coefficients of Cephes (Moshier).
 inline vf log_reduced(vf m, vf k) {
@@ -278,13 +278,13 @@ inline vf log_reduced(vf m, vf k) {
   return (m + p) + k * LN2_HIGH;
 }
 
-// a - b modulo 2**32: what is not a number has any bits.
+// a - b modulo 2**32. NaN and infinity may have any bits.
 inline vi minus_bits(vi a, vi b) {
   typedef uint32_t vu __attribute__((vector_size(NARROWS_VECTOR_BYTES)));
   return bit_cast<vi>(bit_cast<vu>(a) - bit_cast<vu>(b));
 }
 
-// The bits of 2**k, less those of 1, for x = 2**k m with m in [sqrt(1/2), sqrt(2)), x normal.
+// The bits of 2**k minus those of 1, for a normal x = 2**k m with m in [sqrt(1/2), sqrt(2)).
 inline vi exponent(vf x) { return minus_bits(bit_cast<vi>(x), vi{} + 0x3f3504f3) & int32_t(0xff800000u); }
 
 inline vf log_(vf x) {
@@ -299,11 +299,11 @@ inline vf log_(vf x) {
   return select(x < vf{}, splat<vf>(__builtin_nan("")), y);
 }
 
-// For x >= 0, as every caller has it.
+// For x >= 0. Callers pass nothing else.
 inline vf log1p_(vf x) {
   const vf inf = splat<vf>(__builtin_inf());
   const vi power = exponent(x + 1.0f);
-  // m = (1 + x) / 2**k - 1 of x itself, not of the rounded 1 + x. Four times 2**-k is a number for every k.
+  // m = (1 + x) / 2**k - 1 from x itself, not from the rounded 1 + x. Four times 2**-k is in range for every k.
   const vf inverse = bit_cast<vf>(minus_bits(vi{} + 0x40800000, power));
   const vf m = x * inverse * 0.25f + (inverse * 0.25f - 1.0f);
   return select(x == inf, inf, log_reduced(m, __builtin_convertvector(power >> 23, vf)));
@@ -326,8 +326,8 @@ inline vf tanh_(vf x) {
   return select(a < splat<vf>(0.625), small, bit_cast<vf>(bit_cast<vi>(large) | sign));
 }
 
-// w phi(a), phi the normal density, 0 <= a <= 15; w as in exp_times_. The square of a in two parts, as its rounding
-// would come out a**2 / 2 times as large.
+// w phi(a) with the normal density phi, 0 <= a <= 15; w as in exp_times_. The square of a is in two parts, because the
+// exponential makes its rounding error a**2 / 2 times as large.
 inline vf normal_pdf_times(vf a, vf w) {
   const vf head = bit_cast<vf>(bit_cast<vi>(a) & int32_t(0xfffff000u));  // 12 bits: its square is exact
   const vf high = -0.5f * head * head, low = 0.5f * (head - a) * (head + a);
@@ -336,9 +336,9 @@ inline vf normal_pdf_times(vf a, vf w) {
   return ldexp_((expm1_reduced(f) * PHI_0 + PHI_0) * w, k, n);
 }
 
-// phi(a) / Phi(-a), Phi the normal distribution function, 0 <= a <= 15: 2 phi(0) + a (1 - s) with s falling slowly from
-// 0.36 to 0, so the errors of s hardly count. s = P(a) / Q(a), fitted for the least relative error of the whole on
-// [0, 14.4], 1.8e-8.
+// phi(a) / Phi(-a) with the normal distribution function Phi, 0 <= a <= 15. It is 2 phi(0) + a (1 - s). s falls slowly
+// from 0.36 to 0, so its errors hardly count. s = P(a) / Q(a) is fitted to the least relative error of the result on
+// [0, 14.4], which is 1.8e-8.
 inline vf normal_hazard(vf a) {
   vf p = a * 0.00767060556f + 0.0626053885f;
   p = p * a + 0.222651899f;
@@ -358,7 +358,7 @@ inline vf normal_cdf_times_(vf x, vf w) {
   return select(negative, tail, w * (1.0f - tail));
 }
 
-// Phi(x) + x phi(x), the derivative of x Phi(x); at -x it is 1 less that at x.
+// Phi(x) + x phi(x), the derivative of x Phi(x). The values at x and -x add up to 1.
 inline vf gelu_slope_(vf x) {
   const vf a = min_(splat<vf>(15), abs_(x));
   const vf below = normal_pdf_times(a, 1.0f / normal_hazard(a) - a);
@@ -385,7 +385,7 @@ NARROWS_BY_LANE(tanh_, tanh)
 NARROWS_BY_LANE(sqrt_, sqrt)
 #undef NARROWS_BY_LANE
 
-inline vd expm1_beside(vd x, vd) { return expm1_(x); }
+inline vd expm1_given(vd x, vd) { return expm1_(x); }
 inline vd exp_times_(vd x, vd w) { return w * exp_(x); }
 inline vd normal_cdf_times_(vd x, vd w) {
   for (int i = 0; i < WIDTH<double>; ++i) x[i] = 0.5 * __builtin_erfc(-0.7071067811865476 * x[i]);

@@ -52,7 +52,7 @@ def rollback_on_error(estimator: Estimator) -> Iterator[None]:
 
 
 def identity_of(
-    estimator: Estimator, table: Table, held: Table | None, checkpoint: Checkpoint, block_bytes: int
+    estimator: Estimator, table: Table, validation: Table | None, checkpoint: Checkpoint, block_bytes: int
 ) -> dict[str, Any]:
     """What must be the same to resume from a checkpoint, except the seed."""
     params = {n: v for n, v in plain_parameters(estimator).items() if n not in _NOT_IDENTITY}
@@ -63,7 +63,7 @@ def identity_of(
         "params": params,
         "backend": resolve(estimator.backend),
         "data": fingerprint(table),
-        "validation": None if held is None else fingerprint(held),
+        "validation": None if validation is None else fingerprint(validation),
         "block_bytes": block_bytes if streamed else None,
         "batches": None if table.condition is None else estimator.batches_.tolist(),
         "continued": estimator._step if estimator.warm_start and estimator.__sklearn_is_fitted__() else 0,

@@ -78,6 +78,6 @@ def initial_state(spec: NetworkSpec, seed: int, dtype: Any = np.float64) -> Stat
 
 def dispersions(parameter: NDArray[Any]) -> NDArray[np.float64]:
     """Inverse dispersion of each feature, from the parameter ``log_dispersion``; shape (n_features,)."""
-    held = DISPERSION_PACE * parameter.reshape(-1).astype(np.float64)
-    found: NDArray[np.float64] = np.exp(np.clip(held, -LOG_DISPERSION_LIMIT, LOG_DISPERSION_LIMIT))
+    logarithms = DISPERSION_PACE * parameter.reshape(-1).astype(np.float64)
+    found: NDArray[np.float64] = np.exp(np.clip(logarithms, -LOG_DISPERSION_LIMIT, LOG_DISPERSION_LIMIT))
     return found

@@ -100,9 +100,7 @@ def _dense(
     act: Activation, X: Any, W: Any, b: Any, out: Any, Z: Any, n_threads: int | None, on_gpu: bool = False
 ) -> Any:
     x, w, dtype = _operands(X, W, on_gpu)
-    (n, inner), (k, m) = x.shape, w.shape
-    if inner != k:
-        raise ValueError(f"X has {inner} columns but W has {k} rows")
+    (n, k), m = x.shape, w.shape[1]
     bias = None
     if b is not None:
         bias = b if _ready(b) and b.dtype is dtype and b.ndim == 1 else cast(operand(b, "b", 1, on_gpu), dtype)
@@ -197,9 +195,7 @@ def _dense_backward(
     on_gpu: bool = False,
 ) -> DenseGrads:
     x, w, dtype = _operands(X, W, on_gpu)
-    (n, inner), (k, m) = x.shape, w.shape
-    if inner != k:
-        raise ValueError(f"X has {inner} columns but W has {k} rows")
+    (n, k), m = x.shape, w.shape[1]
     d, s = _same(dA, "dA", dtype, on_gpu), _same(saved, saved_name, dtype, on_gpu)
     if d.shape != (n, m) or s.shape != (n, m):
         name, shape = ("dA", d.shape) if d.shape != (n, m) else (saved_name, s.shape)
@@ -260,12 +256,16 @@ def _ready(value: Any) -> bool:
 
 
 def _operands(X: Any, W: Any, on_gpu: bool) -> tuple[Any, NDArray[Any], np.dtype[Any]]:
-    """X and W as matrices of one dtype."""
+    """X and W as matrices of one dtype, whose product exists."""
     if _ready(X) and _ready(W) and X.dtype is W.dtype and X.ndim == W.ndim == 2:
-        return X, W, X.dtype
-    x, w = operand(X, "X", 2, on_gpu), operand(W, "W", 2, on_gpu)
-    dtype = FLOAT64 if "d" in (x.dtype.char, w.dtype.char) else FLOAT32
-    return cast(x, dtype), cast(w, dtype), dtype
+        x, w, dtype = X, W, X.dtype
+    else:
+        x, w = operand(X, "X", 2, on_gpu), operand(W, "W", 2, on_gpu)
+        dtype = FLOAT64 if "d" in (x.dtype.char, w.dtype.char) else FLOAT32
+        x, w = cast(x, dtype), cast(w, dtype)
+    if x.shape[1] != w.shape[0]:
+        raise ValueError(f"X has {x.shape[1]} columns but W has {w.shape[0]} rows")
+    return x, w, dtype
 
 
 def _same(value: Any, name: str, dtype: np.dtype[Any], on_gpu: bool) -> Any:

@@ -308,11 +308,11 @@ class BaseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
             min_samples = 1 if part is None else 2
             y = y if self._rebuilds_y else None
             table = training_table(self, X, y, sample_weight, batch, reset=not again, min_samples=min_samples)
-            held = None if X_val is None else validation_table(self, X_val, table)
+            validation = None if X_val is None else validation_table(self, X_val, table)
             identity: dict[str, Any] = {}
             saved = None
             if checkpoint is not None:
-                identity = identity_of(self, table, held, checkpoint, block_bytes)
+                identity = identity_of(self, table, validation, checkpoint, block_bytes)
                 saved = checkpoint.read()
             seed = self._seed if again else seed_of(self, saved)
             if saved is not None:
@@ -324,8 +324,8 @@ class BaseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
             if part is not None:
                 rows, held_rows = split_rows(table.n_rows, part, seed)
                 validate = validator(table, held_rows, block_bytes, self._row_losses)
-            elif held is not None:
-                validate = validator(held.loaded(block_bytes), None, block_bytes, self._row_losses)
+            elif validation is not None:
+                validate = validator(validation.loaded(block_bytes), None, block_bytes, self._row_losses)
             train(
                 self,
                 table,

@@ -30,20 +30,17 @@ from ..backends import Hyper, Program, State
 from ..errors import DivergenceError
 from ..plan.spec import Loss
 from ..rows.readahead import read_ahead
-from .checkpoint import Checkpoint, SavedRun, TrainingState
+from .checkpoint import Checkpoint, TrainingState
 
 __all__ = [
     "Block",
     "Callback",
-    "Checkpoint",
     "EpochPrinter",
     "Feed",
     "Interrupted",
     "Options",
     "Progress",
-    "SavedRun",
     "Trainer",
-    "TrainingState",
 ]
 
 CHUNK_SECONDS = 0.25
@@ -307,9 +304,9 @@ class Trainer:
         rates, factors, momenta = self._rates(s.step, count), self._kl_factors(count), self._momenta(count)
         hyper = Hyper(self.options.seed, s.step, rates, factors, momenta)
         begin = time.perf_counter()
-        with _HeldInterrupt() as held, np.errstate(over="ignore", invalid="ignore"):
+        with _DelayedInterrupt() as interrupt, np.errstate(over="ignore", invalid="ignore"):
             self._stepping = True
-            terms = self.program.train(rows, hyper, lambda: held.pending or self._asked_to_stop())
+            terms = self.program.train(rows, hyper, lambda: interrupt.pending or self._asked_to_stop())
             done = len(terms)
             seconds = time.perf_counter() - begin
             trained = min(len(rows), done * self._batch)
@@ -472,7 +469,7 @@ def extended(history: Mapping[str, list[float]], values: Mapping[str, float], ep
     return {n: [*history.get(n, [math.nan] * epoch), values.get(n, math.nan)] for n in names}
 
 
-class _HeldInterrupt:
+class _DelayedInterrupt:
     """Delays Ctrl-C until the steps and their bookkeeping are done.
 
     It only acts in the main thread, and only on Python's own handler.
@@ -485,7 +482,7 @@ class _HeldInterrupt:
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.pending = True
 
-    def __enter__(self) -> _HeldInterrupt:
+    def __enter__(self) -> _DelayedInterrupt:
         main = threading.current_thread() is threading.main_thread()
         if main and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
             self._previous = signal.signal(signal.SIGINT, self._note)

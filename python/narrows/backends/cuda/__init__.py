@@ -5,7 +5,7 @@ launches, without a decision on the host. `probe` says what is missing, and impo
 No GPU has run it yet. The tests compile the kernels for GPUs and run them on the host.
 
 Reading order: `table` (what Python and C++ agree on), `layout` (operands by name), `launches`, `emit` (op by op),
-`schedule`, `program`, `nvrtc`, `blas`, `device`, `layers`.
+`schedule`, `program`, `sources`, `blas`, `device`, `layers`.
 """
 
 from __future__ import annotations

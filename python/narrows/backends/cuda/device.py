@@ -27,8 +27,8 @@ from ...errors import BackendError, OutOfMemoryError
 from ...plan.spec import Precision
 from .blas import Blas, load
 from .launches import BLAS
-from .nvrtc import flags, source
 from .protocol import Mark, Planned
+from .sources import flags, source
 from .table import PRECISION_FLAGS
 
 __all__ = ["CupyDevice"]

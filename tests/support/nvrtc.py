@@ -1,47 +1,14 @@
-"""Compiles kernels with NVRTC, which needs neither nvcc nor a GPU.
-
-Promises: compiles kernels of `table.KERNELS` from the sources in the package, with the same flags everywhere, including
-those that CuPy adds. An error has the compiler's message.
-Never: loads the result.
-"""
+"""Compiles kernels with NVRTC, which needs neither nvcc nor a GPU, as CuPy compiles them. Loads nothing."""
 
 from __future__ import annotations
 
 import ctypes
-import hashlib
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-from ...plan.ops import source_folder
-from ...plan.spec import Precision
-from .table import PRECISION_FLAGS, constants
-
-__all__ = ["Compiled", "Nvrtc", "digest", "flags", "source"]
-
-
-def source() -> str:
-    return (source_folder() / "cuda" / "narrows.cu").read_text()
-
-
-@cache
-def digest() -> str:
-    """Of all sources of the kernels. Caches of compiled code look only at the one file that includes the others."""
-    folder = source_folder()
-    files = sorted(file for part in ("cuda", "plan", "shared") for file in (folder / part).iterdir())
-    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
-
-
-def flags(precision: Precision) -> list[str]:
-    """The compiler's flags, without the architecture."""
-    folder = source_folder()
-    defines = [f"-D{name}={value}" for name, value in constants().items()] + [f"-DNARROWS_SOURCES=0x{digest()}"]
-    # The compiler fuses multiply-adds; everything else follows IEEE 754. It need not warn about pragmas for the host's
-    # compiler.
-    include = [f"-I{folder / 'cuda'}", f"-I{folder}"]
-    return ["-std=c++17", *include, "-diag-suppress=161", *defines, *PRECISION_FLAGS[precision]]
-
+from narrows.backends.cuda.sources import flags, source
+from narrows.plan.spec import Precision
 
 CUPYS = ["-ftz=true", "--device-as-default-execution-space"]
 """Flags that CuPy always adds: subnormal numbers of float32 become zero."""
