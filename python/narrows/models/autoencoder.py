@@ -55,8 +55,8 @@ class Autoencoder(BaseAutoencoder):
         Activation of the latent layer; the same choices.
     output_activation : str, default="auto"
         Activation of the output layer; also softmax and exp. ``"auto"`` is linear for mse, huber and gaussian, sigmoid
-        for bce, softmax for multinomial, poisson, nb and zinb. bce also takes softmax. poisson, nb and zinb also take
-        exp. multinomial takes softmax only.
+        for bce, softmax for multinomial, poisson, nb and zinb. The loss bce also takes softmax. The losses poisson, nb
+        and zinb also take exp.
     loss : {"mse", "bce", "huber", "multinomial", "gaussian", "poisson", "nb", "zinb"}, default="mse"
         A sum over features. ``"mse"``: squared errors. ``"bce"``: cross-entropies; targets lie in [0, 1]. ``"huber"``:
         Huber's function of the errors. ``"multinomial"``: minus the multinomial log-likelihood of non-negative counts,
@@ -138,8 +138,8 @@ class Autoencoder(BaseAutoencoder):
         The loss must fall by more than this part of the loss at the last improvement.
     warm_start : bool, default=False
         Let fit continue from the present parameters and optimiser state. The optimiser starts afresh if its state was
-        not kept: with another solver, after loading, or if fit went back to an earlier epoch. fit goes back to the best
-        epoch, or to the last one before an interruption.
+        not kept: with another solver, after loading, or if fit went back to an earlier epoch. That is the best epoch,
+        or the last one before an interruption.
     random_state : int, RandomState, Generator or None
         An integer below 2**64 gives the same bits on every run and any number of threads. None draws a new seed.
         NumPy's global state is never used.
@@ -586,13 +586,7 @@ class SparseAutoencoder(Autoencoder):
     """
 
 
-@preset(
-    hidden_layer_sizes=(),
-    activation="sigmoid",
-    latent_activation="sigmoid",
-    tied_weights=True,
-    contractive=0.1,
-)
+@preset(hidden_layer_sizes=(), activation="sigmoid", latent_activation="sigmoid", tied_weights=True, contractive=0.1)
 class ContractiveAutoencoder(Autoencoder):
     """Autoencoder whose codes change little with the input, except in directions that the reconstruction needs.
 

@@ -4,11 +4,12 @@ Promises: the loss reads rows of counts in place and never makes them dense. The
 that row alone.
 Never: touches data or knows a backend.
 
-The mean of a count is the row's sum times the softmax of the output layer, as in scVI (Lopez et al., Nature Methods 15,
-2018). Or it is the row's size factor, the sum over `Data.size_sum`, times the exponential of the output layer, as in
-DCA (Eraslan et al., Nature Communications 10, 2019). Negative binomial counts of mean mu have the variance mu + mu**2 /
-theta. The inverse dispersion theta is a parameter for each feature, or the network predicts it for each row and
-feature. For zero-inflated counts, the network also predicts the probability of an additional zero.
+The mean of a count is the row's sum times the softmax of the output layer, as in scVI. Or it is the row's size factor
+times the exponential of the output layer, as in DCA. The size factor is the row's sum over `Data.size_sum`. Negative
+binomial counts of mean mu have the variance mu + mu**2 / theta. The inverse dispersion theta is a parameter for each
+feature, or the network predicts it for each row and feature. For zero-inflated counts, the network also predicts the
+probability of an additional zero. Sources: Lopez et al., Nature Methods 15, 2018 (scVI); Eraslan et al., Nature
+Communications 10, 2019 (DCA).
 """
 
 from __future__ import annotations

@@ -333,8 +333,8 @@ class NetworkSpec:
 
     @property
     def n_heads(self) -> int:
-        """Numbers that the last layer computes for each feature: the logit of the mean, the logarithm of the inverse
-        dispersion, and the logit of dropout, as far as the network computes them."""
+        """Numbers that the last layer computes for each feature. The first is the logit of the mean. The logarithm of
+        the inverse dispersion and the logit of dropout follow if the network computes them."""
         return self.loss.info.heads + self.cell_dispersion
 
     @property
