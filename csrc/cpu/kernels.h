@@ -124,8 +124,8 @@ struct Args {
 
 constexpr Slot JACOBIAN_WEIGHTS[] = {op::JACOBIAN::W2, op::JACOBIAN::W3, op::JACOBIAN::W4};
 
-// The blocks of JACOBIAN: widths of the layers, elements from one row to the next, rows of a block, the widest row. Then
-// the elements of scratch memory of a thread. A block fits into L2 with the Gram matrix and its gradient.
+// The blocks of JACOBIAN: widths of the layers, elements from one row to the next, rows of a block, the widest row.
+// Then the elements of scratch memory of a thread. A block fits into L2 with the Gram matrix and its gradient.
 struct JacobianBlock {
   using O = op::JACOBIAN;
   static constexpr index_t SIZE = 40000, ROWS = 48, TILE = 6;

@@ -66,7 +66,7 @@ DEVICE real factor(const Op& op, real x) { return rounded(op[launch::gemm::round
 // a class with a member template Of<OUTER, DEPTH, THREADS>: one thread's share of a tile of OUTER x DEPTH. All threads
 // of a block make one from (op, x, outer, depth), where x is the matrix as stored. Then they call in turn
 //   load(first, k)          Reads the thread's share of the tile at (first, k), into registers if possible.
-//   fill<PITCH>(shared)     Stores element (first + o, k + d) in shared[d * PITCH + o], and zeros outside of the operand.
+//   fill<PITCH>(shared)     Stores element (first + o, k + d) in shared[d * PITCH + o], and zeros outside.
 // Two other tiles are multiplied between the two calls, so slow reads belong into load. Both may have state and shared
 // arrays, and may call sync(). Threads read what fill stored after another sync(), and one more comes before it is
 // overwritten.

@@ -1,8 +1,8 @@
 // Squared error of a linear layer against CSR rows, and its gradients, without an array of batch x features.
 //
 // Let V = [W; b], g = [h 1], Q = V V' and p = y V'. The loss of a row y is g Q g' - 2 g p' + |y|^2. Its derivative by g
-// is 2 (g Q - p). Its derivative by V, summed over rows, is G V - H' Y. H has the rows 2 s g with the row's share s, and
-// G = H' g.
+// is 2 (g Q - p). Its derivative by V, summed over rows, is G V - H' Y. H has the rows 2 s g with the row's share s,
+// and G = H' g.
 //
 // Promises: Q, G, p and the loss are summed in double; short sums of Q, G and p are in the slots' type. If a row's loss
 // is a small part of |y|^2, these sums cancel, and the loss is computed from the residuals instead. The weight is read

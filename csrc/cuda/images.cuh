@@ -71,9 +71,9 @@ struct Pixel {
 };
 
 // --- convolutions as products ----------------------------------------------------------------------------------------
-// As a product, a convolution has the pixels of all images as rows and the filters (backwards: channels) as columns. The
-// depth is the kernel. A thread has a pixel and EACH columns, so a value that was read once serves many multiply-adds.
-// Weights go through shared memory. The sum of an element is one chain, and shapes alone decide its order.
+// As a product, a convolution has the pixels of all images as rows and the filters (backwards: channels) as columns.
+// The depth is the kernel. A thread has a pixel and EACH columns, so a value that was read once serves many
+// multiply-adds. Weights go through shared memory. The sum of an element is one chain in an order of shapes alone.
 
 constexpr int CONV_THREADS = NARROWS_CONV_THREADS, CONV_DEPTH = 128;
 

@@ -5,10 +5,10 @@
 //
 // A convolution and its adjoint relate a wide image to a narrow one. Element (ky, kx) of the kernel joins the narrow
 // pixel y to the wide pixel stride * y + ky - pad. A convolution reads the wide image and writes the narrow one. A
-// transposed convolution does the opposite. Images are unpacked into planes, one for each channel, with zeros around them.
-// Then a kernel element reads one run of memory, at its own offset, for all output pixels. The planes that are read and
-// written have the same pitch. Pixels between the end of a row and the next row are computed and not used. A wide image
-// with strides has a plane for each phase (row and column modulo the stride) of each channel.
+// transposed convolution does the opposite. Images are unpacked into planes, one for each channel, with zeros around
+// them. Then a kernel element reads one run of memory, at its own offset, for all output pixels. The planes that are
+// read and written have the same pitch. Pixels between the end of a row and the next row are computed and not used. A
+// wide image with strides has a plane for each phase (row and column modulo the stride) of each channel.
 
 #pragma once
 

@@ -72,8 +72,8 @@ enum Source : int {
   SOURCE_COUNT
 };
 
-// How the threads of an op share a slot that it writes. ROWS: each thread has its own rows of the batch. TILES: each has
-// its own tiles of the matrix, cut by shape alone. FIRST: thread 0 does it all. ALL: the op shares in another way.
+// How the threads of an op share a slot that it writes. ROWS: each thread has its own rows of the batch. TILES: each
+// has its own tiles of the matrix, cut by shape alone. FIRST: thread 0 does it all. ALL: the op shares in another way.
 enum Share : int { SHARE_ROWS, SHARE_TILES, SHARE_FIRST, SHARE_ALL };
 
 constexpr index_t LANES = 16;       // slots are padded to this many columns; sums run over as many virtual lanes

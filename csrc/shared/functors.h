@@ -13,8 +13,8 @@
 #endif
 
 // --- activations -----------------------------------------------------------------------------------------------------
-// value(z) is the activation, slope(s) its derivative and curve(s) its second derivative, which is 0 at a kink. s is the
-// saved tensor: the output a, or z if FROM_PRE is true.
+// value(z) is the activation, slope(s) its derivative and curve(s) its second derivative, which is 0 at a kink. s is
+// the saved tensor: the output a, or z if FROM_PRE is true.
 
 // Straight on both sides of zero.
 struct PiecewiseLinear {

@@ -8,9 +8,9 @@
 // Stirling's series for the logarithm of the gamma function and its derivative at z > 0:
 //   lgamma(z) = (at - 1/2) log at - at + log(2 pi) / 2 + rest() - log product,
 //   digamma(z) = log at - slope_rest() - harmonic.
-// If z is moved, at = z + SHIFT, product = z (z + 1) ... (z + SHIFT - 1), and harmonic is its logarithmic derivative. If
-// not, at = z, product = 1 and harmonic = 0. From SHIFT on, the other terms of the series are below an ulp (Abramowitz
-// and Stegun, 6.1.40 and 6.3.18).
+// If z is moved, at = z + SHIFT, product = z (z + 1) ... (z + SHIFT - 1), and harmonic is its logarithmic derivative.
+// If not, at = z, product = 1 and harmonic = 0. From SHIFT on, the other terms of the series are below an ulp
+// (Abramowitz and Stegun, 6.1.40 and 6.3.18).
 template <class V>
 struct Stirling {
   using S = scalar_t<V>;
@@ -88,7 +88,7 @@ NARROWS_HD V log_binomial(V y, V t, V& rise) {
   const V moved = select(lowest, all, none), beyond = select(small & low, all, none) - moved;
   const V ratio = log1p_((y - apart) / a.at), across = log_ratio((t - S(1)) + beyond, b.at, c.at), log_c = log_(c.at);
   rise = ((ratio - b.slope_rest()) + a.slope_rest()) + (a.harmonic - b.harmonic);
-  // (b - 1/2) log b - (c - 1/2) log c - (a - 1/2) log a - (b - c - a) of the moved arguments. Small terms come together.
+  // (b - 1/2) log b - (c - 1/2) log c - (a - 1/2) log a - (b - c - a) of the moved arguments.
   V sum = (y - apart) * across - (S(0.5) + moved + apart) * log_c;
   sum += (a.at - S(0.5)) * ratio;
   sum += ((S(1 - HALF_LOG_TAU) + moved) + apart) + ((b.rest() - c.rest()) - a.rest());

@@ -37,8 +37,8 @@ NARROWS_HD void philox4x32(W (&x)[N][4], uint64_t key) {
   }
 }
 
-// The cells of words (uint32_t, or a vector of it) among 2**24 equal cells of (0, 1). The uniform number is the centre of
-// the cell, (cell + 1/2) / 2**24.
+// The cells of words (uint32_t, or a vector of it) among 2**24 equal cells of (0, 1). The uniform number is the centre
+// of the cell, (cell + 1/2) / 2**24.
 template <class W>
 NARROWS_HD W philox_cell(W word) {
   return word >> 8;

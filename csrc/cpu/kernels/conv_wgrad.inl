@@ -80,8 +80,8 @@ inline WgradKernel<T> wgrad_micro(index_t taps, index_t channels) {
   return channels == 1 ? single[taps - 1] : table[taps - 1][channels - 1];
 }
 
-// totals[i] = the sum of the LANES lanes at sums + i LANES, for WIDTH sums. Lanes l and l + 8 are added first, then those
-// 4 apart, and so on. As in transpose_block(), but halves that meet are added.
+// totals[i] = the sum of the LANES lanes at sums + i LANES, for WIDTH sums. Lanes l and l + 8 are added first, then
+// those 4 apart, and so on. As in transpose_block(), but halves that meet are added.
 template <class T>
 inline void add_lanes(const T* sums, T* totals) {
   constexpr int W = WIDTH<T>, V = LANE_VECTORS<T>;

@@ -5,8 +5,8 @@
 // panel by panel.
 // Included inside the namespace of an instruction set.
 
-// to[p * to_stride + l] = pair of rows 2 p and 2 p + 1 of x at column l, for `columns` columns. The elements of a row are
-// contiguous. A row beyond `rows` counts as zero. Reads and writes whole vectors.
+// to[p * to_stride + l] = pair of rows 2 p and 2 p + 1 of x at column l, for `columns` columns. The elements of a row
+// are contiguous. A row beyond `rows` counts as zero. Reads and writes whole vectors.
 inline void pair_rows(const float* x, index_t stride, index_t rows, index_t columns, Pair* to, index_t to_stride) {
   for (index_t k = 0; k < rows; k += 2)
     for (index_t l = 0; l < columns; l += WIDTH<float>) {

@@ -149,8 +149,8 @@ inline To bit_cast(From from) {
   return to;
 }
 
-// v itself. If v is a product, it is rounded here. Otherwise a compiler may fuse any product of a sum, depending on what
-// it has inlined.
+// v itself. If v is a product, it is rounded here. Otherwise a compiler may fuse any product of a sum, depending on
+// what it has inlined.
 template <class V>
 inline V rounded_value(V v) {
 #if defined(__x86_64__)
@@ -177,8 +177,8 @@ inline vf every_second(vf a, vf b, std::integer_sequence<int, I...>) {
 inline vf evens(vf a, vf b) { return every_second<0>(a, b, std::make_integer_sequence<int, WIDTH<float>>()); }
 inline vf odds(vf a, vf b) { return every_second<1>(a, b, std::make_integer_sequence<int, WIDTH<float>>()); }
 
-// A sum over LANES virtual lanes. Element j of a row goes to lane j % LANES, and the lanes are added in a fixed order at
-// the end. So the sum does not depend on the vector width.
+// A sum over LANES virtual lanes. Element j of a row goes to lane j % LANES, and the lanes are added in a fixed order
+// at the end. So the sum does not depend on the vector width.
 template <class T>
 struct LaneSum {
   static constexpr int N = LANES / WIDTH<T>;

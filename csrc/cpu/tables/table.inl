@@ -2,8 +2,8 @@
 // NARROWS_VECTOR_BYTES and NARROWS_TILE_VECTORS, and includes this file. CMake compiles it with the instruction set's
 // flags, once for each NARROWS_TYPE, float and double.
 //
-// Everything is in the namespace NARROWS_ISA, and nothing uses an inline function of the standard library. So the linker
-// cannot confuse functions of two instruction sets.
+// Everything is in the namespace NARROWS_ISA, and nothing uses an inline function of the standard library. So the
+// linker cannot confuse functions of two instruction sets.
 
 #ifdef __SSE2__
 #include <immintrin.h>
