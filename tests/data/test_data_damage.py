@@ -180,9 +180,10 @@ def test_obs_that_is_absent_or_damaged(tmp_path):
     adata.obs["kind"] = adata.obs["kind"].astype("category")
     adata.write_h5ad(tmp_path / "x.h5ad")
     for change, message in (
-        (lambda obs: obs["kind/codes"].__setitem__(2, 99), "damaged, or not in the format"),
-        (lambda obs: obs["kind"].__delitem__("codes"), "damaged, or not in the format"),
-        (lambda obs: obs["kind"].__delitem__("categories"), "damaged, or not in the format"),
+        (lambda obs: obs["kind/codes"].__setitem__(2, 99), "obs/kind: damaged: row 2 has category 99 of 2"),
+        (lambda obs: obs["kind/codes"].__setitem__(1, -2), "obs/kind: damaged: row 1 has category -2 of 2"),
+        (lambda obs: obs["kind"].__delitem__("codes"), "damaged: obs/kind/codes is missing"),
+        (lambda obs: obs["kind"].__delitem__("categories"), "obs/kind is stored as categorical, not as a column"),
         (lambda obs: obs.parent.__delitem__("obs"), "it has no obs"),
     ):
         (tmp_path / "y.h5ad").write_bytes((tmp_path / "x.h5ad").read_bytes())

@@ -160,12 +160,24 @@ def _add_input(parser: argparse._ActionsContainer, layer: str) -> None:
     layered = "; ".join(f"{kind} ({', '.join(names)})" for kind, names in kinds.items())
     parser.add_argument("--layer", metavar="NAME", help=f"which matrix to read: {layered}. Default: {layer}")
     parser.add_argument("--genes-by-cells", action="store_true", help="the table is genes x cells: transpose it")
+    parser.add_argument(
+        "--modality", metavar="NAME", help="which modality of MuData (.h5mu) to read; default: the only one"
+    )
+    _add_trust(parser)
+
+
+def _add_trust(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument(
+        "--follow-links", action="store_true",
+        help="read what links inside the file or folder lead to outside of it; without this flag they are an error",
+    )  # fmt: skip
 
 
 def _add_apply(parser: argparse.ArgumentParser, name: str) -> None:
     parser.add_argument("model", metavar="MODEL", type=Path, help="model.safetensors, or the folder of a fit")
     if name == "decode":
         parser.add_argument("data", metavar="LATENT", help="file of latent codes: .npy, .h5ad or .csv")
+        _add_trust(parser)
     else:
         parser.add_argument("data", metavar="DATA", help="data file in any format that fit reads, or a bundled name")
         _add_input(parser, "as in the fit")
@@ -271,6 +283,11 @@ def _add_fit(parser: argparse.ArgumentParser, *, sweep: bool = False) -> None:
         "--batch-key", metavar="NAME",
         help="column of obs (.h5ad, .zarr) with the batch of each row; the decoder gets the batch, so the codes need "
         "not contain it",
+    )  # fmt: skip
+    inputs.add_argument(
+        "--label-key", metavar="NAME",
+        help="column of obs with the known class of each row, for the accuracy of neighbours and the figures; training "
+        "does not use it",
     )  # fmt: skip
 
     machine = parser.add_argument_group("machine")

@@ -37,7 +37,10 @@ _PARAMETERS = {
 _FLAG_OF = {parameter: field for field, parameter in _PARAMETERS.items()} | {
     "likelihood": "loss",
     "kind": "normalize",
-    **{name: name for name in ("layer", "genes_by_cells", "batch_key", "resume")},
+    **{
+        name: name
+        for name in ("layer", "genes_by_cells", "batch_key", "label_key", "modality", "follow_links", "resume")
+    },
 }
 #: A parameter in a message: NAME=VALUE, or a bare name that is no ordinary word. Paths are left alone.
 _PARAMETER = re.compile(
@@ -47,7 +50,7 @@ _PARAMETER = re.compile(
 
 #: Settings of how a run works, not of what it computes. They may differ when a run is resumed.
 _MANNER = (
-    "data", "out", "threads", "max_memory", "resume", "checkpoint_minutes", "walltime_margin", "quiet",
+    "data", "out", "follow_links", "threads", "max_memory", "resume", "checkpoint_minutes", "walltime_margin", "quiet",
     "dry_run",
 )  # fmt: skip
 #: Parameters of estimators that a single fit from the command line does not use.
@@ -74,7 +77,10 @@ class FitSettings:
     normalize: str = "auto"
     layer: str | None = None
     genes_by_cells: bool = False
+    modality: str | None = None
     batch_key: str | None = None
+    label_key: str | None = None
+    follow_links: bool = False
     precision: str = "float32"
     backend: str = "auto"
     threads: int | None = None

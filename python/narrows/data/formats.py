@@ -5,7 +5,7 @@ Any error of a parser on damaged bytes becomes one line that names the file.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import DataError, NarrowsError
+from .columns import listed
 from .source import ArraySource, Source
 
 
@@ -39,17 +40,20 @@ class Format:
     layer : str
         What the argument `layer` chooses; empty if there is only one matrix.
     read_obs : callable, optional
-        ``read_obs(path, column)`` returns a column of `obs`.
+        ``read_obs(path)`` returns the columns of `obs` by name.
+    takes : tuple of str
+        Further arguments of `narrows.data.open` that `open` and `read_obs` take as keywords.
     """
 
     name: str
-    open: Callable[[Path, str | None, bool], Source]
+    open: Callable[..., Source]
     suffixes: tuple[str, ...] = ()
     gzipped: bool = False
     is_folder: Callable[[Path], bool] | None = None
     contents: str = ""
     layer: str = ""
-    read_obs: Callable[[Path, str], npt.NDArray[Any]] | None = None
+    read_obs: Callable[..., Mapping[str, Any]] | None = None
+    takes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return f"{self.name}{'[.gz]' if self.gzipped else ''}{f' ({self.contents})' if self.contents else ''}"
@@ -71,7 +75,7 @@ def reading(path: Path, what: str = "") -> Iterator[None]:
 
 
 def no_such_layer(path: Path, layer: str | None, existing: list[str], what: str = "layer") -> NoReturn:
-    raise DataError(f"{path}: no {what} {layer!r}; the file has {', '.join(map(repr, existing)) or 'none'}")
+    raise DataError(f"{path}: no {what} {layer!r}; the file has {listed(layer, existing)}")
 
 
 def in_memory(
@@ -82,15 +86,23 @@ def in_memory(
     column_names: npt.ArrayLike | None = None,
     labels: npt.ArrayLike | None = None,
     holds_floats: bool | None = None,
+    **others: Any,
 ) -> ArraySource:
     """A source over a matrix in memory, transposed with its names if the file is genes x cells.
 
-    `holds_floats` says what the file holds, if the dtype of the matrix does not.
+    `holds_floats` says what the file holds, if the dtype of the matrix does not. `others` are arguments of
+    `ArraySource` about the rows of the result.
     """
     if genes_by_cells:
         matrix, row_names, column_names = matrix.T, column_names, row_names
         if isinstance(matrix, np.ndarray) and not isinstance(matrix, np.memmap):
             matrix = np.ascontiguousarray(matrix)
     return ArraySource(
-        matrix, obs_names=row_names, var_names=column_names, labels=labels, path=path, holds_floats=holds_floats
+        matrix,
+        obs_names=row_names,
+        var_names=column_names,
+        labels=labels,
+        path=path,
+        holds_floats=holds_floats,
+        **others,
     )

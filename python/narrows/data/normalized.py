@@ -44,6 +44,7 @@ class NormalizedSource(Source):
             obs_names=source.obs_names,
             var_names=source.var_names,
             labels=source.labels,
+            obs=source.obs,
             path=source.path,
             name=source.name,
         )

@@ -17,8 +17,10 @@ import numpy.typing as npt
 
 from ..errors import DataError
 from . import bundled, hdf, mtx, npy, parquet, text
+from .columns import column_of, complete
 from .formats import Format, reading
 from .source import ArraySource, Source
+from .tree import check_folder
 
 __all__ = ["FORMATS", "as_source", "format_of", "has_layers", "open", "read_obs"]
 
@@ -32,9 +34,9 @@ def format_of(path: Path) -> Format | None:
     """The format of an existing file or folder; None if nothing here reads it."""
     if path.is_dir():
         return next((f for f in FORMATS if f.is_folder is not None and f.is_folder(path)), None)
-    zipped = path.name.endswith(".gz")
-    suffix = "".join(path.name.removesuffix(".gz").lower().rpartition(".")[1:])
-    return next((f for f in FORMATS if suffix in f.suffixes and (f.gzipped or not zipped)), None)
+    name = path.name.lower()
+    plain = name.removesuffix(".gz")
+    return next((f for f in FORMATS if plain.endswith(f.suffixes) and (f.gzipped or plain == name)), None)
 
 
 def has_layers(path: Path | None) -> bool:
@@ -43,21 +45,34 @@ def has_layers(path: Path | None) -> bool:
     return form is not None and form.layer == "layer"
 
 
-def open(path: str | os.PathLike[str], *, layer: str | None = None, genes_by_cells: bool = False) -> Source:
+def open(
+    path: str | os.PathLike[str],
+    *,
+    layer: str | None = None,
+    genes_by_cells: bool = False,
+    modality: str | None = None,
+    follow_links: bool = False,
+) -> Source:
     """Open a data set.
 
     Parameters
     ----------
     path : path
-        A file: .h5ad, .h5 (10x or AnnData), .mtx, .npy, .npz, .csv, .tsv or .parquet; .mtx, .csv and .tsv may be
-        gzipped (.gz). Or a folder: a .zarr store, a 10x folder (matrix.mtx, features.tsv, barcodes.tsv), or a folder of
-        CSR parts (data.npy, indices.npy, indptr.npy, shape.npy). Or the name of a bundled data set, such as
-        ``"pbmc4k"``, if no file has that name.
+        A file: .h5ad, .h5mu, .loom, .h5 (10x or AnnData), .zarr.zip, .mtx, .npy, .npz, .csv, .tsv or .parquet; .mtx,
+        .csv and .tsv may be gzipped (.gz). Or a folder: a .zarr store, a 10x folder (matrix.mtx, features.tsv,
+        barcodes.tsv), or a folder of CSR parts (data.npy, indices.npy, indptr.npy, shape.npy). Or the name of a bundled
+        data set, such as ``"pbmc4k"``, if no file has that name.
     layer : str, optional
         Which matrix to read: a layer of an AnnData file (``"raw"`` for its `raw.X`), an array of an .npz file, a
         feature type of 10x data (default: Gene Expression) or a genome of a 10x file of version 2.
     genes_by_cells : bool
-        The table in the file is genes x cells: transpose it and its names. 10x files are always transposed.
+        The table in the file is genes x cells: transpose it and its names. 10x and loom files are always transposed.
+    modality : str, optional
+        Which modality of MuData to read. The only one needs no name.
+    follow_links : bool
+        Whether to read what links inside the file or folder lead to outside of it: external links, external storage
+        and virtual datasets of HDF5, and symbolic links in folders. Otherwise they are an error. `path` itself may
+        always be a symbolic link.
 
     Returns
     -------
@@ -69,7 +84,8 @@ def open(path: str | os.PathLike[str], *, layer: str | None = None, genes_by_cel
     FileNotFoundError
         There is no such file.
     DataError
-        The extension is unknown, the layer does not exist, or the file is damaged, empty or not numeric.
+        The extension is unknown, the layer does not exist, a link leaves the file, or the file is damaged, empty or
+        not numeric.
     MissingExtraError
         The format needs a package that is not installed; the message names the extra.
     """
@@ -95,9 +111,20 @@ def open(path: str | os.PathLike[str], *, layer: str | None = None, genes_by_cel
         with path.open("rb"):  # without permission: the operating system's own error
             pass
     with reading(path):
-        source = form.open(path, layer, genes_by_cells)
+        others = _others(path, form, modality=modality, follow_links=follow_links)
+        source = form.open(path, layer, genes_by_cells, **others)
     log.debug("opened %r", source)
     return source
+
+
+def _others(path: Path, form: Format, *, modality: str | None, follow_links: bool) -> dict[str, Any]:
+    """The further arguments that a format takes. The links of a folder are checked."""
+    if modality is not None and "modality" not in form.takes:
+        raise DataError(f"{path}: this format has no modalities; drop modality={modality!r}")
+    if path.is_dir() and not follow_links:
+        check_folder(path)
+    given = {"modality": modality, "follow_links": follow_links}
+    return {name: given[name] for name in form.takes}
 
 
 def _bundled(path: Path) -> str | None:
@@ -113,19 +140,23 @@ def _missing(path: Path, hint: str = "") -> FileNotFoundError:
     return error
 
 
-def read_obs(path: str | os.PathLike[str], column: str) -> npt.NDArray[Any]:
-    """Read a column of `obs` of an AnnData file, such as the sample that each cell comes from.
+def read_obs(
+    path: str | os.PathLike[str], column: str, *, modality: str | None = None, follow_links: bool = False
+) -> npt.NDArray[Any]:
+    """Read a column of `obs` of a data file, such as the sample that each cell comes from.
 
     Parameters
     ----------
     path : path
-        An .h5ad, .h5 or .zarr file.
+        An .h5ad, .h5mu, .loom, .h5, .zarr or .zarr.zip file.
     column : str
+    modality, follow_links : str and bool, optional
+        As in `open`.
 
     Returns
     -------
     ndarray of shape (n_rows,)
-        Numbers or strings; a categorical gives strings.
+        Numbers or strings; a categorical gives the values of its categories.
 
     Raises
     ------
@@ -145,7 +176,8 @@ def read_obs(path: str | os.PathLike[str], column: str) -> npt.NDArray[Any]:
         able = ", ".join(f.name for f in FORMATS if f.read_obs)
         raise DataError(f"{path}: this format has no column {column!r} of obs; formats with obs: {able}")
     with reading(path):
-        return form.read_obs(path, column)
+        obs = form.read_obs(path, **_others(path, form, modality=modality, follow_links=follow_links))
+        return complete(column_of(obs, column, str(path)), f"{path}: column {column!r} of obs")
 
 
 def as_source(X: Any, *, name: str = "X") -> Source:
