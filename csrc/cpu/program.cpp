@@ -398,8 +398,8 @@ class TypedProgram final : public Program {
     });
   }
 
-  // The ops of a mode, cut where threads must wait for each other. There is a cut before an op if an earlier op since
-  // the last cut touches the same memory, and threads share that memory in another way.
+  // The ops of a mode, cut where threads must wait for each other. There is a cut before an op if an op since the last
+  // cut touches the same memory, and threads share it in another way.
   std::vector<Phase> phases(int mode) const {
     std::vector<Phase> result(1);
     std::vector<Access> since;

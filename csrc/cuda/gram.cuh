@@ -20,8 +20,8 @@ struct alignas(4 * sizeof(real)) Quad {
 // The position of element (i, j) in the sums of a symmetric matrix, which are there for j <= i.
 DEVICE int in_lower(int i, int j, int n) { return i < j ? j * n + i : i * n + j; }
 
-// The part of V V' for `columns` columns of V: a row of `sums`, in double. Each part has blocks of 256 threads: one for
-// each tile of 64 x 64 in the lower triangle of W W', and one for b.
+// The part of V V' for `columns` columns of V: a row of `sums`, in double. Each part has blocks of 256 threads. There
+// is one for each tile of 64 x 64 in the lower triangle of W W', and one for b.
 KERNEL_OF(256, sizeof(real) == 4 ? 3 : 2) weight_gram_grains(const Op op) {
   using At = launch::weight_gram_grains;
   constexpr int TILE = NARROWS_GRAM_TILE, DEPTH = 32, SHORT = 128, EACH = 4, DOWN = TILE / EACH, PITCH = DOWN + 1;

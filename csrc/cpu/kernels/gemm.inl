@@ -201,8 +201,8 @@ void run_tiles(Operands<E> o, index_t origin, index_t M, index_t begin, index_t 
     o.n_lines = before && o.last && block + 1 < end
                     ? before({t.row + MR, col, M - i - MR < MR ? int(M - i) - MR : MR, cols}, lines)
                     : 0;
-    // While a tile is computed, memory for later is fetched: the next panel of B, and then the first part of A that the
-    // next tile reads.
+    // While a tile is computed, memory for later is fetched. First comes the next panel of B, and then the part of A
+    // that the next tile reads first.
     const E* edge = o.a + (2 * MR - 1);
     if (row < next.rows) {
       o.ahead = next.at + row * next.row + line * next.step, o.ahead_step = next.step;

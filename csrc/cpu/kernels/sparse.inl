@@ -1,7 +1,7 @@
 // The first layer on CSR rows: forward, and the gradient by its weight.
 //
-// Promises: X is read in place and never made dense. For finite weights the bits are those of the dense ops: the chain
-// of multiply-adds of an element leaves out the steps with a zero of X, and the other steps keep their order. Counts
+// Promises: X is read in place and never made dense. For finite weights the bits are those of the dense ops. The chain
+// of multiply-adds of an element leaves out the steps with a zero of X. The other steps keep their order. Counts
 // are normalised as LOG_NORMALIZE does. Masking noise falls on the elements that CORRUPT masks. With rows minus a shift
 // s, the product is less s W. The gradient is less the outer product of s and the column sums of dz. Products are in
 // the type of the slots, also under bfloat16. Included inside the namespace of an instruction set.

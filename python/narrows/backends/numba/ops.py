@@ -432,29 +432,12 @@ def maxpool_pick(run: Run, *, y: Array, x: Array, out: Array, **values: int) -> 
 
 
 OVERRIDES: Mapping[OpCode, Callable[..., None]] = {
-    OpCode.GATHER: gather,
-    OpCode.CORRUPT: corrupt,
-    OpCode.DENSE: dense,
-    OpCode.DROPOUT: dropout,
-    OpCode.LINK: link,
-    OpCode.LOSS: loss,
-    OpCode.WGRAD: wgrad,
-    OpCode.DGRAD: dgrad,
-    OpCode.DECAY: decay,
-    OpCode.SQNORM: sqnorm,
-    OpCode.UPDATE: update,
-    OpCode.WGRAD_UPDATE: wgrad_update,
-    OpCode.SAMPLE: sample,
-    OpCode.GAUSSIAN: gaussian,
-    OpCode.DRAW: draw,
-    OpCode.COUNTS: counts,
-    OpCode.CONVOLVE: convolve,
-    OpCode.CONV_DGRAD: conv_dgrad,
-    OpCode.CONV_WGRAD: conv_wgrad,
-    OpCode.MAXPOOL: maxpool,
-    OpCode.MAXPOOL_DGRAD: maxpool_dgrad,
-    OpCode.MAXPOOL_PICK: maxpool_pick,
-}
+    OpCode[function.__name__.upper()]: function
+    for function in (
+        gather, corrupt, dense, dropout, link, loss, wgrad, dgrad, decay, sqnorm, update, wgrad_update, sample,
+        gaussian, draw, counts, convolve, conv_dgrad, conv_wgrad, maxpool, maxpool_dgrad, maxpool_pick,
+    )
+}  # fmt: skip
 
 
 # --- the program --------------------------------------------------------------------------------------------
