@@ -24,7 +24,7 @@ from narrows.training import Callback, Checkpoint, Interrupted, Progress
 
 MIB = 1 << 20
 ELSE = 12 * MIB
-"""Kernels, threads, a small batch's working area, pages of 2 MiB where the parts of the arena meet."""
+"""Room for kernels, threads, the working area of a small batch, and pages of 2 MiB between parts of the arena."""
 
 SCRIPT = """
 import json, os, signal, sys, traceback
@@ -94,22 +94,22 @@ HELD_OUT = 16 * 1500 * 4
 @pytest.mark.parametrize(
     ("times", "kept", "code"),
     [
-        # Parameters, two moments, and the parameters of the last whole epoch.
+        # The parameters, two moments, and the parameters after the last complete epoch.
         (4, 0, "ae, X = wide(early_stopping=False); measure(lambda: ae.fit(X))"),
-        # Those of the best epoch, too, which is the first.
+        # Also the parameters of the best epoch, which is the first.
         (
             5,
             0,
             "ae, X = wide(); measure(lambda: ae.fit(X, X_val=-X[:16])); assert np.argmin(ae.history_['val_loss']) == 0",
         ),
-        # Those of a program to apply the network, without its optimiser's. They are in place of those of the last whole
-        # epoch, but on some machines another network's worth is still held then.
+        # A program that applies the network has parameters and no moments. They replace the parameters of the last
+        # complete epoch, but some machines release those late.
         (4, 1, "ae, X = wide(early_stopping=False); measure(lambda: ae.fit(X).transform(X[:40]))"),
-        # Twice the bytes of everything; the data are read as they are.
+        # float64 takes twice the bytes. The data are read in place.
         (8, 0, "ae, X = wide(early_stopping=False, precision='float64'); measure(lambda: ae.fit(X))"),
         # One moment.
         (3, 0, "ae, X = wide(early_stopping=False, solver='sgd', learning_rate_init=1e-6); measure(lambda: ae.fit(X))"),
-        # The second fit has the first one's network beside its own until it is done; as above.
+        # The second fit holds the network of the first until it ends. Some machines release it late.
         (7, 1, "ae, X = wide(early_stopping=False, warm_start=True); measure(lambda: ae.fit(X).fit(X))"),
     ],
     ids=["plain", "best", "applied", "float64", "sgd", "warm start"],
@@ -129,8 +129,8 @@ measure(lambda: ae.fit(X))
     assert added(code) < ELSE
 
 
-def test_what_was_resumed_is_let_go(cpp: str, tmp_path: Path) -> None:
-    """The network and its moments; the parameters of the checkpoint's last whole epoch remain beside later ones."""
+def test_a_resumed_fit_releases_its_checkpoint(cpp: str, tmp_path: Path) -> None:
+    """The network and its moments are released. The parameters of the last complete epoch remain."""
     X = np.random.default_rng(0).random((64, 1500), dtype=np.float32)
     ae = Autoencoder(
         16,
@@ -144,7 +144,7 @@ def test_what_was_resumed_is_let_go(cpp: str, tmp_path: Path) -> None:
     )
     asked = itertools.count()
     with pytest.raises(Interrupted):
-        ae.fit(X, checkpoint=Checkpoint(tmp_path / "c", stop=lambda: "tired" if next(asked) >= 3 else None))
+        ae.fit(X, checkpoint=Checkpoint(tmp_path / "c", stop=lambda: "test" if next(asked) >= 3 else None))
     parameters = sum(array.nbytes for array in ae.coefs_ + ae.intercepts_)
     held: list[int] = []
 
@@ -162,11 +162,11 @@ def test_what_was_resumed_is_let_go(cpp: str, tmp_path: Path) -> None:
 
 
 CELLS, GENES, STORED = 40_000, 2_000, 400
-"""Of a file that takes three times 128 MB as rows that are read, normalised and trained on."""
+"""The size of a file: 128 MB. Its rows take that once when read, once normalised and once in training."""
 
 
 def counts_file(path: Path, cells: int, genes: int, stored: int) -> None:
-    """As many genes in each cell, from a random one on."""
+    """Write a file of counts. Each cell has `stored` counts, in genes that begin at a random one."""
     h5py = pytest.importorskip("h5py")
     rng = np.random.default_rng(0)
     with h5py.File(path, "w") as file:
@@ -180,7 +180,7 @@ def counts_file(path: Path, cells: int, genes: int, stored: int) -> None:
 
 
 def fitted(folder: Path, *options: str, out: str = "run") -> tuple[subprocess.CompletedProcess[str], int]:
-    """A fit of ``counts.h5ad`` in a process of its own, and by the system's record what it held."""
+    """Fit ``counts.h5ad`` in its own process. Also returns the most memory it held, by the system's record."""
     # fmt: off
     command = [
         sys.executable, "-c", "import sys; from narrows.cli import main; sys.exit(main())", "fit", "counts.h5ad",
@@ -203,7 +203,7 @@ def counts_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("normalize", ["log1p", "standard"])
 def test_a_limit_is_kept(cpp: str, normalize: str, counts_folder: Path) -> None:
-    """Of the whole job, from a file that would not fit, the least that the refusal names."""
+    """The file does not fit into the first limit. The job keeps the least limit that the error names."""
     options = "--normalize", normalize, "--max-memory"
     refused, _ = fitted(counts_folder, *options, "20MB", out=normalize)
     assert refused.returncode == 6, refused.stderr
@@ -215,8 +215,8 @@ def test_a_limit_is_kept(cpp: str, normalize: str, counts_folder: Path) -> None:
     assert 8 * CELLS * STORED < held < limit
 
 
-def test_standardised_rows_are_never_there(cpp: str, tmp_path: Path) -> None:
-    """Of a file with one value in a hundred: with no limit, the job takes a third of what its dense rows would."""
+def test_standardised_rows_are_never_made_dense(cpp: str, tmp_path: Path) -> None:
+    """The file stores one value in a hundred. Without a limit, the job takes less than a third of its dense rows."""
     cells = genes = 20_000
     counts_file(tmp_path / "counts.h5ad", cells, genes, genes // 100)
     result, held = fitted(tmp_path, "--normalize", "standard")

@@ -63,7 +63,7 @@ def check_estimator(cupy: Any, csr: Any, estimator: Any, kind: str) -> None:
 
 
 def check_all_that_fit_takes(cupy: Any, csr: Any) -> None:
-    X = low_rank()
+    X = low_rank()[:100]
     y, weight = X[:, ::-1].copy(), np.linspace(0.5, 2, len(X))
     up = cupy.asarray
     for held in ({"early_stopping": True}, {}):
@@ -82,7 +82,7 @@ def check_all_that_fit_takes(cupy: Any, csr: Any) -> None:
 
 def check_training_curves(cupy: Any, csr: Any) -> None:
     """Training and validation losses of five epochs are within 0.1 % of the float64 reference."""
-    X = low_rank()
+    X = low_rank()[:100]
     counts = np.random.default_rng(0).poisson(np.exp(np.abs(X))).astype(np.float32)
     for estimator, data in (
         (small(max_iter=5, early_stopping=True), X),
@@ -146,7 +146,7 @@ def check_images(cupy: Any, csr: Any) -> None:
 
 def check_integrals(cupy: Any, csr: Any) -> None:
     """Scores of a variational network, with noise keyed by the content of rows."""
-    X, up = low_rank(), cupy.asarray
+    X, up = low_rank()[:100], cupy.asarray
     for there in (up(X), csr(sp.csr_matrix(X))):
         estimator = VariationalAutoencoder(2, hidden_layer_sizes=8, max_iter=2, backend="cuda", random_state=0)
         estimator.fit(X if there is not None else there)
@@ -168,7 +168,7 @@ def check_frames(cupy: Any, csr: Any) -> None:
 
 def check_checkpoints(cupy: Any, csr: Any, path: Any) -> None:
     """A checkpoint recognises data by their content, on any device."""
-    X = low_rank()
+    X = low_rank()[:100]
     whole = small(max_iter=4).fit(cupy.asarray(X))
     small(max_iter=2).fit(cupy.asarray(X), checkpoint=Checkpoint(path))
     with pytest.raises(Exception, match="belongs to another run"):
