@@ -74,7 +74,7 @@ thread() {
   sanitized thread "-fsanitize=thread -fno-tree-slp-vectorize" -DNARROWS_OPENMP=OFF
   LD_PRELOAD="$(g++ -print-file-name=libtsan.so)" TSAN_OPTIONS="halt_on_error=1 ignore_noninstrumented_modules=1" \
     PYTHONPATH="$scratch/thread" python3 -m pytest -q -p no:cacheprovider tests/backends/test_native.py tests/backends/test_edges.py \
-    -k "two_programs or program_in_two or isa_is_chosen or stray or tile_edges or several_tiles"
+    -k "two_programs or program_in_two or isa_is_chosen or stray or tile_edges"
 }
 
 fallback() {

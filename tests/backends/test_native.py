@@ -96,6 +96,10 @@ import hashlib, numpy as np, sys
 sys.path[:0] = {path!r}
 from native_plans import PLANS, started
 from narrows.backends import Hyper
+from test_backends import Corruption, test_corruption_is_philox
+for kind in Corruption:
+    for dtype in (np.float32, np.float64):
+        test_corruption_is_philox("cpp", kind, dtype)
 for make in PLANS:
     p = started(make())
     for i in range(25):
@@ -115,36 +119,20 @@ def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str
 
 
 def test_isa_is_chosen_by_environment_and_the_fma_ones_agree_bitwise() -> None:
+    """Each set also draws the same random numbers: its process compares them with Philox."""
     from narrows import _core
 
-    code = TRAIN_AND_HASH.format(path=[str(SUPPORT)])
+    code = TRAIN_AND_HASH.format(path=[str(SUPPORT), str(Path(__file__).parent)])
     hashes = {}
     for name, supported in _core.build_info()["isa_tables"]:
         result = run_python(code, NARROWS_ISA=name)
         if supported:
-            assert result.returncode == 0, result.stderr
+            assert result.returncode == 0, f"{name}: {result.stderr}"
             hashes[name] = result.stdout
         else:
             assert "this CPU does not have it" in result.stderr
     fused = {hashes[name] for name in ("avx2", "avx512") if name in hashes}
     assert len(fused) <= 1, "AVX2 and AVX-512 trained to different bits"
-
-
-def test_every_isa_draws_the_same_numbers() -> None:
-    from narrows import _core
-
-    code = f"""
-import sys, numpy as np
-sys.path[:0] = {[str(SUPPORT), str(Path(__file__).parent)]!r}
-from test_backends import Corruption, test_corruption_is_philox
-for kind in Corruption:
-    for dtype in (np.float32, np.float64):
-        test_corruption_is_philox("cpp", kind, dtype)
-"""
-    for name, supported in _core.build_info()["isa_tables"]:
-        if supported:
-            result = run_python(code, NARROWS_ISA=name)
-            assert result.returncode == 0, f"{name}: {result.stderr}"
 
 
 @pytest.mark.parametrize(

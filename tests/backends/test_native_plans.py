@@ -40,6 +40,10 @@ def test_enumerations_are_those_of_the_plan() -> None:
     assert {info.loss for info in LOSSES.values()} == {*Loss}
 
 
+Tables = tuple[np.ndarray, np.ndarray]
+"""The slots and the ops of a plan, as the native backend reads them."""
+
+
 def compile_tables(plan: Plan, slots: np.ndarray, ops: np.ndarray, **changes: object) -> object:
     from narrows import _core
 
@@ -130,13 +134,14 @@ SQUARE = Case("square", network((9, 9, 9, 9), hidden=Activation.GELU, output=Act
 
 
 @cache
-def each_form() -> list[tuple[Plan, int]]:
-    """A plan and a position in it for each form of an op: the operands that are there, and its integers."""
+def each_form() -> list[tuple[Plan, Tables, int]]:
+    """A plan, its tables and a position in it for each form of an op: its present operands and its integers."""
     forms = {}
     for plan in (case.plan for case in (*CASES, SQUARE)):
+        tables = plan.slot_table(), plan.op_table()
         for position, op in enumerate(plan.ops):
             there = tuple(slot >= 0 for slot in op.slots)
-            forms.setdefault((op.code, there, op.ints, plan is SQUARE.plan), (plan, position))
+            forms.setdefault((op.code, there, op.ints, plan is SQUARE.plan), (plan, tables, position))
     return list(forms.values())
 
 
@@ -172,12 +177,12 @@ MAY_BE_ONE = {(OpCode.LOSS, "rowloss", "weight"), (OpCode.ACTIVITY_L1, "rowpenal
 """Operands of which a row is read before it is written, by one thread."""
 
 
-def takes(plan: Plan, position: int, operand: int, slot: int) -> bool:
+def takes(plan: Plan, tables: Tables, position: int, operand: int, slot: int) -> bool:
     """Whether the plan is accepted with another slot in place of an operand."""
-    ops = plan.op_table()
+    slots, ops = tables[0], tables[1].copy()
     ops["slots"][position, operand] = slot
     try:
-        compile_tables(plan, plan.slot_table(), ops)
+        compile_tables(plan, slots, ops)
     except ValueError:
         return False
     return True
@@ -189,19 +194,19 @@ def test_operands_of_another_shape_are_refused() -> None:
         return of_batch, 0 if of_batch else slot.rows, slot.cols
 
     accepted = set()
-    for plan, position in each_form():
+    for plan, tables, position in each_form():
         op, others = plan.ops[position], {shape(slot): j for j, slot in enumerate(plan.slots)}
         for i, name in enumerate(SIGNATURES[op.code].slots):
             for found, j in others.items():
                 other = op.slots[i] >= 0 and found != shape(plan.slots[op.slots[i]])
-                if other and takes(plan, position, i, j):
+                if other and takes(plan, tables, position, i, j):
                     accepted.add((op.code, name))
     assert accepted <= {(code, name) for code, names in ANY_SHAPE.items() for name in names}
 
 
 def test_what_is_written_is_no_other_operand() -> None:
     accepted, tried = set(), set()
-    for plan, position in each_form():
+    for plan, tables, position in each_form():
         op = plan.ops[position]
         signature = SIGNATURES[op.code]
         for i, j in itertools.permutations(range(len(op.slots)), 2):
@@ -212,7 +217,7 @@ def test_what_is_written_is_no_other_operand() -> None:
             if (a.region, a.rows, a.cols) != (b.region, b.rows, b.cols):
                 continue
             tried.add((op.code, *sorted((one, other))))
-            if takes(plan, position, i, op.slots[j]):
+            if takes(plan, tables, position, i, op.slots[j]):
                 accepted.add((op.code, *sorted((one, other))))
     assert accepted <= MAY_BE_ONE
     assert len(tried) > 50

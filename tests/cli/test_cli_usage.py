@@ -297,7 +297,7 @@ def test_batches_that_cannot_be_read_are_one_line(tmp_path, line):
         assert word in text, text
 
     fit = [tmp_path / "x.h5ad", "--out", out, *COUNT[:-1]]
-    refused(3, "fit", *fit, "none", word="obs has no column 'none'; it has 'holes', 'sample', 'share'")
+    refused(3, "fit", *fit, "none", word="obs has no column 'none'; it has 'sample', 'holes', 'share'")
     refused(3, "fit", *fit, "holes", word="column 'holes' of obs has a missing value in row 41")
     refused(3, "fit", *fit, "share", word="obs['share']: 0.0 in row 0: labels must be all strings or all integers")
     refused(
@@ -306,9 +306,9 @@ def test_batches_that_cannot_be_read_are_one_line(tmp_path, line):
         tmp_path / "x.npy",
         *fit[1:],
         "sample",
-        word="of obs; formats with obs: .h5ad, .zarr",
+        word="x.npy: this file has no column 'sample' of obs; it has no obs",
     )
-    refused(3, "fit", "pbmc4k", *fit[1:], "sample", word="pbmc4k: this format has no column 'sample' of obs")
+    refused(3, "fit", "pbmc4k", *fit[1:], "sample", word="this file has no column 'sample' of obs")
     refused(2, "fit", *fit, "sample", "--genes-by-cells", word="--genes-by-cells")
     conv = ["--out", out, "--estimator", "conv", "--batch-key", "sample"]
     refused(2, "fit", tmp_path / "x.h5ad", *conv, word="ConvAutoencoder cannot be conditioned on batches")

@@ -124,13 +124,13 @@ def test_sizes_are_added_and_finished_ones_left_alone(npy, tmp_path, capsys):
 def test_killed_sweep_goes_on(tmp_path):
     rng = np.random.default_rng(0)
     np.save(tmp_path / "x.npy", rng.normal(size=(2500, 150)).astype(np.float32))
-    base = [sys.executable, "-m", "narrows", "sweep", tmp_path / "x.npy", "--components", "3,5", "--hidden", "64",
+    base = ["sweep", tmp_path / "x.npy", "--components", "3,5", "--hidden", "64",
             "--epochs", "16", "--threads", "1", "--quiet", "--backend", "reference", "--batch-size", "128",
             "--checkpoint-minutes", "0.0001", "--set", "n_iter_no_change=25"]  # fmt: skip
-    base = [*map(str, base), "--out"]
     out = tmp_path / "cut"
     for size, number, code in ((3, signal.SIGTERM, 143), (5, signal.SIGKILL, -9)):
-        process = subprocess.Popen([*base, str(out)], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        command = [sys.executable, "-m", "narrows", *map(str, base), "--out", str(out)]
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         history = out / f"components-{size}" / "history.jsonl"
         deadline = time.monotonic() + 120
         while len(rundir.read_history(history)) < 3:
@@ -146,7 +146,7 @@ def test_killed_sweep_goes_on(tmp_path):
     assert result(out)["status"] == "running"
     done = time.time()
     for folder in (out, tmp_path / "whole"):
-        subprocess.run([*base, str(folder)], check=True, capture_output=True)
+        assert narrows(*base, "--out", folder) == 0
     assert (out / "components-3" / "_SUCCESS").stat().st_mtime < done
     drop = {"wall_s"}
     ours, theirs = ([{k: v for k, v in row.items() if k not in drop} for row in result(f)["sizes"]]

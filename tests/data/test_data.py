@@ -535,7 +535,7 @@ def test_columns_of_obs(suffix, tmp_path):
         with pytest.raises(DataError, match=f"x.{suffix}: column '{name}' of obs has a missing value in row 2$"):
             nd.read_obs(path, name)
     for name in ("absent", "_index"):
-        with pytest.raises(DataError, match=rf"obs has no column '{name}'; it has 'bool', 'category', 'fewer'"):
+        with pytest.raises(DataError, match=rf"obs has no column '{name}'; it has 'category', 'string', 'numbers'"):
             nd.read_obs(path, name)
 
 

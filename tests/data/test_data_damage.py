@@ -31,7 +31,7 @@ def test_missing_and_unknown(tmp_path):
         nd.open(tmp_path / "empty.zarr")
 
 
-DAMAGED = [name for name in FORMATS if "." in name and not name.endswith((".zarr", ".csv", ".txt", "parts.parquet"))]
+DAMAGED = [name for name in FORMATS if "." in name and not name.endswith((".zarr", ".csv"))]
 
 
 @pytest.mark.parametrize("name", DAMAGED)
@@ -125,7 +125,7 @@ def test_absurd_shapes_allocate_nothing(tmp_path):
 
 
 def test_one_dimensional_and_empty_files(tmp_path):
-    with pytest.raises(DataError, match=r"shape \(3,\), 1 dimension.*array.reshape\(-1, 1\)"):
+    with pytest.raises(DataError, match=r"shape \(3,\), 1 dimension\(s\)"):
         nd.open(write_npy(tmp_path / "a.npy", np.zeros(3)))
     with pytest.raises(DataError, match="empty"):
         nd.open(write_npy(tmp_path / "b.npy", np.zeros((0, 3))))
@@ -180,9 +180,10 @@ def test_obs_that_is_absent_or_damaged(tmp_path):
     adata.obs["kind"] = adata.obs["kind"].astype("category")
     adata.write_h5ad(tmp_path / "x.h5ad")
     for change, message in (
-        (lambda obs: obs["kind/codes"].__setitem__(2, 99), "damaged, or not in the format"),
-        (lambda obs: obs["kind"].__delitem__("codes"), "damaged, or not in the format"),
-        (lambda obs: obs["kind"].__delitem__("categories"), "damaged, or not in the format"),
+        (lambda obs: obs["kind/codes"].__setitem__(2, 99), "obs/kind: damaged: row 2 has category 99 of 2"),
+        (lambda obs: obs["kind/codes"].__setitem__(1, -2), "obs/kind: damaged: row 1 has category -2 of 2"),
+        (lambda obs: obs["kind"].__delitem__("codes"), "damaged: obs/kind/codes is missing"),
+        (lambda obs: obs["kind"].__delitem__("categories"), "obs/kind is stored as categorical, not as a column"),
         (lambda obs: obs.parent.__delitem__("obs"), "it has no obs"),
     ):
         (tmp_path / "y.h5ad").write_bytes((tmp_path / "x.h5ad").read_bytes())

@@ -1,8 +1,8 @@
 """Sweeps over the sizes at which kernels change their path, with every operand against a guarded page.
 
-Usage: ``python edges.py SWEEP STRIDE OFFSET ROUND LOG``: every STRIDE-th case from the OFFSET-th on, with the
-instruction set of ``NARROWS_ISA``; a round has layouts and data of its own. `test_edges.py` runs it in processes of
-their own, because what reads past an array ends the process; LOG then holds the case.
+Usage: ``python edges.py OFFSET ROUND LOG SWEEP STRIDE ...``: of each sweep every STRIDE-th case from the OFFSET-th on,
+with the instruction set of ``NARROWS_ISA``. A round has its own layouts and data. `test_edges.py` runs this file in a
+process of its own, because a read past an array ends the process. LOG then holds the case.
 
 Promises: a case is told by its number and round alone. Integers and powers of two keep sums exact, so that linear
 layers are compared bit by bit and the others to the accuracy of their activation.
@@ -470,10 +470,15 @@ SWEEPS: dict[str, tuple[Callable[[], Iterator[tuple[Any, ...]]], Callable[..., N
 }
 
 
-def main(sweep: str, stride: int, offset: int, round_: int, log: str) -> None:
+def main(offset: int, round_: int, log: str, *sweeps: str) -> None:
     layer.SERIAL = -1  # small layers on as many threads as asked for
-    cases, run = SWEEPS[sweep]
     file = os.open(log, os.O_WRONLY | os.O_CREAT)
+    for sweep, stride in zip(sweeps[::2], map(int, sweeps[1::2]), strict=True):
+        run_sweep(sweep, stride, offset, round_, file)
+
+
+def run_sweep(sweep: str, stride: int, offset: int, round_: int, file: int) -> None:
+    cases, run = SWEEPS[sweep]
     for number, case in enumerate(cases()):
         if number % stride == offset % stride:
             os.pwrite(file, f"{sweep} {number}, round {round_}: {case}".ljust(120).encode(), 0)
@@ -481,4 +486,4 @@ def main(sweep: str, stride: int, offset: int, round_: int, log: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], *map(int, sys.argv[2:5]), sys.argv[5])
+    main(int(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:])

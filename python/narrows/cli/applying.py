@@ -8,8 +8,9 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,6 +24,7 @@ import narrows
 from .. import data
 from .._version import __version__
 from ..data import Source
+from ..data.columns import Column, column_of, complete
 from ..data.normalize import Normalizer
 from ..data.normalized import NormalizedSource
 from ..data.readers import has_layers
@@ -36,7 +38,7 @@ from ..plan.spec import Loss
 from ..rows.readahead import read_ahead
 from ..rows.shifted import dense, stored_rows
 from .resources import apply_bytes, blas_threads
-from .settings import READING, UsageError
+from .settings import UsageError
 from .tables import check_output, write_table
 
 __all__ = [
@@ -44,7 +46,9 @@ __all__ = [
     "decode",
     "encode",
     "encoded",
+    "known_classes",
     "obs_labels",
+    "open_data",
     "open_model",
     "score",
     "write_codes",
@@ -62,9 +66,8 @@ class ApplySettings:
     output: Path
     layer: str | None = None
     genes_by_cells: bool = False
-    header: bool | None = None
-    index_column: str | bool | None = None
-    drop_columns: tuple[str, ...] | None = None
+    modality: str | None = None
+    follow_links: bool = False
     batch_key: str | None = None
     batch: str | None = None
     backend: str | None = None
@@ -77,13 +80,15 @@ def encode(settings: ApplySettings) -> None:
     with _job(settings, ".npy", ".h5ad", ".csv") as estimator, _opened(estimator, settings) as table:
         step = apply_bytes(estimator, settings.max_memory)
         shape = (table.shape[0], estimator.plan_.spec.n_components)
-        write_codes(settings.output, encoded(estimator, table, step), shape, table.dtype, table, estimator)
+        write_codes(
+            settings.output, encoded(estimator, table, step), shape, table.dtype, table, estimator, table.labels
+        )
     log.info("wrote %s: %d x %d", settings.output, *shape)
 
 
 def decode(settings: ApplySettings) -> None:
     """Write the reconstructions of latent codes, on the scale of the data, to a .npy, .h5ad or .csv file."""
-    with _job(settings, ".npy", ".h5ad", ".csv") as estimator, data.open(settings.data) as source:
+    with _job(settings, ".npy", ".h5ad", ".csv") as estimator, open_data(settings) as source:
         normalizer = _normalizer_of(estimator)
         k = estimator.plan_.spec.n_components
         if source.shape[1] != k:
@@ -106,6 +111,7 @@ def decode(settings: ApplySettings) -> None:
             normalizer.inverse_dtype(source.dtype),
             row_names=source.obs_names,
             column_names=getattr(estimator, "feature_names_in_", None),
+            obs=source.obs,
             about={"version": __version__, "normalize": normalizer.resolved_},
         )
     log.info("wrote %s: %d x %d", settings.output, *shape)
@@ -160,21 +166,56 @@ def open_model(path: Path, backend: str | None = None, threads: int | None = Non
 def _opened(estimator: Any, settings: ApplySettings) -> Iterator[NormalizedSource]:
     """The data, checked for the model's features and normalised as in training."""
     normalizer = _normalizer_of(estimator)
-    reading, fitted = {name: getattr(settings, name) for name in READING}, estimator.metadata_.get("source", {})
-    if settings.layer is None and has_layers(Path(settings.data)):
-        reading["layer"] = fitted.get("layer")
-    with data.open(settings.data, roles=fitted.get("roles"), **reading) as source:
+    layer = settings.layer
+    fitted = estimator.metadata_.get("source", {})
+    if layer is None and has_layers(Path(settings.data)):
+        layer = fitted.get("layer")
+    if settings.modality is None and settings.data.lower().endswith(".h5mu"):
+        settings = dataclasses.replace(settings, modality=fitted.get("modality"))
+    with open_data(settings, layer) as source:
         _check_features(estimator, source)
         yield NormalizedSource(source, normalizer, estimator._network.dtype)
 
 
-def obs_labels(path: str, key: str, source: Source) -> npt.NDArray[Any]:
+def open_data(settings: Any, layer: str | None = None) -> Source:
+    """The data of a job; `settings` has the fields `data`, `genes_by_cells`, `modality` and `follow_links`."""
+    return data.open(
+        settings.data,
+        layer=layer,
+        genes_by_cells=settings.genes_by_cells,
+        modality=settings.modality,
+        follow_links=settings.follow_links,
+    )
+
+
+def obs_labels(key: str, source: Source) -> npt.NDArray[Any]:
     """The labels in a column of `obs`, one for each row of a source."""
-    labels = source.obs[key] if key in source.obs else data.read_obs(path, key)
+    column = _labels(key, source)
+    complete(column, f"{source.name}: column {key!r} of obs")
+    return read_labels(column.decoded(), len(column), f"{source.name}: obs[{key!r}]")
+
+
+def known_classes(key: str, source: Source) -> npt.NDArray[Any]:
+    """The classes in a column of `obs`; if some are missing, strings that are empty there."""
+    column = _labels(key, source)
     name = f"{source.name}: obs[{key!r}]"
-    if len(labels) != source.shape[0]:
-        raise DataError(f"{name} has {len(labels)} labels, the data have {source.shape[0]} rows")
-    return read_labels(labels, len(labels), name)
+    missing = column.missing
+    if missing.all():
+        raise DataError(f"{name} has no value in any row")
+    labels = read_labels(column.decoded()[~missing], int((~missing).sum()), name)
+    if len(labels) == len(column):
+        return labels
+    log.info("%s: %d of %d rows have no %s", source.name, missing.sum(), len(column), key)
+    classes = np.full(len(column), "", dtype=labels.astype(str).dtype)
+    classes[~missing] = labels
+    return classes
+
+
+def _labels(key: str, source: Source) -> Column:
+    column = column_of(source.obs, key, source.name)
+    if len(column) != source.shape[0]:
+        raise DataError(f"{source.name}: obs[{key!r}] has {len(column)} labels, the data have {source.shape[0]} rows")
+    return column
 
 
 def _batches(estimator: Any, settings: ApplySettings, source: Source) -> Any:
@@ -194,7 +235,7 @@ def _batches(estimator: Any, settings: ApplySettings, source: Source) -> Any:
     elif key is None:
         raise UsageError(f"{settings.model} was fitted with batches: give --batch-key NAME or --batch LABEL")
     else:
-        name, label = f"{source.name}: obs[{key!r}]", obs_labels(settings.data, key, source)
+        name, label = f"{source.name}: obs[{key!r}]", obs_labels(key, source)
     read_condition(estimator, label, source.shape[0], name)
     return label
 
@@ -267,9 +308,9 @@ def write_codes(
     dtype: Any,
     table: Source,
     estimator: Any,
-    obs: Mapping[str, npt.NDArray[Any]] | None = None,
+    labels: npt.NDArray[Any] | None = None,
 ) -> None:
-    """Write codes with the names of rows and latents and, if known, labels and other columns of `obs`."""
+    """Write codes with the names of rows and latents and, if known, labels and the columns of `obs`."""
     write_table(
         out,
         blocks,
@@ -277,8 +318,8 @@ def write_codes(
         dtype,
         row_names=table.obs_names,
         column_names=estimator.get_feature_names_out(),
-        labels=table.labels,
-        obs=obs,
+        labels=labels,
+        obs=table.obs,
         about={"version": __version__, "estimator": type(estimator).__name__},
     )
 

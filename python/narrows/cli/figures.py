@@ -90,6 +90,8 @@ def fit_figures(
         index = np.sort(np.random.default_rng(0).choice(len(codes), MAX_POINTS, replace=False))
         note = f" The figure shows a random sample of {MAX_POINTS:,} of {len(codes):,} rows."
     shown = labels[index] if labels is not None and len(labels) == len(codes) else None
+    if shown is not None and shown.dtype.kind == "U":
+        shown = np.where(shown == "", "no label", shown)
     colours = "Colours: labels of the data." if shown is not None else "The data have no labels."
     add(
         "Latent space",

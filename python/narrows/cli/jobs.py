@@ -12,7 +12,7 @@ import datetime
 import logging
 import platform
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,19 +21,19 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from .. import data
 from .._version import __version__
 from ..backends import check_precision, resolve
 from ..data import Source
 from ..data.normalize import Normalizer
 from ..data.normalized import NormalizedSource
+from ..data.readers import has_layers
 from ..errors import DataError, DivergenceError, MissingExtraError
 from ..fitting.table import Table
 from ..machine import thread_choice
 from ..plan.spec import Precision
 from ..training import Callback, Checkpoint, Interrupted
 from . import measures, report
-from .applying import encoded, obs_labels, write_codes
+from .applying import encoded, known_classes, obs_labels, open_data, write_codes
 from .resources import APPLY_BYTES, Budget, blas_threads, held_rows, peak_rss, plan_text
 from .rundir import HistoryWriter, RunDir
 from .settings import FitSettings, UsageError, in_flags
@@ -112,12 +112,14 @@ class Input:
         except ValueError as error:  # an environment variable
             raise UsageError(str(error)) from None
         with (
-            data.open(settings.data, **settings.reading()) as source,
+            open_data(settings, settings.layer) as source,
             blas_threads(threads),
         ):
             if source.shape[0] < 2:
                 raise DataError(f"{source.name}: {source.shape[0]} row; training and validation need at least 2")
-            batch = None if settings.batch_key is None else obs_labels(settings.data, settings.batch_key, source)
+            batch = None if settings.batch_key is None else obs_labels(settings.batch_key, source)
+            if settings.label_key is not None:
+                source.labels = known_classes(settings.label_key, source)
             yield cls(source, source.sha256(), threads, in_flags(threads_from), batch)
 
     def normalized(self, settings: FitSettings, loss: str) -> NormalizedSource:
@@ -143,8 +145,6 @@ def fit_opened(
     """`fit` with resolved settings on open data, which several fits may share."""
     run = RunDir(Path(settings.out))
     started = time.time() if started is None else started
-    if given.source.image_shape is not None and getattr(estimator, "image_shape", ()) is None:
-        estimator.set_params(image_shape=given.source.image_shape)
     identity = settings.identity() | {"run.input_sha256": given.digest}
     if run.resumes(identity, settings.resume) and run.finished:
         run.note_finished()
@@ -169,8 +169,6 @@ def fit_opened(
         facts = ("version", "input_sha256", "n_rows", "n_features")
         run.write_config(settings.stored() | {"run": {name: metrics[name] for name in facts}})
         log.debug("narrows %s: %s", __version__, " ".join(argv))
-        if table.roles is not None:
-            log.debug("roles of the columns: %s", table.roles)
         log.info("%s: %d rows x %d features, normalisation: %s", settings.data, *table.shape, table.describe())
         try:
             _train(settings, estimator, given, table, run, budget.block_bytes, stop, callbacks)
@@ -205,6 +203,7 @@ def _known_facts(
         "n_features": table.shape[1],
         "n_components": int(estimator.n_components),
         "batch_key": settings.batch_key,
+        "label_key": settings.label_key,
         "n_batches": None if given.batch is None else len(np.unique(given.batch)),
         "loss": estimator.loss,
         "normalize": normalizer.resolved_,
@@ -257,7 +256,7 @@ def _finish(
         "source": {
             "name": table.name,
             "layer": settings.layer,
-            "roles": table.roles,
+            "modality": settings.modality,
             "batch_key": settings.batch_key,
             "sha256": given.digest,
         },
@@ -266,8 +265,8 @@ def _finish(
     run.write_history(estimator.history_)
     step = min(APPLY_BYTES, block_bytes)
     codes = np.concatenate(list(encoded(estimator, table, step)))
-    obs = {} if given.batch is None else {str(settings.batch_key): given.batch}
-    latent = _write_latent(run, codes, table, estimator, obs)
+    # The column of --label-key is among those of obs.
+    latent = _write_latent(run, codes, table, estimator, None if settings.label_key else table.labels)
     begin = time.perf_counter()
     metrics |= _training_facts(estimator, table.shape[0])
     metrics |= measures.measure(
@@ -313,11 +312,10 @@ def _conclude(run: RunDir, metrics: dict[str, Any]) -> None:
 
 
 def _write_latent(
-    run: RunDir, codes: npt.NDArray[Any], table: Source, estimator: Any, obs: Mapping[str, npt.NDArray[Any]]
+    run: RunDir, codes: npt.NDArray[Any], table: Source, estimator: Any, labels: npt.NDArray[Any] | None
 ) -> str:
-    """Write latent.h5ad if the rows have names or the input is h5ad, and anndata is installed; else latent.npy."""
-    named = table.obs_names is not None
-    if named or (table.path is not None and table.path.suffix.lower() == ".h5ad"):
+    """Write latent.h5ad if rows have names or columns, or the input is AnnData, and anndata is installed; else .npy."""
+    if table.obs_names is not None or table.obs or has_layers(table.path):
         try:
             check_output(run / "latent.h5ad", [".h5ad"])
         except MissingExtraError as error:
@@ -325,7 +323,7 @@ def _write_latent(
             if table.obs_names is not None:
                 run.write_lines("latent_obs_names.txt", table.obs_names)
         else:
-            write_codes(run / "latent.h5ad", [codes], codes.shape, codes.dtype, table, estimator, obs)
+            write_codes(run / "latent.h5ad", [codes], codes.shape, codes.dtype, table, estimator, labels)
             return "latent.h5ad"
     write_codes(run / "latent.npy", [codes], codes.shape, codes.dtype, table, estimator)
     return "latent.npy"

@@ -104,8 +104,10 @@ def _against_pca(
     if pca.n_rows < table.shape[0]:
         log.info("the PCA baseline uses a random sample of %d of %d rows", pca.n_rows, table.shape[0])
     if table.labels is not None:
+        labels = table.labels[rows]
+        known = labels != "" if labels.dtype.kind == "U" else np.ones(len(labels), bool)
         for name, points in (("latent", codes[rows]), ("pca", pca.scores)):
-            found[f"knn_accuracy_{name}"] = metrics.knn_accuracy(points, table.labels[rows], seed=seed % 2**32)
+            found[f"knn_accuracy_{name}"] = metrics.knn_accuracy(points[known], labels[known], seed=seed % 2**32)
     return found
 
 

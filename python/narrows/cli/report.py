@@ -23,7 +23,7 @@ from ..persistence import atomic_write
 from . import measures
 from .figures import fit_figures
 from .rundir import read_history
-from .settings import READING, show_size
+from .settings import show_size
 
 __all__ = ["build", "check_extra", "duration", "multiqc", "write_page"]
 
@@ -212,11 +212,18 @@ def _read_codes(folder: Path) -> npt.NDArray[Any]:
 def _read_labels(settings: dict[str, Any]) -> npt.NDArray[Any] | None:
     """The classes of the rows; None if the data have none or are no longer at their path."""
     from ..data import open as open_data
+    from .applying import known_classes
 
+    key = settings.get("label-key")
     try:
-        reading: dict[str, Any] = {name: settings.get(name.replace("_", "-")) for name in READING}
-        with open_data(settings["data"], **reading) as source:
-            return source.labels
+        with open_data(
+            settings["data"],
+            layer=settings.get("layer"),
+            genes_by_cells=settings.get("genes-by-cells", False),
+            modality=settings.get("modality"),
+            follow_links=settings.get("follow-links", False),
+        ) as source:
+            return source.labels if key is None else known_classes(key, source)
     except (OSError, NarrowsError, KeyError):
         return None
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import io
+import logging
 import shutil
 import tempfile
 import warnings
@@ -20,10 +21,13 @@ import numpy as np
 import numpy.typing as npt
 
 from .._extras import require
-from ..errors import OutputError
+from ..data.columns import Column, column_of
+from ..errors import DataError, OutputError
 from ..persistence import atomic_write
 
 __all__ = ["check_output", "write_table"]
+
+log = logging.getLogger("narrows")
 
 Names = npt.NDArray[Any] | None
 
@@ -58,7 +62,7 @@ def write_table(
     row_names: Names = None,
     column_names: Names = None,
     labels: Names = None,
-    obs: Mapping[str, npt.NDArray[Any]] | None = None,
+    obs: Mapping[str, Any] | None = None,
     about: dict[str, Any] | None = None,
 ) -> None:
     """Write blocks of rows as one table, in the format of the extension.
@@ -73,8 +77,9 @@ def write_table(
     dtype : dtype
     row_names, column_names, labels : ndarray, optional
         Used by .csv and .h5ad; labels become ``obs["label"]`` in .h5ad.
-    obs : mapping of str to ndarray, optional
-        More columns of `obs` in .h5ad, as categoricals.
+    obs : mapping of str to ndarray or Column, optional
+        More columns of `obs` in .h5ad. Text becomes categories, as anndata does it. A column that cannot be read or
+        stored is left out with a warning.
     about : dict, optional
         Content of ``uns["narrows"]`` in .h5ad.
     """
@@ -85,7 +90,8 @@ def write_table(
     elif suffix == ".csv":
         atomic_write(path, lambda stream: _csv(stream, blocks, row_names, column_names))
     elif suffix == ".h5ad":
-        known = ({} if labels is None else {"label": [str(label) for label in labels]}) | dict(obs or {})
+        known = {} if labels is None else {"label": Column(np.asarray([str(label) for label in labels]))}
+        known |= _columns(obs or {}, shape[0])
         X = np.concatenate([np.asarray(block, dtype=dtype) for block in blocks])
         atomic_write(path, lambda stream: _h5ad(stream, path.parent, X, row_names, column_names, known, about))
     else:
@@ -119,13 +125,45 @@ def _csv(stream: BinaryIO, blocks: Iterable[npt.NDArray[Any]], row_names: Names,
     text.detach()
 
 
+def _columns(obs: Mapping[str, Any], n_rows: int) -> dict[str, Column]:
+    """The columns that can be carried along; a warning names the others."""
+    found = {}
+    for name in obs:
+        try:
+            if not name.strip("./") or name == "_index":
+                raise DataError("its name cannot be stored")
+            found[name] = column = column_of(obs, name, "obs")
+            if len(column) != n_rows:
+                raise DataError(f"it has {len(column)} values for {n_rows} rows")
+        except (DataError, OSError) as error:
+            found.pop(name, None)
+            log.warning("column %r of obs is left out of the output: %s", name, error)
+    return found
+
+
+def _as_pandas(pandas: Any, column: Column) -> Any:
+    """The column with the dtype that anndata reads from the file of the data."""
+    values, missing = column.values, column.missing
+    if column.categories is not None:
+        return pandas.Categorical.from_codes(values, column.categories, ordered=column.ordered)
+    if values.dtype.kind == "U":  # anndata makes categories of text that repeats, and cannot store missing text
+        texts = values.astype(object)
+        texts[missing] = None
+        return pandas.Categorical(texts) if missing.any() else texts
+    if column.mask is not None and values.dtype.kind == "b":
+        return pandas.arrays.BooleanArray(values, missing.copy())
+    if column.mask is not None and values.dtype.kind in "iu":
+        return pandas.arrays.IntegerArray(values, missing.copy())
+    return np.where(missing, np.nan, values).astype(values.dtype) if missing.any() else values
+
+
 def _h5ad(
     stream: BinaryIO,
     folder: Path,
     X: npt.NDArray[Any],
     row_names: Names,
     column_names: Names,
-    known: Mapping[str, Any],
+    known: Mapping[str, Column],
     about: dict[str, Any] | None,
 ) -> None:
     anndata = require("anndata", "anndata", "writing .h5ad files")
@@ -133,8 +171,11 @@ def _h5ad(
     index = [str(i) for i in (range(len(X)) if row_names is None else row_names)]
     columns = [str(i) for i in (range(X.shape[1]) if column_names is None else column_names)]
     obs = pandas.DataFrame(index=pandas.Index(index, dtype=object))
-    for name, values in known.items():
-        obs[name] = pandas.Categorical(values)
+    for name, column in known.items():
+        try:
+            obs[name] = _as_pandas(pandas, column)
+        except (ValueError, TypeError) as error:  # such as two categories of one name
+            log.warning("column %r of obs is left out of the output: %s", name, error)
     with (
         warnings.catch_warnings(),
         tempfile.TemporaryDirectory(prefix=".", suffix=".tmp", dir=folder) as scratch,

@@ -5,7 +5,7 @@ Any error of a parser on damaged bytes becomes one line that names the file.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import DataError, NarrowsError
+from .columns import listed
 from .source import ArraySource, Source
 
 
@@ -30,8 +31,8 @@ class Format:
         ``open(path, layer, genes_by_cells)`` returns a `Source`.
     suffixes : tuple of str
         Suffixes of its files, in lower case and without ``.gz``; none for folders.
-    compressed : bool
-        Whether its files may be compressed and end in ``.gz``, ``.bz2``, ``.xz`` or ``.zst``.
+    gzipped : bool
+        Whether its files may end in ``.gz`` too.
     is_folder : callable, optional
         Whether a folder is of this format.
     contents : str
@@ -39,36 +40,31 @@ class Format:
     layer : str
         What the argument `layer` chooses; empty if there is only one matrix.
     read_obs : callable, optional
-        ``read_obs(path, column)`` returns a column of `obs`.
-    options : tuple of str
-        Which of ``header``, ``index_column`` and ``drop_columns`` it takes. `open` then has a fourth parameter, a
-        `roles.Wish`.
+        ``read_obs(path)`` returns the columns of `obs` by name.
+    takes : tuple of str
+        Further arguments of `narrows.data.open` that `open` and `read_obs` take as keywords.
     """
 
     name: str
     open: Callable[..., Source]
     suffixes: tuple[str, ...] = ()
-    compressed: bool = False
+    gzipped: bool = False
     is_folder: Callable[[Path], bool] | None = None
     contents: str = ""
     layer: str = ""
-    read_obs: Callable[[Path, str], npt.NDArray[Any]] | None = None
-    options: tuple[str, ...] = ()
+    read_obs: Callable[..., Mapping[str, Any]] | None = None
+    takes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        return f"{self.name}{'[.gz]' if self.compressed else ''}{f' ({self.contents})' if self.contents else ''}"
+        return f"{self.name}{'[.gz]' if self.gzipped else ''}{f' ({self.contents})' if self.contents else ''}"
 
 
 @contextmanager
 def reading(path: Path, what: str = "") -> Iterator[None]:
-    """Turn any error of a parser into one line that names the file and, if it is not ours, the part that was read."""
+    """Turn any error of a parser into one line that names the file and the part of it that was read."""
     place = f"{path}, {what}" if what else str(path)
     try:
         yield
-    except DataError as error:
-        if str(path) in str(error):
-            raise
-        raise DataError(f"{place}: {error}") from error
     except (NarrowsError, PermissionError):
         raise
     except MemoryError as error:
@@ -79,7 +75,7 @@ def reading(path: Path, what: str = "") -> Iterator[None]:
 
 
 def no_such_layer(path: Path, layer: str | None, existing: list[str], what: str = "layer") -> NoReturn:
-    raise DataError(f"{path}: no {what} {layer!r}; the file has {', '.join(map(repr, existing)) or 'none'}")
+    raise DataError(f"{path}: no {what} {layer!r}; the file has {listed(layer, existing)}")
 
 
 def in_memory(
@@ -90,15 +86,23 @@ def in_memory(
     column_names: npt.ArrayLike | None = None,
     labels: npt.ArrayLike | None = None,
     holds_floats: bool | None = None,
+    **others: Any,
 ) -> ArraySource:
     """A source over a matrix in memory, transposed with its names if the file is genes x cells.
 
-    `holds_floats` says what the file holds, if the dtype of the matrix does not.
+    `holds_floats` says what the file holds, if the dtype of the matrix does not. `others` are arguments of
+    `ArraySource` about the rows of the result.
     """
     if genes_by_cells:
         matrix, row_names, column_names = matrix.T, column_names, row_names
         if isinstance(matrix, np.ndarray) and not isinstance(matrix, np.memmap):
             matrix = np.ascontiguousarray(matrix)
     return ArraySource(
-        matrix, obs_names=row_names, var_names=column_names, labels=labels, path=path, holds_floats=holds_floats
+        matrix,
+        obs_names=row_names,
+        var_names=column_names,
+        labels=labels,
+        path=path,
+        holds_floats=holds_floats,
+        **others,
     )

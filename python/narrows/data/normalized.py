@@ -44,10 +44,10 @@ class NormalizedSource(Source):
             obs_names=source.obs_names,
             var_names=source.var_names,
             labels=source.labels,
+            obs=source.obs,
             path=source.path,
             name=source.name,
         )
-        self.obs, self.roles, self.image_shape = source.obs, source.roles, source.image_shape
         self.source = source
         self.normalizer = normalizer
         self._looked = False  # for values that become equal in float32

@@ -10,8 +10,6 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import stat
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +17,10 @@ import numpy.typing as npt
 
 from ..errors import DataError
 from . import bundled, hdf, mtx, npy, parquet, text
+from .columns import column_of, complete
 from .formats import Format, reading
-from .roles import Wish
 from .source import ArraySource, Source
-from .textfile import stem_and_suffix
+from .tree import check_folder
 
 __all__ = ["FORMATS", "as_source", "format_of", "has_layers", "open", "read_obs"]
 
@@ -36,8 +34,9 @@ def format_of(path: Path) -> Format | None:
     """The format of an existing file or folder; None if nothing here reads it."""
     if path.is_dir():
         return next((f for f in FORMATS if f.is_folder is not None and f.is_folder(path)), None)
-    _, suffix, packed = stem_and_suffix(path.name)
-    return next((f for f in FORMATS if suffix in f.suffixes and (f.compressed or not packed)), None)
+    name = path.name.lower()
+    plain = name.removesuffix(".gz")
+    return next((f for f in FORMATS if plain.endswith(f.suffixes) and (f.gzipped or plain == name)), None)
 
 
 def has_layers(path: Path | None) -> bool:
@@ -51,58 +50,48 @@ def open(
     *,
     layer: str | None = None,
     genes_by_cells: bool = False,
-    header: bool | None = None,
-    index_column: str | int | None = None,
-    drop_columns: Sequence[str | int] | None = None,
-    roles: Mapping[str, Any] | None = None,
+    modality: str | None = None,
+    follow_links: bool = False,
 ) -> Source:
     """Open a data set.
 
     Parameters
     ----------
     path : path
-        A file: .h5ad, .h5 (10x or AnnData), .mtx, .npy, .npz, .csv, .tsv, .tab, .txt or .parquet. Text may be
-        compressed (.gz, .bz2, .xz, .zst). Or a folder: a .zarr store, a 10x folder (matrix.mtx, features.tsv,
-        barcodes.tsv, perhaps with a prefix such as ``GSM123_``), a folder of CSR parts (data.npy, indices.npy,
-        indptr.npy, shape.npy), or a folder of the parts of a .parquet table. Or the name of a bundled data set,
-        such as ``"pbmc4k"``, if no file has that name.
+        A file: .h5ad, .h5mu, .loom, .h5 (10x or AnnData), .zarr.zip, .mtx, .npy, .npz, .csv, .tsv or .parquet; .mtx,
+        .csv and .tsv may be gzipped (.gz). Or a folder: a .zarr store, a 10x folder (matrix.mtx, features.tsv,
+        barcodes.tsv), or a folder of CSR parts (data.npy, indices.npy, indptr.npy, shape.npy). Or the name of a bundled
+        data set, such as ``"pbmc4k"``, if no file has that name.
     layer : str, optional
         Which matrix to read: a layer of an AnnData file (``"raw"`` for its `raw.X`), an array of an .npz file, a
-        feature type of 10x data (default: Gene Expression), a genome of a 10x file of version 2, or a sample of a
-        folder with several 10x matrices.
+        feature type of 10x data (default: Gene Expression) or a genome of a 10x file of version 2.
     genes_by_cells : bool
-        The table in the file is genes x cells: transpose it and its names. 10x files are always transposed.
-    header : bool, optional
-        Text only: whether the first line is a header. By default the first lines decide.
-    index_column : str or int, optional
-        Text and .parquet: name, or number from 0, of the column with the row names; False if none has them. By default
-        the column without a header, the index that pandas stored, or a first column of text.
-    drop_columns : sequence of str or int, optional
-        Text and .parquet: columns to leave out, by name or by number from 0.
-    roles : mapping, optional
-        `Source.roles` of an earlier table: what was row names, header and text there is so here. Columns that this
-        table lacks are ignored. The three parameters above come first.
+        The table in the file is genes x cells: transpose it and its names. 10x and loom files are always transposed.
+    modality : str, optional
+        Which modality of MuData to read. The only one needs no name.
+    follow_links : bool
+        Whether to read what links inside the file or folder lead to outside of it: external links, external storage
+        and virtual datasets of HDF5, and symbolic links in folders. Otherwise they are an error. `path` itself may
+        always be a symbolic link.
 
     Returns
     -------
     Source
-        Cells x genes. Columns of text beside the numbers are in `Source.obs`, and `Source.roles` says what was what.
+        Cells x genes.
 
     Raises
     ------
     FileNotFoundError
         There is no such file.
     DataError
-        The extension is unknown, the layer does not exist, or the file is damaged, empty or not numeric.
+        The extension is unknown, the layer does not exist, a link leaves the file, or the file is damaged, empty or
+        not numeric.
     MissingExtraError
         The format needs a package that is not installed; the message names the extra.
     """
     path = Path(path)
-    given = {"header": header, "index_column": index_column, "drop_columns": drop_columns}
-    given = {option: value for option, value in given.items() if value is not None}
     name = _bundled(path)
     if name is not None:
-        _check_options(path, given, ())
         if genes_by_cells:
             raise DataError(f"{path}: this bundled data set is cells x genes; drop genes_by_cells=True")
         if layer is not None:
@@ -111,7 +100,6 @@ def open(
     if not path.exists():
         bare = path.name == str(path) and not path.suffix
         raise _missing(path, f"; bundled data sets: {', '.join(bundled.NAMES)}" if bare else "")
-    _check_regular(path)
     form = format_of(path)
     if form is None:
         folder = path.is_dir()
@@ -119,35 +107,24 @@ def open(
         raise DataError(f"{path}: unknown {'folder' if folder else f'extension {path.suffix!r}'}; known: {known}")
     if layer is not None and not form.layer:
         raise DataError(f"{path}: this format has no layers; drop layer={layer!r}")
-    _check_options(path, given, form.options)
     if path.is_file():
         with path.open("rb"):  # without permission: the operating system's own error
             pass
     with reading(path):
-        if form.options:
-            wish = Wish(header, index_column, tuple(drop_columns or ()), roles)
-            source = form.open(path, layer, genes_by_cells, wish)
-        else:
-            source = form.open(path, layer, genes_by_cells)
+        others = _others(path, form, modality=modality, follow_links=follow_links)
+        source = form.open(path, layer, genes_by_cells, **others)
     log.debug("opened %r", source)
     return source
 
 
-def _check_options(path: Path, given: Mapping[str, Any], known: tuple[str, ...]) -> None:
-    for option, value in given.items():
-        if option not in known:
-            able = ", ".join(f.name for f in FORMATS if option in f.options)
-            raise DataError(f"{path}: {option}={value!r} is for tables ({able}); leave it out")
-        if isinstance(value, str) and option == "drop_columns":
-            raise TypeError(f"drop_columns={value!r} must be a sequence of names or numbers")
-
-
-def _check_regular(path: Path) -> None:
-    """Refuse pipes and devices: they would block, and data are read more than once."""
-    mode = path.stat().st_mode
-    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-        kind = "a pipe" if stat.S_ISFIFO(mode) else "a device or socket"
-        raise DataError(f"{path}: {kind}, not a file; data are read more than once: write them to a file first")
+def _others(path: Path, form: Format, *, modality: str | None, follow_links: bool) -> dict[str, Any]:
+    """The further arguments that a format takes. The links of a folder are checked."""
+    if modality is not None and "modality" not in form.takes:
+        raise DataError(f"{path}: this format has no modalities; drop modality={modality!r}")
+    if path.is_dir() and not follow_links:
+        check_folder(path)
+    given = {"modality": modality, "follow_links": follow_links}
+    return {name: given[name] for name in form.takes}
 
 
 def _bundled(path: Path) -> str | None:
@@ -163,19 +140,23 @@ def _missing(path: Path, hint: str = "") -> FileNotFoundError:
     return error
 
 
-def read_obs(path: str | os.PathLike[str], column: str) -> npt.NDArray[Any]:
-    """Read a column of `obs` of an AnnData file, such as the sample that each cell comes from.
+def read_obs(
+    path: str | os.PathLike[str], column: str, *, modality: str | None = None, follow_links: bool = False
+) -> npt.NDArray[Any]:
+    """Read a column of `obs` of a data file, such as the sample that each cell comes from.
 
     Parameters
     ----------
     path : path
-        An .h5ad, .h5 or .zarr file.
+        An .h5ad, .h5mu, .loom, .h5, .zarr or .zarr.zip file.
     column : str
+    modality, follow_links : str and bool, optional
+        As in `open`.
 
     Returns
     -------
     ndarray of shape (n_rows,)
-        Numbers or strings; a categorical gives strings.
+        Numbers or strings; a categorical gives the values of its categories.
 
     Raises
     ------
@@ -190,14 +171,13 @@ def read_obs(path: str | os.PathLike[str], column: str) -> npt.NDArray[Any]:
     name = _bundled(path)
     if name is None and not path.exists():
         raise _missing(path)
-    if name is None:
-        _check_regular(path)
     form = None if name is not None else format_of(path)
     if form is None or form.read_obs is None:
         able = ", ".join(f.name for f in FORMATS if f.read_obs)
         raise DataError(f"{path}: this format has no column {column!r} of obs; formats with obs: {able}")
     with reading(path):
-        return form.read_obs(path, column)
+        obs = form.read_obs(path, **_others(path, form, modality=modality, follow_links=follow_links))
+        return complete(column_of(obs, column, str(path)), f"{path}: column {column!r} of obs")
 
 
 def as_source(X: Any, *, name: str = "X") -> Source:

@@ -11,10 +11,11 @@ from __future__ import annotations
 import hashlib
 import math
 import mmap
+import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from types import MappingProxyType, TracebackType
+from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
@@ -26,7 +27,6 @@ from ..rows.arrays import check_unmasked, exact, float_dtype
 from ..rows.devices import on_gpu
 from ..rows.shifted import Shifted
 from ..rows.sparse import any_sparse, canonical_csr, check_indices, check_indptr
-from .textfile import decoded
 
 __all__ = ["ArraySource", "Source", "with_names"]
 
@@ -58,19 +58,13 @@ class Source(ABC):
         Names of the rows and of the columns.
     labels : ndarray of shape (n_rows,), or None
         Known classes of the rows, if the file holds them.
+    obs : mapping of str to ndarray or Column
+        What is known of the rows, by name. Columns may be read from the file when they are looked up.
     path : pathlib.Path or None
         The file or folder read.
-    obs : mapping of str to ndarray of shape (n_rows,)
-        What else a table says of its rows: its text columns.
-    roles : mapping or None
-        Which columns of a table became row names, text and features; `narrows.data.open` applies it to another table.
-    image_shape : tuple of int or None
-        Height, width and perhaps channels of the images that the rows are.
+    beside : list of pathlib.Path
+        Other files read, which links in `path` led to.
     """
-
-    obs: Mapping[str, npt.NDArray[Any]] = MappingProxyType({})
-    roles: Mapping[str, Any] | None = None
-    image_shape: tuple[int, ...] | None = None
 
     def __init__(
         self,
@@ -81,18 +75,20 @@ class Source(ABC):
         obs_names: npt.ArrayLike | None = None,
         var_names: npt.ArrayLike | None = None,
         labels: npt.ArrayLike | None = None,
+        obs: Mapping[str, Any] | None = None,
         path: Path | None = None,
+        beside: list[Path] | None = None,
         name: str = "X",
         holds_floats: bool | None = None,
     ) -> None:
-        self.path = path
+        self.path, self.beside = path, [] if beside is None else beside
+        self.obs: Mapping[str, Any] = {} if obs is None else obs
         self.name = str(path) if path is not None else name
         self.shape = (int(shape[0]), int(shape[1]))
         if min(self.shape) < 1:
             raise DataError(f"{self.name}: the data are empty ({self.shape[0]} rows, {self.shape[1]} columns)")
         self.holds_floats = arrays.holds_floats(dtype) if holds_floats is None else holds_floats
-        given = float_dtype(dtype)  # raises for what is not a number
-        self.dtype = given if self.holds_floats else np.dtype(np.float32)
+        self.dtype = float_dtype(dtype) if self.holds_floats else np.dtype(np.float32)
         self.nnz = self.n_stored = nnz
         self.shift: npt.NDArray[np.float64] | None = None
         self.obs_names = self._per("obs_names", obs_names, 0)
@@ -104,7 +100,7 @@ class Source(ABC):
     def _per(self, what: str, values: npt.ArrayLike | None, axis: int) -> npt.NDArray[Any] | None:
         if values is None:
             return None
-        array = decoded(values, f"{self.name}: {what}")
+        array = np.asarray(values)
         if array.dtype.kind != "U" and (what != "labels" or array.dtype.kind in "OT"):
             array = np.asarray([str(value) for value in array.tolist()])
         if array.shape != (self.shape[axis],):
@@ -214,11 +210,11 @@ class Source(ABC):
     def sha256(self) -> str:
         """Hex SHA-256 of the content, computed once.
 
-        For a file: its bytes. For a folder: the relative names and the bytes of its files. For data in memory: the
-        shape, dtype and values.
+        For a file: its bytes. For a folder: the relative names and the bytes of its files. Files that links lead to
+        count too. For data in memory: the shape, dtype and values.
         """
         if self._digest is None:
-            self._digest = _hash_path(self.path) if self.path is not None else self._hash_rows()
+            self._digest = self._hash_rows() if self.path is None else _hash_path(self.path, self.beside)
         return self._digest
 
     def _hash_rows(self) -> str:
@@ -272,10 +268,10 @@ class ArraySource(Source):
     X : array_like, memory map, SciPy sparse matrix or array, pandas or polars frame, or AnnData
         Two-dimensional numbers. CSR is used without a copy; other sparse layouts are converted to CSR once. A frame
         gives its column names, and its index unless that is a plain range.
-    obs_names, var_names, labels : array_like, optional
-        See `Source`; they replace the names found in a frame.
-    path : path, optional
-        The file of `X`; `sha256` is then the digest of the file.
+    obs_names, var_names, labels, obs : array_like, and mapping of str to array_like; optional
+        See `Source`; the names replace those found in a frame.
+    path, beside : path and list of path, optional
+        The files of `X`; `sha256` is then their digest.
     name : str
         The name of `X` in messages, if there is no path.
     holds_floats : bool, optional
@@ -302,7 +298,9 @@ class ArraySource(Source):
         obs_names: npt.ArrayLike | None = None,
         var_names: npt.ArrayLike | None = None,
         labels: npt.ArrayLike | None = None,
+        obs: Mapping[str, Any] | None = None,
         path: Path | None = None,
+        beside: list[Path] | None = None,
         name: str = "X",
         holds_floats: bool | None = None,
     ) -> None:
@@ -334,7 +332,9 @@ class ArraySource(Source):
             obs_names=found_obs if obs_names is None else obs_names,
             var_names=found_var if var_names is None else var_names,
             labels=labels,
+            obs=obs,
             path=path,
+            beside=beside,
             name=name,
             holds_floats=holds_floats,
         )
@@ -399,14 +399,52 @@ def _plain_array(X: Any, name: str) -> tuple[Any, Any, Any]:
     return array, obs_names, var_names
 
 
-def _hash_path(path: Path) -> str:
+def files_of(folder: Path, *, follow: bool) -> list[tuple[str, Path]]:
+    """The files below a folder with their relative names, sorted; symbolic links to folders are listed like files.
+
+    With `follow`, links to folders outside of `folder` are entered instead, each folder once.
+    """
+    root, entered = folder.resolve(), set[Path]()
+    found: list[tuple[str, Path]] = []
+
+    def visit(at: Path, names: tuple[str, ...]) -> None:
+        with os.scandir(at) as entries:
+            for entry in entries:
+                path, link = Path(entry.path), entry.is_symlink()
+                below = (*names, entry.name)
+                if entry.is_dir():
+                    target = path.resolve() if link else path
+                    if link and (not follow or target.is_relative_to(root) or target in entered):
+                        found.append(("/".join(below), path))
+                        continue
+                    if link:
+                        entered.add(target)
+                    visit(path, below)
+                elif link or entry.is_file():
+                    found.append(("/".join(below), path))
+
+    visit(folder, ())
+    return sorted(found, key=lambda item: item[0].split("/"))
+
+
+def _hash_path(path: Path, beside: Iterable[Path] = ()) -> str:
     digest = hashlib.sha256()
-    folder = path.is_dir()
-    files = sorted(p for p in path.rglob("*") if p.is_file()) if folder else [path]
-    for file in files:
-        if folder:
-            digest.update(f"{file.relative_to(path).as_posix()}\0{file.stat().st_size}\0".encode())
-        with file.open("rb") as stream:
-            while chunk := stream.read(_HASH_BLOCK):
-                digest.update(chunk)
+    if not path.is_dir():
+        _hash_file(digest, path)
+    else:
+        for name, file in files_of(path, follow=True):
+            if file.is_file():
+                digest.update(f"{name}\0{file.stat().st_size}\0".encode())
+                _hash_file(digest, file)
+            else:  # to a folder whose files are hashed by another name, or to nothing
+                digest.update(f"{name}\0{os.path.relpath(file.resolve(), path.resolve())}\0".encode())
+    for file in beside:
+        digest.update(f"\0{file.stat().st_size}\0".encode())
+        _hash_file(digest, file)
     return digest.hexdigest()
+
+
+def _hash_file(digest: Any, path: Path) -> None:
+    with path.open("rb") as stream:
+        while chunk := stream.read(_HASH_BLOCK):
+            digest.update(chunk)

@@ -11,6 +11,7 @@
 #include <setjmp.h>
 #include <ucontext.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -45,7 +46,6 @@ struct Fiber {
   ucontext_t entry;
   jmp_buf at;
   std::unique_ptr<char[]> stack;
-  bool begun = false;    // whether it is within a thread
   bool waiting = false;  // whether `at` leads into it
   int thread = -1;
   const unsigned* generation = nullptr;  // what it waits for to be another than `mine`
@@ -58,7 +58,8 @@ struct Machine {
   bool reversed = false;
   std::string error;
   std::vector<std::unique_ptr<Fiber>> fibers;
-  std::vector<Fiber*> idle;  // fibers that are within no thread
+  std::vector<Fiber*> idle;    // fibers that are within no thread
+  std::vector<Fiber*> within;  // the fiber of each thread that has begun and is not done, in the order of their turns
   Fiber* current = nullptr;
   jmp_buf scheduler;
   void (*body)(const void*) = nullptr;
@@ -69,10 +70,7 @@ struct Machine {
   std::vector<int> at_shuffle;
   std::vector<char> exchanged;
 
-  static Machine& get() {
-    static Machine machine;
-    return machine;
-  }
+  static Machine& get();
 
   [[noreturn]] void give_way() { _longjmp(scheduler, 1); }
 
@@ -105,13 +103,14 @@ struct Machine {
         const int i = m.next++;
         self->thread = m.reversed ? m.threads - 1 - i : i;
         m.thread = self->thread;
+        m.within[size_t(i)] = self;
         m.body(m.argument);
+        m.within[size_t(i)] = nullptr;
         self->thread = -1;
         ++m.finished;
         m.progress = true;
       }
       // All threads that may begin have begun: wait for more.
-      self->begun = false;
       m.idle.push_back(self);
       self->waiting = true;
       if (!_setjmp(self->at)) m.give_way();
@@ -122,7 +121,6 @@ struct Machine {
     current = &f;
     thread = f.thread;
     if (_setjmp(scheduler)) return;
-    f.begun = true;
     if (f.waiting) _longjmp(f.at, 1);
     getcontext(&f.entry);
     if (!f.stack) f.stack.reset(new char[STACK]);
@@ -146,9 +144,10 @@ struct Machine {
     at_shuffle.assign(size_t(threads / 32), 0);
     warp_generation.assign(size_t(threads / 32), 0);
     exchanged.assign(size_t(threads) * 16, 0);
+    within.assign(size_t(threads), nullptr);
     if (idle.size() < fibers.size()) {  // an error has left fibers within threads, to which they do not return
       idle.clear();
-      for (auto& f : fibers) f->begun = f->waiting = false, idle.push_back(f.get());
+      for (auto& f : fibers) f->waiting = false, idle.push_back(f.get());
     }
     ++blocks_begun;
     // A warp runs as far as it can before the next one, so early reads and writes meet late ones of other warps.
@@ -169,11 +168,10 @@ struct Machine {
 
   // Continues the threads that can go on, and starts those that have not begun.
   void run_warp(int first) {
-    const size_t n = fibers.size();
-    for (size_t i = 0; i < n && error.empty(); ++i) {
-      const int turn = reversed ? threads - 1 - fibers[i]->thread : fibers[i]->thread;
-      Fiber& f = *fibers[i];
-      if (f.begun && turn >= first && turn < last && *f.generation != f.mine) resume(f);
+    const int begun = std::min(next, last);
+    for (int turn = first; turn < begun && error.empty(); ++turn) {
+      Fiber* const f = within[size_t(turn)];
+      if (f && *f->generation != f->mine) resume(*f);
     }
     while (next < last && error.empty()) {
       if (idle.empty()) fibers.emplace_back(new Fiber), idle.push_back(fibers.back().get());
@@ -184,6 +182,9 @@ struct Machine {
     }
   }
 };
+
+inline Machine machine;
+inline Machine& Machine::get() { return machine; }
 
 [[noreturn]] inline void fail(const char* file, int line, const char* what) {
   Machine& m = Machine::get();
