@@ -76,7 +76,8 @@ def autoencoder(
         The genes to use: a column of ``adata.var``, for example ``"highly_variable"``, or a mask; None takes all.
     normalize : {"auto", "log1p", "standard", "minmax", "none"}
         How to normalise the data before training (see `Normalizer`). ``"auto"`` takes the logarithm of counts scaled to
-        equal totals, keeps counts for losses on counts, and standardises other data.
+        equal totals, keeps counts for losses on counts, and standardises most
+        other data.
     batch_key : str, optional
         Column of ``adata.obs`` with the batch of each cell, for example ``"sample"``. The decoder is conditioned on it,
         so that codes need not hold it.

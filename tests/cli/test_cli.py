@@ -202,6 +202,7 @@ def test_dry_run_writes_nothing(tmp_path, capsys):
     assert f"{2000 * 64 * 2 + 64 * 10 * 2 + 64 + 10 + 64 + 2000:,}" in out
     assert "16 of 256 rows" in out  # 4271 rows less 427 held out
     assert "memory" in out
+    assert "log1p (counts: whole numbers, 89.8% zeros; --normalize NAME chooses another)" in out
     assert list(tmp_path.iterdir()) == []
 
 

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import config_context
 from sklearn.base import clone
+from sklearn.datasets import load_digits
 from sklearn.exceptions import NotFittedError
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MinMaxScaler, StandardScaler
@@ -90,6 +91,81 @@ def test_minmax_of_non_negative_sparse_stays_sparse():
     block = source.read_rows(slice(0, 50))
     assert sp.issparse(block)
     np.testing.assert_allclose(dense(block), MinMaxScaler().fit_transform(X.toarray())[:50], rtol=1e-6)
+
+
+def kinds_of_data():
+    """Kinds of data by name, with what ``auto`` takes for a squared error, and the one divisor of all features."""
+    rng = np.random.default_rng(0)
+    cells = rng.negative_binomial(0.5, 0.1 + 0.8 * rng.random((1, 80)), (300, 80))
+    strokes = rng.integers(0, 256, (100, 784)).astype(np.uint8) * (rng.random((100, 784)) < 0.2)
+    photo = np.clip(rng.normal(120, 60, (100, 192)), 1, 255).astype(np.uint8)
+    dark = np.minimum(rng.exponential(9, (200, 64)), 180).astype(np.uint8)
+    dark[0, 0] = 180
+    ratings = rng.integers(1, 6, (200, 50)) * (rng.random((200, 50)) < 0.1)
+    people = np.column_stack([rng.integers(17, 90, 400), rng.integers(1, 90, 400) * 1000, rng.poisson(1.2, 400)])
+    logs = np.log1p(cells / np.maximum(cells.sum(axis=1, keepdims=True), 1) * 1e4)
+    tpm = cells[cells.sum(axis=1) > 0] / cells[cells.sum(axis=1) > 0].sum(axis=1, keepdims=True) * 1e6
+    return {
+        "digits": (load_digits().data, "minmax", 16),
+        "strokes": (strokes, "minmax", 255),
+        "strokes in float64": (strokes / 1.0, "minmax", 255),
+        "sparse strokes": (sp.csr_array(strokes), "minmax", 255),
+        "photo": (photo, "minmax", 255),
+        "dark bytes": (dark, "minmax", 255),
+        "the same as counts": (dark.astype(int), "log1p", None),
+        "cells": (cells, "log1p", None),
+        "sparse cells": (sp.csr_array(cells), "log1p", None),
+        "cells in bytes": (sp.csr_array(np.minimum(cells, 255).astype(np.uint8)), "log1p", None),
+        "words": (sp.csr_array(rng.poisson(0.01, (500, 300))), "log1p", None),
+        "a few small counts": (rng.poisson(1.0, (6, 5)), "log1p", None),
+        "likes": (sp.csr_array((rng.random((100, 60)) < 0.05).astype(int)), "none", None),
+        "ratings, zeros for none": (sp.csr_array(ratings), "minmax", 5),
+        "ratings": (rng.integers(1, 6, (200, 20)), "standard", None),
+        "intensities": (rng.integers(200, 60_000, (50, 300)), "standard", None),
+        "ages, incomes, children": (people, "standard", None),
+        "log-normalised counts": (logs, "standard", None),
+        "TPM": (tpm, "log1p", None),
+        "whole percentages": (rng.integers(0, 101, (500, 12)), "minmax", 100),
+        "percentages": (100 * rng.dirichlet(np.ones(9), 200), "standard", None),
+        "temperatures": (rng.integers(-20, 35, (200, 12)), "standard", None),
+        "times": (1_700_000_000 + rng.integers(0, 10**7, (200, 2)), "standard", None),
+    }
+
+
+def test_auto_knows_counts_from_other_whole_numbers():
+    """Rows are scaled only if they hold counts, whatever holds the data; the log says what, why, and how else."""
+    for name, (X, kind, divisor) in kinds_of_data().items():
+        fitted = Normalizer().fit(X)
+        assert fitted.resolved_ == kind, name
+        assert ("rows scaled to a total" in fitted.describe()) == (kind == "log1p"), name
+        assert "; kind=NAME chooses another)" in fitted.describe(), name
+        assert "--normalize NAME" in NormalizedSource(ArraySource(X), fitted).describe("--normalize NAME"), name
+        if divisor is not None:
+            assert (
+                f"not counts: whole numbers up to {X.max():g}; all features are divided by {divisor}" in fitted.reason_
+            )
+            out = fitted.transform(X)
+            assert sp.issparse(out) == sp.issparse(X)
+            np.testing.assert_allclose(dense(out), dense(X) / divisor, rtol=1e-6)
+            np.testing.assert_allclose(fitted.inverse_transform(dense(out)), dense(X), rtol=1e-6, atol=1e-4)
+            # A pixel that was always black may light up later. Cross-entropies get the same scale.
+            assert Normalizer(loss="bce").fit(X).transform(X).max() <= 1
+            assert Normalizer(loss="bce").fit(X).resolved_ == "minmax"
+            assert Normalizer.from_dict(fitted.to_dict()).describe() == fitted.describe()
+        elif kind == "log1p" and name != "TPM":
+            assert Normalizer(loss="nb").fit(X).describe().startswith("none (the nb loss takes counts as they are)")
+    assert "kind=NAME" not in Normalizer("standard").fit(np.eye(3)).describe()
+
+
+def test_auto_does_not_depend_on_where_the_data_lie(tmp_path):
+    """CSR, CSR that stores its zeros, and files lead to the same choice; only a dense array of bytes says more."""
+    for name, (X, kind, _) in kinds_of_data().items():
+        full = sp.csr_array(np.ones(X.shape))
+        full.data = dense(X).ravel()
+        np.save(tmp_path / "a.npy", dense(X))
+        assert Normalizer().fit(nw.data.open(tmp_path / "a.npy")).resolved_ == kind, name
+        for held in (full, sp.csr_array(X)):
+            assert Normalizer().fit(held).resolved_ == (kind if name != "dark bytes" else "log1p"), name
 
 
 def test_auto_chooses_by_loss_and_values():

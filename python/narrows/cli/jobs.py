@@ -169,7 +169,8 @@ def fit_opened(
         facts = ("version", "input_sha256", "n_rows", "n_features")
         run.write_config(settings.stored() | {"run": {name: metrics[name] for name in facts}})
         log.debug("narrows %s: %s", __version__, " ".join(argv))
-        log.info("%s: %d rows x %d features, normalisation: %s", settings.data, *table.shape, table.describe())
+        chosen = table.describe("--normalize NAME")
+        log.info("%s: %d rows x %d features, normalisation: %s", settings.data, *table.shape, chosen)
         try:
             _train(settings, estimator, given, table, run, budget.block_bytes, stop, callbacks)
             metrics |= {"status": "finished"}

@@ -137,7 +137,7 @@ def plan_text(settings: FitSettings, estimator: Any, table: NormalizedSource, bu
     steps = -(-(n_rows - held) // batch)
     lines = {
         "data": f"{settings.data}: {n_rows} rows x {n_features} features{stored}",
-        "normalize": table.describe(),
+        "normalize": table.describe("--normalize NAME"),
         "estimator": f"{type(estimator).__name__}, loss {estimator.loss}",
         "layers": " - ".join(map(str, widths)),
         "parameters": f"{parameters:,}",

@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -18,12 +19,12 @@ from sklearn.base import BaseEstimator, OneToOneFeatureMixin, TransformerMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from ..errors import DataError
-from ..plan.losses import LOSSES
+from ..plan.losses import LOSSES, LossInfo
 from ..rows.arrays import check_unmasked
 from ..rows.sparse import canonical, is_sparse
 from . import KINDS
 from .checks import check_counts, check_finite, check_representable, check_within
-from .scan import Scan, row_blocks, row_totals
+from .scan import LEVELS, Scan, row_blocks, row_totals
 from .source import ArraySource, Source
 
 __all__ = ["Normalizer"]
@@ -41,9 +42,12 @@ class Normalizer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):  # type
     ----------
     kind : {"auto", "log1p", "standard", "minmax", "none"}, default="auto"
         ``log1p`` scales each row to the sum `target_sum` and takes log(1 + x), the usual preparation of counts.
-        ``standard`` scales each feature to mean 0 and variance 1, ``minmax`` to 0..1. ``auto`` chooses by `loss`.
-        For a count loss: ``none``. For ``bce``: ``none`` if every value lies in 0..1, else ``minmax``. For other
-        losses: ``log1p`` if every value is a non-negative integer, else ``standard``.
+        ``standard`` scales each feature to mean 0 and variance 1, ``minmax`` to 0..1. ``auto`` chooses by `loss` and
+        values. For a count loss: ``none``. For pixels (whole numbers up to 255, for 64 features and more) and other
+        levels (whole numbers up to 127, of which large ones are not rare, such as ratings): ``minmax`` with one scale
+        for all features. For other data and ``bce``: ``none`` if every value lies in 0..1, else ``minmax``. For other
+        losses: ``log1p`` for counts (whole numbers, with zeros in most features) and for rows of one large total, as
+        TPM; ``none`` for zeros and ones; else ``standard``.
     loss : str
         The loss that the model will train with; only ``auto`` uses it.
     target_sum : float, optional
@@ -132,18 +136,8 @@ class Normalizer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):  # type
             scan.add(block, rows.start)
             source.release()
         self.n_empty_rows_ = int(np.count_nonzero(scan.totals == 0))
-        if not auto:
-            self._resolve(self.kind, "as asked")
-        elif loss.bounded:
-            inside = bool(scan.low is not None and scan.low.min() >= 0 and scan.high.max() <= 1)
-            if inside:
-                self._resolve("none", "values lie in 0..1")
-            else:
-                self._resolve("minmax", f"{loss.name} needs values in 0..1")
-        elif scan.counts:
-            self._resolve("log1p", "every value is a non-negative integer: counts")
-        else:
-            self._resolve("standard", "values are not counts")
+        kind, reason, top = _choice(scan, source, loss) if auto else (self.kind, "as asked", None)
+        self._resolve(kind, reason)
         if self.resolved_ == "log1p" and self.target_sum_ is None:
             filled = scan.totals[scan.totals > 0]
             self.target_sum_ = float(np.median(filled)) if filled.size else 1.0
@@ -153,6 +147,8 @@ class Normalizer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):  # type
             u = n_rows * np.finfo(np.float64).eps
             noise = u * variance + (u * scan.mean) ** 2
             self._set_columns(scan.mean, np.where(variance > noise, np.sqrt(variance), 0.0))
+        elif self.resolved_ == "minmax" and top is not None:
+            self._set_columns(np.zeros(n_features), np.full(n_features, top))
         elif self.resolved_ == "minmax" and scan.low is not None:
             self._set_columns(scan.low, scan.high - scan.low)
         return self
@@ -334,9 +330,13 @@ class Normalizer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):  # type
         if width != self.n_features_:
             raise DataError(f"X has {width} features; the Normalizer was fitted on {self.n_features_}")
 
-    def describe(self) -> str:
-        """One line for a log: which scaling, why, and how many rows or features are empty or constant."""
-        text = f"{self.resolved_} ({self.reason_})"
+    def describe(self, choose: str = "kind=NAME") -> str:
+        """One line for a log: which scaling, why, and how many rows or features are empty or constant.
+
+        `choose` is how the caller chooses another scaling than that of ``auto``.
+        """
+        other = f"; {choose} chooses another" if self.kind == "auto" and not LOSSES[self.loss].raw_counts else ""
+        text = f"{self.resolved_} ({self.reason_}{other})"
         if self.resolved_ == "log1p":
             text += f", rows scaled to a total of {self.target_sum_:g}"
         if self.n_empty_rows_:
@@ -399,6 +399,68 @@ class Normalizer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):  # type
         if not sound or (self.resolved_ == "log1p" and self.target_sum_ is None):
             raise DataError("the normalisation in the model file is inconsistent: fit the model again")
         return self
+
+
+PIXEL = 255.0
+"""The largest value of a pixel in 8 bits."""
+IMAGE = 64
+"""Features of the smallest image that is recognised: 8 x 8 pixels."""
+
+
+def _top_level(scan: Scan, source: Source) -> float | None:
+    """The end of the scale of pixels and other levels; None for other data.
+
+    Counts are many small numbers and few large ones. On a scale large values are not rare.
+    """
+    n_features = source.shape[1]
+    if not scan.whole or scan.greatest <= 1:
+        return None
+    if LEVELS <= scan.greatest <= PIXEL:
+        bright = scan.totals.sum() >= 0.15 * scan.greatest * scan.filled.sum()
+        square = any(n * math.isqrt(n_features // n) ** 2 == n_features for n in (1, 3))
+        bytes_of_image = source.stored_dtype == np.uint8 and not source.is_sparse and square
+        return PIXEL if n_features >= IMAGE and (bright or bytes_of_image) else None
+    if scan.greatest > PIXEL or _zeros(scan)[1] < 0.75:
+        return None
+    high = int(scan.levels[int(0.75 * scan.greatest) + 1 :].sum())
+    return float(scan.greatest) if high >= max(10, 0.1 * int(scan.levels[1:].sum())) else None
+
+
+def _zeros(scan: Scan) -> tuple[float, float]:
+    """The part of the values that are zero, and the part of the features that have a zero."""
+    n_rows, n_features = len(scan.totals), len(scan.filled)
+    return 1 - float(scan.filled.sum()) / (n_rows * n_features), float(np.mean(scan.filled < n_rows))
+
+
+def _choice(scan: Scan, source: Source, loss: LossInfo) -> tuple[str, str, float | None]:
+    """The kind that ``auto`` takes for a loss that is not for raw counts, why, and the end of the scale of levels."""
+    if loss.bounded and scan.least >= 0 and scan.greatest <= 1:
+        return "none", "values lie in 0..1", None
+    top = _top_level(scan, source)
+    if top is not None:
+        what = "pixels" if top == PIXEL else "levels"
+        reason = f"{what}, not counts: whole numbers up to {scan.greatest:g}; all features are divided by {top:g}"
+        return "minmax", reason, top
+    if loss.bounded:
+        return "minmax", f"{loss.name} needs values in 0..1", None
+    return *_kind_for_any(scan), None
+
+
+def _kind_for_any(scan: Scan) -> tuple[str, str]:
+    """The kind for a loss that takes any values, and why."""
+    if scan.least < 0:
+        return "standard", "not counts: there are negative values"
+    if not scan.whole:
+        low, high = scan.totals.min(), scan.totals.max()
+        if low >= 1e4 and high - low <= 0.01 * high:
+            return "log1p", f"each row sums to {high:.3g}, as in TPM and CPM"
+        return "standard", "not counts: there are decimals"
+    if scan.greatest <= 1:
+        return "none", "values are 0 and 1"
+    zeros, with_zeros = _zeros(scan)
+    if zeros >= 0.02 and with_zeros >= 0.75:
+        return "log1p", f"counts: whole numbers, {zeros:.1%} zeros"
+    return "standard", f"not counts: {zeros:.1%} zeros, and {1 - with_zeros:.0%} of the features have none"
 
 
 def _check_not_negative(block: Any, rows: Any, source: Source | None) -> None:

@@ -62,9 +62,9 @@ class NormalizedSource(Source):
         self.source.release()
         return Shifted(stored, self.shift)
 
-    def describe(self) -> str:
-        """One line for a log: which normalisation, why, and how it treats CSR."""
-        return self.normalizer.describe() + ("; CSR stays CSR, with one shift" if self.shift is not None else "")
+    def describe(self, choose: str = "kind=NAME") -> str:
+        """One line for a log: which normalisation, why, how to choose another, and how CSR is treated."""
+        return self.normalizer.describe(choose) + ("; CSR stays CSR, with one shift" if self.shift is not None else "")
 
     def _slice(self, start: int, stop: int) -> Any:
         return self._normalize(self.source.read_rows(slice(start, stop)), np.arange(start, stop))

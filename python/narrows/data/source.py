@@ -44,6 +44,8 @@ class Source(ABC):
     dtype : numpy.dtype
         float64 if the data are float64, else float32: the dtype of results. Blocks have it too, but a block of whole
         numbers or of text is float64 if float32 would change a value.
+    stored_dtype : numpy.dtype
+        The dtype of the numbers in the file or the array.
     holds_floats : bool
         Whether the data are stored as float32 or float64, and not as whole numbers or text.
     is_sparse : bool
@@ -87,6 +89,7 @@ class Source(ABC):
         self.shape = (int(shape[0]), int(shape[1]))
         if min(self.shape) < 1:
             raise DataError(f"{self.name}: the data are empty ({self.shape[0]} rows, {self.shape[1]} columns)")
+        self.stored_dtype = np.dtype(dtype)
         self.holds_floats = arrays.holds_floats(dtype) if holds_floats is None else holds_floats
         self.dtype = float_dtype(dtype) if self.holds_floats else np.dtype(np.float32)
         self.nnz = self.n_stored = nnz
