@@ -218,6 +218,32 @@ def thinning(entry: Report) -> Part:
     return Part(text, ["method", "Poisson", "squared error", "chosen", "seconds"], rows)
 
 
+def doublets(entry: Report) -> Part:
+    rows = []
+    for case, runs in entry["cases"].items():
+        for score in runs[0]:
+            found = {figure: [run[score][figure] for run in runs] for figure in runs[0][score]}
+            areas = [spread(found[figure]) for figure in ("auc", "auc_mixed")]
+            ranks = [spread(found[figure], "+.2f") for figure in ("spearman_depth", "spearman_detected")]
+            rows.append([score, case, *areas, *ranks])
+    model, seeds = entry["model"], len(next(iter(entry["cases"].values())))
+    text = [
+        "Which score of a cell under a model of counts finds doublets? A simulated doublet is the sum of two random "
+        f"cells, with all its molecules or half of them. There are {entry['share']:.0%} as many as cells. "
+        f"`narrows.scanpy.autoencoder` with {model['n_components']} components is fitted to cells and doublets "
+        f"together, {model['max_iter']} epochs. {seeds} seeds (`bench/accuracy/doublets.py`).",
+        "",
+        "- `AUC`: area under the ROC curve, doublets against cells. `of two types`: only doublets of two cell types.",
+        "- `rank correlation`: Spearman's, among the cells, of the score with their molecules and their detected "
+        "genes. A score that follows the depth finds doublets only because they are deep.",
+        "- `loss`: minus the log-likelihood, `obs['ae_loss']`. `adjusted relative loss`: `obs['ae_recon_error']`, the "
+        "loss divided by that of a model without a code, beside cells of the same depth. The others compare the loss "
+        "itself with cells of the same depth, or the deviance with what the model expects.",
+    ]
+    head = ["score", "doublets have", "AUC", "AUC, of two types", "rank correlation, molecules", "detected genes"]
+    return Part(text, head, rows, keys=2)
+
+
 def digits(entry: Report) -> Part:
     rows = [
         [
@@ -246,6 +272,7 @@ SECTIONS: tuple[tuple[str, str, Callable[[Report], Part]], ...] = (
     ("### Strengths of the penalties", "contractive_codes", strengths),
     ("## Cell types of PBMC 4k", "pbmc4k", pbmc4k),
     ("## Denoising the counts of pbmc4k", "thinning", thinning),
+    ("## Simulated doublets in pbmc4k", "doublets", doublets),
     ("## LinearAutoencoder and PCA", "digits", digits),
 )
 """The page from top to bottom: title, experiment, and the function that writes the section."""

@@ -14,6 +14,62 @@ from narrows.datasets import load_digits
 pytest.importorskip("matplotlib")
 
 
+@pytest.fixture(autouse=True)
+def closed():
+    """pyplot keeps each new figure until it is closed, and warns after twenty."""
+    yield
+    from matplotlib import pyplot
+
+    pyplot.close("all")
+
+
+def test_new_figures_are_those_of_pyplot():
+    """So notebooks show them, once. Given axes, nothing new appears; nothing is shown."""
+    from matplotlib import pyplot
+
+    rng = np.random.default_rng(0)
+    Z, images, labels = rng.normal(size=(40, 3)), rng.random((6, 16)), np.arange(40) % 2
+    draws = [
+        lambda **given: plotting.plot_loss({"loss": [2.0, 1.0], "val_loss": [2.0, 1.5]}, **given),
+        lambda **given: plotting.plot_elbow([1, 2, 4], [3.0, 2.0, 1.9], [3.0, 2.5, 2.0], **given),
+        lambda **given: plotting.plot_latent(Z, labels, **given),
+        lambda **given: plotting.plot_feature_errors(rng.random(9), **given),
+        lambda **given: plotting.plot_row_losses([0, 1, 2], [3, 1], [1, 3], **given),
+        lambda **given: plotting.plot_sensitivity(rng.random((3, 9)), **given),
+        lambda **given: plotting.plot_reconstructions(images, images, **given),
+        lambda **given: plotting.plot_reconstructions(images, images, image_shape=(16,), **given),
+        lambda **given: plotting.plot_filters(rng.normal(size=(16, 5)), **given),
+        lambda **given: plotting.plot_latent_traversal(Decoder(), 2, image_shape=(4, 6), **given),
+    ]
+    for i, draw in enumerate(draws, start=1):
+        ax = draw()
+        assert len(pyplot.get_fignums()) == i
+        assert pyplot.figure(pyplot.get_fignums()[-1]) is ax.figure
+        own = plotting.new_figure().subplots()
+        assert draw(ax=own) is own
+        assert len(pyplot.get_fignums()) == i
+
+
+def test_legends_hide_no_data():
+    """They stand outside the axes, and below the title, also in figures with many or long entries."""
+    for ax in (
+        plotting.plot_loss({"loss": [3.0, 1.0], "val_loss": [3.0, 1.0]}),
+        plotting.plot_elbow([1, 2, 4], [3.0, 2.0, 1.9], [3.0, 2.5, 2.0], baseline_name="a model without a code " * 2),
+        plotting.plot_row_losses([0, 1, 2], [3, 1], [1, 3]),
+        plotting.plot_feature_errors(np.arange(9.0)),
+        plotting.plot_latent(np.eye(4)[:, :2], list("abcd")),
+        plotting.plot_latent(np.eye(4)[:, :1], list("abcd")),
+    ):
+        ax.figure.canvas.draw()
+        legend, inside, title = (part.get_window_extent() for part in (ax.get_legend(), ax, ax.title))
+        width, height = ax.figure.canvas.get_width_height()
+        assert legend.y0 >= inside.y1 - 1 or legend.x0 >= inside.x1 - 1
+        assert not legend.overlaps(title)
+        assert legend.x0 >= 0
+        assert legend.x1 <= width + 1
+        assert title.y1 <= height + 1
+
+
 def test_plot_loss():
     ax = plotting.plot_loss({"loss": [3.0, 2.0, 1.5], "val_loss": [3.0, 1.0, None]})
     lines = {line.get_label(): line for line in ax.lines}

@@ -13,7 +13,10 @@ import scipy.sparse as sp
 
 import narrows
 from estimator_cases import BACKEND
-from narrows.errors import DataError
+from narrows.data import ArraySource
+from narrows.errors import DataError, ModelFileError, OutputError
+from narrows.evaluation.cells import CellErrors
+from narrows.plan.losses import Loss
 
 ad = pytest.importorskip("anndata")
 FIT: dict[str, Any] = {"n_components": 3, "hidden_layer_sizes": (8,), "max_iter": 3, "backend": BACKEND, "n_threads": 1}
@@ -182,11 +185,111 @@ def test_counts() -> None:
     np.testing.assert_array_equal(adata.layers["ae_denoised"], model.denoise(adata.X))
     np.testing.assert_allclose(adata.layers["ae_denoised"].sum(axis=1), adata.X.sum(axis=1).A1, rtol=1e-4)
     assert "ae_dispersion" not in adata.var
+    losses = -model.score_samples(adata.X)
+    np.testing.assert_array_equal(adata.obs["ae_loss"], losses)
+    errors = CellErrors.fit(Loss.POISSON, ArraySource(adata.X), losses).of(adata.X, losses)
+    np.testing.assert_allclose(adata.obs["ae_recon_error"], errors, rtol=1e-6)
     mask = np.arange(adata.n_vars) % 3 > 0
     narrows.scanpy.autoencoder(adata, estimator="count", mask_var=mask, **FIT)
     alone = narrows.CountAutoencoder(**FIT, random_state=0).fit(adata.X[:, mask])
     np.testing.assert_array_equal(adata.var["ae_dispersion"][mask], alone.dispersion_)
     assert adata.var["ae_dispersion"][~mask].isna().all()
+
+
+@pytest.mark.parametrize("params", [{}, {"estimator": "count", "mask_var": "some"}, {"normalize": "standard"}])
+def test_a_stored_model_maps_other_cells(params: dict[str, Any], tmp_path: Path) -> None:
+    """Genes are matched by name: in another order, and with others between them, on disk as in memory."""
+    adata, path = cells(), tmp_path / "cells.safetensors"
+    narrows.scanpy.autoencoder(adata, layers=True, model_path=path, **FIT | params)
+    assert adata.uns["ae"]["params"]["model_path"] == str(path)
+    some = adata[20:35]
+    others = ad.AnnData(np.ones((15, 3), np.float32), some.obs)
+    others.var_names = list("xyz")
+    new = ad.concat([some, others], axis=1)
+    new = new[:, np.random.default_rng(0).permutation(new.n_vars)].copy()
+    new.X = sp.csr_matrix(new.X)
+    new.write_h5ad(tmp_path / "new.h5ad")
+    backed = ad.read_h5ad(tmp_path / "new.h5ad", backed="r")
+    given = {name: value for name, value in narrows.load(path).metadata_["source"].items() if name != "name"}
+    assert given == {"layer": None, "obsm": None, "batch_key": None}
+    for found, model in ((new, path), (backed, str(path)), (new.copy(), narrows.load(path))):
+        before = fields(found)
+        narrows.scanpy.encode(found, model, layers=not found.isbacked, key_added="mapped")
+        np.testing.assert_array_equal(found.obsm["mapped"], some.obsm["X_ae"])
+        np.testing.assert_array_equal(found.obs["mapped_recon_error"], some.obs["ae_recon_error"])
+        assert np.isnan(found.var["mapped_recon_error"]["x"])
+        assert {"obs", "varm"} <= added(before, found).keys()
+        if not found.isbacked:
+            np.testing.assert_array_equal(
+                found[:, some.var_names].layers["mapped_denoised"], some.layers["ae_denoised"]
+            )
+        found.copy(tmp_path / "all.h5ad") if found.isbacked else found.write_h5ad(tmp_path / "all.h5ad")
+    backed.file.close()
+    lacking = new[:, ~new.var_names.isin(["gene4", "gene7"])].copy()
+    with pytest.raises(DataError, match=r"lacks 2 of the \d+ genes of the model: gene4, gene7;"):
+        narrows.scanpy.encode(lacking, path)
+    new.var_names = ["gene4" if name == "x" else name for name in new.var_names]
+    with pytest.raises(DataError, match="gene4 is not unique"):
+        narrows.scanpy.encode(new, path)
+
+
+def test_a_model_of_the_command_line_maps_cells(tmp_path: Path) -> None:
+    from cli_runs import narrows as command
+
+    adata = cells()
+    adata.write_h5ad(tmp_path / "x.h5ad")
+    args = ["--layer", "counts", "--components", 3, "--hidden", 8, "--epochs", 3, "--quiet", "--estimator", "count"]
+    assert command("fit", tmp_path / "x.h5ad", "--out", tmp_path / "run", *args) == 0
+    adata.X = None
+    narrows.scanpy.encode(adata, tmp_path / "run")
+    np.testing.assert_array_equal(adata.obsm["X_ae"], ad.read_h5ad(tmp_path / "run" / "latent.h5ad").X)
+    with pytest.raises(DataError, match="no X"):
+        narrows.scanpy.encode(adata, tmp_path / "run", layer="X")
+    with pytest.raises(ModelFileError, match="x\\.h5ad"):
+        narrows.scanpy.encode(adata, tmp_path / "x.h5ad")
+    with pytest.raises(TypeError, match="model is a PCA"):
+        narrows.scanpy.encode(adata, type("PCA", (), {})())
+
+
+def test_cells_of_unknown_batches_get_codes_only(tmp_path: Path) -> None:
+    adata = cells()
+    adata.obs["sample"] = np.array(["a", "b"])[np.arange(60) % 2]
+    narrows.scanpy.autoencoder(adata, batch_key="sample", model_path=tmp_path / "m.safetensors", **FIT)
+    codes = adata.obsm["X_ae"].copy()
+    narrows.scanpy.encode(adata, tmp_path / "m.safetensors", key_added="again")
+    np.testing.assert_array_equal(adata.obs["again_recon_error"], adata.obs["ae_recon_error"])
+    adata.obs["sample"] = "c"
+    with pytest.raises(ValueError, match="'c'"):
+        narrows.scanpy.encode(adata, tmp_path / "m.safetensors")
+    before = fields(adata)
+    narrows.scanpy.encode(adata, tmp_path / "m.safetensors", errors=False, key_added="codes")
+    np.testing.assert_array_equal(adata.obsm["codes"], codes)
+    assert added(before, adata) == {"obsm": {"codes"}, "uns": {"codes"}}
+
+
+def test_results_of_an_earlier_call_do_not_stay() -> None:
+    adata = cells()
+    narrows.scanpy.autoencoder(adata, estimator="count", layers=True, key_added="k", **FIT)
+    assert {"k_dispersion", "k_recon_error"} <= set(adata.var)
+    other = cells()
+    for params in ({}, {"obsm": "X_pca"}):
+        for each in (adata, other):
+            narrows.scanpy.autoencoder(each, key_added="k", **FIT | params)
+        assert fields(adata) == fields(other)
+
+
+def test_a_wrong_key_or_path_is_refused_before_the_fit(tmp_path: Path) -> None:
+    adata = cells()
+    before = fields(adata)
+    for key, error in (("a/b", ValueError), ("/", ValueError), ("", ValueError), (".", ValueError), (3, TypeError)):
+        with pytest.raises(error, match="key_added"):
+            narrows.scanpy.autoencoder(adata, key_added=key, **FIT)
+        with pytest.raises(error, match="key_added"):
+            narrows.scanpy.encode(adata, tmp_path / "none", key_added=key)
+    for path in (tmp_path, tmp_path / "none" / "m.safetensors"):
+        with pytest.raises(OutputError, match="model_path"):
+            narrows.scanpy.autoencoder(adata, model_path=path, **FIT)
+    assert added(before, adata) == {}
 
 
 @pytest.mark.parametrize("kind", ["category", "str", "int"])
@@ -203,7 +306,7 @@ def test_batch_key(kind: str, tmp_path: Path) -> None:
     model = narrows.CountAutoencoder(**FIT, random_state=0).fit(X, batch=labels)
     assert len(model.batches_) == 3
     np.testing.assert_array_equal(adata.obsm["X_ae"], model.transform(X))
-    np.testing.assert_array_equal(adata.obs["ae_recon_error"], -model.score_samples(X, batch=labels))
+    np.testing.assert_array_equal(adata.obs["ae_loss"], -model.score_samples(X, batch=labels))
     used = np.asarray(adata.var["some"])
     np.testing.assert_array_equal(adata.var["ae_recon_error"][used], model.feature_errors(X, batch=labels))
     np.testing.assert_array_equal(adata.varm["AE_sensitivity"][used], model.latent_sensitivity(X, batch=labels).T)

@@ -7,6 +7,7 @@ import itertools
 import math
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import scipy.sparse as sp
+import tqdm
 
 from narrows import Autoencoder
 from narrows.backends import AUTO, probe, resolve
@@ -374,13 +376,94 @@ def test_callbacks_are_told(X: np.ndarray) -> None:
     assert ae.n_iter_ == 2
 
 
-def test_verbose_prints_a_line_an_epoch(X: np.ndarray, capsys: pytest.CaptureFixture[str]) -> None:
-    small(verbose=1, max_iter=3).fit(X)
-    lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 3
-    assert lines[2].startswith("epoch 3/3  loss ")
+def test_verbose_shows_a_bar_or_lines(X: np.ndarray, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
+    """1: a bar where it can move, else lines; 2: lines. The bar ends, also if training fails."""
     small(max_iter=1).fit(X)
-    assert capsys.readouterr().out == ""
+    assert capsys.readouterr() == ("", "")
+    for verbose, terminal in ((1, False), (2, False), (2, True)):
+        monkeypatch.setattr("sys.stderr.isatty", lambda terminal=terminal: terminal)
+        small(verbose=verbose, max_iter=3).fit(X)
+        out, err = capsys.readouterr()
+        assert out.splitlines()[2].startswith("epoch 3/3  loss ")
+        assert err == ""
+    for verbose in (1, True, np.True_):
+        small(verbose=verbose, max_iter=3).fit(X)
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert "3.0/3 epochs" in err
+        assert f"loss {small(max_iter=3).fit(X).history_['loss'][-1]:.5g}" in err
+        assert err.endswith("\n")
+    with pytest.raises(ZeroDivisionError):
+        small(verbose=1).fit(X, callbacks=[lambda progress: 1 / 0])
+    assert capsys.readouterr().err.endswith("\n")
+    with pytest.raises(TypeError, match="verbose=-1 must be 0"):
+        small(verbose=-1).fit(X)
+
+
+@pytest.mark.parametrize("widgets", [True, False])
+def test_a_notebook_shows_a_bar(X: np.ndarray, widgets: bool, monkeypatch: Any, capsys: Any) -> None:
+    """tqdm decides between a widget and text; without ipywidgets it would warn."""
+
+    class Kernel:
+        def __init__(self) -> None:
+            self.config: dict[str, Any] = {"IPKernelApp": {}}
+
+    class Widget(tqdm.tqdm):
+        made = 0
+
+        def __init__(self, *args: Any, **params: Any) -> None:
+            Widget.made += 1
+            super().__init__(*args, **params)
+
+    notebook = type(os)("IPython")
+    notebook.get_ipython = Kernel  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "IPython", notebook)
+    monkeypatch.delitem(sys.modules, "tqdm.auto", raising=False)
+    if widgets:
+        automatic = type(os)("tqdm.auto")
+        automatic.tqdm = Widget  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, "tqdm.auto", automatic)
+    small(verbose=1, max_iter=2).fit(X)
+    assert "2.0/2 epochs" in capsys.readouterr().err
+    assert Widget.made == widgets
+
+
+def test_callbacks_may_be_functions(X: np.ndarray) -> None:
+    seen: list[Progress] = []
+    ae = small(max_iter=4).fit(X, callbacks=[seen.append, lambda progress: progress.epoch == 2])
+    assert [progress.epoch for progress in seen] == [1, 2]
+    assert ae.n_iter_ == 2
+    assert small(max_iter=3).fit(X, callbacks=lambda progress: "no boolean").n_iter_ == 3  # type: ignore[arg-type]
+    for wrong in ([3], 3, [Callback], "lines", [None]):
+        with pytest.raises(TypeError, match=r"callbacks: .* must be a narrows\.training\.Callback or a function"):
+            small().fit(X, callbacks=wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("params", [{}, {"early_stopping": False}, {"learning_rate_init": 0.3}])
+def test_progress_gives_the_model_of_its_moment(X: np.ndarray, params: dict[str, Any]) -> None:
+    """After each epoch, that of a fit that ends there. Neither training nor the estimator changes."""
+    found: list[Autoencoder] = []
+    first: list[Any] = []
+    ae = small(max_iter=3, **params)
+
+    def between(progress: Progress) -> None:
+        first.append((progress.model.transform(X), progress.model.n_iter_))
+
+    ae.fit(X, callbacks=[Every(between), lambda progress: found.append(progress.model)])
+    alone = small(max_iter=3, **params).fit(X)
+    np.testing.assert_array_equal(ae.transform(X), alone.transform(X))
+    assert first[0][0].shape == (150, 3)
+    assert first[0][1] == 0
+    for epochs, model in enumerate(found, start=1):
+        shorter = small(max_iter=epochs, early_stopping=False, **({k: v for k, v in params.items() if "rate" in k}))
+        if params.get("early_stopping", True) is False:
+            np.testing.assert_array_equal(model.transform(X), shorter.fit(X).transform(X))
+        assert model.n_iter_ == epochs
+        assert model.history_["loss"] == ae.history_["loss"][:epochs]
+        assert model.get_params() == ae.get_params()
+    assert (found[0].transform(X) != found[1].transform(X)).any()
+    with pytest.raises(AttributeError):
+        _ = Progress(0, 1, 0, 1, 0.0, None, 0.0, 0.1, 0).model
 
 
 def test_an_exception_in_a_callback_leaves_whole_epochs(X: np.ndarray) -> None:

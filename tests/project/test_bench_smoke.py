@@ -161,8 +161,14 @@ def tiny_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_experiments_run_to_their_end(tiny_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each stores its result and writes its section, with fewer epochs and smaller networks."""
     pytest.importorskip("matplotlib")
-    from bench.accuracy import deep, denoising, likelihood, precision, real_data, thinning, ulp
+    pytest.importorskip("anndata")
+    from bench.accuracy import deep, denoising, doublets, likelihood, precision, real_data, thinning, ulp
 
+    few, kinds = (part[:150] for part in doublets.load_pbmc4k(return_labels=True))
+    few = few[:, np.argsort(-np.asarray(few.sum(axis=0)).ravel())[:40]]
+    monkeypatch.setattr(doublets, "load_pbmc4k", lambda return_labels: (few, kinds))
+    monkeypatch.setattr(doublets, "MODEL", doublets.MODEL | {"max_iter": 1})
+    monkeypatch.setattr(doublets, "NEIGHBOURS", 20)
     data = ["--data", str(tiny_images)]
     monkeypatch.setattr(denoising, "HELD", 60)
     monkeypatch.setattr(thinning, "METHODS", {"no denoising": thinning.unchanged})
@@ -177,6 +183,7 @@ def test_the_experiments_run_to_their_end(tiny_images: Path, tmp_path: Path, mon
         (likelihood, [*data, "--epochs", "2", "--importance", "2", "--images", "30"], "## Binarised MNIST"),
         (precision, [*data, "--seeds", "2"], "## Training in bfloat16"),
         (thinning, ["--seeds", "1"], "## Denoising the counts"),
+        (doublets, ["--seeds", "1"], "## Simulated doublets"),
         (ulp, ["--functions", "sqrt"], "## Native functions"),
     ]
     for module, arguments, title in scripts:

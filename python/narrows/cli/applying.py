@@ -30,6 +30,7 @@ from ..data.normalized import NormalizedSource
 from ..data.readers import has_layers
 from ..data.source import with_names
 from ..errors import DataError
+from ..evaluation.cells import CellErrors
 from ..fitting.conditions import read_labels
 from ..fitting.inputs import read_condition
 from ..fitting.table import check_values
@@ -118,10 +119,14 @@ def decode(settings: ApplySettings) -> None:
 
 
 def score(settings: ApplySettings) -> None:
-    """Write the loss of each row, summed over its features, to a .csv or .npy file. Lower is better."""
+    """Write the loss of each row, summed over its features, to a .csv or .npy file. Lower is better.
+
+    It is minus `score_samples`. A .csv of a model of counts also gets the loss adjusted for the total of the row.
+    """
     with _job(settings, ".csv", ".npy") as estimator, _opened(estimator, settings) as table:
         step = _rows_in(apply_bytes(estimator, settings.max_memory), table.shape[1])
         batch = _batches(estimator, settings, table)
+        errors = CellErrors.of_model(estimator) if settings.output.suffix.lower() == ".csv" else None
 
         def blocks() -> Iterator[npt.NDArray[Any]]:
             loss = estimator.plan_.spec.loss
@@ -129,7 +134,8 @@ def score(settings: ApplySettings) -> None:
                 block = _read(table, slice(start, start + step), loss)
                 _check(block, start, table, loss)
                 labels = _some(batch, start, block.shape[0])
-                yield -estimator.score_samples(with_names(block, table), batch=labels)
+                losses = -estimator.score_samples(with_names(block, table), batch=labels)
+                yield losses if errors is None else np.column_stack([losses, errors.of(block, losses)])
 
         write_table(
             settings.output,
@@ -137,9 +143,9 @@ def score(settings: ApplySettings) -> None:
             table.shape[:1],
             table.dtype,
             row_names=table.obs_names,
-            column_names=np.array(["loss"]),
+            column_names=np.array(["loss"] if errors is None else ["loss", "loss_z"]),
         )
-    log.info("wrote %s: %d losses", settings.output, table.shape[0])
+    log.info("wrote %s: %d losses (lower is better)", settings.output, table.shape[0])
 
 
 @contextlib.contextmanager

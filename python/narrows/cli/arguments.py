@@ -110,7 +110,7 @@ def build_parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.Argument
     for name, summary in (
         ("encode", "write the latent codes of a data set (.npy, .h5ad, .csv)"),
         ("decode", "write the reconstruction of latent codes (.npy, .h5ad, .csv)"),
-        ("score", "write the reconstruction loss of each row (.csv, .npy)"),
+        ("score", "write the reconstruction loss of each row, lower is better (.csv, .npy)"),
     ):
         _add_apply(command(name, summary), name)
     report = command("report", "write report.html of a finished fit or sweep again")

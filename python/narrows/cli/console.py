@@ -14,9 +14,10 @@ import warnings
 from collections.abc import Iterator
 from typing import Any, TextIO
 
-from ..training import Callback, Progress
+from ..training import Callback, Progress, ProgressBar
+from ..training.callbacks import losses_text
 
-__all__ = ["BarProgress", "LineProgress", "messages", "progress"]
+__all__ = ["LineProgress", "messages", "progress"]
 
 INTERVAL = 30.0
 
@@ -25,42 +26,7 @@ def progress(quiet: bool) -> list[Callback]:
     """The callbacks that show progress: a bar, lines or nothing."""
     if quiet:
         return []
-    return [BarProgress() if sys.stderr.isatty() else LineProgress()]
-
-
-class BarProgress(Callback):
-    """A tqdm bar over the epochs. It also moves within an epoch."""
-
-    def __init__(self, stream: TextIO | None = None) -> None:
-        self._stream = stream
-        self._bar: Any = None
-
-    def _show(self, p: Progress, done: float) -> None:
-        from tqdm import tqdm
-
-        if self._bar is None:
-            self._bar = tqdm(
-                total=p.max_iter,
-                initial=int(done),
-                unit="epoch",
-                file=self._stream or sys.stderr,
-                dynamic_ncols=True,
-                bar_format="{l_bar}{bar}| {n:.1f}/{total} epochs [{elapsed}<{remaining}{postfix}]",
-            )
-        self._bar.n = done
-        self._bar.set_postfix_str(_losses(p), refresh=False)
-        self._bar.update(0)
-
-    def on_batch(self, progress: Progress) -> None:
-        self._show(progress, progress.epoch + progress.step / progress.steps_per_epoch)
-
-    def on_epoch_end(self, progress: Progress) -> None:
-        self._show(progress, progress.epoch)
-
-    def close(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
+    return [ProgressBar() if sys.stderr.isatty() else LineProgress()]
 
 
 class LineProgress(Callback):
@@ -83,11 +49,11 @@ class LineProgress(Callback):
     def on_batch(self, progress: Progress) -> None:
         if progress.step < progress.steps_per_epoch:
             at = f"step {progress.step}/{progress.steps_per_epoch}"
-            text = f"epoch {progress.epoch + 1}/{progress.max_iter}, {at}, {_losses(progress)}"
+            text = f"epoch {progress.epoch + 1}/{progress.max_iter}, {at}, {losses_text(progress)}"
             self._note(f"{text}, {progress.seconds:.0f} s")
 
     def on_epoch_end(self, progress: Progress) -> None:
-        self._note(f"epoch {progress.epoch}/{progress.max_iter}, {_losses(progress)}, {progress.seconds:.0f} s")
+        self._note(f"epoch {progress.epoch}/{progress.max_iter}, {losses_text(progress)}, {progress.seconds:.0f} s")
 
     def _note(self, text: str) -> None:
         self._pending = text
@@ -99,11 +65,6 @@ class LineProgress(Callback):
         if self._pending is not None:
             print(f"narrows: {self._pending}", file=self._stream or sys.stderr, flush=True)
             self._last, self._pending = time.monotonic(), None
-
-
-def _losses(p: Progress) -> str:
-    text = f"loss {p.loss:.5g}"
-    return text if p.val_loss is None else f"{text}, val_loss {p.val_loss:.5g}"
 
 
 class _OneLine(logging.Formatter):

@@ -174,11 +174,22 @@ def _baseline(drawn: Any, metrics: dict[str, Any]) -> None:
         ax.spines["bottom"].set_visible(False)
 
 
+_DARK = {"#33383d": "#d5dae0", "#e3e6e9": "#3b424a", "#5c5c5c": "#a3a9b0", "#ffffff": "#1c2126"}
+"""Colours of a figure's ink, grid, greys and paper on a dark page. The other colours are clear on both."""
+
+
 def _svg(figure: Any) -> str:
     import matplotlib
 
     out = io.BytesIO()
     # Glyphs as paths look the same everywhere; without a date the same run gives the same bytes.
     with matplotlib.rc_context({"svg.fonttype": "path", "svg.hashsalt": "narrows"}):
-        figure.savefig(out, format="svg", dpi=150, metadata={"Date": None})
-    return base64.b64encode(out.getvalue()).decode()
+        figure.savefig(out, format="svg", dpi=150, metadata={"Date": None}, transparent=True)
+    rules = "".join(
+        f'[style*="{kind}: {light}"]{{{kind}:{dark} !important}}'
+        for light, dark in _DARK.items()
+        for kind in ("fill", "stroke")
+    )
+    text = out.getvalue().decode()
+    text = text.replace("</style>", f"@media (prefers-color-scheme: dark){{{rules}}}</style>", 1)
+    return base64.b64encode(text.encode()).decode()

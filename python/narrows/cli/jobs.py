@@ -262,6 +262,7 @@ def _finish(
             "sha256": given.digest,
         },
     }
+    measures.store_cell_errors(estimator, table, given.batch)
     estimator.save(run / "model.safetensors")
     run.write_history(estimator.history_)
     step = min(APPLY_BYTES, block_bytes)

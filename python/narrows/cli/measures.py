@@ -11,11 +11,22 @@ import numpy.typing as npt
 from ..data import Source
 from ..data.normalize import Normalizer
 from ..data.normalized import NormalizedSource
+from ..data.scan import row_blocks
 from ..data.source import with_names
 from ..evaluation import baselines, counts, metrics
+from ..evaluation.cells import CellErrors
 from .resources import held_rows
 
-__all__ = ["BASELINE", "baseline_text", "has_likelihood", "held_out", "held_text", "in_short", "measure"]
+__all__ = [
+    "BASELINE",
+    "baseline_text",
+    "has_likelihood",
+    "held_out",
+    "held_text",
+    "in_short",
+    "measure",
+    "store_cell_errors",
+]
 
 log = logging.getLogger("narrows")
 
@@ -61,6 +72,19 @@ def measure(
     if table.labels is not None or not of_counts:
         found |= _against_pca(table, codes, seed, cache_bytes, errors=not of_counts)
     return found
+
+
+def store_cell_errors(estimator: Any, table: NormalizedSource, batch: npt.NDArray[Any] | None) -> None:
+    """Give a model of raw counts what ``narrows score`` compares the loss of a row with."""
+    loss = estimator.plan_.spec.loss
+    if not loss.info.raw_counts:
+        return
+    rows = metrics.sample_rows(table.shape[0], estimator._seed)
+    losses = np.empty(len(rows))
+    for part in row_blocks(len(rows), table.shape[1]):
+        labels = None if batch is None else batch[rows[part]]
+        losses[part] = -estimator.score_samples(with_names(table.read_rows(rows[part]), table), batch=labels)
+    estimator.metadata_["cell_errors"] = CellErrors.fit(loss, table, losses, rows).to_dict()
 
 
 def _squared_errors(

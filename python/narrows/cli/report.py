@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tomllib
 from importlib.resources import files
 from pathlib import Path
@@ -235,7 +236,7 @@ def _tiles(m: dict[str, Any]) -> list[tuple[str, str, str]]:
         empty = [f"{m[f'n_empty_{what}']:,} empty {what}" for what in ("rows", "features") if m.get(f"n_empty_{what}")]
         remark = "; ".join(["counts", *empty])
     tiles = [(f"{m['n_rows']:,} × {m['n_features']:,}", "rows × features", remark)]
-    tiles.append((str(m["n_components"]), "latent components", m["estimator"]))
+    tiles.append((str(m["n_components"]), "latent components", _breakable(m["estimator"])))
     if m.get("mse_per_feature") is not None:
         note = ""
         if (m.get("baseline_pca_loss") or 0.0) > 1e-9 * m["mse_per_feature"]:  # else PCA is exact
@@ -259,6 +260,11 @@ def _tiles(m: dict[str, Any]) -> list[tuple[str, str, str]]:
     tiles.append((duration(m["wall_s"]), "wall time", _rate(m.get("samples_per_s"))))
     tiles.append((f"{m['peak_rss_bytes'] / 1e9:.2f} GB", "peak memory", f"{m['backend']}, {m['n_threads']} thread(s)"))
     return tiles
+
+
+def _breakable(name: str) -> str:
+    """The name of a class, which may break before its last word."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", "\u200b", name)
 
 
 REASONS = {"max_iter": "limit reached", "converged": "no more improvement"}

@@ -300,6 +300,7 @@ def build_report(folder: Path) -> Path:
         sizes,
         column(names[0]),
         column(names[1]),
+        plotting.new_figure().subplots(),
         elbow=result["elbow"],
         ylabel=ylabel,
         baseline_name=measures.BASELINE if likelihood else "PCA",
@@ -307,7 +308,13 @@ def build_report(folder: Path) -> Path:
     main.title.set_text(f"Held-out {title}")
     figures = [figure(f"Held-out {title}", text, main.figure)]
     if (result["loss"] != "mse" and not likelihood) or variational:
-        own = plotting.plot_elbow(sizes, column("val_loss"), elbow=result["elbow"], ylabel=f"loss ({result['loss']})")
+        own = plotting.plot_elbow(
+            sizes,
+            column("val_loss"),
+            ax=plotting.new_figure().subplots(),
+            elbow=result["elbow"],
+            ylabel=f"loss ({result['loss']})",
+        )
         text = "Training loss, averaged over the same rows" + (
             ", with the KL divergence of the latents." if variational else "."
         )
@@ -315,7 +322,11 @@ def build_report(folder: Path) -> Path:
         figures.append(figure("Validation loss", text, own.figure))
     if any(value is not None for value in column("knn_accuracy_latent")):
         neighbours = plotting.plot_elbow(
-            sizes, column("knn_accuracy_latent"), column("knn_accuracy_pca"), ylabel="accuracy of 15 neighbours"
+            sizes,
+            column("knn_accuracy_latent"),
+            column("knn_accuracy_pca"),
+            plotting.new_figure().subplots(),
+            ylabel="accuracy of 15 neighbours",
         )
         neighbours.title.set_text("Accuracy of nearest neighbours")
         text = "Accuracy of a 15-nearest-neighbour classifier of the labels, in 5-fold cross-validation."

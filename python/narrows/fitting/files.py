@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from ..data.normalize import Normalizer
 from ..errors import ModelFileError
 from ..persistence import load_tensors, save_tensors
 from ..plan.spec import NetworkSpec
@@ -23,7 +24,7 @@ from .parameters import check_parameters, plain_parameters
 from .protocol import Estimator
 from .spec_of import DataFacts
 
-__all__ = ["read_model", "write_model"]
+__all__ = ["read_model", "stored_normalizer", "write_model"]
 
 E = TypeVar("E", bound=Estimator)
 
@@ -85,6 +86,12 @@ def _function(spec: NetworkSpec) -> tuple[Any, ...]:
     layers = tuple(dataclasses.replace(layer, dropout=0.0) for layer in spec.layers)
     names = "latent", "loss", "huber_delta", "variational", "cell_dispersion", "log_normalize"
     return layers, *(getattr(spec, name) for name in names)
+
+
+def stored_normalizer(estimator: Estimator) -> Normalizer:
+    """The normalisation that a model file came with; the identity for a model saved from Python without one."""
+    state = estimator.metadata_.get("normalizer")
+    return Normalizer.identity(int(estimator.n_features_in_)) if state is None else Normalizer.from_dict(state)
 
 
 def read_model(path: str | os.PathLike[str], classes: Mapping[str, Callable[..., E]]) -> E:

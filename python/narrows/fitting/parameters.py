@@ -127,7 +127,7 @@ def row_order(name: str, value: Any) -> None:
 def verbosity(name: str, value: Any) -> None:
     """A boolean or an integer of at least 0."""
     if not isinstance(value, numbers.Integral | np.bool_) or value < 0:
-        raise TypeError(f"{name}={value!r} must be 0 (silent) or 1 (one line per epoch)")
+        raise TypeError(f"{name}={value!r} must be 0 (silent), 1 (a bar) or 2 (one line per epoch)")
 
 
 def layer_sizes(*, optional: bool = False) -> Check:

@@ -10,7 +10,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
+import math
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,7 +23,8 @@ from ..plan.lowering import lower
 from ..plan.spec import Corruption, LayerSpec, NetworkSpec
 from ..random.weights import draw_seed
 from ..rows.devices import rows_of
-from ..training import Callback, Checkpoint, EpochPrinter, Options, SavedRun, Trainer, TrainingState
+from ..training import Callback, Checkpoint, Options, SavedRun, Trainer, TrainingState
+from ..training.callbacks import shown
 from .feed import TrainingFeed, even_batch
 from .network import Network
 from .parameters import plain_parameters
@@ -124,21 +127,25 @@ def train(
         precision=estimator.precision,
         n_threads=estimator.n_threads,
     )
+    visible = shown(estimator.verbose)
     trainer = Trainer(
         program,
         feed,
         options,
         state=start,
         validate=validate,
-        callbacks=[*([EpochPrinter()] if estimator.verbose else []), *callbacks],
+        callbacks=[*visible, *callbacks],
         checkpoint=checkpoint,
         identity=identity,
+        snapshot=partial(_snapshot, estimator, spec, batch_rows, again),
     )
     program.load(state)
     state.clear()  # The program has a copy. `saved` holds this dict too, but nobody reads it again.
     try:
         trainer.run()
     finally:
+        for callback in visible:
+            getattr(callback, "close", lambda: None)()
         trained = trainer.finish()
         if trained is not None:
             _adopt(estimator, trainer, trained, spec, batch_rows, again)
@@ -161,10 +168,18 @@ def _adopt(
     estimator._step = s.step
     estimator.n_iter_ = s.epoch
     estimator.history_ = {name: list(values) for name, values in s.history.items()}
-    estimator.loss_ = s.history["loss"][-1]
+    estimator.loss_ = s.history.get("loss", [math.nan])[-1]
     estimator.best_loss_ = s.best_loss
     if not again:
         estimator.metadata_ = {}
+
+
+def _snapshot(estimator: Estimator, spec: NetworkSpec, batch_rows: int, again: bool, trainer: Trainer) -> Estimator:
+    """The estimator with a copy of the parameters that training has reached."""
+    copied: Estimator = object.__new__(type(estimator))
+    vars(copied).update(vars(estimator))
+    _adopt(copied, trainer, trainer.program.state(optimiser=False), spec, batch_rows, again)
+    return copied
 
 
 def _spec(

@@ -144,7 +144,7 @@ class Autoencoder(BaseAutoencoder):
         An integer below 2**64 gives the same bits on every run and any number of threads. None draws a new seed.
         NumPy's global state is never used.
     verbose : int, default=0
-        1 prints a line for each epoch.
+        1 or True shows a bar in terminals and notebooks, and a line for each epoch elsewhere; 2 always shows lines.
     precision : {"float32", "float64", "bfloat16", "tf32"}, default="float32"
         Precision of the arithmetic. ``"bfloat16"`` is float32 with the factors of matrix products rounded to bfloat16.
         Wide layers take about half the time on CPUs with such instructions (see `narrows doctor`). ``"tf32"``,

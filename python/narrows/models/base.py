@@ -53,7 +53,8 @@ from ..plan.plan import Mode, Plan
 from ..plan.spec import NetworkSpec, Precision
 from ..rows.devices import to_host
 from ..rows.shifted import dense
-from ..training import Callback, Checkpoint, Options
+from ..training import Callback, Checkpoint, Options, Progress
+from ..training.callbacks import as_callbacks
 
 __all__ = ["BaseAutoencoder"]
 
@@ -252,7 +253,7 @@ class BaseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         sample_weight: ArrayLike | None = None,
         batch: Any = None,
         X_val: Any = None,
-        callbacks: Sequence[Callback] = (),
+        callbacks: Sequence[Callback | Callable[[Progress], Any]] = (),
         checkpoint: Checkpoint | None = None,
         block_bytes: int = BLOCK_BYTES,
     ) -> Self:
@@ -276,7 +277,9 @@ class BaseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         X_val : as X, or a tuple (X_val, y_val) or (X_val, y_val, batch_val), optional
             Rows for ``history_["val_loss"]`` and early stopping, in place of rows of X. Give a tuple if y or batch is
             given; y_val is None if y is not given.
-        callbacks : sequence of narrows.training.Callback
+        callbacks : sequence of narrows.training.Callback or functions
+            A function gets the `narrows.training.Progress` after each epoch; if it returns True, training ends.
+            ``progress.model`` is the estimator at that moment.
         checkpoint : narrows.training.Checkpoint, optional
             Save the training under a path, and resume from there. Data in memory are recognised by a hash of their
             content, a source by its shape and dtype only.
@@ -300,9 +303,7 @@ class BaseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
             check_parameters(self)
             if not isinstance(checkpoint, Checkpoint | None):
                 raise TypeError(f"checkpoint={checkpoint!r} must be a narrows.training.Checkpoint")
-            for callback in callbacks:
-                if not (hasattr(callback, "on_batch") and hasattr(callback, "on_epoch_end")):
-                    raise TypeError(f"callbacks: {callback!r} must be a narrows.training.Callback")
+            followers = as_callbacks(callbacks)
             again = bool(self.warm_start) and self.__sklearn_is_fitted__()
             part = self._validation_part() if X_val is None else None
             min_samples = 1 if part is None else 2
@@ -333,7 +334,7 @@ class BaseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
                 self._options(seed),
                 again=again,
                 validate=validate,
-                callbacks=callbacks,
+                callbacks=followers,
                 checkpoint=checkpoint,
                 identity=identity,
                 saved=saved,

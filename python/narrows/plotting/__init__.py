@@ -1,7 +1,7 @@
 """Figures of a fit: loss, elbow, latent space, features, sensitivity, reconstructions, filters, traversals.
 
-- Every function draws on the given `Axes` or on a new figure, and returns the `Axes`. It does not call ``show``, use
-  ``pyplot`` or change matplotlib's settings.
+- Every function draws on the given `Axes` or on a new figure of pyplot, and returns the `Axes`. It does not call
+  ``show`` or change matplotlib's settings. A notebook shows each new figure once, at the end of its cell.
 - The colours are those of Okabe and Ito, with a darker yellow; they remain distinct for colour-blind readers.
 - The first call imports matplotlib. If it is missing, the error names the extra to install.
 """

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from .style import BLUE, GREEN, INK, ORANGE, PALETTE, axes_or_new, dress, floats, literal, new_figure, side_legend
+from .style import BLUE, GREEN, INK, ORANGE, PALETTE, axes_or_new, dress, floats, legend_above, literal, side_legend
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -47,13 +47,14 @@ def plot_loss(history: Any, ax: Axes | None = None) -> Axes:
         label = f"validation, best {validation[best]:.4g} (epoch {best + 1})"
         ax.plot(at, validation, color=ORANGE, lw=1.8, marker=few, ms=4, label=label)
         ax.plot(best + 1, validation[best], "o", ms=7, mfc="white", mec=ORANGE, mew=1.8, zorder=3)
-        ax.legend(frameon=True, framealpha=0.9, edgecolor="none", loc="best")
     shown = np.concatenate([loss, validation])
     shown = shown[np.isfinite(shown)]
     if shown.size and shown.min() > 0 and shown.max() > 20 * shown.min():
         ax.set_yscale("log")
     ax.locator_params(axis="x", integer=True)
     ax.set(xlabel="epoch", ylabel="loss (mean over samples)", title="Loss")
+    if len(ax.get_legend_handles_labels()[1]) > 1:
+        legend_above(ax)
     return dress(ax)
 
 
@@ -115,14 +116,14 @@ def plot_elbow(
             fontsize=9,
             color=INK,
         )
-    if len(curves) > 1:
-        ax.legend(frameon=False, loc="best")
     ax.set_xscale("log", base=2)
     ax.set_xticks(sizes, [str(size) for size in sizes])
     ax.set_xticks([], minor=True)
     if len(sizes) == 1:
         ax.set_xlim(sizes[0] / 2, sizes[0] * 2)
     ax.set(xlabel="latent components", ylabel=ylabel, title="Elbow of the bottleneck")
+    if len(curves) > 1:
+        legend_above(ax)
     return dress(ax)
 
 
@@ -153,8 +154,8 @@ def plot_row_losses(
     ax.stairs(baseline, edges, color=GREEN, lw=1.5, ls=(0, (4, 2)), label=baseline_name)
     ax.stairs(model, edges, color=BLUE, alpha=0.35, fill=True)
     ax.stairs(model, edges, color=BLUE, lw=1.5, label="autoencoder")
-    ax.legend(frameon=False, loc="upper right")
     ax.set(xlabel="nats per row", ylabel="rows", title="Loss per row")
+    legend_above(ax)
     return dress(ax)
 
 
@@ -232,10 +233,10 @@ def plot_feature_errors(
     ax.barh(places, values[worst], color=BLUE, height=0.72)
     mean = float(np.nanmean(values)) if mean is None else mean
     ax.axvline(mean, color=ORANGE, lw=1.5, ls=(0, (4, 2)), label="mean of all features")
-    ax.legend(frameon=True, framealpha=0.9, edgecolor="none", loc="lower right", fontsize=9)
     ax.set_yticks(places, labels, fontsize=8.5)
     ax.set_ylim(len(worst) - 0.4, -0.6)
     ax.set(xlabel="mean squared error", title="Worst-reconstructed features")
+    legend_above(ax)
     dress(ax)
     ax.grid(False, axis="y")
     ax.tick_params(axis="y", length=0)
@@ -272,10 +273,7 @@ def plot_sensitivity(
     kept = np.argsort(-most, kind="stable")[:top]
     kept = kept[np.lexsort((-most[kept], table[:, kept].argmax(axis=0)))]
     labels = _feature_labels(names, kept, n_features, top)
-    if ax is None:
-        ax = new_figure(
-            np.clip(2.6 + 0.28 * n_latents, 4.5, 11.0), np.clip(1.3 + 0.19 * len(kept), 3.0, 8.0)
-        ).subplots()
+    ax = axes_or_new(ax, np.clip(2.6 + 0.28 * n_latents, 4.5, 11.0), np.clip(1.3 + 0.19 * len(kept), 3.0, 8.0))
     drawn = ax.imshow(table[:, kept].T, cmap="Blues", vmin=0.0, aspect="auto", interpolation="nearest")
     bar = ax.figure.colorbar(drawn, ax=ax, label="mean |d feature / d latent|", fraction=0.04, pad=0.02)
     bar.outline.set_visible(False)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from .style import INK, ORANGE, dress, new_figure
+from .style import INK, ORANGE, axes_or_new, dress
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -77,8 +77,7 @@ def plot_latent_traversal(
     if chosen is None:
         order = np.argsort(-rows.std(axis=1).mean(axis=1), kind="stable")[:count]
         rows, tried = rows[order], [tried[i] for i in order]
-    if ax is None:
-        ax = new_figure(0.55 * n_steps + 1.0, 0.55 * len(tried) * shape[0] / shape[1] + 1.1).subplots()
+    ax = axes_or_new(ax, 0.55 * n_steps + 1.0, 0.55 * len(tried) * shape[0] / shape[1] + 1.1)
     images = rows.reshape(len(tried), n_steps, *shape)
     across, down = _show_grid(ax, images, float(rows.min()), float(rows.max()))
     shown = offsets[:: max(1, -(-n_steps // 11))]
@@ -141,9 +140,8 @@ def plot_reconstructions(
         return _signals(rows, ax)
     shape = _image_shape(image_shape, n_features)
     count = len(rows["original"])
-    if ax is None:
-        cell = min(1.0, 12.0 / count)
-        ax = new_figure(cell * count + 1.2, cell * len(rows) * shape[0] / shape[1] + 0.4).subplots()
+    cell = min(1.0, 12.0 / count)
+    ax = axes_or_new(ax, cell * count + 1.2, cell * len(rows) * shape[0] / shape[1] + 0.4)
     low, high = float(rows["original"].min()), float(rows["original"].max())
     images = np.stack([each.reshape(count, *shape) for each in rows.values()])
     _, down = _show_grid(ax, images, low, high)
@@ -157,7 +155,7 @@ def _signals(rows: dict[str, npt.NDArray[np.float64]], ax: Axes | None) -> Axes:
     """Curves of each row on top of each other, one strip per row, on a common scale."""
     originals = rows["original"]
     count, length = originals.shape
-    ax = new_figure(8.0, 0.75 * count + 1.2).subplots() if ax is None else ax
+    ax = axes_or_new(ax, 8.0, 0.75 * count + 1.2)
     looks: dict[str, dict[str, Any]] = {
         "noisy": {"color": "#b8bfc6", "lw": 0.9},
         "original": {"color": INK, "lw": 1.4},
@@ -215,7 +213,7 @@ def plot_filters(
     largest = np.maximum(np.abs(W[:, kept]).max(axis=0), np.finfo(float).tiny)
     images = np.full((lines * columns, *shape), np.nan)
     images[: len(kept)] = (0.5 + 0.5 * W[:, kept] / largest).T.reshape(len(kept), *shape)
-    ax = new_figure(5.2, 5.2 * lines * shape[0] / (columns * shape[1]) + 0.4).subplots() if ax is None else ax
+    ax = axes_or_new(ax, 5.2, 5.2 * lines * shape[0] / (columns * shape[1]) + 0.4)
     _show_grid(ax, images.reshape(lines, columns, *shape), 0.0, 1.0)
     ax.set_xticks([])
     ax.set_yticks([])

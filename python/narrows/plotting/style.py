@@ -19,17 +19,29 @@ _MAX_LEGEND = 24
 
 
 def new_figure(width: float = 6.4, height: float = 4.2) -> Any:
-    """A new matplotlib Figure (size in inches), without a window and outside pyplot's registry."""
+    """A new matplotlib Figure (size in inches), without a window and outside pyplot's registry.
+
+    Draw on its Axes where nothing shall be shown: in scripts that write files, and in threads.
+
+    Examples
+    --------
+    >>> from narrows import plotting
+    >>> figure = plotting.new_figure(5, 3)
+    >>> ax = plotting.plot_loss({"loss": [3.0, 2.0]}, ax=figure.subplots())
+    >>> figure.savefig("loss.png")
+    """
     require("matplotlib", "plot", "plotting")
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def axes_or_new(ax: Axes | None) -> Axes:
+def axes_or_new(ax: Axes | None, width: float = 6.4, height: float = 4.2) -> Axes:
+    """`ax`, or the Axes of a new figure of pyplot, which notebooks show once and `pyplot.show` shows in a window."""
     if ax is not None:
         return ax
-    made: Axes = new_figure().subplots()
+    pyplot = require("matplotlib.pyplot", "plot", "plotting")
+    made: Axes = pyplot.figure(figsize=(width, height), layout="constrained").subplots()
     return made
 
 
@@ -57,6 +69,26 @@ def literal(value: Any) -> str:
     return ("\u2009" if text.startswith("_") else "") + text.replace("$", r"\$")
 
 
+def legend_above(ax: Axes) -> None:
+    """A legend between the axes and their title, where it hides no data."""
+    handles, names = ax.get_legend_handles_labels()
+    narrow = len(names) > 2 and sum(map(len, names)) > 60
+    rows = -(-len(names) // 2) if narrow else 1
+    ax.legend(
+        handles,
+        names,
+        frameon=False,
+        loc="lower center",
+        bbox_to_anchor=(0.5, 1.0),
+        ncols=2 if narrow else len(names),
+        fontsize=9,
+        labelcolor=INK,
+        columnspacing=1.4,
+        borderaxespad=0.2,
+    )
+    ax.set_title(ax.get_title(), pad=10 + 15 * rows)
+
+
 def side_legend(ax: Axes, n: int) -> None:
     handles, names = ax.get_legend_handles_labels()
     if n > _MAX_LEGEND:
@@ -68,6 +100,7 @@ def side_legend(ax: Axes, n: int) -> None:
         loc="upper left",
         bbox_to_anchor=(1.0, 1.0),
         fontsize=8.5,
+        labelcolor=INK,
         handletextpad=0.3,
         borderaxespad=0.2,
     )

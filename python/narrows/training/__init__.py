@@ -1,9 +1,10 @@
-"""Training: the loop over epochs, and checkpoints to resume it."""
+"""Training: the loop over epochs, callbacks, and checkpoints to resume it."""
 
 from __future__ import annotations
 
+from .callbacks import Callback, EpochPrinter, Progress, ProgressBar
 from .checkpoint import Checkpoint, SavedRun, TrainingState
-from .trainer import Block, Callback, EpochPrinter, Feed, Interrupted, Options, Progress, Trainer
+from .trainer import Block, Feed, Interrupted, Options, Trainer
 
 __all__ = [
     "Block",
@@ -14,6 +15,7 @@ __all__ = [
     "Interrupted",
     "Options",
     "Progress",
+    "ProgressBar",
     "SavedRun",
     "Trainer",
     "TrainingState",

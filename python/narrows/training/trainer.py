@@ -20,6 +20,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from types import FrameType, TracebackType
 from typing import Any, Literal, Protocol
 
@@ -30,18 +31,10 @@ from ..backends import Hyper, Program, State
 from ..errors import DivergenceError
 from ..plan.spec import Loss
 from ..rows.readahead import read_ahead
+from .callbacks import Callback, Progress
 from .checkpoint import Checkpoint, TrainingState
 
-__all__ = [
-    "Block",
-    "Callback",
-    "EpochPrinter",
-    "Feed",
-    "Interrupted",
-    "Options",
-    "Progress",
-    "Trainer",
-]
+__all__ = ["Block", "Feed", "Interrupted", "Options", "Trainer"]
 
 CHUNK_SECONDS = 0.25
 """Target length of one call of `Program.train`. Callbacks and checkpoints run between two calls."""
@@ -59,64 +52,6 @@ class Interrupted(Exception):
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
         self.reason = reason
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far training is.
-
-    Attributes
-    ----------
-    epoch : int
-        Epochs completed by this call of fit.
-    max_iter : int
-    step : int
-        Steps of the current epoch, or of the epoch that just ended.
-    steps_per_epoch : int
-    loss : float
-        Mean loss of the epoch's rows so far, without penalties.
-    val_loss : float or None
-        Validation loss of the last completed epoch.
-    seconds : float
-        Time since this process began to train.
-    learning_rate : float
-        Learning rate of the last step.
-    best_epoch : int
-        The epoch (from 1) with the lowest monitored loss; 0 before the first ends.
-    """
-
-    epoch: int
-    max_iter: int
-    step: int
-    steps_per_epoch: int
-    loss: float
-    val_loss: float | None
-    seconds: float
-    learning_rate: float
-    best_epoch: int
-
-
-class Callback:
-    """Follows the progress of training; override one method or both."""
-
-    def on_batch(self, progress: Progress) -> None:
-        """Called between steps: at least once in an epoch, and about four times a second."""
-
-    def on_epoch_end(self, progress: Progress) -> bool | None:
-        """Called after each epoch; True ends training, as convergence does."""
-        return None
-
-
-class EpochPrinter(Callback):
-    """Prints one line for each epoch, for ``verbose=1``."""
-
-    def on_epoch_end(self, progress: Progress) -> None:
-        val = "" if progress.val_loss is None else f"  val_loss {progress.val_loss:.6g}"
-        print(
-            f"epoch {progress.epoch}/{progress.max_iter}  loss {progress.loss:.6g}{val}  "
-            f"learning_rate {progress.learning_rate:.3g}  {progress.seconds:.1f} s",
-            flush=True,
-        )
 
 
 @dataclass(frozen=True)
@@ -197,6 +132,8 @@ class Trainer:
     checkpoint : Checkpoint, optional
     identity : mapping, optional
         What the checkpoint is to be recognised by.
+    snapshot : callable, optional
+        Makes the model of `Progress` from this trainer.
     """
 
     def __init__(
@@ -210,6 +147,7 @@ class Trainer:
         callbacks: Sequence[Callback] = (),
         checkpoint: Checkpoint | None = None,
         identity: Mapping[str, Any] | None = None,
+        snapshot: Callable[[Trainer], Any] | None = None,
     ) -> None:
         self.program = program
         self.feed = feed
@@ -219,6 +157,7 @@ class Trainer:
         self.callbacks = tuple(callbacks)
         self.checkpoint = checkpoint
         self.identity = dict(identity or {})
+        self.snapshot = snapshot
         self._batch = program.plan.batch_rows
         self._n_steps = feed.n_steps
         self._bound: tuple[Any, ...] | None = None
@@ -455,6 +394,7 @@ class Trainer:
             seconds=time.perf_counter() - self._begun,
             learning_rate=rate,
             best_epoch=max(0, s.best_epoch - s.first_epoch),
+            _snapshot=None if self.snapshot is None else partial(self.snapshot, self),
         )
 
     def _save(self) -> None:
