@@ -44,7 +44,7 @@ class CellErrors:
     Attributes
     ----------
     constants : bool
-        Whether the loss has the constants of a likelihood; the multinomial loss has not.
+        Whether the loss is a whole likelihood, with its constants.
     log_shares : ndarray of float32, shape (n_features,)
         Logarithm of each feature's share of all counts.
     intercept, slope, spread : float
@@ -80,7 +80,7 @@ class CellErrors:
             sums += np.asarray(table.read_rows(rows[part]).sum(axis=0, dtype=np.float64)).ravel()
         # Half a count more keeps every feature possible.
         shares = (sums + 0.5) / (sums + 0.5).sum()
-        found = cls(loss is not Loss.MULTINOMIAL, np.log(shares).astype(np.float32), 0.0, 0.0, 1.0)
+        found = cls(loss.info.likelihood, np.log(shares).astype(np.float32), 0.0, 0.0, 1.0)
         logs = [found._logs(table.read_rows(rows[part]), losses[part]) for part in parts]
         x, y = (np.concatenate(part) for part in zip(*logs, strict=True))
         known = np.isfinite(y)
