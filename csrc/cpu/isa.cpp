@@ -29,9 +29,9 @@ const std::vector<const Isa*>& isa_tables() {
   static const Isa avx512 = {"avx512", has_avx512, avx512::table<float>, avx512::table<double>, nullptr};
   static const Isa avx512bf16 = {"avx512bf16", has_avx512bf16, avx512::table<float>, avx512::table<double>,
                                  avx512bf16::pair_product};
-  static const std::vector<const Isa*> tables = {&avx512bf16, &avx512, &avx2, &baseline};
+  static const auto& tables = *new std::vector<const Isa*>{&avx512bf16, &avx512, &avx2, &baseline};
 #else
-  static const std::vector<const Isa*> tables = {&baseline};
+  static const auto& tables = *new std::vector<const Isa*>{&baseline};
 #endif
   return tables;
 }

@@ -14,7 +14,7 @@ constexpr double CLEARLY = 0.98;  // another choice wins if it takes less than t
 
 std::mutex mutex;
 std::map<std::string, Choice>& found() {
-  static std::map<std::string, Choice> choices;
+  static auto& choices = *new std::map<std::string, Choice>;  // daemon threads use it while the process ends
   return choices;
 }
 

@@ -137,7 +137,7 @@ void dense_layer(const py::array& x, const py::array& W, const MaybeArray& bias,
   const Kernels<T>& kernels = chosen_isa().kernels<T>();
   const int nt = team(n_threads);
   elementwise(activation);
-  py::gil_scoped_release nogil;
+  NoGil nogil;
   const LayerScratch memory(size_t(nt) * SCRATCH * sizeof(T));
   launch(nt, [&](int tid, int n) {
     LayerArgs<T> mine = l;
@@ -156,7 +156,7 @@ void activate_layer(const py::array& z, const MaybeArray& bias, int activation, 
   const Kernels<T>& kernels = chosen_isa().kernels<T>();
   const int nt = team(n_threads);
   elementwise(activation);
-  py::gil_scoped_release nogil;
+  NoGil nogil;
   launch(nt, [&](int tid, int n) { kernels.activate(activation, zm, l, tid, n); });
 }
 
@@ -189,7 +189,7 @@ void dense_backward_layer(const py::array& dA, const MaybeArray& x, const py::ar
   const Kernels<T>& kernels = chosen_isa().kernels<T>();
   const int nt = team(n_threads);
   elementwise(activation);
-  py::gil_scoped_release nogil;
+  NoGil nogil;
   const index_t packs = index_t(nt) * SCRATCH;
   const LayerScratch memory(size_t(packs + (dZ ? 0 : d.rows * d.cols)) * sizeof(T));
   T* scratch = static_cast<T*>(memory.data());

@@ -107,18 +107,26 @@ class PyProgram {
     const Hyper hyper{seed, step, learning_rate.data(), kl_factor ? kl_factor->data() : nullptr,
                       momentum ? momentum->data() : nullptr};
     auto last = std::chrono::steady_clock::now();
+    NoGil* released = nullptr;
     auto stop = [&]() {
       const auto now = std::chrono::steady_clock::now();
       if (now - last < std::chrono::milliseconds(50)) return false;
       last = now;
-      py::gil_scoped_acquire gil;
-      if (PyErr_CheckSignals() != 0) throw py::error_already_set();
-      return !poll.is_none() && py::cast<bool>(poll());
+      return released->with_gil([&] {
+        PyObject* asked = PyErr_CheckSignals() ? nullptr
+                          : poll.is_none()     ? Py_NewRef(Py_False)
+                                               : PyObject_CallNoArgs(poll.ptr());
+        const int answer = asked ? PyObject_IsTrue(asked) : -1;
+        Py_XDECREF(asked);
+        if (answer < 0) throw py::error_already_set();
+        return answer > 0;
+      });
     };
     InUse guard(in_use_);
     index_t done;
     {
-      py::gil_scoped_release nogil;
+      NoGil nogil;
+      released = &nogil;
       done = program_->train(row_data, n, hyper, out, stop);
     }
     if (done < steps) terms.resize({done, program_->terms_size()});
@@ -129,7 +137,7 @@ class PyProgram {
     py::array_t<double> terms(program_->terms_size());
     double* out = terms.mutable_data();
     InUse guard(in_use_);
-    py::gil_scoped_release nogil;
+    NoGil nogil;
     program_->gradient(rows.data(), rows.size(), seed, step, out);
     return terms;
   }
@@ -143,7 +151,7 @@ class PyProgram {
       throw std::invalid_argument("apply: out does not fit the result");
     void* data = out.mutable_data();
     InUse guard(in_use_);
-    py::gil_scoped_release nogil;
+    NoGil nogil;
     program_->apply(mode, result, data);
   }
 
@@ -163,7 +171,7 @@ class PyProgram {
     std::vector<double> seconds;
     InUse guard(in_use_);
     {
-      py::gil_scoped_release nogil;
+      NoGil nogil;
       seconds = program_->profile(rows.data(), rows.size(), Hyper{seed, step, learning_rate.data(), nullptr});
     }
     const py::ssize_t columns = py::ssize_t(program_->plan().ops.size()) + 1;
@@ -215,7 +223,7 @@ class PyProgram {
       throw std::invalid_argument("bind: unknown source");
     InUse guard(in_use_);
     {
-      py::gil_scoped_release nogil;
+      NoGil nogil;
       program_->bind(bank, source, view);
     }
     sources_[bank][source] = view;
@@ -237,7 +245,7 @@ py::array evaluate(const py::array& x, const std::string& name, const std::strin
   const T* in = static_cast<const T*>(x.data());
   T* to = out.mutable_data();
   const Kernels<T>& kernels = isa_select(isa).kernels<T>();
-  py::gil_scoped_release nogil;
+  NoGil nogil;
   if (!kernels.evaluate(name.c_str(), T(target), in, to, x.size()))
     throw std::invalid_argument("'" + name + "' is not a function");
   return std::move(out);
@@ -281,7 +289,7 @@ PYBIND11_MODULE(_core, m) {
     if (n_threads < 1 || n_threads > 4096) throw std::invalid_argument("n_threads must be positive");
     Probe probe;
     {
-      py::gil_scoped_release nogil;
+      NoGil nogil;
       probe = probe_machine(chosen_isa(), n_threads);
     }
     return py::dict("fma_gflops"_a = probe.fma_gflops, "exchange_gb_s"_a = probe.exchange_gb_s,

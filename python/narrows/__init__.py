@@ -5,9 +5,9 @@ Names are imported when first used: ``import narrows`` is quick, and it loads ne
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING, Any
 
+from ._extras import load as _load
 from ._version import __version__
 
 if TYPE_CHECKING:
@@ -61,9 +61,9 @@ _HOME_OF = {"Normalizer": "data.normalize", "show_config": "config"}
 
 def __getattr__(name: str) -> Any:
     if name in _MODULES:
-        value = importlib.import_module(f".{name}", __name__)
+        value = _load(f".{name}", __name__)
     elif name in __all__:
-        value = getattr(importlib.import_module(f".{_HOME_OF.get(name, 'models')}", __name__), name)
+        value = getattr(_load(f".{_HOME_OF.get(name, 'models')}", __name__), name)
     else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     globals()[name] = value

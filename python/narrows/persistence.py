@@ -25,6 +25,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
+from ._extras import importing
 from ._version import __version__
 from .errors import ModelFileError, NarrowsError, OutputError
 
@@ -247,7 +248,8 @@ def _envelope(content: bytes, shown: str) -> dict[str, Any]:
 
 
 def _tensors(content: bytes, shown: str) -> dict[str, npt.NDArray[Any]]:
-    from safetensors.numpy import load
+    with importing:
+        from safetensors.numpy import load
 
     try:
         views = load(content)

@@ -190,6 +190,61 @@ def test_fork_after_training_and_nested() -> None:
     assert train_hash() == here
 
 
+@linux_only
+def test_a_daemon_thread_in_native_code_outlives_nothing() -> None:
+    """The interpreter ends while daemon threads compute: no abort."""
+    code = """
+import threading, time
+import numpy as np, narrows
+X = np.random.default_rng(0).normal(size=(2000, 200)).astype(np.float32)
+ae = narrows.Autoencoder(8, hidden_layer_sizes=(64,), max_iter=1, n_threads=1, backend="cpp").fit(X)
+begun = threading.Barrier(4)
+def repeat(f):
+    f()
+    begun.wait()
+    while True: f()
+for f in (lambda: ae.transform(X), lambda: narrows.functional.dense(X, X[:200], n_threads=1),
+          lambda: narrows.Autoencoder(8, max_iter=20, n_threads=1, backend="cpp").fit(X)):
+    threading.Thread(target=repeat, args=(f,), daemon=True).start()
+begun.wait()
+time.sleep(0.2)
+"""
+    for _ in range(2):
+        result = run_python(code)
+        assert (result.returncode, result.stderr) == (0, "")
+
+
+@linux_only
+def test_a_fork_during_the_first_imports_waits_for_them() -> None:
+    """The child can fit too; a module whose import was under way would never end there."""
+    code = """
+import os, signal, sys, threading, warnings
+import numpy as np, narrows
+warnings.simplefilter("ignore")
+at, begun = os.environ["AT"], threading.Event()
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == at: begun.set()
+sys.meta_path.insert(0, Finder())
+def fit():
+    ae = narrows.Autoencoder(2, hidden_layer_sizes=(4,), max_iter=1, n_threads=1)
+    ae.fit(np.eye(20, 8, dtype=np.float32))
+thread = threading.Thread(target=fit)
+thread.start()
+begun.wait(60)
+child = os.fork()
+if child == 0:
+    signal.alarm(60)
+    fit()
+    os._exit(0)
+thread.join()
+sys.exit(os.waitpid(child, 0)[1])
+"""
+    for module in ("sklearn.base", "narrows._core"):
+        result = run_python(code, AT=module)
+        assert result.returncode == 0, (module, result.stderr)
+
+
 def test_interrupt_stops_between_steps_and_soon() -> None:
     """SIGINT during one long call: KeyboardInterrupt well within a second, a whole number of steps done."""
     plan = lower(small_spec(), 64)

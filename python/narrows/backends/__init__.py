@@ -9,13 +9,13 @@ cannot run here, is an error, never a substitution.
 
 from __future__ import annotations
 
-import importlib
 import logging
 import os
 from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
+from .._extras import importing, load
 from ..errors import BackendError
 from ..machine import thread_count
 from ..plan.ops import OpCode
@@ -50,13 +50,14 @@ log = logging.getLogger("narrows")
 
 @cache
 def _module(name: str) -> Any:
-    return importlib.import_module(f".{name}", __name__)
+    return load(f".{name}", __name__)
 
 
 def probe(name: str) -> Probe:
     """Whether the backend `name` can run here."""
     try:
-        result: Probe = _module(name).probe()
+        with importing:  # a backend imports its libraries
+            result: Probe = _module(name).probe()
         return result
     except Exception as error:
         return Probe(False, f"{type(error).__name__}: {error}")

@@ -6,10 +6,12 @@ them without loading scikit-learn.
 
 from __future__ import annotations
 
-import importlib
 import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+from .._extras import importing as _importing
+from .._extras import load as _load
 
 if TYPE_CHECKING:
     from .autoencoder import (
@@ -77,7 +79,7 @@ def __getattr__(name: str) -> Any:
     if name == "ESTIMATORS":
         value: Any = {entry.cls: estimator_class(short) for short, entry in REGISTRY.items()}
     elif name in _HOME_OF:
-        value = getattr(importlib.import_module(f".{_HOME_OF[name]}", __name__), name)
+        value = getattr(_load(f".{_HOME_OF[name]}", __name__), name)
     else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     globals()[name] = value
@@ -87,7 +89,7 @@ def __getattr__(name: str) -> Any:
 def estimator_class(short_name: str) -> type[BaseAutoencoder]:
     """The class of an estimator in `REGISTRY`."""
     entry = REGISTRY[short_name]
-    cls: type[BaseAutoencoder] = getattr(importlib.import_module(f".{entry.module}", __name__), entry.cls)
+    cls: type[BaseAutoencoder] = getattr(_load(f".{entry.module}", __name__), entry.cls)
     return cls
 
 
@@ -110,7 +112,7 @@ def load(path: str | os.PathLike[str]) -> BaseAutoencoder:
     ModelFileError
         The file is damaged, was not written by narrows, is of a newer format, or its parts contradict each other.
     """
-    from ..fitting.files import read_model
-
+    with _importing:
+        from ..fitting.files import read_model
     classes = {entry.cls: estimator_class(short) for short, entry in REGISTRY.items()}
     return read_model(path, classes)
