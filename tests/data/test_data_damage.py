@@ -31,7 +31,7 @@ def test_missing_and_unknown(tmp_path):
         nd.open(tmp_path / "empty.zarr")
 
 
-DAMAGED = [name for name in FORMATS if "." in name and not name.endswith((".zarr", ".csv"))]
+DAMAGED = [name for name in FORMATS if "." in name and not name.endswith((".zarr", ".csv", ".txt", "parts.parquet"))]
 
 
 @pytest.mark.parametrize("name", DAMAGED)
@@ -125,7 +125,7 @@ def test_absurd_shapes_allocate_nothing(tmp_path):
 
 
 def test_one_dimensional_and_empty_files(tmp_path):
-    with pytest.raises(DataError, match=r"shape \(3,\), 1 dimension\(s\)"):
+    with pytest.raises(DataError, match=r"shape \(3,\), 1 dimension.*array.reshape\(-1, 1\)"):
         nd.open(write_npy(tmp_path / "a.npy", np.zeros(3)))
     with pytest.raises(DataError, match="empty"):
         nd.open(write_npy(tmp_path / "b.npy", np.zeros((0, 3))))

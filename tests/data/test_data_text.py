@@ -51,17 +51,16 @@ def test_layouts_of_tables(tmp_path, text, rows, columns, values):
         ("", "a.csv: empty"),
         ("\n\n", "a.csv: empty"),
         ("a,b\n", "a.csv: empty: it has a header but no rows"),
-        ("a,b\n1,2\n3,x\n", r"a.csv: line 3, column 2 \(b\): 'x' is not a number"),
-        ("a,b\n1,2\n\n3,NA\n", r"a.csv: line 4, column 2 \(b\): 'NA' is a missing value"),
-        ("1,2\n3,\n", "a.csv: line 2, column 2: '' is a missing value"),
-        ("NA,2\n3,4\n", "a.csv: line 1, column 1: 'NA' is a missing value"),
+        ("a,b\n1,2\n3,x\n", r"a.csv: line 3, column 1 \(b\): 'x' is not a number"),
+        ("a,b\n1,2\n\n3,NA\n", r"a.csv: line 4, column 1 \(b\): 'NA' is a missing value"),
+        ("1,2\n3,\n", "a.csv: line 2, column 1: '' is a missing value"),
+        ("NA,2\n3,4\n", "a.csv: line 1, column 0: 'NA' is a missing value"),
         (",a,b\nx,1,2\ny,1\n", "a.csv: line 3, 2 cells where the lines before have 3"),
         ("1,2\n3,4,5\n", "a.csv: line 2, 3 cells where"),
         ("a,b,c\n1,2\n", "a.csv: line 2, 2 cells under a header of 3"),
-        ("a,b\n1,1_0\n", r"line 2, column 2 \(b\): '1_0' is not a number"),
-        ("a,b\n1,0x10\n", r"line 2, column 2 \(b\): '0x10' is not a number"),
-        ("a\nx\ny\n", "empty .2 rows, 0 columns."),
-        ("1;2\n3;4\n", "line 2, column 1|empty"),
+        ("a,b\n1,2\n1,1_0\n", r"line 3, column 1 \(b\): '1_0' is not a number"),
+        ("a,b\n1,0x10\n", r"line 2, column 1 \(b\): '0x10' is not a number"),
+        ("a\nx\ny\n", "a.csv: no column of numbers among 1"),
     ],
 )
 def test_faults_of_tables_are_named(tmp_path, text, message):
@@ -124,7 +123,7 @@ def test_matrix_market_agrees_with_scipy(tmp_path, text):
         (MTX.replace("general", "symmetric") + "1 1 5\n2 1 5\n", "a symmetric matrix cannot be 3 x 2"),
         (
             MTX.replace("3 2 2", "3 2 99999999999999") + "1 1 5\n",
-            "it has 1 entries, its size line says 99999999999999",
+            "says 99999999999999 entries, which need at least 399999999999996 bytes; the file has at most 7",
         ),
         (MTX.replace("3 2 2", "0 2 0"), "empty .0 rows, 2 columns."),
     ],
@@ -175,5 +174,4 @@ def test_parquet_faults(tmp_path):
         nd.check_finite(source.read_rows(slice(None)), 0, source)
     frame["kind"] = ["p", "q"]
     frame.to_parquet(tmp_path / "b.parquet", index=False)
-    with pytest.raises(DataError, match="column 'kind' is not numeric"):
-        nd.open(tmp_path / "b.parquet")
+    assert nd.read_obs(tmp_path / "b.parquet", "kind").tolist() == ["p", "q"]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import io
+import lzma
 import os
 from pathlib import Path
 
@@ -33,7 +35,7 @@ def dense(block) -> np.ndarray:
 
 def write_csv(path: Path, matrix, rows=None, columns=None, corner: str | None = "", quote: str = "") -> Path:
     """`corner` None leaves the corner cell out, as R does."""
-    separator = "\t" if ".tsv" in path.name else ","
+    separator = next((s for ending, s in ((".tsv", "\t"), (".tab", "\t"), (".txt", " ")) if ending in path.name), ",")
     lines = []
     if columns is not None:
         head = [quote + c + quote for c in columns]
@@ -42,10 +44,8 @@ def write_csv(path: Path, matrix, rows=None, columns=None, corner: str | None = 
         name = [quote + rows[i] + quote] if rows is not None else []
         lines.append(separator.join(name + [f"{v:g}" for v in row]))
     text = "\n".join(lines) + "\n"
-    if path.name.endswith(".gz"):
-        path.write_bytes(gzip.compress(text.encode()))
-    else:
-        path.write_text(text)
+    pack = {".gz": gzip, ".bz2": bz2, ".xz": lzma}.get(path.suffix)
+    path.write_bytes(text.encode() if pack is None else pack.compress(text.encode()))
     return path
 
 
@@ -84,10 +84,12 @@ def write_10x_h5(path: Path, *, version: int = 3, kinds: list[str] | None = None
     return path
 
 
-def write_10x_folder(path: Path, *, zipped: bool = True, kinds: list[str] | None = None) -> Path:
-    path.mkdir()
+def write_10x_folder(
+    path: Path, *, zipped: bool = True, kinds: list[str] | None = None, prefix: str = "", factor: int = 1
+) -> Path:
+    path.mkdir(exist_ok=True)
     buffer = io.BytesIO()
-    mmwrite(buffer, sparse.coo_array(COUNTS.T.astype(np.int64)))
+    mmwrite(buffer, sparse.coo_array(factor * COUNTS.T.astype(np.int64)))
     kinds = kinds or ["Gene Expression"] * 5
     tables = {
         "matrix.mtx": buffer.getvalue(),
@@ -96,7 +98,8 @@ def write_10x_folder(path: Path, *, zipped: bool = True, kinds: list[str] | None
         ).encode(),
         "barcodes.tsv": "".join(f"{c}\n" for c in CELLS).encode(),
     }
-    for name, content in tables.items():
+    for end, content in tables.items():
+        name = prefix + end
         (path / f"{name}.gz").write_bytes(gzip.compress(content)) if zipped else (path / name).write_bytes(content)
     return path
 
@@ -134,10 +137,16 @@ def write_mtx(path, matrix):
     return path
 
 
-def write_parquet(path, named):
+def write_parquet(path, named, parts=0):
     pandas = pytest.importorskip("pandas")
     pytest.importorskip("pyarrow")
-    pandas.DataFrame(COUNTS, CELLS if named else None, GENES).to_parquet(path)
+    frame = pandas.DataFrame(COUNTS, CELLS if named else None, GENES)
+    if not parts:
+        frame.to_parquet(path)
+    else:
+        path.mkdir()
+        for k, rows in enumerate(np.array_split(np.arange(7), parts)):
+            frame.iloc[rows].to_parquet(path / f"part.{k + 8}.parquet")  # part.10 comes last
     return path
 
 
@@ -163,12 +172,16 @@ FORMATS = {
     "rows.csv": (lambda p: write_csv(p, COUNTS, CELLS), False, False, CELLS, None),
     "bare.tsv.gz": (lambda p: write_csv(p, COUNTS), False, False, None, None),
     "turned.csv.gz": (lambda p: write_csv(p, COUNTS.T, GENES, CELLS), True, False, CELLS, GENES),
+    "blanks.txt": (lambda p: write_csv(p, COUNTS, CELLS, GENES, corner=None, quote='"'), False, False, CELLS, GENES),
+    "named.tab.bz2": (lambda p: write_csv(p, COUNTS, CELLS, GENES, corner="id"), False, False, CELLS, GENES),
+    "NAMED.CSV.xz": (lambda p: write_csv(p, COUNTS, CELLS, GENES), False, False, CELLS, GENES),
     "a.mtx": (lambda p: write_mtx(p, sparse.coo_array(COUNTS)), False, True, None, None),
     "a.mtx.gz": (lambda p: write_mtx(p, sparse.coo_array(COUNTS)), False, True, None, None),
     "array.mtx": (lambda p: write_mtx(p, COUNTS), False, False, None, None),
     "turned.mtx": (lambda p: write_mtx(p, sparse.coo_array(COUNTS.T)), True, True, None, None),
     "named.parquet": (lambda p: write_parquet(p, True), False, False, CELLS, GENES),
     "a.parquet": (lambda p: write_parquet(p, False), False, False, None, GENES),
+    "parts.parquet": (lambda p: write_parquet(p, True, parts=3), False, False, CELLS, GENES),
     "csr.h5ad": (lambda p: write_anndata(p, sparse.csr_matrix(COUNTS)), False, True, CELLS, GENES),
     "csc.h5ad": (lambda p: write_anndata(p, sparse.csc_matrix(COUNTS)), False, True, CELLS, GENES),
     "dense.h5ad": (lambda p: write_anndata(p, COUNTS), False, False, CELLS, GENES),
@@ -181,4 +194,5 @@ FORMATS = {
     "turned_parts": (lambda p: write_parts(p, COUNTS.T, genes=GENES), True, True, None, GENES),
     "folder10x": (write_10x_folder, False, True, CELLS, GENES),
     "old10x": (lambda p: write_10x_folder(p, zipped=False), False, True, CELLS, GENES),
+    "geo10x": (lambda p: write_10x_folder(p, prefix="GSM123_S1_"), False, True, CELLS, GENES),
 }

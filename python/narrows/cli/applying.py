@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -39,7 +39,7 @@ from ..plan.spec import Loss
 from ..rows.readahead import read_ahead
 from ..rows.shifted import dense, stored_rows
 from .resources import apply_bytes, blas_threads
-from .settings import UsageError
+from .settings import READING, UsageError
 from .tables import check_output, write_table
 
 __all__ = [
@@ -67,6 +67,9 @@ class ApplySettings:
     output: Path
     layer: str | None = None
     genes_by_cells: bool = False
+    header: bool | None = None
+    index_column: str | bool | None = None
+    drop_columns: tuple[str, ...] | None = None
     modality: str | None = None
     follow_links: bool = False
     batch_key: str | None = None
@@ -178,20 +181,15 @@ def _opened(estimator: Any, settings: ApplySettings) -> Iterator[NormalizedSourc
         layer = fitted.get("layer")
     if settings.modality is None and settings.data.lower().endswith(".h5mu"):
         settings = dataclasses.replace(settings, modality=fitted.get("modality"))
-    with open_data(settings, layer) as source:
+    with open_data(settings, layer, fitted.get("roles")) as source:
         _check_features(estimator, source)
         yield NormalizedSource(source, normalizer, estimator._network.dtype)
 
 
-def open_data(settings: Any, layer: str | None = None) -> Source:
-    """The data of a job; `settings` has the fields `data`, `genes_by_cells`, `modality` and `follow_links`."""
-    return data.open(
-        settings.data,
-        layer=layer,
-        genes_by_cells=settings.genes_by_cells,
-        modality=settings.modality,
-        follow_links=settings.follow_links,
-    )
+def open_data(settings: Any, layer: str | None = None, roles: Mapping[str, Any] | None = None) -> Source:
+    """The data of a job; `settings` has the field `data` and those of `READING`, `roles` are those of the fit."""
+    reading = {name: getattr(settings, name) for name in READING}
+    return data.open(settings.data, layer=layer, roles=roles, **reading)
 
 
 def obs_labels(key: str, source: Source) -> npt.NDArray[Any]:

@@ -17,7 +17,7 @@ from ..data.readers import FORMATS
 from ..models import REGISTRY
 from ..plan.losses import LOSSES
 from ..plan.spec import Precision
-from .settings import FitSettings, UsageError, parse_setting, parse_size
+from .settings import FitSettings, UsageError, parse_column, parse_columns, parse_setting, parse_size
 
 __all__ = ["apply_config", "build_parser"]
 
@@ -155,11 +155,25 @@ def _add_memory(parser: argparse._ActionsContainer) -> None:
     )  # fmt: skip
 
 
-def _add_input(parser: argparse._ActionsContainer, layer: str) -> None:
+def _add_input(parser: argparse._ActionsContainer, layer: str, roles: str) -> None:
     kinds = {form.layer: [f.name for f in FORMATS if f.layer == form.layer] for form in FORMATS if form.layer}
     layered = "; ".join(f"{kind} ({', '.join(names)})" for kind, names in kinds.items())
     parser.add_argument("--layer", metavar="NAME", help=f"which matrix to read: {layered}. Default: {layer}")
     parser.add_argument("--genes-by-cells", action="store_true", help="the table is genes x cells: transpose it")
+    texts, tables = (", ".join(f.name for f in FORMATS if o in f.takes) for o in ("header", "drop_columns"))
+    parser.add_argument(
+        "--header", action=argparse.BooleanOptionalAction,
+        help=f"whether the first line is a header ({texts}; default: {roles})",
+    )  # fmt: skip
+    parser.add_argument(
+        "--index-column", type=parse_column, metavar="NAME|NUMBER",
+        help="column with the row names, by name or by number from 0, or none (tables only; default: the column "
+        "without a header, or a first column of text)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--drop-columns", type=_as_argument(parse_columns), metavar="A,B",
+        help=f"columns to leave out, by names or by numbers from 0 ({tables})",
+    )  # fmt: skip
     parser.add_argument(
         "--modality", metavar="NAME", help="which modality of MuData (.h5mu) to read; default: the only one"
     )
@@ -180,7 +194,7 @@ def _add_apply(parser: argparse.ArgumentParser, name: str) -> None:
         _add_trust(parser)
     else:
         parser.add_argument("data", metavar="DATA", help="data file in any format that fit reads, or a bundled name")
-        _add_input(parser, "as in the fit")
+        _add_input(parser, "as in the fit", "as in the fit")
     formats = ".csv or .npy" if name == "score" else ".npy, .h5ad or .csv"
     if name != "encode":
         of = parser.add_mutually_exclusive_group()
@@ -278,7 +292,7 @@ def _add_fit(parser: argparse.ArgumentParser, *, sweep: bool = False) -> None:
         choices=KINDS,
         metavar="KIND",
     )
-    _add_input(inputs, "X, or Gene Expression")
+    _add_input(inputs, "X, or Gene Expression", "what the first lines say")
     inputs.add_argument(
         "--batch-key", metavar="NAME",
         help="column of obs (.h5ad, .zarr) with the batch of each row; the decoder gets the batch, so the codes need "
@@ -328,11 +342,15 @@ def apply_config(parser: argparse.ArgumentParser, values: dict[str, Any], path: 
         action = actions[name]
         if name == "set":
             converted: Any = [(key, tuple(item) if isinstance(item, list) else item) for key, item in value.items()]
-        elif isinstance(action, argparse._StoreTrueAction):
+        elif name == "drop_columns" and isinstance(value, list):
+            converted = tuple(map(str, value))
+        elif isinstance(action, argparse._StoreTrueAction | argparse.BooleanOptionalAction):
             if not isinstance(value, bool):
                 raise UsageError(f"{where} must be true or false, not {value!r}")
             converted = value
         else:
+            if name == "index_column" and value is False:
+                value = "none"
             if isinstance(value, bool) or not isinstance(value, str | int | float | list):
                 raise UsageError(f"{where}: {value!r} must be a text, a number or a list")
             text = ",".join(map(str, value)) if isinstance(value, list) else str(value)

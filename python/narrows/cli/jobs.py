@@ -145,6 +145,8 @@ def fit_opened(
     """`fit` with resolved settings on open data, which several fits may share."""
     run = RunDir(Path(settings.out))
     started = time.time() if started is None else started
+    if given.source.image_shape is not None and getattr(estimator, "image_shape", ()) is None:
+        estimator.set_params(image_shape=given.source.image_shape)
     identity = settings.identity() | {"run.input_sha256": given.digest}
     if run.resumes(identity, settings.resume) and run.finished:
         run.note_finished()
@@ -169,6 +171,8 @@ def fit_opened(
         facts = ("version", "input_sha256", "n_rows", "n_features")
         run.write_config(settings.stored() | {"run": {name: metrics[name] for name in facts}})
         log.debug("narrows %s: %s", __version__, " ".join(argv))
+        if table.roles is not None:
+            log.debug("roles of the columns: %s", table.roles)
         chosen = table.describe("--normalize NAME")
         log.info("%s: %d rows x %d features, normalisation: %s", settings.data, *table.shape, chosen)
         try:
@@ -258,6 +262,7 @@ def _finish(
             "name": table.name,
             "layer": settings.layer,
             "modality": settings.modality,
+            "roles": table.roles,
             "batch_key": settings.batch_key,
             "sha256": given.digest,
         },

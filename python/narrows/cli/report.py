@@ -24,7 +24,7 @@ from ..persistence import atomic_write
 from . import measures
 from .figures import fit_figures
 from .rundir import read_history
-from .settings import show_size
+from .settings import READING, show_size
 
 __all__ = ["build", "check_extra", "duration", "multiqc", "write_page"]
 
@@ -217,13 +217,8 @@ def _read_labels(settings: dict[str, Any]) -> npt.NDArray[Any] | None:
 
     key = settings.get("label-key")
     try:
-        with open_data(
-            settings["data"],
-            layer=settings.get("layer"),
-            genes_by_cells=settings.get("genes-by-cells", False),
-            modality=settings.get("modality"),
-            follow_links=settings.get("follow-links", False),
-        ) as source:
+        reading: dict[str, Any] = {name: settings.get(name.replace("_", "-")) for name in ("layer", *READING)}
+        with open_data(settings["data"], **reading) as source:
             return source.labels if key is None else known_classes(key, source)
     except (OSError, NarrowsError, KeyError):
         return None

@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import ast
+import csv
 import dataclasses
 import math
 import re
@@ -19,7 +20,7 @@ from typing import Any
 
 from ..plan.losses import LOSSES
 
-__all__ = ["FitSettings", "UsageError", "in_flags", "parse_size", "read_config", "show_size"]
+__all__ = ["READING", "FitSettings", "UsageError", "in_flags", "parse_size", "read_config", "show_size"]
 
 #: Parameters of estimators that have a flag of their own, by the field of `FitSettings`.
 _PARAMETERS = {
@@ -39,9 +40,22 @@ _FLAG_OF = {parameter: field for field, parameter in _PARAMETERS.items()} | {
     "kind": "normalize",
     **{
         name: name
-        for name in ("layer", "genes_by_cells", "batch_key", "label_key", "modality", "follow_links", "resume")
+        for name in (
+            "layer",
+            "genes_by_cells",
+            "batch_key",
+            "label_key",
+            "modality",
+            "follow_links",
+            "resume",
+            "header",
+            "index_column",
+            "drop_columns",
+        )
     },
 }
+#: Flags of reading, which `narrows.data.open` takes by these names. --layer may come from the fit.
+READING = ("genes_by_cells", "modality", "follow_links", "header", "index_column", "drop_columns")
 #: A parameter in a message: NAME=VALUE, or a bare name that is no ordinary word. Paths are left alone.
 _PARAMETER = re.compile(
     rf"(?<!--set )(?<![\w./'-])(?:({'|'.join(_FLAG_OF)})=('[^']*'|[(\[][^)\]]*[)\]]|[\w.+-]*\w)"
@@ -77,6 +91,9 @@ class FitSettings:
     normalize: str = "auto"
     layer: str | None = None
     genes_by_cells: bool = False
+    header: bool | None = None
+    index_column: str | bool | None = None
+    drop_columns: tuple[str, ...] | None = None
     modality: str | None = None
     batch_key: str | None = None
     label_key: str | None = None
@@ -185,6 +202,8 @@ def in_flags(message: str) -> str:
 
     def flag(found: re.Match[str]) -> str:
         name, value = found[1] or found[3], found[2]
+        if value == "False":
+            return f"--no-{_flag(_FLAG_OF[name])}"
         shown = "" if value in (None, "True") else " " + re.sub(r"^['(\[]|[')\]]$|(?<=,) ", "", value)
         return f"--{_flag(_FLAG_OF[name])}{shown}"
 
@@ -250,6 +269,25 @@ def parse_literal(text: str) -> Any:
     except (ValueError, SyntaxError, MemoryError, RecursionError):
         return text
     return value if isinstance(value, bool | int | float | str | tuple | list) else text
+
+
+def parse_column(text: str) -> str | bool:
+    """Parse ``--index-column``: a name or a number; False for ``none``."""
+    return False if text.strip().lower() == "none" else text
+
+
+def parse_columns(text: str) -> tuple[str, ...]:
+    """Parse ``--drop-columns``: names or numbers with commas between them; a name with a comma stands in quotes.
+
+    Raises
+    ------
+    ValueError
+        A name is empty.
+    """
+    names = tuple(name.strip() for name in next(csv.reader([text], skipinitialspace=True), []))
+    if not names or "" in names:
+        raise ValueError(f"{text!r} is not a list of columns; write NAME,NAME or numbers from 0")
+    return names
 
 
 def read_config(path: Path) -> dict[str, Any]:

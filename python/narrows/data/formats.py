@@ -31,8 +31,8 @@ class Format:
         ``open(path, layer, genes_by_cells)`` returns a `Source`.
     suffixes : tuple of str
         Suffixes of its files, in lower case and without ``.gz``; none for folders.
-    gzipped : bool
-        Whether its files may end in ``.gz`` too.
+    compressed : bool
+        Whether its files may be compressed and end in ``.gz``, ``.bz2``, ``.xz`` or ``.zst``.
     is_folder : callable, optional
         Whether a folder is of this format.
     contents : str
@@ -48,7 +48,7 @@ class Format:
     name: str
     open: Callable[..., Source]
     suffixes: tuple[str, ...] = ()
-    gzipped: bool = False
+    compressed: bool = False
     is_folder: Callable[[Path], bool] | None = None
     contents: str = ""
     layer: str = ""
@@ -56,15 +56,19 @@ class Format:
     takes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        return f"{self.name}{'[.gz]' if self.gzipped else ''}{f' ({self.contents})' if self.contents else ''}"
+        return f"{self.name}{'[.gz]' if self.compressed else ''}{f' ({self.contents})' if self.contents else ''}"
 
 
 @contextmanager
 def reading(path: Path, what: str = "") -> Iterator[None]:
-    """Turn any error of a parser into one line that names the file and the part of it that was read."""
+    """Turn any error of a parser into one line that names the file and, if it is not ours, the part that was read."""
     place = f"{path}, {what}" if what else str(path)
     try:
         yield
+    except DataError as error:
+        if str(path) in str(error):
+            raise
+        raise DataError(f"{place}: {error}") from error
     except (NarrowsError, PermissionError):
         raise
     except MemoryError as error:

@@ -48,6 +48,7 @@ class NormalizedSource(Source):
             path=source.path,
             name=source.name,
         )
+        self.roles, self.image_shape = source.roles, source.image_shape
         self.source = source
         self.normalizer = normalizer
         self._looked = False  # for values that become equal in float32

@@ -24,12 +24,28 @@ _BESIDE = ("labels", "obs_names", "var_names", "feature_names", "genes")
 
 
 def open_npy(path: Path, layer: str | None, genes_by_cells: bool) -> Source:
-    """Map one array into memory."""
+    """Map one array into memory. Images, N x height x width (x channels), become rows."""
     with path.open("rb") as stream:
-        _, _, end = _npy_header(stream, path)
+        shape, _, end = _npy_header(stream, path)
     if end > path.stat().st_size:
         raise DataError(f"{path}: damaged: {path.stat().st_size} bytes; its header says {end}")
-    return in_memory(path, np.load(path, mmap_mode="r", allow_pickle=False), genes_by_cells)
+    if math.prod(shape) == 0:
+        raise DataError(f"{path}: the array is empty (shape {shape})")
+    return _table(path, np.load(path, mmap_mode="r", allow_pickle=False), genes_by_cells)
+
+
+def _table(path: Path, array: Any, genes_by_cells: bool, *names: Any) -> Source:
+    """A source over a table, or over images as rows."""
+    if array.ndim not in (2, 3, 4):
+        way = "; save it as array.reshape(-1, 1) for one column" if array.ndim == 1 else ""
+        raise DataError(f"{path}: an array of shape {array.shape}, {array.ndim} dimension(s); a table has 2{way}")
+    if array.ndim == 2:
+        return in_memory(path, array, genes_by_cells, *names)
+    if genes_by_cells:
+        raise DataError(f"{path}: images of shape {array.shape[1:]} cannot be transposed; drop genes_by_cells=True")
+    source = in_memory(path, array.reshape(len(array), math.prod(array.shape[1:])), False, *names)
+    source.image_shape = tuple(array.shape[1:])
+    return source
 
 
 def _npy_header(stream: Any, name: object) -> tuple[tuple[int, ...], np.dtype[Any], int]:
@@ -113,7 +129,7 @@ def open_npz(path: Path, layer: str | None = None, genes_by_cells: bool = False)
     rows, columns = beside.get("obs_names"), genes
     if genes_by_cells:
         rows, columns = columns, rows
-    return in_memory(path, matrix, genes_by_cells, rows, columns, beside.get("labels"), holds_floats(headers[key][1]))
+    return _table(path, matrix, genes_by_cells, rows, columns, beside.get("labels"), holds_floats(headers[key][1]))
 
 
 def _npz_headers(path: Path) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
@@ -132,7 +148,10 @@ def _npz_headers(path: Path) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]
 
 
 def _npz_dense_key(path: Path, headers: dict[str, tuple[tuple[int, ...], np.dtype[Any]]], layer: str | None) -> str:
-    tables = [name for name, (shape, dtype) in headers.items() if len(shape) == 2 and dtype.kind in "biuf"]
+    numbers = {name: len(shape) for name, (shape, dtype) in headers.items() if dtype.kind in "biuf"}
+    tables = [name for name, ndim in numbers.items() if ndim == 2]
+    if not tables or layer in numbers.keys() - tables:  # images
+        tables += [name for name, ndim in numbers.items() if ndim in (3, 4)]
     if layer is not None:
         if layer not in tables:
             no_such_layer(path, layer, tables, "table")

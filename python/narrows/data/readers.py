@@ -10,6 +10,8 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import stat
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from . import bundled, hdf, mtx, npy, parquet, text
 from .columns import column_of, complete
 from .formats import Format, reading
 from .source import ArraySource, Source
+from .textfile import COMPRESSED
 from .tree import check_folder
 
 __all__ = ["FORMATS", "as_source", "format_of", "has_layers", "open", "read_obs"]
@@ -35,8 +38,8 @@ def format_of(path: Path) -> Format | None:
     if path.is_dir():
         return next((f for f in FORMATS if f.is_folder is not None and f.is_folder(path)), None)
     name = path.name.lower()
-    plain = name.removesuffix(".gz")
-    return next((f for f in FORMATS if plain.endswith(f.suffixes) and (f.gzipped or plain == name)), None)
+    plain = name.removesuffix(next((suffix for suffix in COMPRESSED if name.endswith(suffix)), ""))
+    return next((f for f in FORMATS if plain.endswith(f.suffixes) and (f.compressed or plain == name)), None)
 
 
 def has_layers(path: Path | None) -> bool:
@@ -52,19 +55,25 @@ def open(
     genes_by_cells: bool = False,
     modality: str | None = None,
     follow_links: bool = False,
+    header: bool | None = None,
+    index_column: str | int | None = None,
+    drop_columns: Sequence[str | int] | None = None,
+    roles: Mapping[str, Any] | None = None,
 ) -> Source:
     """Open a data set.
 
     Parameters
     ----------
     path : path
-        A file: .h5ad, .h5mu, .loom, .h5 (10x or AnnData), .zarr.zip, .mtx, .npy, .npz, .csv, .tsv or .parquet; .mtx,
-        .csv and .tsv may be gzipped (.gz). Or a folder: a .zarr store, a 10x folder (matrix.mtx, features.tsv,
-        barcodes.tsv), or a folder of CSR parts (data.npy, indices.npy, indptr.npy, shape.npy). Or the name of a bundled
-        data set, such as ``"pbmc4k"``, if no file has that name.
+        A file: .h5ad, .h5mu, .loom, .h5 (10x or AnnData), .zarr.zip, .mtx, .npy, .npz, .csv, .tsv, .tab, .txt or
+        .parquet; .mtx and tables of text may be compressed (.gz, .bz2, .xz, .zst). Or a folder: a .zarr store, a 10x
+        folder (matrix.mtx, features.tsv, barcodes.tsv, perhaps with a prefix such as ``GSM123_``), a folder of CSR
+        parts (data.npy, indices.npy, indptr.npy, shape.npy), or a folder of the parts of a .parquet table. Or the name
+        of a bundled data set, such as ``"pbmc4k"``, if no file has that name.
     layer : str, optional
         Which matrix to read: a layer of an AnnData file (``"raw"`` for its `raw.X`), an array of an .npz file, a
-        feature type of 10x data (default: Gene Expression) or a genome of a 10x file of version 2.
+        feature type of 10x data (default: Gene Expression), a genome of a 10x file of version 2, or a sample of a
+        folder with several 10x matrices.
     genes_by_cells : bool
         The table in the file is genes x cells: transpose it and its names. 10x and loom files are always transposed.
     modality : str, optional
@@ -73,11 +82,21 @@ def open(
         Whether to read what links inside the file or folder lead to outside of it: external links, external storage
         and virtual datasets of HDF5, and symbolic links in folders. Otherwise they are an error. `path` itself may
         always be a symbolic link.
+    header : bool, optional
+        Text only: whether the first line is a header. By default the first lines decide.
+    index_column : str or int, optional
+        Text and .parquet: name, or number from 0, of the column with the row names; False if none has them. By default
+        the column without a header, the index that pandas stored, or a first column of text.
+    drop_columns : sequence of str or int, optional
+        Text and .parquet: columns to leave out, by name or by number from 0.
+    roles : mapping, optional
+        `Source.roles` of an earlier table: what was row names, header and text there is so here. Columns that this
+        table lacks are ignored. The three parameters above come first.
 
     Returns
     -------
     Source
-        Cells x genes.
+        Cells x genes. Columns of text beside the numbers are in `Source.obs`, and `Source.roles` says what was what.
 
     Raises
     ------
@@ -90,8 +109,10 @@ def open(
         The format needs a package that is not installed; the message names the extra.
     """
     path = Path(path)
+    given: dict[str, Any] = {"header": header, "index_column": index_column, "drop_columns": drop_columns}
     name = _bundled(path)
     if name is not None:
+        _check_taken(path, given, ())
         if genes_by_cells:
             raise DataError(f"{path}: this bundled data set is cells x genes; drop genes_by_cells=True")
         if layer is not None:
@@ -100,6 +121,7 @@ def open(
     if not path.exists():
         bare = path.name == str(path) and not path.suffix
         raise _missing(path, f"; bundled data sets: {', '.join(bundled.NAMES)}" if bare else "")
+    _check_regular(path)
     form = format_of(path)
     if form is None:
         folder = path.is_dir()
@@ -111,20 +133,40 @@ def open(
         with path.open("rb"):  # without permission: the operating system's own error
             pass
     with reading(path):
-        others = _others(path, form, modality=modality, follow_links=follow_links)
-        source = form.open(path, layer, genes_by_cells, **others)
+        given |= {"modality": modality, "follow_links": follow_links, "roles": roles}
+        source = form.open(path, layer, genes_by_cells, **_others(path, form, given))
     log.debug("opened %r", source)
     return source
 
 
-def _others(path: Path, form: Format, *, modality: str | None, follow_links: bool) -> dict[str, Any]:
+def _others(path: Path, form: Format, given: Mapping[str, Any]) -> dict[str, Any]:
     """The further arguments that a format takes. The links of a folder are checked."""
-    if modality is not None and "modality" not in form.takes:
-        raise DataError(f"{path}: this format has no modalities; drop modality={modality!r}")
-    if path.is_dir() and not follow_links:
+    if given["modality"] is not None and "modality" not in form.takes:
+        raise DataError(f"{path}: this format has no modalities; drop modality={given['modality']!r}")
+    _check_taken(path, {name: given.get(name) for name in ("header", "index_column", "drop_columns")}, form.takes)
+    if path.is_dir() and not given["follow_links"]:
         check_folder(path)
-    given = {"modality": modality, "follow_links": follow_links}
-    return {name: given[name] for name in form.takes}
+    return {name: given.get(name) for name in form.takes}
+
+
+def _check_taken(path: Path, given: Mapping[str, Any], takes: Sequence[str]) -> None:
+    """Refuse what is said about the columns of a file that has none."""
+    for name, value in given.items():
+        if value is None:
+            continue
+        if name not in takes:
+            able = ", ".join(f.name for f in FORMATS if name in f.takes)
+            raise DataError(f"{path}: {name}={value!r} is for tables ({able}); leave it out")
+        if name == "drop_columns" and isinstance(value, str):
+            raise TypeError(f"drop_columns={value!r} must be a sequence of names or numbers")
+
+
+def _check_regular(path: Path) -> None:
+    """Refuse pipes and devices: they would block, and data are read more than once."""
+    mode = path.stat().st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        kind = "a pipe" if stat.S_ISFIFO(mode) else "a device or socket"
+        raise DataError(f"{path}: {kind}, not a file; data are read more than once: write them to a file first")
 
 
 def _bundled(path: Path) -> str | None:
@@ -148,7 +190,7 @@ def read_obs(
     Parameters
     ----------
     path : path
-        An .h5ad, .h5mu, .loom, .h5, .zarr or .zarr.zip file.
+        An .h5ad, .h5mu, .loom, .h5, .zarr or .zarr.zip file, or a table: its columns of text.
     column : str
     modality, follow_links : str and bool, optional
         As in `open`.
@@ -171,12 +213,14 @@ def read_obs(
     name = _bundled(path)
     if name is None and not path.exists():
         raise _missing(path)
+    if name is None:
+        _check_regular(path)
     form = None if name is not None else format_of(path)
     if form is None or form.read_obs is None:
         able = ", ".join(f.name for f in FORMATS if f.read_obs)
         raise DataError(f"{path}: this format has no column {column!r} of obs; formats with obs: {able}")
     with reading(path):
-        obs = form.read_obs(path, **_others(path, form, modality=modality, follow_links=follow_links))
+        obs = form.read_obs(path, **_others(path, form, {"modality": modality, "follow_links": follow_links}))
         return complete(column_of(obs, column, str(path)), f"{path}: column {column!r} of obs")
 
 

@@ -27,6 +27,7 @@ from ..rows.arrays import check_unmasked, exact, float_dtype
 from ..rows.devices import on_gpu
 from ..rows.shifted import Shifted
 from ..rows.sparse import any_sparse, canonical_csr, check_indices, check_indptr
+from .textfile import decoded
 
 __all__ = ["ArraySource", "Source", "with_names"]
 
@@ -66,7 +67,14 @@ class Source(ABC):
         The file or folder read.
     beside : list of pathlib.Path
         Other files read, which links in `path` led to.
+    roles : mapping or None
+        Which columns of a table became row names, text and features; `narrows.data.open` applies it to another table.
+    image_shape : tuple of int or None
+        Height, width and perhaps channels of the images that the rows are.
     """
+
+    roles: Mapping[str, Any] | None = None
+    image_shape: tuple[int, ...] | None = None
 
     def __init__(
         self,
@@ -91,7 +99,8 @@ class Source(ABC):
             raise DataError(f"{self.name}: the data are empty ({self.shape[0]} rows, {self.shape[1]} columns)")
         self.stored_dtype = np.dtype(dtype)
         self.holds_floats = arrays.holds_floats(dtype) if holds_floats is None else holds_floats
-        self.dtype = float_dtype(dtype) if self.holds_floats else np.dtype(np.float32)
+        given = float_dtype(dtype)  # raises for what is not a number
+        self.dtype = given if self.holds_floats else np.dtype(np.float32)
         self.nnz = self.n_stored = nnz
         self.shift: npt.NDArray[np.float64] | None = None
         self.obs_names = self._per("obs_names", obs_names, 0)
@@ -103,7 +112,7 @@ class Source(ABC):
     def _per(self, what: str, values: npt.ArrayLike | None, axis: int) -> npt.NDArray[Any] | None:
         if values is None:
             return None
-        array = np.asarray(values)
+        array = decoded(values, f"{self.name}: {what}")
         if array.dtype.kind != "U" and (what != "labels" or array.dtype.kind in "OT"):
             array = np.asarray([str(value) for value in array.tolist()])
         if array.shape != (self.shape[axis],):
