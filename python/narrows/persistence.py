@@ -17,8 +17,10 @@ import hashlib
 import json
 import math
 import os
+import re
 import secrets
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -29,7 +31,7 @@ from ._extras import importing
 from ._version import __version__
 from .errors import ModelFileError, NarrowsError, OutputError
 
-__all__ = ["FORMAT", "atomic_write", "load_tensors", "save_tensors"]
+__all__ = ["FORMAT", "atomic_write", "file_digest", "load_tensors", "remove_temporaries", "save_tensors", "temporary"]
 
 FORMAT = 1
 _HEADER_LIMIT = 32 << 20  # bytes; a header holds names of tensors and features, and settings, but no data
@@ -67,24 +69,26 @@ def atomic_write(
     shown = os.fspath(path)
     target = os.path.realpath(shown)
     folder, base = os.path.split(target)
-    temporary = os.path.join(folder, f".{base[:64]}.{secrets.token_hex(8)}.tmp")
+    scratch = temporary(folder, base)
     try:
         if os.path.isdir(target):
             raise IsADirectoryError(errno.EISDIR, "it is a folder")
+        if os.path.islink(target):
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
         try:
             # os.open applies the umask. Reading the umask would change it for the whole process.
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
-            with os.fdopen(os.open(temporary, flags, mode), "wb") as stream:
+            with os.fdopen(os.open(scratch, flags, mode), "wb") as stream:
                 if callable(write):
                     write(stream)
                 else:
                     stream.write(write)
                 stream.flush()
                 os.fsync(stream.fileno())
-            os.replace(temporary, target)
+            os.replace(scratch, target)
         except BaseException:
             with contextlib.suppress(OSError):
-                os.unlink(temporary)
+                os.unlink(scratch)
             raise
         _sync_folder(folder)
     except NarrowsError:
@@ -93,6 +97,43 @@ def atomic_write(
         failure = OutputError(f"cannot write {shown}: {error.strerror or error}")
         failure.errno = error.errno
         raise failure from error
+
+
+def temporary(folder: str | os.PathLike[str], base: str) -> str:
+    """A new path in `folder` for the content that will become the file `base`."""
+    return os.path.join(folder, f".{_shortened(base)}.{secrets.token_hex(8)}.tmp")
+
+
+def _shortened(base: str) -> str:
+    return os.fsdecode(os.fsencode(base)[:200])  # the name must fit into 255 bytes
+
+
+def remove_temporaries(folder: str | os.PathLike[str], bases: Iterable[str], *, age: float = 0.0) -> None:
+    """Remove what killed processes left of `temporary` files.
+
+    Parameters
+    ----------
+    folder : path
+        Need not exist.
+    bases : iterable of str
+        Names of the files that were to be written. Any other file stays.
+    age : float
+        Remove only files that nobody has written to for this many seconds.
+    """
+    names = {_shortened(base) for base in bases}
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            found = re.fullmatch(r"\.(.+)\.[0-9a-f]{16}\.tmp", entry.name, re.DOTALL)
+            if found and found[1] in names and entry.is_file(follow_symlinks=False):
+                with contextlib.suppress(OSError):
+                    if time.time() - entry.stat().st_mtime >= age:
+                        os.unlink(entry)
+
+
+def file_digest(path: str | os.PathLike[str]) -> str:
+    """SHA-256 of a file's content, as hexadecimal digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _sync_folder(folder: str) -> None:

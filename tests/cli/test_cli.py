@@ -102,19 +102,6 @@ def test_finished_run_is_left_alone(npy, tmp_path, capsys):
     assert before == {p: p.stat().st_mtime_ns for p in (tmp_path / "o").rglob("*")}
 
 
-@pytest.mark.parametrize("gone", ["model.safetensors", "latent.npy"])
-def test_no_success_without_the_results(gone, npy, tmp_path, capsys):
-    args = ["fit", npy, "--out", tmp_path / "o", *SMALL]
-    assert narrows(*args) == 0
-    whole = (tmp_path / "o" / gone).read_bytes()
-    (tmp_path / "o" / gone).unlink()
-    capsys.readouterr()
-    assert narrows(*args) == 0
-    assert f"was finished, but {'latent.h5ad or ' * (gone == 'latent.npy')}{gone} is missing" in capsys.readouterr().err
-    assert (tmp_path / "o" / gone).read_bytes() == whole  # from the checkpoint, training is not repeated
-    assert (tmp_path / "o" / "_SUCCESS").exists()
-
-
 def test_other_settings_or_data_are_refused_by_name(npy, tmp_path, line):
     out = tmp_path / "o"
     args = ["fit", npy, "--out", out, *SMALL]

@@ -35,6 +35,7 @@ from ..fitting.conditions import read_labels
 from ..fitting.inputs import read_condition
 from ..fitting.table import check_values
 from ..machine import thread_choice
+from ..persistence import remove_temporaries
 from ..plan.spec import Loss
 from ..rows.readahead import read_ahead
 from ..rows.shifted import dense, stored_rows
@@ -155,6 +156,7 @@ def score(settings: ApplySettings) -> None:
 def _job(settings: ApplySettings, *suffixes: str) -> Iterator[Any]:
     """Check the output path and load the model. NumPy's BLAS uses no more threads than the job."""
     check_output(settings.output, suffixes)
+    remove_temporaries(settings.output.parent, (settings.output.name,), age=86400.0)
     estimator = open_model(settings.model, settings.backend, settings.threads)
     with blas_threads(thread_choice(settings.threads)[0]):
         yield estimator

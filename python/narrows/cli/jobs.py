@@ -166,7 +166,9 @@ def fit_opened(
         if not known:
             run.clear()
         elif run.succeeded:
-            log.warning("%s was finished, but %s is missing: writing it again", run.path, ", ".join(run.missing))
+            log.warning(
+                "%s was finished, but %s is missing or damaged: writing it again", run.path, ", ".join(run.missing)
+            )
             (run / "_SUCCESS").unlink()
         facts = ("version", "input_sha256", "n_rows", "n_features")
         run.write_config(settings.stored() | {"run": {name: metrics[name] for name in facts}})

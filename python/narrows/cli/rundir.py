@@ -3,7 +3,8 @@
 - A run accepts a folder that is missing, empty, or made by an earlier run of the same command. It refuses any other
   folder before it writes a byte.
 - Only one run at a time writes to a folder, on file systems with locks.
-- ``_SUCCESS`` is the last file of a run and the first one that a new run removes. If it exists, the run is complete.
+- ``_SUCCESS`` is the last file of a run and the first one that a new run removes. It holds the digest of each result.
+  If it exists and the digests agree, the run is complete.
 - ``config.toml`` holds the settings and the digest of the input. Two runs are the same if these agree.
 - Files are replaced atomically. Only ``run.log`` and ``history.jsonl`` grow, by whole lines.
 """
@@ -24,7 +25,7 @@ from pathlib import Path
 from typing import Any, ClassVar, TextIO
 
 from ..errors import OutputError, ResumeError
-from ..persistence import atomic_write
+from ..persistence import atomic_write, file_digest, remove_temporaries
 from ..training import Callback, Progress
 from ..training.checkpoint import differences, flat
 
@@ -52,6 +53,10 @@ class RunDir:
         ("model.safetensors",), ("latent.h5ad", "latent.npy"), ("metrics.json",), ("history.jsonl",),
     )  # fmt: skip
     """Of each group, one file must exist after a finished run."""
+    kept: ClassVar[tuple[str, ...]] = (
+        "model.safetensors", "latent.h5ad", "latent.npy", "latent_obs_names.txt", "metrics.json", "history.jsonl",
+    )  # fmt: skip
+    """Results that do not change after the run. ``_SUCCESS`` holds their digests."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -74,8 +79,20 @@ class RunDir:
 
     @property
     def missing(self) -> list[str]:
-        """Results of a finished run that do not exist."""
-        return [" or ".join(names) for names in self.needed if not any((self / name).is_file() for name in names)]
+        """Results of a finished run that do not exist, or are not as they were written."""
+        known = self._digests()
+        damaged = [name for name, digest in known.items() if _digest(self / name) != digest]
+        absent = [" or ".join(names) for names in self.needed if known.keys().isdisjoint(names)]
+        return damaged + absent
+
+    def _digests(self) -> dict[str, str]:
+        """The digest of each result when the run finished."""
+        try:
+            lines = (self / "_SUCCESS").read_text(encoding="utf-8", errors="replace").splitlines()
+        except OSError:
+            return {}
+        pairs = (line.partition("  ") for line in lines)
+        return {name: digest for digest, _, name in pairs if name in self.kept}
 
     @property
     def begun(self) -> bool:
@@ -130,7 +147,11 @@ class RunDir:
                 pass
         except OSError as error:
             raise OutputError(f"--out {self.path} cannot be written: {error.strerror or error}") from None
-        with _alone_in(self.path):
+        with _alone_in(self.path) as alone:
+            # Without locks, another run may be writing now. A day is longer than any write takes.
+            age = 0.0 if alone else 86400.0
+            remove_temporaries(self.path, (*self.made, "config.toml", "run.log"), age=age)
+            remove_temporaries(self.checkpoint.parent, (self.checkpoint.name,), age=age)
             yield
 
     def _subfolders(self) -> None:
@@ -215,8 +236,9 @@ class RunDir:
         atomic_write(self / name, "".join(f"{line}\n" for line in lines).encode())
 
     def write_success(self) -> None:
-        """Write the last file; all others must exist."""
-        atomic_write(self / "_SUCCESS", b"")
+        """Write the last file, with the digests of the results, in the format of ``sha256sum``."""
+        found = {name: _digest(self / name) for name in self.kept}
+        atomic_write(self / "_SUCCESS", "".join(f"{found[name]}  {name}\n" for name in found if found[name]).encode())
 
     def log_handler(self) -> logging.Handler:
         """A handler that appends to ``run.log``."""
@@ -233,14 +255,14 @@ class RunDir:
 
 
 @contextlib.contextmanager
-def _alone_in(path: Path) -> Iterator[None]:
-    """Lock a folder. The system releases the lock when the process ends, however it ends."""
+def _alone_in(path: Path) -> Iterator[bool]:
+    """Lock a folder, if the file system has locks; return whether it has. The lock ends with the process."""
     if os.name == "nt":
-        yield
+        yield False
         return
     import fcntl
 
-    folder = os.open(path, os.O_RDONLY)
+    folder, locked = os.open(path, os.O_RDONLY), True
     try:
         try:
             fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -250,9 +272,17 @@ def _alone_in(path: Path) -> Iterator[None]:
             ) from None
         except OSError as error:  # some file systems have no locks, or none for folders
             log.debug("%s cannot be locked: %s", path, error)
-        yield
+            locked = False
+        yield locked
     finally:
         os.close(folder)
+
+
+def _digest(path: Path) -> str | None:
+    try:
+        return file_digest(path)
+    except FileNotFoundError:
+        return None
 
 
 class _RunLog(logging.FileHandler):

@@ -52,6 +52,7 @@ class SweepDir(RunDir):
     command: ClassVar[str] = "sweep"
     made: ClassVar[tuple[str, ...]] = ("_SUCCESS", "sweep.json", "report.html")
     needed: ClassVar[tuple[tuple[str, ...], ...]] = (("sweep.json",),)
+    kept: ClassVar[tuple[str, ...]] = ("sweep.json",)
 
     @property
     def begun(self) -> bool:

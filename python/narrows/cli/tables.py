@@ -11,7 +11,6 @@ import csv
 import io
 import logging
 import shutil
-import tempfile
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -23,7 +22,7 @@ import numpy.typing as npt
 from .._extras import require
 from ..data.columns import Column, column_of
 from ..errors import DataError, OutputError
-from ..persistence import atomic_write
+from ..persistence import atomic_write, temporary
 
 __all__ = ["check_output", "write_table"]
 
@@ -93,7 +92,7 @@ def write_table(
         known = {} if labels is None else {"label": Column(np.asarray([str(label) for label in labels]))}
         known |= _columns(obs or {}, shape[0])
         X = np.concatenate([np.asarray(block, dtype=dtype) for block in blocks])
-        atomic_write(path, lambda stream: _h5ad(stream, path.parent, X, row_names, column_names, known, about))
+        atomic_write(path, lambda stream: _h5ad(stream, path, X, row_names, column_names, known, about))
     else:
         raise OutputError(f"cannot write {path}: unknown extension {path.suffix!r}")
 
@@ -159,7 +158,7 @@ def _as_pandas(pandas: Any, column: Column) -> Any:
 
 def _h5ad(
     stream: BinaryIO,
-    folder: Path,
+    path: Path,
     X: npt.NDArray[Any],
     row_names: Names,
     column_names: Names,
@@ -176,16 +175,36 @@ def _h5ad(
             obs[name] = _as_pandas(pandas, column)
         except (ValueError, TypeError) as error:  # such as two categories of one name
             log.warning("column %r of obs is left out of the output: %s", name, error)
-    with (
-        warnings.catch_warnings(),
-        tempfile.TemporaryDirectory(prefix=".", suffix=".tmp", dir=folder) as scratch,
-    ):
+    whole = Path(temporary(path.parent, path.name))  # HDF5 needs a path; the bytes are then copied to the atomic file
+    with warnings.catch_warnings():
         # anndata warns at every step if the user's row names repeat.
         warnings.simplefilter("ignore")
         adata = anndata.AnnData(X, obs=obs, var=pandas.DataFrame(index=pandas.Index(columns, dtype=object)))
         if about:
             adata.uns["narrows"] = about
-        whole = Path(scratch) / "table.h5ad"  # HDF5 needs a path; the bytes are then copied to the atomic file
-        adata.write_h5ad(whole)
-        with whole.open("rb") as written:
-            shutil.copyfileobj(written, stream, 1 << 20)
+        try:
+            adata.write_h5ad(whole)
+            if not _same(anndata.read_h5ad(whole), adata):
+                raise OutputError(f"cannot write {path}: the file does not hold what was written; is the disk full?")
+            with whole.open("rb") as written:
+                shutil.copyfileobj(written, stream, 1 << 20)
+        except (OutputError, MemoryError):
+            raise
+        except Exception as error:  # HDF5 reports a failing disk by many types
+            text = " ".join(str(error).split())
+            raise OutputError(f"cannot write {path}: {text or type(error).__name__}") from error
+        finally:
+            whole.unlink(missing_ok=True)
+
+
+def _same(read: Any, written: Any) -> bool:
+    """Whether a file holds the table that was given to the library. A failed write may leave zeros without an error."""
+    frames = (read.obs, written.obs), (read.var, written.var)
+    return (
+        np.asarray(read.X).tobytes() == np.ascontiguousarray(written.X).tobytes()
+        and all(
+            list(a.index) == list(b.index) and {c: list(a[c]) for c in a} == {c: list(b[c]) for c in b}
+            for a, b in frames
+        )
+        and dict(read.uns.get("narrows", {})) == dict(written.uns.get("narrows", {}))
+    )

@@ -449,7 +449,7 @@ def _hash_path(path: Path, beside: Iterable[Path] = ()) -> str:
                 digest.update(f"{name}\0{file.stat().st_size}\0".encode())
                 _hash_file(digest, file)
             else:  # to a folder whose files are hashed by another name, or to nothing
-                digest.update(f"{name}\0{os.path.relpath(file.resolve(), path.resolve())}\0".encode())
+                digest.update(f"{name}\0{os.path.relpath(os.path.realpath(file), os.path.realpath(path))}\0".encode())
     for file in beside:
         digest.update(f"\0{file.stat().st_size}\0".encode())
         _hash_file(digest, file)
