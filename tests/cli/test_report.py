@@ -60,6 +60,28 @@ def test_page_is_whole_and_self_contained(folder):
     assert "<u>" not in text  # the path of the data is text, not markup
 
 
+def test_figures_are_readable_on_a_dark_page(folder):
+    """Each colour of a figure has a contrast of 3 on the page's dark paper, if need be through its dark twin."""
+
+    def luminance(colour):
+        c = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)]) / 255
+        return np.where(c <= 0.04045, c / 12.92, ((c + 0.055) / 1.055) ** 2.4) @ [0.2126, 0.7152, 0.0722]
+
+    text = (folder / "report.html").read_text()
+    (paper,) = re.findall(r"prefers-color-scheme: dark\) \{[^}]*--paper: (#\w+)", text)
+    assert "color-scheme: light dark" in text
+    for image in Page(text).images:
+        svg = base64.b64decode(image.split(",", 1)[1]).decode()
+        rules = dict(re.findall(r'\[style\*="(\w+: #\w+)"\]\{\w+:(#\w+) !important\}', svg))
+        assert rules["fill: #ffffff"] == paper
+        drawn = set(re.findall(r"(?:fill|stroke): #\w+", svg.partition("</style>")[2]))
+        assert len(drawn) > 2
+        for use in drawn - {"fill: #ffffff"}:
+            ratio = (luminance(rules.get(use, use[-7:])) + 0.05) / (luminance(paper) + 0.05)
+            assert ratio > (1.4 if use.endswith("#e3e6e9") else 3), use  # the grid is faint
+        assert not re.search(r"<text|<rect[^>]*#fff", svg)
+
+
 def test_report_again_is_the_same_page(folder):
     first = (folder / "report.html").read_text()
     (folder / "report.html").unlink()

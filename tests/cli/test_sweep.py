@@ -50,7 +50,7 @@ def test_sweep_writes_everything(swept):
     found = result(out)
     assert [row["n_components"] for row in found["sizes"]] == [1, 3, 8]
     assert (found["status"], found["n_held_out"], found["pca_rows"]) == ("finished", 9, 81)
-    head, *rows, _ = [line.split() for line in done.stdout.splitlines()] + [None] * (found["elbow"] is None)
+    head, *rows, _ = [line.split() for line in done.stdout.splitlines()]
     assert head[:2] == ["components", "validation"]
     assert [row[0] for row in rows] == ["1", "3", "8"]
     for row in found["sizes"]:
@@ -249,6 +249,31 @@ def test_sparse_counts_with_a_count_loss(tmp_path):
     page = Page((tmp_path / "o" / "report.html").read_text())
     assert len(page.images) == 2  # squared error beside PCA, and the loss itself
     assert "multinomial" in page.text
+
+
+def test_a_sweep_worse_than_pca_marks_no_elbow(npy, tmp_path, capsys, monkeypatch):
+    """Its table, log and report say so, and that the epochs were too few. One size as good as PCA is enough."""
+    monkeypatch.setattr("narrows.cli.sweep.elbow", lambda sizes, losses: 2)
+    args = ["sweep", npy, "--components", "1,2,3", *FEW[:-1], "--out"]
+    assert narrows(*args, tmp_path / "short", "--epochs", "1") == 0
+    out, err = capsys.readouterr()
+    found = result(tmp_path / "short")
+    assert all(row["held_out_mse_per_feature"] > row["pca_held_out_mse_per_feature"] for row in found["sizes"])
+    assert found["elbow"] is None
+    assert out.splitlines()[-1] == "no elbow: every size is worse than PCA"
+    assert "every size is worse than PCA, so no elbow is marked" in err
+    assert "when --epochs ended the training of 1, 2, 3 components" in err
+    page = Page((tmp_path / "short" / "report.html").read_text()).text
+    assert "Every size is worse than PCA" in page
+    log = (tmp_path / "short" / "components-1" / "run.log").read_text()
+    assert "the error is worse than that of PCA (" in log
+    assert "the loss still fell when --epochs 1 ended training" in log
+    assert "The loss still fell" in (tmp_path / "short" / "components-1" / "report.html").read_text()
+    found["sizes"][1]["pca_held_out_mse_per_feature"] = found["sizes"][1]["held_out_mse_per_feature"]
+    found["elbow"] = 2
+    (tmp_path / "short" / "sweep.json").write_text(json.dumps(found))
+    assert narrows("report", tmp_path / "short") == 0
+    assert "worse than PCA" not in Page((tmp_path / "short" / "report.html").read_text()).text
 
 
 @pytest.mark.parametrize("layout", [np.asarray, sp.csr_array])

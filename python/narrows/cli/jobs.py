@@ -317,6 +317,8 @@ def _conclude(run: RunDir, metrics: dict[str, Any]) -> None:
         report.REASONS[metrics["exit_reason"]],
         measures.in_short(metrics),
     )
+    for hint in measures.hints(metrics):
+        log.info("%s", hint)
     run.write_success()
 
 

@@ -19,12 +19,16 @@ from .resources import held_rows
 
 __all__ = [
     "BASELINE",
+    "BETTER",
+    "against",
     "baseline_text",
     "has_likelihood",
     "held_out",
     "held_text",
+    "hints",
     "in_short",
     "measure",
+    "still_fell",
     "store_cell_errors",
 ]
 
@@ -137,7 +141,7 @@ def _against_pca(
 
 def has_likelihood(found: dict[str, Any]) -> bool:
     """Whether the figures are likelihoods of counts, not squared errors."""
-    return found.get("nll_per_row") is not None
+    return found.get("nll_per_row") is not None or found.get("held_out_nll_per_row") is not None
 
 
 def held_out(found: dict[str, Any], name: str) -> float:
@@ -164,3 +168,35 @@ def in_short(found: dict[str, Any]) -> str:
         return f"squared error {found['mse_per_feature']:.4g} per feature, PCA {found['baseline_pca_loss']:.4g}"
     ours, theirs = (held_out(found, name) for name in ("nll_per_row", "baseline_nll_per_row"))
     return f"{ours:.5g} nats per row{held_text(found)}, {BASELINE} {theirs:.5g}"
+
+
+def hints(found: dict[str, Any]) -> list[str]:
+    """What a user may want to change, one sentence each, from the content of ``metrics.json``."""
+    ours, theirs, name = against(found)
+    told = []
+    if theirs is not None and ours > theirs > 1e-9 * ours:  # else PCA is exact
+        what = "likelihood" if has_likelihood(found) else "error"
+        told.append(f"the {what} is worse than that of {name} ({ours:.5g}, {theirs:.5g}): {BETTER}")
+    if still_fell(found):
+        told.append(f"the loss still fell when --epochs {found['epochs_run']} ended training: try more epochs")
+    return told
+
+
+def still_fell(found: dict[str, Any]) -> bool:
+    """Whether the largest number of epochs ended training while the loss still fell."""
+    return bool(found["exit_reason"] == "max_iter" and found["best_epoch"] > 0.9 * found["epochs_run"])
+
+
+BETTER = "try more epochs, or another --hidden, --estimator or learning_rate_init"
+
+
+def against(found: dict[str, Any]) -> tuple[Any, Any, str]:
+    """The figure of a fit, that of its baseline (None if there is none), and the name of the baseline."""
+    if has_likelihood(found):
+        ours, theirs = "held_out_nll_per_row", "held_out_baseline_nll_per_row"
+        if found.get(ours) is None:
+            ours, theirs = "nll_per_row", "baseline_nll_per_row"
+        return found[ours], found[theirs], BASELINE
+    if "pca_held_out_mse_per_feature" in found:
+        return found.get("held_out_mse_per_feature"), found["pca_held_out_mse_per_feature"], "PCA"
+    return found.get("mse_per_feature"), found.get("baseline_pca_loss"), "PCA"

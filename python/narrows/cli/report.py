@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import re
 import tomllib
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,7 @@ def build(
         fit_figures(metrics, history, codes, labels, settings),
         settings,
         _facts(metrics),
+        hints=measures.hints(metrics),
     )
 
 
@@ -94,6 +96,7 @@ def write_page(
     run: dict[str, Any],
     *,
     table: tuple[list[str], list[list[str]]] | None = None,
+    hints: Sequence[str] = (),
 ) -> Path:
     """Write ``report.html`` into `folder`, complete or not at all.
 
@@ -112,6 +115,8 @@ def write_page(
         Facts about the run.
     table : (heads, rows), optional
         A table below the figures.
+    hints : sequence of str
+        What a user may want to change.
 
     Returns
     -------
@@ -135,6 +140,7 @@ def write_page(
         tiles=tiles,
         figures=figures,
         table=table,
+        hints=hints,
         settings=_cells(plain),
         run=_cells(run),
     )

@@ -177,7 +177,8 @@ def sweep(
             run.write_json("sweep.json", result)
         if settings.dry_run:
             return
-        result["elbow"] = elbow(sizes, [row["val_loss"] for row in rows])
+        worse = _all_worse(rows)
+        result["elbow"] = None if worse else elbow(sizes, [row["val_loss"] for row in rows])
         result["status"] = "finished"
         result["wall_s"] = round(time.time() - started, 3)
         run.write_json("sweep.json", result)
@@ -187,6 +188,8 @@ def sweep(
         log.warning("no report.html: %s", error)
     print(table_text(result))
     log.info("wrote %s: %d fits, sweep.json", run.path, len(rows))
+    for hint in _hints(result):
+        log.info("%s", hint)
     stop.check()
     run.write_success()
 
@@ -240,7 +243,34 @@ def table_text(result: dict[str, Any]) -> str:
     lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in [head, *rows]]
     if result["elbow"] is not None:
         lines.append(f"elbow of the validation loss: {result['elbow']} components")
+    elif len(result["sizes"]) > 2:
+        lines.append(f"no elbow: {_no_elbow(result)}")
     return "\n".join(lines)
+
+
+def _all_worse(rows: Sequence[dict[str, Any]]) -> str:
+    """The name of the baseline if each size is worse than it; else empty."""
+    pairs = [measures.against(row) for row in rows]
+    known = [(ours, theirs) for ours, theirs, _ in pairs if ours is not None and theirs is not None]
+    return pairs[0][2] if known and all(ours > theirs for ours, theirs in known) else ""
+
+
+def _no_elbow(result: dict[str, Any]) -> str:
+    worse = _all_worse(result["sizes"])
+    return f"every size is worse than {worse}" if worse else "the loss falls evenly, or not at all"
+
+
+def _hints(result: dict[str, Any]) -> list[str]:
+    """What a user may want to change, one sentence each."""
+    rows = result["sizes"]
+    told = []
+    if worse := _all_worse(rows):
+        told.append(f"every size is worse than {worse}, so no elbow is marked: {measures.BETTER}")
+    short = [str(row["n_components"]) for row in rows if measures.still_fell(row)]
+    if short:
+        sizes = ", ".join(short)
+        told.append(f"the loss still fell when --epochs ended the training of {sizes} components: try more epochs")
+    return told
 
 
 def read(folder: Path) -> dict[str, Any]:
@@ -339,7 +369,7 @@ def build_report(folder: Path) -> Path:
         (
             str(result["elbow"] or "none"),
             "components at the elbow",
-            "of the validation loss",
+            "of the validation loss" if result["elbow"] else _no_elbow(result),
         ),
         (str(best["n_components"]), "components with the lowest loss", f"{best['val_loss']:.5g}"),
         (report.duration(result["wall_s"]), "wall time", "of the last command"),
@@ -356,4 +386,5 @@ def build_report(folder: Path) -> Path:
         settings,
         run,
         table=_cells(result),
+        hints=_hints(result),
     )
