@@ -31,7 +31,16 @@ from ._extras import importing
 from ._version import __version__
 from .errors import ModelFileError, NarrowsError, OutputError
 
-__all__ = ["FORMAT", "atomic_write", "file_digest", "load_tensors", "remove_temporaries", "save_tensors", "temporary"]
+__all__ = [
+    "FORMAT",
+    "atomic_write",
+    "file_digest",
+    "load_tensors",
+    "remove_temporaries",
+    "save_tensors",
+    "temporary",
+    "written_by",
+]
 
 FORMAT = 1
 _HEADER_LIMIT = 32 << 20  # bytes; a header holds names of tensors and features, and settings, but no data
@@ -263,6 +272,11 @@ def load_tensors(path: str | os.PathLike[str], *, kind: str) -> tuple[dict[str, 
     if claimed != actual or not isinstance(meta, dict):
         raise ModelFileError(f"{shown}: damaged: the content does not match its checksum")
     return tensors, meta
+
+
+def written_by(path: str | os.PathLike[str]) -> str:
+    """The version of narrows that wrote a model file, which `load_tensors` has accepted."""
+    return str(_envelope(Path(path).read_bytes(), os.fspath(path)).get("version"))
 
 
 def _envelope(content: bytes, shown: str) -> dict[str, Any]:

@@ -184,7 +184,13 @@ def autoencoder(
         model.feature_names_in_ = names.astype(str).astype(object)
     model.metadata_ |= {
         "normalizer": normalizer.to_dict(),
-        "source": {"name": source.name, "layer": layer, "obsm": obsm, "batch_key": batch_key},
+        "source": {
+            "name": source.name,
+            "n_rows": source.shape[0],
+            "layer": layer,
+            "obsm": obsm,
+            "batch_key": batch_key,
+        },
     }
     if path is not None:
         model.save(path)

@@ -211,7 +211,7 @@ def test_a_stored_model_maps_other_cells(params: dict[str, Any], tmp_path: Path)
     new.write_h5ad(tmp_path / "new.h5ad")
     backed = ad.read_h5ad(tmp_path / "new.h5ad", backed="r")
     given = {name: value for name, value in narrows.load(path).metadata_["source"].items() if name != "name"}
-    assert given == {"layer": None, "obsm": None, "batch_key": None}
+    assert given == {"n_rows": 60, "layer": None, "obsm": None, "batch_key": None}
     for found, model in ((new, path), (backed, str(path)), (new.copy(), narrows.load(path))):
         before = fields(found)
         narrows.scanpy.encode(found, model, layers=not found.isbacked, key_added="mapped")

@@ -116,6 +116,10 @@ def build_parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.Argument
     report = command("report", "write report.html of a finished fit or sweep again")
     report.add_argument("dir", metavar="DIR", help="the --out folder of the fit or sweep")
     _add_common(report)
+    info = command("info", "show what a model file or the folder of a run holds")
+    info.add_argument("path", metavar="MODEL", help="model.safetensors, or the folder of a fit or sweep")
+    info.add_argument("--json", action="store_true", help="print JSON, with every parameter")
+    _add_common(info)
     _add_common(command("doctor", "show versions, threads, backends and optional packages"))
     _add_bench(command("bench", "time training steps on this machine and compare them with its peak"))
     return parser, made

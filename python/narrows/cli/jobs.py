@@ -262,6 +262,7 @@ def _finish(
         "normalizer": table.normalizer.to_dict(),
         "source": {
             "name": table.name,
+            "n_rows": table.shape[0],
             "layer": settings.layer,
             "modality": settings.modality,
             "roles": table.roles,

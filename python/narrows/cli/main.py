@@ -79,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _prints_only(args: argparse.Namespace) -> bool:
     """Whether standard output is all that a command makes."""
-    return args.command == "doctor" or getattr(args, "dry_run", False) or getattr(args, "json", "") is None
+    return args.command in ("doctor", "info") or getattr(args, "dry_run", False) or getattr(args, "json", "") is None
 
 
 def _check_written(output: Tolerant) -> None:
@@ -181,6 +181,15 @@ def _report(args: argparse.Namespace, argv: list[str], stop: Any) -> None:
     print(sweep.build_report(folder) if (folder / "sweep.json").exists() else report.build(folder))
 
 
+def _info(args: argparse.Namespace, argv: list[str], stop: Any) -> None:
+    import json
+
+    from . import info
+
+    found = info.describe(Path(args.path))
+    print(json.dumps(found, indent=1, ensure_ascii=False) if args.json else info.as_text(found))
+
+
 def _bench(args: argparse.Namespace, argv: list[str], stop: Any) -> None:
     from .bench import bench
 
@@ -207,6 +216,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace, list[str], Any], None]] = {
     "decode": _apply,
     "score": _apply,
     "report": _report,
+    "info": _info,
     "doctor": _doctor,
     "bench": _bench,
 }
