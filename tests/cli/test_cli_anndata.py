@@ -97,6 +97,16 @@ def test_flags_of_input(tmp_path, line):
     refused(3, "encode", out, tmp_path / "y.h5ad", *target, word="--follow-links")
     for command in ("encode", "score"):
         assert narrows(command, out, tmp_path / "y.h5ad", *target, "--follow-links") == 0
+    codes = np.load(tmp_path / "z.npy") if narrows("encode", out, tmp_path / "x.h5ad", *target) == 0 else None
+    assert narrows("encode", out, tmp_path / "x.h5ad", *target, "--untrusted") == 0
+    np.testing.assert_array_equal(np.load(tmp_path / "z.npy"), codes)
+    refused(3, "score", out, tmp_path / "y.h5ad", *target, "--untrusted", word="allow it with --follow-links")
+    other = tmp_path / "other"
+    assert narrows("fit", *fit[:-1], "--out", other, "--untrusted", "--label-key", "kind", "--quiet") == 0
+    assert (other / "model.safetensors").stat().st_size > 0
+    pandas.testing.assert_frame_equal(
+        anndata.read_h5ad(other / "latent.h5ad").obs, anndata.read_h5ad(tmp_path / "x.h5ad").obs
+    )
     with h5py.File(tmp_path / "x.h5ad", "r+") as file:
         file["X"][0, 0] += 1
     refused(5, "fit", *y, "--follow-links", word="run.input_sha256")

@@ -73,6 +73,7 @@ class ApplySettings:
     drop_columns: tuple[str, ...] | None = None
     modality: str | None = None
     follow_links: bool = False
+    untrusted: bool = False
     batch_key: str | None = None
     batch: str | None = None
     backend: str | None = None

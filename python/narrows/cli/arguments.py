@@ -189,6 +189,10 @@ def _add_trust(parser: argparse._ActionsContainer) -> None:
         "--follow-links", action="store_true",
         help="read what links inside the file or folder lead to outside of it; without this flag they are an error",
     )  # fmt: skip
+    parser.add_argument(
+        "--untrusted", action="store_true",
+        help="read the file in a child process with a time limit: an altered file may make its C library hang or crash",
+    )  # fmt: skip
 
 
 def _add_apply(parser: argparse.ArgumentParser, name: str) -> None:

@@ -34,28 +34,14 @@ _PARAMETERS = {
     "threads": "n_threads",
     "seed": "random_state",
 }
+#: Flags of reading, which `narrows.data.open` takes by these names. --layer may come from the fit.
+READING = ("genes_by_cells", "modality", "follow_links", "untrusted", "header", "index_column", "drop_columns")
 #: All parameters of the library that have a flag, by the name that its messages use.
 _FLAG_OF = {parameter: field for field, parameter in _PARAMETERS.items()} | {
     "likelihood": "loss",
     "kind": "normalize",
-    **{
-        name: name
-        for name in (
-            "layer",
-            "genes_by_cells",
-            "batch_key",
-            "label_key",
-            "modality",
-            "follow_links",
-            "resume",
-            "header",
-            "index_column",
-            "drop_columns",
-        )
-    },
+    **{name: name for name in (*READING, "layer", "batch_key", "label_key", "resume")},
 }
-#: Flags of reading, which `narrows.data.open` takes by these names. --layer may come from the fit.
-READING = ("genes_by_cells", "modality", "follow_links", "header", "index_column", "drop_columns")
 #: A parameter in a message: NAME=VALUE, or a bare name that is no ordinary word. Paths are left alone.
 _PARAMETER = re.compile(
     rf"(?<!--set )(?<![\w./'-])(?:({'|'.join(_FLAG_OF)})=('[^']*'|[(\[][^)\]]*[)\]]|[\w.+-]*\w)"
@@ -64,8 +50,8 @@ _PARAMETER = re.compile(
 
 #: Settings of how a run works, not of what it computes. They may differ when a run is resumed.
 _MANNER = (
-    "data", "out", "follow_links", "threads", "max_memory", "resume", "checkpoint_minutes", "walltime_margin", "quiet",
-    "dry_run",
+    "data", "out", "follow_links", "untrusted", "threads", "max_memory", "resume", "checkpoint_minutes",
+    "walltime_margin", "quiet", "dry_run",
 )  # fmt: skip
 #: Parameters of estimators that a single fit from the command line does not use.
 _WITHOUT_EFFECT = ("warm_start", "verbose")
@@ -98,6 +84,7 @@ class FitSettings:
     batch_key: str | None = None
     label_key: str | None = None
     follow_links: bool = False
+    untrusted: bool = False
     precision: str = "float32"
     backend: str = "auto"
     threads: int | None = None

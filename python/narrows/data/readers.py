@@ -18,7 +18,7 @@ from typing import Any
 import numpy.typing as npt
 
 from ..errors import DataError
-from . import bundled, hdf, mtx, npy, parquet, text
+from . import bundled, hdf, isolated, mtx, npy, parquet, text
 from .columns import column_of, complete
 from .formats import Format, reading
 from .source import ArraySource, Source
@@ -59,6 +59,7 @@ def open(
     index_column: str | int | None = None,
     drop_columns: Sequence[str | int] | None = None,
     roles: Mapping[str, Any] | None = None,
+    untrusted: bool = False,
 ) -> Source:
     """Open a data set.
 
@@ -92,6 +93,9 @@ def open(
     roles : mapping, optional
         `Source.roles` of an earlier table: what was row names, header and text there is so here. Columns that this
         table lacks are ignored. The three parameters above come first.
+    untrusted : bool
+        Whether to read the file in a child process with a time limit, because the C library of its format may hang or
+        crash on an altered file. That costs a copy of each block.
 
     Returns
     -------
@@ -133,8 +137,13 @@ def open(
         with path.open("rb"):  # without permission: the operating system's own error
             pass
     with reading(path):
-        given |= {"modality": modality, "follow_links": follow_links, "roles": roles}
-        source = form.open(path, layer, genes_by_cells, **_others(path, form, given))
+        given |= {"modality": modality, "follow_links": follow_links, "roles": roles and dict(roles)}
+        others = _others(path, form, given)
+        if untrusted:
+            asked = {name: value for name, value in given.items() if value is not None}
+            source: Source = isolated.IsolatedSource(path, layer=layer, genes_by_cells=genes_by_cells, **asked)
+        else:
+            source = form.open(path, layer, genes_by_cells, **others)
     log.debug("opened %r", source)
     return source
 
@@ -183,7 +192,12 @@ def _missing(path: Path, hint: str = "") -> FileNotFoundError:
 
 
 def read_obs(
-    path: str | os.PathLike[str], column: str, *, modality: str | None = None, follow_links: bool = False
+    path: str | os.PathLike[str],
+    column: str,
+    *,
+    modality: str | None = None,
+    follow_links: bool = False,
+    untrusted: bool = False,
 ) -> npt.NDArray[Any]:
     """Read a column of `obs` of a data file, such as the sample that each cell comes from.
 
@@ -192,7 +206,7 @@ def read_obs(
     path : path
         An .h5ad, .h5mu, .loom, .h5, .zarr or .zarr.zip file, or a table: its columns of text.
     column : str
-    modality, follow_links : str and bool, optional
+    modality, follow_links, untrusted : str, bool and bool, optional
         As in `open`.
 
     Returns
@@ -220,8 +234,18 @@ def read_obs(
         able = ", ".join(f.name for f in FORMATS if f.read_obs)
         raise DataError(f"{path}: this format has no column {column!r} of obs; formats with obs: {able}")
     with reading(path):
-        obs = form.read_obs(path, **_others(path, form, {"modality": modality, "follow_links": follow_links}))
-        return complete(column_of(obs, column, str(path)), f"{path}: column {column!r} of obs")
+        asked: dict[str, Any] = {"modality": modality, "follow_links": follow_links}
+        if untrusted:
+            found = isolated.read_column(path, column, **asked)
+        else:
+            found = column_of(columns_of(path, form, **asked), column, str(path))
+        return complete(found, f"{path}: column {column!r} of obs")
+
+
+def columns_of(path: Path, form: Format, **given: Any) -> Mapping[str, Any]:
+    """The columns of `obs` of a file of a format that has them."""
+    assert form.read_obs is not None
+    return form.read_obs(path, **_others(path, form, given))
 
 
 def as_source(X: Any, *, name: str = "X") -> Source:
