@@ -203,8 +203,13 @@ def _same(read: Any, written: Any) -> bool:
     return (
         np.asarray(read.X).tobytes() == np.ascontiguousarray(written.X).tobytes()
         and all(
-            list(a.index) == list(b.index) and {c: list(a[c]) for c in a} == {c: list(b[c]) for c in b}
+            list(a.index) == list(b.index) and list(a) == list(b) and all(_same_column(a[c], b[c]) for c in b)
             for a, b in frames
         )
         and dict(read.uns.get("narrows", {})) == dict(written.uns.get("narrows", {}))
     )
+
+
+def _same_column(read: Any, written: Any) -> bool:
+    """Whether two columns have the same values, and lack the same ones: a missing value does not equal itself."""
+    return list(read.isna()) == list(written.isna()) and list(read.dropna()) == list(written.dropna())
