@@ -130,6 +130,9 @@ def test_out_and_dtypes() -> None:
     functional.dense(X, W, out=padded[:, 1:3])
     assert (padded[:, 1:3] == 4).all()
     assert (padded[:, [0, 3, 4]] == 7).all(), "written outside out"
+    for turned in (padded[::-1], padded[::-1, :2], np.zeros((9, 2))[::3]):
+        functional.dense(X, W, out=turned[:, :2])
+        assert (turned[:, :2] == 4).all()
 
 
 def test_gradients_go_where_they_are_asked_to() -> None:
@@ -221,6 +224,12 @@ def csr(X: np.ndarray, at: int, column: int) -> sp.csr_array:
     return found
 
 
+def overlapping(n: int, m: int, step: int = 3) -> np.ndarray:
+    """An array of float64 whose rows begin `step` elements apart."""
+    memory = np.zeros(64)[32:] if step < 0 else np.zeros(64)
+    return np.lib.stride_tricks.as_strided(memory, (n, m), (8 * step, 8))
+
+
 @pytest.mark.parametrize(
     ("call", "exception", "message"),
     [
@@ -230,6 +239,16 @@ def csr(X: np.ndarray, at: int, column: int) -> sp.csr_array:
         (lambda X, W: functional.dense(X, W, activation="swish"), ValueError, "choose from linear, relu"),
         (lambda X, W: functional.dense(X, W, activation="softmax"), ValueError, "not an elementwise"),
         (lambda X, W: functional.dense(X, W, out=np.ones((2, 5))), ValueError, "out must be a writable"),
+        (lambda X, W: functional.dense(X, W, out=overlapping(2, 4)), ValueError, "the rows of out overlap in memory"),
+        (lambda X, W: functional.dense(X, W, out=overlapping(2, 4, 0)), ValueError, "the rows of out overlap"),
+        (lambda X, W: functional.dense(X, W, out=overlapping(2, 4, -3)), ValueError, "the rows of out overlap"),
+        (lambda X, W: functional.dense(X, W, Z=overlapping(2, 4)), ValueError, "the rows of Z overlap"),
+        (lambda X, W: functional.dense(X, W[:, :1], out=overlapping(2, 1, 0)), ValueError, "the rows of out overlap"),
+        (
+            lambda X, W: functional.dense_backward(X @ W, X, W, X @ W, out=(None, overlapping(3, 4), None)),
+            ValueError,
+            "the rows of dW overlap",
+        ),
         (lambda X, W: functional.dense(X, W, n_threads=0), ValueError, "n_threads=0"),
         (
             lambda X, W: functional.dense(np.ones((999, 999)), np.ones((999, 999)), n_threads=2**40),

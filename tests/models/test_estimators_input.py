@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas
 import pytest
 import scipy.sparse as sp
 from sklearn.base import clone
-from sklearn.exceptions import NotFittedError
+from sklearn.exceptions import DataConversionWarning, NotFittedError
 
 from estimator_cases import BACKEND, ESTIMATORS, fitting, ids, low_rank, same_rows, small
-from narrows import RBM, CountAutoencoder
+from narrows import RBM, CountAutoencoder, functional
 from narrows.backends import probe
-from narrows.data import ArraySource
+from narrows.data import ArraySource, as_source, check_finite
+from narrows.data.normalize import Normalizer
+from narrows.errors import DataError
 
 
 @pytest.fixture(scope="module")
@@ -204,7 +208,7 @@ def test_bad_parameters(params: dict[str, Any], error: type[Exception], message:
         ae.transform(X)
 
 
-def _with(X: np.ndarray, row: int, column: int, value: float) -> np.ndarray:
+def _with(X: np.ndarray, row: int, column: int, value: Any) -> np.ndarray:
     X = X.copy()
     X[row, column] = value
     return X
@@ -361,6 +365,118 @@ def test_containers_that_are_no_rows_name_what_to_pass(X: np.ndarray, tmp_path: 
     anndata = pytest.importorskip("anndata")
     with pytest.raises(TypeError, match="X is an AnnData: pass its X"):
         small().fit(anndata.AnnData(X))
+
+
+class Tensor:
+    """An array of a library that shares memory by DLPack alone, as PyTorch's tensors, and does not become an array."""
+
+    def __init__(self, array: np.ndarray, dtype: str | None = None, *, requires_grad: bool = False) -> None:
+        self.array, self.dtype, self.requires_grad = array, dtype or f"torch.{array.dtype}", requires_grad
+        self.shape, self.ndim = array.shape, array.ndim
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return self.array.__dlpack_device__()
+
+    def __dlpack__(self, **options: Any) -> Any:
+        if self.requires_grad or "bfloat16" in self.dtype:
+            raise BufferError("this tensor cannot be exported")
+        return self.array.__dlpack__(**options)
+
+    def __array__(self, *_: Any, **__: Any) -> Any:
+        raise RuntimeError("cannot become an array")
+
+
+def test_arrays_of_other_libraries_are_taken_by_dlpack(X: np.ndarray) -> None:
+    weight = np.linspace(0, 1, len(X))
+    plain = small().fit(X, X[::-1].copy(), sample_weight=weight, X_val=(X[:9], X[9:18]))
+    shared = [Tensor(a) for a in (X, X[::-1].copy(), weight, X[:9], X[9:18])]
+    ae = small().fit(shared[0], shared[1], sample_weight=shared[2], X_val=(shared[3], shared[4]))
+    assert (ae.transform(shared[0]) == plain.transform(X)).all()
+    assert ae.score(shared[0], shared[1]) == plain.score(X, X[::-1])
+    codes = plain.transform(X)
+    assert (ae.inverse_transform(Tensor(codes)) == plain.inverse_transform(codes)).all()
+    assert (Normalizer("standard").fit_transform(shared[0]) == Normalizer("standard").fit_transform(X)).all()
+    assert (as_source(shared[0]).read_rows(slice(None)) == X).all()
+    assert (functional.dense(X, Tensor(X[:12])) == functional.dense(X, X[:12])).all()
+    calls: list[Callable[[Any], Any]] = [
+        small().fit,
+        ae.transform,
+        ae.reconstruct,
+        Normalizer().fit,
+        as_source,
+        lambda T: functional.dense(T, X[:12]),
+        lambda T: functional.contractive_penalty(T, [X[:12]], [None], "tanh"),
+    ]
+    for call in calls:
+        with pytest.raises(TypeError, match=r"^X requires gradients, which are not traced here: pass X.detach\(\)$"):
+            call(Tensor(X, requires_grad=True))
+        with pytest.raises(TypeError, match=r"^X is torch.bfloat16, which NumPy lacks: pass it as float32$"):
+            call(Tensor(X, "torch.bfloat16"))
+    with pytest.raises(TypeError, match=r"^y requires gradients"):
+        small().fit(X, Tensor(X, requires_grad=True))
+
+
+def test_a_column_of_labels_is_not_used_without_a_word(X: np.ndarray) -> None:
+    for y in (X[:, :1], pandas.DataFrame({"kind": np.arange(len(X)) % 3})):
+        with pytest.warns(DataConversionWarning, match=r"y has shape \(200, 1\) .* y.ravel\(\), which are ignored"):
+            assert small(max_iter=1).fit(X, y).reconstruct(X).shape == (200, 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", DataConversionWarning)
+        small(max_iter=1).fit(X, X[:, 0]).fit(X, X).fit(X[:, :1], X[:, 1:2])
+
+
+FRAME = pandas.DataFrame(low_rank(), columns=list("abcdefghijkl"))
+OBJECTS = low_rank().astype(object)
+NO_NUMBERS: dict[str, tuple[Any, str]] = {
+    "one dimension": (low_rank()[:, 0], r"Expected 2D array, got 1D array instead. Reshape your data: X.reshape"),
+    "list": ([1.0, 2.0], r"Reshape your data: np.asarray\(X\).reshape\(-1, 1\) for one feature"),
+    "series": (FRAME["a"], r"Reshape your data: X.to_numpy\(\).reshape"),
+    "number": (3.0, "X is a float; an array of rows and columns is needed"),
+    "nothing": (None, "X is a NoneType; an array"),
+    "dictionary": ({"a": 1}, "X is a dict; an array"),
+    "complex": (low_rank() + 1j, "numbers expected, got dtype complex"),
+    "sparse complex": (sp.csr_array(low_rank() + 1j), "numbers expected, got dtype complex"),
+    "strings": (low_rank().astype(str), r"numbers expected, got dtype <U\d+; pass X.astype\(float\)"),
+    "bytes": (low_rank().astype("S9"), r"numbers expected, got dtype \|S9; pass X.astype\(float\)"),
+    "times": (low_rank().astype("M8[s]"), r"numbers expected, got dtype datetime64\[s\]; pass X.astype\('int64'\)"),
+    "records": (np.zeros((3, 2), [("a", "f4")]), "numbers expected, got dtype"),
+    "masked": (np.ma.masked_less(low_rank(), 0.5), "X: a masked array with masked values; fill them first"),
+    "text in objects": (_with(OBJECTS, 7, 3, "x"), "X: 'x' in row 7, column 3 is not a number"),
+    "objects in objects": (_with(OBJECTS, 7, 3, {"a": 1}), "X: {'a': 1} in row 7, column 3 is not a number"),
+    "None": (_with(OBJECTS, 7, 3, None), "X: NaN in row 7, column 3; remove or impute it"),
+    "text in a frame": (FRAME.assign(g="u"), r"X: 'u' in row 0, column 6 \(g\) is not a number"),
+    "categories": (FRAME.assign(g=pandas.Categorical(["u", "v"] * 100)), r"'u' in row 0, column 6 \(g\) is not a"),
+    "times in a frame": (FRAME.assign(g=pandas.Timestamp(0)), "X: column 'g' is datetime64.*, not a number; drop or"),
+    "spans in a frame": (FRAME.assign(g=pandas.Timedelta(0)), "X: column 'g' is timedelta64"),
+    "Float64 with NA": (FRAME.astype("Float64").mask(FRAME.iloc[7, 3] == FRAME), r"NaN in row 7, column 3 \(d\)"),
+    "Int64 with NA": ((9 * FRAME).round().astype("Int64").mask(FRAME.iloc[7, 3] == FRAME), r"NaN in row 7, column 3"),
+}
+
+
+@pytest.mark.parametrize("name", NO_NUMBERS)
+def test_what_is_no_table_of_numbers_is_told_in_one_line(name: str) -> None:
+    """By estimators and by the normaliser, with the row and the column if one value is at fault."""
+    given, message = NO_NUMBERS[name]
+    for call in (small(max_iter=1).fit, Normalizer("standard").fit):
+        with pytest.raises((ValueError, TypeError), match=message) as raised:
+            call(given)
+        assert "\n" not in str(raised.value)
+        assert isinstance(raised.value, TypeError) == (name == "objects in objects")
+    said = "not a table of numbers|numbers expected|rows and columns are needed|masked|not a number"
+    if "NA" in name or name == "None":
+        source = as_source(given)
+        with pytest.raises(DataError, match=message):
+            check_finite(source.read_rows(slice(None)), 0, source)
+    else:
+        with pytest.raises(DataError, match=said):
+            as_source(given)
+
+
+def test_objects_and_nullable_columns_that_hold_numbers_are_taken(X: np.ndarray) -> None:
+    expected = small(max_iter=1).fit(X.astype(float)).transform(X.astype(float))
+    for given in (OBJECTS, FRAME.astype("Float64"), FRAME.astype(object), np.ma.array(X.astype(float)), X.tolist()):
+        assert (small(max_iter=1).fit(given).transform(given) == expected).all()
+        assert (as_source(given).read_rows(slice(None)) == X).all()
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,8 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from ..errors import DataError
 from ..plan.losses import LOSSES, LossInfo
-from ..rows.arrays import check_unmasked
+from ..rows.arrays import check_numbers, placing
+from ..rows.devices import host_array
 from ..rows.sparse import canonical, is_sparse
 from . import KINDS
 from .checks import check_counts, check_finite, check_representable, check_within
@@ -224,15 +225,19 @@ class Normalizer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):  # type
             if reset:
                 self.__dict__.pop("feature_names_in_", None)
             return X
-        check_unmasked(X)
         of_cells = hasattr(X, "obs_names")  # AnnData: only a source can read it
-        X = validate_data(
-            self,
-            X,
-            reset=reset,
-            skip_check_array=of_cells,
-            **({} if of_cells else {"accept_sparse": "csr", "dtype": "numeric", "ensure_all_finite": False}),
-        )
+        if not of_cells:
+            X = host_array(X)
+            check_numbers(X)
+        with placing(X):
+            X = validate_data(
+                self,
+                X,
+                reset=reset,
+                skip_check_array=of_cells,
+                **({} if of_cells else {"accept_sparse": "csr", "dtype": "numeric", "ensure_all_finite": False}),
+            )
+            X = X.astype(np.float64) if getattr(X, "dtype", None) == np.dtype(object) else X
         return ArraySource(X, var_names=getattr(self, "feature_names_in_", None))
 
     def normalize_block(self, block: Any, rows: np.ndarray | None, source: Source | None, dtype: Any) -> Any:

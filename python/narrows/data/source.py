@@ -13,7 +13,7 @@ import math
 import mmap
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -23,8 +23,8 @@ import numpy.typing as npt
 
 from ..errors import DataError
 from ..rows import arrays
-from ..rows.arrays import check_unmasked, exact, float_dtype
-from ..rows.devices import on_gpu
+from ..rows.arrays import check_numbers, check_unmasked, exact, float_dtype, placing
+from ..rows.devices import host_array, on_gpu
 from ..rows.shifted import Shifted
 from ..rows.sparse import any_sparse, canonical_csr, check_indices, check_indptr
 from .textfile import decoded
@@ -396,19 +396,29 @@ def _plain_array(X: Any, name: str) -> tuple[Any, Any, Any]:
         if index is not None and type(index).__name__ != "RangeIndex":
             obs_names = np.asarray([str(label) for label in index])
         pandas_sparse = index is not None and all(hasattr(dtype, "fill_value") for dtype in X.dtypes)
-        X = X.sparse.to_coo() if pandas_sparse and len(X.columns) else X.to_numpy()
+        check_numbers(X, name)
+        frame, X = X, X.sparse.to_coo() if pandas_sparse and len(X.columns) else X.to_numpy()
+        if X.dtype == object and index is not None:
+            X = _converted(frame, lambda: frame.to_numpy(np.float64, na_value=np.nan), name)
     if on_gpu(X):
         raise DataError(f"{name}: the data are on a GPU; pass cupy.asnumpy({name})")
     if any_sparse(X):
         return X, obs_names, var_names
     check_unmasked(X, name)
-    try:
-        array = np.asanyarray(X)
-        if array.dtype.kind == "O":
-            array = array.astype(np.float64)
-    except (TypeError, ValueError) as error:
-        raise DataError(f"{name}: not a table of numbers ({error})") from error
+    X = host_array(X, name)
+    array = _converted(X, lambda: np.asanyarray(X), name)
+    if array.dtype.kind == "O":
+        array = _converted(array, lambda: array.astype(np.float64), name)
     return array, obs_names, var_names
+
+
+def _converted(X: Any, convert: Callable[[], Any], name: str) -> Any:
+    """What `convert` makes of X; a `DataError` names the first object that is no number."""
+    try:
+        with placing(X, name):
+            return convert()
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{name}: not a table of numbers ({str(error).removeprefix(f'{name}: ')})") from error
 
 
 def files_of(folder: Path, *, follow: bool) -> list[tuple[str, Path]]:

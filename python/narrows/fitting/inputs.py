@@ -29,7 +29,7 @@ from ..data.checks import check_finite, check_representable, warn_collapsed
 from ..data.source import Source
 from ..plan.losses import LOSSES
 from ..plan.spec import Precision
-from ..rows.arrays import check_unmasked
+from ..rows.arrays import check_numbers, placing
 from ..rows.devices import check_together, copying, gpu_array, host_array, like, on_gpu
 from ..rows.shifted import Shifted
 from ..rows.sparse import sound_rows
@@ -70,10 +70,11 @@ def check_X(estimator: Estimator, X: Any, *, reset: bool, min_samples: int = 1, 
             validate_data(estimator, X, reset=reset, skip_check_array=True)
     else:
         _check_kind(X, name)
-        with _calling(name):
+        with _calling(name), placing(X, name):
             X = validate_data(
                 estimator, X, reset=reset, accept_sparse="csr", ensure_min_samples=min_samples, **_LENIENT
             )
+            X = X.astype(np.float64) if X.dtype == object else X
         given, X = X, sound_rows(X, name, dtype)
         if reset and dtype == np.float32:
             warn_collapsed(given, estimator._feature_names, name)
@@ -97,7 +98,8 @@ def _sound(X: Any, name: str, dtype: np.dtype[Any], *, columns: Any = None, spar
         X = _gpu_rows(X, name, dtype)
     else:
         _check_kind(X, name)
-        X = check_array(X, accept_sparse="csr" if sparse else False, input_name=name, **_LENIENT)
+        with placing(X, name):
+            X = check_array(X, accept_sparse="csr" if sparse else False, input_name=name, **_LENIENT)
         X = sound_rows(X, name, dtype)
     check_finite(X, source=name, columns=columns)
     return X
@@ -319,7 +321,7 @@ def _read_weight(sample_weight: Any, X: Any) -> NDArray[np.float64] | None:
     if sample_weight is None:
         return None
     n_rows = int(X.shape[0])
-    weight: NDArray[np.float64] = like(sample_weight, X, np.float64)
+    weight: NDArray[np.float64] = like(host_array(sample_weight, "sample_weight"), X, np.float64)
     if weight.shape != (n_rows,):
         raise ValueError(f"sample_weight has shape {weight.shape}, but X has {n_rows} rows: pass shape ({n_rows},)")
     usable = np.isfinite(weight) & (weight >= 0)
@@ -371,14 +373,4 @@ def _check_kind(X: Any, name: str) -> None:
             f"{name} is an AnnData: pass its X, or narrows.data.as_source of it (of its file if it is backed), or "
             "use narrows.scanpy.autoencoder"
         )
-    check_unmasked(X, name)
-    if getattr(X, "ndim", 2) == 1 or (isinstance(X, list | tuple) and X and not np.ndim(X[0])):
-        raise ValueError(
-            f"{name}: Expected 2D array, got 1D array instead. Reshape your data: {name}.reshape(-1, 1) for one "
-            f"feature, {name}.reshape(1, -1) for one sample"
-        )
-    kind = getattr(getattr(X, "dtype", None), "kind", "")
-    if kind == "c":
-        raise ValueError(f"{name}: Complex data not supported; pass abs({name}), or the two parts as columns")
-    if kind in "mM" and kind:
-        raise ValueError(f"{name}: numbers expected, got dtype {X.dtype}; pass {name}.astype('int64')")
+    check_numbers(X, name)

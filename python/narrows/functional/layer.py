@@ -287,6 +287,8 @@ def _output(array: Any, shape: tuple[int, ...], dtype: np.dtype[Any], name: str,
     ):
         found = f"{array.dtype} of shape {array.shape}" if known else type(array).__name__
         raise ValueError(f"{name} must be a writable {dtype} array of shape {shape} with contiguous rows, got {found}")
+    if len(shape) == 2 and shape[0] > 1 and abs(array.strides[0]) < shape[1] * dtype.itemsize:
+        raise ValueError(f"the rows of {name} overlap in memory (strides {array.strides}): pass an array of its own")
     return array
 
 
