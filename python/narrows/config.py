@@ -49,6 +49,12 @@ def show_config() -> Config:
         ``backend="auto"``, or why there is none); ``backends`` (by name: "ok" or "no", and the reason); ``generic ops``
         (by backend: ops that the reference computes for it); ``isa`` and ``bfloat16`` (with the C++ backend:
         instruction set, and whether bfloat16 is native); ``extras`` (by name: "present", or what is missing).
+
+    Examples
+    --------
+    >>> import narrows
+    >>> str(narrows.show_config()).splitlines()[0].partition(":")[0]
+    'narrows'
     """
     from ._version import __version__
     from .backends import own_ops, probe_all, resolve

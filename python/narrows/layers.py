@@ -146,6 +146,16 @@ class Sequential:
     Parameters
     ----------
     layers : sequence of Dense or Sequential
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from narrows.layers import Dense, Sequential
+    >>> net = Sequential([Dense(4, 3, "relu", random_state=0), Dense(3, 2, "linear", random_state=1)])
+    >>> net.forward(np.ones((5, 4), np.float32)).shape
+    (5, 2)
+    >>> net.backward(np.ones((5, 2), np.float32)).shape
+    (5, 4)
     """
 
     def __init__(self, layers: Sequence[Any]) -> None:

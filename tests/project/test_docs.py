@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import doctest
+import importlib
+import inspect
 import os
 import re
 import subprocess
@@ -12,6 +15,7 @@ from typing import Any
 
 import pytest
 
+import narrows
 from narrows.backends import probe
 
 ROOT = Path(__file__).parents[2]
@@ -82,6 +86,44 @@ def test_examples_of_pages_run(
     names: dict[str, object] = {}
     for example in re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL):
         exec(compile(example, page.name, "exec"), names)
+
+
+MACHINERY = {"Block", "Feed", "Options", "SavedRun", "Trainer", "TrainingState"}
+"""Names of `training` that users do not call; they stand in for a part of `fit` in tests and backends."""
+
+
+def public() -> dict[str, Any]:
+    """Every public class and function by its name, without errors."""
+    modules = ["narrows", *(f"narrows.{name}" for name in sorted(narrows._MODULES - {"errors"}))]
+    found: dict[str, Any] = {}
+    for module in map(importlib.import_module, modules):
+        for name in getattr(module, "__all__", ()):
+            each = getattr(module, name)
+            if inspect.isfunction(each) or (inspect.isclass(each) and not issubclass(each, Exception)):
+                found.setdefault(f"{each.__module__}.{each.__qualname__}", each)
+    return {name: each for name, each in found.items() if name.rpartition(".")[2] not in MACHINERY}
+
+
+def test_docstring_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each public class and function has a section Examples, and it says what happens."""
+    pytest.importorskip("matplotlib")
+    pytest.importorskip("anndata")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    finder, names = doctest.DocTestFinder(recurse=False), public()
+    assert len(names) > 40
+    told: list[str] = []
+    for name, each in names.items():
+        for found in finder.find(each, name, globs={}) or [None]:
+            runner = doctest.DocTestRunner(optionflags=doctest.IGNORE_EXCEPTION_DETAIL, verbose=False)
+            if found is None or not found.examples:
+                told.append(f"{name} has no example")
+            elif runner.run(found, out=told.append).failed:
+                told.append(f"{name}: the example above fails")
+    from matplotlib import pyplot
+
+    pyplot.close("all")
+    assert not told, "\n".join(told)
 
 
 TEXTS = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "bench/README.md", ROOT / "tests/README.md"]

@@ -29,6 +29,12 @@ def path(name: str) -> Path:
     ------
     ValueError
         There is no such data set.
+
+    Examples
+    --------
+    >>> from narrows import datasets
+    >>> datasets.path("pbmc4k").name
+    'pbmc4k.npz'
     """
     if name == "pbmc4k":
         return Path(__file__).parents[1] / "datasets" / "pbmc4k.npz"
@@ -41,7 +47,14 @@ def path(name: str) -> Path:
 
 
 def name_of(file: str | os.PathLike[str]) -> str | None:
-    """The name of the bundled data set whose `path` is `file`; None for any other file."""
+    """The name of the bundled data set whose `path` is `file`; None for any other file.
+
+    Examples
+    --------
+    >>> from narrows.datasets import name_of, path
+    >>> name_of(path("pbmc4k")), name_of("my.csv")
+    ('pbmc4k', None)
+    """
     base = os.path.basename(file)
     return next((n for n in NAMES if path(n).name == base and os.path.samefile(path(n), file)), None)
 
@@ -58,6 +71,13 @@ def open(name: str) -> Source:
     -------
     Source
         With `labels`; the digits have `var_names` too.
+
+    Examples
+    --------
+    >>> from narrows import datasets
+    >>> with datasets.open("pbmc4k") as source:
+    ...     source.shape
+    (4271, 2000)
     """
     file = path(name)
     if name != "digits":

@@ -46,6 +46,14 @@ def check_finite(block: Any, row_offset: Rows = 0, source: Source | str = "X", *
     ------
     DataError
         Also a ``ValueError``. Names the row and the column, counted from 0, and says NaN or inf.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from narrows.data import check_finite
+    >>> check_finite(np.array([[1.0, np.nan]]), source="table")
+    Traceback (most recent call last):
+    narrows.errors.DataError: ...
     """
     values = _stored(block)
     if values.dtype.kind != "f" or values.size == 0:
@@ -73,6 +81,12 @@ def check_counts(block: Any, row_offset: Rows = 0, source: Source | str = "X", *
     ------
     DataError
         Also a ``ValueError``. Names row and column, counted from 0, and the value.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from narrows.data import check_counts
+    >>> check_counts(np.array([[1.0, 2.0], [0.0, 3.0]]))
     """
     values = _stored(block)
     if values.dtype.kind in "bu" or values.size == 0:

@@ -71,6 +71,17 @@ class Normalizer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):  # type
         Features that sum to zero, if counts are used unscaled; otherwise None.
     n_constant_features_ : int or None
         Features with one value only, under ``standard`` and ``minmax``: shifted, not scaled.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from narrows import Normalizer
+    >>> X = np.array([[0.5, 10.0], [1.5, 20.0], [2.5, 30.0]])
+    >>> scaling = Normalizer("minmax").fit(X)
+    >>> scaling.transform(X).tolist()
+    [[0.0, 0.0], [0.5, 0.5], [1.0, 1.0]]
+    >>> np.allclose(scaling.inverse_transform(scaling.transform(X)), X)
+    True
     """
 
     def __init__(self, kind: str = "auto", *, loss: str = "mse", target_sum: float | None = None) -> None:

@@ -111,6 +111,15 @@ def open(
         not numeric.
     MissingExtraError
         The format needs a package that is not installed; the message names the extra.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import narrows
+    >>> np.save("table.npy", np.ones((10, 4), np.float32))
+    >>> with narrows.data.open("table.npy") as source:
+    ...     source.shape
+    (10, 4)
     """
     path = Path(path)
     given: dict[str, Any] = {"header": header, "index_column": index_column, "drop_columns": drop_columns}
@@ -222,6 +231,16 @@ def read_obs(
         The format has no `obs`, the column does not exist or has a missing value, or the file is damaged.
     MissingExtraError
         The format needs a package that is not installed; the message names the extra.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import anndata
+    >>> from narrows.data import read_obs
+    >>> adata = anndata.AnnData(np.ones((2, 3), np.float32), obs={"sample": ["a", "b"]})
+    >>> adata.write_h5ad("cells.h5ad")
+    >>> read_obs("cells.h5ad", "sample").tolist()
+    ['a', 'b']
     """
     path = Path(path)
     name = _bundled(path)
@@ -262,6 +281,13 @@ def as_source(X: Any, *, name: str = "X") -> Source:
     ------
     DataError
         It is not two-dimensional, is empty or is not numeric.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from narrows.data import as_source
+    >>> as_source(np.eye(3)).shape
+    (3, 3)
     """
     if isinstance(X, Source):
         return X

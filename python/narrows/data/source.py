@@ -71,6 +71,15 @@ class Source(ABC):
         Which columns of a table became row names, text and features; `narrows.data.open` applies it to another table.
     image_shape : tuple of int or None
         Height, width and perhaps channels of the images that the rows are.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import narrows
+    >>> np.save("rows.npy", np.ones((10, 4), np.float32))
+    >>> with narrows.data.open("rows.npy") as source:
+    ...     [(start, len(block)) for start, block in source.blocks(4)]
+    [(0, 4), (4, 4), (8, 2)]
     """
 
     roles: Mapping[str, Any] | None = None
@@ -299,6 +308,14 @@ class ArraySource(Source):
     ------
     DataError
         `X` is not two-dimensional, is empty or is not numeric.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from narrows.data import ArraySource
+    >>> source = ArraySource(np.eye(3), var_names=["a", "b", "c"])
+    >>> source.shape, source.read_rows(slice(0, 1)).tolist()
+    ((3, 3), [[1.0, 0.0, 0.0]])
     """
 
     array: Any

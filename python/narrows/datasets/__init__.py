@@ -37,6 +37,13 @@ def load_pbmc4k(return_labels: bool = False) -> Any:
         Cells x the most variable genes. 10.2 % of the values are not zero; the largest is 777.
     labels : ndarray of shape (4271,), uint8, only if `return_labels`
         Cell groups 1 to 8.
+
+    Examples
+    --------
+    >>> from narrows.datasets import load_pbmc4k
+    >>> counts, kinds = load_pbmc4k(return_labels=True)
+    >>> counts.shape, len(kinds)
+    ((4271, 2000), 4271)
     """
     return _load("pbmc4k", return_labels)
 
@@ -59,6 +66,12 @@ def load_digits(return_labels: bool = False) -> Any:
         Pixels row by row, with values 0 to 16.
     labels : ndarray of shape (1797,), int64, only if `return_labels`
         0 to 9.
+
+    Examples
+    --------
+    >>> from narrows.datasets import load_digits
+    >>> load_digits().shape
+    (1797, 64)
     """
     return _load("digits", return_labels)
 

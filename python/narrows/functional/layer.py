@@ -29,7 +29,17 @@ _GRADIENTS = ("X", "W", "b")
 
 
 class DenseGrads(NamedTuple):
-    """Gradients of a dense layer; None for those that were not asked for."""
+    """Gradients of a dense layer; None for those that were not asked for.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from narrows.functional import dense, dense_backward
+    >>> X, W = np.ones((3, 2)), np.ones((2, 4))
+    >>> grads = dense_backward(np.ones((3, 4)), X, W, dense(X, W), need=("X", "W"))
+    >>> grads.dW.shape, grads.db is None
+    ((2, 4), True)
+    """
 
     dX: Any
     dW: Any
@@ -164,6 +174,15 @@ def dense_backward(
         Shapes or `out` do not fit, the activation is unknown, Z is missing, or operands are on two GPUs.
     TypeError
         Some operands are on a GPU and some on the CPU.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from narrows.functional import dense, dense_backward
+    >>> X, W = np.array([[1.0, -2.0]]), np.eye(2)
+    >>> A = dense(X, W, activation="relu")
+    >>> dense_backward(np.ones((1, 2)), X, W, A, "relu").dX.tolist()
+    [[1.0, 0.0]]
     """
     act = elementwise(activation)
     if need is not _GRADIENTS:

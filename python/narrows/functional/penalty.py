@@ -29,7 +29,16 @@ _spare_lock = threading.Lock()
 
 
 class Penalty(NamedTuple):
-    """A penalty and its gradients by each layer's weight and bias; None if they were not asked for."""
+    """A penalty and its gradients by each layer's weight and bias; None if they were not asked for.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from narrows.functional import contractive_penalty
+    >>> penalty = contractive_penalty(np.ones((3, 2)), [np.eye(2)], [np.zeros(2)], ["linear"])
+    >>> penalty.dW[0].tolist()
+    [[2.0, 0.0], [0.0, 2.0]]
+    """
 
     value: float
     dW: Any
@@ -86,6 +95,14 @@ def contractive_penalty(
         Operands are on two GPUs.
     TypeError
         Some operands are on a GPU and some on the CPU.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from narrows.functional import contractive_penalty
+    >>> X = np.random.default_rng(0).normal(size=(5, 3))
+    >>> float(contractive_penalty(X, [2 * np.eye(3)], [np.zeros(3)], ["linear"]).value)
+    12.0
     """
     if method not in ("exact", "hutchinson"):
         raise ValueError(f"method={method!r} must be 'exact' or 'hutchinson'")

@@ -111,6 +111,16 @@ def load(path: str | os.PathLike[str]) -> BaseAutoencoder:
         There is no such file.
     ModelFileError
         The file is damaged, was not written by narrows, is of a newer format, or its parts contradict each other.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> X = np.random.default_rng(0).random((60, 8), dtype=np.float32)
+    >>> import narrows
+    >>> ae = narrows.Autoencoder(2, max_iter=2, random_state=0).fit(X)
+    >>> ae.save("model.safetensors")
+    >>> bool((narrows.load("model.safetensors").transform(X) == ae.transform(X)).all())
+    True
     """
     with _importing:
         from ..fitting.files import read_model

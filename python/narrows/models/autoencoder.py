@@ -179,6 +179,17 @@ class Autoencoder(BaseAutoencoder):
     plan_ : narrows.plan.Plan
     metadata_ : dict
         Values of the user that JSON can hold; saved with the model.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> X = np.random.default_rng(0).random((60, 8), dtype=np.float32)
+    >>> from narrows import Autoencoder
+    >>> ae = Autoencoder(n_components=2, hidden_layer_sizes=4, max_iter=5, random_state=0).fit(X)
+    >>> ae.transform(X).shape
+    (60, 2)
+    >>> ae.reconstruct(X).shape
+    (60, 8)
     """
 
     _constraints = BaseAutoencoder._constraints | {
@@ -558,6 +569,14 @@ class LinearAutoencoder(Autoencoder):
     The parameters are those of `Autoencoder` without activations, hidden layers, dropout, loss and rate-based sparsity.
     The defaults (a long cosine schedule from a high rate) converge on some thousand rows in a second. Standardise
     columns of very different scales first. Large data need fewer epochs.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> X = np.random.default_rng(0).random((60, 8), dtype=np.float32)
+    >>> from narrows import LinearAutoencoder
+    >>> LinearAutoencoder(2, max_iter=5, random_state=0).fit_transform(X).shape
+    (60, 2)
     """
 
 
@@ -570,6 +589,15 @@ class DenoisingAutoencoder(Autoencoder):
 
     The parameters are those of `Autoencoder`, with ``corruption="masking"`` and ``corruption_level=0.3`` by
     default.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> X = np.random.default_rng(0).random((60, 8), dtype=np.float32)
+    >>> from narrows import DenoisingAutoencoder
+    >>> noisy = X + 0.1 * np.random.default_rng(1).normal(size=X.shape)
+    >>> DenoisingAutoencoder(4, max_iter=5, random_state=0).fit(X).reconstruct(noisy).shape
+    (60, 8)
     """
 
 
@@ -583,6 +611,14 @@ class SparseAutoencoder(Autoencoder):
     lecture notes, 2011).
 
     The parameters are those of `Autoencoder`, with other defaults: see the signature.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> X = np.random.default_rng(0).random((60, 8), dtype=np.float32)
+    >>> from narrows import SparseAutoencoder
+    >>> SparseAutoencoder(16, max_iter=5, random_state=0).fit_transform(X).shape
+    (60, 16)
     """
 
 
@@ -596,4 +632,13 @@ class ContractiveAutoencoder(Autoencoder):
 
     The parameters are those of `Autoencoder`. The default is one layer of sigmoid units with tied weights, as in the
     paper.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> X = np.random.default_rng(0).random((60, 8), dtype=np.float32)
+    >>> from narrows import ContractiveAutoencoder
+    >>> ae = ContractiveAutoencoder(4, contractive=0.1, max_iter=5, random_state=0).fit(X)
+    >>> "penalty" in ae.history_
+    True
     """

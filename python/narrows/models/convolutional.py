@@ -115,6 +115,15 @@ class ConvAutoencoder(Autoencoder):
     channels first, as in PyTorch. `transform` returns codes of two dimensions, `reconstruct` returns the shape of its
     X, `inverse_transform` returns flattened images. With ``precision="bfloat16"`` the products of dense layers are in
     bfloat16; convolutions stay in float32.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from narrows import ConvAutoencoder
+    >>> images = np.random.default_rng(0).random((60, 8, 8, 1), dtype=np.float32)
+    >>> ae = ConvAutoencoder(4, image_shape=(8, 8, 1), filters=(4,), max_iter=2, random_state=0).fit(images)
+    >>> ae.transform(images).shape
+    (60, 4)
     """
 
     _constraints = Autoencoder._constraints | {

@@ -65,6 +65,16 @@ class CountAutoencoder(Autoencoder):
     -----
     ``fit(X, y)`` and ``score(X, y)`` explain other counts y, as in molecular cross-validation. Their means are in
     proportion to the row sums of y.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from narrows import CountAutoencoder
+    >>> counts = np.random.default_rng(0).poisson(2.0, (60, 8))
+    >>> model = CountAutoencoder(2, hidden_layer_sizes=4, max_iter=5, random_state=0).fit(counts)
+    >>> means = model.denoise(counts)
+    >>> np.allclose(means.sum(axis=1), counts.sum(axis=1), rtol=1e-4)
+    True
     """
 
     counts_input = True

@@ -82,6 +82,15 @@ class DeepAutoencoder(Autoencoder):
         ``history_`` of each layer's pretraining. It is neither saved nor restored by a resume.
     coefs_, history_, ...
         As in `Autoencoder`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> X = np.random.default_rng(0).random((60, 8), dtype=np.float32)
+    >>> from narrows import DeepAutoencoder
+    >>> ae = DeepAutoencoder(2, hidden_layer_sizes=(6, 4), pretrain_max_iter=2, max_iter=2, random_state=0).fit(X)
+    >>> [len(history["loss"]) for history in ae.pretrain_history_]
+    [2, 2, 2]
     """
 
     _takes_conditions = False

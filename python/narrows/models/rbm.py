@@ -101,6 +101,15 @@ class RBM(BaseAutoencoder):
     -----
     `fit` and `partial_fit` ignore y and refuse `batch`: an RBM cannot be conditioned on batches. Rows of `X_val` only
     give ``history_["val_loss"]``. Values outside [0, 1] are an error for binary visible units.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from narrows import RBM
+    >>> V = np.random.default_rng(0).integers(0, 2, (60, 8)).astype(np.float32)
+    >>> rbm = RBM(4, max_iter=5, random_state=0).fit(V)
+    >>> rbm.free_energy(V).shape, rbm.sample(3, n_gibbs=10, random_state=0).shape
+    ((60,), (3, 8))
     """
 
     _rebuilds_y = False

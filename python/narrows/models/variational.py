@@ -92,6 +92,15 @@ class VariationalAutoencoder(Autoencoder):
         In the encoder's last layer, the columns of the means come first, then those of the log-variances.
     decoder_variance_ : ndarray of shape (n_outputs,)
         Variance of each feature given the latents; not with ``loss="bce"``.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> X = np.random.default_rng(0).random((60, 8), dtype=np.float32)
+    >>> from narrows import VariationalAutoencoder
+    >>> vae = VariationalAutoencoder(2, hidden_layer_sizes=4, max_iter=5, random_state=0).fit(X)
+    >>> vae.elbo(X).shape, vae.sample(3, random_state=0).shape
+    ((60,), (3, 8))
     """
 
     variational = True

@@ -31,6 +31,13 @@ def plot_loss(history: Any, ax: Axes | None = None) -> Axes:
     Returns
     -------
     matplotlib.axes.Axes
+
+    Examples
+    --------
+    >>> from narrows.plotting import plot_loss
+    >>> ax = plot_loss({"loss": [3.0, 2.0, 1.5], "val_loss": [3.1, 2.2, 2.3]})
+    >>> [text.get_text() for text in ax.get_legend().get_texts()]
+    ['training', 'validation, best 2.2 (epoch 2)']
     """
     history = getattr(history, "history_", history)
     if not isinstance(history, Mapping) or "loss" not in history:
@@ -86,6 +93,13 @@ def plot_elbow(
     Returns
     -------
     matplotlib.axes.Axes
+
+    Examples
+    --------
+    >>> from narrows.plotting import plot_elbow
+    >>> ax = plot_elbow([2, 4, 8], [3.0, 1.2, 1.0], [4.0, 2.0, 1.5], elbow=4)
+    >>> ax.get_xlabel()
+    'latent components'
     """
     sizes = [int(size) for size in n_components]
     if not sizes or min(sizes) < 1:
@@ -149,6 +163,12 @@ def plot_row_losses(
     Returns
     -------
     matplotlib.axes.Axes
+
+    Examples
+    --------
+    >>> from narrows.plotting import plot_row_losses
+    >>> plot_row_losses([0, 10, 20], [5, 1], [2, 4]).get_xlabel()
+    'nats per row'
     """
     ax = axes_or_new(ax)
     ax.stairs(baseline, edges, color=GREEN, lw=1.5, ls=(0, (4, 2)), label=baseline_name)
@@ -173,6 +193,14 @@ def plot_latent(codes: npt.ArrayLike, labels: npt.ArrayLike | None = None, ax: A
     Returns
     -------
     matplotlib.axes.Axes
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from narrows.plotting import plot_latent
+    >>> codes = np.random.default_rng(0).normal(size=(30, 2))
+    >>> plot_latent(codes, ["left", "right"] * 15).get_xlabel()
+    'latent 1'
     """
     codes = np.asarray(codes, dtype=np.float64)
     if codes.ndim != 2 or codes.shape[0] < 1 or codes.shape[1] < 1:
@@ -222,6 +250,13 @@ def plot_feature_errors(
     Returns
     -------
     matplotlib.axes.Axes
+
+    Examples
+    --------
+    >>> from narrows.plotting import plot_feature_errors
+    >>> ax = plot_feature_errors([0.1, 0.5, 0.3], ["a", "b", "c"], top=2)
+    >>> [label.get_text() for label in ax.get_yticklabels()]
+    ['b', 'c']
     """
     values = floats(errors)
     if values.ndim != 1 or not values.size:
@@ -264,6 +299,13 @@ def plot_sensitivity(
     Returns
     -------
     matplotlib.axes.Axes
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from narrows.plotting import plot_sensitivity
+    >>> plot_sensitivity(np.random.default_rng(0).random((3, 10)), top=5).get_xlabel()
+    'latent'
     """
     table = np.asarray(sensitivity, dtype=np.float64)
     if table.ndim != 2 or not table.size:

@@ -49,6 +49,15 @@ def plot_latent_traversal(
     Returns
     -------
     matplotlib.axes.Axes
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from narrows import Autoencoder
+    >>> from narrows.plotting import plot_latent_traversal
+    >>> ae = Autoencoder(3, max_iter=1, random_state=0).fit(np.random.default_rng(0).random((60, 16)))
+    >>> plot_latent_traversal(ae, latents=2, n_steps=5).get_ylabel()
+    'latent'
     """
     k = int(estimator.n_components)
     if isinstance(latents, int | np.integer):
@@ -117,6 +126,14 @@ def plot_reconstructions(
     Returns
     -------
     matplotlib.axes.Axes
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from narrows.plotting import plot_reconstructions
+    >>> images = np.random.default_rng(0).random((5, 16))
+    >>> [label.get_text() for label in plot_reconstructions(images, 0.9 * images).get_yticklabels()]
+    ['original', 'reconstruction']
     """
     if n < 1:
         raise ValueError(f"n={n!r} must be at least 1")
@@ -199,6 +216,14 @@ def plot_filters(
     -------
     matplotlib.axes.Axes
         Each unit has its own scale, with zero in the middle; lighter is positive.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from narrows.plotting import plot_filters
+    >>> ax = plot_filters(np.random.default_rng(0).normal(size=(16, 9)))  # nine images of 4 x 4 pixels
+    >>> ax.get_title()
+    'Filters of the first layer'
     """
     coefs = getattr(weights, "coefs_", None)
     W = np.asarray(weights if coefs is None else coefs[0], dtype=np.float64)

@@ -119,6 +119,17 @@ class Checkpoint:
         able to hold them.
     stop : callable, optional
         Called about every 50 ms. If it returns a text, training ends after the current step with `Interrupted`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> X = np.random.default_rng(0).random((60, 8), dtype=np.float32)
+    >>> from narrows import Autoencoder
+    >>> from narrows.training import Checkpoint
+    >>> ae = Autoencoder(2, max_iter=3, random_state=0).fit(X, checkpoint=Checkpoint("run.safetensors"))
+    >>> again = Autoencoder(2, max_iter=3, random_state=0).fit(X, checkpoint=Checkpoint("run.safetensors"))
+    >>> bool((again.transform(X) == ae.transform(X)).all())  # nothing was trained again
+    True
     """
 
     path: Path
