@@ -10,6 +10,7 @@ import pytest
 from scipy import sparse
 
 import narrows.data as nd
+from anndata_files import same, text
 from data_files import CELLS, COUNTS, GENES, dense, write_10x_folder, write_10x_h5, write_anndata, write_parts
 from narrows.errors import DataError
 
@@ -25,34 +26,6 @@ def read_all(path, **options):
 def digest(path):
     with nd.open(path, follow_links=True) as source:
         return source.sha256()
-
-
-def text(values):
-    return np.array(values, dtype=h5py.string_dtype())
-
-
-def same_obs(path, **options):
-    """Compare all columns and names with those of anndata's own reading."""
-    theirs = anndata.read_h5ad(path) if path.suffix == ".h5ad" else anndata.read_zarr(path)
-    with nd.open(path, **options) as ours:
-        assert ours.obs_names.tolist() == list(theirs.obs_names)
-        assert ours.var_names.tolist() == list(theirs.var_names)
-        assert list(ours.obs) == list(theirs.obs)
-        for name in theirs.obs:
-            column, expected = ours.obs[name], theirs.obs[name]
-            assert column.missing.tolist() == expected.isna().tolist(), name
-            known = ~column.missing
-            found = column.decoded()[known].tolist()
-            assert [v.decode() if isinstance(v, bytes) else v for v in expected[known].tolist()] == found, name
-            assert isinstance(expected.dtype, pandas.CategoricalDtype) is (column.categories is not None), name
-            if column.categories is not None:
-                assert list(expected.cat.categories) == column.categories.tolist()
-                assert expected.cat.ordered == column.ordered
-            elif column.values.dtype.kind != "U":
-                assert column.values.dtype.name == expected.dtype.name.lower()
-        X = theirs.X.toarray() if sparse.issparse(theirs.X) else theirs.X
-        np.testing.assert_array_equal(dense(ours.read_rows(slice(None))), X)
-    return theirs
 
 
 def write_07(root):
@@ -97,7 +70,7 @@ def test_old_layouts_are_read_as_anndata_reads_them(tmp_path):
         path = tmp_path / f"{write.__name__}.h5ad"
         with h5py.File(path, "w") as file:
             write(file)
-        theirs = same_obs(path)
+        theirs = same(path)
         assert theirs.obs["sample"].dtype == "category"
         with pytest.raises(DataError, match=f"column 'sample' of obs has a missing value in row {missing}$"):
             nd.read_obs(path, "sample")

@@ -150,6 +150,30 @@ def write_parquet(path, named, parts=0):
     return path
 
 
+def write_zipped_zarr(path):
+    import shutil
+
+    folder = write_anndata(path.with_name("zipped.zarr"), sparse.csr_matrix(COUNTS))
+    return Path(shutil.make_archive(str(path.with_suffix("")), "zip", folder))
+
+
+def write_h5mu(path):
+    h5py = pytest.importorskip("h5py")
+    part = write_anndata(path.with_name("part.h5ad"), sparse.csr_matrix(COUNTS))
+    with h5py.File(path, "w") as file, h5py.File(part) as inner:
+        inner.copy(inner["/"], file, "mod/rna")
+    return path
+
+
+def write_loom(path):
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(path, "w") as file:
+        file.create_dataset("matrix", data=COUNTS.T, chunks=(2, 3))
+        file["layers/doubled"] = 2 * COUNTS.T
+        file["row_attrs/Gene"], file["col_attrs/CellID"] = np.array(GENES, "S"), np.array(CELLS, "S")
+    return path
+
+
 # name of the file: (writer, genes_by_cells, sparse, names of cells, names of genes)
 FORMATS = {
     "a.npy": (lambda p: write_npy(p, COUNTS), False, False, None, None),
@@ -188,6 +212,9 @@ FORMATS = {
     "csr.zarr": (lambda p: write_anndata(p, sparse.csr_matrix(COUNTS)), False, True, CELLS, GENES),
     "csc.zarr": (lambda p: write_anndata(p, sparse.csc_matrix(COUNTS)), False, True, CELLS, GENES),
     "dense.zarr": (lambda p: write_anndata(p, COUNTS), False, False, CELLS, GENES),
+    "csr.zarr.zip": (write_zipped_zarr, False, True, CELLS, GENES),
+    "csr.h5mu": (write_h5mu, False, True, CELLS, GENES),
+    "dense.loom": (write_loom, False, False, CELLS, GENES),
     "v3.h5": (write_10x_h5, False, True, CELLS, GENES),
     "v2.h5": (lambda p: write_10x_h5(p, version=2), False, True, CELLS, GENES),
     "parts": (lambda p: write_parts(p, COUNTS, genes=GENES, obs_names=CELLS), False, True, CELLS, GENES),
