@@ -11,7 +11,7 @@ from narrows.data import ArraySource
 from narrows.data.normalize import Normalizer
 from narrows.data.normalized import NormalizedSource
 from narrows.evaluation.baselines import pca
-from narrows.evaluation.metrics import feature_errors, knn_accuracy, sample_rows
+from narrows.evaluation.metrics import feature_errors, knn_accuracy, missing_labels, sample_rows
 
 
 def table(n=700, d=90, seed=0):
@@ -89,3 +89,32 @@ def test_knn_accuracy():
     assert knn_accuracy(codes, labels) == 1.0
     assert knn_accuracy(codes, np.zeros(300, int)) is None
     assert knn_accuracy(codes[:10], np.repeat([0, 1], 5)) is None
+
+
+def test_missing_labels_are_no_class():
+    """A third of the rows has no label, at random: as a class it would be mixed with all others."""
+    pandas = pytest.importorskip("pandas")
+    rng = np.random.default_rng(0)
+    classes = np.repeat([0, 1, 2], 100)
+    codes = rng.normal(size=(300, 2)) + np.repeat([[0, 0], [20, 0], [0, 20]], 100, axis=0)
+    gone = rng.random(300) < 0.3
+    words = np.asarray(["a", "b", "none"], object)[classes]  # "none" is a class, "None" is not
+    for labels in (
+        np.where(gone, np.nan, classes),
+        np.where(gone, -1, classes),
+        np.where(gone, -1.0, classes),
+        np.where(gone, None, classes),
+        np.where(gone, "", words.astype(str)),
+        np.where(gone, np.nan, words),
+        np.where(gone, pandas.NA, words),
+        np.where(gone, None, words).astype(str),
+        np.where(gone, b"", words.astype("S")),
+        pandas.Series(classes).astype("Int64").mask(gone).to_numpy(dtype=object),
+        pandas.Categorical(np.where(gone, None, words)),
+        np.where(gone, np.datetime64("NaT"), np.datetime64("2026-01-01") + classes),
+    ):
+        np.testing.assert_array_equal(missing_labels(labels), gone)
+        assert knn_accuracy(codes, labels) == 1.0
+    assert not missing_labels(np.where(gone, -1, 1)).any()
+    assert not missing_labels(np.where(gone, -0.5, classes)).any()
+    assert knn_accuracy(codes, np.full(300, np.nan)) is None

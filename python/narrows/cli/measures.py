@@ -133,9 +133,11 @@ def _against_pca(
         log.info("the PCA baseline uses a random sample of %d of %d rows", pca.n_rows, table.shape[0])
     if table.labels is not None:
         labels = table.labels[rows]
-        known = labels != "" if labels.dtype.kind == "U" else np.ones(len(labels), bool)
+        missing = int(np.count_nonzero(metrics.missing_labels(labels)))
+        if missing:
+            log.info("the accuracy of neighbours leaves out %d of %d rows, which have no label", missing, len(labels))
         for name, points in (("latent", codes[rows]), ("pca", pca.scores)):
-            found[f"knn_accuracy_{name}"] = metrics.knn_accuracy(points[known], labels[known], seed=seed % 2**32)
+            found[f"knn_accuracy_{name}"] = metrics.knn_accuracy(points, labels, seed=seed % 2**32)
     return found
 
 

@@ -15,7 +15,10 @@ from ..data import Source
 from ..data.scan import row_blocks
 from ..rows.shifted import dense
 
-__all__ = ["MAX_ROWS", "elbow", "feature_errors", "knn_accuracy", "sample_rows"]
+__all__ = ["MAX_ROWS", "elbow", "feature_errors", "knn_accuracy", "missing_labels", "sample_rows"]
+
+_NO_LABEL = frozenset(["", "nan", "NaN", "None", "NA", "N/A", "n/a", "<NA>", "NaT", "null", "NULL"])
+"""Texts that stand for a missing label: what Python writes for one, and what pandas reads as one."""
 
 #: Larger data are measured on a random sample of this many rows.
 MAX_ROWS = 20_000
@@ -63,14 +66,48 @@ def feature_errors(
     return total / n_rows
 
 
+def missing_labels(labels: Any) -> np.ndarray:
+    """Which labels are missing: bool (n_rows,).
+
+    Missing are NaN, None, pandas' NA and NaT, these words and blanks as text, and the code -1 of whole numbers. If all
+    other labels are 1, -1 is a class: outliers have it.
+    """
+    array = np.asarray(labels)
+    if array.dtype.kind in "mM":
+        return np.asarray(np.isnat(array))
+    if array.dtype.kind == "f":
+        absent = np.asarray(np.isnan(array))
+        whole = bool((array[~absent] == np.round(array[~absent])).all())
+        return np.asarray(absent | _codes(array, absent)) if whole else absent
+    if array.dtype.kind == "i":
+        return _codes(array, np.zeros(len(array), bool))
+    if array.dtype.kind in "OUTS":
+        # str of an object tells NaN, None, NA and NaT apart from everything else.
+        texts = [item.decode("latin-1") if isinstance(item, bytes) else str(item) for item in array.tolist()]
+        return np.asarray([text.strip() in _NO_LABEL for text in texts], bool)
+    return np.zeros(len(array), bool)
+
+
+def _codes(values: np.ndarray, absent: np.ndarray) -> np.ndarray:
+    """The rows with the code -1, unless the others are all 1."""
+    code: np.ndarray = values == -1
+    return code & bool((values[~code & ~absent] != 1).any())
+
+
 def knn_accuracy(codes: np.ndarray, labels: np.ndarray, *, seed: int = 0, k: int = 15, folds: int = 5) -> float | None:
     """Accuracy of a `k` nearest neighbour classifier on the codes, by stratified cross-validation.
 
-    Classes with fewer than `folds` rows are left out. None if too few classes or rows remain.
+    Rows without a label (`missing_labels`) and classes with fewer than `folds` rows are left out. None if too few
+    classes or rows remain.
     """
     from sklearn.model_selection import StratifiedKFold
     from sklearn.neighbors import KNeighborsClassifier
 
+    known = ~missing_labels(labels)
+    if not known.all():
+        codes, labels = np.asarray(codes)[known], np.asarray(labels)[known]
+    if np.asarray(labels).dtype.kind == "O":
+        labels = np.asarray([str(label) for label in labels])
     _, classes, sizes = np.unique(labels, return_inverse=True, return_counts=True)
     kept = sizes[classes] >= folds
     if np.count_nonzero(sizes >= folds) < 2 or np.count_nonzero(kept) * (folds - 1) // folds < k + 1:
