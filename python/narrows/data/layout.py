@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -149,11 +150,14 @@ class Header:
         False if another reading of the file makes sense.
     conflict : str
         Why the question stays open; empty if it does not.
+    text : bool
+        Whether most of its cells over columns of numbers are text: it cannot be data.
     """
 
     found: bool
     sure: bool = True
     conflict: str = ""
+    text: bool = False
 
 
 def find_header(
@@ -187,15 +191,17 @@ def find_header(
     words = sum(kinds[j] == "text" for j in numeric)
     labels = [dialect.number(head[j]) for j in numeric if kinds[j] == "number"]
     others = [_numbers(row, numeric, dialect) for row in rows]
+    if words and words >= len(labels):
+        return Header(True, text=True)
     # Genes called NA, INF or 1E5 are names where all of the line looks like names, and no number below has letters.
     cells = [head[j] for j in numeric]
     named = all(map(_LETTER.search, cells)) and len({*cells}) == len(cells) > 1
     if named and not any(_LETTER.search(row[j]) for row in rows for j in numeric if j < len(row)):
-        return Header(True)
+        return Header(True, not all(kinds[j] == "number" and math.isfinite(dialect.number(head[j])) for j in numeric))
     counted = any(labels == [float(i + base) for i in range(len(labels))] for base in (0, 1))
     graded = _graded(labels) and sum(map(_graded, others)) <= len(others) / 2
     if words:
-        if 2 * words >= words + len(labels) or label or graded:
+        if label or graded:
             return Header(True)
         if len(set(labels)) < len(labels):
             return Header(False)
@@ -208,7 +214,7 @@ def find_header(
         return Header(is_text(below[0]) or numbered or graded or counted)
     if 0 not in numeric and kinds[0] != "missing":
         if label or counted or graded:
-            return Header(True, label or len(labels) > 2)
+            return Header(True, label)
         return Header(False, len(set(labels)) < len(labels))
     # Numbers only. A row of data may rise too, so few numbers prove nothing.
     rising = rises(labels) and not any(rises(other) for other in others)
@@ -229,8 +235,8 @@ def rises(values: Sequence[float] | Any) -> bool:
 
 
 def _graded(values: Sequence[float]) -> bool:
-    """Whether the values rise or fall like a scale: five or more of them, or three in equal steps."""
+    """Whether three or more values rise or fall like a scale: in equal steps, or many in steps of similar size."""
     if len(values) < 3 or not rises(values):
         return False
-    steps = [b - a for a, b in pairwise(values)]
-    return len(values) > 4 or max(steps) - min(steps) <= 1e-6 * max(map(abs, steps))
+    steps = sorted(abs(b - a) for a, b in pairwise(values))
+    return steps[-1] <= (1 + 1e-6 if len(values) < 6 else 4) * steps[0]

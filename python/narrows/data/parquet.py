@@ -133,7 +133,7 @@ def _batches(file: Any, wanted: list[int]) -> Any:
 def _numbers(column: Any, role: str) -> Any:
     """A null becomes NaN; `check_finite` reports it later."""
     if role == "decimal":
-        column = column.cast("float64", safe=False)
+        column = column.cast("string").cast("float64")  # the nearest float; a direct cast is not
     elif str(column.type) == "bool":
         column = column.cast("uint8")
     return np.asarray(column.to_numpy(zero_copy_only=False), dtype=np.float64 if column.null_count else None)

@@ -79,7 +79,7 @@ class _Table:
             answer = find_header(first, below, self._quoted(first, below, lines), self.dialect)
             earlier = (self.wish.roles or {}).get("header")
             found = answer.found
-            if earlier or (earlier is False and not (answer.sure and answer.found)):
+            if earlier or (earlier is False and not answer.text):
                 found = bool(earlier)
             elif answer.conflict:
                 raise DataError(f"{self.path}: line 1, {answer.conflict} say header=True or header=False")
