@@ -259,6 +259,57 @@ def test_plot_filters():
         plotting.plot_filters(W, image_shape=(4, 6), n=0)
 
 
+def test_plot_filters_of_convolutions():
+    """A filter has the shape of the kernel; channels are colours, or lines of images; zero is in the middle."""
+    rng = np.random.default_rng(0)
+    small = {"filters": (5, 2), "strides": 1, "max_iter": 1, "random_state": 0}
+    ae = narrows.ConvAutoencoder(2, kernel_size=3, **small).fit(rng.random((20, 6, 6)))
+    K = ae.coefs_[0]  # (3, 3, 1, 5)
+    ax = plotting.plot_filters(ae)
+    canvas = np.asarray(ax.images[0].get_array())
+    order = np.argsort(-(K**2).sum(axis=(0, 1, 2)))
+    assert canvas.shape == (2 * 3 + 1, 3 * 3 + 2)
+    for at, i in enumerate(order):
+        top, left = 4 * (at // 3), 4 * (at % 3)
+        image = canvas[top : top + 3, left : left + 3]
+        np.testing.assert_allclose(image, 0.5 + 0.5 * K[:, :, 0, i] / np.abs(K[..., i]).max(), rtol=1e-6)
+    assert ax.get_title() == "Filters of the first convolution"
+
+    colour = rng.normal(size=(4, 3, 3, 2))
+    largest = int((colour**2).sum(axis=(0, 1, 2)).argmax())
+    ax = plotting.plot_filters(colour, n=1)
+    scaled = colour[..., largest] / np.abs(colour[..., largest]).max()
+    np.testing.assert_allclose(np.asarray(ax.images[0].get_array()), 0.5 + 0.5 * scaled)
+    assert ax.get_title() == "1 of 2 filters"
+
+    several = rng.normal(size=(3, 3, 4, 1))  # not transparency
+    ax = plotting.plot_filters(several)
+    canvas = np.asarray(ax.images[0].get_array())
+    assert canvas.shape == (4 * 3 + 3, 3)
+    np.testing.assert_allclose(canvas[8:11], 0.5 + 0.5 * several[:, :, 2, 0] / np.abs(several).max())
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["0", "1", "2", "3"]
+
+    signal = narrows.ConvAutoencoder(2, image_shape=(12, 2), kernel_size=5, **small).fit(rng.random((20, 12, 2)))
+    K = signal.coefs_[0][0]  # (5, 2, 5)
+    i = int((K**2).sum(axis=(0, 1)).argmax())
+    canvas = np.asarray(plotting.plot_filters(signal).images[0].get_array())
+    np.testing.assert_allclose(canvas[:2, :5], 0.5 + 0.5 * K[:, :, i].T / np.abs(K[:, :, i]).max(), rtol=1e-6)
+
+    with pytest.raises(
+        ValueError, match=r"image_shape=\(6, 6\): filters of a convolution have the shape of its kernel"
+    ):
+        plotting.plot_filters(ae, image_shape=(6, 6))
+    with pytest.raises(ValueError, match="or be those of a convolution in 4 dimensions"):
+        plotting.plot_filters(np.zeros((2, 2, 2)))
+
+
+def test_traversals_of_a_convolutional_model_know_the_shape_of_its_images():
+    X = np.random.default_rng(0).random((20, 4, 6, 3))
+    ae = narrows.ConvAutoencoder(2, filters=3, max_iter=1, random_state=0).fit(X)
+    canvas = np.asarray(plotting.plot_latent_traversal(ae, 1, n_steps=5).images[0].get_array())
+    assert canvas.shape == (4, 5 * 6 + 4, 3)
+
+
 def test_given_axes_are_used_and_pyplot_is_left_alone():
     rows = np.ones((2, 9))
     for draw in (

@@ -35,7 +35,7 @@ def plot_latent_traversal(
     latents : int or sequence of int
         The latents to draw, from the top; or their number, to draw those that change the images most.
     image_shape : (height, width) or (height, width, channels), optional
-        Shape of a decoded row; a square by default.
+        Shape of a decoded row; by default that of a `ConvAutoencoder`'s images, or else a square.
     start : array_like of shape (n_components,), optional
         The code that the latents vary around; by default zero, the mean of the prior.
     span : float
@@ -82,6 +82,9 @@ def plot_latent_traversal(
     label = {} if batch is None else {"batch": batch}
     rows = np.asarray(estimator.inverse_transform(codes.reshape(-1, k), **label), dtype=np.float64)
     rows = rows.reshape(len(tried), n_steps, -1)
+    known: tuple[int, ...] = getattr(estimator, "image_shape_", ())
+    if image_shape is None and len(known) == 3 and known[2] in (1, 3):
+        image_shape = known
     shape = _image_shape(image_shape, rows.shape[2])
     if chosen is None:
         order = np.argsort(-rows.std(axis=1).mean(axis=1), kind="stable")[:count]
@@ -202,12 +205,16 @@ def plot_filters(
 ) -> Axes:
     """The weights of the units of the first layer as images, the largest first.
 
+    The filters of a convolution have the shape of its kernel. Three channels are colours. Filters of other numbers of
+    channels are columns, with one image for each channel. Filters of signals have a line of pixels for each channel.
+
     Parameters
     ----------
     weights : fitted estimator, or array_like of shape (n_features, n_units)
-        For an estimator: the first of ``coefs_``.
+        For an estimator: the first of ``coefs_``. For a convolution: of shape (kernel height, kernel width, channels,
+        n_units).
     image_shape : (height, width) or (height, width, channels), optional
-        Shape of a row of the data; a square by default.
+        Shape of a row of the data; a square by default. Not for convolutions.
     n : int
         Largest number of units to draw, in the order of the norm of their weights.
     ax : matplotlib.axes.Axes, optional
@@ -227,22 +234,44 @@ def plot_filters(
     """
     coefs = getattr(weights, "coefs_", None)
     W = np.asarray(weights if coefs is None else coefs[0], dtype=np.float64)
-    if W.ndim != 2 or not W.size:
-        raise ValueError(f"weights must have one column per unit, got shape {W.shape}")
+    if W.ndim not in (2, 4) or not W.size:
+        raise ValueError(
+            f"weights must have one column per unit, or be those of a convolution in 4 dimensions, got shape {W.shape}"
+        )
     if n < 1:
         raise ValueError(f"n={n!r} must be at least 1")
-    shape = _image_shape(image_shape, W.shape[0])
-    kept = np.argsort(-(W**2).sum(axis=0), kind="stable")[:n]
-    columns = int(np.ceil(np.sqrt(len(kept) * shape[0] / shape[1])))
-    lines = -(-len(kept) // columns)
-    largest = np.maximum(np.abs(W[:, kept]).max(axis=0), np.finfo(float).tiny)
-    images = np.full((lines * columns, *shape), np.nan)
-    images[: len(kept)] = (0.5 + 0.5 * W[:, kept] / largest).T.reshape(len(kept), *shape)
+    layer, by_channel = "first layer", False
+    if W.ndim == 2:
+        shape = _image_shape(image_shape, W.shape[0])
+    elif image_shape is not None:
+        raise ValueError(
+            f"image_shape={image_shape}: filters of a convolution have the shape of its kernel, leave it out"
+        )
+    else:
+        layer = "first convolution"
+        height, width, channels, _ = W.shape
+        by_channel = height > 1 and channels not in (1, 3)
+        if height == 1:
+            W, shape = W[0].swapaxes(0, 1), (channels, width)
+        else:
+            shape = (height, width, 3) if channels == 3 else (height, width)
+    units = W.reshape(-1, W.shape[-1]).T
+    kept = np.argsort(-(units**2).sum(axis=1), kind="stable")[:n]
+    largest = np.maximum(np.abs(units[kept]).max(axis=1, keepdims=True), np.finfo(float).tiny)
+    shown = 0.5 + 0.5 * units[kept] / largest
+    if by_channel:
+        images = shown.reshape(len(kept), *shape, channels).transpose(3, 0, 1, 2)
+    else:
+        columns = min(len(kept), int(np.ceil(np.sqrt(len(kept) * shape[0] / shape[1]))))
+        images = np.full((-(-len(kept) // columns), columns, *shape), np.nan)
+        images.reshape(-1, *shape)[: len(kept)] = shown.reshape(len(kept), *shape)
+    lines, columns = images.shape[:2]
     ax = axes_or_new(ax, 5.2, 5.2 * lines * shape[0] / (columns * shape[1]) + 0.4)
-    _show_grid(ax, images.reshape(lines, columns, *shape), 0.0, 1.0)
+    _, down = _show_grid(ax, images, 0.0, 1.0)
     ax.set_xticks([])
-    ax.set_yticks([])
-    ax.set_title("Filters of the first layer" if len(kept) == W.shape[1] else f"{len(kept)} of {W.shape[1]} filters")
+    ax.set_yticks(down if by_channel else [], [str(i) for i in range(lines)] if by_channel else [])
+    ax.set_ylabel("channel" if by_channel else "")
+    ax.set_title(f"Filters of the {layer}" if len(kept) == len(units) else f"{len(kept)} of {len(units)} filters")
     return _undress(ax)
 
 
