@@ -28,7 +28,7 @@ from .data.source import with_names
 from .errors import DataError, OutputError
 from .evaluation.cells import CellErrors
 from .fitting.conditions import read_labels
-from .fitting.files import stored_normalizer
+from .fitting.files import stored_normalizer, stored_source
 from .fitting.parameters import check_parameters, plain_parameters
 from .plan.spec import Precision
 from .rows.devices import to_host
@@ -266,7 +266,7 @@ def encode(
     elif not isinstance(model, models.BaseAutoencoder):
         raise TypeError(f"model is a {type(model).__name__}: give a path or a fitted estimator of narrows")
     check_is_fitted(model)
-    fit = model.metadata_.get("source", {})
+    fit = stored_source(model)
     obsm = fit.get("obsm")
     layer = fit.get("layer") if layer is None else layer
     layer = None if layer == "X" else layer

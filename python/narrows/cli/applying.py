@@ -25,13 +25,13 @@ from .. import data
 from .._version import __version__
 from ..data import Source
 from ..data.columns import Column, column_of, complete
-from ..data.normalize import Normalizer
 from ..data.normalized import NormalizedSource
 from ..data.readers import has_layers
 from ..data.source import with_names
 from ..errors import DataError
 from ..evaluation.cells import CellErrors
 from ..fitting.conditions import read_labels
+from ..fitting.files import stored_normalizer, stored_source
 from ..fitting.inputs import read_condition
 from ..fitting.table import check_values
 from ..machine import thread_choice
@@ -95,7 +95,7 @@ def encode(settings: ApplySettings) -> None:
 def decode(settings: ApplySettings) -> None:
     """Write the reconstructions of latent codes, on the scale of the data, to a .npy, .h5ad or .csv file."""
     with _job(settings, ".npy", ".h5ad", ".csv") as estimator, open_data(settings) as source:
-        normalizer = _normalizer_of(estimator)
+        normalizer = stored_normalizer(estimator)
         k = estimator.plan_.spec.n_components
         if source.shape[1] != k:
             raise DataError(f"{source.name}: {source.shape[1]} columns, but the model has {k} components")
@@ -177,9 +177,9 @@ def open_model(path: Path, backend: str | None = None, threads: int | None = Non
 @contextlib.contextmanager
 def _opened(estimator: Any, settings: ApplySettings) -> Iterator[NormalizedSource]:
     """The data, checked for the model's features and normalised as in training."""
-    normalizer = _normalizer_of(estimator)
+    normalizer = stored_normalizer(estimator)
     layer = settings.layer
-    fitted = estimator.metadata_.get("source", {})
+    fitted = stored_source(estimator)
     if layer is None and has_layers(Path(settings.data)):
         layer = fitted.get("layer")
     if settings.modality is None and settings.data.lower().endswith(".h5mu"):
@@ -233,7 +233,7 @@ def _batches(estimator: Any, settings: ApplySettings, source: Source) -> Any:
             return None
         flag = "--batch-key" if settings.batch is None else "--batch"
         raise UsageError(f"{flag}: {settings.model} was fitted without batches; leave the flag out")
-    key = settings.batch_key or estimator.metadata_.get("source", {}).get("batch_key")
+    key = settings.batch_key or stored_source(estimator).get("batch_key")
     label: Any = settings.batch
     if label is not None:
         name = "--batch"
@@ -276,14 +276,6 @@ def _check_features(estimator: Any, source: Source) -> None:
     if source.shape[1] != n_features:
         hint = "; if the table is genes x cells, add --genes-by-cells" if source.shape[0] == n_features else ""
         raise DataError(f"{source.name}: {source.shape[1]} features, the model has {n_features}{hint}")
-
-
-def _normalizer_of(estimator: Any) -> Normalizer:
-    state = estimator.metadata_.get("normalizer")
-    if state is not None:
-        return Normalizer.from_dict(state)
-    # A model saved from Python has no stored normalisation: the user normalises the data.
-    return Normalizer.identity(int(estimator.n_features_in_))
 
 
 def encoded(estimator: Any, table: Source, step_bytes: int) -> Iterator[npt.NDArray[Any]]:

@@ -408,7 +408,11 @@ class Normalizer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):  # type
                 self._shift = np.asarray(state["shift"], dtype=np.float64)
                 self._scale = np.asarray(state["scale"], dtype=np.float64)
                 sound = self._shift.shape == self._scale.shape == (self.n_features_,)
-        except (KeyError, TypeError, ValueError) as error:
+                sound = sound and bool(np.isfinite(self._shift).all() and (self._scale > 0).all())
+                sound = sound and bool(np.isfinite(self._scale).all())
+            if self.target_sum_ is not None:
+                sound = sound and math.isfinite(self.target_sum_) and self.target_sum_ > 0
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise DataError(
                 f"the normalisation in the model file is damaged ({error!r}): fit the model again"
             ) from None

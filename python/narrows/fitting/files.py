@@ -15,8 +15,9 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from ..backends import BACKENDS
 from ..data.normalize import Normalizer
-from ..errors import ModelFileError
+from ..errors import DataError, ModelFileError
 from ..persistence import load_tensors, save_tensors
 from ..plan.spec import NetworkSpec
 from .network import Network
@@ -24,7 +25,14 @@ from .parameters import check_parameters, plain_parameters
 from .protocol import Estimator
 from .spec_of import DataFacts
 
-__all__ = ["read_model", "stored_normalizer", "write_model"]
+__all__ = ["read_model", "stored_normalizer", "stored_source", "write_model"]
+
+_PARTS = {"class", "params", "fitted", "network", "feature_names", "history", "metadata"}
+_SHAPE = {
+    "batch", "n_outputs", "corruption_range", "separate_target", "weighted", "library", "gram_decoder", "batches",
+    "image_shape",
+}  # fmt: skip
+"""The parts of a model file, and the facts of its network. The oldest files lack the last three."""
 
 E = TypeVar("E", bound=Estimator)
 
@@ -90,8 +98,17 @@ def _function(spec: NetworkSpec) -> tuple[Any, ...]:
 
 def stored_normalizer(estimator: Estimator) -> Normalizer:
     """The normalisation that a model file came with; the identity for a model saved from Python without one."""
-    state = estimator.metadata_.get("normalizer")
-    return Normalizer.identity(int(estimator.n_features_in_)) if state is None else Normalizer.from_dict(state)
+    state, n_features = estimator.metadata_.get("normalizer"), int(estimator.n_features_in_)
+    normalizer = Normalizer.identity(n_features) if state is None else Normalizer.from_dict(state)
+    if normalizer.n_features_ != n_features:
+        raise DataError(f"the stored normalisation is for {normalizer.n_features_} features, not {n_features}")
+    return normalizer
+
+
+def stored_source(estimator: Estimator) -> dict[str, Any]:
+    """The layer and other names of the data that a fit read, as far as the model file has them."""
+    facts = estimator.metadata_.get("source")
+    return {k: v for k, v in facts.items() if isinstance(v, str)} if isinstance(facts, dict) else {}
 
 
 def read_model(path: str | os.PathLike[str], classes: Mapping[str, Callable[..., E]]) -> E:
@@ -101,8 +118,9 @@ def read_model(path: str | os.PathLike[str], classes: Mapping[str, Callable[...,
         return _restored(tensors, meta, classes)
     except ModelFileError as error:
         raise ModelFileError(f"{os.fspath(path)}: {error}") from None
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        raise ModelFileError(f"{os.fspath(path)}: not a model that this version can read ({error})") from error
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:
+        text = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ModelFileError(f"{os.fspath(path)}: not a model that this version can read ({text})") from error
 
 
 def _restored(tensors: Mapping[str, Any], meta: Mapping[str, Any], classes: Mapping[str, Callable[..., E]]) -> E:
@@ -111,11 +129,21 @@ def _restored(tensors: Mapping[str, Any], meta: Mapping[str, Any], classes: Mapp
         raise ModelFileError(f"holds an unknown estimator {meta['class']!r}; known: {', '.join(classes)}")
     estimator = cls(**meta["params"])
     check_parameters(estimator)
+    if estimator.backend not in ("auto", *BACKENDS):
+        raise ModelFileError(f"backend is {estimator.backend!r}")
     fitted, shape = meta["fitted"], meta["network"]
+    if not isinstance(fitted, dict) or not isinstance(shape, dict):
+        raise ModelFileError("fitted and network must be tables")
+    if meta.keys() != _PARTS or not shape.keys() <= _SHAPE:
+        raise ModelFileError(f"it has the parts {sorted(meta)} and {sorted(shape)}")
     if fitted.keys() != _NUMBERS.keys():
         raise ModelFileError(f"fitted attributes {sorted(fitted)} instead of {sorted(_NUMBERS)}")
     for name, kind in _NUMBERS.items():
-        if type(fitted[name]) is not kind or (kind is int and fitted[name] < 0):
+        value = fitted[name]
+        finite = (
+            name == "best_loss_" or (kind is int and 0 <= value < 2**64) or (kind is float and math.isfinite(value))
+        )
+        if type(value) is not kind or not finite or value != value:
             raise ModelFileError(f"{name} is {fitted[name]!r}")
     sizes = {
         "batch": shape["batch"],
@@ -123,9 +151,14 @@ def _restored(tensors: Mapping[str, Any], meta: Mapping[str, Any], classes: Mapp
         "n_features_in_": fitted["n_features_in_"],
     }
     for name, size in sizes.items():
-        if type(size) is not int or size < 1:
+        if type(size) is not int or not 1 <= size < 2**31:
             raise ModelFileError(f"{name} is {size!r}")
     low, high = shape["corruption_range"]
+    if not all(type(x) is float and math.isfinite(x) for x in (low, high)) or low > high:
+        raise ModelFileError(f"corruption_range is {shape['corruption_range']!r}")
+    for name in ("separate_target", "weighted", "gram_decoder"):
+        if type(shape.get(name, False)) is not bool:
+            raise ModelFileError(f"{name} is {shape[name]!r}")
     size_sum = shape["library"]
     if type(size_sum) is not float or not 0 < size_sum < np.inf:
         raise ModelFileError(f"library is {size_sum!r}")
@@ -170,14 +203,21 @@ def _restored(tensors: Mapping[str, Any], meta: Mapping[str, Any], classes: Mapp
         estimator.batches_ = labels
     names = meta["feature_names"]
     if names is not None:
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise ModelFileError("feature_names must be a list of strings")
         if len(names) != fitted["n_features_in_"]:
             raise ModelFileError(f"{len(names)} feature names for {fitted['n_features_in_']} features")
-        estimator.feature_names_in_ = np.asarray([str(name) for name in names], dtype=object)
+        estimator.feature_names_in_ = np.asarray(names, dtype=object)
     history = meta["history"]
-    if not all(isinstance(v, list) and len(v) == fitted["n_iter_"] for v in history.values()):
+    if not all(
+        isinstance(v, list) and len(v) == fitted["n_iter_"] and all(type(x) is float for x in v)
+        for v in history.values()
+    ):
         raise ModelFileError("the history does not have one value for each epoch")
     estimator.history_ = dict(history)
-    estimator.metadata_ = dict(meta["metadata"])
+    if not isinstance(meta["metadata"], dict):
+        raise ModelFileError("metadata must be a table")
+    estimator.metadata_ = meta["metadata"]
     estimator._step = 0
     estimator._network = Network(
         spec,

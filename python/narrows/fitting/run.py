@@ -76,7 +76,7 @@ def identity_of(
 def seed_of(estimator: Estimator, saved: SavedRun | None) -> int:
     """The seed of a new run, or of the `saved` run that continues."""
     if saved is not None and estimator.random_state is None:
-        return int(saved.identity["seed"])
+        return saved.seed
     return draw_seed(estimator.random_state)
 
 
@@ -127,6 +127,17 @@ def train(
         precision=estimator.precision,
         n_threads=estimator.n_threads,
     )
+    if saved is not None:
+        saved.check_fits(
+            program.views(),
+            first_epoch=estimator.n_iter_ if again else 0,
+            first_steps=(0, estimator._step) if again else (0,),
+            n_rows=feed.n_rows,
+            n_steps=feed.n_steps,
+            n_terms=len(program.plan.terms),
+            max_iter=options.max_iter,
+            keeps_best=options.monitor == "val_loss",
+        )
     visible = shown(estimator.verbose)
     trainer = Trainer(
         program,

@@ -2,6 +2,7 @@
 
 - A checkpoint file is complete or absent.
 - A checkpoint of another run is an error that names the differences.
+- The content is checked, not only its checksum. A state that training cannot have is a `ModelFileError`.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
+
+import numpy as np
 
 from ..backends import State
 from ..errors import ModelFileError, ResumeError
@@ -79,6 +82,7 @@ class TrainingState:
         return self.epoch - self.first_epoch
 
 
+_AFRESH = "use resume='never' to start afresh"
 _ARRAYS = ("good", "best")
 _SCALARS = tuple(f.name for f in dataclasses.fields(TrainingState) if f.name not in _ARRAYS)
 
@@ -92,13 +96,75 @@ def _pack(state: TrainingState, network: State) -> tuple[State, dict[str, Any]]:
     return tensors, {"state": {name: getattr(state, name) for name in _SCALARS}}
 
 
-def _unpack(tensors: State, meta: Mapping[str, Any]) -> tuple[TrainingState, State]:
-    parts: dict[str, State] = {}
+def _unpack(tensors: State, meta: Mapping[str, Any]) -> tuple[dict[str, Any], TrainingState, State]:
+    """Identity, state and network. Raises ModelFileError for what `_pack` cannot have written."""
+    if meta.keys() != {"identity", "state"}:
+        raise ModelFileError(f"it has the parts {sorted(meta)}")
+    identity, fields = meta["identity"], meta["state"]
+    if not isinstance(identity, dict):
+        raise ModelFileError(f"the identity is {_shown(identity)}")
+    if not isinstance(fields, dict) or fields.keys() != set(_SCALARS):
+        raise ModelFileError("it does not have the fields of a state of training")
+    for name, value in fields.items():
+        if not _possible(name, value):
+            raise ModelFileError(f"{name} is {_shown(value)}")
+    parts: dict[str, State] = {"network": {}}
     for name, array in tensors.items():
         part, _, slot = name.partition(".")
+        if part not in ("network", *_ARRAYS):
+            raise ModelFileError(f"it has an unknown tensor {_shown(name)}")
+        if array.dtype not in (np.float32, np.float64) or not np.isfinite(array).all():
+            raise ModelFileError(f"tensor {name} must hold finite floating-point numbers")
         parts.setdefault(part, {})[slot] = array
-    fields = {name: meta["state"][name] for name in _SCALARS}
-    return TrainingState(**fields, good=parts.get("good"), best=parts.get("best")), parts["network"]
+    state = TrainingState(**fields, good=parts.get("good"), best=parts.get("best"))
+    done, epoch_began = state.epochs_done, state.epoch_step > 0
+    contradictions = {
+        "epoch": done < 0 or (state.finished != "" and done == 0),
+        "step": state.step - state.epoch_step < state.first_step,
+        "best_epoch": not (state.first_epoch < state.best_epoch <= state.epoch if done else state.best_epoch == 0),
+        "best_loss": math.isinf(state.best_loss) == (done > 0),
+        "reference": math.isinf(state.reference) == (done > 0),
+        "rows": (state.rows > 0) != epoch_began,
+        "sums": (len(state.sums) > 0) != epoch_began,
+        "finished": state.finished != "" and epoch_began,
+        "stale": max(state.stale, state.stale_rate) > done,
+        "history": any(len(values) != state.epoch for values in state.history.values())
+        or (state.epoch > 0 and not state.history.keys() >= {"loss", "learning_rate", "seconds"}),
+        "good": state.good is None and done > 0 and epoch_began,
+    }
+    for name, wrong in contradictions.items():
+        if wrong:
+            raise ModelFileError(f"{name} contradicts the rest")
+    return identity, state, parts["network"]
+
+
+def _possible(name: str, value: Any) -> bool:
+    """Whether a field of `TrainingState` may have this value."""
+
+    def number(x: Any) -> bool:
+        return type(x) is float and math.isfinite(x)
+
+    if name in ("best_loss", "reference"):
+        return number(value) or (type(value) is float and value == math.inf)
+    if name == "spent":
+        return number(value) and value >= 0
+    if name == "factor":
+        return number(value) and 0 < value <= 1
+    if name == "sums":
+        return isinstance(value, tuple) and all(map(number, value))
+    if name == "finished":
+        return type(value) is str and value in ("", "max_iter", "converged", "callback")
+    if name == "history":
+        return isinstance(value, dict) and all(
+            isinstance(column, list) and all(type(x) is float and not math.isinf(x) for x in column)
+            for column in value.values()
+        )
+    return type(value) is int and 0 <= value < 2**53
+
+
+def _shown(value: Any) -> str:
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 60 else text[:57] + "..."
 
 
 @dataclass
@@ -165,9 +231,9 @@ class Checkpoint:
             return None
         tensors, meta = load_tensors(self.path, kind="checkpoint")
         try:
-            return SavedRun(self.path, dict(meta["identity"]), *_unpack(tensors, meta))
-        except (KeyError, TypeError, ValueError) as error:
-            raise ModelFileError(f"{self.path}: not a checkpoint of training ({error})") from error
+            return SavedRun(self.path, *_unpack(tensors, meta))
+        except ModelFileError as error:
+            raise ModelFileError(f"{self.path}: not a checkpoint of training: {error}; {_AFRESH}") from None
 
     def write(self, identity: Mapping[str, Any], state: TrainingState, network: State) -> None:
         """Save a run durably."""
@@ -186,15 +252,78 @@ class SavedRun:
     state: TrainingState
     network: State
 
+    @property
+    def seed(self) -> int:
+        """The seed of the run. Raises `ModelFileError` if it cannot be one."""
+        seed = self.identity.get("seed")
+        if type(seed) is not int or not 0 <= seed < 2**64:
+            raise ModelFileError(f"{self.path}: not a checkpoint of training: the seed is {_shown(seed)}; {_AFRESH}")
+        return seed
+
     def check(self, identity: Mapping[str, Any]) -> None:
         """Raise `ResumeError` with the differing fields unless this run has this `identity`."""
         here, there = flat(identity), flat(self.identity)
         differing = differences(there, here, sorted(here.keys() | there.keys()))
         if differing:
             raise ResumeError(
-                f"checkpoint {self.path} belongs to another run, which differs in {', '.join(differing)}; "
-                "use resume='never' to start afresh"
+                f"checkpoint {self.path} belongs to another run, which differs in {', '.join(differing)}; {_AFRESH}"
             )
+
+    def check_fits(
+        self,
+        views: State,
+        *,
+        first_epoch: int,
+        first_steps: tuple[int, ...],
+        n_rows: int,
+        n_steps: int,
+        n_terms: int,
+        max_iter: int,
+        keeps_best: bool,
+    ) -> None:
+        """Raise `ModelFileError` unless a run can be in this state.
+
+        Parameters
+        ----------
+        views : State
+            Parameters and optimiser state of the program that continues.
+        first_epoch, first_steps : int, tuple of int
+            Epochs before this run, and the possible numbers of steps.
+        n_rows, n_steps, n_terms, max_iter : int
+            Rows and steps of an epoch, terms of the loss, and epochs of the run.
+        keeps_best : bool
+            Whether the result is the best epoch.
+        """
+        s = self.state
+        learned = {name: view for name, view in views.items() if not name.startswith("moment")}
+        wrong = next(
+            (
+                f"{part}.{name}"
+                for part, found, expected in (
+                    ("network", self.network, views),
+                    ("good", s.good, learned),
+                    ("best", s.best, learned),
+                )
+                if found is not None
+                for name in sorted(found.keys() | expected.keys())
+                if name not in found
+                or name not in expected
+                or (found[name].shape, found[name].dtype) != (expected[name].shape, expected[name].dtype)
+            ),
+            None,
+        )
+        reason = f"tensor {wrong} does not fit the network" if wrong else ""
+        steps = s.epochs_done * n_steps + s.epoch_step
+        if s.first_epoch != first_epoch or s.first_step not in first_steps or s.step != s.first_step + steps:
+            reason = f"{s.epoch} epochs do not have {s.step} steps here"
+        elif s.rows > n_rows or s.epoch_step > n_steps or len(s.sums) not in (0, n_terms):
+            reason = "its epoch has other steps, rows or terms than this run"
+        elif s.epochs_done > max_iter or (s.finished == "" and s.epochs_done == max_iter):
+            reason = f"{s.epochs_done} epochs are done, of at most {max_iter}"
+        elif keeps_best and s.best is None and s.epochs_done and s.best_epoch < s.epoch:
+            reason = "the parameters of the best epoch are missing"
+        if reason:
+            raise ModelFileError(f"{self.path}: not a checkpoint of training: {reason}; {_AFRESH}")
 
 
 def flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
