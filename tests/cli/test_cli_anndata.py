@@ -57,9 +57,14 @@ def test_columns_of_obs_come_back_with_their_dtypes(tmp_path, capsys):
 
 def test_classes_from_obs_measure_neighbours(tmp_path, capsys):
     some = np.where(np.arange(N) < 9, None, KINDS)
-    adata = cells(tmp_path / "x.h5ad", kind=KINDS, some=pandas.Categorical(some), share=np.linspace(0, 1, N))
+    adata = cells(
+        tmp_path / "x.h5ad",
+        kind=KINDS,
+        some=pandas.Categorical(some),
+        whole=np.where(np.arange(N) < 9, np.nan, np.arange(N) % 3),
+    )
     adata.write_h5ad(tmp_path / "x.h5ad")
-    for key, counted in (("kind", None), ("some", 9)):
+    for key, counted in (("kind", None), ("some", 9), ("whole", 9)):
         out = tmp_path / key
         assert narrows("fit", tmp_path / "x.h5ad", "--out", out, *SMALL[:-1], "--label-key", key) == 0
         found = metrics(out)
@@ -67,7 +72,7 @@ def test_classes_from_obs_measure_neighbours(tmp_path, capsys):
         # 3 classes, 8 apart in every feature
         assert found["knn_accuracy_latent"] == 1.0
         assert found["knn_accuracy_pca"] == 1.0
-        assert ("9 of 90 rows have no some" in capsys.readouterr().err) is (counted == 9)
+        assert (f"9 of 90 rows have no {key}" in capsys.readouterr().err) is (counted == 9)
         for again in (False, True):
             assert not again or narrows("report", out) == 0
             assert "Colours: labels of the data." in (out / "report.html").read_text(encoding="utf-8")
@@ -75,7 +80,7 @@ def test_classes_from_obs_measure_neighbours(tmp_path, capsys):
 
 
 def test_flags_of_input(tmp_path, line):
-    adata = cells(tmp_path / "x.h5ad", kind=KINDS)
+    adata = cells(tmp_path / "x.h5ad", kind=KINDS, share=np.linspace(0, 1, N))
     out = tmp_path / "o"
 
     def refused(code, *args, word):
@@ -85,8 +90,14 @@ def test_flags_of_input(tmp_path, line):
 
     fit = [tmp_path / "x.h5ad", "--out", out, *SMALL]
     refused(
-        3, "fit", *fit, "--label-key", "Kinds", word="obs has no column 'Kinds'; it has 'kind'; did you mean 'kind'?"
+        3,
+        "fit",
+        *fit,
+        "--label-key",
+        "Kinds",
+        word="obs has no column 'Kinds'; it has 'kind', 'share'; did you mean 'kind'?",
     )
+    refused(3, "fit", *fit, "--label-key", "share", word="obs['share']: 0.0 in row 0: labels must be all strings or")
     refused(3, "fit", *fit, "--modality", "rna", word="it has no modalities; drop --modality rna")
     with h5py.File(tmp_path / "y.h5ad", "w") as file:
         file["X"] = h5py.ExternalLink("x.h5ad", "X")

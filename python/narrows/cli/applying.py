@@ -209,7 +209,10 @@ def known_classes(key: str, source: Source) -> npt.NDArray[Any]:
     missing = column.missing
     if missing.all():
         raise DataError(f"{name} has no value in any row")
-    labels = read_labels(column.decoded()[~missing], int((~missing).sum()), name)
+    known = column.decoded()[~missing]
+    if known.dtype.kind == "f" and (known == np.round(known)).all():  # whole numbers, as pandas stores them beside NaN
+        known = known.astype(np.int64)
+    labels = read_labels(known, len(known), name)
     if len(labels) == len(column):
         return labels
     log.info("%s: %d of %d rows have no %s", source.name, missing.sum(), len(column), key)

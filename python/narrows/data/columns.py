@@ -30,6 +30,16 @@ class Column:
     categories : ndarray, or None
     ordered : bool
         Whether the categories have an order.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from narrows.data import Column
+    >>> kinds = Column(np.array([1, 0, -1]), categories=np.array(["B", "T"]))
+    >>> kinds.missing.tolist()
+    [False, False, True]
+    >>> kinds.decoded()[~kinds.missing].tolist()
+    ['T', 'B']
     """
 
     values: npt.NDArray[Any]
