@@ -407,3 +407,40 @@ def test_table_of_wrong_length_leaves_no_file(tmp_path):
 )
 def test_messages_name_flags(message: str, shown: str | None) -> None:
     assert in_flags(message) == (message if shown is None else shown)
+
+
+@pytest.mark.parametrize(
+    ("args", "meant", "page"),
+    [
+        ("fti x --out o", "fit", "narrows"),
+        ("fit x --out o --componets 3", "--components", "narrows fit"),
+        ("fit x --ouput o", "--out", "narrows fit"),
+        ("fit x -out o", "--out", "narrows fit"),
+        ("fit x --out o --batch_size=3", "--batch-size", "narrows fit"),
+        ("sweep x --out o --Epochs 3", "--epochs", "narrows sweep"),
+        ("encode m x --ouput z.npy", "--output", "narrows encode"),  # not: -o is missing
+        ("bench --secnds 3", "--seconds", "narrows bench"),
+        ("doctor --quite", "--quiet", "narrows doctor"),
+        ("fit x --out o --loss poison", "poisson", "narrows fit"),
+        ("fit x --out o --estimator variatonal", "variational", "narrows fit"),
+        ("bench --cases tablar", "tabular", None),
+        ("fit x --out o --set learning_rate_int=1", "learning_rate_init", None),
+        ("fit x --out o --set batchsize=1", "--batch-size", None),
+        ("fit x --out o --config c.toml", "components", None),
+    ],
+)
+def test_a_misspelt_word_gets_the_right_one(args, meant, page, tmp_path, line, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("c.toml").write_text("componets = 3")
+    assert narrows(*args.split()) == 2
+    text = line()
+    assert f"(did you mean {meant}?)" in text
+    assert page is None or text.endswith(f"(see {page} --help)\n")
+
+
+def test_words_like_no_other_get_no_advice_but_the_right_page(line):
+    for args in (["doctor", "extra"], ["fit", "x", "--zzz"], ["report", "x", "-Z"]):
+        assert narrows(*args) == 2
+        text = line()
+        assert "did you mean" not in text
+        assert text.endswith(f"(see narrows {args[0]} --help)\n")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -17,7 +17,7 @@ from ..data.readers import FORMATS
 from ..models import REGISTRY
 from ..plan.losses import LOSSES
 from ..plan.spec import Precision
-from .settings import FitSettings, UsageError, parse_column, parse_columns, parse_setting, parse_size
+from .settings import FitSettings, UsageError, did_you_mean, parse_column, parse_columns, parse_setting, parse_size
 
 __all__ = ["apply_config", "build_parser"]
 
@@ -26,7 +26,32 @@ _DEFAULTS = {f.name: f.default for f in dataclasses.fields(FitSettings)}
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser that raises its errors, so that `main` reports them like all others."""
+    """A parser that raises its errors, so that `main` reports them like all others, and that knows misspelt words."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        if self._subparsers is None and args is not None:
+            self._check_flags(args)
+        parsed, extra = super().parse_known_args(args, namespace)
+        if extra:  # here and not in the parser of all commands, so that the error names the help of this one
+            self.error(f"unrecognized arguments: {' '.join(extra)}")
+        return parsed, extra
+
+    def _check_flags(self, args: Sequence[str]) -> None:
+        """Raise for the first unknown flag, before a missing argument that is only a consequence."""
+        known = self._option_string_actions
+        for arg in args:
+            flag = arg.partition("=")[0]
+            if arg == "--":
+                return
+            if (flag.startswith("--") and flag not in known) or (flag not in known and f"-{flag}" in known):
+                self.error(f"unknown flag {flag}{did_you_mean(flag, known)}")
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        try:
+            super()._check_value(action, value)
+        except argparse.ArgumentError as error:
+            error.message += did_you_mean(str(value), map(str, action.choices or ()))
+            raise
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message} (see {self.prog} --help)")
@@ -367,5 +392,8 @@ def apply_config(parser: argparse.ArgumentParser, values: dict[str, Any], path: 
             except argparse.ArgumentTypeError as error:
                 raise UsageError(f"{where}: {error}") from None
             if action.choices is not None and converted not in action.choices:
-                raise UsageError(f"{where}: {value!r} is not one of {', '.join(map(str, action.choices))}")
+                raise UsageError(
+                    f"{where}: {value!r} is not one of {', '.join(map(str, action.choices))}"
+                    + did_you_mean(str(value), map(str, action.choices))
+                )
         parser.set_defaults(**{name: converted})

@@ -20,7 +20,7 @@ from ..backends import AUTO, probe, resolve
 from ..benchmark import CASES, Case, OpTiming, StepTiming
 from ..machine import thread_choice, usable_cpus
 from ..persistence import atomic_write
-from .settings import UsageError, in_flags
+from .settings import UsageError, did_you_mean, in_flags
 from .tables import check_output
 
 __all__ = ["bench"]
@@ -125,7 +125,7 @@ def _cases(flag: str, names: str | None) -> list[Case]:
     wanted = [names] if flag == "--ops" else [name.strip() for name in names.split(",")]
     for name in wanted:
         if name not in known:
-            raise UsageError(f"{flag}: {name!r} is not one of {', '.join(known)}")
+            raise UsageError(f"{flag}: {name!r} is not one of {', '.join(known)}{did_you_mean(name, known)}")
     return [known[name] for name in dict.fromkeys(wanted)]
 
 

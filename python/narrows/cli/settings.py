@@ -10,17 +10,18 @@ from __future__ import annotations
 import ast
 import csv
 import dataclasses
+import difflib
 import math
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..plan.losses import LOSSES
 
-__all__ = ["READING", "FitSettings", "UsageError", "in_flags", "parse_size", "read_config", "show_size"]
+__all__ = ["READING", "FitSettings", "UsageError", "did_you_mean", "in_flags", "parse_size", "read_config", "show_size"]
 
 #: Parameters of estimators that have a flag of their own, by the field of `FitSettings`.
 _PARAMETERS = {
@@ -128,7 +129,8 @@ class FitSettings:
             if name in _FLAG_OF:
                 raise UsageError(f"--{_flag(_FLAG_OF[name])}: {wrong}; leave the flag out")
             others = ", ".join(sorted(known.keys() - _FLAG_OF.keys() - set(_WITHOUT_EFFECT)))
-            raise UsageError(f"--set {name}: {wrong}; it has {others}")
+            hint = did_you_mean(name, known.keys() - set(_WITHOUT_EFFECT))
+            raise UsageError(f"--set {name}: {wrong}{in_flags(hint)}; it has {others}")
         for name in _WITHOUT_EFFECT:
             if name in self.set:
                 raise UsageError(f"--set {name}: this parameter has no effect on the command line; leave it out")
@@ -178,6 +180,12 @@ class FitSettings:
         """The settings that two equal runs share, flat and by flag names; None if unset."""
         flat = {_flag(n): _plain(v) for n, v in vars(self).items() if n not in _MANNER and n != "set"}
         return flat | {f"set.{name}": _plain(value) for name, value in self.set.items()}
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """``" (did you mean WORD?)"`` with the known word that is most like a misspelt one; empty if none is."""
+    found = difflib.get_close_matches(word.lower(), list(known), n=1)
+    return f" (did you mean {found[0]}?)" if found else ""
 
 
 def _flag(name: str) -> str:
@@ -298,7 +306,8 @@ def read_config(path: Path) -> dict[str, Any]:
         name = key.replace("-", "_")
         if name not in known:
             raise UsageError(
-                f"--config {path}: unknown key {key!r}; known: {', '.join(sorted(_flag(n) for n in known))}"
+                f"--config {path}: unknown key {key!r}{did_you_mean(_flag(name), map(_flag, known))}; "
+                f"known: {', '.join(sorted(_flag(n) for n in known))}"
             )
         if isinstance(value, Mapping) != (name == "set"):
             raise UsageError(f"--config {path}: {key!r} must {'' if name == 'set' else 'not '}be a table")
