@@ -59,6 +59,8 @@ WAVES = "400,402.5,405"
         # Data without a header.
         ("3,1,2\n1,2,3\n", (None, None, {}, [[3, 1, 2], [1, 2, 3]])),
         ("x,5,5\ny,5,6\n", (["x", "y"], None, {}, [[5, 5], [5, 6]])),
+        ("x,1\ny,2\n", (["x", "y"], None, {}, [[1], [2]])),
+        ("x,0,1\ny,1,0\n", (["x", "y"], None, {}, [[0, 1], [1, 0]])),
         ('1,"A",2\n3,"B",4\n', (None, None, {"1": ["A", "B"]}, [[1, 2], [3, 4]])),
         # Text columns beside the first are obs.
         ("len,wide,k\n1,2,setosa\n3,4,setosa\n", (None, ["len", "wide"], {"k": ["setosa"] * 2}, [[1, 2], [3, 4]])),
@@ -222,6 +224,27 @@ def test_the_log_says_what_was_taken(tmp_path, caplog):
 )
 def test_separators_are_found(tmp_path, text, expected):
     assert opened(tmp_path / "a.csv", text).read_rows(slice(None)).tolist() == expected
+
+
+def test_comments_before_a_table(tmp_path):
+    """As NumPy's savetxt and tools such as featureCounts write them."""
+    np.savetxt(tmp_path / "a.txt", [[1, 2, 3], [4, 5, 7]], header="a b c")
+    assert facts(nd.open(tmp_path / "a.txt")) == (None, ["a", "b", "c"], {}, [[1, 2, 3], [4, 5, 7]])
+    np.savetxt(tmp_path / "b.csv", [[1, 2], [4, 9]], delimiter=",", header="two lines\nof notes")
+    assert facts(nd.open(tmp_path / "b.csv")) == (None, None, {}, [[1, 2], [4, 9]])
+    counts = '# Program: "x" v1; a, b\nGeneid\tChr\ts1\nG1\tchr1;chr1\t5\nG2\tchr2\t6\n'
+    assert facts(opened(tmp_path / "c.txt", counts)) == (
+        ["G1", "G2"],
+        ["s1"],
+        {"Chr": ["chr1;chr1", "chr2"]},
+        [[5], [6]],
+    )
+    assert facts(opened(tmp_path / "d.csv", "#id,a\nx,1\n#y,2\n")) == (["x", "#y"], ["a"], {}, [[1], [2]])
+    assert opened(tmp_path / "d.csv", "#x,1\n#y,5\nz,2\n").obs_names.tolist() == ["#x", "#y", "z"]
+    with pytest.raises(DataError, match=r"line 4, column 1 \(a\): 'z' is not a number"):
+        opened(tmp_path / "e.csv", "# note\nid,a\nx,1\ny,z\nw,2\n")
+    with pytest.raises(DataError, match="line 3, 1 cells under a header of 2 cells; a quote is not closed"):
+        opened(tmp_path / "f.csv", 'a,b\n"x,1\ny,2\n')
 
 
 def test_a_separator_is_not_given_up_for_a_broken_line(tmp_path):

@@ -213,7 +213,7 @@ def find_header(
         numbered = [row[0].strip() for row in rows[:2]] in (["0", "1"][: len(rows)], ["1", "2"][: len(rows)])
         return Header(is_text(below[0]) or numbered or graded or counted)
     if 0 not in numeric and kinds[0] != "missing":
-        if label or counted or graded:
+        if label or (counted and len(labels) > 2) or graded:
             return Header(True, label)
         return Header(False, len(set(labels)) < len(labels))
     # Numbers only. A row of data may rise too, so few numbers prove nothing.

@@ -50,6 +50,7 @@ class _Table:
         self.file, self.path, self.genes_by_cells, self.wish = file, file.path, genes_by_cells, wish
         lines, whole = _first_lines(file)
         usual = _USUAL.get(stem_and_suffix(self.path.name)[1], "")
+        comments, lines = _comments(lines, usual)
         self.dialect = find_dialect([line for line in lines if line.strip()], usual)
         rows = list(self.dialect.rows(lines))
         if not whole and len(rows) > 2 and sum(line.count('"') for line in lines) % 2:
@@ -61,16 +62,18 @@ class _Table:
         if self.header and not below:
             raise DataError(f"{self.path}: empty: it has a header but no rows")
         data = below if self.header else [first, *below]
-        self.skip = rows[0][0] if self.header else 0
+        self.skip = comments + (rows[0][0] if self.header else 0)
         self.n_cells = Counter(map(len, data)).most_common(1)[0][0] if len(data) > 2 else len(data[0])
         short = self.header and len(first) == self.n_cells - 1
         if self.header and not short and len(first) != self.n_cells:
-            complain(self.path, rows[1][0], f"{len(data[0])} cells under a header of {len(first)} cells")
+            what = f"{len(data[0])} cells under a header of {len(first)} cells{_unclosed(data[0])}"
+            complain(self.path, comments + rows[1][0], what)
         names = [cell.strip() for cell in first] if self.header else [str(j) for j in range(self.n_cells)]
         self.names = ["", *names] if short else names
         kinds = [Counter(kind_of(row[j], self.dialect) for row in data if j < len(row)) for j in range(self.n_cells)]
         self.text = {j for j, found in enumerate(kinds) if is_text(found)}
-        self.said = (["separator: " + str(self.dialect)] if str(self.dialect) != repr(",") else []) + [said]
+        self.said = [f"comments: {comments} line(s)"] if comments else []
+        self.said += (["separator: " + str(self.dialect)] if str(self.dialect) != repr(",") else []) + [said]
 
     def _find_header(self, first: list[str], below: list[list[str]], lines: list[str]) -> tuple[bool, str]:
         """Whether there is a header, and how the log says it."""
@@ -194,17 +197,18 @@ class _Table:
         return table, cells
 
     def _rows(self) -> Iterator[tuple[int, list[str]]]:
+        """The rows of the data with their line numbers. A row of another width is an error."""
         with self.file.open() as stream:
-            for line, row in self.dialect.rows(stream):
-                if line > self.skip:
-                    yield line, row
+            for line, row in self.dialect.rows(islice(stream, self.skip, None)):
+                if len(row) != self.n_cells:
+                    what = f"{len(row)} cells where the lines before have {self.n_cells}{_unclosed(row)}"
+                    complain(self.path, self.skip + line, what)
+                yield self.skip + line, row
 
     def _recount(self, columns: Columns) -> None:
         """Count the kinds of all cells of number columns. Most cells decide what a column is; the rest are faults."""
         kinds: dict[int, Counter[str]] = {j: Counter() for j in columns.numbers}
-        for line, row in self._rows():
-            if len(row) != self.n_cells:
-                complain(self.path, line, f"{len(row)} cells where the lines before have {self.n_cells}")
+        for _, row in self._rows():
             for j, counted in kinds.items():
                 counted[kind_of(row[j], self.dialect)] += 1
         text = {j for j, counted in kinds.items() if is_text(counted)}
@@ -216,8 +220,6 @@ class _Table:
     def _fault(self, columns: Columns, where: set[int]) -> None:
         """Raise an error with the line and column of the first cell of some columns that is not a number."""
         for number, (line, row) in enumerate(self._rows()):
-            if len(row) != self.n_cells:
-                complain(self.path, line, f"{len(row)} cells where the lines before have {self.n_cells}")
             for j in sorted(where):
                 cell = row[j].strip()
                 kind = kind_of(cell, self.dialect)
@@ -246,6 +248,32 @@ class _Table:
                         self.path, line, f"{columns.label(j)}: {row[j].strip()[:40]} is too large for float64; "
                         f"scale the data, or leave the column out with drop_columns=[{columns.key(j)!r}]",
                     )  # fmt: skip
+
+
+def _unclosed(row: list[str]) -> str:
+    return "; a quote is not closed" if any("\n" in cell for cell in row) else ""
+
+
+def _comments(lines: list[str], usual: str) -> tuple[int, list[str]]:
+    """How many lines at the start are comments, after a ``#``, and the lines after them.
+
+    The last one may be the header: as it is (``#id,a,b``), or after ``# `` as NumPy writes it.
+    """
+    n = next((i for i, line in enumerate(lines) if not line.startswith("#")), len(lines))
+    rest = [line for line in lines[n:] if line.strip()]
+    if n == 0 or not rest:
+        return 0, lines
+    dialect = find_dialect(rest, usual)
+    width = Counter(len(row) for _, row in dialect.rows(rest)).most_common(1)[0][0]
+    for i, line in enumerate(lines[:n]):
+        cells = sum(len(row) for _, row in dialect.rows([line]))
+        # R leaves out the header of the row names.
+        if not line.startswith("# ") and (cells == width or 1 < cells == width - 1):
+            return i, lines[i:]
+    head = lines[n - 1].removeprefix("# ")
+    if sum(len(row) for _, row in dialect.rows([head])) == width:
+        return n - 1, [head, *lines[n:]]
+    return n, lines[n:]
 
 
 def _first_lines(file: TextFile) -> tuple[list[str], bool]:
