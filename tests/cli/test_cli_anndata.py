@@ -47,11 +47,13 @@ def test_columns_of_obs_come_back_with_their_dtypes(tmp_path, capsys):
     assert "warning: column 'odd' of obs is left out of the output: " in told
     assert "obs/odd: one value per row is needed, it has shape (90, 2)" in told
     assert narrows("encode", tmp_path / "o", path, "-o", tmp_path / "z.h5ad", "--quiet") == 0
+    latent = tmp_path / "o" / "latent.h5ad"
+    assert narrows("decode", tmp_path / "o", latent, "-o", tmp_path / "y.h5ad", "--quiet") == 0
     with h5py.File(path, "r+") as file:
         del file["obs/odd"]
         file["obs"].attrs["column-order"] = list(columns)
     expected = anndata.read_h5ad(path)
-    for written in (tmp_path / "o" / "latent.h5ad", tmp_path / "z.h5ad"):
+    for written in (latent, tmp_path / "z.h5ad", tmp_path / "y.h5ad"):
         pandas.testing.assert_frame_equal(anndata.read_h5ad(written).obs, expected.obs)
 
 

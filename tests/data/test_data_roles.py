@@ -117,7 +117,7 @@ def test_whole_columns_decide_beyond_the_first_lines(tmp_path, caplog):
         opened(tmp_path / "a.csv", "a,b,c\n" + "\n".join(lines))
     late = [f"{i},{i if i < 100 else 'text'},{i}" for i in range(300)]
     source = opened(tmp_path / "b.csv", "a,b,c\n" + "\n".join(late))
-    assert source.obs["b"].tolist() == [*map(str, range(100))] + ["text"] * 200
+    assert source.obs["b"].values.tolist() == [*map(str, range(100))] + ["text"] * 200
     assert source.var_names.tolist() == ["a", "c"]
     words = [f"{'w' if i < 100 else ''}{i},{i},{i}" for i in range(300)]
     with pytest.raises(DataError, match=r"line 2, column 0 \(a\): 'w0' is not a number; .*index_column='a'"):
@@ -487,3 +487,14 @@ def test_matrix_market_sizes_that_cannot_be(tmp_path):
         (tmp_path / "a.mtx").write_text(text)
         with pytest.raises(DataError, match=f"a.mtx: .*{message}"):
             nd.open(tmp_path / "a.mtx")
+
+
+def test_cells_without_a_value_are_missing_as_in_pandas(tmp_path):
+    pandas = pytest.importorskip("pandas")
+    words = ["x", "", "y", "NA", "-", "nan", "N/A", "na", "None", "null", " ", "?"]
+    path = tmp_path / "a.csv"
+    path.write_text("id,batch,g\n" + "".join(f"r{i},{word},{i}\n" for i, word in enumerate(words)))
+    expected = pandas.read_csv(path, skipinitialspace=True)["batch"]
+    assert nd.open(path).obs["batch"].missing.tolist() == expected.isna().tolist()
+    with pytest.raises(DataError, match=r"a\.csv: column 'batch' of obs has a missing value in row 1$"):
+        nd.read_obs(path, "batch")

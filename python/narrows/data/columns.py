@@ -12,7 +12,10 @@ import numpy.typing as npt
 
 from ..errors import DataError
 
-__all__ = ["Column", "column_of", "complete", "listed"]
+__all__ = ["NO_VALUE", "Column", "cells_of", "column_of", "complete", "listed"]
+
+NO_VALUE = frozenset(["", "nan", "NaN", "None", "NA", "#N/A", "N/A", "n/a", "<NA>", "NaT", "null", "NULL"])
+"""Texts that stand for a missing value: what Python writes for one, and what pandas reads as one."""
 
 _SHOWN = 20  # names that a message lists
 
@@ -70,6 +73,13 @@ class Column:
 
     def __len__(self) -> int:
         return len(self.values)
+
+
+def cells_of(texts: npt.ArrayLike) -> Column:
+    """A column of the cells of a text file, where these words stand for a missing value: `NO_VALUE`."""
+    values = np.asarray(texts, str)
+    missing = np.asarray([text.strip() in NO_VALUE for text in values.tolist()], bool)
+    return Column(values, missing if missing.any() else None)
 
 
 def column_of(obs: Mapping[str, Any], name: str, where: str) -> Column:

@@ -51,7 +51,7 @@ class _Child:
     def __init__(self, path: Path, **options: Any) -> None:
         self._path = path
         self._lock = threading.Lock()
-        command = [sys.executable, "-c", _CHILD, json.dumps(sys.path)]
+        command = [sys.executable, "-c", _CHILD, json.dumps([str(place) for place in sys.path])]
         pipe = subprocess.PIPE
         self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL)
         size = 0 if path.is_dir() else path.stat().st_size
@@ -105,7 +105,8 @@ class _Child:
         except subprocess.TimeoutExpired:
             self._process.kill()
             code = None
-        if late or code == -getattr(signal, "SIGALRM", 0):
+        alarm = getattr(signal, "SIGALRM", None)
+        if late or (alarm is not None and code == -alarm):
             return f"did not answer within {seconds:.0f} seconds"
         if code is None:
             return "gave an answer that makes no sense"

@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from ..errors import DataError
 from ..rows.arrays import narrowed
+from .columns import cells_of
 from .formats import Format, in_memory
 from .layout import MISSING, find_dialect, find_header, is_text, kind_of
 from .roles import TAKES, Columns, Wish, describe_roles, split_columns, warn_of_row_numbers
@@ -151,9 +152,7 @@ class _Table:
             index,
             [self.names[j] for j in numbers] if self.header else None,
             holds_floats=False,
-            obs={}
-            if self.genes_by_cells
-            else {str(columns.key(j)): np.asarray(cells[j]) for j in sorted(columns.text)},
+            obs={} if self.genes_by_cells else {str(columns.key(j)): cells_of(cells[j]) for j in sorted(columns.text)},
         )
         source.roles = columns.stored(self.header)
         return source

@@ -12,13 +12,11 @@ from typing import Any
 import numpy as np
 
 from ..data import Source
+from ..data.columns import NO_VALUE
 from ..data.scan import row_blocks
 from ..rows.shifted import dense
 
 __all__ = ["MAX_ROWS", "elbow", "feature_errors", "knn_accuracy", "missing_labels", "sample_rows"]
-
-_NO_LABEL = frozenset(["", "nan", "NaN", "None", "NA", "N/A", "n/a", "<NA>", "NaT", "null", "NULL"])
-"""Texts that stand for a missing label: what Python writes for one, and what pandas reads as one."""
 
 #: Larger data are measured on a random sample of this many rows.
 MAX_ROWS = 20_000
@@ -84,7 +82,7 @@ def missing_labels(labels: Any) -> np.ndarray:
     if array.dtype.kind in "OUTS":
         # str of an object tells NaN, None, NA and NaT apart from everything else.
         texts = [item.decode("latin-1") if isinstance(item, bytes) else str(item) for item in array.tolist()]
-        return np.asarray([text.strip() in _NO_LABEL for text in texts], bool)
+        return np.asarray([text.strip() in NO_VALUE for text in texts], bool)
     return np.zeros(len(array), bool)
 
 

@@ -106,9 +106,11 @@ def stored_normalizer(estimator: Estimator) -> Normalizer:
 
 
 def stored_source(estimator: Estimator) -> dict[str, Any]:
-    """The layer and other names of the data that a fit read, as far as the model file has them."""
+    """The layer, other names and column roles of the data that a fit read, as far as the model file has them."""
     facts = estimator.metadata_.get("source")
-    return {k: v for k, v in facts.items() if isinstance(v, str)} if isinstance(facts, dict) else {}
+    if not isinstance(facts, dict):
+        return {}
+    return {k: v for k, v in facts.items() if isinstance(v, dict if k == "roles" else str)}
 
 
 def read_model(path: str | os.PathLike[str], classes: Mapping[str, Callable[..., E]]) -> E:
