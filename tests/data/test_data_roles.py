@@ -170,6 +170,9 @@ def test_roles_of_one_table_hold_in_the_next(tmp_path):
     assert opened(tmp_path / "c.csv", "1,2,3,4\n9,3,5,1\n7,3,9,1\n").shape == (2, 4)
     assert opened(tmp_path / "c.csv", "1,2,3,4\n9,3,5,1\n7,3,9,1\n", roles=bare.roles).shape == (3, 4)
     assert opened(tmp_path / "c.csv", "a,b,c,d\n9,3,5,1\n", roles=bare.roles).var_names.tolist() == list("abcd")
+    # An index without a name is absent in other tables: no feature takes its place.
+    unnamed = opened(tmp_path / "d.csv", ",a,b\n7,5,6\n9,7,8\n")
+    assert facts(opened(tmp_path / "e.csv", "a,b\n5,6\n", roles=unnamed.roles)) == (None, ["a", "b"], {}, [[5, 6]])
     # Columns called 0 and 1 are not mixed up with numbers of columns.
     indexed = opened(tmp_path / "d.csv", ",0,1\n0,5,6\n1,7,8\n")
     assert indexed.obs_names.tolist() == ["0", "1"]

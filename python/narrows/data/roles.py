@@ -97,10 +97,13 @@ class Columns:
         return ", ".join(str(self.key(j)) for j in sorted(which)[:10]) + (", ..." if len(which) > 10 else "")
 
     def stored(self, header: bool | None) -> dict[str, Any]:
-        """The content of `Source.roles`."""
+        """The content of `Source.roles`. The index may have an empty name."""
+        index = None if self.index is None else self.key(self.index)
+        if isinstance(index, int) and self.named and self.names.count(self.names[index]) == 1:
+            index = self.names[index]
         return {
             "header": header,
-            "index_column": None if self.index is None else self.key(self.index),
+            "index_column": index,
             "drop_columns": [self.key(j) for j in sorted(self.dropped)],
             "text_columns": [self.key(j) for j in sorted(self.text)],
         }
