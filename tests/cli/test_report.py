@@ -125,7 +125,8 @@ def test_multiqc_table(folder):
 
 
 def test_many_points_stay_small(folder):
-    ax = plotting.plot_latent(np.random.default_rng(0).normal(size=(20_000, 2)))
+    points = np.random.default_rng(0).normal(size=(20_000, 2))
+    ax = plotting.plot_latent(points, ax=plotting.new_figure().subplots())
     assert len(figures._svg(ax.figure)) < 1_000_000
 
 

@@ -17,9 +17,10 @@ pytest.importorskip("matplotlib")
 @pytest.fixture(autouse=True)
 def closed():
     """pyplot keeps each new figure until it is closed, and warns after twenty."""
-    yield
     from matplotlib import pyplot
 
+    pyplot.close("all")
+    yield
     pyplot.close("all")
 
 

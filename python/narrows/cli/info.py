@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DataError
-from ..fitting.files import stored_normalizer
+from ..fitting.files import stored_normalizer, stored_source
 from ..fitting.parameters import plain_parameters
 from ..models import REGISTRY, load
 from ..persistence import written_by
@@ -61,8 +61,9 @@ def as_text(found: dict[str, Any]) -> str:
 
 def _model(path: Path) -> dict[str, Any]:
     model = load(path)
-    spec, source, history = model.plan_.spec, model.metadata_.get("source", {}), model.history_
-    names = model._feature_names
+    spec, source, history = model.plan_.spec, stored_source(model), model.history_
+    names, facts = model._feature_names, model.metadata_.get("source")
+    n_rows = facts.get("n_rows") if isinstance(facts, dict) else None
     defaults, params = type(model)().get_params(), plain_parameters(model)
     validated = [loss for loss in history.get("val_loss", []) if math.isfinite(loss)]
     normalizer = stored_normalizer(model) if "normalizer" in model.metadata_ else None
@@ -86,7 +87,7 @@ def _model(path: Path) -> dict[str, Any]:
         "n_parameters": int(sum(array.size for array in model._network.parameters.values())),
         "parameters": params,
         "changed_parameters": {name: value for name, value in params.items() if value != defaults[name]},
-        "rows": source.get("n_rows"),
+        "rows": n_rows if isinstance(n_rows, int) else None,
         "features": int(model.n_features_in_),
         "feature_names": None if names is None else [str(name) for name in names[:NAMES]],
         "batches": model.batches_.tolist() if model._conditions is not None else None,
