@@ -187,7 +187,7 @@ class _HDF5Tree(Tree):
 
     def _note(self, place: str, path: Path) -> None:
         if not path.is_file():
-            raise DataError(f"{self.path}: {place} needs the file {path}, which is missing")
+            raise DataError(f"{self.path}: {place} needs the file {path}, which is missing or no plain file")
         if path not in self.beside:
             self.beside.append(path)
 
