@@ -11,6 +11,7 @@ import os
 import shutil
 import signal
 import sys
+from collections.abc import Iterator
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from typing import Any
 # each have a pool of threads. OpenBLAS reads its number of threads when it is loaded: a plugin may have loaded NumPy's.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+os.environ.setdefault("MPLBACKEND", "agg")  # figures open no windows
 
 import numpy as np
 import pytest
@@ -103,6 +105,14 @@ def cpp() -> str:
 def repository() -> Path:
     """For tests of files that are in the repository but not in a source distribution."""
     return ROOT
+
+
+@pytest.fixture(autouse=True)
+def closed_figures() -> Iterator[None]:
+    """pyplot keeps each new figure until it is closed, and warns after twenty."""
+    yield
+    if (pyplot := sys.modules.get("matplotlib.pyplot")) is not None:
+        pyplot.close("all")
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -14,16 +14,6 @@ from narrows.datasets import load_digits
 pytest.importorskip("matplotlib")
 
 
-@pytest.fixture(autouse=True)
-def closed():
-    """pyplot keeps each new figure until it is closed, and warns after twenty."""
-    from matplotlib import pyplot
-
-    pyplot.close("all")
-    yield
-    pyplot.close("all")
-
-
 def test_new_figures_are_those_of_pyplot():
     """So notebooks show them, once. Given axes, nothing new appears; nothing is shown."""
     from matplotlib import pyplot

@@ -109,7 +109,6 @@ def test_docstring_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     pytest.importorskip("matplotlib")
     pytest.importorskip("anndata")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MPLBACKEND", "agg")
     finder, names = doctest.DocTestFinder(recurse=False), public()
     assert len(names) > 40
     told: list[str] = []
@@ -120,9 +119,6 @@ def test_docstring_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
                 told.append(f"{name} has no example")
             elif runner.run(found, out=told.append).failed:
                 told.append(f"{name}: the example above fails")
-    from matplotlib import pyplot
-
-    pyplot.close("all")
     assert not told, "\n".join(told)
 
 
