@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import sys
 import threading
 from types import ModuleType
 
@@ -64,3 +65,7 @@ def require(module: str, extra: str, purpose: str) -> ModuleType:
             return importlib.import_module(module)
     except ImportError as error:
         raise MissingExtraError(f"{purpose} needs {module}: pip install 'narrows[{extra}]' ({error})") from None
+    except Exception as error:
+        text = f"{type(error).__name__}: {error}"
+        hint = "; it may need PYTHONOPTIMIZE=1 or none" if sys.flags.optimize > 1 else ""
+        raise MissingExtraError(f"{purpose} needs {module}, which cannot be imported here ({text}){hint}") from error

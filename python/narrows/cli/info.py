@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from ..fitting.parameters import plain_parameters
 from ..models import REGISTRY, load
 from ..persistence import written_by
 from . import report, sweep
+from .settings import read_toml
 
 __all__ = ["as_text", "describe"]
 
@@ -120,7 +120,7 @@ def _run(path: Path) -> dict[str, Any]:
         }
     elif (path / "config.toml").exists():
         try:
-            table = tomllib.loads((path / "config.toml").read_text(encoding="utf-8"))
+            table = read_toml(path / "config.toml")
         except (OSError, ValueError) as error:
             raise DataError(f"{path / 'config.toml'} cannot be read ({error})") from None
         found = {"status": "running or killed", "data": table.get("data"), "rows": table.get("run", {}).get("n_rows")}

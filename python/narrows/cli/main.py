@@ -123,6 +123,8 @@ def _explain(error: Exception) -> tuple[str, int]:
         return f"{error.filename}: {error.strerror or type(error).__name__}", 3
     if isinstance(error, OSError):
         return text or type(error).__name__, 3
+    if isinstance(error, RuntimeError) and "Symlink loop" in text:  # of pathlib before Python 3.13
+        return text, 3
     if isinstance(error, MemoryError):
         return f"out of memory ({text or 'an allocation failed'}): lower --max-memory, --hidden or --batch-size", 6
     if isinstance(error, ValueError):  # estimators and readers raise it for data

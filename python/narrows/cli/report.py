@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import re
-import tomllib
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -25,7 +24,7 @@ from ..persistence import atomic_write
 from . import measures
 from .figures import fit_figures
 from .rundir import read_history
-from .settings import READING, show_size
+from .settings import READING, read_toml, show_size
 
 __all__ = ["build", "check_extra", "duration", "multiqc", "write_page"]
 
@@ -145,7 +144,7 @@ def write_page(
         run=_cells(run),
     )
     target = folder / "report.html"
-    atomic_write(target, page.encode())
+    atomic_write(target, page.encode(errors="backslashreplace"))
     return target
 
 
@@ -201,7 +200,7 @@ def _read_metrics(folder: Path) -> dict[str, Any]:
 
 def _read_settings(folder: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads((folder / "config.toml").read_text(encoding="utf-8"))
+        return read_toml(folder / "config.toml")
     except (OSError, ValueError) as error:
         raise DataError(f"{folder / 'config.toml'} cannot be read ({error})") from None
 

@@ -19,7 +19,6 @@ import os
 import shutil
 import sys
 import tempfile
-import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, TextIO
@@ -28,6 +27,7 @@ from ..errors import OutputError, ResumeError
 from ..persistence import atomic_write, file_digest, remove_temporaries
 from ..training import Callback, Progress
 from ..training.checkpoint import differences, flat
+from .settings import read_toml, storable
 
 __all__ = ["HistoryWriter", "RunDir", "to_toml"]
 
@@ -105,6 +105,8 @@ class RunDir:
 
     def inspect(self) -> None:
         """Raise OutputError if the folder holds other files or cannot be written; write nothing."""
+        if self.path.is_symlink() and not self.path.exists():
+            raise OutputError(f"--out {self.path} is a link that leads to nothing, or to itself: give a folder")
         if self.path.exists() and not self.path.is_dir():
             raise OutputError(f"--out {self.path} is a file: give a folder")
         nearest = self.path
@@ -162,7 +164,7 @@ class RunDir:
         if not self.begun:
             return {}
         try:
-            table = tomllib.loads((self / "config.toml").read_text(encoding="utf-8"))
+            table = read_toml(self / "config.toml")
         except (OSError, ValueError) as error:
             raise ResumeError(
                 f"{self / 'config.toml'} cannot be read ({error}): use another --out, or --resume never"
@@ -224,7 +226,8 @@ class RunDir:
     def write_json(self, name: str, value: Any) -> None:
         """Write strict JSON: NaN and infinity become null."""
         text = json.dumps(_finite(value), indent=1, ensure_ascii=False, allow_nan=False)
-        atomic_write(self / name, (text + "\n").encode())
+        # JSON has the same escapes as Python for what is not UTF-8, such as bytes of a path.
+        atomic_write(self / name, (text + "\n").encode(errors="backslashreplace"))
 
     def write_history(self, history: Mapping[str, list[float]]) -> None:
         """Write the whole history, one line per epoch."""
@@ -382,7 +385,7 @@ def _value(value: Any) -> str:
         return "[" + ", ".join(_value(item) for item in value) + "]"
     if isinstance(value, str):
         # TOML understands JSON's escapes. Only DEL differs: JSON leaves it bare, TOML forbids that.
-        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007F")
+        return json.dumps(storable(value), ensure_ascii=False).replace("\x7f", "\\u007F")
     raise TypeError(f"{value!r} cannot be written to a TOML file")
 
 

@@ -12,8 +12,10 @@ import csv
 import dataclasses
 import difflib
 import math
+import os
 import re
 import tomllib
+import urllib.parse
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +23,18 @@ from typing import Any
 
 from ..plan.losses import LOSSES
 
-__all__ = ["READING", "FitSettings", "UsageError", "did_you_mean", "in_flags", "parse_size", "read_config", "show_size"]
+__all__ = [
+    "READING",
+    "FitSettings",
+    "UsageError",
+    "did_you_mean",
+    "in_flags",
+    "parse_size",
+    "read_config",
+    "read_toml",
+    "show_size",
+    "storable",
+]
 
 #: Parameters of estimators that have a flag of their own, by the field of `FitSettings`.
 _PARAMETERS = {
@@ -159,11 +172,11 @@ class FitSettings:
         given = estimator.get_params()
         hidden = given.get("hidden_layer_sizes")
         hidden = (hidden,) if isinstance(hidden, int) else hidden and tuple(hidden)
-        data = str(Path(self.data).resolve()) if Path(self.data).exists() else self.data
+        data = os.path.realpath(self.data) if Path(self.data).exists() else self.data
         return dataclasses.replace(
             self,
             data=data,
-            out=str(Path(self.out).resolve()),
+            out=os.path.realpath(self.out),
             hidden=hidden,
             loss=estimator.loss if {"loss", "likelihood"} & given.keys() else None,
         )
@@ -285,6 +298,35 @@ def parse_columns(text: str) -> tuple[str, ...]:
     return names
 
 
+_BYTES = "file://"
+
+
+def storable(text: str) -> str:
+    """A text that a UTF-8 file can hold: itself, or for a path of other bytes ``file://`` and the bytes, as in URLs."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return _BYTES + urllib.parse.quote_from_bytes(os.fsencode(text))
+    return text
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """A TOML file with the texts that were given to `storable`."""
+
+    def restored(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: restored(item) for name, item in value.items()}
+        if isinstance(value, list):
+            return [restored(item) for item in value]
+        if isinstance(value, str) and value.startswith(_BYTES):
+            path = os.fsdecode(urllib.parse.unquote_to_bytes(value.removeprefix(_BYTES)))
+            return path if storable(path) == value else value
+        return value
+
+    table: dict[str, Any] = restored(tomllib.loads(path.read_text(encoding="utf-8")))
+    return table
+
+
 def read_config(path: Path) -> dict[str, Any]:
     """Defaults from a TOML file, by field names. The table ``[run]``, which fit adds, is ignored.
 
@@ -294,7 +336,7 @@ def read_config(path: Path) -> dict[str, Any]:
         The file is missing, is not TOML, or has an unknown key.
     """
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        table = read_toml(path)
     except OSError as error:
         raise UsageError(f"--config {path}: {error.strerror or error}") from None
     except ValueError as error:  # TOMLDecodeError and UnicodeDecodeError

@@ -15,7 +15,6 @@ import json
 import logging
 import shutil
 import time
-import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -32,7 +31,7 @@ from .figures import figure
 from .jobs import Input, Stop, fit_opened
 from .resources import Budget, held_rows
 from .rundir import RunDir
-from .settings import FitSettings, UsageError
+from .settings import FitSettings, UsageError, read_toml
 
 __all__ = ["SweepDir", "build_report", "sweep"]
 
@@ -374,7 +373,7 @@ def build_report(folder: Path) -> Path:
         (str(best["n_components"]), "components with the lowest loss", f"{best['val_loss']:.5g}"),
         (report.duration(result["wall_s"]), "wall time", "of the last command"),
     ]
-    settings = tomllib.loads((folder / "config.toml").read_text(encoding="utf-8"))
+    settings = read_toml(folder / "config.toml")
     run = {"version": result["version"], "input sha256": result["input_sha256"], "command": " ".join(result["argv"])}
     return report.write_page(
         folder,
