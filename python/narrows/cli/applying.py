@@ -140,7 +140,9 @@ def score(settings: ApplySettings) -> None:
                 _check(block, start, table, loss)
                 labels = _some(batch, start, block.shape[0])
                 losses = -estimator.score_samples(with_names(block, table), batch=labels)
-                yield losses if errors is None else np.column_stack([losses, errors.of(block, losses)])
+                if errors is not None:
+                    losses = np.column_stack([losses, errors.of(block, losses).astype(losses.dtype)])
+                yield losses
 
         write_table(
             settings.output,
