@@ -55,6 +55,23 @@ def test_roles_of_a_fit_hold_in_encode_and_score(tmp_path):
     assert json.loads((tmp_path / "sweep" / "sweep.json").read_text())
 
 
+def test_warnings_name_the_flags(tmp_path, capsys):
+    for text, *said in (
+        (
+            "id,a\n1,3\n2,4\n3,9\n",
+            "column 0 (id) is used as a feature",
+            "give --index-column id or --drop-columns 'id'",
+        ),
+        ("x,7,1\ny,5,6\nz,5,7\n", "line 1 is read as data, not as a header; if that is wrong, give --header"),
+        ("0,1,2,3\n5,9,1,2\n4,1,7,2\n", "line 1 is read as the header; if that is wrong, give --no-header"),
+    ):
+        (tmp_path / "a.csv").write_text(text)
+        assert run("fit", tmp_path / "a.csv", "--out", tmp_path / "out", "--dry-run", "--quiet") == 0
+        warned = capsys.readouterr().err
+        assert warned.count("narrows: warning: ") == 1
+        assert all(part in warned for part in said)
+
+
 @pytest.mark.parametrize(
     ("flags", "code", "message"),
     [

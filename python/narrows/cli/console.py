@@ -16,6 +16,7 @@ from typing import Any, TextIO
 
 from ..training import Callback, Progress, ProgressBar
 from ..training.callbacks import losses_text
+from .settings import in_flags
 
 __all__ = ["LineProgress", "messages", "progress"]
 
@@ -70,7 +71,7 @@ class LineProgress(Callback):
 class _OneLine(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         mark = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
-        return f"narrows: {mark}{' '.join(record.getMessage().split())}"
+        return f"narrows: {mark}{in_flags(' '.join(record.getMessage().split()))}"
 
 
 @contextlib.contextmanager

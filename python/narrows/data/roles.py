@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import DataError
+from .columns import listed
 from .layout import ROW_LABEL, rises
 
 __all__ = ["TAKES", "Wish", "describe_roles", "split_columns", "warn_of_row_numbers"]
@@ -54,8 +55,7 @@ def find_columns(path: Path, names: Sequence[str], named: bool, column: str | in
             return found
     if (isinstance(column, int) or column.isdecimal()) and 0 <= int(column) < len(names):
         return [int(column)]
-    shown = ", ".join(repr(name) for name in names[:8]) + (", ..." if len(names) > 8 else "")
-    has = f"it has {shown}" if named else f"it has no header, and columns 0 to {len(names) - 1}"
+    has = f"it has {listed(str(column), names)}" if named else f"it has no header, and columns 0 to {len(names) - 1}"
     raise DataError(f"{path}: no column {column!r} for {what}; {has}")
 
 
