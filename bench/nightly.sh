@@ -28,6 +28,7 @@ sanitized() {
   cmake --build "$scratch/build-$name" >/dev/null
   mkdir -p "$scratch/$name"
   cp -r python/narrows "$scratch/$name/"
+  cp -r csrc "$scratch/$name/narrows/"  # where an installation has it
   rm -f "$scratch/$name"/narrows/_core*
   cp "$scratch/build-$name"/_core* "$scratch/$name/narrows/"
 }
