@@ -80,17 +80,20 @@ def test_leftovers_of_killed_runs_go_and_nothing_else(npy, tmp_path):
 
 
 def test_the_digest_of_a_folder_knows_where_a_file_ends(tmp_path):
-    """The bytes of two files are not those of one, nor those of two files that are cut elsewhere."""
-    digests = set()
-    for i, files in enumerate(
-        ({"a": b"1b\0002"}, {"a": b"1", "b": b"2"}, {"a": b"12", "b": b""}, {"a": b"", "b": b"12"})
-    ):
-        (tmp_path / str(i)).mkdir()
-        for name, content in files.items():
-            (tmp_path / str(i) / name).write_bytes(content)
-        digests.add(_hash_path(tmp_path / str(i)))
-    beside = [tmp_path / "1" / name for name in "ab"], [tmp_path / "3" / name for name in "ab"]
-    assert len(digests | {_hash_path(tmp_path / "1", files) for files in beside}) == 6
+    """The bytes of two files are not those of one with the name of the second in it, nor of files cut elsewhere."""
+    joined = [b"1" + name + end + b"2" for name in (b"", b"b") for end in (b"", b"\0", b"\0\0")]
+    contents = [(b"1", b"2"), (b"12", b""), (b"", b"12"), *((one,) for one in joined)]
+    digests, beside = set(), set()
+    for i, parts in enumerate(contents):
+        folder = tmp_path / str(i)
+        folder.mkdir()
+        for name, content in zip("ab", parts, strict=False):
+            (folder / name).write_bytes(content)
+        digests.add(_hash_path(folder))
+        beside.add(_hash_path(folder / "a", [folder / name for name in "ab"[1 : len(parts)]]))
+        beside.add(_hash_path(tmp_path / "0" / "a", [folder / name for name in "ab"[: len(parts)]]))
+    assert len(digests) == len(contents)
+    assert len(beside) == 2 * len(contents)
 
 
 @pytest.mark.filterwarnings("ignore")
