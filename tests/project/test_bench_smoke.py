@@ -121,6 +121,7 @@ def test_the_comparison_of_libraries_runs_to_its_end(tmp_path: Path) -> None:
         ("counts.py", "counts", ["--cases", "genomics-mse", "--rounds", 1, "--threads", 1]),
         ("speed/contractive.py", "contractive", ["--cases", "cae-single,cae-step", "--rounds", 1, "--threads", 1]),
         ("speed/profiles.py", "profiles", ["--cases", "tabular", "--seconds", 0.01, "--threads", 1]),
+        ("speed/busy.py", "busy", ["--cases", "tabular", "--rounds", 1]),
     ],
 )
 def test_a_script_that_times_runs_to_its_end(script: str, name: str, arguments: list[object], tmp_path: Path) -> None:
