@@ -18,6 +18,7 @@ import numpy as np
 from ..backends import BACKENDS
 from ..data.normalize import Normalizer
 from ..errors import DataError, ModelFileError
+from ..machine import thread_count
 from ..persistence import load_tensors, save_tensors
 from ..plan.spec import NetworkSpec
 from .network import Network
@@ -133,6 +134,8 @@ def _restored(tensors: Mapping[str, Any], meta: Mapping[str, Any], classes: Mapp
     check_parameters(estimator)
     if estimator.backend not in ("auto", *BACKENDS):
         raise ModelFileError(f"backend is {estimator.backend!r}")
+    if estimator.n_threads is not None:
+        thread_count(estimator.n_threads)
     fitted, shape = meta["fitted"], meta["network"]
     if not isinstance(fitted, dict) or not isinstance(shape, dict):
         raise ModelFileError("fitted and network must be tables")

@@ -82,6 +82,7 @@ class TrainingState:
         return self.epoch - self.first_epoch
 
 
+_NAMED = 8  # fields that an error names
 _AFRESH = "use resume='never' to start afresh"
 _ARRAYS = ("good", "best")
 _SCALARS = tuple(f.name for f in dataclasses.fields(TrainingState) if f.name not in _ARRAYS)
@@ -265,6 +266,8 @@ class SavedRun:
         here, there = flat(identity), flat(self.identity)
         differing = differences(there, here, sorted(here.keys() | there.keys()))
         if differing:
+            if len(differing) > _NAMED:
+                differing[_NAMED:] = [f"{len(differing) - _NAMED} more fields"]
             raise ResumeError(
                 f"checkpoint {self.path} belongs to another run, which differs in {', '.join(differing)}; {_AFRESH}"
             )
