@@ -438,7 +438,10 @@ def test_a_misspelt_word_gets_the_right_one(args, meant, page, tmp_path, line, m
     assert page is None or text.endswith(f"(see {page} --help)\n")
 
 
-def test_words_like_no_other_get_no_advice_but_the_right_page(line):
+def test_words_like_no_other_get_no_advice_but_the_right_page(line, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert narrows("encode", "o", "-o", "z.npy", "out") == 3  # "o" is a model, not a flag
+    assert "o: no such model file" in line()
     for args in (["doctor", "extra"], ["fit", "x", "--zzz"], ["report", "x", "-Z"]):
         assert narrows(*args) == 2
         text = line()

@@ -43,7 +43,7 @@ class _Parser(argparse.ArgumentParser):
             flag = arg.partition("=")[0]
             if arg == "--":
                 return
-            if (flag.startswith("--") and flag not in known) or (flag not in known and f"-{flag}" in known):
+            if flag not in known and (flag.startswith("--") or (flag.startswith("-") and f"-{flag}" in known)):
                 self.error(f"unknown flag {flag}{did_you_mean(flag, known)}")
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
