@@ -365,7 +365,7 @@ class TypedProgram final : public Program {
     std::vector<double> slowest(trace.columns);
     for (size_t i = 0; i < trace.seconds.size(); ++i)
       slowest[i % trace.columns] = std::max(slowest[i % trace.columns], trace.seconds[i]);
-    team_ == n_threads_ ? tuning_->record(slowest) : tuning_->skip();
+    tuning_->record(slowest);
     adopt(tuning_->current());
   }
 
@@ -390,7 +390,6 @@ class TypedProgram final : public Program {
     }
     launch(n_threads_, [&](int tid, int nt) {
       Stopwatch watch(trace_, tid);
-      if (tid == 0) team_ = nt;
       for (const Phase& phase : schedule) {
         if (&phase != schedule.data()) barrier_.wait(nt), watch.lap(ops_.size());
         for (const CompiledOp<T>* op : phase) op->run(op->args, ctx_, tid, nt), watch.lap(size_t(op - ops_.data()));
@@ -448,7 +447,6 @@ class TypedProgram final : public Program {
   index_t scratch_size_ = SCRATCH;  // elements of one thread
   int simulate_;
   int n_threads_;
-  int team_ = 0;  // threads of the last region
   std::vector<index_t> rows_;
   SourceView sources_[BANK_COUNT][SOURCE_COUNT];
   Context<T> ctx_;

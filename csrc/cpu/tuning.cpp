@@ -9,12 +9,11 @@ namespace narrows {
 namespace {
 
 constexpr size_t ROUNDS = 4;      // for every candidate; the fastest counts, because disturbances only slow a step down
-constexpr size_t SKIPS = 16;      // skipped steps for a trial, after which there are no more trials
 constexpr double CLEARLY = 0.98;  // another choice wins if it takes less than this part of the time
 
 std::mutex mutex;
 std::map<std::string, Choice>& found() {
-  static auto& choices = *new std::map<std::string, Choice>;  // daemon threads use it while the process ends
+  static std::map<std::string, Choice> choices;
   return choices;
 }
 
@@ -53,10 +52,6 @@ void Tuning::record(const std::vector<double>& seconds) {
   for (size_t i = 0; i < seconds.size(); ++i)
     if (seconds[i] < fastest[i]) fastest[i] = seconds[i];
   if (++trial_ == trials_) settle();
-}
-
-void Tuning::skip() {
-  if (++skipped_ == SKIPS * trials_) trial_ = trials_;
 }
 
 void Tuning::settle() {

@@ -30,8 +30,6 @@ class Tuning {
   const Choice& current() const { return settled() ? best_ : candidates_[trial_ % candidates_.size()]; }
   // Takes the seconds of the slowest thread in each op, and last in barriers, for a step with the current choice.
   void record(const std::vector<double>& seconds);
-  // Counts a step that says nothing, because the team was not whole. After many of them the first choice stays.
-  void skip();
 
  private:
   void settle();
@@ -41,7 +39,7 @@ class Tuning {
   std::vector<size_t> turnable_;
   std::vector<Choice> candidates_;
   std::vector<std::vector<double>> fastest_;  // by candidate
-  size_t trial_ = 0, trials_ = 0, skipped_ = 0;
+  size_t trial_ = 0, trials_ = 0;
 };
 
 }  // namespace narrows
