@@ -90,11 +90,23 @@ def test_flags_of_tables_name_what_is_wrong(tmp_path, capsys, flags, code, messa
 
 
 def test_conv_takes_the_shape_of_images(tmp_path):
-    images = np.random.default_rng(0).random((24, 6, 5)).astype(np.float32)
+    images = np.random.default_rng(0).random((24, 8, 8)).astype(np.float32)
     np.save(tmp_path / "a.npy", images)
     conv = ["--estimator", "conv", "--components", "2", "--epochs", "1", "--quiet", "--set", "filters=2"]
     assert run("fit", tmp_path / "a.npy", "--out", tmp_path / "out", *conv) == 0
+    assert (
+        run("sweep", tmp_path / "a.npy", "--out", tmp_path / "sizes", *conv[:2], *conv[4:], "--components", "1,2") == 0
+    )
     model = narrows.load(tmp_path / "out" / "model.safetensors")
-    assert tuple(model.image_shape)[:2] == (6, 5)
+    assert tuple(model.image_shape) == (8, 8, 1)
     assert run("encode", tmp_path / "out", tmp_path / "a.npy", "-o", tmp_path / "c.npy") == 0
     assert np.load(tmp_path / "c.npy").shape == (24, 2)
+    assert narrows.ConvAutoencoder(2, filters=2, max_iter=1).fit(nd.open(tmp_path / "a.npy")).image_shape_ == (8, 8, 1)
+
+
+def test_conv_asks_for_the_shape_of_what_may_be_signals(tmp_path, capsys):
+    np.save(tmp_path / "a.npy", np.random.default_rng(0).random((24, 8, 6)).astype(np.float32))
+    conv = ["--estimator", "conv", "--components", "2", "--epochs", "1", "--quiet", "--set", "filters=2"]
+    assert run("fit", tmp_path / "a.npy", "--out", tmp_path / "out", *conv) != 0
+    assert "set image_shape=(8, 6, 1) if they are grey images, or image_shape=(8, 6) if" in capsys.readouterr().err
+    assert run("fit", tmp_path / "a.npy", "--out", tmp_path / "out", *conv, "--set", "image_shape=8,6,1") == 0

@@ -128,6 +128,11 @@ def kinds_of_data():
         "whole percentages": (rng.integers(0, 101, (500, 12)), "minmax", 100),
         "percentages": (100 * rng.dirichlet(np.ones(9), 200), "standard", None),
         "temperatures": (rng.integers(-20, 35, (200, 12)), "standard", None),
+        "times among small numbers": (
+            np.column_stack([1_700_000_000 + rng.integers(0, 99, 200), cells[:200, :9]]),
+            "standard",
+            None,
+        ),
         "times": (1_700_000_000 + rng.integers(0, 10**7, (200, 2)), "standard", None),
     }
 

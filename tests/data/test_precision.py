@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import decimal
+import tracemalloc
 import warnings
 from pathlib import Path
 from typing import Any
@@ -182,6 +183,24 @@ def test_whole_numbers_give_results_in_the_precision_of_the_network() -> None:
             ae = small(2, precision=precision, max_iter=1).fit(given)
             assert ae.transform(given).dtype == ae.reconstruct(given).dtype == precision
     assert small(2, precision="float64", max_iter=1).fit(X.astype("f4")).transform(X.astype("f4")).dtype == np.float32
+
+
+def test_blocks_of_whole_numbers_are_rounded_block_by_block(tmp_path: Path) -> None:
+    """Neither a raw source nor a normalised one is ever in memory as a whole, in float64 or at all."""
+    X = 1_700_000_000 + np.random.default_rng(0).integers(0, 10**6, (4000, 250))
+    np.save(tmp_path / "a.npy", X.astype(np.int32))
+    source = nd.open(tmp_path / "a.npy")
+    fitted = Normalizer("standard").fit(X[:500])
+    for table in (source, NormalizedSource(source, fitted)):
+        ae = small(1, max_iter=1, loss="huber")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            ae.fit(nd.as_source(X[:300]), block_bytes=1 << 18)  # what is loaded once
+            tracemalloc.start()
+            ae.fit(table, block_bytes=1 << 18)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < X.nbytes / 4  # half a copy in float32
 
 
 def found_warnings(X: Any, **params: Any) -> list[str]:

@@ -39,7 +39,7 @@ from .rundir import HistoryWriter, RunDir
 from .settings import FitSettings, UsageError, in_flags
 from .tables import check_output
 
-__all__ = ["Input", "Stop", "fit", "fit_opened"]
+__all__ = ["Input", "Stop", "fit", "fit_opened", "take_image_shape"]
 
 log = logging.getLogger("narrows")
 
@@ -132,6 +132,14 @@ class Input:
     _table: NormalizedSource | None = None
 
 
+def take_image_shape(estimator: Any, source: Source) -> None:
+    """Give a convolutional estimator the shape of the images of a source, unless the settings say it."""
+    if source.image_shape is not None and getattr(estimator, "image_shape", ()) is None:
+        from ..models.convolutional import shape_of_images
+
+        estimator.set_params(image_shape=shape_of_images(source.name, source.image_shape))
+
+
 def fit_opened(
     settings: FitSettings,
     estimator: Any,
@@ -145,8 +153,7 @@ def fit_opened(
     """`fit` with resolved settings on open data, which several fits may share."""
     run = RunDir(Path(settings.out))
     started = time.time() if started is None else started
-    if given.source.image_shape is not None and getattr(estimator, "image_shape", ()) is None:
-        estimator.set_params(image_shape=given.source.image_shape)
+    take_image_shape(estimator, given.source)
     identity = settings.identity() | {"run.input_sha256": given.digest}
     if run.resumes(identity, settings.resume) and run.finished:
         run.note_finished()

@@ -28,7 +28,7 @@ from ..plan.losses import LOSSES
 from ..training import Callback
 from . import measures, report
 from .figures import figure
-from .jobs import Input, Stop, fit_opened
+from .jobs import Input, Stop, fit_opened, take_image_shape
 from .resources import Budget, held_rows
 from .rundir import RunDir
 from .settings import FitSettings, UsageError, read_toml
@@ -119,6 +119,8 @@ def sweep(
             run.note_finished()
             return
         table = given.normalized(shared, estimators[0].loss)
+        for each in estimators:
+            take_image_shape(each, given.source)
         # Check that every size fits into memory before the first one starts.
         room = [Budget.of(each, table, settings.max_memory).block_bytes for each in estimators][-1]
         if not settings.dry_run:

@@ -478,6 +478,8 @@ def _kind_for_any(scan: Scan) -> tuple[str, str]:
     if scan.greatest <= 1:
         return "none", "values are 0 and 1"
     zeros, with_zeros = _zeros(scan)
+    if scan.mean is not None and scan.mean[scan.filled == len(scan.totals)].max(initial=0) > 0.5 * scan.mean.sum():
+        return "standard", "not counts: one feature without zeros is more than half of the total"
     if zeros >= 0.02 and with_zeros >= 0.75:
         return "log1p", f"counts: whole numbers, {zeros:.1%} zeros"
     return "standard", f"not counts: {zeros:.1%} zeros, and {1 - with_zeros:.0%} of the features have none"

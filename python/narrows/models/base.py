@@ -381,8 +381,8 @@ class BaseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         Returns
         -------
         ndarray of shape (n_samples, n_components)
-            Of X's dtype if that is float32 or float64, else float32. All methods that return one number for each row or
-            feature return a CuPy array if X is on a GPU.
+            Of X's dtype if that is float32 or float64, else the network's. All methods that return one number for each
+            row or feature return a CuPy array if X is on a GPU.
         """
         check_is_fitted(self)
         codes = self._apply(encoding_table(self, X), Mode.ENCODE)
@@ -421,7 +421,7 @@ class BaseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         Returns
         -------
         ndarray of shape (n_samples, n_outputs)
-            Dense, of X's dtype if that is float32 or float64, else float32.
+            Dense, of X's dtype if that is float32 or float64, else the network's.
         """
         check_is_fitted(self)
         return self._apply(rebuilding_table(self, X, batch), Mode.RECONSTRUCT)

@@ -32,7 +32,7 @@ from ..rows.devices import gpu_array, on_gpu
 from .autoencoder import Autoencoder
 from .preset import preset
 
-__all__ = ["ConvAutoencoder"]
+__all__ = ["ConvAutoencoder", "shape_of_images"]
 
 Array = NDArray[Any]
 
@@ -199,7 +199,7 @@ class ConvAutoencoder(Autoencoder):
         Returns
         -------
         ndarray of X's shape
-            Dense, of X's dtype if that is float32 or float64, else float32.
+            Dense, of X's dtype if that is float32 or float64, else the network's.
         """
         check_is_fitted(self)
         shape: tuple[int, ...] = getattr(X, "shape", ())
@@ -215,7 +215,8 @@ class ConvAutoencoder(Autoencoder):
         sizes, n_features = shape[1:], math.prod(shape[1:])
         if learns:
             given = self.image_shape
-            self.image_shape_ = _shown_shape(name, sizes) if given is None else _filled(given, n_features)
+            shown = getattr(X, "image_shape", None) or sizes
+            self.image_shape_ = shape_of_images(name, shown) if given is None else _filled(given, n_features)
         if len(sizes) == 1:
             return X
         wanted = self.image_shape_
@@ -230,7 +231,7 @@ class ConvAutoencoder(Autoencoder):
         if self.image_shape is not None:
             return _filled(self.image_shape, n_features)
         known: tuple[int, ...] | None = vars(self).get("image_shape_")
-        return _shown_shape("X", (n_features,)) if known is None else known
+        return shape_of_images("X", (n_features,)) if known is None else known
 
     def _layers(self, n_features: int, n_outputs: int) -> tuple[tuple[LayerSpec, ...], int]:
         given = self._shape_of(n_features)
@@ -305,7 +306,7 @@ def _filled(image_shape: Sequence[int], n_features: int) -> tuple[int, ...]:
     return shape
 
 
-def _shown_shape(name: str, sizes: tuple[int, ...]) -> tuple[int, ...]:
+def shape_of_images(name: str, sizes: tuple[int, ...]) -> tuple[int, ...]:
     """The shape of images whose array has these sizes after the first; ValueError if `image_shape` must say it."""
     if len(sizes) == 1:
         (n,) = sizes

@@ -192,7 +192,7 @@ class RBM(BaseAutoencoder):
         ndarray of shape (n_samples,)
             For binary units -c'v - sum softplus(b + W'v). For Gaussian visible units sum (v - c)**2 / 2 replaces -c'v;
             for Gaussian hidden units sum (b + W'v)**2 / 2 replaces the sum of softplus. Of X's dtype if that is float32
-            or float64, else float32.
+            or float64, else the network's.
 
         Raises
         ------
