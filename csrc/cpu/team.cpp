@@ -24,10 +24,9 @@ namespace {
 
 constexpr int SPINS = 4000;  // about 0.1 ms, longer than waking a thread takes
 
-// A region is timed if the last one took so long, or if so many have not been: reading a thread's clock is a system
-// call.
-constexpr int64_t LONG_REGION = 100'000;
-constexpr int UNTIMED_REGIONS = 64;
+// Threads time a region if the last one took so long, or if none was timed for so long. Of short regions some are
+// enough, because a thread's clock is a system call.
+constexpr int64_t SAMPLING = 1'000'000;
 
 int64_t nanoseconds(clockid_t clock) {
   timespec t;
@@ -113,21 +112,19 @@ class TimedRegion {
 void launch(int n, TeamFn fn, void* data) {
   if (n <= 1) return fn(data, 0, 1);
   thread_local Crew crew;
-  thread_local int64_t last = 0;
-  thread_local int untimed = 0;
+  thread_local int64_t last = 0, timed = 0;  // wall time of the last region, and the end of the last timed one
   const int64_t start = now();
   const int nt = crew.size(n, start);
-  if (nt == 1 || (last < LONG_REGION && ++untimed < UNTIMED_REGIONS)) {
+  if (nt == 1 || (last < SAMPLING && start - timed < SAMPLING)) {
     launch_all(nt, fn, data);
     last = now() - start;
     return;
   }
-  untimed = 0;
   TimedRegion region(fn, data);
-  launch_all(nt, [](void* timed, int tid, int size) { static_cast<TimedRegion*>(timed)->run(tid, size); }, &region);
+  launch_all(nt, [](void* self, int tid, int size) { static_cast<TimedRegion*>(self)->run(tid, size); }, &region);
   const RegionTimes times = region.times();
-  last = times.wall;
-  crew.record(region.size(), times, start + times.wall);
+  last = times.wall, timed = start + times.wall;
+  crew.record(region.size(), times, timed);
 }
 
 }  // namespace narrows
