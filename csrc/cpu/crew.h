@@ -16,14 +16,17 @@ struct RegionTimes {
 
 class Crew {
  public:
-  // The number of threads for the next region, of `wanted`; now in nanoseconds of any steady clock.
-  int size(int wanted, int64_t now);
+  // The number of threads for the next region, of `wanted`.
+  int size(int wanted);
   // Takes the times of a region that nt threads have run.
-  void record(int nt, const RegionTimes& region, int64_t now);
+  void record(int nt, const RegionTimes& times);
+  // Takes the wall time of a region that was not timed.
+  void pass(int64_t wall) { clock_ += wall; }
 
  private:
   int wanted_ = 0, size_ = 0;
   RegionTimes window_{};  // sums of the regions since the last decision
+  int64_t clock_ = 0;     // the wall time of all regions: pauses between them do not count
   int64_t until_ = 0;     // the full size is tried again at this time
   bool probing_ = false;
   int bad_ = 0, good_ = 0;  // consecutive windows

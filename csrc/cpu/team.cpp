@@ -114,17 +114,18 @@ void launch(int n, TeamFn fn, void* data) {
   thread_local Crew crew;
   thread_local int64_t last = 0, timed = 0;  // wall time of the last region, and the end of the last timed one
   const int64_t start = now();
-  const int nt = crew.size(n, start);
+  const int nt = crew.size(n);
   if (nt == 1 || (last < SAMPLING && start - timed < SAMPLING)) {
     launch_all(nt, fn, data);
     last = now() - start;
+    crew.pass(last);
     return;
   }
   TimedRegion region(fn, data);
   launch_all(nt, [](void* self, int tid, int size) { static_cast<TimedRegion*>(self)->run(tid, size); }, &region);
   const RegionTimes times = region.times();
   last = times.wall, timed = start + times.wall;
-  crew.record(region.size(), times, timed);
+  crew.record(region.size(), times);
 }
 
 }  // namespace narrows

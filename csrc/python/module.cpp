@@ -299,11 +299,12 @@ PYBIND11_MODULE(_core, m) {
   m.def("crew_sizes", [](int wanted, const std::vector<std::array<int64_t, 3>>& regions) {
     Crew crew;
     std::vector<int> sizes;
-    int64_t now = 0;
     for (const auto& [wall, worst, total] : regions) {
-      sizes.push_back(crew.size(wanted, now));
-      now += wall;
-      if (sizes.back() > 1) crew.record(sizes.back(), RegionTimes{wall, worst, total}, now);
+      sizes.push_back(crew.size(wanted));
+      if (sizes.back() > 1)
+        crew.record(sizes.back(), RegionTimes{wall, worst, total});
+      else
+        crew.pass(wall);
     }
     return sizes;
   });

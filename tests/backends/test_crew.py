@@ -43,4 +43,4 @@ def test_a_busy_machine_is_tried_again_for_a_small_part_of_the_time() -> None:
 
 def test_a_team_is_whole_again_when_the_machine_is_quiet() -> None:
     lost = (5 * MS, 2 * MS, 2 * MS)
-    assert set(sizes(2, [lost] * 200 + [QUIET] * 200)[-50:]) == {2}
+    assert set(sizes(2, [lost] * 200 + [QUIET] * 1000)[-50:]) == {2}
