@@ -1,8 +1,12 @@
 """Training steps of two builds of the native extension, in turns: whether a change made a step slower.
 
-Usage: ``python bench/speed/builds.py OLD NEW [--cases keras-deep,...] [--threads 2] [--rounds 31] [--results DIR]``.
+Usage: ``python bench/speed/builds.py OLD NEW [--cases keras-deep,...] [--threads 2] [--starts 4] [--rounds 9]
+[--results DIR]``.
 OLD and NEW are compiled files (``_core*.so``). Both run the plans of the installed narrows, so both must read their
 format.
+
+A process keeps the memory that it got at its start, and that alone can make a step 2 % slower. So each build is started
+several times, and the first to start alternates. `ratios` has the median of each start.
 
 The result says for each case whether both builds train to the same bits.
 """
@@ -11,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import statistics
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +27,7 @@ import numpy as np
 
 from bench import counts
 from bench.libraries.cases import CASES, SEED, Case
-from bench.support.harness import Repeated, Worker, in_turns
+from bench.support.harness import Repeated, Worker, in_turns, spread
 from bench.support.results import header
 from bench.support.scripts import chosen, comparing, finish, lock, parsed, script
 
@@ -91,31 +96,45 @@ class Build:
         return self.ways.turn() * 1e3
 
 
+def compared(paths: dict[str, Path], case: str, threads: int, rounds: int) -> tuple[bool, dict[str, dict[str, float]]]:
+    """Whether both builds train to the same bits, and their milliseconds a step. They start in the given order."""
+    with Worker("speed.builds", "old") as old, Worker("speed.builds", "new") as new:
+        workers = {"old": old, "new": new}
+        bits = {workers[name].ask("start", core=str(path), case=case, threads=threads) for name, path in paths.items()}
+        return len(bits) == 1, in_turns([old, new], rounds)
+
+
 def main() -> None:
     known = [*_CASES, *_COUNTS]
-    options = comparing(__doc__, locked="for each case", rounds=31, known=known)
+    options = comparing(__doc__, locked="for each case", rounds=9, known=known)
     options.add_argument("old", type=Path)
     options.add_argument("new", type=Path)
+    options.add_argument("--starts", type=int, default=4, help="processes of each build, one after the other")
     given = parsed(options)
+    if given.starts < 1:
+        options.error("--starts must be at least 1")
     for path in (given.old, given.new):
         if not path.is_file():
             options.error(f"{path} is not a file; name a compiled _core*.so")
     names = chosen(options, "--cases", given.cases, known)
-    report = header(cases=[], rounds=given.rounds, threads=given.threads)
+    paths = {"old": given.old.resolve(), "new": given.new.resolve()}
+    backwards = dict(reversed(paths.items()))
+    report = header(cases=[], starts=given.starts, rounds=given.rounds, threads=given.threads)
     for name in names:
-        with lock(given.lock), Worker("speed.builds", "old") as old, Worker("speed.builds", "new") as new:
-            bits = [
-                worker.ask("start", core=str(path.resolve()), case=name, threads=given.threads)
-                for worker, path in ((old, given.old), (new, given.new))
+        with lock(given.lock):
+            starts = [
+                compared(backwards if i % 2 else paths, name, given.threads, given.rounds) for i in range(given.starts)
             ]
-            found = in_turns([old, new], given.rounds)
-        same = bits[0] == bits[1]
+        same = all(bits for bits, _ in starts)
+        found = {build: spread([ms[build]["median"] for _, ms in starts]) for build in paths}
+        ratios = [ms["new"]["ratio"] for _, ms in starts]
+        ratio = statistics.median(ratios)
         print(
-            f"{name}: {found['old']['median']:.4f} -> {found['new']['median']:.4f} ms a step, "
-            f"ratio {found['new']['ratio']:.3f}" + ("" if same else ", OTHER BITS"),
+            f"{name}: {found['old']['median']:.4f} -> {found['new']['median']:.4f} ms a step, ratio {ratio:.3f} "
+            f"({', '.join(f'{r:.3f}' for r in ratios)})" + ("" if same else ", OTHER BITS"),
             flush=True,
         )
-        report["cases"].append({"case": name, "same_bits": same, **found})
+        report["cases"].append({"case": name, "same_bits": same, "ratio": ratio, "ratios": ratios, **found})
     finish(report, "builds", given)
 
 

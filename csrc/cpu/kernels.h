@@ -63,15 +63,18 @@ struct Tile {
   int rows;
   index_t cols;
 };
-// Takes the values of a finished tile, and lists the lines of memory that it will write for one. The second may be
-// absent.
+// Takes the values of a finished tile.
 template <class T>
 using Epilogue = FunctionRef<void(const Tile&, T*)>;
-using Before = FunctionRef<int(const Tile&, const void**)>;
+// What an epilogue updates: a weight and its moments, of the shape of the product. Or nothing.
+template <class T>
+struct Update {
+  Matrix<T> W, m, v;
+};
 
 // A product in bfloat16: see gemm_bfloat16.inl.
 using PairProduct = void (*)(Matrix<const float> A, Matrix<const float> B, Matrix<float> partial, float* scratch,
-                             Epilogue<float> epilogue, int tid, int nt, Before before);
+                             Epilogue<float> epilogue, int tid, int nt, const Update<float>& update);
 
 // The values of a step that an op may use besides its operands.
 template <class T>

@@ -9,6 +9,7 @@
 // 24 + 4 + 1 of 32 with AVX-512, 12 + 2 + 1 of 16 with AVX2 and SSE.
 
 constexpr int MR = 6;
+constexpr index_t LINE = 64;  // bytes
 static_assert(MR == CELL_ROWS, "a tile holds whole cells");
 constexpr int NV = NARROWS_TILE_VECTORS;
 template <class T>
@@ -28,12 +29,12 @@ struct Operands {
   index_t a_row, a_col, b_row;
   index_t steps;
   bool first, last;  // whether these are the first and the last steps of the sum
-  // Memory that will be used soon. Each step fetches one line: first the lines of a list, for writing, then lines that
-  // lie `ahead_step` bytes apart.
-  const void* const* lines;
-  index_t n_lines;
-  const char* ahead;
-  index_t ahead_step;
+  // Memory that will be used soon. The first `update_steps` steps fetch rows of `width` bytes for writing: a line of
+  // each of `at_once` rows. Each later step fetches one line; these lie `ahead_step` bytes apart.
+  const char* const* update = nullptr;
+  index_t width = 0, at_once = 1, update_steps = 0;
+  const char* ahead = nullptr;
+  index_t ahead_step = 0;
 };
 
 // tile (MR_ x NV_ vectors, rows NR apart) = [tile +] A B.
@@ -60,7 +61,12 @@ void micro_kernel(const Operands<E>& o, T* tile) {
     a += a_col, b += b_row;
   };
   index_t k = 0;
-  for (; k < o.n_lines && k < o.steps; ++k) __builtin_prefetch(o.lines[k], 1), step();
+  const char* const* row = o.update;
+  for (index_t at = 0; k < o.update_steps; ++k) {
+    for (index_t i = 0; i < o.at_once; ++i) __builtin_prefetch(row[i] + at, 1);
+    if ((at += LINE) >= o.width) at = 0, row += o.at_once;
+    step();
+  }
   for (; k < o.steps; ++k, ahead += ahead_step) __builtin_prefetch(ahead), step();
 #pragma GCC unroll 8
   for (int i = 0; i < MR_; ++i)
@@ -159,9 +165,6 @@ inline void pack(const Matrix<const T>& B, index_t k0, index_t depth, index_t j0
   }
 }
 
-// The lines of three matrices in a tile.
-constexpr int MAX_LINES = 3 * MR * NV * NARROWS_VECTOR_BYTES / 32;
-
 // Memory that will be read soon: `rows` times `n` lines.
 struct Coming {
   const char* at = nullptr;
@@ -171,7 +174,7 @@ struct Coming {
 // The panel of B that begins at column j0.
 template <class T>
 inline Coming coming(const Matrix<const T>& B, index_t k0, index_t depth, index_t j0) {
-  constexpr index_t LINE = 64, SIZE = sizeof(T);
+  constexpr index_t SIZE = sizeof(T);
   const index_t cols = B.cols - j0 < NR<T> ? B.cols - j0 : NR<T>;
   if (cols <= 0) return {};
   const char* at = reinterpret_cast<const char*>(B.data + k0 * B.row_stride + j0 * B.col_stride);
@@ -181,32 +184,48 @@ inline Coming coming(const Matrix<const T>& B, index_t k0, index_t depth, index_
   return {};
 }
 
+// Has the first steps of `o` fetch what the epilogue writes for the next tile. `list` has room for three rows for each
+// row of a tile.
+template <class T, class E>
+inline void fetch(Operands<E>& o, const Update<T>& update, const Tile& next, const char** list) {
+  o.update = list;
+  for (index_t i = next.row; i < next.row + next.rows; ++i)
+    for (const Matrix<T>* x : {&update.W, &update.m, &update.v})
+      *list++ = reinterpret_cast<const char*>(x->row(i) + next.col);
+  o.width = next.cols * index_t(sizeof(T));
+  const index_t lines = next.rows * ((o.width + LINE - 1) / LINE);  // of each matrix
+  // One line at each step, so that the other loads do not wait. With few steps all three at once.
+  o.at_once = 3 * lines <= o.steps ? 1 : 3;
+  o.update_steps = 3 / o.at_once * lines;
+  if (o.update_steps > o.steps) o.update_steps = o.steps;
+}
+
 // Computes the tiles of panel `col` from row block `begin` to `end`. The first row of A in `o` is row `origin` of C.
 // `partial` holds partial sums; `next` is the memory that the caller reads afterwards.
 template <class T, class E>
 void run_tiles(Operands<E> o, index_t origin, index_t M, index_t begin, index_t end, index_t col, index_t cols,
-               const Coming& next, const Matrix<T>& partial, const Epilogue<T> epilogue, const Before before) {
+               const Coming& next, const Matrix<T>& partial, const Epilogue<T> epilogue, const Update<T>& update) {
   constexpr index_t SIZE = sizeof(E);
   const int vectors = int((cols + WIDTH<T> - 1) / WIDTH<T>);
   const E* a = o.a;
   index_t row = 0, line = 0;  // in `next`
-  const void* lines[MAX_LINES];
+  const char* list[3 * MR];
   alignas(64) T tile[MR * NR<T>];
   for (index_t block = begin; block < end; ++block) {
     const index_t i = block * MR;
     const int rows = int(M - i < MR ? M - i : MR);
     const Tile t{origin + i, col, rows, cols};
     o.a = a + i * o.a_row;
-    o.lines = lines;
-    o.n_lines = before && o.last && block + 1 < end
-                    ? before({t.row + MR, col, M - i - MR < MR ? int(M - i) - MR : MR, cols}, lines)
-                    : 0;
+    if (o.last && update.W.data && block + 1 < end)
+      fetch(o, update, {t.row + MR, col, M - i - MR < MR ? int(M - i) - MR : MR, cols}, list);
+    else
+      o.update_steps = 0;
     // While a tile is computed, memory for later is fetched. First comes the next panel of B, and then the part of A
     // that the next tile reads first.
     const E* edge = o.a + (2 * MR - 1);
     if (row < next.rows) {
       o.ahead = next.at + row * next.row + line * next.step, o.ahead_step = next.step;
-      line += o.steps > o.n_lines ? o.steps - o.n_lines : 0;
+      line += o.steps - o.update_steps;
       if (line >= next.n) line = 0, ++row;
     } else if (o.a_row == 1 && (uintptr_t(edge) ^ uintptr_t(edge - MR)) / 64) {
       o.ahead = reinterpret_cast<const char*>(edge), o.ahead_step = o.a_col * SIZE;
@@ -241,12 +260,12 @@ inline void for_panels(index_t vectors, index_t blocks, int tid, int nt, const F
   }
 }
 
-// epilogue(tile, values) gets each finished tile; the values are rows of NR elements. before(tile, lines) lists the
-// lines that the epilogue will write; it is called one tile ahead. If K is cut for packing, `partial` holds the partial
-// sums: a matrix of C's shape with contiguous rows, usually C itself. Without `partial`, K is not cut.
+// epilogue(tile, values) gets each finished tile; the values are rows of NR elements. The memory of `update` is fetched
+// one tile ahead. If K is cut for packing, `partial` holds the partial sums: a matrix of C's shape with contiguous
+// rows, usually C itself. Without `partial`, K is not cut.
 template <class T>
 void gemm(Matrix<const T> A, Matrix<const T> B, Matrix<T> partial, T* scratch, Epilogue<T> epilogue, int tid, int nt,
-          Before before) {
+          const Update<T>& update) {
   const index_t M = A.rows, N = B.cols, K = A.cols;
   const bool direct = B.col_stride == 1 && B.padded;
   const index_t depth_max = direct || !partial.data ? (K > 0 ? K : 1) : PACK_DEPTH;
@@ -262,11 +281,7 @@ void gemm(Matrix<const T> A, Matrix<const T> B, Matrix<T> partial, T* scratch, E
                     B.row_stride,
                     depth,
                     k0 == 0,
-                    k0 + depth >= K,
-                    nullptr,
-                    0,
-                    nullptr,
-                    0};
+                    k0 + depth >= K};
       if (!direct) {
         pack(B, k0, depth, j0, cols, scratch);
         o.b = scratch, o.b_row = NR<T>;
@@ -274,7 +289,7 @@ void gemm(Matrix<const T> A, Matrix<const T> B, Matrix<T> partial, T* scratch, E
       k0 += depth;
       const Coming next = k0 < K ? coming(B, k0, K - k0 < depth ? K - k0 : depth, j0)
                                  : coming(B, 0, K < depth_max ? K : depth_max, j0 + NR<T>);
-      run_tiles<T>(o, 0, M, begin, end, j0, cols, next, partial, epilogue, before);
+      run_tiles<T>(o, 0, M, begin, end, j0, cols, next, partial, epilogue, update);
     } while (k0 < K);
   });
 }

@@ -48,7 +48,7 @@ inline index_t pair_scratch(index_t M, index_t K, bool cut) {
 
 // As gemm(): one of A's and one of B's strides is 1. K is cut only if there is a `partial`.
 inline void gemm_bfloat16(Matrix<const float> A, Matrix<const float> B, Matrix<float> partial, float* scratch,
-                          Epilogue<float> epilogue, int tid, int nt, Before before) {
+                          Epilogue<float> epilogue, int tid, int nt, const Update<float>& update) {
   constexpr index_t W = WIDTH<float>;
   const index_t M = A.rows, N = B.cols, K = A.cols;
   const PairBlocks size(M, K, partial.data);
@@ -59,7 +59,7 @@ inline void gemm_bfloat16(Matrix<const float> A, Matrix<const float> B, Matrix<f
     index_t k0 = 0;
     do {
       const index_t depth = K - k0 < size.depth ? K - k0 : size.depth, steps = (depth + 1) / 2;
-      Operands<Pair> o{image, panel_pairs, 1, 1, NR<float>, steps, k0 == 0, k0 + depth >= K, nullptr, 0, nullptr, 0};
+      Operands<Pair> o{image, panel_pairs, 1, 1, NR<float>, steps, k0 == 0, k0 + depth >= K};
       const float* a = A.data + i0 * A.row_stride + k0 * A.col_stride;
       if (A.col_stride == 1) {
         o.a_row = PairBlocks::padded(steps);
@@ -85,7 +85,7 @@ inline void gemm_bfloat16(Matrix<const float> A, Matrix<const float> B, Matrix<f
             }
         }
         run_tiles<float>(o, i0, rows, begin, end, j0, cols, coming(B, k0, depth, j0 + NR<float>), partial, epilogue,
-                         before);
+                         update);
       });
       k0 += depth;
     } while (k0 < K);
@@ -95,8 +95,8 @@ inline void gemm_bfloat16(Matrix<const float> A, Matrix<const float> B, Matrix<f
 // A product of a step, in the precision of the program.
 template <class T>
 inline void product(PairProduct bfloat16, Matrix<const T> A, Matrix<const T> B, Matrix<T> partial, T* scratch,
-                    Epilogue<T> epilogue, int tid, int nt, Before before = {}) {
+                    Epilogue<T> epilogue, int tid, int nt, const Update<T>& update = {}) {
   if constexpr (sizeof(T) == 4)
-    if (bfloat16) return bfloat16(A, B, partial, scratch, epilogue, tid, nt, before);
-  gemm(A, B, partial, scratch, epilogue, tid, nt, before);
+    if (bfloat16) return bfloat16(A, B, partial, scratch, epilogue, tid, nt, update);
+  gemm(A, B, partial, scratch, epilogue, tid, nt, update);
 }

@@ -152,18 +152,6 @@ struct WeightStep {
   Row row(index_t i) const { return {W.row(i), m.row(i), v.row(i), rule, decay, keep, penalty.data != nullptr}; }
 };
 
-// Lists the lines of a tile of a weight and of its moments, in turn, as the epilogue reads them.
-template <class T>
-inline int lines_of(const Matrix<T>& W, const Matrix<T>& m, const Matrix<T>& v, const Tile& t, const void** lines) {
-  int n = 0;
-  for (int i = 0; i < t.rows; ++i) {
-    const T *a = W.row(t.row + i) + t.col, *b = m.row(t.row + i) + t.col, *c = v.row(t.row + i) + t.col;
-    for (index_t j = 0; j < t.cols; j += index_t(64 / sizeof(T)), n += 3)
-      lines[n] = a + j, lines[n + 1] = b + j, lines[n + 2] = c + j;
-  }
-  return n;
-}
-
 // The gradient, the decays and the update of a weight, tile by tile, without a gradient array.
 template <class Rule, class T>
 void wgrad_update(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
@@ -184,20 +172,19 @@ void wgrad_update(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
     penalty.data = penalty.row(cells.begin);
     tid = 0, nt = 1;
   }
-  product<T>(
-      ctx.bfloat16, x, view(args, ctx, O::dz), Matrix<T>{}, scratch,
-      [step, before, colrate](const Tile& t, const T* tile) {
-        step.penalise(t);
-        for_vectors(t, tile, [&](index_t i) {
-          return [colrate, row = step.row(i), before = before.data ? before.row(i) : nullptr](index_t j, vec<T> g,
-                                                                                              index_t n) {
-            if (before) g += load_n(before + j, n);
-            if (colrate) g += load_n(colrate + j, n) * load_n(row.w + j, n);
-            row(j, g, n);
-          };
-        });
-      },
-      tid, nt, [W, m, v](const Tile& t, const void** lines) { return lines_of(W, m, v, t, lines); });
+  product<T>(ctx.bfloat16, x, view(args, ctx, O::dz), Matrix<T>{}, scratch,
+             [step, before, colrate](const Tile& t, const T* tile) {
+               step.penalise(t);
+               for_vectors(t, tile, [&](index_t i) {
+                 return [colrate, row = step.row(i), before = before.data ? before.row(i) : nullptr](
+                            index_t j, vec<T> g, index_t n) {
+                   if (before) g += load_n(before + j, n);
+                   if (colrate) g += load_n(colrate + j, n) * load_n(row.w + j, n);
+                   row(j, g, n);
+                 };
+               });
+             },
+             tid, nt, {W, m, v});
 }
 NARROWS_RUN_BY_SOLVER(WGRAD_UPDATE, wgrad_update)
 template <class T>

@@ -81,7 +81,7 @@ void weight_gram(const Args<T>& args, const Context<T>& ctx, int tid, int nt) {
     for (index_t k0 = 0; k0 < W.cols; k0 += GRAM_DEPTH) {
       const index_t depth = W.cols - k0 < GRAM_DEPTH ? W.cols - k0 : GRAM_DEPTH;
       pack(transposed(W), k0, depth, j0, width(p), scratch);
-      const Operands<T> o{W.data + k0, scratch, W.row_stride, 1, NR<T>, depth, true, true, nullptr, 0, nullptr, 0};
+      const Operands<T> o{W.data + k0, scratch, W.row_stride, 1, NR<T>, depth, true, true};
       run_tiles<T>(o, 0, n, begin, end, j0, width(p), Coming{}, Matrix<T>{},
                    [&](const Tile& t, const T* tile) {
                      double* sum = sums + (t.row - begin * MR) * NR<T>;
@@ -324,8 +324,8 @@ Cost cost_of(op::SPARSE_MSE, const Args<T>& args, index_t, bool) {
 // calls for a block of columns come after W and b have been read there.
 template <class T>
 void sparse_mse_outer(const Matrix<T>& h, const Matrix<T>& G, const Matrix<T>& weight, const Context<T>& ctx,
-                      const Matrix<T>& W, const T* b, const T* shift, int source, Epilogue<T> done, Before before,
-                      int tid, int nt) {
+                      const Matrix<T>& W, const T* b, const T* shift, int source, Epilogue<T> done,
+                      const Update<T>& update, int tid, int nt) {
   constexpr index_t C = SPARSE_COLUMNS;
   const Range blocks((W.cols + C - 1) / C, tid, nt);
   if (blocks.begin == blocks.end) return;
@@ -371,10 +371,10 @@ void sparse_mse_outer(const Matrix<T>& h, const Matrix<T>& G, const Matrix<T>& w
           }
         done(t, tile);
       };
-      Operands<T> o{G.data, V + c, G.row_stride, 1, C, inner + 1, true, true, nullptr, 0, nullptr, 0};
-      run_tiles<T>(o, 0, inner, 0, (inner + MR - 1) / MR, first + c, cols, Coming{}, Matrix<T>{}, subtract, before);
+      Operands<T> o{G.data, V + c, G.row_stride, 1, C, inner + 1, true, true};
+      run_tiles<T>(o, 0, inner, 0, (inner + MR - 1) / MR, first + c, cols, Coming{}, Matrix<T>{}, subtract, update);
       o.a = G.row(inner);
-      run_tiles<T>(o, inner, 1, 0, 1, first + c, cols, Coming{}, Matrix<T>{}, subtract, before);
+      run_tiles<T>(o, inner, 1, 0, 1, first + c, cols, Coming{}, Matrix<T>{}, subtract, update);
     }
   }
 }
@@ -428,8 +428,7 @@ void sparse_mse_update(const Args<T>& args, const Context<T>& ctx, int tid, int 
           };
         });
       },
-      [W, m, v](const Tile& t, const void** lines) { return t.row < W.rows ? lines_of(W, m, v, t, lines) : 0; }, tid,
-      nt);
+      {W, m, v}, tid, nt);
 }
 NARROWS_RUN_BY_SOLVER(SPARSE_MSE_UPDATE, sparse_mse_update)
 template <class T>
