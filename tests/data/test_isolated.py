@@ -9,6 +9,7 @@ import pytest
 
 import narrows.data as nd
 from data_files import CELLS, COUNTS, GENES, dense, write_anndata, write_csv
+from narrows._process import own_signals
 from narrows.data import isolated
 from narrows.errors import DataError
 
@@ -32,21 +33,24 @@ def test_a_child_gives_the_same_data(tmp_path, monkeypatch, caplog):
     obs = pandas.DataFrame(
         {"kind": pandas.Categorical(list("abababa"), ordered=True), "n": pandas.array([1, None] * 3 + [2], "Int32")}
     )
+    np.savez(tmp_path / "bytes.npz", X=COUNTS.astype(np.uint8), obs_names=CELLS, var_names=GENES)
     monkeypatch.setattr(isolated, "PIECE_BYTES", 100)  # several questions for a block
     for path, options in (
         (write_anndata(tmp_path / "csc.h5ad", sparse.csc_matrix(COUNTS), obs=obs), {"layer": "doubled"}),
         (write_anndata(tmp_path / "dense.h5ad", COUNTS, obs=obs), {}),
         (write_csv(tmp_path / "a.csv", COUNTS, CELLS, GENES), {}),
+        (tmp_path / "bytes.npz", {}),
     ):
         caplog.set_level("INFO", logger="narrows")
         with nd.open(path, **options) as plain, nd.open(path, untrusted=True, **options) as source:
             child = source._child._process.pid
-            assert (source.shape, source.dtype, source.nnz, source.holds_floats) == (
-                (plain.shape, plain.dtype, plain.nnz, plain.holds_floats)
-            )
+            for fact in ("shape", "dtype", "stored_dtype", "nnz", "holds_floats", "roles", "image_shape"):
+                assert getattr(source, fact) == getattr(plain, fact)
             assert source.obs_names.tolist() == CELLS
             assert source.var_names.tolist() == GENES
             assert source.sha256() == plain.sha256()
+            for number in own_signals():  # they are for the parent
+                os.kill(child, number)
             for rows in (slice(None), slice(2, 2), [5, 0, 5], slice(6, None)):
                 block = source.read_rows(rows)
                 assert block.dtype == plain.read_rows(rows).dtype
@@ -56,6 +60,9 @@ def test_a_child_gives_the_same_data(tmp_path, monkeypatch, caplog):
                 for part in ("values", "mask", "categories", "ordered"):
                     np.testing.assert_array_equal(getattr(source.obs[name], part), getattr(plain.obs[name], part))
         assert not alive(child)
+        for name in source.obs:
+            with pytest.raises(ValueError, match="this source is closed"):
+                source.obs[name]
     assert caplog.text.count("converted to CSR in memory") == 2  # what the child logs is logged
     assert nd.read_obs(tmp_path / "dense.h5ad", "kind", untrusted=True).tolist() == list("abababa")
     for call, message in (
@@ -65,6 +72,19 @@ def test_a_child_gives_the_same_data(tmp_path, monkeypatch, caplog):
     ):
         with pytest.raises(DataError, match=message):
             call()
+
+
+def test_opening_a_large_file_or_folder_may_take_longer(tmp_path, monkeypatch):
+    given = []
+    monkeypatch.setattr(isolated._Child, "ask", lambda self, seconds, **request: given.append(seconds) or 1 / 0)
+    monkeypatch.setattr(isolated, "BYTES_PER_SECOND", 1.0)
+    for name, array in (("data", np.ones(3)), ("indices", np.arange(3)), ("indptr", [0, 3]), ("shape", [1, 3])):
+        np.save(tmp_path / f"{name}.npy", array)
+    for path in (tmp_path, tmp_path / "data.npy"):
+        with pytest.raises(DataError, match="division by zero"):
+            nd.open(path, untrusted=True)
+    sizes = [file.stat().st_size for file in tmp_path.iterdir()]
+    assert given == [isolated.SECONDS + sum(sizes), isolated.SECONDS + (tmp_path / "data.npy").stat().st_size]
 
 
 def test_a_child_that_hangs_crashes_or_lies_is_one_line(tmp_path, monkeypatch):

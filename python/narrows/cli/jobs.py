@@ -27,6 +27,7 @@ from ..data import Source
 from ..data.normalize import Normalizer
 from ..data.normalized import NormalizedSource
 from ..data.readers import has_layers
+from ..data.source import size_of
 from ..errors import DataError, DivergenceError, MissingExtraError
 from ..fitting.table import Table
 from ..machine import thread_choice
@@ -314,7 +315,7 @@ def _write_report(run: RunDir, metrics: dict[str, Any], codes: Any, labels: Any)
 def _conclude(run: RunDir, metrics: dict[str, Any]) -> None:
     """Write the last files: the table for MultiQC, the metrics, and then ``_SUCCESS``."""
     report.multiqc(run.path, metrics)
-    metrics["bytes_out"] = run.size()
+    metrics["bytes_out"] = size_of(run.path)
     run.write_json("metrics.json", metrics)
     log.info(
         "wrote %s: %s, model.safetensors%s; %d epochs (%s), %s",
@@ -405,12 +406,7 @@ def _isa(backend: str) -> str | None:
 
 
 def _bytes_of(source: Source) -> int:
-    path = source.path
-    if path is None:
-        return source.shape[0] * Table(source).row_bytes
-    if path.is_dir():
-        return sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
-    return path.stat().st_size
+    return source.shape[0] * Table(source).row_bytes if source.path is None else size_of(source.path)
 
 
 def _epoch_of(iso: str) -> float:

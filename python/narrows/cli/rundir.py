@@ -252,10 +252,6 @@ class RunDir:
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%S%z"))
         return handler
 
-    def size(self) -> int:
-        """Bytes of all files in the folder."""
-        return sum(p.stat().st_size for p in self.path.rglob("*") if p.is_file())
-
 
 @contextlib.contextmanager
 def _alone_in(path: Path) -> Iterator[bool]:

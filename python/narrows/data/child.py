@@ -20,6 +20,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
+from .._process import own_signals
 from . import readers
 from .columns import column_of
 
@@ -30,9 +31,8 @@ log = logging.getLogger("narrows")
 
 def serve() -> None:
     """Answer the requests on standard input until it ends."""
-    for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2"):  # the parent decides when the job ends
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    for number in own_signals():  # the parent decides when the job ends
+        signal.signal(number, signal.SIG_IGN)
     with contextlib.suppress(ImportError, ValueError, OSError):
         import resource
 
@@ -78,7 +78,7 @@ def _answer(source: Any, request: dict[str, Any]) -> tuple[Any, dict[str, Any], 
             named = {name: values for name, values in named.items() if values is not None}
             facts = {
                 "shape": source.shape,
-                "dtype": source.dtype.name,
+                "dtype": source.stored_dtype.name,
                 "nnz": source.nnz,
                 "holds_floats": source.holds_floats,
                 "obs": list(source.obs),

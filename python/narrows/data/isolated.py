@@ -27,7 +27,7 @@ from .. import errors
 from ..errors import DataError
 from ..rows.sparse import canonical_csr, check_indptr
 from .columns import Column, column_of
-from .source import Source
+from .source import Source, size_of
 
 __all__ = ["IsolatedSource", "read_column"]
 
@@ -36,7 +36,7 @@ log = logging.getLogger("narrows")
 SECONDS = 60.0
 """Time limit of one answer of the child: a block of rows or a column."""
 BYTES_PER_SECOND = 10e6
-"""Opening a file may take longer: this many bytes of the file per second are added. It may convert the matrix."""
+"""Opening may take longer, because it may convert the matrix: one second for so many bytes of the file or folder."""
 PIECE_BYTES = 16 << 20
 """Rows of about this size are asked for at once."""
 
@@ -53,10 +53,10 @@ class _Child:
         self._lock = threading.Lock()
         command = [sys.executable, "-c", _CHILD, json.dumps([str(place) for place in sys.path])]
         pipe = subprocess.PIPE
+        seconds = SECONDS + size_of(path) / BYTES_PER_SECOND
         self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL)
-        size = 0 if path.is_dir() else path.stat().st_size
         try:
-            self.opened = self.ask(SECONDS + size / BYTES_PER_SECOND, do="open", path=os.fspath(path), **options)
+            self.opened = self.ask(seconds, do="open", path=os.fspath(path), **options)
         except BaseException:
             self.close()
             raise
@@ -66,6 +66,8 @@ class _Child:
         stdin, stdout = self._process.stdin, self._process.stdout
         assert stdin is not None
         assert stdout is not None
+        if stdin.closed:
+            raise ValueError(f"{self._path}: this source is closed")
         line = json.dumps(request | {"seconds": seconds}).encode() + b"\n"
         late = threading.Event()
 

@@ -466,6 +466,11 @@ def files_of(folder: Path, *, follow: bool) -> list[tuple[str, Path]]:
     return sorted(found, key=lambda item: item[0].split("/"))
 
 
+def size_of(path: Path) -> int:
+    """Bytes of a file, or of the files below a folder."""
+    return sum(p.stat().st_size for p in path.rglob("*") if p.is_file()) if path.is_dir() else path.stat().st_size
+
+
 def _hash_path(path: Path, beside: Iterable[Path] = ()) -> str:
     digest = hashlib.sha256()
     if not path.is_dir():
