@@ -2,49 +2,50 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 
+import narrows
 from narrows.backends import Hyper, compile_plan
 from narrows.plan.plan import Mode
 from networks import Case, network
 
 
-@pytest.mark.parametrize("error", [RuntimeError, OSError])
-def test_numba_without_a_cache_folder(monkeypatch: pytest.MonkeyPatch, error: type[Exception]) -> None:
-    """No folder to cache in (RuntimeError when decorated), or no room in it (OSError on the first call)."""
-    import numba
+def double(x: Any) -> Any:
+    return x * 2
 
-    from narrows.backends.numba.kernels import _EXACT, _Kernel
 
-    original, calls = numba.njit, []
+@pytest.mark.parametrize("fault", ["no folder", "no room"])
+def test_numba_without_a_cache_folder(monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
+    """No folder to cache in is a RuntimeError when a kernel is made, no room in it an OSError of its first call."""
+    from narrows.backends.numba import kernels
 
-    def njit(*args: Any, cache: bool = False, **options: Any) -> Any:
-        if cache and error is RuntimeError:
-            raise RuntimeError("cannot cache function: no locator available")
-        decorate = original(*args, **options)
-        if not cache:
-            return decorate
+    if fault == "no folder":
+        monkeypatch.setattr(kernels._Places, "_locator_classes", [])
+    else:
+        monkeypatch.setattr(kernels._Cache, "save_overload", Mock(side_effect=OSError(122, "Disk quota exceeded")))
+    kernel = kernels._Kernel(double, kernels._EXACT)
+    assert kernel(21) == 42
+    assert kernel(4) == 8
+    assert fault == "no folder" or kernels._Cache.save_overload.called
 
-        def failing_once(function: Any) -> Any:
-            jitted = decorate(function)
 
-            def call(*arguments: Any) -> Any:
-                calls.append(arguments)
-                if len(calls) == 1:
-                    raise OSError(122, "Disk quota exceeded")
-                return jitted(*arguments)
+def test_numba_caches_nothing_in_the_package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """`pip uninstall` removes only the files that it installed. A folder with others would still be importable."""
+    from narrows.backends.numba import kernels
 
-            return call
-
-        return failing_once
-
-    monkeypatch.setattr(numba, "njit", njit)
-    double = _Kernel(lambda x: x * 2, _EXACT)
-    assert double(21) == 42
-    assert double(4) == 8
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("LOCALAPPDATA", str(tmp_path))
+    kernel = kernels._Kernel(kernels.momentum._run.py_func, kernels._EXACT)
+    kernel(*np.ones((4, 3), np.float32)[:3], *np.ones(3, np.float32))
+    cached = Path(kernel._run.stats.cache_path)
+    assert list(cached.glob("*.nbi"))
+    assert not cached.is_relative_to(Path(narrows.__file__).parent)
 
 
 @pytest.mark.parametrize("p", [0.0, 1e-9, 2.0**-25, 2.0**-24, 0.1, 0.25, 1 / 3, 0.5, 0.9, 1 - 2.0**-25, 1.0])

@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from typing import Any
 
 import numba
 import numpy as np
 from numba import types
+from numba.core import caching
 from numba.extending import overload
 
 from ...plan.spec import Activation, Loss
@@ -29,15 +31,21 @@ _SUMS = frozenset({"contract", "reassoc", "nsz"})
 _EXACT = frozenset({"contract"})
 
 
+_Places: Any = type("_Places", (caching.CompileResultCacheImpl,), {})
+"""Where Numba caches machine code: not in the package, where `pip uninstall` would leave the files."""
+_Places._locator_classes = [place for place in _Places._locator_classes if "InTree" not in place.__name__]
+
+_Cache: Any = type("_Cache", (caching.FunctionCache,), {"_impl_class": _Places})
+
+
 class _Kernel:
-    """A jitted function; Numba caches its machine code on disk if a folder is writable."""
+    """A jitted function; Numba caches its machine code in the user's cache folder if that is writable."""
 
     def __init__(self, function: Callable[..., Any], fastmath: frozenset[str]) -> None:
-        options: dict[str, Any] = {"nogil": True, "fastmath": set(fastmath), "error_model": "numpy"}
-        try:
-            self._run = numba.njit(cache=True, **options)(function)
-        except RuntimeError:  # neither the package's folder nor the user's cache folder is writable
-            self._run = numba.njit(**options)(function)
+        jit: Callable[..., Any] = numba.njit(nogil=True, fastmath=set(fastmath), error_model="numpy")
+        self._run = jit(function)
+        with suppress(RuntimeError):  # no folder is writable
+            self._run._cache = _Cache(function)
 
     def __call__(self, *arguments: Any) -> Any:
         try:
