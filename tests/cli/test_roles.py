@@ -110,3 +110,7 @@ def test_conv_asks_for_the_shape_of_what_may_be_signals(tmp_path, capsys):
     assert run("fit", tmp_path / "a.npy", "--out", tmp_path / "out", *conv) != 0
     assert "set image_shape=(8, 6, 1) if they are grey images, or image_shape=(8, 6) if" in capsys.readouterr().err
     assert run("fit", tmp_path / "a.npy", "--out", tmp_path / "out", *conv, "--set", "image_shape=8,6,1") == 0
+    np.save(tmp_path / "b.npy", np.zeros((24, 3, 8, 8), np.float32))
+    capsys.readouterr()
+    assert run("fit", tmp_path / "b.npy", "--out", tmp_path / "first", *conv) == 3
+    assert "with channels first: pass np.moveaxis(array, 1, -1), which puts them last" in capsys.readouterr().err

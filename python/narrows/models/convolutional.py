@@ -222,7 +222,7 @@ class ConvAutoencoder(Autoencoder):
         wanted = self.image_shape_
         if sizes != wanted and (*sizes, 1) != wanted:
             turned = sizes == (wanted[-1], *wanted[:-1])
-            hint = f": channels are last here, pass np.moveaxis({name}, 1, -1)" if turned else ""
+            hint = f": channels are last here, pass {_channels_last(name)}" if turned else ""
             raise ValueError(f"{name} has images of shape {sizes}, not image_shape={wanted}{hint}")
         return np.reshape(gpu_array(X, name) if on_gpu(X) else X, (shape[0], n_features))
 
@@ -306,6 +306,11 @@ def _filled(image_shape: Sequence[int], n_features: int) -> tuple[int, ...]:
     return shape
 
 
+def _channels_last(name: str) -> str:
+    """The call that puts channels last in X, or in the array of a file."""
+    return f"np.moveaxis({name if name.isidentifier() else 'array'}, 1, -1)"
+
+
 def shape_of_images(name: str, sizes: tuple[int, ...]) -> tuple[int, ...]:
     """The shape of images whose array has these sizes after the first; ValueError if `image_shape` must say it."""
     if len(sizes) == 1:
@@ -322,7 +327,7 @@ def shape_of_images(name: str, sizes: tuple[int, ...]) -> tuple[int, ...]:
         a, b = sizes
         if a == b:
             return a, b, 1
-        turn = f"np.moveaxis({name}, 1, -1) with image_shape=({b}, {a}) if they are signals of {a} channels"
+        turn = f"{_channels_last(name)} with image_shape=({b}, {a}) if they are signals of {a} channels"
         if a <= few:
             raise ValueError(f"{name} has rows of shape {sizes}, and channels are last here: pass {turn}")
         raise ValueError(
@@ -334,7 +339,7 @@ def shape_of_images(name: str, sizes: tuple[int, ...]) -> tuple[int, ...]:
         first = a <= few and (c > few or (b == c and a != b))
         if c <= few and not first:
             return a, b, c
-        turned = f"np.moveaxis({name}, 1, -1)"
+        turned = _channels_last(name)
         if first:
             raise ValueError(
                 f"{name} has images of shape {sizes}, with channels first: pass {turned}, which puts them last"
