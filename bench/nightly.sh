@@ -6,7 +6,7 @@
 #   symbols    no object file of an instruction set has a symbol that the linker could take for another instruction set
 #   address    the native tests under the address and undefined-behaviour sanitizers
 #   thread     tests of threads under the thread sanitizer
-#   fallback   the whole suite after an installation without a compiler
+#   fallback   the whole suite from a source distribution, after an installation without a compiler; nothing of it stays
 #   cuda       CUDA kernels compiled for every architecture; needs no GPU
 #   gpu        the tests on a GPU, also under compute-sanitizer; needs a GPU, CuPy and compute-sanitizer
 #   slow       the slow tests
@@ -79,11 +79,20 @@ thread() {
 }
 
 fallback() {
+  local bin=$scratch/fallback/bin
   python3 -m venv "$scratch/fallback"
-  cp -r . "$scratch/source"
-  CXX=/bin/false "$scratch/fallback/bin/pip" install -q "$scratch/source[test]"
-  "$scratch/fallback/bin/narrows" doctor
-  (cd "$scratch/source" && "$scratch/fallback/bin/python" -m pytest -q -rs)
+  "$bin/pip" install -q scikit-build-core
+  "$bin/python" -c "from scikit_build_core.build import build_sdist; build_sdist('$scratch')"
+  mkdir "$scratch/source"
+  tar -xzf "$scratch"/narrows-*.tar.gz -C "$scratch/source" --strip-components=1
+  CXX=/bin/false "$bin/pip" install -q "$scratch/source[test]"
+  "$bin/narrows" doctor
+  (cd "$scratch/source" && "$bin/python" -m pytest -q -rs)
+  "$bin/pip" uninstall -q -y narrows
+  if (cd "$scratch/fallback" && "$bin/python" -c "import narrows") 2>/dev/null; then
+    echo "narrows can be imported after pip uninstall"
+    exit 1
+  fi
 }
 
 # Installs the compiler of CUDA kernels and CuPy into a scratch folder: they are too large for an extra of the package.

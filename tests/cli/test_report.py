@@ -82,6 +82,14 @@ def test_figures_are_readable_on_a_dark_page(folder):
         assert not re.search(r"<text|<rect[^>]*#fff", svg)
 
 
+def test_tiles_break_between_words(folder):
+    """A long class name breaks before its last word."""
+    tiles = report._tiles(json.loads((folder / "metrics.json").read_text()) | {"estimator": "VariationalAutoencoder"})
+    assert "Variational\u200bAutoencoder" in [note for _, _, note in tiles]
+    text = (folder / "report.html").read_text()
+    assert re.findall(r"\.tile \* \{ overflow-wrap: ([\w-]+)", text) == ["break-word"]
+
+
 def test_report_again_is_the_same_page(folder):
     first = (folder / "report.html").read_text()
     (folder / "report.html").unlink()

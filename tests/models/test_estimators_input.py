@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 import pandas
 import pytest
 import scipy.sparse as sp
+import sklearn
 from sklearn.base import clone
 from sklearn.exceptions import DataConversionWarning, NotFittedError
 
@@ -386,6 +387,17 @@ class Tensor:
         raise RuntimeError("cannot become an array")
 
 
+@pytest.fixture(params=[False, True], ids=["plain", "array_api_dispatch"])
+def dispatch(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Both settings of scikit-learn. With dispatch it asks an array for its namespace, which `Tensor` has not."""
+    if request.param:
+        pytest.importorskip("array_api_compat")
+        monkeypatch.setenv("SCIPY_ARRAY_API", "1")
+    with sklearn.config_context(array_api_dispatch=request.param):
+        yield
+
+
+@pytest.mark.usefixtures("dispatch")
 def test_arrays_of_other_libraries_are_taken_by_dlpack(X: np.ndarray) -> None:
     weight = np.linspace(0, 1, len(X))
     plain = small().fit(X, X[::-1].copy(), sample_weight=weight, X_val=(X[:9], X[9:18]))

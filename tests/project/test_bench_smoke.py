@@ -11,6 +11,7 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -231,6 +232,13 @@ def test_the_nightly_checks_name_existing_files() -> None:
     (threads,) = re.findall(r'-k "(two_programs[^"]*)"', script)
     for word in threads.split(" or "):
         assert re.search(rf"def test_\w*{word}", tests), word
+
+
+def test_the_nightly_extra_builds_the_extension() -> None:
+    """The checks build it in a copy of the source, without the build environment of pip."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    names = {re.split(r"[\[>=]", text)[0] for text in project["optional-dependencies"]["nightly"]}
+    assert names >= {"pybind11", "cmake", "ninja"}
 
 
 def test_the_experiment_on_contractive_codes_runs_and_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:

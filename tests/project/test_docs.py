@@ -122,6 +122,10 @@ def test_docstring_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert not told, "\n".join(told)
 
 
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+EXCLUDED = PROJECT["tool"]["scikit-build"]["sdist"]["exclude"]
+"""What a source distribution lacks."""
+
 TEXTS = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "bench/README.md", ROOT / "tests/README.md"]
 
 
@@ -136,6 +140,7 @@ def test_links_lead_somewhere(page: Path) -> None:
     for target, anchor in re.findall(r"\]\(([^)#:]*)(?:#([^)]*))?\)", page.read_text(encoding="utf-8")):
         linked = page.parent / target if target else page
         assert linked.exists(), target
+        assert not any(linked.resolve().is_relative_to(ROOT / path) for path in EXCLUDED), f"{target} is excluded"
         assert not anchor or anchor in anchors(linked), f"{target}#{anchor}"
 
 
@@ -149,6 +154,13 @@ def test_files_named_in_pages_exist(page: Path) -> None:
     code = " ".join(re.findall(r"`([^`\n]+)`", page.read_text(encoding="utf-8")))
     named = re.findall(r"(?<![\w/.*-])[\w/-]+\.(?:py|sh|cpp|cu|cuh|def|h|inl)\b", code)
     assert not [name for name in named if not any(path.endswith("/" + name) for path in there)]
+
+
+def test_tests_named_in_pages_exist() -> None:
+    named = [found for page in TEXTS for found in re.findall(r"([\w/]+\.py)::(\w+)", page.read_text(encoding="utf-8"))]
+    assert named
+    for path, test in named:
+        assert re.search(rf"^def {test}\(", (ROOT / path).read_text(encoding="utf-8"), flags=re.MULTILINE), (path, test)
 
 
 def test_every_decision_is_in_the_index() -> None:
@@ -170,7 +182,7 @@ def test_every_option_is_in_the_pages() -> None:
 
 
 def test_extras_named_in_errors_exist() -> None:
-    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    extras = PROJECT["project"]["optional-dependencies"]
     asked = set()
     for source in (ROOT / "python" / "narrows").rglob("*.py"):
         asked |= set(re.findall(r'require\(\s*"[\w.]+",\s*"(\w+)"', source.read_text(encoding="utf-8")))
