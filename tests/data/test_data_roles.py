@@ -250,6 +250,17 @@ def test_comments_before_a_table(tmp_path):
         opened(tmp_path / "f.csv", 'a,b\n"x,1\ny,2\n')
 
 
+def test_a_quote_that_is_not_closed_hides_no_rows(tmp_path):
+    for n, options in ((9, {}), (200, {}), (200, {"drop_columns": ["note"]}), (40_000, {})):
+        notes = ["word"] * n
+        notes[7] = '"open'
+        text = "id,a,note\n" + "".join(f"r{i},{i * i},{note}\n" for i, note in enumerate(notes))
+        with pytest.raises(DataError, match=r"^\S*a.csv: line 9, a quote is not closed$"):
+            opened(tmp_path / "a.csv", text, **options)
+    source = opened(tmp_path / "b.csv", 'id,a,note\nx,1,"one\ntwo"\ny,5,"three\nend"\n')
+    assert source.obs["note"].values.tolist() == ["one\ntwo", "three\nend"]
+
+
 def test_a_separator_is_not_given_up_for_a_broken_line(tmp_path):
     for separator in ",;\t|":
         rows = [separator.join(row) for row in ("abc", "123", "12", "456")]

@@ -7,10 +7,12 @@ NumPy parses the table at C speed. An error names the line and column of the fir
 
 from __future__ import annotations
 
+import contextlib
+import csv
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +125,7 @@ class _Table:
         columns = self._columns()
         try:
             table, cells = self._parse(columns)
-        except UnicodeDecodeError:
+        except (UnicodeDecodeError, DataError):
             raise
         except ValueError as error:
             self._recount(columns)
@@ -168,13 +170,15 @@ class _Table:
     def _parse(self, columns: Columns) -> tuple[npt.NDArray[Any], dict[int, list[str]]]:
         """The numbers of all columns, zero in place of text, and the cells of the index and of text columns."""
         cells: dict[int, list[str]] = {j: [] for j in (*columns.text, columns.index) if j is not None}
+        last: dict[int, str] = {}
 
         def keeper(j: int) -> Callable[[str], float]:
             kept = cells.get(j)
 
             def keep(cell: str) -> float:
+                last[j] = text = cell.strip()
                 if kept is not None:
-                    kept.append(cell.strip())
+                    kept.append(text)
                 return 0.0
 
             return keep
@@ -193,7 +197,20 @@ class _Table:
         )
         if table.shape[1] != self.n_cells:
             raise ValueError(f"{table.shape[1]} cells in the first line of data, {self.n_cells} in the others")
+        if any("\n" in cell for cell in last.values()):
+            self._check_end()
         return table, cells
+
+    def _check_end(self) -> None:
+        """Raise if the text ends inside quotes. The last cell would then hold all lines from the quote on."""
+        before = last = 0
+        with self.file.open() as stream, contextlib.suppress(csv.Error):  # of a cell that is too long
+            for line, row in self.dialect.rows(chain(islice(stream, self.skip, None), ["end"])):
+                if row == ["end"]:
+                    return
+                before, last = last, line
+            last = before
+        complain(self.path, self.skip + last + 1, "a quote is not closed")
 
     def _rows(self) -> Iterator[tuple[int, list[str]]]:
         """The rows of the data with their line numbers. A row of another width is an error."""
