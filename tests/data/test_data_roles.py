@@ -132,6 +132,13 @@ def test_flags(tmp_path):
     assert facts(opened(path, text, index_column=0)) == facts(opened(path, text, index_column="0"))
     assert facts(opened(path, text, index_column="kind"))[:3] == (["A", "B"], ["n", "a", "b"], {})
     assert facts(opened(path, text, drop_columns=["n", 2]))[1:] == (["a"], {"kind": ["A", "B"]}, [[2], [5]])
+    for drop in (np.array(["n", "b"]), np.array([0, 2]), {"n", 2}, (name for name in "nb")):
+        with opened(path, text, drop_columns=drop, untrusted=isinstance(drop, set)) as source:
+            assert source.var_names.tolist() == ["a"]
+    assert opened(path, text, index_column=np.int64(0)).obs_names.tolist() == ["1", "4"]
+    for options in ({"index_column": True}, {"index_column": 1.5}, {"drop_columns": "n"}, {"drop_columns": [True]}):
+        with pytest.raises(TypeError, match=next(iter(options))):
+            opened(path, text, **options)
     assert facts(opened(path, "x,1\ny,2\n", index_column=False, header=False))[2] == {"0": ["x", "y"]}
     assert facts(opened(path, "1,2\n3,4\n", header=True)) == (None, ["1", "2"], {}, [[3, 4]])
     assert facts(opened(path, "7,a\n8,3\n9,4\n", header=True)) == (None, ["7", "a"], {}, [[8, 3], [9, 4]])

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import operator
 import os
 import stat
 from collections.abc import Mapping, Sequence
@@ -122,7 +123,13 @@ def open(
     (10, 4)
     """
     path = Path(path)
-    given: dict[str, Any] = {"header": header, "index_column": index_column, "drop_columns": drop_columns}
+    if isinstance(drop_columns, str):
+        raise TypeError(f"drop_columns={drop_columns!r} must be a sequence of names or numbers")
+    given: dict[str, Any] = {
+        "header": header,
+        "index_column": _column("index_column", index_column),
+        "drop_columns": None if drop_columns is None else [_column("drop_columns", each) for each in drop_columns],
+    }
     name = _bundled(path)
     if name is not None:
         _check_taken(path, given, ())
@@ -175,8 +182,15 @@ def _check_taken(path: Path, given: Mapping[str, Any], takes: Sequence[str]) -> 
         if name not in takes:
             able = ", ".join(f.name for f in FORMATS if name in f.takes)
             raise DataError(f"{path}: {name}={value!r} is for tables ({able}); leave it out")
-        if name == "drop_columns" and isinstance(value, str):
-            raise TypeError(f"drop_columns={value!r} must be a sequence of names or numbers")
+
+
+def _column(what: str, given: Any) -> str | int | None:
+    """The name or the number of a column; None and False as they are."""
+    if given is None or given is False or isinstance(given, str):
+        return given
+    if given is True or not hasattr(given, "__index__"):
+        raise TypeError(f"{what}: {given!r} is not the name or the number of a column")
+    return operator.index(given)
 
 
 def _check_regular(path: Path) -> None:
