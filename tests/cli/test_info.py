@@ -51,8 +51,7 @@ def test_a_run_and_its_model_file(home, capsys):
     }  # fmt: skip
     alone = json.loads(said(capsys, home / "run" / "model.safetensors", "--json"))
     assert alone == {name: value for name, value in found.items() if name not in ("status", "checkpoint")} | {
-        "stopped": "limit of epochs reached",
-        "data": alone["data"],
+        "data": alone["data"]
     }
     text = said(capsys, home / "run")
     for shown in ("12 - 8 relu - 3 linear - 8 relu - 12 linear", "gene0, gene1, gene2, gene3, gene4, ...", "alpha=0.5"):
@@ -89,6 +88,8 @@ def test_a_sweep_and_an_unfinished_run(home, tmp_path, capsys):
     text = said(capsys, tmp_path / "cut")
     assert "running or killed" in text
     assert "last.safetensors" in text
+    (tmp_path / "s" / "sweep.json").unlink()
+    assert "unfinished sweep" in said(capsys, tmp_path / "s")
 
 
 def test_what_is_damaged_or_no_model_is_one_line(home, tmp_path, line, capsys):
@@ -98,6 +99,8 @@ def test_what_is_damaged_or_no_model_is_one_line(home, tmp_path, line, capsys):
     (tmp_path / "flipped.safetensors").write_bytes(good[:-9] + bytes([good[-9] ^ 1]) + good[-8:])
     (tmp_path / "text.txt").write_text("hello")
     (tmp_path / "empty").mkdir()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "config.toml").write_text("data = 1")
     shutil.copytree(home / "run", tmp_path / "run")
     (tmp_path / "run" / "metrics.json").write_text("{")
     (tmp_path / "sweep").mkdir()
@@ -108,6 +111,7 @@ def test_what_is_damaged_or_no_model_is_one_line(home, tmp_path, line, capsys):
         (tmp_path / "flipped.safetensors", "flipped.safetensors: damaged"),
         (tmp_path / "text.txt", "text.txt: damaged or not a model file"),
         (tmp_path / "none", "none: no such model file"),
+        (tmp_path / "other", "other holds no model.safetensors and no run of narrows"),
         (tmp_path / "empty", "holds no model.safetensors and no run of narrows"),
         (tmp_path / "run", "metrics.json is damaged"),
         (tmp_path / "sweep", "sweep.json is damaged"),

@@ -77,6 +77,7 @@ def test_warnings_name_the_flags(tmp_path, capsys):
     [
         (["--drop-columns", "z"], 3, "no column 'z' for --drop-columns; it has 'nr', 'site', '400'"),
         (["--drop-columns", "a,,b"], 2, "'a,,b' is not a list of columns"),
+        (["--drop-columns", "a\rb"], 2, "is not a list of columns"),
         (["--index-column", "99"], 3, "no column '99' for --index-column"),
         (["--index-column", "none"], 3, "column 0 (nr): "),
     ],

@@ -16,6 +16,7 @@ from ..fitting.parameters import plain_parameters
 from ..models import REGISTRY, load
 from ..persistence import written_by
 from . import report, sweep
+from .rundir import RunDir
 from .settings import read_toml
 
 __all__ = ["as_text", "describe"]
@@ -40,12 +41,13 @@ def describe(path: Path) -> dict[str, Any]:
         return _model(path)
     if (path / "sweep.json").exists():
         return _sweep(path)
-    known = _run(path)
+    command = next((kind.command for kind in (RunDir, sweep.SweepDir) if kind(path).ours), None)
+    known = {} if command is None else _run(path)
     if (path / "model.safetensors").exists():
         return _model(path / "model.safetensors") | known
-    if not known:
+    if command is None:
         raise DataError(f"{path} holds no model.safetensors and no run of narrows")
-    return {"path": str(path), "kind": "unfinished fit", **known}
+    return {"path": str(path), "kind": f"unfinished {command}", **known}
 
 
 def as_text(found: dict[str, Any]) -> str:
@@ -98,17 +100,16 @@ def _model(path: Path) -> dict[str, Any]:
         "epochs": int(model.n_iter_),
         "train_loss": float(model.loss_) if math.isfinite(model.loss_) else None,
         "val_loss": min(validated, default=None),
-        "stopped": _REASONS["max_iter" if model.n_iter_ >= model.max_iter else "converged"],
+        "stopped": report.REASONS["max_iter"]
+        if model.n_iter_ >= model.max_iter
+        else f"{report.REASONS['converged']}, or a callback",
         "version": written_by(path),
         "bytes": path.stat().st_size,
     }
 
 
-_REASONS = {"max_iter": "limit of epochs reached", "converged": "no more improvement, or a callback"}
-
-
 def _run(path: Path) -> dict[str, Any]:
-    """What the folder of a fit adds; empty if it is none."""
+    """What the folder of a run adds."""
     found: dict[str, Any] = {}
     if (path / "metrics.json").exists():
         metrics = _json(path / "metrics.json")
@@ -124,7 +125,7 @@ def _run(path: Path) -> dict[str, Any]:
         except (OSError, ValueError) as error:
             raise DataError(f"{path / 'config.toml'} cannot be read ({error})") from None
         found = {"status": "running or killed", "data": table.get("data"), "rows": table.get("run", {}).get("n_rows")}
-    if found and (path / "checkpoints" / "last.safetensors").exists():
+    if (path / "checkpoints" / "last.safetensors").exists():
         found["checkpoint"] = str(path / "checkpoints" / "last.safetensors")
     return found
 

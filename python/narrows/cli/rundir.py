@@ -117,13 +117,15 @@ class RunDir:
         if not self.path.exists():
             return
         content = [p.name for p in self.path.iterdir() if not (p.name.startswith(".") and p.suffix == ".tmp")]
-        if content and not self._is_ours():
+        if content and not self.ours:
             raise OutputError(
                 f"--out {self.path} is not empty and holds no run of narrows {self.command} (it has "
                 f"{min(content)}): give an empty or new folder"
             )
 
-    def _is_ours(self) -> bool:
+    @property
+    def ours(self) -> bool:
+        """Whether a run of this command made the folder."""
         for name in ("config.toml", "run.log"):
             try:
                 with (self / name).open(encoding="utf-8", errors="replace") as file:

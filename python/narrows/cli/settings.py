@@ -292,7 +292,10 @@ def parse_columns(text: str) -> tuple[str, ...]:
     ValueError
         A name is empty.
     """
-    names = tuple(name.strip() for name in next(csv.reader([text], skipinitialspace=True), []))
+    try:
+        names = tuple(name.strip() for name in next(csv.reader([text], skipinitialspace=True), []))
+    except csv.Error:  # a line end outside quotes
+        names = ()
     if not names or "" in names:
         raise ValueError(f"{text!r} is not a list of columns; write NAME,NAME or numbers from 0")
     return names

@@ -51,7 +51,6 @@ class NormalizedSource(Source):
         self.roles, self.image_shape = source.roles, source.image_shape
         self.source = source
         self.normalizer = normalizer
-        self.image_shape = source.image_shape
         self._looked = False  # for values that become equal in float32
         shift = normalizer.shift if source.is_sparse else None
         if shift is not None and np.abs(shift).max() <= SHIFT_LIMIT:
