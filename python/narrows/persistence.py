@@ -285,7 +285,7 @@ def _envelope(content: bytes, shown: str) -> dict[str, Any]:
         raise ModelFileError(f"{shown}: damaged or not a model file: {len(content)} bytes long")
     size = int.from_bytes(content[:8], "little")
     if size > min(_HEADER_LIMIT, len(content) - 8):
-        raise ModelFileError(f"{shown}: damaged or not a model file: it claims a header of {size} bytes")
+        raise ModelFileError(f"{shown}: damaged or not a model file: its header is cut off or of another format")
     try:
         header = json.loads(content[8 : 8 + size], parse_constant=_refuse)
         text = header["__metadata__"]["narrows"]

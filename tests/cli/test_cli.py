@@ -452,3 +452,12 @@ def test_features_must_be_those_of_the_model(named, tmp_path, line):
     np.save(tmp_path / "t.npy", table().T)
     assert narrows("encode", tmp_path / "o", tmp_path / "t.npy", "-o", tmp_path / "z.npy", "--quiet") == 3
     assert "90 features, the model has 12" in line()
+
+
+def test_a_stop_before_training_promises_no_checkpoint(monkeypatch, capsys):
+    def stopped(args, argv, stop):
+        raise Stopped("SIGTERM")
+
+    monkeypatch.setitem(sys.modules["narrows.cli.main"]._COMMANDS, "fit", stopped)
+    assert narrows("fit", "digits", "--out", "never") == 143
+    assert "it continues from its last checkpoint, if it saved one" in capsys.readouterr().err

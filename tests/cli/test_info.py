@@ -37,7 +37,7 @@ def test_a_run_and_its_model_file(home, capsys):
     expected = {
         "estimator": "Autoencoder", "name": "autoencoder", "loss": "mse", "n_components": 3, "rows": 90, "features": 12,
         "feature_names": ["gene0", "gene1", "gene2", "gene3", "gene4"], "n_parameters": known["n_parameters"],
-        "parameters": json.loads(json.dumps(model.get_params())), "epochs": 4, "train_loss": model.loss_,
+        "parameters": json.loads(json.dumps(model.get_params())), "epochs": 4, "train_loss": known["train_loss"],
         "val_loss": known["val_loss"], "stopped": "limit reached", "status": "finished", "version": nw.__version__,
         "input_sha256": known["input_sha256"], "normalisation": "standard (as asked)",
         "bytes": (home / "run" / "model.safetensors").stat().st_size,
@@ -119,3 +119,11 @@ def test_what_is_damaged_or_no_model_is_one_line(home, tmp_path, line, capsys):
     ):
         assert narrows("info", path) == 3
         assert text in line()
+
+
+def test_both_losses_are_of_the_epoch_with_the_best_weights(home, tmp_path, capsys):
+    model = nw.load(home / "run" / "model.safetensors")
+    model.history_["val_loss"][1] = 1e-3
+    model.save(tmp_path / "best.safetensors")
+    found = json.loads(said(capsys, tmp_path / "best.safetensors", "--json"))
+    assert (found["train_loss"], found["val_loss"]) == (model.history_["loss"][1], 1e-3)

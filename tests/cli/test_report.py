@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import re
+import shlex
 import xml.etree.ElementTree as ET
 
 import numpy as np
@@ -165,3 +166,15 @@ def test_page_of_counts(tmp_path):
     assert row["held_out_nll_per_row"] == metrics["held_out_nll_per_row"]
     assert cli.main(["report", str(out)]) == 0
     assert Page((out / "report.html").read_text()).images == page.images
+
+
+def test_the_command_can_be_pasted_into_a_shell(folder):
+    m = json.loads((folder / "metrics.json").read_text())
+    argv = ["narrows", "fit", "my data.csv", "--out", "it's"]
+    assert shlex.split(report._facts(m | {"argv": argv})["command"]) == argv
+
+
+def test_one_of_a_thing_has_no_plural(folder):
+    m = json.loads((folder / "metrics.json").read_text())
+    notes = [report._tiles(m | {"n_threads": n})[-1][-1] for n in (1, 2)]
+    assert [note.split(", ")[1] for note in notes] == ["1 thread", "2 threads"]

@@ -109,7 +109,9 @@ def test_conv_asks_for_the_shape_of_what_may_be_signals(tmp_path, capsys):
     np.save(tmp_path / "a.npy", np.random.default_rng(0).random((24, 8, 6)).astype(np.float32))
     conv = ["--estimator", "conv", "--components", "2", "--epochs", "1", "--quiet", "--set", "filters=2"]
     assert run("fit", tmp_path / "a.npy", "--out", tmp_path / "out", *conv) != 0
-    assert "set image_shape=(8, 6, 1) if they are grey images, or image_shape=(8, 6) if" in capsys.readouterr().err
+    assert (
+        "give --set image_shape=8,6,1 if they are grey images, or --set image_shape=8,6 if" in capsys.readouterr().err
+    )
     assert run("fit", tmp_path / "a.npy", "--out", tmp_path / "out", *conv, "--set", "image_shape=8,6,1") == 0
     np.save(tmp_path / "b.npy", np.zeros((24, 3, 8, 8), np.float32))
     capsys.readouterr()

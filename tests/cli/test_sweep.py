@@ -268,6 +268,7 @@ def test_a_sweep_worse_than_pca_marks_no_elbow(npy, tmp_path, capsys, monkeypatc
     log = (tmp_path / "short" / "components-1" / "run.log").read_text()
     assert "the error is worse than that of PCA (" in log
     assert "the loss still fell when --epochs 1 ended training" in log
+    assert log.count("more epochs") == 1  # advice of this line alone
     assert "The loss still fell" in (tmp_path / "short" / "components-1" / "report.html").read_text()
     found["sizes"][1]["pca_held_out_mse_per_feature"] = found["sizes"][1]["held_out_mse_per_feature"]
     found["elbow"] = 2

@@ -316,3 +316,8 @@ def test_given_axes_are_used_and_pyplot_is_left_alone():
         assert draw(ax) is ax
         ax.figure.canvas.draw()
     assert "matplotlib.pyplot" not in sys.modules or not sys.modules["matplotlib.pyplot"].get_fignums()
+
+
+def test_numbers_of_rows_are_whole_numbers():
+    ticks = plotting.plot_row_losses([0, 1, 2], [2, 1], [1, 2]).get_yticks()
+    assert (ticks == ticks.round()).all()

@@ -95,7 +95,7 @@ def fit_figures(
     colours = "Colours: labels of the data." if shown is not None else "The data have no labels."
     add(
         "Latent space",
-        f"Latent codes of the rows, {codes.shape[1]} component(s). {colours}{note}",
+        f"Latent codes of the rows, {measures.counted(codes.shape[1], 'component')}. {colours}{note}",
         lambda ax: plotting.plot_latent(codes[index], shown, ax),
     )
     if likelihood or (metrics.get("mse_per_feature") is not None and pca_loss is not None):

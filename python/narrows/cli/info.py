@@ -67,7 +67,10 @@ def _model(path: Path) -> dict[str, Any]:
     names, facts = model._feature_names, model.metadata_.get("source")
     n_rows = facts.get("n_rows") if isinstance(facts, dict) else None
     defaults, params = type(model)().get_params(), plain_parameters(model)
-    validated = [loss for loss in history.get("val_loss", []) if math.isfinite(loss)]
+    validated = [loss if math.isfinite(loss) else math.inf for loss in history.get("val_loss", [])]
+    val_loss = min(validated, default=math.inf)
+    # Both losses are of one epoch, as in metrics.json: the best one if there were held-out rows.
+    train_loss = history["loss"][validated.index(val_loss)] if val_loss < math.inf else model.loss_
     normalizer = stored_normalizer(model) if "normalizer" in model.metadata_ else None
     return {
         "path": str(path),
@@ -98,8 +101,8 @@ def _model(path: Path) -> dict[str, Any]:
         "input_sha256": source.get("sha256"),
         "normalisation": None if normalizer is None else f"{normalizer.resolved_} ({normalizer.reason_})",
         "epochs": int(model.n_iter_),
-        "train_loss": float(model.loss_) if math.isfinite(model.loss_) else None,
-        "val_loss": min(validated, default=None),
+        "train_loss": float(train_loss) if math.isfinite(train_loss) else None,
+        "val_loss": val_loss if val_loss < math.inf else None,
         "stopped": report.REASONS["max_iter"]
         if model.n_iter_ >= model.max_iter
         else f"{report.REASONS['converged']}, or a callback",

@@ -11,6 +11,7 @@ import contextlib
 import datetime
 import logging
 import platform
+import shlex
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -180,7 +181,7 @@ def fit_opened(
             (run / "_SUCCESS").unlink()
         facts = ("version", "input_sha256", "n_rows", "n_features")
         run.write_config(settings.stored() | {"run": {name: metrics[name] for name in facts}})
-        log.debug("narrows %s: %s", __version__, " ".join(argv))
+        log.debug("narrows %s: %s", __version__, shlex.join(argv))
         if table.roles is not None:
             log.debug("roles of the columns: %s", table.roles)
         chosen = table.describe("--normalize NAME")

@@ -92,7 +92,7 @@ def _run(args: argparse.Namespace, argv: list[str]) -> int:
     from .console import messages
 
     with messages(args.quiet or args.command == "doctor"), Stopper(getattr(args, "walltime_margin", 0.0)) as stop:
-        again = ": repeat the command to continue from the last checkpoint"
+        again = ": repeat the command; it continues from its last checkpoint, if it saved one"
         try:
             _COMMANDS[args.command](args, argv, stop)
             if stop.signal is None:

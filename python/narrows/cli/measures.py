@@ -22,6 +22,7 @@ __all__ = [
     "BETTER",
     "against",
     "baseline_text",
+    "counted",
     "has_likelihood",
     "held_out",
     "held_text",
@@ -189,7 +190,12 @@ def still_fell(found: dict[str, Any]) -> bool:
     return bool(found["exit_reason"] == "max_iter" and found["best_epoch"] > 0.9 * found["epochs_run"])
 
 
-BETTER = "try more epochs, or another --hidden, --estimator or learning_rate_init"
+BETTER = "try another --hidden, --estimator or learning_rate_init"
+
+
+def counted(n: int, what: str) -> str:
+    """``1 thread``, ``2 threads``."""
+    return f"{n} {what}{'' if n == 1 else 's'}"
 
 
 def against(found: dict[str, Any]) -> tuple[Any, Any, str]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -258,7 +259,13 @@ def _tiles(m: dict[str, Any]) -> list[tuple[str, str, str]]:
     reason = REASONS.get(m["exit_reason"], m["exit_reason"])
     tiles.append((str(m["epochs_run"]), "epochs", reason))
     tiles.append((duration(m["wall_s"]), "wall time", _rate(m.get("samples_per_s"))))
-    tiles.append((f"{m['peak_rss_bytes'] / 1e9:.2f} GB", "peak memory", f"{m['backend']}, {m['n_threads']} thread(s)"))
+    tiles.append(
+        (
+            f"{m['peak_rss_bytes'] / 1e9:.2f} GB",
+            "peak memory",
+            f"{m['backend']}, {measures.counted(m['n_threads'], 'thread')}",
+        )
+    )
     return tiles
 
 
@@ -289,7 +296,7 @@ def _facts(m: dict[str, Any]) -> dict[str, Any]:
     )  # fmt: skip
     facts = {name.replace("_", " "): m[name] for name in names if m.get(name) is not None}
     facts |= {name: show_size(facts[name]) for name in ("bytes in", "bytes out") if name in facts}
-    return facts | {"command": " ".join(map(str, m["argv"]))}
+    return facts | {"command": shlex.join(map(str, m["argv"]))}
 
 
 def _cells(table: dict[str, Any]) -> list[tuple[str, str]]:

@@ -61,6 +61,8 @@ _PARAMETER = re.compile(
     rf"(?<!--set )(?<![\w./'-])(?:({'|'.join(_FLAG_OF)})=('[^']*'|[(\[][^)\]]*[)\]]|[\w.+-]*\w)"
     rf"|({'|'.join(name for name in _FLAG_OF if '_' in name)})(?![\w/'-]))"
 )
+#: The shape of images in a message. It has no flag of its own.
+_SHAPE = re.compile(r"(?<!--set )\b(set )?image_shape=\(([^)]*)\)")
 
 #: Settings of how a run works, not of what it computes. They may differ when a run is resumed.
 _MANNER = (
@@ -215,7 +217,10 @@ def in_flags(message: str) -> str:
         shown = "" if value in (None, "True") else " " + re.sub(r"^['(\[]|[')\]]$|(?<=,) ", "", value)
         return f"--{_flag(_FLAG_OF[name])}{shown}"
 
-    return _PARAMETER.sub(flag, message)
+    def shape(found: re.Match[str]) -> str:
+        return f"{'give ' if found[1] else ''}--set image_shape={found[2].replace(' ', '')}"
+
+    return _SHAPE.sub(shape, _PARAMETER.sub(flag, message))
 
 
 def _plain(value: Any) -> Any:

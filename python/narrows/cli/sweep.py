@@ -13,6 +13,7 @@ import contextlib
 import dataclasses
 import json
 import logging
+import shlex
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -376,7 +377,7 @@ def build_report(folder: Path) -> Path:
         (report.duration(result["wall_s"]), "wall time", "of the last command"),
     ]
     settings = read_toml(folder / "config.toml")
-    run = {"version": result["version"], "input sha256": result["input_sha256"], "command": " ".join(result["argv"])}
+    run = {"version": result["version"], "input sha256": result["input_sha256"], "command": shlex.join(result["argv"])}
     return report.write_page(
         folder,
         f"{result['estimator']} with {', '.join(map(str, sizes))} latent components, fitted to {result['data']} by "

@@ -175,6 +175,7 @@ def plot_row_losses(
     ax.stairs(model, edges, color=BLUE, alpha=0.35, fill=True)
     ax.stairs(model, edges, color=BLUE, lw=1.5, label="autoencoder")
     ax.set(xlabel="nats per row", ylabel="rows", title="Loss per row")
+    ax.locator_params(axis="y", integer=True)
     legend_above(ax)
     return dress(ax)
 
