@@ -317,6 +317,12 @@ def test_pipes_and_devices_are_refused(tmp_path):
     (tmp_path / "b.csv").symlink_to("/dev/null")
     with pytest.raises(DataError, match=r"b\.csv: a device"):
         nd.open(tmp_path / "b.csv")
+    for name in ("data", "genes"):  # needed, and absent otherwise
+        folder = write_parts(tmp_path / name, COUNTS)
+        (folder / f"{name}.npy").unlink(missing_ok=True)
+        os.mkfifo(folder / f"{name}.npy")
+        with pytest.raises(DataError, match=rf"{name}\.npy: a pipe, not a file"):
+            nd.open(folder)
 
 
 # --- parquet

@@ -13,6 +13,7 @@ import operator
 import os
 import stat
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -165,10 +166,14 @@ def open(
 
 
 def _others(path: Path, form: Format, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The further arguments that a format takes. The links of a folder are checked."""
+    """The further arguments that a format takes. The files and links of a folder are checked."""
     if given["modality"] is not None and "modality" not in form.takes:
         raise DataError(f"{path}: this format has no modalities; drop modality={given['modality']!r}")
     _check_taken(path, {name: given.get(name) for name in ("header", "index_column", "drop_columns")}, form.takes)
+    for folder, _, names in os.walk(path):  # nothing if the path is a file
+        for name in names:
+            with suppress(OSError):  # a broken link: it matters only if the file is needed
+                _check_regular(Path(folder, name))
     if path.is_dir() and not given["follow_links"]:
         check_folder(path)
     return {name: given.get(name) for name in form.takes}
