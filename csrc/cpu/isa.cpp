@@ -3,6 +3,11 @@
 #include <cstdlib>
 #include <stdexcept>
 
+#if defined(NARROWS_AMX) && defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 namespace narrows {
 
 namespace {
@@ -20,16 +25,53 @@ bool has_avx512() {
 bool has_avx512bf16() { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }
 #endif
 
+#ifdef NARROWS_AMX
+// Linux gives tile registers to a process that asks for them. It refuses if a thread's signal stack is too small for
+// them, and some containers refuse the call.
+bool tiles_granted() {
+#ifdef __linux__
+  constexpr int REQUEST = 0x1023, TILE_DATA = 18;  // ARCH_REQ_XCOMP_PERM and XFEATURE_XTILEDATA
+  static const bool granted = syscall(SYS_arch_prctl, REQUEST, TILE_DATA) == 0;
+  return granted;
+#else
+  return false;
+#endif
+}
+bool cpu_has_amx() {
+  return has_avx512bf16() && __builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-bf16");
+}
+bool has_amx() { return cpu_has_amx() && tiles_granted(); }
+#endif
+
 }  // namespace
 
+bool tiles_refused() {
+#ifdef NARROWS_AMX
+  return cpu_has_amx() && !tiles_granted();
+#else
+  return false;
+#endif
+}
+
 const std::vector<const Isa*>& isa_tables() {
-  static const Isa baseline = {"baseline", always, baseline::table<float>, baseline::table<double>, nullptr};
+  static const Isa baseline = {"baseline", always, baseline::table<float>, baseline::table<double>};
 #ifdef NARROWS_X86
-  static const Isa avx2 = {"avx2", has_avx2, avx2::table<float>, avx2::table<double>, nullptr};
-  static const Isa avx512 = {"avx512", has_avx512, avx512::table<float>, avx512::table<double>, nullptr};
-  static const Isa avx512bf16 = {"avx512bf16", has_avx512bf16, avx512::table<float>, avx512::table<double>,
-                                 avx512bf16::pair_product};
-  static const auto& tables = *new std::vector<const Isa*>{&avx512bf16, &avx512, &avx2, &baseline};
+  static const Isa avx2 = {"avx2", has_avx2, avx2::table<float>, avx2::table<double>};
+  static const Isa avx512 = {"avx512", has_avx512, avx512::table<float>, avx512::table<double>};
+#ifdef NARROWS_AMX
+  static const Isa amx = {
+      "amx", has_amx, avx512::table<float>, avx512::table<double>, amx::pair_product, "the tile registers of AMX"};
+#endif
+  static const Isa avx512bf16 = {"avx512bf16",          has_avx512bf16,           avx512::table<float>,
+                                 avx512::table<double>, avx512bf16::pair_product, "vdpbf16ps"};
+  // Last, so that nobody has it who does not ask for it.
+  static const Isa amx_model = {
+      "amx-model", has_avx512, avx512::table<float>, avx512::table<double>, amx_model::pair_product, "a model of AMX"};
+  static const auto& tables = *new std::vector<const Isa*>{
+#ifdef NARROWS_AMX
+      &amx,
+#endif
+      &avx512bf16, &avx512, &avx2, &baseline, &amx_model};
 #else
   static const auto& tables = *new std::vector<const Isa*>{&baseline};
 #endif

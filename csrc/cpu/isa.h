@@ -14,7 +14,8 @@ struct Isa {
   bool (*supported)();
   const Kernels<float>& (*f32)();
   const Kernels<double>& (*f64)();
-  PairProduct (*native_bfloat16)();  // by the CPU's own instruction; null: emulated
+  PairProduct (*own_pairs)() = nullptr;    // products in bfloat16 of its own; null: those of its kernels
+  const char* bfloat16 = "multiply-adds";  // what makes them
 
   template <class T>
   const Kernels<T>& kernels() const {
@@ -23,7 +24,7 @@ struct Isa {
     else
       return f64();
   }
-  PairProduct bfloat16() const { return native_bfloat16 ? native_bfloat16() : f32().bfloat16; }
+  PairProduct pairs() const { return own_pairs ? own_pairs() : f32().bfloat16; }
 };
 
 // The tables, each compiled with its instruction set's flags.
@@ -43,6 +44,15 @@ NARROWS_TABLE(avx512)
 namespace avx512bf16 {
 PairProduct pair_product();
 }
+namespace amx {
+PairProduct pair_product();
+}
+namespace amx_model {
+PairProduct pair_product();
+}
+
+// Whether this CPU has AMX, but the operating system refuses its registers.
+bool tiles_refused();
 
 // Every table built into this library, best first.
 const std::vector<const Isa*>& isa_tables();

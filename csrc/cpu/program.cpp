@@ -160,7 +160,7 @@ class TypedProgram final : public Program {
     for (int r = 0; r < 2 + plan_.moments; ++r) ctx_.regions[r] = base + r * plan_.parameter_size;
     work_ = base + (2 + plan_.moments) * plan_.parameter_size;
     ctx_.parameter_size = plan_.parameter_size;
-    if (precision == BFLOAT16) ctx_.bfloat16 = isa.bfloat16();
+    if (precision == BFLOAT16) ctx_.bfloat16 = isa.pairs();
     const Kernels<T>& kernels = isa.kernels<T>();
     double flop = 0;
     for (const OpDesc& op : plan_.ops) {

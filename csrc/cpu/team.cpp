@@ -84,7 +84,7 @@ class TimedRegion {
   TimedRegion(TeamFn fn, void* data) : fn_(fn), data_(data) {}
 
   void run(int tid, int nt) {
-    const int64_t begin = now(), cpu = nanoseconds(CLOCK_THREAD_CPUTIME_ID), asleep = slept;
+    const int64_t cpu = nanoseconds(CLOCK_THREAD_CPUTIME_ID), asleep = slept;
     fn_(data_, tid, nt);
     const int64_t used = nanoseconds(CLOCK_THREAD_CPUTIME_ID) - cpu, end = now();
     // A thread that begins late has waited for its core too.

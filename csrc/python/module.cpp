@@ -284,7 +284,8 @@ PYBIND11_MODULE(_core, m) {
   m.def("build_info", build_info);
   m.def("isa", [] { return std::string(chosen_isa().name); });
   m.def("thread_limit", thread_limit);
-  m.def("native_bfloat16", [] { return chosen_isa().native_bfloat16 != nullptr; });
+  m.def("bfloat16", [] { return std::string(chosen_isa().bfloat16); });
+  m.def("tiles_refused", tiles_refused);
   m.def("probe_machine", [](int n_threads) {
     if (n_threads < 1 || n_threads > 4096) throw std::invalid_argument("n_threads must be positive");
     Probe probe;

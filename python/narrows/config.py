@@ -48,7 +48,7 @@ def show_config() -> Config:
         (versions of the core dependencies); ``threads`` (number and its origin); ``backend`` (the choice of
         ``backend="auto"``, or why there is none); ``backends`` (by name: "ok" or "no", and the reason); ``generic ops``
         (by backend: ops that the reference computes for it); ``isa`` and ``bfloat16`` (with the C++ backend:
-        instruction set, and whether bfloat16 is native); ``extras`` (by name: "present", or what is missing).
+        instruction set, and what multiplies in bfloat16); ``extras`` (by name: "present", or what is missing).
 
     Examples
     --------
@@ -78,12 +78,10 @@ def show_config() -> Config:
     generic = {name: sorted(op.name.lower() for op in {*OpCode} - own_ops(name)) for name, p in found.items() if p.ok}
     config["generic ops"] = {name: ", ".join(ops) or "none" for name, ops in generic.items()}
     if found["cpp"].ok:
-        from .backends.cpp import isa, native_bfloat16
+        from .backends.cpp import bfloat16, isa
 
         config["isa"] = isa()
-        config["bfloat16"] = (
-            "native" if native_bfloat16() else "emulated, slower than float32: this CPU has no vdpbf16ps"
-        )
+        config["bfloat16"] = bfloat16()
     config["extras"] = {name: _extra(modules) for name, modules in _EXTRAS.items()}
     return config
 

@@ -7,6 +7,10 @@ that pins each element to its place, in every layout. Rounding itself is held ag
 from __future__ import annotations
 
 import itertools
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -123,6 +127,66 @@ def test_exact_data_with_a_transposed_weight(cpp: str) -> None:
             results.append({**program.gradient(np.arange(m))[1], "out": program.apply(X, Mode.RECONSTRUCT)})
         for name, value in results[0].items():
             np.testing.assert_array_equal(results[1][name], value, err_msg=name)
+
+
+# --- tile registers -------------------------------------------------------------------------------------------------
+
+EXACT = """
+import sys
+sys.path[:0] = {path!r}
+import test_bfloat16 as tests
+for k, n, m in ((97, 65, 64), (1025, 33, 2), (40, 700, 512), (17, 9, 2048)):
+    for threads in (1, 2):
+        tests.assert_same_bits(tests.network((k, n, k), tests.Activation.LINEAR), m, threads)
+tests.test_exact_data_with_a_transposed_weight("cpp")
+tests.encode_by_tiles({out!r})
+"""
+
+
+def tile_case() -> tuple[Array, Array]:
+    rng = np.random.default_rng(0)
+    return rng.normal(size=(37, 70)).astype(np.float32), rng.normal(size=(70, 45)).astype(np.float32)
+
+
+def encode_by_tiles(out: str) -> None:
+    """Save the product of `tile_case` with one and with three threads."""
+    X, W = tile_case()
+    spec = network((70, 45, 70), Activation.LINEAR)
+    products = []
+    for threads in (1, 3):
+        program = compile_plan(lower(spec, len(X)), "cpp", precision="bfloat16", n_threads=threads)
+        state = {slot.name: np.zeros((slot.rows, slot.cols), np.float32) for slot in program.plan.parameters}
+        program.load(state | {"W0": W})
+        products.append(program.apply(X, Mode.ENCODE))
+    np.save(out, products)
+
+
+def documented(X: Array, W: Array) -> Array:
+    """X W as TDPBF16PS sums it: blocks of 32 terms, in each the even and the odd terms apart, in float32."""
+    a, b = bfloat16(X).astype(np.float64), bfloat16(W).astype(np.float64)
+    total = np.zeros((len(a), b.shape[1]), np.float32)
+    for block in range(0, a.shape[1], 32):
+        part = np.zeros((2, *total.shape), np.float32)
+        for k in range(block, min(block + 32, a.shape[1])):
+            part[k % 2] = part[k % 2] + np.outer(a[:, k], b[k])  # exact in float64, rounded once
+        total += part[0] + part[1]
+    return total
+
+
+def test_tile_registers_sum_as_documented(cpp: str, tmp_path: Path) -> None:
+    """The model of the instructions runs the product of AMX. On a CPU with AMX the instructions run it as well."""
+    from native_functions import pair_sets
+
+    for isa in pair_sets():
+        if isa == "avx512bf16":
+            continue
+        out = tmp_path / f"{isa}.npy"
+        code = EXACT.format(path=[str(Path(__file__).parent), *sys.path], out=str(out))
+        command = [sys.executable, "-c", code]
+        result = subprocess.run(command, env=os.environ | {"NARROWS_ISA": isa}, text=True, capture_output=True)
+        assert result.returncode == 0, result.stderr
+        for product in np.load(out):
+            np.testing.assert_array_equal(product, documented(*tile_case()), err_msg=isa)
 
 
 # --- rounded data: the reference ------------------------------------------------------------------------------------

@@ -17,10 +17,10 @@ from narrows.backends import probe
 if not probe("cpp").ok:
     pytest.skip(f"no native backend: {probe('cpp').reason}", allow_module_level=True)
 
-from narrows import _core
+from native_functions import instruction_sets, pair_sets
 
 SUPPORT = Path(__file__).parents[1] / "support"
-ISAS = [name for name, supported in _core.build_info()["isa_tables"] if supported]
+ISAS = instruction_sets()
 isas = pytest.mark.parametrize("isa", ISAS)
 
 
@@ -40,7 +40,8 @@ def sweep(isa: str, folder: Path, *, round_: int = 0, **strides: int) -> None:
     log = folder / "case"
     log.touch()
     sweeps = [word for sweep in strides.items() for word in sweep]
-    result = run("edges.py", ISAS.index(isa), round_, log, *sweeps, NARROWS_ISA=isa)
+    offset = ISAS.index(isa) if isa in ISAS else 0
+    result = run("edges.py", offset, round_, log, *sweeps, NARROWS_ISA=isa)
     assert result.returncode == 0, f"{log.read_text()}\n{result.stderr}"
 
 
@@ -50,6 +51,17 @@ def test_sizes_at_tile_edges(isa: str, tmp_path: Path) -> None:
     sets run each size.
     """
     sweep(isa, tmp_path, layers=2, programs=79, images=17, penalties=2)
+
+
+@pytest.mark.parametrize("isa", pair_sets())
+def test_products_in_bfloat16_at_tile_edges(isa: str, tmp_path: Path) -> None:
+    sweep(isa, tmp_path, pairs=29)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("isa", pair_sets())
+def test_all_products_in_bfloat16_at_tile_edges(isa: str, tmp_path: Path) -> None:
+    sweep(isa, tmp_path, round_=1, pairs=1)
 
 
 @pytest.mark.slow

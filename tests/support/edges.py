@@ -188,6 +188,11 @@ def program_cases() -> Iterator[tuple[int, int, int, Precision]]:
     yield from itertools.product(FEATURES, HIDDEN, BATCHES, CPU_PRECISIONS)
 
 
+def pair_cases() -> Iterator[tuple[int, int, int, Precision]]:
+    """The programs with products in bfloat16."""
+    return (case for case in program_cases() if case[-1] is Precision.BFLOAT16)
+
+
 def random_spec(rng: np.random.Generator, k: int, n: int, m: int) -> NetworkSpec:
     def sometimes(value: Any, otherwise: Any, probability: float = 0.3) -> Any:
         return value if rng.random() < probability else otherwise
@@ -465,6 +470,7 @@ def run_penalty(rng: np.random.Generator, k: int, n: int, dtype: Any, threads: i
 SWEEPS: dict[str, tuple[Callable[[], Iterator[tuple[Any, ...]]], Callable[..., None]]] = {
     "layers": (layer_cases, run_layer),
     "programs": (program_cases, run_program),
+    "pairs": (pair_cases, run_program),
     "images": (image_cases, run_images),
     "penalties": (penalty_cases, run_penalty),
 }

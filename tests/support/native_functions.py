@@ -158,9 +158,19 @@ FUNCTIONS = (
 )
 
 
+PAIR_SETS = ("amx", "avx512bf16", "amx-model")
+"""Instruction sets with their own products in bfloat16. All else is AVX-512's."""
+
+
 def instruction_sets() -> list[str]:
-    """Those of this build that this CPU has, best first."""
-    return [name for name, supported in _core.build_info()["isa_tables"] if supported]
+    """Those of this build with functions of their own that this CPU has, best first."""
+    tables = _core.build_info()["isa_tables"]
+    return [name for name, supported in tables if supported and name not in PAIR_SETS]
+
+
+def pair_sets() -> list[str]:
+    """Those of `PAIR_SETS` in this build that this CPU has."""
+    return [name for name, supported in _core.build_info()["isa_tables"] if supported and name in PAIR_SETS]
 
 
 @numba.njit(nogil=True)

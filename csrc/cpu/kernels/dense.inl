@@ -18,10 +18,6 @@ inline Matrix<const T> rows_from(Matrix<const T> m, const Range& rows) {
   m.rows = rows.end - rows.begin;
   return m;
 }
-template <class T>
-inline Matrix<const T> transposed(const Matrix<const T>& m) {
-  return {m.data, m.cols, m.rows, m.col_stride, m.row_stride, false};
-}
 
 // --- gather ----------------------------------------------------------------------------------------------------------
 

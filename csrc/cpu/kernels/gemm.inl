@@ -147,6 +147,11 @@ inline void transpose_block(const T* from, index_t from_stride, T* to, index_t t
   for (int i = 0; i < W; ++i) store(to + i * to_stride, rows[i]);
 }
 
+template <class T>
+inline Matrix<const T> transposed(const Matrix<const T>& m) {
+  return {m.data, m.cols, m.rows, m.col_stride, m.row_stride, false};
+}
+
 // Copies k0..k0+depth of columns j0..j0+cols of B into a zero-padded panel, its rows `width` apart.
 template <class T>
 inline void pack(const Matrix<const T>& B, index_t k0, index_t depth, index_t j0, index_t cols, T* panel,

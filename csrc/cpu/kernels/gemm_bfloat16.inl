@@ -46,10 +46,57 @@ inline index_t pair_scratch(index_t M, index_t K, bool cut) {
   return blocks.image + blocks.panel;
 }
 
-// As gemm(): one of A's and one of B's strides is 1. K is cut only if there is a `partial`.
-inline void gemm_bfloat16(Matrix<const float> A, Matrix<const float> B, Matrix<float> partial, float* scratch,
-                          Epilogue<float> epilogue, int tid, int nt, const Update<float>& update) {
+// to[i * to_stride + p] = pair p along row i of x. One of the strides of x is 1. Writes zeros to the end of a vector.
+inline void pairs_by_row(Matrix<const float> x, Pair* to, index_t to_stride) {
   constexpr index_t W = WIDTH<float>;
+  if (x.col_stride == 1) {
+    for (index_t i = 0; i < x.rows; ++i) pair_along(x.row(i), x.cols, to + i * to_stride);
+    return;
+  }
+  for (index_t i = 0; i < x.rows; i += W)
+    for (index_t k = 0; k < x.cols; k += 2 * W) {
+      alignas(64) Pair block[W * W] = {};
+      const index_t depth = x.cols - k < 2 * W ? x.cols - k : 2 * W;
+      pair_rows(x.row(i) + k * x.col_stride, x.col_stride, depth, x.rows - i < W ? x.rows - i : W, block, W);
+      transpose_block(block, W, to + i * to_stride + k / 2, to_stride);
+    }
+}
+
+// to[p * to_stride + j] = pair p along column j of x. One of the strides of x is 1.
+inline void pairs_by_column(Matrix<const float> x, Pair* to, index_t to_stride) {
+  constexpr index_t W = WIDTH<float>;
+  if (x.col_stride == 1) return pair_rows(x.data, x.row_stride, x.rows, x.cols, to, to_stride);
+  alignas(64) Pair block[W * W] = {};
+  for (index_t j = 0; j < x.cols; j += W)
+    for (index_t k = 0; k < x.rows; k += 2 * W) {
+      for (index_t l = 0; l < W && j + l < x.cols; ++l)
+        pair_along(x.data + k + (j + l) * x.col_stride, x.rows - k < 2 * W ? x.rows - k : 2 * W, block + l * W);
+      transpose_block(block, W, to + k / 2 * to_stride + j, to_stride);
+    }
+}
+
+// Multiplies the images of a product by the multiply-adds of vectors.
+struct VectorPairs {
+  // The image of A is by columns if those are contiguous.
+  static Operands<Pair> image(Matrix<const float> A, Pair* to) {
+    Operands<Pair> o{to, nullptr, 1, 1, NR<float>, (A.cols + 1) / 2, true, true};
+    if (A.col_stride == 1) {
+      o.a_row = PairBlocks::padded(o.steps);
+      pairs_by_row(A, to, o.a_row);
+    } else {
+      o.a_col = PairBlocks::padded(A.rows);
+      pairs_by_column(transposed(A), to, o.a_col);
+    }
+    return o;
+  }
+  static void finish_panel(const Operands<Pair>&, Pair*) {}
+  static constexpr auto run = run_tiles<float, Pair>;
+};
+
+// As gemm(): one of A's and one of B's strides is 1. K is cut only if there is a `partial`.
+template <class Engine>
+void gemm_pairs(Matrix<const float> A, Matrix<const float> B, Matrix<float> partial, float* scratch,
+                Epilogue<float> epilogue, int tid, int nt, const Update<float>& update) {
   const index_t M = A.rows, N = B.cols, K = A.cols;
   const PairBlocks size(M, K, partial.data);
   Pair* image = reinterpret_cast<Pair*>(scratch);
@@ -58,35 +105,19 @@ inline void gemm_bfloat16(Matrix<const float> A, Matrix<const float> B, Matrix<f
     const index_t rows = M - i0 < size.rows ? M - i0 : size.rows;
     index_t k0 = 0;
     do {
-      const index_t depth = K - k0 < size.depth ? K - k0 : size.depth, steps = (depth + 1) / 2;
-      Operands<Pair> o{image, panel_pairs, 1, 1, NR<float>, steps, k0 == 0, k0 + depth >= K};
+      const index_t depth = K - k0 < size.depth ? K - k0 : size.depth;
       const float* a = A.data + i0 * A.row_stride + k0 * A.col_stride;
-      if (A.col_stride == 1) {
-        o.a_row = PairBlocks::padded(steps);
-        for (index_t i = 0; i < rows; ++i) pair_along(a + i * A.row_stride, depth, image + i * o.a_row);
-      } else {
-        o.a_col = PairBlocks::padded(rows);
-        pair_rows(a, A.col_stride, depth, rows, image, o.a_col);
-      }
-      for_panels((N + W - 1) / W, (rows + MR - 1) / MR, tid, nt, [&](index_t panel, index_t begin, index_t end) {
-        const index_t j0 = panel * NR<float>, cols = N - j0 < NR<float> ? N - j0 : NR<float>;
-        const float* b = B.data + k0 * B.row_stride + j0 * B.col_stride;
-        if (B.col_stride == 1) {
-          pair_rows(b, B.row_stride, depth, cols, panel_pairs, NR<float>);
-        } else {
-          // The columns are contiguous: pairs along W columns at a time, transposed as blocks.
-          alignas(64) Pair block[W * W] = {};
-          for (index_t j = 0; j < cols; j += W)
-            for (index_t s = 0; s < steps; s += W) {
-              for (index_t l = 0; l < W && j + l < cols; ++l)
-                pair_along(b + 2 * s + (j + l) * B.col_stride, depth - 2 * s < 2 * W ? depth - 2 * s : 2 * W,
-                           block + l * W);
-              transpose_block(block, W, panel_pairs + s * NR<float> + j, NR<float>);
-            }
-        }
-        run_tiles<float>(o, i0, rows, begin, end, j0, cols, coming(B, k0, depth, j0 + NR<float>), partial, epilogue,
-                         update);
-      });
+      Operands<Pair> o = Engine::image({a, rows, depth, A.row_stride, A.col_stride, false}, image);
+      o.b = panel_pairs, o.first = k0 == 0, o.last = k0 + depth >= K;
+      for_panels((N + WIDTH<float> - 1) / WIDTH<float>, (rows + MR - 1) / MR, tid, nt,
+                 [&](index_t panel, index_t begin, index_t end) {
+                   const index_t j0 = panel * NR<float>, cols = N - j0 < NR<float> ? N - j0 : NR<float>;
+                   const float* b = B.data + k0 * B.row_stride + j0 * B.col_stride;
+                   pairs_by_column({b, depth, cols, B.row_stride, B.col_stride, false}, panel_pairs, NR<float>);
+                   Engine::finish_panel(o, panel_pairs);
+                   Engine::run(o, i0, rows, begin, end, j0, cols, coming(B, k0, depth, j0 + NR<float>), partial,
+                               epilogue, update);
+                 });
       k0 += depth;
     } while (k0 < K);
   }

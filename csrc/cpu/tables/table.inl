@@ -79,7 +79,7 @@ const Kernels<NARROWS_TYPE>& table<NARROWS_TYPE>() {
                                          layer_slope<T>,
                                          colsum_of<T>,
                                          fma_probe<T>,
-                                         std::is_same_v<T, float> ? gemm_bfloat16 : nullptr,
+                                         std::is_same_v<T, float> ? gemm_pairs<VectorPairs> : nullptr,
                                          evaluate<T>};
   return kernels;
 }

@@ -23,7 +23,7 @@ from ..rows.sparse import sparse_rows
 from . import Hyper, Probe, State
 from .protocol import all_finite, copies
 
-__all__ = ["CppProgram", "compile", "isa", "native_bfloat16", "own_ops", "probe", "probe_machine"]
+__all__ = ["CppProgram", "bfloat16", "compile", "isa", "own_ops", "probe", "probe_machine"]
 
 _TRAIN, _APPLY = 0, 1
 
@@ -49,12 +49,16 @@ def isa() -> str:
     return name
 
 
-def native_bfloat16() -> bool:
-    """Whether the CPU multiplies bfloat16 itself; else the products of ``precision="bfloat16"`` are emulated."""
+def bfloat16() -> str:
+    """What multiplies in ``precision="bfloat16"``, e.g. ``"vdpbf16ps"``."""
     from .. import _core
 
-    native: bool = _core.native_bfloat16()
-    return native
+    found: str = _core.bfloat16()
+    if found == "multiply-adds":
+        found += ", slower than float32: this CPU has no instruction for bfloat16"
+    if _core.tiles_refused():
+        found += "; this CPU has AMX, but the operating system refuses its tile registers"
+    return found
 
 
 def probe_machine(n_threads: int) -> dict[str, float]:
