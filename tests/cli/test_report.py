@@ -178,3 +178,8 @@ def test_one_of_a_thing_has_no_plural(folder):
     m = json.loads((folder / "metrics.json").read_text())
     notes = [report._tiles(m | {"n_threads": n})[-1][-1] for n in (1, 2)]
     assert [note.split(", ")[1] for note in notes] == ["1 thread", "2 threads"]
+
+
+def test_large_numbers_of_parameters_have_commas(folder):
+    m = json.loads((folder / "metrics.json").read_text())
+    assert report._facts(m | {"n_parameters": 522480})["n parameters"] == "522,480"

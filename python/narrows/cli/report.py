@@ -296,6 +296,8 @@ def _facts(m: dict[str, Any]) -> dict[str, Any]:
     )  # fmt: skip
     facts = {name.replace("_", " "): m[name] for name in names if m.get(name) is not None}
     facts |= {name: show_size(facts[name]) for name in ("bytes in", "bytes out") if name in facts}
+    if "n parameters" in facts:
+        facts["n parameters"] = f"{facts['n parameters']:,}"
     return facts | {"command": shlex.join(map(str, m["argv"]))}
 
 
